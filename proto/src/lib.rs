@@ -1,0 +1,22 @@
+//! The two protocols of Bulkhead as Rust types: CRI v1, which kubelet speaks to the daemon, and the
+//! agent's, which the daemon speaks to a guest. Generated at build time from `proto/*.proto`;
+//! nothing else lives here.
+
+/// CRI v1 (`runtime.v1`): `RuntimeService` and `ImageService`.
+#[allow(missing_debug_implementations, clippy::all)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The guest agent's protocol and the vsock ports it uses.
+#[allow(missing_debug_implementations, clippy::all)]
+pub mod agent {
+    tonic::include_proto!("bulkhead.agent.v1");
+
+    /// vsock port of the guest on which the agent serves gRPC.
+    pub const CONTROL_PORT: u32 = 1024;
+    /// vsock port of the guest on which the agent takes byte streams.
+    pub const STREAM_PORT: u32 = 1025;
+    /// vsock port of the host to which the agent reports that it is ready.
+    pub const READY_PORT: u32 = 1024;
+}

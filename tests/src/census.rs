@@ -1,0 +1,107 @@
+//! What the host holds on behalf of pods: processes, mounts, namespaces, interfaces, cgroups, files.
+//!
+//! A test takes one census before and one after; what stands only in the second has leaked.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// One count of the host, as lines that can be compared and read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census(BTreeSet<String>);
+
+impl Census {
+    /// Counts the host; `directories` are those whose files count.
+    pub fn take(directories: &[&Path]) -> Self {
+        let mut lines = BTreeSet::new();
+        processes(&mut lines);
+        mounts(&mut lines);
+        for (kind, directory) in [("interface", "/sys/class/net"), ("netns", "/run/netns")] {
+            for name in names(Path::new(directory)) {
+                lines.insert(format!("{kind} {name}"));
+            }
+        }
+        tree("cgroup", Path::new("/sys/fs/cgroup"), true, &mut lines);
+        for directory in directories {
+            tree("file", directory, false, &mut lines);
+        }
+        Self(lines)
+    }
+
+    /// Asserts that nothing has come and nothing has gone since `before`.
+    pub fn assert_equals(&self, before: &Self) {
+        let leaked: Vec<_> = self.0.difference(&before.0).collect();
+        let lost: Vec<_> = before.0.difference(&self.0).collect();
+        assert!(
+            leaked.is_empty() && lost.is_empty(),
+            "leaked: {leaked:#?}\nlost: {lost:#?}"
+        );
+    }
+
+    /// The same where the daemon itself has been restarted in between, with a new process id.
+    pub fn assert_equals_but_for_processes(&self, before: &Self) {
+        let without = |census: &Self| {
+            let lines = census.0.iter();
+            Self(
+                lines
+                    .filter(|line| !line.starts_with("process"))
+                    .cloned()
+                    .collect(),
+            )
+        };
+        without(self).assert_equals(&without(before));
+    }
+}
+
+/// Every process that is ours, by name and number of its kind, and its network namespace.
+fn processes(lines: &mut BTreeSet<String>) {
+    for pid in names(Path::new("/proc")) {
+        let directory = Path::new("/proc").join(&pid);
+        let Ok(name) = fs::read_to_string(directory.join("comm")) else {
+            continue;
+        };
+        let name = name.trim();
+        if name.starts_with("bulkhead") || ["containerd", "bridge", "host-local"].contains(&name) {
+            lines.insert(format!("process {pid} {name}"));
+            if let Ok(namespace) = fs::read_link(directory.join("ns/net")) {
+                lines.insert(format!("network namespace {}", namespace.display()));
+            }
+        }
+    }
+}
+
+fn mounts(lines: &mut BTreeSet<String>) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for mount in mounts.lines() {
+        if let Some(target) = mount.split(' ').nth(4) {
+            lines.insert(format!("mount {target}"));
+        }
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// All below `directory`; of cgroups only the directories, which are the cgroups.
+fn tree(kind: &str, directory: &Path, only_directories: bool, lines: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory || !only_directories {
+            lines.insert(format!("{kind} {}", path.display()));
+        }
+        if is_directory {
+            tree(kind, &path, only_directories, lines);
+        }
+    }
+}

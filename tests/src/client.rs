@@ -1,0 +1,328 @@
+//! A CRI client with the few conveniences that tests want; one connection, both services.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::image_service_client::ImageServiceClient;
+use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
+use bulkhead_proto::cri::{
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, ListContainersRequest,
+    ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata, PodSandboxState,
+    PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+};
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// How long a test waits for anything before it calls it a failure. Generous: under emulation a boot
+/// takes seconds.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A connection to one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
+    log_root: PathBuf,
+}
+
+/// A sandbox with the configuration that CRI wants again at `CreateContainer`.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub id: String,
+    pub config: PodSandboxConfig,
+}
+
+impl Client {
+    /// Connects to `socket`; pods log below `log_root`.
+    pub async fn connect(socket: &Path, log_root: &Path) -> Result<Self, tonic::transport::Error> {
+        let socket = socket.to_owned();
+        let channel = Endpoint::from_static("http://bulkhead")
+            .connect_with_connector(tower::service_fn(move |_| {
+                let socket = socket.clone();
+                async move {
+                    tokio::net::UnixStream::connect(socket)
+                        .await
+                        .map(TokioIo::new)
+                }
+            }))
+            .await?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
+            images: ImageServiceClient::new(channel),
+            log_root: log_root.to_owned(),
+        })
+    }
+
+    /// The configuration of a pod called `name`, with a directory for its logs.
+    pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                namespace: "tests".into(),
+                attempt: 0,
+            }),
+            hostname: name.into(),
+            log_directory: self.log_root.join(name).display().to_string(),
+            ..Default::default()
+        }
+    }
+
+    pub async fn pull(&mut self, image: &str) -> Result<String, Status> {
+        let request = PullImageRequest {
+            image: Some(image_spec(image)),
+            ..Default::default()
+        };
+        Ok(self
+            .images
+            .pull_image(request)
+            .await?
+            .into_inner()
+            .image_ref)
+    }
+
+    pub async fn run_pod(&mut self, name: &str) -> Result<Pod, Status> {
+        self.run_pod_with(self.pod_config(name)).await
+    }
+
+    pub async fn run_pod_with(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        let id = self
+            .runtime
+            .run_pod_sandbox(request)
+            .await?
+            .into_inner()
+            .pod_sandbox_id;
+        Ok(Pod { id, config })
+    }
+
+    pub async fn create(&mut self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        Ok(self
+            .runtime
+            .create_container(request)
+            .await?
+            .into_inner()
+            .container_id)
+    }
+
+    pub async fn start(&mut self, id: &str) -> Result<(), Status> {
+        let request = StartContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime.start_container(request).await.map(drop)
+    }
+
+    /// Creates and starts a container that runs `script` in the image's shell.
+    pub async fn run_script(&mut self, pod: &Pod, name: &str, image: &str, script: &str) -> String {
+        let config = container(name, image, &["sh", "-c", script]);
+        let id = self.create(pod, config).await.expect("create container");
+        self.start(&id).await.expect("start container");
+        id
+    }
+
+    pub async fn stop(&mut self, id: &str, timeout_seconds: i64) -> Result<(), Status> {
+        let request = StopContainerRequest {
+            container_id: id.into(),
+            timeout: timeout_seconds,
+        };
+        self.runtime.stop_container(request).await.map(drop)
+    }
+
+    pub async fn remove(&mut self, id: &str) -> Result<(), Status> {
+        let request = RemoveContainerRequest {
+            container_id: id.into(),
+        };
+        self.runtime.remove_container(request).await.map(drop)
+    }
+
+    pub async fn stop_pod(&mut self, id: &str) -> Result<(), Status> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        self.runtime.stop_pod_sandbox(request).await.map(drop)
+    }
+
+    pub async fn remove_pod(&mut self, id: &str) -> Result<(), Status> {
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: id.into(),
+        };
+        self.runtime.remove_pod_sandbox(request).await.map(drop)
+    }
+
+    /// Stops and removes a pod as kubelet does.
+    pub async fn end_pod(&mut self, pod: &Pod) {
+        self.stop_pod(&pod.id).await.expect("stop pod");
+        self.remove_pod(&pod.id).await.expect("remove pod");
+    }
+
+    pub async fn status(&mut self, id: &str) -> Result<ContainerStatus, Status> {
+        let request = ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        let response = self.runtime.container_status(request).await?.into_inner();
+        response
+            .status
+            .ok_or_else(|| Status::internal("container status without a status"))
+    }
+
+    pub async fn pod_state(&mut self, id: &str) -> Result<PodSandboxState, Status> {
+        let request = PodSandboxStatusRequest {
+            pod_sandbox_id: id.into(),
+            verbose: false,
+        };
+        let response = self.runtime.pod_sandbox_status(request).await?.into_inner();
+        let status = response
+            .status
+            .ok_or_else(|| Status::internal("pod status without a status"))?;
+        Ok(status.state())
+    }
+
+    /// Waits until the container has exited.
+    pub async fn exited(&mut self, id: &str) -> ContainerStatus {
+        let started = Instant::now();
+        loop {
+            let status = self.status(id).await.expect("container status");
+            if status.state() == ContainerState::ContainerExited {
+                return status;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{id} did not exit: {status:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn exec(
+        &mut self,
+        id: &str,
+        command: &[&str],
+        timeout_seconds: i64,
+    ) -> Result<ExecSyncResponse, Status> {
+        let request = ExecSyncRequest {
+            container_id: id.into(),
+            cmd: command.iter().map(ToString::to_string).collect(),
+            timeout: timeout_seconds,
+        };
+        Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// Runs a shell line in a container; its standard output, with exit code 0 required.
+    pub async fn shell(&mut self, id: &str, line: &str) -> String {
+        let answer = self
+            .exec(id, &["sh", "-c", line], 0)
+            .await
+            .expect("exec a shell line");
+        let stderr = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert_eq!(answer.exit_code, 0, "{line}: {stderr}");
+        String::from_utf8_lossy(&answer.stdout).into_owned()
+    }
+
+    /// What the container has logged so far, without the CRI prefixes, once `enough` of it is there.
+    pub async fn log_until(&self, pod: &Pod, name: &str, enough: impl Fn(&str) -> bool) -> String {
+        let path = self.log_path(pod, name);
+        let started = Instant::now();
+        loop {
+            let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
+            let payload = log_payload(&text);
+            if enough(&payload) {
+                return payload;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "log {} stays {payload:?}",
+                path.display()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub fn log_path(&self, pod: &Pod, name: &str) -> PathBuf {
+        Path::new(&pod.config.log_directory).join(format!("{name}.log"))
+    }
+
+    pub async fn pod_ids(&mut self) -> Vec<String> {
+        let pods = self
+            .runtime
+            .list_pod_sandbox(ListPodSandboxRequest { filter: None })
+            .await
+            .expect("list pods")
+            .into_inner();
+        pods.items.into_iter().map(|pod| pod.id).collect()
+    }
+
+    pub async fn container_ids(&mut self) -> Vec<String> {
+        let containers = self
+            .runtime
+            .list_containers(ListContainersRequest { filter: None })
+            .await
+            .expect("list containers")
+            .into_inner();
+        containers
+            .containers
+            .into_iter()
+            .map(|one| one.id)
+            .collect()
+    }
+}
+
+pub fn image_spec(image: &str) -> ImageSpec {
+    ImageSpec {
+        image: image.into(),
+        user_specified_image: image.into(),
+        ..Default::default()
+    }
+}
+
+/// A container's configuration: a name, an image, a command, and a log.
+pub fn container(name: &str, image: &str, command: &[&str]) -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: name.into(),
+            attempt: 0,
+        }),
+        image: Some(image_spec(image)),
+        command: command.iter().map(ToString::to_string).collect(),
+        log_path: format!("{name}.log"),
+        ..Default::default()
+    }
+}
+
+/// Asserts that a call failed with `code` and a text that has every one of `words`.
+pub fn assert_fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &[&str]) {
+    let status = result.expect_err("the call should have failed");
+    assert_eq!(status.code(), code, "{status:?}");
+    for word in words {
+        assert!(
+            status.message().contains(word),
+            "{word:?} is not in {:?}",
+            status.message()
+        );
+    }
+}
+
+/// Joins the payloads of CRI log lines: `TIME STREAM P|F TEXT`.
+fn log_payload(text: &str) -> String {
+    let mut payload = String::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(4, ' ').skip(2);
+        let whole = fields.next() == Some("F");
+        payload.push_str(fields.next().unwrap_or_default());
+        if whole {
+            payload.push('\n');
+        }
+    }
+    payload
+}

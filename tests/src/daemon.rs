@@ -1,0 +1,224 @@
+//! One `bulkhead serve` with directories of its own, for one test.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::census::Census;
+use crate::client::{Client, PATIENCE};
+use crate::registry::Registry;
+
+/// Where `scripts/build` puts the programs.
+const PROGRAMS_VARIABLE: &str = "BULKHEAD_PROGRAMS";
+/// Set by `scripts/kvm-host` to say that KVM works where we are.
+const KVM_HOST_VARIABLE: &str = "BULKHEAD_KVM_HOST";
+
+/// Whether pods of this daemon get an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Networking {
+    /// Debian's bridge and host-local plugins.
+    Bridge,
+    /// No CNI configuration: loopback only.
+    Loopback,
+}
+
+/// A daemon, its directories and how to start it again.
+#[derive(Debug)]
+pub struct Daemon {
+    directory: tempfile::TempDir,
+    child: Option<Child>,
+    extra_config: String,
+}
+
+impl Daemon {
+    /// Starts a daemon with CNI's bridge, ready to serve.
+    pub async fn start() -> Self {
+        Self::start_with(Networking::Bridge, "").await
+    }
+
+    /// Starts a daemon with lines added to its configuration file.
+    pub async fn start_with(networking: Networking, extra_config: &str) -> Self {
+        assert!(
+            std::env::var_os(KVM_HOST_VARIABLE).is_some(),
+            "end-to-end tests need a KVM host: run scripts/test, which finds or emulates one"
+        );
+        // Under /var/lib/bulkhead, which an emulated host backs with a disk of its own.
+        std::fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
+        let directory = tempfile::Builder::new()
+            .prefix("e2e-")
+            .tempdir_in("/var/lib/bulkhead")
+            .expect("directory for a daemon");
+        let mut daemon = Self {
+            directory,
+            child: None,
+            extra_config: extra_config.into(),
+        };
+        daemon.write_config(networking);
+        daemon.spawn().await;
+        daemon
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/bulkhead.sock")
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.socket(), &self.path("logs"))
+            .await
+            .expect("connect to the daemon")
+    }
+
+    /// Counts what the host holds, with this daemon's pod directories.
+    pub fn census(&self) -> Census {
+        Census::take(&[&self.path("run/pods"), &self.path("state/pods")])
+    }
+
+    /// Kills the daemon as `kill -9` does; its pods live on.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill the daemon");
+            child.wait().expect("wait for the daemon");
+        }
+    }
+
+    /// Starts the daemon again on the same directories.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.spawn().await;
+    }
+
+    /// What the daemon has printed.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    /// Process ids of the VMMs of this daemon's pods.
+    pub fn vmm_pids(&self) -> Vec<i32> {
+        let run = self.path("run").display().to_string();
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let directory = PathBuf::from(format!("/proc/{pid}"));
+                let comm = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
+                comm.trim() == "bulkhead-vmm" && holds_file_below(&directory, &run)
+            })
+            .collect()
+    }
+
+    fn write_config(&self, networking: Networking) {
+        let cni = self.path("cni");
+        std::fs::create_dir_all(&cni).expect("CNI directory");
+        if networking == Networking::Bridge {
+            std::fs::write(cni.join("10-bridge.conflist"), BRIDGE_CONFLIST)
+                .expect("CNI configuration");
+        }
+        let registry = Registry::shared().address;
+        let mut text = String::new();
+        write!(
+            text,
+            "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n{extra}\n\
+             [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
+             [registries.\"{registry}\"]\nplain_http = true\n",
+            run = self.path("run").display(),
+            state = self.path("state").display(),
+            cni = cni.display(),
+            extra = self.extra_config,
+        )
+        .expect("format the configuration");
+        std::fs::write(self.path("config.toml"), text).expect("write the configuration");
+    }
+
+    async fn spawn(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("daemon.log"))
+            .expect("open the daemon's log");
+        let child = Command::new(program("bulkhead"))
+            .args(["serve", "--config"])
+            .arg(self.path("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start bulkhead serve");
+        self.child = Some(child);
+        let started = Instant::now();
+        while tokio::net::UnixStream::connect(self.socket())
+            .await
+            .is_err()
+        {
+            assert!(
+                started.elapsed() < PATIENCE,
+                "the daemon does not answer; it said:\n{}",
+                self.output()
+            );
+            if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
+                panic!(
+                    "the daemon ended with {status}; it said:\n{}",
+                    self.output()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the daemon said:\n{}", self.output());
+        }
+        for pid in self.vmm_pids() {
+            // Only a failed test leaves any; the next test must not see them.
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+        self.kill();
+    }
+}
+
+/// The path of one of our programs, as `scripts/build` laid them out.
+pub fn program(name: &str) -> PathBuf {
+    let directory = std::env::var_os(PROGRAMS_VARIABLE)
+        .unwrap_or_else(|| panic!("{PROGRAMS_VARIABLE} is not set: run scripts/test"));
+    Path::new(&directory).join(name)
+}
+
+fn holds_file_below(process: &Path, prefix: &str) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(process.join("fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .any(|target| target.to_string_lossy().starts_with(prefix))
+}
+
+const BRIDGE_CONFLIST: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "bulkhead-tests",
+  "plugins": [
+    {
+      "type": "bridge",
+      "bridge": "bulkhead0",
+      "isGateway": true,
+      "ipMasq": false,
+      "ipam": {
+        "type": "host-local",
+        "dataDir": "/run/bulkhead-tests-ipam",
+        "ranges": [[{ "subnet": "10.88.0.0/16" }]],
+        "routes": [{ "dst": "0.0.0.0/0" }]
+      }
+    }
+  ]
+}
+"#;

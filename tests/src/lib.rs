@@ -1,0 +1,11 @@
+//! Harness of the end-to-end tests: a registry, a daemon of its own for each test, a CRI client and a
+//! census of what the host holds.
+//!
+//! The tests see only what kubelet sees, the socket, plus the host from outside. They run where KVM
+//! works: `scripts/test` carries them there (`scripts/kvm-host`); started anywhere else they fail and
+//! say so.
+
+pub mod census;
+pub mod client;
+pub mod daemon;
+pub mod registry;

@@ -1,0 +1,95 @@
+//! Debian's `docker-registry` on loopback with the test images in it, one for the whole test run.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// A running registry. Its process ends with the test process that started it.
+#[derive(Debug)]
+pub struct Registry {
+    pub address: SocketAddr,
+    pub storage: PathBuf,
+    _directory: tempfile::TempDir,
+    _child: Child,
+}
+
+static REGISTRY: OnceLock<Registry> = OnceLock::new();
+
+impl Registry {
+    /// The registry of this test run, started and filled on first use.
+    pub fn shared() -> &'static Self {
+        REGISTRY.get_or_init(Self::start)
+    }
+
+    /// The reference of an image here: `image("test/busybox")`.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.address)
+    }
+
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("directory for the registry");
+        let storage = directory.path().join("storage");
+        let address = free_address();
+        let config = directory.path().join("config.yml");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: \
+                 {{rootdirectory: {}}}\n  cache: {{}}\nhttp: {{addr: '{address}'}}\n",
+                storage.display()
+            ),
+        )
+        .expect("write the registry's configuration");
+        let mut command = Command::new("setpriv");
+        // Ends with this process, whatever happens to it.
+        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]);
+        let child = command
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start docker-registry (apt-get install docker-registry)");
+        wait_for(address);
+        push_images(address);
+        Self {
+            address,
+            storage,
+            _directory: directory,
+            _child: child,
+        }
+    }
+}
+
+/// An address on loopback that nothing listens on just now.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address")
+}
+
+fn wait_for(address: SocketAddr) {
+    let started = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "docker-registry does not answer on {address}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn push_images(address: SocketAddr) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/make_images.py");
+    let output = Command::new("python3")
+        .arg(script)
+        .arg("--registry")
+        .arg(format!("http://{address}"))
+        .output()
+        .expect("run make_images.py");
+    assert!(
+        output.status.success(),
+        "make_images.py: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -1,0 +1,396 @@
+//! Containers: exit codes, signals, users, limits, exec.
+
+use bulkhead_proto::cri::{
+    ContainerState, Int64Value, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, ReopenContainerLogRequest,
+};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
+use bulkhead_tests::daemon::{Daemon, Networking};
+use bulkhead_tests::registry::Registry;
+use tonic::Code;
+
+/// A daemon, a pod in it, and busybox pulled: what most tests here start from.
+async fn pod() -> (Daemon, Client, Pod, String) {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let pod = client.run_pod("pod").await.expect("run pod");
+    (daemon, client, pod, busybox)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let table = [
+        ("zero", "true", 0, "Completed"),
+        ("seven", "exit 7", 7, "Error"),
+        ("killed", "kill -KILL $$; sleep 100", 137, "Error"),
+        ("segv", "sh -c 'kill -SEGV $$'; exit 139", 139, "Error"),
+    ];
+    for (name, script, code, reason) in table {
+        // PID 1 of a namespace cannot kill itself: the killed one runs as a child would in a pod.
+        let mut config = container(name, &busybox, &["sh", "-c", script]);
+        config.linux = Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Node.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let id = client.create(&pod, config).await.expect("create");
+        client.start(&id).await.expect("start");
+        let status = client.exited(&id).await;
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (code, reason),
+            "{name}"
+        );
+        assert!(status.started_at >= status.created_at, "{status:?}");
+        assert!(status.finished_at >= status.started_at, "{status:?}");
+    }
+    for (name, command, code) in [
+        ("missing", "no-such-command", 127),
+        ("not-executable", "/etc/passwd", 126),
+    ] {
+        let config = container(name, &busybox, &[command]);
+        let id = client.create(&pod, config).await.expect("create");
+        let error = client.start(&id).await.expect_err("start must fail");
+        assert!(error.message().contains(command), "{error:?}");
+        let status = client.status(&id).await.expect("status");
+        assert_eq!(status.state(), ContainerState::ContainerExited);
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (code, "StartError"),
+            "{name}"
+        );
+        assert!(status.message.contains(command), "{status:?}");
+        client.remove(&id).await.expect("remove");
+    }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_containers_share_the_pod_and_not_their_files() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let one = client
+        .run_script(&pod, "one", &busybox, "echo one > /mine; exec sleep 1000")
+        .await;
+    let two = client
+        .run_script(&pod, "two", &busybox, "exec sleep 1000")
+        .await;
+    assert_eq!(client.shell(&one, "cat /mine").await, "one\n");
+    assert_fails_exec(&mut client, &two, "cat /mine").await;
+    for namespace in ["net", "ipc", "uts"] {
+        let line = format!("readlink /proc/self/ns/{namespace}");
+        assert_eq!(
+            client.shell(&one, &line).await,
+            client.shell(&two, &line).await,
+            "{namespace}"
+        );
+    }
+    let line = "readlink /proc/self/ns/pid";
+    assert_ne!(
+        client.shell(&one, line).await,
+        client.shell(&two, line).await
+    );
+    assert!(
+        client
+            .shell(&one, "cat /proc/1/comm")
+            .await
+            .starts_with("sleep"),
+        "PID 1 of a container's own namespace is its process"
+    );
+    // A server in one is reached from the other on loopback.
+    client
+        .shell(
+            &one,
+            "(echo hello | nc -l -p 7000 -s 127.0.0.1 >/dev/null 2>&1) & sleep 0.5",
+        )
+        .await;
+    let answer = client
+        .shell(&two, "nc -w 5 127.0.0.1 7000 </dev/null || true")
+        .await;
+    assert_eq!(answer, "hello\n");
+    client.end_pod(&pod).await;
+}
+
+async fn assert_fails_exec(client: &mut Client, id: &str, line: &str) {
+    let answer = client.exec(id, &["sh", "-c", line], 0).await.expect("exec");
+    assert_ne!(answer.exit_code, 0, "{line} must fail");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let mut config = container(
+        "hungry",
+        &busybox,
+        &[
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/dev/shm/x bs=1M count=60; exec tail /dev/zero",
+        ],
+    );
+    config.linux = Some(LinuxContainerConfig {
+        resources: Some(LinuxContainerResources {
+            memory_limit_in_bytes: 24 << 20,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    let status = client.exited(&id).await;
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (137, "OOMKilled")
+    );
+    // The sandbox has survived.
+    let other = client
+        .run_script(&pod, "other", &busybox, "exec sleep 100")
+        .await;
+    assert_eq!(client.shell(&other, "echo alive").await, "alive\n");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_has_exit_codes_output_bounds_and_timeouts() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let id = client
+        .run_script(&pod, "main", &busybox, "exec sleep 1000")
+        .await;
+    let answer = client
+        .exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 3"], 30)
+        .await
+        .expect("exec");
+    assert_eq!(answer.exit_code, 3);
+    assert_eq!(
+        (&answer.stdout[..], &answer.stderr[..]),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    assert_fails(
+        client
+            .exec(&id, &["sh", "-c", "sleep 321 & sleep 321"], 1)
+            .await,
+        Code::DeadlineExceeded,
+        &["1"],
+    );
+    let left = client
+        .shell(&id, "ps | grep -c '[s]leep 321' || true")
+        .await;
+    assert_eq!(left, "0\n", "a timed out exec leaves no process");
+    let error = client
+        .exec(&id, &["no-such-command"], 0)
+        .await
+        .expect_err("no such command");
+    assert!(error.message().contains("no-such-command"), "{error:?}");
+    let many = client
+        .exec(&id, &["sh", "-c", "head -c 3000000 /dev/zero"], 0)
+        .await
+        .expect("exec");
+    assert_eq!(many.stdout.len(), 3_000_000);
+    client.stop(&id, 0).await.expect("stop");
+    assert_fails(
+        client.exec(&id, &["true"], 0).await,
+        Code::FailedPrecondition,
+        &[&id],
+    );
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_sandbox_takes_new_containers() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    for attempt in 0..3 {
+        let mut config = container("main", &busybox, &["sh", "-c", "echo round; exit 1"]);
+        config.metadata.as_mut().expect("metadata").attempt = attempt;
+        let id = client.create(&pod, config).await.expect("create");
+        client.start(&id).await.expect("start");
+        assert_eq!(client.exited(&id).await.exit_code, 1);
+        client.remove(&id).await.expect("remove");
+        assert!(client.container_ids().await.is_empty());
+    }
+    let log = client
+        .log_until(&pod, "main", |log| log.matches("round").count() == 3)
+        .await;
+    assert_eq!(log, "round\nround\nround\n");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_and_pods_say_who_runs_and_where() {
+    let (_daemon, mut client, pod, _busybox) = pod().await;
+    let registry = Registry::shared();
+    let who = "id -u; id -g; id -G; pwd";
+    for (image, uid, expected) in [
+        ("test/user-name", None, "33\n33\n33 1234\n/made/for/you\n"),
+        ("test/user-number", None, "1003\n1004\n1004\n/\n"),
+        (
+            "test/user-name",
+            Some(65534),
+            "65534\n65534\n65534\n/made/for/you\n",
+        ),
+    ] {
+        let reference = registry.image(image);
+        client.pull(&reference).await.expect("pull");
+        let name = format!("who-{}", uid.unwrap_or_default());
+        let mut config = container(&name, &reference, &["sh", "-c", who]);
+        config.metadata.as_mut().expect("metadata").name = format!("{name}-{}", image.len());
+        config.log_path = format!("{name}-{}.log", image.len());
+        config.linux = Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                run_as_user: uid.map(|value| Int64Value { value }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let id = client.create(&pod, config).await.expect("create");
+        client.start(&id).await.expect("start");
+        assert_eq!(client.exited(&id).await.exit_code, 0);
+        let log = client
+            .log_until(&pod, &format!("{name}-{}", image.len()), |log| {
+                log.lines().count() == 4
+            })
+            .await;
+        assert_eq!(log, expected, "{image} as {uid:?}");
+        client.remove(&id).await.expect("remove");
+    }
+    let reference = registry.image("test/entrypoint");
+    client.pull(&reference).await.expect("pull");
+    for (name, command, args, expected) in [
+        ("both", vec![], vec![], "entry cmd\n"),
+        ("args", vec![], vec!["args"], "entry args\n"),
+        (
+            "command",
+            vec!["/bin/sh", "-c", "echo $FROM_IMAGE $HERE"],
+            vec![],
+            "yes there\n",
+        ),
+    ] {
+        let mut config = container(name, &reference, &command);
+        config.args = args.iter().map(ToString::to_string).collect();
+        config.envs = vec![bulkhead_proto::cri::KeyValue {
+            key: "HERE".into(),
+            value: "there".into(),
+        }];
+        let id = client.create(&pod, config).await.expect("create");
+        client.start(&id).await.expect("start");
+        client.exited(&id).await;
+        let log = client.log_until(&pod, name, |log| !log.is_empty()).await;
+        assert_eq!(log, expected, "{name}");
+    }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_default_container_is_confined() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let id = client
+        .run_script(&pod, "main", &busybox, "exec sleep 1000")
+        .await;
+    let status = client.shell(&id, "cat /proc/1/status").await;
+    assert!(status.contains("CapEff:\t00000000a80425fb"), "{status}");
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    for line in [
+        "mount -t tmpfs none /mnt",
+        "echo 1 > /proc/sys/kernel/panic",
+        "echo 1 > /sys/kernel/mm/ksm/run",
+        "mknod /dev/own b 254 0",
+        "dd if=/proc/kcore of=/dev/null bs=1 count=1 2>/dev/null | grep x",
+    ] {
+        assert_fails_exec(&mut client, &id, line).await;
+    }
+    let devices = client.shell(&id, "ls /dev").await;
+    for name in [
+        "null", "zero", "full", "random", "urandom", "tty", "ptmx", "shm", "stdin",
+    ] {
+        assert!(
+            devices.lines().any(|line| line == name),
+            "{name}: {devices}"
+        );
+    }
+    assert!(
+        !devices.contains("vd"),
+        "no disks in a container: {devices}"
+    );
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_pid_namespace_has_a_pause_process_and_all_containers() {
+    let (_daemon, mut client, first, busybox) = pod().await;
+    client.end_pod(&first).await;
+    let options = NamespaceOption {
+        pid: NamespaceMode::Pod.into(),
+        ..Default::default()
+    };
+    let mut config = client.pod_config("shared");
+    config.linux = Some(LinuxPodSandboxConfig {
+        security_context: Some(LinuxSandboxSecurityContext {
+            namespace_options: Some(options.clone()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let mut ids = Vec::new();
+    for name in ["one", "two"] {
+        let mut config = container(name, &busybox, &["sleep", "777"]);
+        config.linux = Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(options.clone()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let id = client.create(&pod, config).await.expect("create");
+        client.start(&id).await.expect("start");
+        ids.push(id);
+    }
+    let processes = client.shell(&ids[0], "ps").await;
+    assert_eq!(processes.matches("sleep 777").count(), 2, "{processes}");
+    let first = client.shell(&ids[0], "cat /proc/1/comm").await;
+    assert!(
+        !first.starts_with("sleep"),
+        "PID 1 is a pause process: {first}"
+    );
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_rotated_without_losing_a_line() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done; sleep 1; echo last; exec sleep 1000";
+    let id = client.run_script(&pod, "main", &busybox, script).await;
+    client
+        .log_until(&pod, "main", |log| log.contains("line 10\n"))
+        .await;
+    let path = client.log_path(&pod, "main");
+    let rotated = path.with_extension("log.1");
+    std::fs::rename(&path, &rotated).expect("rotate");
+    client
+        .runtime
+        .reopen_container_log(ReopenContainerLogRequest {
+            container_id: id.clone(),
+        })
+        .await
+        .expect("reopen");
+    client
+        .log_until(&pod, "main", |log| log.contains("last\n"))
+        .await;
+    let text = std::fs::read_to_string(&rotated).expect("old log")
+        + &std::fs::read_to_string(&path).expect("new log");
+    for number in 0..400 {
+        assert_eq!(
+            text.matches(&format!(" F line {number}\n")).count(),
+            1,
+            "line {number}"
+        );
+    }
+    client.end_pod(&pod).await;
+}

@@ -1,0 +1,116 @@
+//! What must fail, and how: VMs that die, kernels that panic, programs that are not there.
+
+use bulkhead_proto::cri::{ContainerState, PodSandboxState};
+use bulkhead_tests::client::assert_fails;
+use bulkhead_tests::daemon::{Daemon, Networking, program};
+use bulkhead_tests::registry::Registry;
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_vmm_makes_its_pod_not_ready_and_no_other() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let victim = client.run_pod("victim").await.expect("run pod");
+    let pid = daemon.vmm_pids()[0];
+    let other = client.run_pod("other").await.expect("run pod");
+    let id = client
+        .run_script(&victim, "main", &busybox, "exec sleep 1000")
+        .await;
+    let unharmed = client
+        .run_script(&other, "main", &busybox, "exec sleep 1000")
+        .await;
+    let killed = Instant::now();
+    std::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .expect("kill the VMM");
+    let status = client.exited(&id).await;
+    assert!(
+        killed.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        killed.elapsed()
+    );
+    assert_eq!(status.exit_code, 137);
+    assert!(
+        !status.reason.is_empty() && !status.message.is_empty(),
+        "{status:?}"
+    );
+    assert_eq!(
+        client.pod_state(&victim.id).await.expect("state"),
+        PodSandboxState::SandboxNotready
+    );
+    let alive = client.status(&unharmed).await.expect("status");
+    assert_eq!(alive.state(), ContainerState::ContainerRunning);
+    assert_fails(
+        client
+            .create(
+                &victim,
+                bulkhead_tests::client::container("late", &busybox, &["true"]),
+            )
+            .await,
+        Code::FailedPrecondition,
+        &[&victim.id],
+    );
+    client.end_pod(&victim).await;
+    client.end_pod(&other).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_that_panics_fails_the_boot_with_its_last_words() {
+    // An initramfs without an init: the kernel has nothing to run.
+    let empty = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(empty.path(), b"not an archive").expect("write");
+    let line = format!("initramfs = \"{}\"", empty.path().display());
+    let daemon = Daemon::start_with(Networking::Bridge, &line).await;
+    let mut client = daemon.client().await;
+    let first = client
+        .run_pod("panics")
+        .await
+        .expect_err("the boot must fail");
+    assert!(first.message().contains("Kernel panic"), "{first:?}");
+    let before = daemon.census();
+    client
+        .run_pod("panics")
+        .await
+        .expect_err("and fail again, with the name free");
+    assert!(client.pod_ids().await.is_empty());
+    daemon.census().assert_equals(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_kernel_is_named() {
+    let daemon = Daemon::start_with(Networking::Loopback, "kernel = \"/no/such/vmlinux\"").await;
+    let mut client = daemon.client().await;
+    let error = client.run_pod("none").await.expect_err("no kernel");
+    assert!(error.message().contains("/no/such/vmlinux"), "{error:?}");
+    assert!(client.pod_ids().await.is_empty());
+}
+
+#[test]
+fn check_passes_here_and_fails_without_a_kernel() {
+    let directory = tempfile::tempdir().expect("directory");
+    let config = directory.path().join("config.toml");
+    std::fs::write(&config, "kernel = \"/no/such/vmlinux\"\n").expect("write");
+    let bad = std::process::Command::new(program("bulkhead"))
+        .args(["check", "--json", "--config"])
+        .arg(&config)
+        .output()
+        .expect("run bulkhead check");
+    assert!(!bad.status.success());
+    let text = String::from_utf8_lossy(&bad.stdout);
+    assert!(text.contains("/no/such/vmlinux"), "{text}");
+    std::fs::write(&config, "").expect("write");
+    let good = std::process::Command::new(program("bulkhead"))
+        .args(["check", "--config"])
+        .arg(&config)
+        .output()
+        .expect("run bulkhead check");
+    assert!(
+        good.status.success(),
+        "{}",
+        String::from_utf8_lossy(&good.stdout)
+    );
+}

@@ -1,0 +1,10 @@
+//! End-to-end tests: everything through the CRI socket, on a real VM. One binary, so that one emulated
+//! host and one registry serve them all.
+
+mod containers;
+mod failures;
+mod images;
+mod many;
+mod network;
+mod pods;
+mod restart;

@@ -1,0 +1,101 @@
+//! The daemon dies and comes back; its pods do not notice.
+
+use bulkhead_proto::cri::{ContainerState, PodSandboxState};
+use bulkhead_tests::daemon::Daemon;
+use bulkhead_tests::registry::Registry;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
+    let mut daemon = Daemon::start().await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let warm = client.run_pod("warm").await.expect("first pod");
+    client.end_pod(&warm).await;
+    let before = daemon.census();
+
+    let pod = client.run_pod("stays").await.expect("run pod");
+    let dead = client.run_pod("dies").await.expect("run pod");
+    let runs = client
+        .run_script(
+            &pod,
+            "runs",
+            &busybox,
+            "i=0; while true; do echo tick $i; i=$((i+1)); sleep 0.2; done",
+        )
+        .await;
+    let ends = client
+        .run_script(&pod, "ends", &busybox, "sleep 4; exit 9")
+        .await;
+    let victim = client
+        .run_script(&dead, "victim", &busybox, "exec sleep 1000")
+        .await;
+    client
+        .log_until(&pod, "runs", |log| log.contains("tick 2\n"))
+        .await;
+    let vmms = daemon.vmm_pids();
+    assert_eq!(vmms.len(), 2);
+
+    daemon.kill();
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    assert_eq!(daemon.vmm_pids(), vmms, "VMs outlive the daemon");
+    // One of the two dies while nobody watches: the one whose files name the pod.
+    let killed = vmms
+        .iter()
+        .find(|pid| open_files(**pid).contains(&dead.id))
+        .expect("the VMM of the second pod");
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-9", &killed.to_string()])
+            .status()
+            .expect("kill")
+            .success()
+    );
+    daemon.restart().await;
+
+    let mut client = daemon.client().await;
+    assert_eq!(
+        client.pod_state(&pod.id).await.expect("state"),
+        PodSandboxState::SandboxReady
+    );
+    assert_eq!(
+        client.pod_state(&dead.id).await.expect("state"),
+        PodSandboxState::SandboxNotready
+    );
+    assert_eq!(client.exited(&victim).await.exit_code, 137);
+    assert_eq!(
+        client.exited(&ends).await.exit_code,
+        9,
+        "an exit that nobody saw"
+    );
+    let status = client.status(&runs).await.expect("status");
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    let shown = client.shell(&runs, "echo again").await;
+    assert_eq!(shown, "again\n");
+    let log = client
+        .log_until(&pod, "runs", |log| log.lines().count() > 40)
+        .await;
+    for number in 0..40 {
+        assert!(
+            log.contains(&format!("tick {number}\n")),
+            "tick {number} is lost: {log}"
+        );
+    }
+    for pod in [&pod, &dead] {
+        client.end_pod(pod).await;
+    }
+    daemon.census().assert_equals_but_for_processes(&before);
+}
+
+fn open_files(pid: i32) -> String {
+    let mut names = String::new();
+    if let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        for entry in entries.flatten() {
+            if let Ok(target) = std::fs::read_link(entry.path()) {
+                names.push_str(&target.to_string_lossy());
+                names.push('\n');
+            }
+        }
+    }
+    names
+}
