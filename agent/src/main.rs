@@ -1,1 +1,51 @@
-fn main() {}
+//! The Bulkhead guest agent: PID 1 of every pod's virtual machine.
+//!
+//! One static binary with four roles, told apart by how it was started. As PID 1 it boots the guest
+//! and serves the daemon ([`boot`], [`service`]); the other three are its own children, made by
+//! re-executing itself so that nothing but single-threaded code runs between a fork and an exec:
+//! `container-init` and `container-exec` turn into a container's program ([`init`]), `pause` holds a
+//! pod's shared PID namespace ([`pause`]).
+
+mod boot;
+mod cgroup;
+mod container;
+mod disk;
+mod init;
+mod network;
+mod pause;
+mod power;
+mod reaper;
+mod sandbox;
+mod seccomp;
+mod server;
+mod service;
+mod streams;
+#[allow(unsafe_code)]
+mod sys;
+
+use std::process::ExitCode;
+
+/// Joins an error and its sources: the only place where a chain is printed.
+pub(crate) fn chain(err: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(err), |e| e.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+fn main() -> ExitCode {
+    let role = std::env::args().nth(1);
+    match role.as_deref() {
+        Some(init::CONTAINER_ROLE) => init::run(init::Role::Container),
+        Some(init::EXEC_ROLE) => init::run(init::Role::Exec),
+        Some(pause::ROLE) => pause::run(),
+        _ if std::process::id() == 1 => boot::run(),
+        _ => {
+            eprintln!(
+                "bulkhead-agent {} runs as PID 1 of a Bulkhead guest",
+                env!("CARGO_PKG_VERSION")
+            );
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! PID 1, from the kernel's hand to the first call served.
+//!
+//! Only what every guest needs at once is done here; what takes longer or depends on the pod waits for
+//! `ConfigureSandbox` ([`crate::sandbox`]). Whatever fails here ends the guest, with a line on the
+//! console that says what.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::mount::{MountAttrFlags, MountFlags, mount_remount};
+use rustix::process::{Resource, Rlimit, chroot, fchdir, setrlimit};
+use tokio::runtime;
+
+use crate::disk::layers;
+use crate::init::mounts;
+use crate::{cgroup, network, power, server};
+
+const MAX_OPEN_FILES: u64 = 65536;
+/// Threads for what blocks: mounts and unmounts, the scratch disk.
+const BLOCKING_THREADS: usize = 4;
+
+const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+pub fn run() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| power::fatal(&panic.to_string())));
+    if let Err((what, error)) = prepare() {
+        power::fatal(&format!("{what}: {error}"));
+    }
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build();
+    let served = runtime.and_then(|runtime| runtime.block_on(server::serve()));
+    match served {
+        Ok(()) => power::fatal("the server ended"),
+        Err(e) => power::fatal(&format!("serve: {e}")),
+    }
+}
+
+type Failure = (&'static str, io::Error);
+
+fn prepare() -> Result<(), Failure> {
+    leave_initramfs().map_err(|e| ("leave the initramfs", e))?;
+    let device_files = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    for (kind, target, attributes) in [
+        (c"proc", c"/proc", PLAIN),
+        (c"sysfs", c"/sys", PLAIN),
+        (c"devtmpfs", c"/dev", device_files),
+        (c"cgroup2", c"/sys/fs/cgroup", PLAIN),
+    ] {
+        mount_at(kind, target, attributes).map_err(|e| ("mount a kernel file system", e))?;
+    }
+    cgroup::enable_controllers().map_err(|e| ("enable cgroup controllers", e))?;
+    // Whatever containers do, the kernel shall not choose the agent; containers set their own score.
+    fs::write("/proc/self/oom_score_adj", "-1000").map_err(|e| ("set the OOM score", e))?;
+    let files = Rlimit {
+        current: Some(MAX_OPEN_FILES),
+        maximum: Some(MAX_OPEN_FILES),
+    };
+    setrlimit(Resource::Nofile, files).map_err(|e| ("raise the limit of open files", e.into()))?;
+    network::start_loopback().map_err(|e| ("bring the loopback interface up", e))
+}
+
+/// A root that can be pivoted from, which the initramfs cannot, and that has room for mount points.
+fn leave_initramfs() -> io::Result<()> {
+    // The binary stays there; nobody may write to it by way of /proc/<pid>/exe.
+    mount_remount(c"/", MountFlags::BIND | MountFlags::RDONLY, c"")?;
+    let root = mounts::new_filesystem(c"tmpfs", &[("mode", "755")], PLAIN)?;
+    mounts::attach_at(&root, c"/")?;
+    fchdir(root.as_fd())?;
+    chroot(c".")?;
+    for directory in ["/proc", "/sys", "/dev", "/run", layers::MOUNTS] {
+        if !Path::new(directory).is_dir() {
+            fs::create_dir(directory)?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_at(kind: &CStr, target: &CStr, attributes: MountAttrFlags) -> io::Result<()> {
+    let mount = mounts::new_filesystem(kind, &[], attributes)?;
+    Ok(mounts::attach_at(&mount, target)?)
+}

@@ -1,0 +1,222 @@
+//! A container's cgroup: limits, killing, and what the kernel says of its memory.
+//!
+//! Containers sit directly under the root, `/sys/fs/cgroup/c-<id>`; each exec gets a child of the
+//! container's cgroup, so that it can be killed alone but counts with the rest. The agent itself stays
+//! in the root, where no limit applies.
+
+pub mod devices;
+pub mod limits;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_proto::agent::Resources;
+
+const ROOT: &str = "/sys/fs/cgroup";
+const REMOVE_ATTEMPTS: u32 = 100;
+const REMOVE_PAUSE: Duration = Duration::from_millis(10);
+const MAX_DEPTH: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("make cgroup {path}")]
+    Make { path: PathBuf, source: io::Error },
+    #[error("set {file} to {value:?}")]
+    Set {
+        file: String,
+        value: String,
+        source: io::Error,
+    },
+    #[error("{0:?} is not a cgroup file that may be set")]
+    BadName(String),
+    #[error("restrict devices")]
+    Devices(#[source] io::Error),
+    #[error("remove cgroup {path}")]
+    Remove { path: PathBuf, source: io::Error },
+}
+
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+/// Turns every controller on for containers. Once, at boot.
+pub fn enable_controllers() -> io::Result<()> {
+    let root = Path::new(ROOT);
+    let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
+    let wanted: Vec<String> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    fs::write(root.join("cgroup.subtree_control"), wanted.join(" "))
+}
+
+impl Cgroup {
+    /// The cgroup of a container, made if it is not there.
+    pub fn create(container_id: &str) -> Result<Self, CgroupError> {
+        Self::make(Path::new(ROOT).join(format!("c-{container_id}")))
+    }
+
+    /// A child for the processes of one exec.
+    pub fn create_child(&self, name: &str) -> Result<Self, CgroupError> {
+        Self::make(self.path.join(name))
+    }
+
+    fn make(path: PathBuf) -> Result<Self, CgroupError> {
+        match fs::create_dir(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(CgroupError::Make { path, source }),
+        }
+        Ok(Self { path })
+    }
+
+    /// The file in which a process writes itself to join.
+    pub fn procs(&self) -> String {
+        self.path
+            .join("cgroup.procs")
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    pub fn apply(&self, resources: &Resources, when: limits::When) -> Result<(), CgroupError> {
+        for limits::Setting {
+            file,
+            value,
+            optional,
+        } in limits::settings(resources, when)?
+        {
+            match write_existing(&self.path.join(&file), &value) {
+                Err(e) if optional && e.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(CgroupError::Set {
+                        file,
+                        value,
+                        source,
+                    });
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the container's processes use the standard devices only.
+    pub fn restrict_devices(&self) -> Result<(), CgroupError> {
+        let directory = File::open(&self.path).map_err(CgroupError::Devices)?;
+        crate::sys::bpf::attach_device_program(directory.as_fd(), &devices::program())
+            .map_err(CgroupError::Devices)
+    }
+
+    /// Kills every process in it and below. Not waited for.
+    pub fn kill(&self) {
+        let _ = fs::write(self.path.join("cgroup.kill"), "1");
+    }
+
+    /// Sends a signal to every process in it and below.
+    pub fn signal(&self, signal: i32) {
+        for pid in pids(&self.path, MAX_DEPTH) {
+            let _ = crate::sys::kill(pid, signal);
+        }
+    }
+
+    /// Whether the kernel killed one of its processes for want of memory.
+    pub fn was_oom_killed(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        oom_kills(&events) > 0
+    }
+
+    /// Kills what is left and removes it with everything below. Blocks up to a second.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let mut last = Ok(());
+        for _ in 0..REMOVE_ATTEMPTS {
+            self.kill();
+            last = remove_tree(&self.path, MAX_DEPTH);
+            match &last {
+                Ok(()) => return Ok(()),
+                Err(_) => std::thread::sleep(REMOVE_PAUSE),
+            }
+        }
+        last.map_err(|source| CgroupError::Remove {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Removes it if nothing is in it.
+    pub fn remove_if_empty(&self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A file that is not there is `NotFound`, not an attempt to make one.
+fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+    File::options()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
+}
+
+fn oom_kills(events: &str) -> u64 {
+    events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn pids(directory: &Path, depth: usize) -> Vec<i32> {
+    let own = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<i32> = own
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid > 0)
+        .collect();
+    if depth > 0 {
+        for child in children(directory) {
+            pids.extend(self::pids(&child, depth - 1));
+        }
+    }
+    pids
+}
+
+fn remove_tree(directory: &Path, depth: usize) -> io::Result<()> {
+    if depth > 0 {
+        for child in children(directory) {
+            remove_tree(&child, depth - 1)?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+fn children(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::oom_kills;
+
+    #[test]
+    fn oom_kills_are_counted_by_the_kernel() {
+        assert_eq!(
+            oom_kills("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"),
+            1
+        );
+        assert_eq!(oom_kills("oom_kill 0\n"), 0);
+        assert_eq!(oom_kills(""), 0);
+        assert_eq!(oom_kills("oom_kill nonsense"), 0);
+    }
+}

@@ -1,0 +1,123 @@
+//! `CreateContainer`: root file system and cgroup; no process runs yet.
+
+use std::sync::{Arc, Mutex};
+
+use bulkhead_proto::agent::CreateContainerRequest;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::state::State;
+use super::{Container, ContainerError, Containers, MAX_CONTAINERS, Versioned, check_id};
+use crate::cgroup::Cgroup;
+use crate::cgroup::limits::When;
+use crate::disk::layers::Layers;
+use crate::disk::overlay::Overlay;
+use crate::seccomp;
+use crate::streams::pump::Log;
+
+impl Containers {
+    pub async fn create(&self, spec: CreateContainerRequest) -> Result<(), ContainerError> {
+        check_id(&spec.id)?;
+        let _reservation = self.reserve(&spec.id)?;
+        let layers = self.shared.layers.clone();
+        let container = spawn_blocking(move || build(&layers, spec))
+            .await
+            .map_err(|e| {
+                ContainerError::system("create the container")(std::io::Error::other(e))
+            })??;
+        let container = Arc::new(container);
+        let mut known = self.known();
+        self.shared.changes.send_modify(|changes| {
+            *changes += 1;
+            container.versioned().version = *changes;
+            known
+                .containers
+                .insert(container.id.clone(), Arc::clone(&container));
+        });
+        Ok(())
+    }
+
+    fn reserve(&self, id: &str) -> Result<Reservation, ContainerError> {
+        let mut known = self.known();
+        if known.containers.contains_key(id) || known.reserved.contains(id) {
+            return Err(ContainerError::Exists(id.to_owned()));
+        }
+        if known.containers.len() + known.reserved.len() >= MAX_CONTAINERS {
+            return Err(ContainerError::TooMany("containers"));
+        }
+        known.reserved.insert(id.to_owned());
+        Ok(Reservation {
+            id: id.to_owned(),
+            containers: self.clone(),
+        })
+    }
+}
+
+/// An id that nobody else may take until this is dropped.
+struct Reservation {
+    id: String,
+    containers: Containers,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.containers.known().reserved.remove(&self.id);
+    }
+}
+
+/// Blocks. What was made is undone on an error.
+fn build(layers: &Layers, spec: CreateContainerRequest) -> Result<Container, ContainerError> {
+    let process = spec
+        .process
+        .clone()
+        .ok_or_else(|| ContainerError::Invalid("no process is given".to_owned()))?;
+    if process.args.is_empty() {
+        return Err(ContainerError::Invalid("no command is given".to_owned()));
+    }
+    let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
+    let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?)?;
+    let cgroup = match make_cgroup(&spec) {
+        Ok(cgroup) => cgroup,
+        Err(e) => {
+            overlay.remove();
+            return Err(e);
+        }
+    };
+    Ok(Container {
+        id: spec.id.clone(),
+        log: Arc::new(Log::default()),
+        process,
+        seccomp,
+        cgroup,
+        rootfs: overlay.rootfs(),
+        overlay: Mutex::new(Some(overlay)),
+        state: Mutex::new(Versioned {
+            state: State::Created,
+            version: 0,
+        }),
+        pidfd: Mutex::default(),
+        stdin: Mutex::default(),
+        ended: watch::Sender::new(false),
+        operation: tokio::sync::Mutex::default(),
+        spec,
+    })
+}
+
+fn make_cgroup(spec: &CreateContainerRequest) -> Result<Cgroup, ContainerError> {
+    let cgroup = Cgroup::create(&spec.id)?;
+    let resources = spec.resources.clone().unwrap_or_default();
+    let limited = cgroup.apply(&resources, When::Creation).and_then(|()| {
+        if spec.privileged {
+            Ok(())
+        } else {
+            cgroup.restrict_devices()
+        }
+    });
+    match limited {
+        Ok(()) => Ok(cgroup),
+        Err(e) => {
+            cgroup.remove_if_empty();
+            Err(e.into())
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Starting a process that becomes a container's program, and hearing from it until the exec.
+
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::init::config::{Event, Failure, InitConfig, Report};
+use crate::init::{self, Role};
+use crate::power;
+use crate::reaper::{Exit, Reaper};
+use crate::sys;
+use crate::sys::spawn::{PidNamespace, spawn_self};
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REPORT_BYTES: usize = 16 << 10;
+
+/// The PID namespace that a new process is in.
+#[derive(Debug)]
+pub enum Pids<'a> {
+    New,
+    Guest,
+    /// That of the process behind a pidfd.
+    Of(BorrowedFd<'a>),
+}
+
+/// A process on its way to the exec.
+#[derive(Debug)]
+pub struct Launched {
+    pub pid: i32,
+    pub pidfd: Arc<OwnedFd>,
+    pub exit: oneshot::Receiver<Exit>,
+    reports: AsyncFd<OwnedFd>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The program runs, or has run. With a terminal: its controlling side.
+    Executed {
+        terminal: Option<OwnedFd>,
+    },
+    Failed(Failure),
+}
+
+/// Makes the process. `stdio` and `target` are borrowed: the caller closes its copies after.
+pub fn launch(
+    reaper: &Reaper,
+    role: Role,
+    config: &InitConfig,
+    stdio: [BorrowedFd<'_>; 3],
+    pids: &Pids<'_>,
+    target: Option<BorrowedFd<'_>>,
+) -> io::Result<Launched> {
+    let config = memory_file(&config.encode_to_vec())?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let [stdin, stdout, stderr] = stdio;
+    let mut fds = vec![stdin, stdout, stderr, config.as_fd(), theirs.as_fd()];
+    fds.extend(target);
+    let role = match role {
+        Role::Container => init::CONTAINER_ROLE_ARG,
+        Role::Exec => init::EXEC_ROLE_ARG,
+    };
+    let reports = sys::watch(ours)?;
+    let pid = match pids {
+        Pids::New => spawn_self(role, &fds, PidNamespace::New)?,
+        Pids::Guest => spawn_self(role, &fds, PidNamespace::OfChildren)?,
+        Pids::Of(pidfd) => {
+            in_pid_namespace(*pidfd, || spawn_self(role, &fds, PidNamespace::OfChildren))?
+        }
+    };
+    // No await since the process was made: it cannot have been collected.
+    let exit = reaper.register(pid);
+    let pidfd = pidfd(pid).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
+    Ok(Launched {
+        pid,
+        pidfd: Arc::new(pidfd),
+        exit,
+        reports,
+    })
+}
+
+impl Launched {
+    /// Waits for the exec or its failure. After a failure the process is gone or about to be.
+    pub async fn wait_for_exec(&mut self) -> Outcome {
+        match timeout(START_TIMEOUT, self.hear()).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => self.abort(format!("hear from the new process: {error}")),
+            Err(_) => self.abort(format!(
+                "not started within {} seconds",
+                START_TIMEOUT.as_secs()
+            )),
+        }
+    }
+
+    async fn hear(&mut self) -> io::Result<Outcome> {
+        let mut terminal = None;
+        let mut executing = false;
+        loop {
+            let (bytes, descriptor) = receive(&self.reports).await?;
+            terminal = descriptor.or(terminal);
+            if bytes.is_empty() {
+                return Ok(if executing {
+                    Outcome::Executed { terminal }
+                } else {
+                    Outcome::Failed(Failure::other(
+                        "the new process was killed before it could start",
+                    ))
+                });
+            }
+            match Report::decode(bytes.as_slice())
+                .map_err(io::Error::other)?
+                .event
+            {
+                Some(Event::Failed(failure)) => return Ok(Outcome::Failed(failure)),
+                Some(Event::Executing(_)) => executing = true,
+                Some(Event::Terminal(_)) | None => {}
+            }
+        }
+    }
+
+    /// Kills the process, not those that it made.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    fn abort(&self, message: String) -> Outcome {
+        self.kill();
+        Outcome::Failed(Failure::other(message))
+    }
+}
+
+/// One datagram, empty at the end, and the descriptor that came with it.
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let received = ready.try_io(|socket| {
+            let mut bytes = vec![0; MAX_REPORT_BYTES];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            let message = recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            let descriptor = control.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            bytes.truncate(message.bytes);
+            Ok((bytes, descriptor))
+        });
+        if let Ok(result) = received {
+            return result;
+        }
+    }
+}
+
+/// Call while the process cannot have been collected.
+pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Calls `make` with new processes going to another PID namespace, for this thread only.
+pub fn in_pid_namespace<T>(
+    pidfd: BorrowedFd<'_>,
+    make: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let own = rustix::fs::open(
+        "/proc/self/ns/pid",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)?;
+    let made = make();
+    if let Err(e) = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID)) {
+        // Every later process would be in the wrong place.
+        power::fatal(&format!("return to the guest's PID namespace: {e}"));
+    }
+    made
+}
+
+fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(c"config", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(content)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file.into())
+}

@@ -1,0 +1,274 @@
+//! The containers of this guest.
+//!
+//! [`Containers`] knows all of them and is what [`crate::service`] calls; each operation has a file of
+//! its own. Operations on one container exclude each other by its `operation` lock; its state is
+//! changed only through [`Container::advance`], which publishes the change to the watchers.
+
+mod create;
+mod exec;
+mod launch;
+mod pod_pids;
+mod remove;
+mod start;
+pub mod state;
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bulkhead_proto::agent::{CreateContainerRequest, Process, Resources};
+use tokio::sync::{Semaphore, watch};
+
+use crate::cgroup::{Cgroup, CgroupError, limits};
+use crate::disk::layers::{LayerError, Layers};
+use crate::disk::overlay::{Overlay, OverlayError};
+use crate::reaper::Reaper;
+use crate::seccomp::{Program, SeccompError};
+use crate::streams::pump::Log;
+use crate::sys;
+use state::{Event, IllegalMove, State};
+
+pub use exec::ExecRequest;
+
+const MAX_CONTAINERS: usize = 1024;
+const MAX_EXECS: usize = 64;
+const MAX_ID_BYTES: usize = 128;
+const MAX_SIGNAL: i32 = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("container {0} does not exist")]
+    NotFound(String),
+    #[error("container {0} exists already")]
+    Exists(String),
+    #[error("too many {0}")]
+    TooMany(&'static str),
+    #[error(transparent)]
+    State(#[from] IllegalMove),
+    #[error("layers")]
+    Layers(#[from] LayerError),
+    #[error("root file system")]
+    Overlay(#[from] OverlayError),
+    #[error("cgroup")]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    #[error("{0}")]
+    Start(String),
+    #[error("exec failed: {0}")]
+    Exec(String),
+    #[error("{what}")]
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
+}
+
+impl ContainerError {
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// One container. Made by [`create`], forgotten by [`remove`].
+#[derive(Debug)]
+pub struct Container {
+    pub id: String,
+    pub log: Arc<Log>,
+    spec: CreateContainerRequest,
+    process: Process,
+    seccomp: Program,
+    cgroup: Cgroup,
+    rootfs: PathBuf,
+    overlay: Mutex<Option<Overlay>>,
+    state: Mutex<Versioned>,
+    /// Of its first process, while that runs.
+    pidfd: Mutex<Option<Arc<OwnedFd>>>,
+    /// The writing end of its standard input, held so that it does not end.
+    stdin: Mutex<Option<OwnedFd>>,
+    ended: watch::Sender<bool>,
+    operation: tokio::sync::Mutex<()>,
+}
+
+/// A state and when it was reached, counted in changes of the whole guest.
+#[derive(Debug)]
+struct Versioned {
+    state: State,
+    version: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Containers {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    known: Mutex<Known>,
+    layers: Layers,
+    reaper: Reaper,
+    pod_pids: pod_pids::PodPids,
+    /// How many changes there have been.
+    changes: watch::Sender<u64>,
+    execs: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    containers: BTreeMap<String, Arc<Container>>,
+    /// Ids that are being made.
+    reserved: HashSet<String>,
+}
+
+impl Containers {
+    pub fn new(reaper: Reaper) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                known: Mutex::default(),
+                layers: Layers::default(),
+                reaper,
+                pod_pids: pod_pids::PodPids::default(),
+                changes: watch::Sender::new(0),
+                execs: Semaphore::new(MAX_EXECS),
+            }),
+        }
+    }
+
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
+        let found = self.known().containers.get(id).cloned();
+        found.ok_or_else(|| ContainerError::NotFound(id.to_owned()))
+    }
+
+    /// Tells when there may be something new for [`Self::changed_since`].
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// The containers that changed after `version`, oldest change first, and the newest version.
+    pub fn changed_since(&self, version: u64) -> (Vec<(Arc<Container>, State)>, u64) {
+        let containers: Vec<_> = self.known().containers.values().cloned().collect();
+        let mut changed: Vec<_> = containers
+            .into_iter()
+            .filter_map(|container| {
+                let (state, at) = container.snapshot();
+                (at > version).then_some((at, container, state))
+            })
+            .collect();
+        changed.sort_by_key(|(at, ..)| *at);
+        let newest = changed.last().map_or(version, |(at, ..)| *at);
+        (
+            changed
+                .into_iter()
+                .map(|(_, container, state)| (container, state))
+                .collect(),
+            newest,
+        )
+    }
+
+    pub fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), ContainerError> {
+        if !(1..=MAX_SIGNAL).contains(&signal) {
+            return Err(ContainerError::Invalid(format!("{signal} is not a signal")));
+        }
+        let container = self.get(id)?;
+        // The reaper runs on this thread: the process is still there, if only as a zombie.
+        let State::Running { pid, .. } = container.snapshot().0 else {
+            return Err(container.illegal("signal"));
+        };
+        match (all, signal) {
+            (true, libc::SIGKILL) => container.cgroup.kill(),
+            (true, _) => container.cgroup.signal(signal),
+            (false, _) => sys::kill(pid, signal).map_err(ContainerError::system("signal"))?,
+        }
+        Ok(())
+    }
+
+    pub fn update(&self, id: &str, resources: &Resources) -> Result<(), ContainerError> {
+        Ok(self
+            .get(id)?
+            .cgroup
+            .apply(resources, limits::When::Update)?)
+    }
+
+    /// Everything that runs is killed; for the end of the guest.
+    pub fn kill_all(&self) {
+        for container in self.known().containers.values() {
+            container.cgroup.kill();
+        }
+    }
+
+    fn advance(&self, container: &Container, event: Event) -> Result<(), IllegalMove> {
+        let mut versioned = container.versioned();
+        versioned.state = versioned.state.after(event)?;
+        self.shared.changes.send_modify(|changes| {
+            *changes += 1;
+            versioned.version = *changes;
+        });
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.shared
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Container {
+    /// The state and the change that led to it.
+    pub fn snapshot(&self) -> (State, u64) {
+        let versioned = self.versioned();
+        (versioned.state.clone(), versioned.version)
+    }
+
+    fn illegal(&self, event: &'static str) -> ContainerError {
+        IllegalMove {
+            state: self.versioned().state.name(),
+            event,
+        }
+        .into()
+    }
+
+    fn running_pidfd(&self, event: &'static str) -> Result<Arc<OwnedFd>, ContainerError> {
+        let pidfd = self
+            .pidfd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        pidfd.ok_or_else(|| self.illegal(event))
+    }
+
+    fn versioned(&self) -> MutexGuard<'_, Versioned> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An id becomes a directory's name.
+fn check_id(id: &str) -> Result<(), ContainerError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let starts_well = id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if starts_well && id.len() <= MAX_ID_BYTES && id.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(ContainerError::Invalid(format!(
+        "{id:?} is not a container id"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_id;
+
+    #[test]
+    fn ids_are_safe_as_names_of_directories() {
+        for good in ["a", "0123abc", "a-b_c.d"] {
+            assert!(check_id(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "ä", &"x".repeat(129)] {
+            assert!(check_id(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `RemoveContainer`: nothing is left of it.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::state::State;
+use super::{Container, ContainerError, Containers};
+
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Containers {
+    pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
+        let Ok(container) = self.get(id) else {
+            return if self.known().reserved.contains(id) {
+                Err(ContainerError::Exists(id.to_owned()))
+            } else {
+                Ok(())
+            };
+        };
+        let _operation = container.operation.lock().await;
+        kill(&container).await?;
+        let overlay = container
+            .overlay
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let cgroup = container.cgroup.clone();
+        spawn_blocking(move || {
+            // First the processes: they hold the mounts.
+            let removed = cgroup.remove();
+            if let Some(overlay) = overlay {
+                overlay.remove();
+            }
+            removed
+        })
+        .await
+        .map_err(|e| ContainerError::system("remove the container")(std::io::Error::other(e)))??;
+        container.log.close();
+        self.known().containers.remove(id);
+        Ok(())
+    }
+}
+
+async fn kill(container: &Arc<Container>) -> Result<(), ContainerError> {
+    container.cgroup.kill();
+    if !matches!(container.snapshot().0, State::Running { .. }) {
+        return Ok(());
+    }
+    let mut ended = container.ended.subscribe();
+    match timeout(KILL_TIMEOUT, ended.wait_for(|ended| *ended)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ContainerError::system("kill the container")(
+            std::io::ErrorKind::TimedOut.into(),
+        )),
+    }
+}

@@ -1,0 +1,233 @@
+//! `StartContainer`: a process, its standard streams, and what happens when it ends.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use bulkhead_proto::agent::PidNamespace;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::oneshot;
+
+use super::launch::{Launched, Outcome, Pids, launch};
+use super::state::{Event, State};
+use super::{Container, ContainerError, Containers};
+use crate::init::Role;
+use crate::init::config::InitConfig;
+use crate::reaper::Exit;
+use crate::streams::buffer::Source;
+
+impl Containers {
+    /// Returns the process's id in the guest once the program has been executed.
+    pub async fn start(&self, id: &str) -> Result<i32, ContainerError> {
+        let container = self.get(id)?;
+        let _operation = container.operation.lock().await;
+        if container.snapshot().0 != State::Created {
+            return Err(container.illegal("start"));
+        }
+        let started_at = SystemTime::now();
+        let (mut launched, mut streams) = self.launch_container(&container)?;
+        match launched.wait_for_exec().await {
+            Outcome::Executed { terminal } => {
+                streams
+                    .outputs
+                    .extend(terminal.map(|terminal| (Source::Stdout, terminal)));
+                self.started(&container, launched, streams, started_at)
+            }
+            Outcome::Failed(failure) => {
+                // Its parent collects it; until then it could still write to the log.
+                let exit = launched.exit.await;
+                container.cgroup.kill();
+                let oom_killed = container.cgroup.was_oom_killed();
+                let at = exit.map_or_else(|_| SystemTime::now(), |exit| exit.at);
+                let message = failure.message.clone();
+                self.advance(
+                    &container,
+                    Event::FailedToStart {
+                        at,
+                        exit_code: failure.exit_code,
+                        oom_killed,
+                        message,
+                    },
+                )?;
+                container.log.container_exited();
+                Err(ContainerError::Start(failure.message))
+            }
+        }
+    }
+
+    fn started(
+        &self,
+        container: &Arc<Container>,
+        launched: Launched,
+        streams: Streams,
+        at: SystemTime,
+    ) -> Result<i32, ContainerError> {
+        let pid = launched.pid;
+        let pidfd = Arc::clone(&launched.pidfd);
+        *container
+            .pidfd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(pidfd);
+        *container
+            .stdin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = streams.stdin;
+        container
+            .log
+            .attach(streams.outputs)
+            .map_err(ContainerError::system("read the container's output"))?;
+        self.advance(container, Event::Started { pid, at })?;
+        tokio::spawn(self.clone().follow(Arc::clone(container), launched.exit));
+        Ok(pid)
+    }
+
+    async fn follow(self, container: Arc<Container>, exit: oneshot::Receiver<Exit>) {
+        let Ok(Exit { code, at }) = exit.await else {
+            return;
+        };
+        // Also where the PID namespace is shared, and its end would not end them.
+        container.cgroup.kill();
+        let oom_killed = container.cgroup.was_oom_killed();
+        *container
+            .pidfd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        *container
+            .stdin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        if let Err(e) = self.advance(
+            &container,
+            Event::Exited {
+                at,
+                exit_code: code,
+                oom_killed,
+            },
+        ) {
+            eprintln!("bulkhead-agent: {e}");
+        }
+        container.log.container_exited();
+        container.ended.send_replace(true);
+    }
+
+    fn launch_container(
+        &self,
+        container: &Container,
+    ) -> Result<(Launched, Streams), ContainerError> {
+        let (child, streams) =
+            streams(container).map_err(ContainerError::system("make standard streams"))?;
+        let spec = &container.spec;
+        let config = InitConfig {
+            rootfs: container.rootfs.to_string_lossy().into_owned(),
+            cgroup_procs: container.cgroup.procs(),
+            process: Some(container.process.clone()),
+            readonly_rootfs: spec.readonly_rootfs,
+            privileged: spec.privileged,
+            masked_paths: spec.masked_paths.clone(),
+            readonly_paths: spec.readonly_paths.clone(),
+            seccomp: container.seccomp.instructions.clone(),
+            seccomp_flags: container.seccomp.flags,
+        };
+        let shared = self.pid_namespace(container)?;
+        let pids = match (spec.pid_namespace(), &shared) {
+            (_, Some(pidfd)) => Pids::Of(pidfd.as_fd()),
+            (PidNamespace::Guest, None) => Pids::Guest,
+            (_, None) => Pids::New,
+        };
+        let launched = launch(
+            &self.shared.reaper,
+            Role::Container,
+            &config,
+            child.borrow(),
+            &pids,
+            None,
+        )
+        .map_err(ContainerError::system("make a process"))?;
+        Ok((launched, streams))
+    }
+
+    /// A process of the namespace that the container is to join, if it is to join one.
+    fn pid_namespace(&self, container: &Container) -> Result<Option<Arc<OwnedFd>>, ContainerError> {
+        match container.spec.pid_namespace() {
+            PidNamespace::Container | PidNamespace::Guest => Ok(None),
+            PidNamespace::Pod => {
+                let pause = self.shared.pod_pids.get(&self.shared.reaper);
+                pause
+                    .map(Some)
+                    .map_err(ContainerError::system("make the pod's PID namespace"))
+            }
+            PidNamespace::Target => self
+                .get(&container.spec.pid_target)?
+                .running_pidfd("sharing its PID namespace")
+                .map(Some),
+        }
+    }
+}
+
+/// The agent's ends of a container's standard streams.
+#[derive(Debug)]
+struct Streams {
+    stdin: Option<OwnedFd>,
+    outputs: Vec<(Source, OwnedFd)>,
+}
+
+/// The container's ends.
+struct ChildStreams {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl ChildStreams {
+    fn borrow(&self) -> [BorrowedFd<'_>; 3] {
+        [self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()]
+    }
+}
+
+pub(super) fn null() -> io::Result<OwnedFd> {
+    Ok(open(
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// With a terminal the process opens that itself and starts without any of these.
+fn streams(container: &Container) -> io::Result<(ChildStreams, Streams)> {
+    if container.process.terminal {
+        let child = ChildStreams {
+            stdin: null()?,
+            stdout: null()?,
+            stderr: null()?,
+        };
+        return Ok((
+            child,
+            Streams {
+                stdin: None,
+                outputs: Vec::new(),
+            },
+        ));
+    }
+    let (stdin, stdin_writer) = if container.process.stdin {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        (reader, Some(writer))
+    } else {
+        (null()?, None)
+    };
+    let (out, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (err, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let outputs = vec![(Source::Stdout, out), (Source::Stderr, err)];
+    Ok((
+        ChildStreams {
+            stdin,
+            stdout,
+            stderr,
+        },
+        Streams {
+            stdin: stdin_writer,
+            outputs,
+        },
+    ))
+}

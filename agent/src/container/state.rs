@@ -1,0 +1,182 @@
+//! Where a container is in its life. Pure: no I/O, no clock, no lock.
+//!
+//! ```text
+//! Created ──started──> Running ──exited──> Exited
+//!     └────────────failed to start───────────^
+//! ```
+
+use std::time::SystemTime;
+
+/// `Exited` carries its code: no code without an exit, no exit without a code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Created,
+    Running { pid: i32, started_at: SystemTime },
+    Exited(Ended),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// None: it never ran.
+    pub started_at: Option<SystemTime>,
+    pub finished_at: SystemTime,
+    pub exit_code: i32,
+    pub oom_killed: bool,
+    /// Why it never ran.
+    pub start_error: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Started {
+        pid: i32,
+        at: SystemTime,
+    },
+    FailedToStart {
+        at: SystemTime,
+        exit_code: i32,
+        oom_killed: bool,
+        message: String,
+    },
+    Exited {
+        at: SystemTime,
+        exit_code: i32,
+        oom_killed: bool,
+    },
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("container is {state}: {event} is not possible")]
+pub struct IllegalMove {
+    pub state: &'static str,
+    pub event: &'static str,
+}
+
+impl State {
+    pub fn after(&self, event: Event) -> Result<Self, IllegalMove> {
+        match (self, event) {
+            (Self::Created, Event::Started { pid, at }) => Ok(Self::Running {
+                pid,
+                started_at: at,
+            }),
+            (
+                Self::Created,
+                Event::FailedToStart {
+                    at,
+                    exit_code,
+                    oom_killed,
+                    message,
+                },
+            ) => Ok(Self::Exited(Ended {
+                started_at: None,
+                finished_at: at,
+                exit_code,
+                oom_killed,
+                start_error: Some(message),
+            })),
+            (
+                Self::Running { started_at, .. },
+                Event::Exited {
+                    at,
+                    exit_code,
+                    oom_killed,
+                },
+            ) => {
+                Ok(Self::Exited(Ended {
+                    started_at: Some(*started_at),
+                    // The wall clock may have been set back meanwhile.
+                    finished_at: at.max(*started_at),
+                    exit_code,
+                    oom_killed,
+                    start_error: None,
+                }))
+            }
+            (state, event) => Err(IllegalMove {
+                state: state.name(),
+                event: event.name(),
+            }),
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Exited(_) => "exited",
+        }
+    }
+}
+
+impl Event {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "start",
+            Self::FailedToStart { .. } => "failed start",
+            Self::Exited { .. } => "exit",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, State};
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn only_the_moves_of_the_diagram_are_possible() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let started = || Event::Started { pid: 7, at };
+        let exited = || Event::Exited {
+            at,
+            exit_code: 3,
+            oom_killed: false,
+        };
+        let failed = || Event::FailedToStart {
+            at,
+            exit_code: 127,
+            oom_killed: false,
+            message: "x".into(),
+        };
+        let running = State::Created.after(started()).unwrap();
+        let ended = running.after(exited()).unwrap();
+        let table = [
+            (&State::Created, started(), Some("running")),
+            (&State::Created, failed(), Some("exited")),
+            (&State::Created, exited(), None),
+            (&running, exited(), Some("exited")),
+            (&running, started(), None),
+            (&running, failed(), None),
+            (&ended, started(), None),
+            (&ended, exited(), None),
+            (&ended, failed(), None),
+        ];
+        for (state, event, expected) in table {
+            let name = format!("{} {}", state.name(), event.name());
+            assert_eq!(
+                state.after(event).ok().as_ref().map(State::name),
+                expected,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_container_does_not_end_before_it_started() {
+        let late = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+        let running = State::Created
+            .after(Event::Started { pid: 1, at: late })
+            .unwrap();
+        let early = SystemTime::UNIX_EPOCH;
+        let State::Exited(ended) = running
+            .after(Event::Exited {
+                at: early,
+                exit_code: 0,
+                oom_killed: false,
+            })
+            .unwrap()
+        else {
+            panic!("not exited");
+        };
+        assert_eq!(ended.finished_at, late);
+    }
+}

@@ -1,0 +1,7 @@
+//! The pod's two disks: the image disk, a window of read-only layers ([`layers`], through [`dm`]), and
+//! the scratch disk, where everything that containers write goes ([`scratch`]).
+
+mod dm;
+pub mod layers;
+pub mod overlay;
+pub mod scratch;

@@ -1,0 +1,110 @@
+//! A container's root file system: its image's layers below, a directory of the scratch disk above.
+//!
+//! Everything here blocks; call it from a thread that may.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::layers::MountedLayer;
+use super::scratch;
+
+/// The kernel takes one page of options.
+const MAX_OPTIONS_BYTES: usize = 4095;
+/// Below an image without layers.
+const EMPTY: &str = "/run/empty";
+
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error("prepare {path}")]
+    Prepare { path: PathBuf, source: io::Error },
+    #[error("{0} layers are too many for one overlay")]
+    TooManyLayers(usize),
+    #[error("mount the overlay of {layers} layers")]
+    Mount { layers: usize, source: io::Error },
+}
+
+/// A mounted root file system. [`Overlay::remove`] undoes it.
+#[derive(Debug)]
+pub struct Overlay {
+    directory: PathBuf,
+    /// Held for as long as the overlay is mounted.
+    _layers: Vec<MountedLayer>,
+}
+
+impl Overlay {
+    /// `layers` bottom first.
+    pub fn mount(container_id: &str, layers: Vec<MountedLayer>) -> Result<Self, OverlayError> {
+        let directory = Path::new(scratch::CONTAINERS).join(container_id);
+        let overlay = Self {
+            directory,
+            _layers: layers,
+        };
+        let mounted = overlay.prepare().and_then(|()| overlay.mount_prepared());
+        if mounted.is_err() {
+            let _ = fs::remove_dir_all(&overlay.directory);
+        }
+        mounted.map(|()| overlay)
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    fn prepare(&self) -> Result<(), OverlayError> {
+        // What an earlier attempt left is not this container's.
+        let _ = fs::remove_dir_all(&self.directory);
+        for path in [
+            self.directory.join("up"),
+            self.directory.join("work"),
+            self.rootfs(),
+            EMPTY.into(),
+        ] {
+            fs::create_dir_all(&path).map_err(|source| OverlayError::Prepare { path, source })?;
+        }
+        Ok(())
+    }
+
+    fn mount_prepared(&self) -> Result<(), OverlayError> {
+        let layers = self._layers.len();
+        let mut lower: Vec<String> = self
+            ._layers
+            .iter()
+            .rev()
+            .map(|layer| layer.path.to_string_lossy().into_owned())
+            .collect();
+        if lower.is_empty() {
+            lower.push(EMPTY.to_owned());
+        }
+        let directory = self.directory.display();
+        // volatile: nothing on the scratch disk outlives the guest, so nothing needs to be synced to it.
+        let options = format!(
+            "lowerdir={},upperdir={directory}/up,workdir={directory}/work,index=off,metacopy=off,volatile",
+            lower.join(":"),
+        );
+        if options.len() > MAX_OPTIONS_BYTES {
+            return Err(OverlayError::TooManyLayers(layers));
+        }
+        let failed = |source| OverlayError::Mount { layers, source };
+        let options = CString::new(options).map_err(|e| failed(e.into()))?;
+        mount(
+            c"overlay",
+            self.rootfs(),
+            c"overlay",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .map_err(|e| failed(e.into()))
+    }
+
+    /// Unmounts it, deletes what the container wrote, and gives the layers back.
+    pub fn remove(self) {
+        let _ = unmount(self.rootfs(), UnmountFlags::DETACH);
+        if let Err(e) = fs::remove_dir_all(&self.directory) {
+            eprintln!("bulkhead-agent: remove {}: {e}", self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The scratch disk: an ext4 file system that the host made, new for this guest.
+
+use std::fs;
+use std::io;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+
+pub const MOUNT: &str = "/run/scratch";
+pub const CONTAINERS: &str = "/run/scratch/containers";
+const DISK: &str = "vdb";
+
+/// Mounts it; a guest without one gets memory instead. Once, from a thread that may block.
+pub fn mount_scratch() -> io::Result<()> {
+    fs::create_dir_all(MOUNT)?;
+    let size = fs::read_to_string(format!("/sys/block/{DISK}/size")).unwrap_or_default();
+    let has_disk = size.trim().parse::<u64>().is_ok_and(|sectors| sectors > 0);
+    if has_disk {
+        // It lives as long as the guest: no barriers. What is deleted goes back to the host.
+        let options = Some(c"nobarrier,discard,noinit_itable");
+        mount(
+            format!("/dev/{DISK}"),
+            MOUNT,
+            c"ext4",
+            MountFlags::NOATIME,
+            options,
+        )?;
+    } else {
+        mount(
+            c"tmpfs",
+            MOUNT,
+            c"tmpfs",
+            MountFlags::NOATIME,
+            Some(c"mode=0700"),
+        )?;
+    }
+    fs::create_dir_all(CONTAINERS)
+}
+
+/// Writes back what is left and lets go of it, as far as possible.
+pub fn release_scratch() {
+    rustix::fs::sync();
+    if unmount(MOUNT, UnmountFlags::empty()).is_err() {
+        let _ = mount_remount(MOUNT, MountFlags::RDONLY, c"");
+    }
+}

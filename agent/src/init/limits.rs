@@ -1,0 +1,53 @@
+//! Resource limits of the process itself; what its cgroup limits is in [`crate::cgroup`].
+
+use std::fs;
+
+use bulkhead_proto::agent::Rlimit as Limit;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::config::{Failure, Stage};
+
+/// Call while the agent's `/proc` is still in sight.
+pub fn set_oom_score_adj(value: i32) -> Result<(), Failure> {
+    fs::write("/proc/self/oom_score_adj", value.to_string()).stage("set the OOM score")
+}
+
+pub fn set_rlimits(limits: &[Limit]) -> Result<(), Failure> {
+    for limit in limits {
+        let resource = resource(&limit.name)
+            .ok_or_else(|| Failure::other(format!("unknown resource limit {:?}", limit.name)))?;
+        // All ones is RLIM_INFINITY, which rustix writes as None.
+        let value = |n: u64| (n != u64::MAX).then_some(n);
+        setrlimit(
+            resource,
+            Rlimit {
+                current: value(limit.soft),
+                maximum: value(limit.hard),
+            },
+        )
+        .stage_on("set limit", &limit.name)?;
+    }
+    Ok(())
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "RLIMIT_AS" => Resource::As,
+        "RLIMIT_CORE" => Resource::Core,
+        "RLIMIT_CPU" => Resource::Cpu,
+        "RLIMIT_DATA" => Resource::Data,
+        "RLIMIT_FSIZE" => Resource::Fsize,
+        "RLIMIT_LOCKS" => Resource::Locks,
+        "RLIMIT_MEMLOCK" => Resource::Memlock,
+        "RLIMIT_MSGQUEUE" => Resource::Msgqueue,
+        "RLIMIT_NICE" => Resource::Nice,
+        "RLIMIT_NOFILE" => Resource::Nofile,
+        "RLIMIT_NPROC" => Resource::Nproc,
+        "RLIMIT_RSS" => Resource::Rss,
+        "RLIMIT_RTPRIO" => Resource::Rtprio,
+        "RLIMIT_RTTIME" => Resource::Rttime,
+        "RLIMIT_SIGPENDING" => Resource::Sigpending,
+        "RLIMIT_STACK" => Resource::Stack,
+        _ => return None,
+    })
+}

@@ -1,0 +1,109 @@
+//! From a fresh copy of the agent's binary to a container's program.
+//!
+//! One process, one thread. The agent made it (with the PID namespace it belongs to) and waits on the
+//! report channel; what is left to do is done here in the only order that works:
+//!
+//! ```text
+//! container: cgroup -> namespaces -> rootfs -> terminal -> limits -> credentials -> exec
+//! exec:      cgroup -> setns ----------------------------> limits -> credentials -> exec
+//! ```
+//!
+//! After the pivot nothing of the guest is reachable by path, so an image's symbolic links cannot
+//! lead out of it; see [`paths`] for the one door that is left (`/proc` magic links) and is closed.
+
+mod caps;
+pub mod config;
+mod credentials;
+mod devices;
+mod exec;
+mod limits;
+pub mod mounts;
+mod paths;
+mod report;
+mod rootfs;
+mod terminal;
+pub mod user;
+
+use std::ffi::CStr;
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use prost::Message;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
+
+use self::config::{Failure, InitConfig, Stage};
+use self::report::Reporter;
+use crate::sys;
+
+pub const CONTAINER_ROLE: &str = "container-init";
+pub const CONTAINER_ROLE_ARG: &CStr = c"container-init";
+pub const EXEC_ROLE: &str = "container-exec";
+pub const EXEC_ROLE_ARG: &CStr = c"container-exec";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Container,
+    Exec,
+}
+
+/// The whole life of such a process as far as it is ours.
+pub fn run(role: Role) -> ExitCode {
+    let Ok(reporter) = sys::inherited_fd(config::REPORT_FD).map(Reporter::new) else {
+        return ExitCode::FAILURE;
+    };
+    let failure = match become_program(role, &reporter) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    let code = u8::try_from(failure.exit_code).unwrap_or(1);
+    reporter.failed(failure);
+    ExitCode::from(code)
+}
+
+fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infallible, Failure> {
+    // Until the exec, other processes of the container could reach the agent's file tree through us.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).stage("make the process undumpable")?;
+    let config = read_config().stage("read the configuration")?;
+    let process = config
+        .process
+        .clone()
+        .ok_or_else(|| Failure::other("no process configured"))?;
+    fs::write(&config.cgroup_procs, "0").stage_on("join cgroup", &config.cgroup_procs)?;
+    limits::set_oom_score_adj(process.oom_score_adj)?;
+    match role {
+        Role::Container => {
+            sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).stage("make namespaces")?;
+            rootfs::enter(&config)?;
+        }
+        Role::Exec => {
+            let target = sys::inherited_fd(config::TARGET_FD).stage("find the container")?;
+            join(&target).stage("join the container's namespaces")?;
+        }
+    }
+    setsid().stage("start a session")?;
+    if process.terminal && role == Role::Container {
+        terminal::attach(reporter)?;
+    }
+    if role == Role::Container {
+        rootfs::seal(&config)?;
+    }
+    limits::set_rlimits(&process.rlimits)?;
+    exec::execute(&process, &config, reporter)
+}
+
+fn read_config() -> std::io::Result<InitConfig> {
+    let mut file = fs::File::from(sys::inherited_fd(config::CONFIG_FD)?);
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    InitConfig::decode(bytes.as_slice()).map_err(std::io::Error::other)
+}
+
+fn join(target: &OwnedFd) -> rustix::io::Result<()> {
+    move_into_thread_name_spaces(
+        target.as_fd(),
+        ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::CONTROL_GROUP,
+    )
+}

@@ -1,0 +1,64 @@
+//! The new process's end of the report channel (see [`super::config`] for what is said on it).
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use prost::Message;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
+
+use super::config::{Event, Failure, Report};
+
+/// A program's name may be as long as the kernel allows; a message about it need not.
+const MAX_MESSAGE_BYTES: usize = 4096;
+
+#[derive(Debug)]
+pub struct Reporter {
+    socket: OwnedFd,
+}
+
+impl Reporter {
+    pub fn new(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    /// Hands the controlling side of the container's terminal to the agent.
+    pub fn terminal(&self, controller: BorrowedFd<'_>) -> io::Result<()> {
+        let message = encode(Event::Terminal(true));
+        let fds = [controller];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&message)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    /// The next thing that happens is the exec.
+    pub fn executing(&self) -> io::Result<()> {
+        send(
+            &self.socket,
+            &encode(Event::Executing(true)),
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    pub fn failed(&self, mut failure: Failure) {
+        let longest = failure.message.floor_char_boundary(MAX_MESSAGE_BYTES);
+        failure.message.truncate(longest);
+        let _ = send(
+            &self.socket,
+            &encode(Event::Failed(failure)),
+            SendFlags::NOSIGNAL,
+        );
+    }
+}
+
+fn encode(event: Event) -> Vec<u8> {
+    Report { event: Some(event) }.encode_to_vec()
+}

@@ -1,0 +1,205 @@
+//! The pod's network interface as CNI planned it on the host: name, MTU, addresses, routes.
+
+pub mod netlink;
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bulkhead_proto::agent::{Interface, Route};
+use tokio::time::{Instant, sleep};
+
+use self::netlink::Netlink;
+
+const CLASS: &str = "/sys/class/net";
+/// How long the interface may take to appear after the guest has started.
+const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
+const APPEAR_PAUSE: Duration = Duration::from_millis(2);
+/// IFNAMSIZ with its terminating zero.
+const MAX_NAME_BYTES: usize = 15;
+const MAX_ADDRESSES: usize = 256;
+const MAX_ROUTES: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("no interface with the address {0:?}")]
+    NoInterface(String),
+    #[error("{0:?} is not a name for an interface")]
+    BadName(String),
+    #[error("{0:?} is not an address with a prefix length")]
+    BadPrefix(String),
+    #[error("{0:?} is not an address")]
+    BadAddress(String),
+    #[error("too many addresses or routes")]
+    TooMany,
+    #[error("{what} {object}")]
+    Kernel {
+        what: &'static str,
+        object: String,
+        source: io::Error,
+    },
+}
+
+/// An address and how many of its bits name the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    pub address: IpAddr,
+    pub bits: u8,
+}
+
+/// Brings the loopback interface up.
+pub fn start_loopback() -> io::Result<()> {
+    const LOOPBACK_INDEX: u32 = 1;
+    Netlink::open()?.set_up(LOOPBACK_INDEX)
+}
+
+/// Everything may be there already: a second call changes nothing.
+pub async fn configure(wanted: &Interface) -> Result<(), NetworkError> {
+    check_name(&wanted.name)?;
+    if wanted.addresses.len() > MAX_ADDRESSES || wanted.routes.len() > MAX_ROUTES {
+        return Err(NetworkError::TooMany);
+    }
+    let addresses = wanted
+        .addresses
+        .iter()
+        .map(|a| prefix(a))
+        .collect::<Result<Vec<_>, _>>()?;
+    let routes = wanted
+        .routes
+        .iter()
+        .map(route)
+        .collect::<Result<Vec<_>, _>>()?;
+    let index = wait_for(&wanted.mac).await?;
+
+    let kernel = |what, object: &dyn std::fmt::Debug| {
+        let object = format!("{object:?}");
+        move |source| NetworkError::Kernel {
+            what,
+            object,
+            source,
+        }
+    };
+    let mut netlink = Netlink::open().map_err(kernel("open", &"netlink"))?;
+    netlink
+        .name(index, &wanted.name, wanted.mtu)
+        .map_err(kernel("rename to", &wanted.name))?;
+    // The host says what the routes are, not a router on the link. Without IPv6 there is nothing to say.
+    let _ = fs::write(
+        format!("/proc/sys/net/ipv6/conf/{}/accept_ra", wanted.name),
+        "0",
+    );
+    netlink
+        .set_up(index)
+        .map_err(kernel("bring up", &wanted.name))?;
+    for address in addresses {
+        netlink
+            .add_address(index, address)
+            .map_err(kernel("add address", &address))?;
+    }
+    for (destination, gateway) in routes {
+        netlink
+            .add_route(index, destination, gateway)
+            .map_err(kernel("add route", &destination))?;
+    }
+    Ok(())
+}
+
+fn check_name(name: &str) -> Result<(), NetworkError> {
+    let proper = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+    let usable = (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(proper);
+    if usable && name != "." && name != ".." {
+        Ok(())
+    } else {
+        Err(NetworkError::BadName(name.to_owned()))
+    }
+}
+
+async fn wait_for(mac: &str) -> Result<u32, NetworkError> {
+    let deadline = Instant::now() + APPEAR_TIMEOUT;
+    loop {
+        if let Some(index) = find(mac) {
+            return Ok(index);
+        }
+        if Instant::now() > deadline {
+            return Err(NetworkError::NoInterface(mac.to_owned()));
+        }
+        sleep(APPEAR_PAUSE).await;
+    }
+}
+
+fn find(mac: &str) -> Option<u32> {
+    fs::read_dir(CLASS).ok()?.flatten().find_map(|entry| {
+        let read = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
+        let found = read("address")?.trim().eq_ignore_ascii_case(mac);
+        if found {
+            read("ifindex")?.trim().parse().ok()
+        } else {
+            None
+        }
+    })
+}
+
+fn prefix(text: &str) -> Result<Prefix, NetworkError> {
+    let bad = || NetworkError::BadPrefix(text.to_owned());
+    let (address, bits) = text.split_once('/').ok_or_else(bad)?;
+    let address: IpAddr = address.parse().map_err(|_| bad())?;
+    let bits: u8 = bits.parse().map_err(|_| bad())?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    if bits > most {
+        Err(bad())
+    } else {
+        Ok(Prefix { address, bits })
+    }
+}
+
+fn route(route: &Route) -> Result<(Prefix, Option<IpAddr>), NetworkError> {
+    let destination = prefix(&route.destination)?;
+    if route.gateway.is_empty() {
+        return Ok((destination, None));
+    }
+    let gateway = route
+        .gateway
+        .parse()
+        .map_err(|_| NetworkError::BadAddress(route.gateway.clone()))?;
+    Ok((destination, Some(gateway)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_name, prefix};
+
+    #[test]
+    fn prefixes_are_addresses_with_a_length_that_fits() {
+        for good in [
+            "10.88.0.5/16",
+            "fd00::5/64",
+            "0.0.0.0/0",
+            "::/0",
+            "1.2.3.4/32",
+        ] {
+            assert!(prefix(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "10.88.0.5",
+            "10.88.0.5/33",
+            "fd00::5/129",
+            "x/8",
+            "1.2.3.4/-1",
+            "1.2.3.4/8/8",
+            "",
+        ] {
+            assert!(prefix(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn interface_names_are_words() {
+        for good in ["eth0", "net1", "a-b.c_d"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "..", "a/b", "sixteen-bytes-xx", "a b", "a:1"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

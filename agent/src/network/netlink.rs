@@ -1,0 +1,256 @@
+//! The four requests of rtnetlink that the agent needs, over one blocking socket (the kernel answers
+//! before `send` returns). Layouts are those of `linux/rtnetlink.h`.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+};
+
+use super::Prefix;
+
+const NEW_LINK: u16 = 16;
+const NEW_ADDRESS: u16 = 20;
+const NEW_ROUTE: u16 = 24;
+const ERROR: u16 = 2;
+
+const REQUEST_ACK: u16 = 1 | 4;
+const REPLACE: u16 = 0x100;
+const CREATE: u16 = 0x400;
+
+const LINK_NAME: u16 = 3;
+const LINK_MTU: u16 = 4;
+const LINK_UP: u32 = 1;
+
+const ADDRESS_ADDRESS: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
+/// No duplicate address detection: the address is the host's to give.
+const ADDRESS_NO_DAD: u8 = 2;
+
+const ROUTE_DESTINATION: u16 = 1;
+const ROUTE_INTERFACE: u16 = 4;
+const ROUTE_GATEWAY: u16 = 5;
+const ROUTE_TABLE_MAIN: u8 = 254;
+const ROUTE_BY_BOOT: u8 = 3;
+const ROUTE_SCOPE_UNIVERSE: u8 = 0;
+const ROUTE_SCOPE_LINK: u8 = 253;
+const ROUTE_UNICAST: u8 = 1;
+const ROUTE_ON_LINK: u32 = 4;
+
+const HEADER_BYTES: usize = 16;
+
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+}
+
+impl Netlink {
+    pub fn open() -> io::Result<Self> {
+        // No protocol number is number 0, NETLINK_ROUTE.
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok(Self { socket })
+    }
+
+    pub fn set_up(&mut self, index: u32) -> io::Result<()> {
+        self.ask(NEW_LINK, 0, link(index, LINK_UP))
+    }
+
+    /// An MTU of 0 stays as it is.
+    pub fn name(&mut self, index: u32, name: &str, mtu: u32) -> io::Result<()> {
+        let mut message = link(index, 0);
+        attribute(&mut message, LINK_NAME, &[name.as_bytes(), b"\0"].concat());
+        if mtu > 0 {
+            attribute(&mut message, LINK_MTU, &mtu.to_ne_bytes());
+        }
+        self.ask(NEW_LINK, 0, message)
+    }
+
+    pub fn add_address(&mut self, index: u32, prefix: Prefix) -> io::Result<()> {
+        let flags = if prefix.address.is_ipv6() {
+            ADDRESS_NO_DAD
+        } else {
+            0
+        };
+        let mut message = vec![
+            family(prefix.address),
+            prefix.bits,
+            flags,
+            ROUTE_SCOPE_UNIVERSE,
+        ];
+        message.extend(index.to_ne_bytes());
+        attribute(&mut message, ADDRESS_LOCAL, &octets(prefix.address));
+        attribute(&mut message, ADDRESS_ADDRESS, &octets(prefix.address));
+        self.ask(NEW_ADDRESS, CREATE | REPLACE, message)
+    }
+
+    pub fn add_route(&mut self, index: u32, to: Prefix, gateway: Option<IpAddr>) -> io::Result<()> {
+        match self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, gateway, 0)) {
+            // The gateway is in no network that the interface is in, as point-to-point plugins have it.
+            Err(e) if gateway.is_some() && is_unreachable(&e) => self.ask(
+                NEW_ROUTE,
+                CREATE | REPLACE,
+                route(index, to, gateway, ROUTE_ON_LINK),
+            ),
+            answer => answer,
+        }
+    }
+
+    fn ask(&mut self, kind: u16, flags: u16, body: Vec<u8>) -> io::Result<()> {
+        let mut message = Vec::with_capacity(HEADER_BYTES + body.len());
+        let length = u32::try_from(HEADER_BYTES + body.len()).map_err(io::Error::other)?;
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend((REQUEST_ACK | flags).to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend(body);
+        send(&self.socket, &message, SendFlags::empty())?;
+        let mut answer = [0; 4096];
+        let (length, _) = recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+        acknowledged(answer.get(..length).unwrap_or_default())
+    }
+}
+
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EINVAL)
+    )
+}
+
+/// An answer is a header and an error number, 0 for success.
+fn acknowledged(answer: &[u8]) -> io::Result<()> {
+    let kind = answer
+        .get(4..6)
+        .and_then(|b| b.try_into().ok())
+        .map(u16::from_ne_bytes);
+    let error = answer
+        .get(HEADER_BYTES..HEADER_BYTES + 4)
+        .and_then(|b| b.try_into().ok());
+    match (kind, error.map(i32::from_ne_bytes)) {
+        (Some(ERROR), Some(0)) => Ok(()),
+        (Some(ERROR), Some(error)) => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn link(index: u32, flags: u32) -> Vec<u8> {
+    let mut message = vec![0; 4];
+    message.extend(index.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message
+}
+
+fn route(index: u32, to: Prefix, gateway: Option<IpAddr>, flags: u32) -> Vec<u8> {
+    let scope = if gateway.is_some() || to.address.is_ipv6() {
+        ROUTE_SCOPE_UNIVERSE
+    } else {
+        ROUTE_SCOPE_LINK
+    };
+    let mut message = vec![
+        family(to.address),
+        to.bits,
+        0,
+        0,
+        ROUTE_TABLE_MAIN,
+        ROUTE_BY_BOOT,
+        scope,
+        ROUTE_UNICAST,
+    ];
+    message.extend(flags.to_ne_bytes());
+    if to.bits > 0 {
+        attribute(&mut message, ROUTE_DESTINATION, &network(to));
+    }
+    if let Some(gateway) = gateway {
+        attribute(&mut message, ROUTE_GATEWAY, &octets(gateway));
+    }
+    attribute(&mut message, ROUTE_INTERFACE, &index.to_ne_bytes());
+    message
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 2 } else { 10 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The address with the bits of the host part cleared: the kernel refuses a route that has any.
+fn network(prefix: Prefix) -> Vec<u8> {
+    let mut octets = octets(prefix.address);
+    for (index, octet) in octets.iter_mut().enumerate() {
+        let kept = usize::from(prefix.bits).saturating_sub(index * 8).min(8);
+        *octet &= match kept {
+            0 => 0,
+            kept => 0xff << (8 - kept),
+        };
+    }
+    octets
+}
+
+fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Prefix, acknowledged, attribute, network};
+
+    #[test]
+    fn attributes_are_padded_to_four_bytes() {
+        let mut message = Vec::new();
+        attribute(&mut message, 3, b"eth0\0");
+        assert_eq!(message, [9, 0, 3, 0, b'e', b't', b'h', b'0', 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn host_bits_are_cleared_in_a_destination() {
+        let table = [
+            ("10.88.3.5", 16, vec![10, 88, 0, 0]),
+            ("10.255.0.0", 9, vec![10, 128, 0, 0]),
+            ("1.2.3.4", 0, vec![0; 4]),
+        ];
+        for (address, bits, expected) in table {
+            assert_eq!(
+                network(Prefix {
+                    address: address.parse().unwrap(),
+                    bits
+                }),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn an_answer_is_an_error_number() {
+        let answer = |error: i32| {
+            [
+                &[36, 0, 0, 0, 2, 0, 0, 0],
+                &[0; 8][..],
+                &error.to_ne_bytes(),
+            ]
+            .concat()
+        };
+        assert!(acknowledged(&answer(0)).is_ok());
+        assert_eq!(
+            acknowledged(&answer(-17)).unwrap_err().raw_os_error(),
+            Some(17)
+        );
+        assert!(acknowledged(&[]).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! What turns a guest that is like every other into one pod's: clock, entropy, names, network, disks.
+
+pub mod files;
+mod sysctl;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use bulkhead_proto::agent::ConfigureSandboxRequest;
+use rustix::mount::{MountFlags, mount};
+use rustix::time::{ClockId, Timespec, clock_settime};
+use tokio::sync::Mutex;
+
+use crate::disk::scratch;
+use crate::network::{self, NetworkError};
+use crate::sys;
+
+const MIN_ENTROPY_BYTES: usize = 32;
+const MAX_ENTROPY_BYTES: usize = 4096;
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("this guest is another sandbox already")]
+    AnotherSandbox,
+    #[error("{0} bytes of entropy are too few or too many")]
+    Entropy(usize),
+    #[error("{0:?} is not the name of a sysctl")]
+    BadSysctl(String),
+    #[error("set sysctl {name} to {value:?}")]
+    Sysctl {
+        name: String,
+        value: String,
+        source: io::Error,
+    },
+    #[error("{what}")]
+    Step {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("configure the network")]
+    Network(#[source] NetworkError),
+}
+
+/// Which sandbox this guest is, once it is one.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    configured: Mutex<Option<ConfigureSandboxRequest>>,
+}
+
+impl Sandbox {
+    pub async fn configure(&self, request: ConfigureSandboxRequest) -> Result<(), SandboxError> {
+        let mut configured = self.configured.lock().await;
+        // Who asks again has a new time and new entropy, which never hurt.
+        add_entropy(&request.entropy)?;
+        set_clock(request.clock_unix_nanoseconds)?;
+        let identity = ConfigureSandboxRequest {
+            clock_unix_nanoseconds: 0,
+            entropy: Default::default(),
+            ..request
+        };
+        match configured.as_ref() {
+            Some(known) if *known == identity => return Ok(()),
+            Some(_) => return Err(SandboxError::AnotherSandbox),
+            None => {}
+        }
+        apply(&identity).await?;
+        *configured = Some(identity);
+        Ok(())
+    }
+
+    pub async fn is_configured(&self) -> bool {
+        self.configured.lock().await.is_some()
+    }
+}
+
+/// Every step may be repeated, so that a call that failed half-way may be.
+async fn apply(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
+    let step = |what| move |source| SandboxError::Step { what, source };
+    // The disk's first answer takes longest: it is read while the rest is done.
+    let disk = tokio::task::spawn_blocking(|| {
+        if PathBuf::from(scratch::CONTAINERS).exists() {
+            Ok(())
+        } else {
+            scratch::mount_scratch()
+        }
+    });
+    rustix::system::sethostname(request.hostname.as_bytes()).map_err(|e| SandboxError::Step {
+        what: "set the hostname",
+        source: e.into(),
+    })?;
+    files::write(request).map_err(step("write the pod's files"))?;
+    mount_shm(request.shm_bytes).map_err(step("mount the pod's /dev/shm"))?;
+    for (name, value) in &request.sysctls {
+        sysctl::set(name, value)?;
+    }
+    if let Some(interface) = &request.interface {
+        network::configure(interface)
+            .await
+            .map_err(SandboxError::Network)?;
+    }
+    disk.await
+        .map_err(io::Error::other)
+        .and_then(|mounted| mounted)
+        .map_err(step("mount the scratch disk"))
+}
+
+pub fn set_clock(unix_nanoseconds: i64) -> Result<(), SandboxError> {
+    if unix_nanoseconds == 0 {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: unix_nanoseconds.div_euclid(NANOSECONDS_PER_SECOND),
+        tv_nsec: unix_nanoseconds.rem_euclid(NANOSECONDS_PER_SECOND),
+    };
+    clock_settime(ClockId::Realtime, time).map_err(|e| SandboxError::Step {
+        what: "set the clock",
+        source: e.into(),
+    })
+}
+
+fn add_entropy(entropy: &[u8]) -> Result<(), SandboxError> {
+    if !(MIN_ENTROPY_BYTES..=MAX_ENTROPY_BYTES).contains(&entropy.len()) {
+        return Err(SandboxError::Entropy(entropy.len()));
+    }
+    File::options()
+        .write(true)
+        .open("/dev/urandom")
+        .and_then(|random| sys::add_entropy(&random, entropy))
+        .map_err(|source| SandboxError::Step {
+            what: "add entropy",
+            source,
+        })
+}
+
+fn mount_shm(bytes: u64) -> io::Result<()> {
+    let bytes = if bytes == 0 { DEFAULT_SHM_BYTES } else { bytes };
+    if fs::exists(files::SHM)? {
+        return Ok(());
+    }
+    fs::create_dir_all(files::SHM)?;
+    let options = std::ffi::CString::new(format!("mode=1777,size={bytes}"))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount(
+        c"shm",
+        files::SHM,
+        c"tmpfs",
+        flags,
+        Some(options.as_c_str()),
+    )
+    .inspect_err(|_| {
+        let _ = fs::remove_dir(files::SHM);
+    })?)
+}

@@ -1,0 +1,71 @@
+//! Kernel parameters of the pod.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::SandboxError;
+
+const ROOT: &str = "/proc/sys";
+
+pub fn set(name: &str, value: &str) -> Result<(), SandboxError> {
+    let path = path(name).ok_or_else(|| SandboxError::BadSysctl(name.to_owned()))?;
+    fs::write(path, value).map_err(|source| SandboxError::Sysctl {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/forwarding`: whichever separator comes first
+/// separates, the other is a character of a name and stands for the one that cannot be.
+fn path(name: &str) -> Option<PathBuf> {
+    let first = name.find(['.', '/'])?;
+    let dots_separate = name[first..].starts_with('.');
+    let relative: String = name
+        .chars()
+        .map(|c| match c {
+            '.' if dots_separate => '/',
+            '/' if dots_separate => '.',
+            c => c,
+        })
+        .collect();
+    let proper =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+    relative
+        .split('/')
+        .all(proper)
+        .then(|| Path::new(ROOT).join(relative))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::path;
+
+    #[test]
+    fn names_become_paths_below_proc_sys() {
+        let table = [
+            ("net.ipv4.ip_forward", Some("/proc/sys/net/ipv4/ip_forward")),
+            (
+                "net/ipv4/conf/eth0.1/forwarding",
+                Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding"),
+            ),
+            (
+                "net.ipv4.conf.eth0/1.forwarding",
+                Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding"),
+            ),
+            ("plain", None),
+            ("a..b", None),
+            ("net/../../x", None),
+            ("/etc/passwd", None),
+            (".a", None),
+            ("", None),
+        ];
+        for (name, expected) in table {
+            assert_eq!(
+                path(name).as_deref(),
+                expected.map(std::path::Path::new),
+                "{name:?}"
+            );
+        }
+    }
+}

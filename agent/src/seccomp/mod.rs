@@ -1,0 +1,123 @@
+//! System call filters: the default profile, the profiles that users bring, and the compiler for both.
+//!
+//! The agent compiles (once for a profile); the container's process only loads the result.
+
+mod bpf;
+mod default;
+mod profile;
+mod syscalls;
+
+use std::collections::BTreeMap;
+
+use bulkhead_proto::agent::Seccomp;
+use bulkhead_proto::agent::seccomp::Kind;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SeccompError {
+    #[error("parse the seccomp profile")]
+    Parse(#[source] serde_json::Error),
+    #[error("seccomp profile: {0} is not supported")]
+    Unsupported(String),
+    #[error("seccomp profile: the filter has {0} instructions, the kernel takes 4096")]
+    TooLong(usize),
+    #[error("seccomp profile is larger than 1 MiB")]
+    TooLarge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Allow,
+    Errno(u16),
+    KillProcess,
+    KillThread,
+    Trap,
+    Trace(u16),
+    Log,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    /// The argument and `.0`, compared with the value.
+    MaskedEqual(u64),
+}
+
+/// A test of one system call argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    pub argument: u8,
+    pub comparison: Comparison,
+    pub value: u64,
+}
+
+/// What happens when all conditions hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub conditions: Vec<Condition>,
+    pub action: Action,
+}
+
+/// A filter as decisions: for each system call the rules in order, else the default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    pub default: Action,
+    pub rules: BTreeMap<u32, Vec<Rule>>,
+}
+
+impl Filter {
+    pub fn new(default: Action) -> Self {
+        Self {
+            default,
+            rules: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a rule for the call named `name`; a name that this architecture does not have is skipped.
+    pub fn add(&mut self, name: &str, rule: Rule) {
+        if let Some(number) = syscalls::number(name) {
+            self.rules.entry(number).or_default().push(rule);
+        }
+    }
+}
+
+/// A program that is ready to be loaded, eight bytes an instruction; empty: no filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    pub instructions: Vec<u64>,
+    pub flags: u32,
+}
+
+/// Compiles what a container asks for.
+pub fn program(wanted: Option<&Seccomp>, capabilities: &[String]) -> Result<Program, SeccompError> {
+    let kind = wanted.map_or(Kind::RuntimeDefault, Seccomp::kind);
+    let (filter, flags) = match kind {
+        Kind::Unconfined => return Ok(Program::default()),
+        Kind::RuntimeDefault => (default::filter(capabilities), 0),
+        Kind::Profile => profile::parse(wanted.map_or(&[], |w| &w.profile_json))?,
+    };
+    Ok(Program {
+        instructions: bpf::compile(&filter)?,
+        flags,
+    })
+}
+
+/// The inverse of the encoding in [`Program`], for the system call.
+pub fn decode(instructions: &[u64]) -> Vec<libc::sock_filter> {
+    instructions
+        .iter()
+        .map(|word| {
+            let [c0, c1, jt, jf, k0, k1, k2, k3] = word.to_le_bytes();
+            libc::sock_filter {
+                code: u16::from_le_bytes([c0, c1]),
+                jt,
+                jf,
+                k: u32::from_le_bytes([k0, k1, k2, k3]),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,204 @@
+//! The agent's ends of the vsock: control calls, byte streams, and the connection that says it lives.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_proto::agent::agent_server::AgentServer;
+use bulkhead_proto::agent::{
+    CONTROL_PORT, LogStream, OpenStream, READY_PORT, Ready, STREAM_PORT, StreamOpened, open_stream,
+};
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tonic::transport::Server;
+
+use crate::container::Containers;
+use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
+use crate::service::Service;
+use crate::streams::log;
+
+const HOST_CID: u32 = 2;
+const MAX_CALLS: usize = 128;
+const MAX_REQUEST_BYTES: usize = 8 << 20;
+/// Two output streams of the largest size and what is around them.
+const MAX_ANSWER_BYTES: usize = 40 << 20;
+const MAX_STREAMS: usize = 2048;
+const MAX_HEADER_BYTES: usize = 4096;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until the host hangs up for good, which is an error like any other.
+pub async fn serve() -> io::Result<()> {
+    let control = listen(CONTROL_PORT)?;
+    let streams = listen(STREAM_PORT)?;
+    let reaper = Reaper::default();
+    let containers = Containers::new(reaper.clone());
+    let service = Service {
+        sandbox: Arc::new(Sandbox::default()),
+        containers: containers.clone(),
+    };
+    let server = AgentServer::new(service)
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let calls = Server::builder()
+        .concurrency_limit_per_connection(MAX_CALLS)
+        .add_service(server)
+        .serve_with_incoming(
+            control
+                .incoming()
+                .filter(|stream| stream.as_ref().map_or(true, is_from_host)),
+        );
+    let ready = report_ready().await?;
+    tokio::select! {
+        result = calls => result.map_err(io::Error::other),
+        result = reaper.run() => result,
+        () = serve_streams(streams, containers) => Ok(()),
+        result = until_closed(ready) => result,
+    }
+}
+
+fn listen(port: u32) -> io::Result<VsockListener> {
+    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+}
+
+/// Processes of the guest have no business here.
+fn is_from_host(stream: &VsockStream) -> bool {
+    stream.peer_addr().is_ok_and(|peer| peer.cid() == HOST_CID)
+}
+
+async fn report_ready() -> io::Result<VsockStream> {
+    let mut stream = VsockStream::connect(VsockAddr::new(HOST_CID, READY_PORT)).await?;
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let ready = Ready {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: release,
+    };
+    write_message(&mut stream, &ready).await?;
+    Ok(stream)
+}
+
+/// The host does not write on this connection. Its end does not end the pod: the daemon may restart.
+async fn until_closed(mut ready: VsockStream) -> io::Result<()> {
+    let mut ignored = [0; 64];
+    while matches!(ready.read(&mut ignored).await, Ok(length) if length > 0) {}
+    std::future::pending().await
+}
+
+async fn serve_streams(listener: VsockListener, containers: Containers) {
+    let slots = Arc::new(Semaphore::new(MAX_STREAMS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors or memory, most likely: not for ever.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            continue;
+        };
+        if is_from_host(&stream) {
+            let containers = containers.clone();
+            tokio::spawn(async move {
+                // The host hung up: not worth a word.
+                let _ = serve_stream(stream, &containers).await;
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::Result<()> {
+    let open = timeout(HEADER_TIMEOUT, read_message::<OpenStream>(&mut stream)).await??;
+    match open.kind {
+        Some(open_stream::Kind::Log(LogStream { container_id })) => {
+            let container = match containers.get(&container_id) {
+                Ok(container) => container,
+                Err(e) => return refuse(&mut stream, e.to_string()).await,
+            };
+            log::replace_reader(&container.log);
+            let start = container.log.start();
+            write_message(
+                &mut stream,
+                &StreamOpened {
+                    error: String::new(),
+                    log_offset: start,
+                },
+            )
+            .await?;
+            let (reader, writer) = stream.into_split();
+            log::serve(&container.log, start, reader, writer).await
+        }
+        None => refuse(&mut stream, "this kind of stream is not known".to_owned()).await,
+    }
+}
+
+async fn refuse(stream: &mut VsockStream, error: String) -> io::Result<()> {
+    write_message(
+        stream,
+        &StreamOpened {
+            error,
+            log_offset: 0,
+        },
+    )
+    .await?;
+    stream.shutdown().await
+}
+
+async fn read_message<M: Message + Default>(
+    reader: &mut (impl AsyncRead + Unpin),
+) -> io::Result<M> {
+    let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
+    if length > MAX_HEADER_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; length];
+    reader.read_exact(&mut bytes).await?;
+    M::decode(bytes.as_slice()).map_err(io::Error::other)
+}
+
+async fn write_message(
+    writer: &mut (impl AsyncWrite + Unpin),
+    message: &impl Message,
+) -> io::Result<()> {
+    let body = message.encode_to_vec();
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
+    let bytes = [&length.to_be_bytes()[..], &body].concat();
+    writer.write_all(&bytes).await?;
+    writer.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{read_message, write_message};
+    use bulkhead_proto::agent::StreamOpened;
+
+    #[tokio::test]
+    async fn messages_are_prefixed_with_their_length() {
+        let message = StreamOpened {
+            error: "no".into(),
+            log_offset: 7,
+        };
+        let mut bytes = Vec::new();
+        write_message(&mut bytes, &message).await.unwrap();
+        assert_eq!(bytes[..4], [0, 0, 0, 6]);
+        assert_eq!(
+            read_message::<StreamOpened>(&mut bytes.as_slice())
+                .await
+                .unwrap(),
+            message
+        );
+        let huge = [0xff; 4];
+        assert!(
+            read_message::<StreamOpened>(&mut huge.as_slice())
+                .await
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! The edge to the daemon: every handler is parse, call, answer. What may fail is mapped to a gRPC code
+//! here and nowhere else.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bulkhead_proto::agent as proto;
+use bulkhead_proto::agent::agent_server::Agent;
+use bulkhead_proto::agent::watch_event::Event;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+
+use crate::container::state::State;
+use crate::container::{Container, ContainerError, Containers, ExecRequest};
+use crate::disk::scratch;
+use crate::power;
+use crate::sandbox::{self, Sandbox, SandboxError};
+
+const WATCH_QUEUE: usize = 16;
+const KILL_BEFORE_SHUTDOWN: Duration = Duration::from_millis(20);
+const START_ERROR: &str = "StartError";
+
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub sandbox: Arc<Sandbox>,
+    pub containers: Containers,
+}
+
+/// Runs to its end even if the daemon hangs up meanwhile: nothing is left half done.
+async fn complete<T: Send + 'static, E: Into<Status> + Send + 'static>(
+    operation: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(operation)
+        .await
+        .map_err(|e| Status::internal(e.to_string()))?
+        .map_err(Into::into)
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    async fn configure_sandbox(
+        &self,
+        request: Request<proto::ConfigureSandboxRequest>,
+    ) -> Result<Response<proto::ConfigureSandboxResponse>, Status> {
+        let sandbox = Arc::clone(&self.sandbox);
+        complete(async move { sandbox.configure(request.into_inner()).await }).await?;
+        Ok(Response::new(proto::ConfigureSandboxResponse {}))
+    }
+
+    async fn set_clock(
+        &self,
+        request: Request<proto::SetClockRequest>,
+    ) -> Result<Response<proto::SetClockResponse>, Status> {
+        sandbox::set_clock(request.into_inner().clock_unix_nanoseconds)?;
+        Ok(Response::new(proto::SetClockResponse {}))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<proto::CreateContainerRequest>,
+    ) -> Result<Response<proto::CreateContainerResponse>, Status> {
+        if !self.sandbox.is_configured().await {
+            return Err(Status::failed_precondition("the sandbox is not configured"));
+        }
+        let containers = self.containers.clone();
+        complete(async move { containers.create(request.into_inner()).await }).await?;
+        Ok(Response::new(proto::CreateContainerResponse {}))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<proto::StartContainerRequest>,
+    ) -> Result<Response<proto::StartContainerResponse>, Status> {
+        let containers = self.containers.clone();
+        let pid = complete(async move { containers.start(&request.into_inner().id).await }).await?;
+        Ok(Response::new(proto::StartContainerResponse {
+            pid: pid.unsigned_abs(),
+        }))
+    }
+
+    async fn signal_container(
+        &self,
+        request: Request<proto::SignalContainerRequest>,
+    ) -> Result<Response<proto::SignalContainerResponse>, Status> {
+        let request = request.into_inner();
+        self.containers
+            .signal(&request.id, request.signal, request.all)?;
+        Ok(Response::new(proto::SignalContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<proto::RemoveContainerRequest>,
+    ) -> Result<Response<proto::RemoveContainerResponse>, Status> {
+        let containers = self.containers.clone();
+        complete(async move { containers.remove(&request.into_inner().id).await }).await?;
+        Ok(Response::new(proto::RemoveContainerResponse {}))
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<proto::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<proto::UpdateContainerResourcesResponse>, Status> {
+        let request = request.into_inner();
+        self.containers
+            .update(&request.id, &request.resources.unwrap_or_default())?;
+        Ok(Response::new(proto::UpdateContainerResourcesResponse {}))
+    }
+
+    type WatchStream = Pin<
+        Box<dyn tokio_stream::Stream<Item = Result<proto::WatchEvent, Status>> + Send + 'static>,
+    >;
+
+    async fn watch(
+        &self,
+        _request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
+        tokio::spawn(watch(self.containers.clone(), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<proto::ExecSyncRequest>,
+    ) -> Result<Response<proto::ExecSyncResponse>, Status> {
+        let request = request.into_inner();
+        let timeout = u64::try_from(request.timeout_milliseconds)
+            .ok()
+            .filter(|timeout| *timeout > 0);
+        let exec = ExecRequest {
+            args: request.args,
+            timeout: timeout.map(Duration::from_millis),
+            output_limit_bytes: request.output_limit_bytes,
+        };
+        let outcome = self.containers.exec(&request.id, exec).await?;
+        Ok(Response::new(proto::ExecSyncResponse {
+            stdout: outcome.stdout.into(),
+            stderr: outcome.stderr.into(),
+            exit_code: outcome.exit_code,
+            timed_out: outcome.timed_out,
+            truncated: outcome.truncated,
+        }))
+    }
+
+    async fn shutdown(
+        &self,
+        _request: Request<proto::ShutdownRequest>,
+    ) -> Result<Response<proto::ShutdownResponse>, Status> {
+        self.containers.kill_all();
+        tokio::time::sleep(KILL_BEFORE_SHUTDOWN).await;
+        scratch::release_scratch();
+        power::off()
+    }
+}
+
+/// Tells one watcher the state of everything, then what changes. A slow watcher misses steps in
+/// between, never the last one.
+async fn watch(containers: Containers, sender: mpsc::Sender<Result<proto::WatchEvent, Status>>) {
+    let mut changes = containers.changes();
+    let mut seen = 0;
+    let mut caught_up = false;
+    loop {
+        changes.borrow_and_update();
+        let (changed, newest) = containers.changed_since(seen);
+        seen = newest;
+        for (container, state) in &changed {
+            let event = Event::Container(status(container, state));
+            if sender
+                .send(Ok(proto::WatchEvent { event: Some(event) }))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        if !caught_up {
+            caught_up = true;
+            let event = Some(Event::CaughtUp(true));
+            if sender.send(Ok(proto::WatchEvent { event })).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sender.closed() => return,
+        }
+    }
+}
+
+fn status(container: &Container, state: &State) -> proto::ContainerStatus {
+    let mut status = proto::ContainerStatus {
+        id: container.id.clone(),
+        ..Default::default()
+    };
+    match state {
+        State::Created => status.set_state(proto::container_status::State::Created),
+        State::Running { pid, started_at } => {
+            status.set_state(proto::container_status::State::Running);
+            status.pid = pid.unsigned_abs();
+            status.started_at_unix_nanoseconds = unix_nanoseconds(*started_at);
+        }
+        State::Exited(ended) => {
+            status.set_state(proto::container_status::State::Exited);
+            status.started_at_unix_nanoseconds = ended.started_at.map_or(0, unix_nanoseconds);
+            status.finished_at_unix_nanoseconds = unix_nanoseconds(ended.finished_at);
+            status.exit_code = ended.exit_code;
+            status.oom_killed = ended.oom_killed;
+            if let Some(message) = &ended.start_error {
+                status.reason = START_ERROR.to_owned();
+                status.message.clone_from(message);
+            }
+        }
+    }
+    status
+}
+
+fn unix_nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl From<ContainerError> for Status {
+    fn from(error: ContainerError) -> Self {
+        let code = match &error {
+            ContainerError::Invalid(_) | ContainerError::Seccomp(_) => Code::InvalidArgument,
+            ContainerError::NotFound(_) => Code::NotFound,
+            ContainerError::Exists(_) => Code::AlreadyExists,
+            ContainerError::TooMany(_) => Code::ResourceExhausted,
+            ContainerError::State(_) | ContainerError::Start(_) => Code::FailedPrecondition,
+            ContainerError::Exec(_) => Code::Unknown,
+            ContainerError::Layers(_)
+            | ContainerError::Overlay(_)
+            | ContainerError::Cgroup(_)
+            | ContainerError::System { .. } => Code::Internal,
+        };
+        Self::new(code, crate::chain(&error))
+    }
+}
+
+impl From<SandboxError> for Status {
+    fn from(error: SandboxError) -> Self {
+        let code = match &error {
+            SandboxError::AnotherSandbox => Code::FailedPrecondition,
+            SandboxError::Entropy(_) | SandboxError::BadSysctl(_) | SandboxError::Sysctl { .. } => {
+                Code::InvalidArgument
+            }
+            SandboxError::Step { .. } | SandboxError::Network(_) => Code::Internal,
+        };
+        Self::new(code, crate::chain(&error))
+    }
+}

@@ -1,0 +1,209 @@
+//! What a container has written and the host has not yet stored. Pure: no I/O, no clock.
+//!
+//! Positions are payload bytes since the container's start, over both streams. A record is dropped once
+//! all of it is acknowledged; one that is acknowledged in part keeps the rest.
+
+use std::collections::VecDeque;
+
+/// At most so much is kept; after that the container's pipes are not read.
+pub const CAPACITY_BYTES: usize = 1 << 20;
+/// The longest payload of a record.
+pub const MAX_RECORD_BYTES: usize = 32 << 10;
+/// What keeping a record costs beside its payload: it counts, or single bytes on alternating streams
+/// would fill the guest's memory long before they fill the buffer.
+const RECORD_OVERHEAD_BYTES: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub source: Source,
+    pub payload: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// The position of its first byte.
+    start: u64,
+    source: Source,
+    payload: Vec<u8>,
+}
+
+impl Kept {
+    fn end(&self) -> u64 {
+        self.start + self.payload.len() as u64
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct LogBuffer {
+    records: VecDeque<Kept>,
+    /// The position of the first byte that the host may still ask for.
+    acknowledged: u64,
+    /// The position after the last byte that is kept.
+    end: u64,
+    kept_bytes: usize,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{position} bytes are acknowledged, {sent} were written")]
+pub struct BadAcknowledgement {
+    position: u64,
+    sent: u64,
+}
+
+impl LogBuffer {
+    /// How many bytes may be appended now.
+    pub fn room(&self) -> usize {
+        let overhead = (self.records.len() + 1) * RECORD_OVERHEAD_BYTES;
+        CAPACITY_BYTES.saturating_sub(self.kept_bytes + overhead)
+    }
+
+    pub fn start(&self) -> u64 {
+        self.acknowledged
+    }
+
+    /// Call with at most [`Self::room`] and [`MAX_RECORD_BYTES`] bytes.
+    pub fn append(&mut self, source: Source, payload: &[u8]) {
+        self.kept_bytes += payload.len();
+        match self.records.back_mut() {
+            Some(last)
+                if last.source == source
+                    && last.payload.len() + payload.len() <= MAX_RECORD_BYTES =>
+            {
+                last.payload.extend_from_slice(payload);
+            }
+            _ => self.records.push_back(Kept {
+                start: self.end,
+                source,
+                payload: payload.to_vec(),
+            }),
+        }
+        self.end += payload.len() as u64;
+    }
+
+    /// Forgets what the host has stored. An older number than the last changes nothing.
+    pub fn acknowledge(&mut self, position: u64) -> Result<(), BadAcknowledgement> {
+        if position > self.end {
+            return Err(BadAcknowledgement {
+                position,
+                sent: self.end,
+            });
+        }
+        self.acknowledged = self.acknowledged.max(position);
+        while self
+            .records
+            .front()
+            .is_some_and(|first| first.end() <= self.acknowledged)
+        {
+            let first = self.records.pop_front();
+            self.kept_bytes -= first.map_or(0, |record| record.payload.len());
+        }
+        Ok(())
+    }
+
+    /// What is kept at `position` of one stream, if anything is there yet.
+    pub fn next(&self, position: u64) -> Option<Record> {
+        let position = position.max(self.acknowledged);
+        let record = self.records.get(
+            self.records
+                .partition_point(|record| record.end() <= position),
+        )?;
+        let skip = usize::try_from(position - record.start).ok()?;
+        Some(Record {
+            source: record.source,
+            payload: record.payload.get(skip..)?.to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BadAcknowledgement, CAPACITY_BYTES, LogBuffer, MAX_RECORD_BYTES, Record, Source};
+
+    fn buffer(parts: &[(Source, &str)]) -> LogBuffer {
+        let mut buffer = LogBuffer::default();
+        for (source, part) in parts {
+            buffer.append(*source, part.as_bytes());
+        }
+        buffer
+    }
+
+    fn record(source: Source, text: &str) -> Option<Record> {
+        Some(Record {
+            source,
+            payload: text.as_bytes().to_vec(),
+        })
+    }
+
+    const OUT: Source = Source::Stdout;
+    const ERR: Source = Source::Stderr;
+
+    #[test]
+    fn records_are_kept_until_acknowledged() {
+        let mut buffer = buffer(&[(OUT, "hello"), (ERR, "world")]);
+        assert_eq!(buffer.next(0), record(OUT, "hello"));
+        assert_eq!(buffer.next(5), record(ERR, "world"));
+        assert_eq!(buffer.next(10), None);
+        buffer.acknowledge(5).unwrap();
+        assert_eq!(buffer.next(0), record(ERR, "world"));
+        buffer.acknowledge(10).unwrap();
+        assert_eq!(buffer.next(10), None);
+        assert_eq!((buffer.start(), buffer.records.len()), (10, 0));
+    }
+
+    #[test]
+    fn a_record_may_be_acknowledged_in_part() {
+        let mut buffer = buffer(&[(OUT, "hello"), (ERR, "world")]);
+        buffer.acknowledge(7).unwrap();
+        assert_eq!(buffer.start(), 7);
+        assert_eq!(buffer.next(7), record(ERR, "rld"));
+        assert_eq!(buffer.next(8), record(ERR, "ld"));
+        buffer.acknowledge(3).unwrap();
+        assert_eq!(buffer.start(), 7);
+    }
+
+    #[test]
+    fn what_was_never_written_cannot_be_acknowledged() {
+        let mut buffer = buffer(&[(OUT, "hello")]);
+        assert_eq!(
+            buffer.acknowledge(6),
+            Err(BadAcknowledgement {
+                position: 6,
+                sent: 5
+            })
+        );
+        assert_eq!(buffer.next(0), record(OUT, "hello"));
+    }
+
+    #[test]
+    fn small_writes_of_one_stream_share_a_record_and_alternating_ones_count_their_cost() {
+        let mut buffer = buffer(&[(OUT, "a"), (OUT, "b"), (ERR, "c")]);
+        assert_eq!(buffer.next(0), record(OUT, "ab"));
+        assert_eq!(buffer.next(1), record(OUT, "b"));
+        while buffer.room() > 0 {
+            let source = if buffer.records.len().is_multiple_of(2) {
+                OUT
+            } else {
+                ERR
+            };
+            buffer.append(source, b"x");
+        }
+        assert!(buffer.records.len() < 20_000);
+    }
+
+    #[test]
+    fn room_ends_at_the_capacity_and_comes_back_with_acknowledgements() {
+        let mut buffer = LogBuffer::default();
+        while buffer.room() > 0 {
+            buffer.append(ERR, &vec![0; buffer.room().min(MAX_RECORD_BYTES)]);
+        }
+        assert!(buffer.end <= CAPACITY_BYTES as u64 && buffer.end > CAPACITY_BYTES as u64 * 9 / 10);
+        buffer.acknowledge(MAX_RECORD_BYTES as u64).unwrap();
+        assert!(buffer.room() >= MAX_RECORD_BYTES);
+    }
+}

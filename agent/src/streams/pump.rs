@@ -1,0 +1,239 @@
+//! From a container's pipes (or its terminal) into its log, as fast as the host stores it.
+//!
+//! One task a pipe. It reads only when the log has room, so a container that writes more than the host
+//! stores is slowed down, as by any pipe.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+
+use crate::sys;
+
+use super::buffer::{BadAcknowledgement, LogBuffer, MAX_RECORD_BYTES, Record, Source};
+
+/// How long a pipe may stay silent, but open, after the container's end: a process that left the
+/// container's cgroup could hold it for ever.
+const SILENCE_AFTER_EXIT: Duration = Duration::from_secs(3);
+
+/// A container's log, shared by its pumps and the stream that serves it.
+#[derive(Debug)]
+pub struct Log {
+    state: Mutex<State>,
+    /// There is something to read, or the end.
+    readable: Notify,
+    /// There may be room.
+    writable: Notify,
+    /// The newest stream; an older one ends when this changes.
+    pub reader: watch::Sender<u64>,
+    exited: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buffer: LogBuffer,
+    open_pipes: usize,
+    started: bool,
+    closed: bool,
+}
+
+/// What a reader finds at a position.
+#[derive(Debug)]
+pub enum Next {
+    Record(Record),
+    Wait,
+    End,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            readable: Notify::new(),
+            writable: Notify::new(),
+            reader: watch::Sender::new(0),
+            exited: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Log {
+    /// Starts reading. `pipes` are all that there will ever be.
+    pub fn attach(self: &Arc<Self>, pipes: Vec<(Source, OwnedFd)>) -> std::io::Result<()> {
+        let mut pumps = Vec::new();
+        for (source, pipe) in pipes {
+            pumps.push((source, sys::watch(pipe)?));
+        }
+        let mut state = self.lock();
+        state.started = true;
+        state.open_pipes = pumps.len();
+        drop(state);
+        for (source, pipe) in pumps {
+            let log = Arc::clone(self);
+            tokio::spawn(async move {
+                log.pump(source, &pipe).await;
+                log.lock().open_pipes -= 1;
+                log.readable.notify_waiters();
+            });
+        }
+        Ok(())
+    }
+
+    /// The container will write no more, except what its pipes still hold.
+    pub fn container_exited(&self) {
+        self.lock().started = true;
+        self.exited.send_replace(true);
+        self.readable.notify_waiters();
+    }
+
+    /// The container is removed: whoever reads gets what is there, then the end.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.readable.notify_waiters();
+        self.writable.notify_waiters();
+    }
+
+    pub fn start(&self) -> u64 {
+        self.lock().buffer.start()
+    }
+
+    pub fn next(&self, position: u64) -> Next {
+        let state = self.lock();
+        match state.buffer.next(position) {
+            Some(record) => Next::Record(record),
+            None if state.closed || (state.started && state.open_pipes == 0) => Next::End,
+            None => Next::Wait,
+        }
+    }
+
+    /// Resolves when [`Self::next`] may have something new. Make it before asking.
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.readable.notified()
+    }
+
+    pub fn acknowledge(&self, position: u64) -> Result<(), BadAcknowledgement> {
+        self.lock().buffer.acknowledge(position)?;
+        self.writable.notify_waiters();
+        Ok(())
+    }
+
+    async fn pump(&self, source: Source, pipe: &AsyncFd<OwnedFd>) {
+        let mut chunk = vec![0; MAX_RECORD_BYTES];
+        let mut exited = self.exited.subscribe();
+        loop {
+            let room = self.wait_for_room().await;
+            if room == 0 {
+                return;
+            }
+            let ready = tokio::select! {
+                ready = pipe.readable() => ready,
+                () = silence(&mut exited) => return,
+            };
+            let Ok(mut ready) = ready else { return };
+            // No await from here to the append: the room is still there.
+            let room = self.lock().buffer.room().min(chunk.len());
+            if room == 0 {
+                continue;
+            }
+            match rustix::io::read(pipe.get_ref(), &mut chunk[..room]) {
+                Ok(0) => return,
+                Ok(length) => self.append(source, &chunk[..length]),
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                // A terminal answers EIO once nobody has it open.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// 0 when the log is closed.
+    async fn wait_for_room(&self) -> usize {
+        loop {
+            let changed = self.writable.notified();
+            {
+                let state = self.lock();
+                if state.closed {
+                    return 0;
+                }
+                let room = state.buffer.room();
+                if room > 0 {
+                    return room;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn append(&self, source: Source, bytes: &[u8]) {
+        self.lock().buffer.append(source, bytes);
+        self.readable.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resolves a while after the container's end.
+async fn silence(exited: &mut watch::Receiver<bool>) {
+    let ended = exited.wait_for(|exited| *exited).await.is_ok();
+    if ended {
+        tokio::time::sleep(SILENCE_AFTER_EXIT).await;
+    } else {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Log, Next};
+    use crate::streams::buffer::Source;
+    use std::io::Write;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    async fn wait_for_end(log: &Log, mut position: u64) -> u64 {
+        loop {
+            let changed = log.changed();
+            match log.next(position) {
+                Next::Record(record) => {
+                    position += record.payload.len() as u64;
+                    log.acknowledge(position).unwrap();
+                }
+                Next::End => return position,
+                Next::Wait => changed.await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_nobody_reads_stops_at_its_capacity_and_loses_nothing() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let log = Arc::new(Log::default());
+        log.attach(vec![(Source::Stdout, reader)]).unwrap();
+        const TOTAL: usize = 3 << 20;
+        let thread = std::thread::spawn(move || {
+            std::fs::File::from(writer)
+                .write_all(&vec![b'x'; TOTAL])
+                .unwrap();
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!thread.is_finished());
+        assert!(log.lock().buffer.room() < 100);
+        assert_eq!(wait_for_end(&log, 0).await, TOTAL as u64);
+        thread.join().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipe_that_stays_open_ends_a_while_after_the_container() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let log = Arc::new(Log::default());
+        log.attach(vec![(Source::Stdout, reader)]).unwrap();
+        log.container_exited();
+        assert_eq!(wait_for_end(&log, 0).await, 0);
+        drop(writer);
+    }
+}

@@ -1,0 +1,214 @@
+//! The only unsafe code of the agent: system calls that have no safe wrapper in rustix.
+//!
+//! Nothing here decides anything; each function is one system call or one indivisible sequence.
+
+pub mod bpf;
+pub mod spawn;
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::thread::UnshareFlags;
+use tokio::io::unix::AsyncFd;
+
+pub(crate) fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+/// Moves this single-threaded process into new namespaces.
+pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: CLONE_FILES is never passed, so descriptors stay what their owners think they are.
+    unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }?;
+    Ok(())
+}
+
+/// Takes over a descriptor that the parent placed at a fixed number, and makes it close on exec.
+///
+/// Call once for a number, first thing in the process.
+pub fn inherited_fd(number: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl with F_SETFD takes no pointer and fails on a number that is not open.
+    let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    check(result.into())?;
+    // SAFETY: the call above showed that it is open; the caller asks once, so it has one owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes `fd` non-blocking and lets the runtime wait for it.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    // SAFETY: an OwnedFd stays the same open descriptor for as long as the AsyncFd that owns it lives.
+    let watched = unsafe { AsyncFd::register(fd) };
+    watched.map_err(io::Error::from)
+}
+
+/// Writes one byte to an I/O port.
+pub fn write_port(port: u16, value: u8) -> io::Result<()> {
+    // SAFETY: takes no pointer; it only allows this thread to use the port.
+    let result = unsafe { libc::ioperm(port.into(), 1, 1) };
+    check(result.into())?;
+    // SAFETY: the port is allowed (above); `out` touches no memory of ours and no flags.
+    unsafe {
+        std::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags))
+    };
+    Ok(())
+}
+
+/// Replaces the program. Returns only when that failed.
+pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Result<Infallible> {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end with a null pointer and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+/// Gives every signal its default disposition and unblocks all of them.
+pub fn reset_signals() -> io::Result<()> {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no code of ours. Signals that cannot be set answer EINVAL.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    set_signal_mask(0)
+}
+
+/// Lets the kernel collect this process's children.
+pub fn ignore_child_exits() -> io::Result<()> {
+    // SAFETY: SIG_IGN installs no code of ours.
+    let previous = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    if previous == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Sets the calling thread's mask of blocked signals (bit n-1 for signal n).
+fn set_signal_mask(mask: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads eight bytes at the address of a live u64.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// `kill(2)`: rustix's typed signals leave the real-time ones out.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    let result = unsafe { libc::kill(pid, signal) };
+    check(result.into()).map(drop)
+}
+
+/// What the tree below `target` must be able to do no more, with `mount_setattr(2)`.
+pub fn set_mount_attributes(
+    target: BorrowedFd<'_>,
+    attributes: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is a C string, and the size is that of the structure behind the pointer.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Installs a classic BPF program as this process's seccomp filter.
+pub fn load_seccomp(program: &mut [libc::sock_filter], flags: u32) -> io::Result<()> {
+    let len =
+        u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let prog = libc::sock_fprog {
+        len,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `prog` describes a live slice of exactly `len` instructions; the kernel copies it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const prog,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// A session keyring of its own, so that containers do not share keys.
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<c_char>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// A device-mapper request. The kernel writes at most `data_size` bytes, which the caller set to the
+/// length of `buffer`; this checks that.
+pub fn dm_ioctl(control: impl AsFd, request: libc::c_ulong, buffer: &mut [u8]) -> io::Result<()> {
+    const DATA_SIZE: std::ops::Range<usize> = 12..16;
+    let declared = buffer
+        .get(DATA_SIZE)
+        .and_then(|b| <[u8; 4]>::try_from(b).ok())
+        .map(u32::from_ne_bytes);
+    if declared.and_then(|n| usize::try_from(n).ok()) != Some(buffer.len()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the buffer is as long as it declares (checked above), so the kernel stays inside.
+    let result = unsafe { libc::ioctl(control.as_fd().as_raw_fd(), request, buffer.as_mut_ptr()) };
+    check(result.into()).map(drop)
+}
+
+/// Mixes `entropy` into the kernel's pool, credits it, and reseeds the generator at once.
+pub fn add_entropy(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let bytes = i32::try_from(entropy.len()).map_err(too_long)?;
+    let mut request = Vec::with_capacity(8 + entropy.len());
+    request.extend_from_slice(&bytes.saturating_mul(8).to_ne_bytes());
+    request.extend_from_slice(&bytes.to_ne_bytes());
+    request.extend_from_slice(entropy);
+    let fd = random.as_fd().as_raw_fd();
+    // SAFETY: a rand_pool_info: bit count, byte count, then exactly that many bytes, all live.
+    let result = unsafe { libc::ioctl(fd, RNDADDENTROPY, request.as_ptr()) };
+    check(result.into())?;
+    // SAFETY: takes no argument.
+    let result = unsafe { libc::ioctl(fd, RNDRESEEDCRNG, 0) };
+    check(result.into()).map(drop)
+}
