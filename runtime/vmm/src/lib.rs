@@ -1,1 +1,43 @@
-//! stub
+// SPDX-License-Identifier: Apache-2.0
+//! One microVM: a KVM virtual machine with a fixed set of virtio devices, in a process of its own.
+//!
+//! [`config`], [`control`] and [`report`] are the whole interface to the process that starts it:
+//! a configuration on standard input, a control socket, a report at the end. Everything else is
+//! what the `bulkhead-vmm` binary is made of.
+//!
+//! ```text
+//!  main thread        vcpu threads (one per vCPU)      disk worker       io worker
+//!  control socket     KVM_RUN, MMIO registers,         image disk        vsock, net,
+//!  and the end        serial port                      scratch disk      rng, balloon
+//! ```
+//!
+//! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
+
+pub mod boot;
+pub mod config;
+pub mod control;
+pub mod cpu;
+pub mod devices;
+pub mod jail;
+pub mod memory;
+pub mod probe;
+pub mod report;
+pub mod statistics;
+#[allow(unsafe_code)]
+mod sys;
+pub mod vcpu;
+pub mod vm;
+
+/// Joins an error and its sources: the only place where a chain is printed.
+#[must_use]
+pub fn chain(err: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(err), |e| e.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// What a process of this crate does first, before it makes threads.
+pub fn prepare_process() {
+    sys::use_one_malloc_arena();
+}

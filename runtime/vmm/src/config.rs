@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The configuration of one VM: what the parent writes to standard input, and the check of it.
+//!
+//! [`VmConfig`] is the file as written (unknown keys are errors). [`VmConfig::check`] looks at
+//! what can be told without touching the system; opening the files is [`crate::vm::resources`]'s.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The most bytes of configuration that are read.
+const CONFIG_BYTES: u64 = 1 << 20;
+/// APIC ids are eight bits in the MP table, and its room is bounded.
+pub const MAX_VCPUS: u8 = 64;
+pub const MIN_MEMORY_MIB: u32 = 32;
+/// 1 TiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// The kernel's COMMAND_LINE_SIZE is 2048; our own words take less than half of it.
+const EXTRA_CMDLINE_BYTES: usize = 1024;
+/// `sun_path` holds 108 bytes with its NUL; the vsock path gets `_` and a port appended.
+const SOCKET_PATH_BYTES: usize = 107;
+const PORT_SUFFIX_BYTES: usize = 11;
+
+/// An error in the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read configuration")]
+    Read(#[source] std::io::Error),
+    #[error("parse configuration")]
+    Parse(#[source] serde_json::Error),
+    #[error("vcpus is {0}, possible are 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    #[error("memory_mib is {0}, possible are {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
+    Memory(u32),
+    #[error("guest_cid is {0}, the least is 3")]
+    GuestCid(u32),
+    #[error("extra_cmdline is longer than {EXTRA_CMDLINE_BYTES} bytes or not printable ASCII")]
+    Cmdline,
+    #[error("socket path {0} is too long")]
+    SocketPath(PathBuf),
+    #[error("mtu is {0}, possible are 68 to 65521")]
+    Mtu(u16),
+    #[error("mac address {0} is not a unicast address")]
+    Mac(MacAddress),
+}
+
+/// One microVM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// An uncompressed ELF kernel (`vmlinux`).
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// Appended to the command line that the VMM makes.
+    #[serde(default)]
+    pub extra_cmdline: String,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    /// The file that is the guest's memory; an anonymous one if absent.
+    #[serde(default)]
+    pub memory_file: Option<PathBuf>,
+    /// Gets at most the first MiB that the guest writes to its serial port.
+    pub console_log: PathBuf,
+    /// Where to listen, see [`crate::control`].
+    pub control_socket: PathBuf,
+    /// Where to write the [`crate::report::ExitReport`]; made empty at start.
+    pub exit_report: PathBuf,
+    pub vsock: VsockConfig,
+    /// Without it the network device is there and its link is down.
+    #[serde(default)]
+    pub net: Option<NetConfig>,
+    pub image_disk: ImageDiskConfig,
+    /// Without it the scratch disk is there and has no sectors.
+    #[serde(default)]
+    pub scratch_disk: Option<PathBuf>,
+    /// Who to become once everything is open.
+    #[serde(default)]
+    pub run_as: Option<RunAs>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// 3 or more.
+    pub guest_cid: u32,
+    /// The host side connects here and says `CONNECT <port>\n`; the guest's connection to host
+    /// port P becomes one to `<socket>_<P>`.
+    pub socket: PathBuf,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// An inherited descriptor, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
+    pub tap_fd: i32,
+    pub mac: MacAddress,
+    pub mtu: u16,
+}
+
+/// The extents that the image disk has at start, in order.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageDiskConfig {
+    #[serde(default)]
+    pub extents: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunAs {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// An Ethernet address, written `02:00:00:aa:bb:cc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacAddress(pub [u8; 6]);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a MAC address like 02:00:00:aa:bb:cc")]
+pub struct ParseMacError(String);
+
+impl VmConfig {
+    /// Reads, parses and checks a configuration.
+    pub fn read(input: impl Read) -> Result<Self, ConfigError> {
+        let config: Self =
+            serde_json::from_reader(input.take(CONFIG_BYTES)).map_err(ConfigError::Parse)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what can be told from the text alone.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        // u32::MAX is VMADDR_CID_ANY.
+        if self.vsock.guest_cid < 3 || self.vsock.guest_cid == u32::MAX {
+            return Err(ConfigError::GuestCid(self.vsock.guest_cid));
+        }
+        let printable = |c: char| c == ' ' || c.is_ascii_graphic();
+        if self.extra_cmdline.len() > EXTRA_CMDLINE_BYTES
+            || !self.extra_cmdline.chars().all(printable)
+        {
+            return Err(ConfigError::Cmdline);
+        }
+        socket_path(&self.control_socket, 0)?;
+        socket_path(&self.vsock.socket, PORT_SUFFIX_BYTES)?;
+        if let Some(net) = &self.net {
+            if !(68..=65521).contains(&net.mtu) {
+                return Err(ConfigError::Mtu(net.mtu));
+            }
+            if net.mac.0[0] & 1 != 0 || net.mac.0 == [0; 6] {
+                return Err(ConfigError::Mac(net.mac));
+            }
+        }
+        Ok(())
+    }
+
+    /// Guest memory in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+}
+
+fn socket_path(path: &Path, suffix: usize) -> Result<(), ConfigError> {
+    if path.as_os_str().len() + suffix > SOCKET_PATH_BYTES {
+        return Err(ConfigError::SocketPath(path.to_owned()));
+    }
+    Ok(())
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = ParseMacError;
+
+    fn from_str(text: &str) -> Result<Self, ParseMacError> {
+        let wrong = || ParseMacError(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(wrong)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        match parts.next() {
+            None => Ok(Self(bytes)),
+            Some(_) => Err(wrong()),
+        }
+    }
+}
+
+impl Serialize for MacAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> serde_json::Value {
+        serde_json::json!({
+            "kernel": "/k", "initramfs": "/i", "vcpus": 2, "memory_mib": 256,
+            "console_log": "/c", "control_socket": "/s", "exit_report": "/r",
+            "vsock": { "guest_cid": 3, "socket": "/v" },
+            "net": { "tap_fd": 5, "mac": "02:00:00:aa:bb:cc", "mtu": 1500 },
+            "image_disk": { "extents": ["/a"] },
+        })
+    }
+
+    fn read(value: &serde_json::Value) -> Result<VmConfig, ConfigError> {
+        VmConfig::read(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn reads_a_sample_and_writes_the_same() {
+        let config = read(&sample()).unwrap();
+        assert_eq!(config.net.as_ref().unwrap().mac.0[5], 0xcc);
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(
+            VmConfig::read(text.as_bytes()).unwrap().memory_bytes(),
+            256 << 20
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_wrong() {
+        type Wrong = fn(&ConfigError) -> bool;
+        let parse: Wrong = |e| matches!(e, ConfigError::Parse(_));
+        let cases: [(&str, serde_json::Value, Wrong); 11] = [
+            ("/unknown", 1.into(), parse),
+            ("/vcpus", 0.into(), |e| matches!(e, ConfigError::Vcpus(0))),
+            ("/vcpus", 65.into(), |e| matches!(e, ConfigError::Vcpus(65))),
+            ("/vcpus", 256.into(), parse),
+            ("/memory_mib", 1.into(), |e| matches!(e, ConfigError::Memory(1))),
+            ("/vsock/guest_cid", 2.into(), |e| matches!(e, ConfigError::GuestCid(2))),
+            ("/extra_cmdline", "a\nb".into(), |e| matches!(e, ConfigError::Cmdline)),
+            ("/net/mac", "02:00".into(), parse),
+            ("/net/mac", "03:00:00:00:00:00".into(), |e| matches!(e, ConfigError::Mac(_))),
+            ("/net/mtu", 10.into(), |e| matches!(e, ConfigError::Mtu(10))),
+            ("/vsock/socket", "x".repeat(100).into(), |e| {
+                matches!(e, ConfigError::SocketPath(_))
+            }),
+        ];
+        for (pointer, value, wrong) in cases {
+            let mut config = sample();
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            config.pointer_mut(parent).unwrap()[key] = value;
+            let err = read(&config).unwrap_err();
+            assert!(wrong(&err), "{pointer}: {err:?}");
+        }
+    }
+}

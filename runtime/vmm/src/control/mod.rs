@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control socket: newline-delimited JSON over a unix stream, one reply per request. This
+//! file has the messages and the client; [`server`] is the other end.
+//!
+//! A descriptor travels with the bytes of the request that is about it (SCM_RIGHTS).
+
+pub mod server;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::statistics::Statistics;
+
+/// The longest request or reply, its newline included.
+pub const LINE_BYTES: usize = 16 << 10;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Comes with a descriptor: a regular file, open for reading only.
+    AttachExtent,
+    Statistics,
+    /// Returns once no vCPU runs.
+    Pause,
+    Resume,
+    /// Ends the VM; the reply is the last thing that is sent.
+    Stop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    Done,
+    Extent(Extent),
+    Statistics(Box<Statistics>),
+    Failed { message: String },
+}
+
+/// Where an image is on the image disk, in sectors of 512 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub first_sector: u64,
+    pub sectors: u64,
+}
+
+/// A request that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("connect to control socket")]
+    Connect(#[source] io::Error),
+    #[error("send request")]
+    Send(#[source] io::Error),
+    #[error("receive reply")]
+    Receive(#[source] io::Error),
+    #[error("control socket closed without a reply")]
+    Closed,
+    #[error("parse reply")]
+    Parse(#[source] serde_json::Error),
+    #[error("reply is not one to this request")]
+    WrongReply,
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// A connection to a VMM. Blocking, with a time limit on every step.
+#[derive(Debug)]
+pub struct Client {
+    socket: BufReader<UnixStream>,
+}
+
+impl Client {
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let connect = || {
+            let socket = UnixStream::connect(path)?;
+            socket.set_read_timeout(Some(TIMEOUT))?;
+            socket.set_write_timeout(Some(TIMEOUT))?;
+            Ok(socket)
+        };
+        let socket = connect().map_err(ClientError::Connect)?;
+        Ok(Self {
+            socket: BufReader::with_capacity(4096, socket),
+        })
+    }
+
+    /// Appends a file to the image disk.
+    pub fn attach_extent(&mut self, file: &File) -> Result<Extent, ClientError> {
+        match self.call(Request::AttachExtent, Some(file))? {
+            Reply::Extent(extent) => Ok(extent),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    pub fn statistics(&mut self) -> Result<Statistics, ClientError> {
+        match self.call(Request::Statistics, None)? {
+            Reply::Statistics(statistics) => Ok(*statistics),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.expect_done(Request::Pause)
+    }
+
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.expect_done(Request::Resume)
+    }
+
+    pub fn stop(&mut self) -> Result<(), ClientError> {
+        self.expect_done(Request::Stop)
+    }
+
+    fn expect_done(&mut self, request: Request) -> Result<(), ClientError> {
+        match self.call(request, None)? {
+            Reply::Done => Ok(()),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    fn call(&mut self, request: Request, file: Option<&File>) -> Result<Reply, ClientError> {
+        let mut line = serde_json::to_vec(&request).map_err(ClientError::Parse)?;
+        line.push(b'\n');
+        self.send(&line, file).map_err(ClientError::Send)?;
+        let mut answer = Vec::new();
+        let mut bounded = io::Read::take(&mut self.socket, LINE_BYTES as u64);
+        bounded
+            .read_until(b'\n', &mut answer)
+            .map_err(ClientError::Receive)?;
+        if answer.is_empty() {
+            return Err(ClientError::Closed);
+        }
+        match serde_json::from_slice(&answer).map_err(ClientError::Parse)? {
+            Reply::Failed { message } => Err(ClientError::Refused(message)),
+            reply => Ok(reply),
+        }
+    }
+
+    fn send(&mut self, line: &[u8], file: Option<&File>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = file.map(|file| [file.as_fd()]);
+        if let Some(fds) = &fds {
+            control.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        let mut socket = self.socket.get_ref();
+        let bytes = [IoSlice::new(line)];
+        let sent = rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL)?;
+        socket.write_all(line.get(sent..).unwrap_or(&[]))
+    }
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a virtual CPU is: its CPUID leaves, its model-specific registers, its local APIC, and the
+//! state in which it enters a 64-bit kernel. Called at setup only, before any guest code runs.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+
+use crate::boot::Entry;
+
+/// A vCPU that could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    #[error("{what} of vCPU {vcpu}")]
+    Kvm {
+        what: &'static str,
+        vcpu: u8,
+        source: kvm_ioctls::Error,
+    },
+    #[error("host CPU has more CPUID leaves or MSRs than KVM takes")]
+    TooMany,
+}
+
+const CR0_PE: u64 = 1;
+const CR0_ET: u64 = 1 << 4;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+
+const APIC_LVT_LINT0: usize = 0x350;
+const APIC_LVT_LINT1: usize = 0x360;
+const APIC_MODE_NMI: u32 = 0x4 << 8;
+const APIC_MODE_EXTINT: u32 = 0x7 << 8;
+const APIC_MODE_MASK: u32 = 0x7 << 8;
+
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// MTRRs enabled, everything write-back.
+const MTRR_ALL_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// The leaves that all vCPUs share, from what this host can do.
+pub fn host_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    for entry in cpuid.as_mut_slice() {
+        filter(entry, deadline);
+    }
+    Ok(cpuid)
+}
+
+fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
+    const HYPERVISOR: u32 = 1 << 31;
+    const TSC_DEADLINE: u32 = 1 << 24;
+    const X2APIC: u32 = 1 << 21;
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    match entry.function {
+        0x1 => {
+            // No nested virtualization: it is the largest piece of KVM that a guest can reach.
+            entry.ecx = (entry.ecx & !VMX) | HYPERVISOR | X2APIC;
+            if deadline {
+                entry.ecx |= TSC_DEADLINE;
+            }
+        }
+        // Thermal and power: only that the APIC timer never stops.
+        0x6 => {
+            entry.eax &= 1 << 2;
+            entry.ebx = 0;
+            entry.ecx = 0;
+            entry.edx = 0;
+        }
+        // Performance counters, SGX, SVM details.
+        0xa | 0x12 | 0x8000_000a | 0x8000_0022 => {
+            entry.eax = 0;
+            entry.ebx = 0;
+            entry.ecx = 0;
+            entry.edx = 0;
+        }
+        0x8000_0001 => entry.ecx &= !SVM,
+        _ => {}
+    }
+}
+
+/// The shared leaves with what differs from one vCPU to the next.
+fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
+    let mut cpuid = shared.clone();
+    let (id, total) = (u32::from(vcpu), u32::from(count));
+    // How many bits of an APIC id number the cores of a package.
+    let bits = total.next_power_of_two().trailing_zeros();
+    for entry in cpuid.as_mut_slice() {
+        match entry.function {
+            0x1 => {
+                const CLFLUSH_64: u32 = 8 << 8;
+                const HTT: u32 = 1 << 28;
+                entry.ebx = id << 24 | total << 16 | CLFLUSH_64 | (entry.ebx & 0xff);
+                entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+            }
+            0x4 => {
+                // One thread per core; caches of level 3 are shared by the package.
+                let level = entry.eax >> 5 & 7;
+                let sharing = if level >= 3 { (1 << bits) - 1 } else { 0 };
+                let kind = entry.eax & 0x3ff;
+                if kind & 0x1f != 0 {
+                    entry.eax = kind | sharing << 14 | ((1 << bits) - 1) << 26;
+                }
+            }
+            0xb | 0x1f => {
+                let (shift, number, kind) = match entry.index {
+                    0 => (0, 1, 1 << 8),
+                    1 => (bits, total, 2 << 8),
+                    _ => (0, 0, 0),
+                };
+                entry.eax = shift;
+                entry.ebx = number;
+                entry.ecx = kind | entry.index;
+                entry.edx = id;
+            }
+            0x8000_0008 => entry.ecx = bits << 12 | (total - 1),
+            0x8000_001d => {
+                let level = entry.eax >> 5 & 7;
+                let sharing = if level >= 3 { total - 1 } else { 0 };
+                entry.eax = (entry.eax & 0x3fff) | sharing << 14;
+            }
+            0x8000_001e => {
+                entry.eax = id;
+                entry.ebx = id;
+                entry.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+    cpuid
+}
+
+/// A flat segment, as a GDT entry would describe it.
+#[must_use]
+pub fn segment(selector: u16, kind: u8, dpl: u8, long: bool) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl,
+        db: u8::from(!long),
+        s: 1,
+        l: u8::from(long),
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+/// Sets up vCPU `vcpu` of `count`. The first one starts at `entry`, the others wait to be woken.
+pub fn set_up(
+    fd: &VcpuFd,
+    shared: &CpuId,
+    vcpu: u8,
+    count: u8,
+    entry: &Entry,
+) -> Result<(), CpuError> {
+    let failed = |what| move |source| CpuError::Kvm { what, vcpu, source };
+    fd.set_cpuid2(&vcpu_cpuid(shared, vcpu, count))
+        .map_err(failed("set CPUID"))?;
+    set_msrs(fd, vcpu)?;
+    set_apic_lines(fd).map_err(failed("set local APIC"))?;
+    if vcpu == 0 {
+        enter_long_mode(fd, entry).map_err(failed("set registers"))?;
+    }
+    Ok(())
+}
+
+fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), CpuError> {
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let msrs = Msrs::from_entries(&[
+        entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        entry(MSR_MTRR_DEF_TYPE, MTRR_ALL_WRITE_BACK),
+    ]);
+    let msrs = msrs.map_err(|_| CpuError::TooMany)?;
+    let set = fd.set_msrs(&msrs).map_err(|source| CpuError::Kvm {
+        what: "set MSRs",
+        vcpu,
+        source,
+    })?;
+    if set < 2 {
+        let source = kvm_ioctls::Error::new(libc::EINVAL);
+        let what = "set MSRs";
+        return Err(CpuError::Kvm { what, vcpu, source });
+    }
+    Ok(())
+}
+
+/// LINT0 takes the old interrupt controller, LINT1 the NMI, as the MP table says.
+fn set_apic_lines(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    let mut apic = fd.get_lapic()?;
+    let modes = [
+        (APIC_LVT_LINT0, APIC_MODE_EXTINT),
+        (APIC_LVT_LINT1, APIC_MODE_NMI),
+    ];
+    for (register, mode) in modes {
+        for (index, byte) in (0..4).zip(mode.to_le_bytes()) {
+            // The delivery mode is in bits 8 to 10: the second byte alone.
+            let mask = APIC_MODE_MASK.to_le_bytes()[index].cast_signed();
+            if let Some(reg) = apic.regs.get_mut(register + index) {
+                *reg = (*reg & !mask) | byte.cast_signed();
+            }
+        }
+    }
+    fd.set_lapic(&apic)
+}
+
+/// The 64-bit boot protocol (Documentation/x86/boot.rst): paging on, identity-mapped, flat
+/// segments at 0x10 and 0x18, interrupts off, the zero page's address in RSI.
+fn enter_long_mode(fd: &VcpuFd, entry: &Entry) -> Result<(), kvm_ioctls::Error> {
+    let mut sregs = fd.get_sregs()?;
+    sregs.cs = segment(0x10, 11, 0, true);
+    let data = segment(0x18, 3, 0, false);
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.ss = data;
+    sregs.gdt.base = entry.gdt;
+    sregs.gdt.limit = entry.gdt_limit;
+    sregs.cr0 |= CR0_PE | CR0_PG | CR0_ET;
+    sregs.cr3 = entry.page_table;
+    sregs.cr4 |= CR4_PAE;
+    sregs.efer |= EFER_LME | EFER_LMA;
+    fd.set_sregs(&sregs)?;
+    fd.set_regs(&kvm_regs {
+        rip: entry.rip,
+        rsi: entry.zero_page,
+        rsp: entry.stack,
+        rbp: entry.stack,
+        rflags: 2,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vcpus_differ_where_they_must() {
+        let leaf = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        };
+        let leaves = [leaf(1, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0x8000_0008, 0)];
+        let shared = CpuId::from_entries(&leaves).unwrap();
+        let cpuid = vcpu_cpuid(&shared, 2, 3);
+        let leaves = cpuid.as_slice();
+        assert_eq!(leaves[0].ebx, 2 << 24 | 3 << 16 | 8 << 8);
+        assert_eq!(leaves[0].edx, 1 << 28);
+        assert_eq!((leaves[1].eax, leaves[1].edx), (0, 2));
+        assert_eq!((leaves[2].eax, leaves[2].ebx), (2, 3));
+        assert_eq!(leaves[3].ecx, 2 << 12 | 2);
+    }
+
+    #[test]
+    fn nested_virtualization_is_hidden() {
+        let mut entry = kvm_cpuid_entry2 {
+            function: 1,
+            ecx: 1 << 5,
+            ..Default::default()
+        };
+        filter(&mut entry, true);
+        assert_eq!(entry.ecx, 1 << 31 | 1 << 24 | 1 << 21);
+    }
+}

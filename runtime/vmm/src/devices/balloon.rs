@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! virtio-balloon (virtio 1.2, 5.5): its use here is free page reporting, by which the guest
+//! tells which memory it does not use and the host takes it back. Runs on the io worker.
+//!
+//! Inflating and deflating work as the specification says; the target stays at zero.
+
+use std::sync::Arc;
+
+use super::chain::{Buffers, Chain};
+use super::ring::RingError;
+use super::{Active, Turn, VirtioDevice, read_space};
+use crate::memory::{self, Memory};
+use crate::statistics::BalloonCounters;
+
+const DEVICE_ID: u32 = 5;
+const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+const F_REPORTING: u64 = 1 << 5;
+/// A balloon page, whatever the guest's pages are.
+const PAGE_SHIFT: u32 = 12;
+const INFLATE: usize = 0;
+const DEFLATE: usize = 1;
+/// Queues that are not offered have no number, so this one follows at once.
+const REPORTING: usize = 2;
+const BUDGET: usize = 64;
+
+/// The balloon of one guest.
+#[derive(Debug)]
+pub struct Balloon {
+    /// How many pages the guest says it gave.
+    actual_pages: [u8; 4],
+    active: Option<Active>,
+    counters: Arc<BalloonCounters>,
+}
+
+impl Balloon {
+    #[must_use]
+    pub fn new(counters: Arc<BalloonCounters>) -> Self {
+        Self {
+            actual_pages: [0; 4],
+            active: None,
+            counters,
+        }
+    }
+}
+
+/// Gives back the pages whose numbers are in `list`, runs of neighbours at once.
+fn release_listed(memory: &Memory, mut list: Buffers<'_>) -> u64 {
+    let mut released: u64 = 0;
+    let mut run: Option<(u64, u64)> = None;
+    loop {
+        let page = list.take::<4>().ok().map(u32::from_le_bytes).map(u64::from);
+        let grown = match (run, page) {
+            (Some((first, count)), Some(page)) if first.checked_add(count) == Some(page) => {
+                Some((first, count.saturating_add(1)))
+            }
+            _ => None,
+        };
+        if grown.is_some() {
+            run = grown;
+            continue;
+        }
+        if let Some((first, count)) = run {
+            // Fits: page numbers are 32 bits. A range outside of memory is the guest's loss.
+            let bytes = memory::release(memory, first << PAGE_SHIFT, count << PAGE_SHIFT);
+            released = released.saturating_add(bytes.unwrap_or(0));
+        }
+        match page {
+            Some(page) => run = Some((page, 1)),
+            None => return released,
+        }
+    }
+}
+
+/// Gives back the memory that a reporting chain consists of.
+fn release_reported(memory: &Memory, chain: virtio_queue::DescriptorChain<&Memory>) -> u64 {
+    chain.writable().fold(0, |sum: u64, descriptor| {
+        let len = u64::from(descriptor.len());
+        let bytes = memory::release(memory, descriptor.addr().0, len);
+        sum.saturating_add(bytes.unwrap_or(0))
+    })
+}
+
+impl VirtioDevice for Balloon {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        F_DEFLATE_ON_OOM | F_REPORTING
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[64, 64, 64]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // num_pages, the target, is always zero.
+        let mut space = [0; 8];
+        for (to, from) in space.iter_mut().skip(4).zip(self.actual_pages) {
+            *to = from;
+        }
+        read_space(&space, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let (4, Ok(pages)) = (offset, data.try_into()) {
+            self.actual_pages = pages;
+            self.counters.set_actual(u32::from_le_bytes(pages));
+        }
+    }
+
+    fn activate(&mut self, active: Active) {
+        self.active = Some(active);
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+    }
+
+    fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
+        let Some(active) = &mut self.active else {
+            return Ok(Turn::Idle);
+        };
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(index);
+        let ring = ring.ok_or(RingError::NoQueue(index))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            match index {
+                REPORTING => self.counters.reported(release_reported(memory, chain)),
+                INFLATE => {
+                    if let Ok(chain) = Chain::resolve(chain, memory, 64) {
+                        let bytes = release_listed(memory, chain.readable);
+                        self.counters.inflated(bytes);
+                    }
+                }
+                // The guest takes pages back by touching them.
+                DEFLATE => {}
+                other => return Err(RingError::NoQueue(other)),
+            }
+            ring.push(memory, head, 0)?;
+        }
+        ring.signal(memory)?;
+        Ok(turn)
+    }
+}

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+//! virtio-blk (virtio 1.2, 5.2), over any [`Disk`]. Runs on the disk worker, which does the I/O
+//! itself: one request at a time per VM, straight between file and guest memory.
+
+pub mod disk;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::chain::{Buffers, Chain, ChainError};
+use super::ring::RingError;
+use super::{Active, Turn, VirtioDevice, read_space};
+use crate::statistics::DeviceCounters;
+use disk::{Disk, DiskRange, ImageDisk};
+use window::{Placed, WindowError};
+
+pub const SECTOR_BYTES: u64 = 512;
+const DEVICE_ID: u32 = 2;
+
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+const T_IN: u32 = 0;
+const T_OUT: u32 = 1;
+const T_FLUSH: u32 = 4;
+const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
+
+const S_OK: u8 = 0;
+const S_IOERR: u8 = 1;
+const S_UNSUPP: u8 = 2;
+
+const ID_BYTES: usize = 20;
+const QUEUE_SIZE: u16 = 128;
+/// Data buffers of a request; header and status come on top.
+const SEG_MAX: u32 = 126;
+const CHAIN_MAX: usize = 128;
+/// Ranges in one discard request.
+const RANGES_MAX: u32 = 16;
+const RANGE_SECTORS_MAX: u32 = 1 << 22;
+const BUDGET: usize = 32;
+
+/// A request that gets an error for an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error("request is malformed")]
+    Malformed(#[from] ChainError),
+    #[error("sector {sector} and {len} bytes do not fit a disk of {sectors} sectors")]
+    OutOfRange { sector: u64, len: u64, sectors: u64 },
+    #[error("request type {0} is not offered")]
+    Unsupported(u32),
+    #[error("host I/O")]
+    Io(#[from] std::io::Error),
+}
+
+impl RequestError {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Unsupported(_) => S_UNSUPP,
+            Self::Malformed(_) | Self::OutOfRange { .. } | Self::Io(_) => S_IOERR,
+        }
+    }
+}
+
+impl DiskRange {
+    /// Checks numbers that the guest chose.
+    pub fn parse(sector: u64, len: u64, sectors: u64) -> Result<Self, RequestError> {
+        let out_of_range = RequestError::OutOfRange {
+            sector,
+            len,
+            sectors,
+        };
+        let start = sector.checked_mul(SECTOR_BYTES);
+        let end = start.and_then(|s| s.checked_add(len));
+        let size = sectors.saturating_mul(SECTOR_BYTES);
+        match (start, end) {
+            (Some(start), Some(end)) if end <= size && len.is_multiple_of(SECTOR_BYTES) => {
+                Ok(Self { start, len })
+            }
+            _ => Err(out_of_range),
+        }
+    }
+}
+
+/// A disk as the guest sees it.
+#[derive(Debug)]
+pub struct Blk<D> {
+    disk: D,
+    /// What GET_ID answers.
+    id: &'static str,
+    active: Option<Active>,
+    counters: Arc<DeviceCounters>,
+}
+
+impl<D: Disk> Blk<D> {
+    #[must_use]
+    pub fn new(disk: D, id: &'static str, counters: Arc<DeviceCounters>) -> Self {
+        Self {
+            disk,
+            id,
+            active: None,
+            counters,
+        }
+    }
+
+    /// Serves one chain; returns how many bytes were written to it.
+    fn serve(&self, chain: Chain<'_>) -> usize {
+        let Some(data_len) = chain.writable.len().checked_sub(1) else {
+            // No room for a status: nothing can be said to this driver.
+            return self.counters.fail();
+        };
+        let data = chain.writable.part(0, data_len);
+        let (status, written) = match self.execute(chain.readable, &data) {
+            Ok(written) => (S_OK, written),
+            Err(e) => {
+                self.counters.fail();
+                (e.status(), 0)
+            }
+        };
+        chain.writable.part(data_len, 1).copy_from(&[status]);
+        // The status is the last byte, so everything before it counts as written.
+        if written == data_len { written.saturating_add(1) } else { chain.writable.len() }
+    }
+
+    fn execute(&self, mut from: Buffers<'_>, to: &Buffers<'_>) -> Result<usize, RequestError> {
+        let [kind, sector] = header(from.take()?);
+        let kind = u32::try_from(kind & 0xffff_ffff).unwrap_or(u32::MAX);
+        match kind {
+            T_IN => {
+                let range = self.range(sector, to)?;
+                self.disk.read(range, to)?;
+                self.counters.read(to.len());
+                Ok(to.len())
+            }
+            T_GET_ID => {
+                let mut id = [0; ID_BYTES];
+                for (to, from) in id.iter_mut().zip(self.id.bytes()) {
+                    *to = from;
+                }
+                Ok(to.copy_from(&id))
+            }
+            T_OUT if D::WRITABLE => {
+                let range = self.range(sector, &from)?;
+                self.disk.write(range, &from)?;
+                self.counters.written(from.len());
+                Ok(0)
+            }
+            // Write to a read-only disk: an error, not an unknown request (5.2.6.2).
+            T_OUT => Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem).into()),
+            T_FLUSH if D::WRITABLE => {
+                self.disk.flush()?;
+                self.counters.written(0);
+                Ok(0)
+            }
+            T_DISCARD | T_WRITE_ZEROES if D::WRITABLE => {
+                self.discard(kind, from)?;
+                Ok(0)
+            }
+            other => Err(RequestError::Unsupported(other)),
+        }
+    }
+
+    fn range(&self, sector: u64, data: &Buffers<'_>) -> Result<DiskRange, RequestError> {
+        let len = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        DiskRange::parse(sector, len, self.disk.sectors())
+    }
+
+    /// Both requests free the range: it reads as zeroes afterwards, which is what WRITE_ZEROES
+    /// asks for and more than DISCARD does.
+    fn discard(&self, kind: u32, mut list: Buffers<'_>) -> Result<(), RequestError> {
+        const F_UNMAP: u32 = 1;
+        for _ in 0..RANGES_MAX {
+            if list.is_empty() {
+                break;
+            }
+            let bytes: [u8; 16] = list.take()?;
+            let [sector, rest] = header(bytes);
+            let sectors = rest & 0xffff_ffff;
+            let flags = u32::try_from(rest >> 32).unwrap_or(u32::MAX);
+            let allowed = if kind == T_WRITE_ZEROES { F_UNMAP } else { 0 };
+            if flags & !allowed != 0 {
+                return Err(RequestError::Unsupported(kind));
+            }
+            let len = sectors.saturating_mul(SECTOR_BYTES);
+            let range = DiskRange::parse(sector, len, self.disk.sectors())?;
+            self.disk.discard(range)?;
+        }
+        self.counters.written(0);
+        Ok(())
+    }
+
+    fn config(&self) -> [u8; 60] {
+        let mut space = [0; 60];
+        let mut put = |at: usize, bytes: &[u8]| {
+            for (to, from) in space.iter_mut().skip(at).zip(bytes) {
+                *to = *from;
+            }
+        };
+        put(0, &self.disk.sectors().to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &512u32.to_le_bytes());
+        // Eight logical blocks in a physical one: 4 KiB.
+        put(24, &[3]);
+        if D::WRITABLE {
+            put(36, &RANGE_SECTORS_MAX.to_le_bytes());
+            put(40, &RANGES_MAX.to_le_bytes());
+            put(44, &8u32.to_le_bytes());
+            put(48, &RANGE_SECTORS_MAX.to_le_bytes());
+            put(52, &RANGES_MAX.to_le_bytes());
+            put(56, &[1]);
+        }
+        space
+    }
+}
+
+impl Blk<ImageDisk> {
+    /// Adds an extent to the running disk and tells the driver.
+    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
+        let placed = self.disk.append(file, bytes)?;
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+        Ok(placed)
+    }
+}
+
+/// Sixteen bytes as two little-endian numbers.
+fn header(bytes: [u8; 16]) -> [u64; 2] {
+    let both = u128::from_le_bytes(bytes);
+    let low = u64::try_from(both & u128::from(u64::MAX)).unwrap_or(0);
+    let high = u64::try_from(both >> 64).unwrap_or(0);
+    [low, high]
+}
+
+impl<D: Disk> VirtioDevice for Blk<D> {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        let common = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY;
+        if D::WRITABLE {
+            common | F_FLUSH | F_DISCARD | F_WRITE_ZEROES
+        } else {
+            common | F_RO
+        }
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_space(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, active: Active) {
+        self.active = Some(active);
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+    }
+
+    fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
+        let Some(mut active) = self.active.take() else {
+            return Ok(Turn::Idle);
+        };
+        let turn = self.drain(&mut active, index);
+        self.active = Some(active);
+        turn
+    }
+}
+
+impl<D: Disk> Blk<D> {
+    fn drain(&self, active: &mut Active, index: usize) -> Result<Turn, RingError> {
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(index);
+        let ring = ring.ok_or(RingError::NoQueue(index))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            let len = match Chain::resolve(chain, memory, CHAIN_MAX) {
+                Ok(chain) => self.serve(chain),
+                Err(_) => self.counters.fail(),
+            };
+            ring.push(memory, head, u32::try_from(len).unwrap_or(u32::MAX))?;
+        }
+        ring.signal(memory)?;
+        Ok(turn)
+    }
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Disk requests through a driver-side mock queue: what works, and what a hostile driver may try.
+#![allow(clippy::arithmetic_side_effects)]
+
+use std::io::Write;
+use std::sync::Mutex;
+
+use virtio_queue::desc::{RawDescriptor, split::Descriptor};
+use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::disk::ScratchDisk;
+use super::*;
+use crate::devices::ring::{Interrupt, Ring};
+use crate::memory::Memory;
+
+const HEADER: u64 = 0x10_0000;
+const DATA: u64 = 0x20_0000;
+const STATUS: u64 = 0x30_0000;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// A driver with one queue.
+struct Driver {
+    memory: Arc<Memory>,
+    interrupt: Arc<Interrupt>,
+    used: Mutex<u16>,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let memory = crate::memory::create(32 << 20, None).unwrap();
+        Self {
+            memory: Arc::new(memory),
+            interrupt: Arc::new(Interrupt::new().unwrap()),
+            used: Mutex::new(0),
+        }
+    }
+
+    fn activate<D: Disk>(&self, blk: &mut Blk<D>) {
+        let mock = MockSplitQueue::new(&*self.memory, 16);
+        let queue: Queue = mock.create_queue().unwrap();
+        let ring = Ring::new(queue, Arc::clone(&self.interrupt));
+        blk.activate(Active {
+            memory: Arc::clone(&self.memory),
+            rings: vec![ring],
+            features: 0,
+            interrupt: Arc::clone(&self.interrupt),
+        });
+    }
+
+    fn header(&self, kind: u32, sector: u64) {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..].copy_from_slice(&sector.to_le_bytes());
+        self.memory.write_slice(&bytes, GuestAddress(HEADER)).unwrap();
+        self.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+    }
+
+    /// Puts descriptors `(address, length, flags, next)` at the start of the table, makes the
+    /// first one available and lets the device run. Returns the length in the used ring.
+    fn offer<D: Disk>(&self, blk: &mut Blk<D>, chain: &[(u64, u32, u16, u16)]) -> u32 {
+        let mock = MockSplitQueue::new(&*self.memory, 16);
+        for (index, &(address, len, flags, next)) in (0..).zip(chain) {
+            let descriptor = Descriptor::new(address, len, flags, next);
+            mock.desc_table().store(index, RawDescriptor::from(descriptor)).unwrap();
+        }
+        let mut used = self.used.lock().unwrap();
+        let slot = u64::from(*used % 16);
+        let avail = mock.avail_addr().0;
+        self.memory.write_obj(0u16, GuestAddress(avail + 4 + slot * 2)).unwrap();
+        *used += 1;
+        self.memory.write_obj(*used, GuestAddress(avail + 2)).unwrap();
+        assert_eq!(blk.queue_ready(0).unwrap(), Turn::Idle);
+        let at = mock.used_addr().0;
+        let index: u16 = self.memory.read_obj(GuestAddress(at + 2)).unwrap();
+        assert_eq!(index, *used, "the chain came back");
+        self.memory.read_obj(GuestAddress(at + 4 + slot * 8 + 4)).unwrap()
+    }
+
+    /// A well-formed request with a data buffer.
+    fn request<D: Disk>(&self, blk: &mut Blk<D>, kind: u32, sector: u64, len: u32, write: bool) -> u8 {
+        self.header(kind, sector);
+        let flags = if write { NEXT | WRITE } else { NEXT };
+        let chain = [(HEADER, 16, NEXT, 1), (DATA, len, flags, 2), (STATUS, 1, WRITE, 0)];
+        self.offer(blk, &chain);
+        self.status()
+    }
+
+    fn status(&self) -> u8 {
+        self.memory.read_obj(GuestAddress(STATUS)).unwrap()
+    }
+
+    fn data(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+        bytes
+    }
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn scratch() -> Blk<ScratchDisk> {
+    let disk = ScratchDisk::new(Some(file(&[7; 8192])), 8192);
+    Blk::new(disk, "scratch", Arc::default())
+}
+
+#[test]
+fn scratch_reads_writes_and_frees() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    driver.memory.write_slice(&[9; 1024], GuestAddress(DATA)).unwrap();
+    assert_eq!(driver.request(&mut blk, T_OUT, 1, 1024, false), S_OK);
+    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_OK);
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 2048, true), S_OK);
+    let data = driver.data(2048);
+    assert_eq!((data[511], data[512], data[1535], data[1536]), (7, 9, 9, 7));
+    for kind in [T_DISCARD, T_WRITE_ZEROES] {
+        let mut range = [0; 16];
+        range[0] = 8;
+        range[8] = 8;
+        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_OK);
+        assert_eq!(driver.request(&mut blk, T_IN, 8, 4096, true), S_OK);
+        assert_eq!(driver.data(4096), [0; 4096]);
+        range[12] = 2;
+        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_UNSUPP);
+        range[12] = 0;
+        range[10] = 1;
+        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_IOERR);
+    }
+    assert_eq!(driver.request(&mut blk, T_GET_ID, 0, 20, true), S_OK);
+    assert_eq!(&driver.data(8), b"scratch\0");
+    assert_eq!(driver.interrupt.status(), 1);
+}
+
+#[test]
+fn image_reads_across_extents_and_grows() {
+    let (driver, mut blk) = (Driver::new(), Blk::new(ImageDisk::default(), "image", Arc::default()));
+    driver.activate(&mut blk);
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_IOERR);
+    blk.append(file(&[1; 4096]), 4096).unwrap();
+    blk.append(file(&[2; 100]), 100).unwrap();
+    assert_eq!(driver.interrupt.status() & 2, 2);
+    assert_eq!(driver.interrupt.generation(), 2);
+    let mut capacity = [0; 8];
+    blk.read_config(0, &mut capacity);
+    assert_eq!(u64::from_le_bytes(capacity), 16);
+    assert_eq!(driver.request(&mut blk, T_IN, 7, 1024, true), S_OK);
+    let data = driver.data(1024);
+    assert_eq!((data[511], data[512], data[611], data[612]), (1, 2, 2, 0));
+    assert_eq!(driver.request(&mut blk, T_OUT, 0, 512, false), S_IOERR);
+    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_UNSUPP);
+    assert_eq!(driver.request(&mut blk, T_DISCARD, 0, 16, false), S_UNSUPP);
+}
+
+#[test]
+fn bad_requests_fail_alone() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    let cases = [
+        (T_IN, 16, 512, true, S_IOERR),           // beyond the end
+        (T_IN, 15, 1024, true, S_IOERR),          // across the end
+        (T_IN, u64::MAX, 512, true, S_IOERR),     // overflow of bytes
+        (T_IN, u64::MAX / 512, 512, true, S_IOERR),
+        (T_IN, 0, 100, true, S_IOERR),            // not a whole sector
+        (T_OUT, 16, 512, false, S_IOERR),
+        (99, 0, 512, true, S_UNSUPP),
+    ];
+    for (kind, sector, len, write, expected) in cases {
+        let status = driver.request(&mut blk, kind, sector, len, write);
+        assert_eq!(status, expected, "{kind} {sector} {len}");
+    }
+    // A read whose buffer is read-only reads nothing and harms nothing.
+    driver.memory.write_slice(&[5; 512], GuestAddress(DATA)).unwrap();
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 512, false), S_OK);
+    assert_eq!(driver.data(512), [5; 512]);
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
+}
+
+#[test]
+fn bad_chains_come_back_unused() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    driver.header(T_IN, 0);
+    type ChainCase = (&'static str, Vec<(u64, u32, u16, u16)>);
+    let cases: [ChainCase; 8] = [
+        ("no status", vec![(HEADER, 16, 0, 0)]),
+        ("a loop", vec![(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 1)]),
+        ("a loop to the head", vec![(HEADER, 16, NEXT, 0)]),
+        ("next beyond the table", vec![(HEADER, 16, NEXT, 99)]),
+        ("outside of memory", vec![(1 << 40, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]),
+        ("end outside of memory", vec![(HEADER, u32::MAX, NEXT, 1), (STATUS, 1, WRITE, 0)]),
+        ("readable after writable", vec![(STATUS, 1, NEXT | WRITE, 1), (HEADER, 16, 0, 0)]),
+        ("indirect of indirect", vec![(DATA, 16, INDIRECT, 0)]),
+    ];
+    let nested = Descriptor::new(DATA, 16, INDIRECT, 0);
+    driver.memory.write_obj(nested, GuestAddress(DATA)).unwrap();
+    for (name, chain) in cases {
+        assert_eq!(driver.offer(&mut blk, &chain), 0, "{name}");
+        assert_eq!(driver.status(), 0xff, "{name}");
+    }
+    let short = [(HEADER, 8, NEXT, 1), (STATUS, 1, WRITE, 0)];
+    assert_eq!(driver.offer(&mut blk, &short), 1);
+    assert_eq!(driver.status(), S_IOERR);
+}
+
+#[test]
+fn a_header_may_be_cut_anywhere() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    driver.header(T_IN, 1);
+    let chain = [
+        (HEADER, 5, NEXT, 1),
+        (HEADER + 5, 11, NEXT, 2),
+        (DATA, 100, NEXT | WRITE, 3),
+        (DATA + 100, 413, WRITE, 0),
+    ];
+    assert_eq!(driver.offer(&mut blk, &chain), 513);
+    let mut bytes = [0; 513];
+    driver.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+    assert_eq!((bytes[511], bytes[512]), (7, S_OK));
+}
+
+#[test]
+fn a_broken_ring_is_reported() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    let mock = MockSplitQueue::new(&*driver.memory, 16);
+    let index = GuestAddress(mock.avail_addr().0 + 2);
+    driver.memory.write_obj(1000u16, index).unwrap();
+    assert!(blk.queue_ready(0).is_err());
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The buffers of one descriptor chain, checked once: all inside guest memory, readable ones
+//! before writable ones, not too many.
+//!
+//! Nothing is assumed about how a driver cuts its message into descriptors (virtio 1.2, 2.7.4).
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemory, VolatileSlice};
+
+use crate::memory::Memory;
+
+/// A chain that cannot be served; it goes back to the driver unused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ChainError {
+    #[error("buffer of {len} bytes at {address:#x} is not guest memory")]
+    OutsideMemory { address: u64, len: u32 },
+    #[error("chain has more than {0} buffers")]
+    TooLong(usize),
+    #[error("chain has a readable buffer after a writable one")]
+    Order,
+    #[error("chain ends early or loops")]
+    Truncated,
+    #[error("chain is {missing} bytes too short")]
+    TooShort { missing: usize },
+}
+
+/// Pieces of guest memory that form one run of bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers<'m> {
+    slices: Vec<VolatileSlice<'m>>,
+    len: usize,
+}
+
+/// A chain with its buffers resolved.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    pub readable: Buffers<'m>,
+    pub writable: Buffers<'m>,
+}
+
+impl<'m> Chain<'m> {
+    /// Resolves a chain of at most `most` buffers.
+    pub fn resolve(
+        mut chain: DescriptorChain<&'m Memory>,
+        memory: &'m Memory,
+        most: usize,
+    ) -> Result<Self, ChainError> {
+        let mut readable = Buffers::default();
+        let mut writable = Buffers::default();
+        let mut complete = false;
+        for (count, descriptor) in chain.by_ref().enumerate() {
+            if count >= most {
+                return Err(ChainError::TooLong(most));
+            }
+            complete = !descriptor.has_next();
+            let len = descriptor.len();
+            let outside = ChainError::OutsideMemory {
+                address: descriptor.addr().0,
+                len,
+            };
+            let Ok(size) = usize::try_from(len) else {
+                return Err(outside);
+            };
+            let slice = memory.get_slice(descriptor.addr(), size);
+            let slice = slice.map_err(|_| outside)?;
+            if descriptor.is_write_only() {
+                writable.append(slice);
+            } else if writable.slices.is_empty() {
+                readable.append(slice);
+            } else {
+                return Err(ChainError::Order);
+            }
+        }
+        if !complete {
+            return Err(ChainError::Truncated);
+        }
+        Ok(Self { readable, writable })
+    }
+}
+
+impl<'m> Buffers<'m> {
+    pub fn append(&mut self, slice: VolatileSlice<'m>) {
+        if !slice.is_empty() {
+            self.len = self.len.saturating_add(slice.len());
+            self.slices.push(slice);
+        }
+    }
+
+    /// Adds all of `other` at the end.
+    pub fn extend(&mut self, other: &Self) {
+        self.len = self.len.saturating_add(other.len);
+        self.slices.extend_from_slice(&other.slices);
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    #[must_use]
+    pub fn slices(&self) -> &[VolatileSlice<'m>] {
+        &self.slices
+    }
+
+    /// The part from `start` on, `len` bytes or as many as there are.
+    #[must_use]
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        let mut skip = start;
+        let mut want = len;
+        let mut part = Self::default();
+        for slice in &self.slices {
+            if want == 0 {
+                break;
+            }
+            let Some(left) = slice.len().checked_sub(skip).filter(|&left| left > 0) else {
+                skip = skip.saturating_sub(slice.len());
+                continue;
+            };
+            let take = left.min(want);
+            // Cannot fail: `skip + take` is at most the slice's length.
+            if let Ok(piece) = slice.subslice(skip, take) {
+                part.append(piece);
+            }
+            want = want.saturating_sub(take);
+            skip = 0;
+        }
+        part
+    }
+
+    /// Splits after `at` bytes.
+    pub fn split(&self, at: usize) -> Result<(Self, Self), ChainError> {
+        match self.len.checked_sub(at) {
+            Some(rest) => Ok((self.part(0, at), self.part(at, rest))),
+            None => Err(ChainError::TooShort {
+                missing: at.saturating_sub(self.len),
+            }),
+        }
+    }
+
+    /// Takes the first `N` bytes out, as a copy that the guest cannot change any more.
+    pub fn take<const N: usize>(&mut self) -> Result<[u8; N], ChainError> {
+        let (head, rest) = self.split(N)?;
+        let mut bytes = [0; N];
+        head.copy_to(&mut bytes);
+        *self = rest;
+        Ok(bytes)
+    }
+
+    /// Copies from the front; returns how many bytes.
+    pub fn copy_to(&self, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        for slice in &self.slices {
+            let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            done = done.saturating_add(slice.copy_to(rest));
+        }
+        done
+    }
+
+    /// Copies to the front; returns how many bytes.
+    pub fn copy_from(&self, bytes: &[u8]) -> usize {
+        let mut done: usize = 0;
+        for slice in &self.slices {
+            let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            slice.copy_from(rest);
+            done = done.saturating_add(slice.len().min(rest.len()));
+        }
+        done
+    }
+
+    /// Fills all of it with zeroes.
+    pub fn fill_zero(&self) {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        for slice in &self.slices {
+            let mut rest = *slice;
+            while !rest.is_empty() {
+                rest.copy_from(&ZEROES);
+                match rest.offset(rest.len().min(ZEROES.len())) {
+                    Ok(next) => rest = next,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,461 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The virtio-mmio transport, version 2 (virtio 1.2, 4.2): registers, status handshake, feature
+//! negotiation, queue setup, reset. Runs on vCPU threads, under the lock of its bus slot.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::ring::{Interrupt, Ring};
+use super::{Active, VirtioDevice};
+use crate::memory::Memory;
+
+/// The registers of a device take one page.
+pub const SLOT_BYTES: u64 = 0x1000;
+/// Where the driver writes a queue's number to notify it.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"BULK");
+const CONFIG_SPACE: u64 = 0x100;
+
+const F_INDIRECT_DESC: u64 = 1 << 28;
+const F_EVENT_IDX: u64 = 1 << 29;
+const F_VERSION_1: u64 = 1 << 32;
+
+/// Device status bits (virtio 1.2, 2.1).
+mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 0x40;
+    pub const FAILED: u32 = 0x80;
+    pub const KNOWN: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
+}
+
+/// A device that the transport, a worker and perhaps the control socket share.
+pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
+
+/// One device's registers.
+#[allow(missing_debug_implementations)]
+pub struct MmioTransport {
+    device: SharedDevice,
+    memory: Arc<Memory>,
+    interrupt: Arc<Interrupt>,
+    notifiers: Arc<[EventFd]>,
+    queues: Vec<Queue>,
+    device_id: u32,
+    offered: u64,
+    accepted: u64,
+    status: u32,
+    offered_half: u32,
+    accepted_half: u32,
+    selected: u32,
+}
+
+/// The lock of a device. A panic under it ends the process, so poison cannot be seen.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MmioTransport {
+    pub fn new(device: SharedDevice, memory: Arc<Memory>) -> io::Result<Self> {
+        let interrupt = Arc::new(Interrupt::new()?);
+        let (device_id, offered, sizes) = {
+            let device = lock(&device);
+            (device.device_id(), device.features(), device.queue_sizes())
+        };
+        let queues: Result<Vec<_>, _> = sizes.iter().map(|&size| Queue::new(size)).collect();
+        let flags = libc::EFD_NONBLOCK | libc::EFD_CLOEXEC;
+        let notifiers: io::Result<Vec<_>> = sizes.iter().map(|_| EventFd::new(flags)).collect();
+        Ok(Self {
+            device,
+            memory,
+            interrupt,
+            notifiers: notifiers?.into(),
+            queues: queues.map_err(io::Error::other)?,
+            device_id,
+            offered: offered | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC,
+            accepted: 0,
+            status: 0,
+            offered_half: 0,
+            accepted_half: 0,
+            selected: 0,
+        })
+    }
+
+    #[must_use]
+    pub fn device(&self) -> SharedDevice {
+        Arc::clone(&self.device)
+    }
+
+    #[must_use]
+    pub fn interrupt(&self) -> Arc<Interrupt> {
+        Arc::clone(&self.interrupt)
+    }
+
+    /// One eventfd per queue, which the driver's notification writes.
+    #[must_use]
+    pub fn notifiers(&self) -> Arc<[EventFd]> {
+        Arc::clone(&self.notifiers)
+    }
+
+    /// The driver reads `data.len()` bytes at `offset` of the slot.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            lock(&self.device).read_config(offset, data);
+        } else if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
+            *register = self.read_register(offset).to_le_bytes();
+        }
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            0x00 => MAGIC,
+            0x04 => VERSION,
+            0x08 => self.device_id,
+            0x0c => VENDOR,
+            0x10 => half(self.offered, self.offered_half),
+            0x34 => self.queue().map_or(0, |q| u32::from(q.max_size())),
+            0x44 => self.queue().map_or(0, |q| u32::from(q.ready())),
+            0x60 => self.interrupt.status(),
+            0x70 => self.read_status(),
+            // No shared memory region has this length: it does not exist.
+            0xb0 | 0xb4 | 0xb8 | 0xbc => u32::MAX,
+            0xfc => self.interrupt.generation(),
+            _ => 0,
+        }
+    }
+
+    fn read_status(&self) -> u32 {
+        if self.interrupt.has_failed() {
+            self.status | status::NEEDS_RESET
+        } else {
+            self.status
+        }
+    }
+
+    /// The driver writes `data` at `offset` of the slot.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            lock(&self.device).write_config(offset, data);
+        } else if let Ok(bytes) = data.try_into() {
+            self.write_register(offset, u32::from_le_bytes(bytes));
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            0x14 => self.offered_half = value,
+            0x20 if self.is(status::DRIVER) && !self.is(status::FEATURES_OK) => {
+                self.accept(value);
+            }
+            0x24 => self.accepted_half = value,
+            0x30 => self.selected = value,
+            QUEUE_NOTIFY => self.notify(value),
+            0x64 => self.interrupt.acknowledge(value),
+            0x70 => self.write_status(value),
+            _ if self.is(status::FEATURES_OK) && !self.is(status::DRIVER_OK) => {
+                self.write_queue(offset, value);
+            }
+            _ => {}
+        }
+    }
+
+    fn is(&self, bit: u32) -> bool {
+        self.status & bit != 0
+    }
+
+    fn queue(&self) -> Option<&Queue> {
+        self.queues.get(usize::try_from(self.selected).ok()?)
+    }
+
+    fn accept(&mut self, value: u32) {
+        let value = u64::from(value);
+        self.accepted = match self.accepted_half {
+            0 => (self.accepted & !0xffff_ffff) | value,
+            1 => (self.accepted & 0xffff_ffff) | value << 32,
+            _ => self.accepted,
+        };
+    }
+
+    /// Normally an ioeventfd does this without us.
+    fn notify(&self, queue: u32) {
+        let notifier = usize::try_from(queue).ok().and_then(|q| self.notifiers.get(q));
+        if let Some(notifier) = notifier {
+            let _ = notifier.write(1);
+        }
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        let Ok(selected) = usize::try_from(self.selected) else {
+            return;
+        };
+        let Some(queue) = self.queues.get_mut(selected) else {
+            return;
+        };
+        if queue.ready() && offset != 0x44 {
+            return;
+        }
+        match offset {
+            0x38 => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            0x44 => queue.set_ready(value == 1),
+            0x80 => queue.set_desc_table_address(Some(value), None),
+            0x84 => queue.set_desc_table_address(None, Some(value)),
+            0x90 => queue.set_avail_ring_address(Some(value), None),
+            0x94 => queue.set_avail_ring_address(None, Some(value)),
+            0xa0 => queue.set_used_ring_address(Some(value), None),
+            0xa4 => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // A driver never clears a bit except by reset (2.1.1).
+        let mut new = (value & status::KNOWN) & !self.status;
+        if new & status::FEATURES_OK != 0 && !self.features_are_ok() {
+            new &= !status::FEATURES_OK;
+        }
+        let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        if new & status::DRIVER_OK != 0 && (self.status | new) & ready != ready {
+            new &= !status::DRIVER_OK;
+        }
+        self.status |= new;
+        if new & status::DRIVER_OK != 0 {
+            self.activate();
+        }
+    }
+
+    fn features_are_ok(&self) -> bool {
+        self.accepted & !self.offered == 0 && self.accepted & F_VERSION_1 != 0
+    }
+
+    /// Hands checked queues to the device, or says that it needs a reset.
+    fn activate(&mut self) {
+        let bad = |queue: &&Queue| queue.ready() && !queue.is_valid(&*self.memory);
+        if self.queues.iter().find(bad).is_some() {
+            self.interrupt.needs_reset();
+            return;
+        }
+        let event_idx = self.accepted & F_EVENT_IDX != 0;
+        // What the registers show from now on; the device owns the real queues.
+        let shown = self.queues.iter().filter_map(|queue| {
+            let mut shown = Queue::new(queue.max_size()).ok()?;
+            shown.set_ready(queue.ready());
+            Some(shown)
+        });
+        let shown = shown.collect();
+        let queues = std::mem::replace(&mut self.queues, shown);
+        let rings = queues.into_iter().map(|mut queue| {
+            queue.set_event_idx(event_idx);
+            Ring::new(queue, Arc::clone(&self.interrupt))
+        });
+        let active = Active {
+            memory: Arc::clone(&self.memory),
+            rings: rings.collect(),
+            features: self.accepted,
+            interrupt: Arc::clone(&self.interrupt),
+        };
+        lock(&self.device).activate(active);
+        // Chains may be there already, and the driver need not notify of them again.
+        for notifier in self.notifiers.iter() {
+            let _ = notifier.write(1);
+        }
+    }
+
+    fn reset(&mut self) {
+        lock(&self.device).deactivate();
+        for queue in &mut self.queues {
+            queue.reset();
+        }
+        self.interrupt.reset();
+        self.accepted = 0;
+        self.status = 0;
+        self.offered_half = 0;
+        self.accepted_half = 0;
+        self.selected = 0;
+    }
+}
+
+fn half(features: u64, which: u32) -> u32 {
+    let shifted = match which {
+        0 => features,
+        1 => features >> 32,
+        _ => 0,
+    };
+    u32::try_from(shifted & 0xffff_ffff).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+    use crate::devices::{RingError, Turn};
+
+    #[derive(Default)]
+    struct Probe {
+        rings: Option<usize>,
+        config: [u8; 4],
+    }
+
+    impl VirtioDevice for Probe {
+        fn device_id(&self) -> u32 {
+            4
+        }
+        fn features(&self) -> u64 {
+            1 << 5
+        }
+        fn queue_sizes(&self) -> &'static [u16] {
+            &[8, 16]
+        }
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            crate::devices::read_space(&self.config, offset, data);
+        }
+        fn write_config(&mut self, _offset: u64, data: &[u8]) {
+            self.config = data.try_into().unwrap();
+        }
+        fn activate(&mut self, active: Active) {
+            self.rings = Some(active.rings.len());
+        }
+        fn deactivate(&mut self) {
+            self.rings = None;
+        }
+        fn queue_ready(&mut self, _index: usize) -> Result<Turn, RingError> {
+            Ok(Turn::Idle)
+        }
+    }
+
+    struct Driver(MmioTransport, Arc<Mutex<Probe>>);
+
+    impl Driver {
+        fn new() -> Self {
+            let probe = Arc::new(Mutex::new(Probe::default()));
+            let memory = Arc::new(crate::memory::create(32 << 20, None).unwrap());
+            let device: SharedDevice = probe.clone();
+            Self(MmioTransport::new(device, memory).unwrap(), probe)
+        }
+        fn read(&self, offset: u64) -> u32 {
+            let mut bytes = [0; 4];
+            self.0.read(offset, &mut bytes);
+            u32::from_le_bytes(bytes)
+        }
+        fn write(&mut self, offset: u64, value: u32) {
+            self.0.write(offset, &value.to_le_bytes());
+        }
+        fn negotiate(&mut self, low: u32, high: u32) -> u32 {
+            self.write(0x70, 1);
+            self.write(0x70, 3);
+            self.write(0x24, 0);
+            self.write(0x20, low);
+            self.write(0x24, 1);
+            self.write(0x20, high);
+            self.write(0x70, 11);
+            self.read(0x70)
+        }
+        fn set_up_queue(&mut self, index: u32, base: u32) {
+            self.write(0x30, index);
+            self.write(0x38, 8);
+            self.write(0x80, base);
+            self.write(0x90, base + 0x1000);
+            self.write(0xa0, base + 0x2000);
+            self.write(0x44, 1);
+        }
+        fn is_active(&self) -> bool {
+            self.1.lock().unwrap().rings.is_some()
+        }
+    }
+
+    #[test]
+    fn a_driver_brings_the_device_up_and_down() {
+        let mut driver = Driver::new();
+        assert_eq!(driver.read(0), 0x7472_6976);
+        assert_eq!(driver.read(4), 2);
+        assert_eq!(driver.read(8), 4);
+        driver.write(0x14, 1);
+        assert_eq!(driver.read(0x10), 1);
+        driver.write(0x30, 1);
+        assert_eq!(driver.read(0x34), 16);
+        driver.write(0x30, 2);
+        assert_eq!(driver.read(0x34), 0);
+        driver.write(0x30, u32::MAX);
+        assert_eq!(driver.read(0x44), 0);
+
+        assert_eq!(driver.negotiate(1 << 5, 1), 11);
+        driver.set_up_queue(0, 0x10_0000);
+        driver.set_up_queue(1, 0x20_0000);
+        assert_eq!(driver.read(0x44), 1);
+        driver.write(0x70, 15);
+        assert!(driver.is_active());
+        assert_eq!(driver.read(0x70), 15);
+        assert_eq!(driver.1.lock().unwrap().rings, Some(2));
+
+        driver.0.interrupt().used_ring();
+        assert_eq!(driver.read(0x60), 1);
+        driver.write(0x64, 1);
+        assert_eq!(driver.read(0x60), 0);
+        driver.0.interrupt().config_changed();
+        assert_eq!(driver.read(0x60), 2);
+        assert_eq!(driver.read(0xfc), 1);
+
+        driver.write(0x70, 0);
+        assert!(!driver.is_active());
+        assert_eq!(driver.read(0x70), 0);
+        assert_eq!(driver.read(0x60), 0);
+        driver.write(0x30, 0);
+        assert_eq!(driver.read(0x44), 0);
+        assert_eq!(driver.negotiate(0, 1), 11);
+        driver.write(0x70, 15);
+        assert!(driver.is_active());
+    }
+
+    #[test]
+    fn bad_features_are_not_accepted() {
+        let mut driver = Driver::new();
+        assert_eq!(driver.negotiate(1 << 5, 0), 3, "no VERSION_1");
+        driver.write(0x70, 0);
+        assert_eq!(driver.negotiate(1 << 6, 1), 3, "a feature never offered");
+        driver.write(0x70, 15);
+        assert!(!driver.is_active());
+    }
+
+    #[test]
+    fn bad_queues_make_the_device_need_a_reset() {
+        let mut driver = Driver::new();
+        driver.negotiate(0, 1);
+        driver.set_up_queue(0, 0xff00_0000);
+        driver.write(0x70, 15);
+        assert!(!driver.is_active());
+        assert_eq!(driver.read(0x70), 15 | 0x40);
+        assert_eq!(driver.read(0x60), 2);
+        driver.write(0x70, 0);
+        assert_eq!(driver.read(0x70), 0);
+    }
+
+    #[test]
+    fn odd_accesses_are_harmless() {
+        let mut driver = Driver::new();
+        let mut data = [1; 8];
+        driver.0.read(0, &mut data);
+        assert_eq!(data, [0; 8]);
+        driver.0.read(u64::MAX, &mut data);
+        driver.0.write(0x70, &[1]);
+        assert_eq!(driver.read(0x70), 0);
+        driver.set_up_queue(0, 0x1000);
+        assert_eq!(driver.read(0x44), 0, "no queue before FEATURES_OK");
+        driver.write(0x100, 0x0403_0201);
+        assert_eq!(driver.read(0x100), 0x0403_0201);
+        assert_eq!(driver.read(0x102), 0x0403);
+        driver.write(QUEUE_NOTIFY, 9);
+        driver.write(QUEUE_NOTIFY, 1);
+        assert_eq!(driver.0.notifiers()[1].read().unwrap(), 1);
+    }
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+//! virtio-net (virtio 1.2, 5.1) over a TAP that speaks the same header. Runs on the io worker.
+//!
+//! Frames go straight between the TAP and guest memory. Without a TAP the link is down and what
+//! the guest sends is dropped.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemory};
+
+use super::chain::{Buffers, Chain};
+use super::ring::RingError;
+use super::{Active, Turn, VirtioDevice, read_space};
+use crate::config::MacAddress;
+use crate::memory::Memory;
+use crate::statistics::DeviceCounters;
+use crate::sys;
+
+const DEVICE_ID: u32 = 1;
+const F_CSUM: u64 = 1;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+
+const TUN_F_CSUM: u32 = 1;
+const TUN_F_TSO4: u32 = 2;
+const TUN_F_TSO6: u32 = 4;
+
+const RX: usize = 0;
+const TX: usize = 1;
+/// `struct virtio_net_hdr_v1`.
+const HEADER_BYTES: usize = 12;
+const NUM_BUFFERS: usize = 10;
+/// Ethernet header with a VLAN tag.
+const LINK_BYTES: usize = 18;
+/// The largest frame with segmentation offload, headers included.
+const LARGEST_FRAME: usize = 65550;
+const CHAIN_MAX: usize = 64;
+const BUDGET: usize = 64;
+
+/// A network device.
+#[derive(Debug)]
+pub struct Net {
+    tap: Option<File>,
+    mac: MacAddress,
+    mtu: u16,
+    active: Option<Active>,
+    /// Receive chains that were taken from the ring and wait for a frame.
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// Frames may be in the TAP.
+    tap_readable: bool,
+    counters: Arc<DeviceCounters>,
+}
+
+/// A receive chain: addresses that were checked when it was taken.
+#[derive(Debug)]
+struct Waiting {
+    head: u16,
+    pieces: Vec<(GuestAddress, usize)>,
+    len: usize,
+}
+
+impl Net {
+    /// `tap` is non-blocking.
+    #[must_use]
+    pub fn new(
+        tap: Option<File>,
+        mac: MacAddress,
+        mtu: u16,
+        counters: Arc<DeviceCounters>,
+    ) -> Self {
+        Self {
+            tap,
+            mac,
+            mtu,
+            active: None,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            tap_readable: false,
+            counters,
+        }
+    }
+
+    fn set_offload(&self, features: u64) {
+        let mut flags = 0;
+        if features & F_GUEST_CSUM != 0 {
+            flags |= TUN_F_CSUM;
+            if features & F_GUEST_TSO4 != 0 {
+                flags |= TUN_F_TSO4;
+            }
+            if features & F_GUEST_TSO6 != 0 {
+                flags |= TUN_F_TSO6;
+            }
+        }
+        if let Some(tap) = &self.tap {
+            // Then the host segments and sums itself, which is slower and right.
+            let _ = sys::set_tap_offload(tap.as_fd(), flags);
+        }
+    }
+
+    /// How much room a frame may need with these features.
+    fn frame_bytes(&self, features: u64) -> usize {
+        let frame = if features & (F_GUEST_TSO4 | F_GUEST_TSO6) != 0 {
+            LARGEST_FRAME
+        } else {
+            usize::from(self.mtu).saturating_add(LINK_BYTES)
+        };
+        frame.saturating_add(HEADER_BYTES)
+    }
+
+    /// Takes receive chains until a frame of any size fits. The TAP cuts what does not.
+    fn collect(&mut self, active: &mut Active) -> Result<bool, RingError> {
+        let memory = &*active.memory;
+        let merge = active.features & F_MRG_RXBUF != 0;
+        let need = self.frame_bytes(active.features);
+        let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
+        loop {
+            let enough = if merge { self.waiting_bytes >= need } else { !self.waiting.is_empty() };
+            if enough {
+                return Ok(true);
+            }
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            let head = chain.head_index();
+            let pieces: Vec<_> = chain
+                .filter(|d| d.is_write_only())
+                .take(CHAIN_MAX)
+                .filter_map(|d| Some((d.addr(), usize::try_from(d.len()).ok()?)))
+                .filter(|&(address, len)| memory.get_slice(address, len).is_ok())
+                .collect();
+            let len = pieces.iter().fold(0, |sum: usize, p| sum.saturating_add(p.1));
+            if len <= HEADER_BYTES {
+                self.counters.fail();
+                ring.push(memory, head, 0)?;
+                continue;
+            }
+            self.waiting_bytes = self.waiting_bytes.saturating_add(len);
+            self.waiting.push_back(Waiting { head, pieces, len });
+        }
+    }
+
+    /// Moves frames from the TAP to the guest.
+    fn receive(&mut self, active: &mut Active) -> Result<Turn, RingError> {
+        let memory = Arc::clone(&active.memory);
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            if !self.tap_readable || !self.collect(active)? {
+                turn = Turn::Idle;
+                break;
+            }
+            let Some(tap) = &self.tap else {
+                return Ok(Turn::Idle);
+            };
+            let merge = active.features & F_MRG_RXBUF != 0;
+            let room = self.room(&memory, merge);
+            match sys::read(tap.as_fd(), room.slices()) {
+                Ok(len) if len >= HEADER_BYTES => self.deliver(active, &room, len)?,
+                Ok(_) => {
+                    self.counters.fail();
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_would_block_or_gone) => self.tap_readable = false,
+            }
+        }
+        let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
+        ring.signal(&memory)?;
+        Ok(turn)
+    }
+
+    /// The waiting chains as one run of bytes; without merging only the first.
+    fn room<'m>(&self, memory: &'m Memory, merge: bool) -> Buffers<'m> {
+        let mut room = Buffers::default();
+        let most = if merge { usize::MAX } else { 1 };
+        for waiting in self.waiting.iter().take(most) {
+            for &(address, len) in &waiting.pieces {
+                if let Ok(slice) = memory.get_slice(address, len) {
+                    room.append(slice);
+                }
+            }
+        }
+        room
+    }
+
+    /// Gives back the chains that the frame of `len` bytes, header included, fills.
+    fn deliver(
+        &mut self,
+        active: &mut Active,
+        room: &Buffers<'_>,
+        len: usize,
+    ) -> Result<(), RingError> {
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
+        let mut rest = len;
+        let mut used = Vec::new();
+        while rest > 0 {
+            let Some(waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting.len);
+            let part = rest.min(waiting.len);
+            rest = rest.saturating_sub(part);
+            used.push((waiting.head, u32::try_from(part).unwrap_or(0)));
+        }
+        let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
+        room.part(NUM_BUFFERS, 2).copy_from(&count.to_le_bytes());
+        for (head, part) in used {
+            ring.push(memory, head, part)?;
+        }
+        self.counters.read(len.saturating_sub(HEADER_BYTES));
+        Ok(())
+    }
+
+    /// Moves frames from the guest to the TAP.
+    fn transmit(&mut self, active: &mut Active) -> Result<Turn, RingError> {
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(TX).ok_or(RingError::NoQueue(TX))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            match Chain::resolve(chain, memory, CHAIN_MAX) {
+                Ok(chain) => self.send(&chain.readable),
+                Err(_) => {
+                    self.counters.fail();
+                }
+            }
+            ring.push(memory, head, 0)?;
+        }
+        ring.signal(memory)?;
+        Ok(turn)
+    }
+
+    /// Sends one frame or drops it, as a wire would.
+    fn send(&self, frame: &Buffers<'_>) {
+        let most = LARGEST_FRAME.saturating_add(HEADER_BYTES);
+        let Some(tap) = &self.tap else {
+            return;
+        };
+        if frame.len() <= HEADER_BYTES || frame.len() > most {
+            self.counters.fail();
+            return;
+        }
+        match sys::write(tap.as_fd(), frame.slices()) {
+            Ok(len) => self.counters.written(len.saturating_sub(HEADER_BYTES)),
+            Err(_) => {
+                self.counters.fail();
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        let offload = F_CSUM
+            | F_GUEST_CSUM
+            | F_GUEST_TSO4
+            | F_GUEST_TSO6
+            | F_HOST_TSO4
+            | F_HOST_TSO6;
+        F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF | offload
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[256, 256]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let [a, b, c, d, e, f] = self.mac.0;
+        let [up, _] = u16::from(self.tap.is_some()).to_le_bytes();
+        let [low, high] = self.mtu.to_le_bytes();
+        let space = [a, b, c, d, e, f, up, 0, 1, 0, low, high];
+        read_space(&space, offset, data);
+    }
+
+    fn activate(&mut self, active: Active) {
+        self.set_offload(active.features);
+        self.tap_readable = true;
+        self.active = Some(active);
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+    }
+
+    fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
+        let Some(mut active) = self.active.take() else {
+            return Ok(Turn::Idle);
+        };
+        let turn = match index {
+            RX => self.receive(&mut active),
+            TX => self.transmit(&mut active),
+            other => Err(RingError::NoQueue(other)),
+        };
+        self.active = Some(active);
+        turn
+    }
+
+    fn host_source(&self) -> Option<RawFd> {
+        self.tap.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    fn host_ready(&mut self) -> Result<Turn, RingError> {
+        self.tap_readable = true;
+        self.queue_ready(RX)
+    }
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A queue of an active device with its interrupt: pop chains, push them back, signal once.
+
+use std::io;
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::Memory;
+
+/// Interrupt status bits (virtio 1.2, 4.2.2.1).
+pub const USED_RING: u32 = 1;
+pub const CONFIG_CHANGE: u32 = 2;
+
+/// A ring that cannot be used any more. The device needs a reset.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    #[error("queue is broken")]
+    Broken(#[source] virtio_queue::Error),
+    #[error("queue has chains that cannot be read")]
+    Unreadable,
+    #[error("device has no queue {0}")]
+    NoQueue(usize),
+}
+
+/// The interrupt line of one device, and what its status registers say of it.
+#[derive(Debug)]
+pub struct Interrupt {
+    line: EventFd,
+    status: AtomicU32,
+    failed: AtomicBool,
+    generation: AtomicU32,
+}
+
+impl Interrupt {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            line: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            status: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+        })
+    }
+
+    /// The eventfd to register as an irqfd.
+    #[must_use]
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    fn raise(&self, bit: u32) {
+        self.status.fetch_or(bit, Ordering::SeqCst);
+        // Fails only if the counter is at its maximum, and then the line is high anyway.
+        let _ = self.line.write(1);
+    }
+
+    pub fn used_ring(&self) {
+        self.raise(USED_RING);
+    }
+
+    /// The configuration space has changed; call after changing it.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
+    }
+
+    /// The device gave up on its rings (DEVICE_NEEDS_RESET).
+    pub fn needs_reset(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
+    }
+
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    pub fn acknowledge(&self, bits: u32) {
+        self.status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    pub fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst);
+        self.failed.store(false, Ordering::SeqCst);
+    }
+}
+
+/// One queue, from the device's side.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    interrupt: Arc<Interrupt>,
+    pushed: bool,
+}
+
+impl Ring {
+    /// `queue` has been checked by the transport, or is not ready and then stays empty.
+    #[must_use]
+    pub fn new(queue: Queue, interrupt: Arc<Interrupt>) -> Self {
+        Self {
+            queue,
+            interrupt,
+            pushed: false,
+        }
+    }
+
+    /// Takes the next chain that the driver made available.
+    pub fn pop<'m>(
+        &mut self,
+        memory: &'m Memory,
+    ) -> Result<Option<DescriptorChain<&'m Memory>>, RingError> {
+        if !self.queue.ready() {
+            return Ok(None);
+        }
+        let available = self.queue.avail_idx(memory, Ordering::Acquire);
+        if available.map_err(RingError::Broken)? == Wrapping(self.queue.next_avail()) {
+            return Ok(None);
+        }
+        let mut chains = self.queue.iter(memory).map_err(RingError::Broken)?;
+        // There is one, so none here means that the ring itself cannot be read.
+        chains.next().map(Some).ok_or(RingError::Unreadable)
+    }
+
+    /// Puts back the chain that [`Self::pop`] returned last.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Returns a chain of which `len` bytes were written.
+    pub fn push(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
+        self.pushed = true;
+        self.queue
+            .add_used(memory, head, len)
+            .map_err(RingError::Broken)
+    }
+
+    /// Asks to be told of new chains. True if some came in the meantime: then go on popping.
+    pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        if !self.queue.ready() {
+            return Ok(false);
+        }
+        self.queue
+            .enable_notification(memory)
+            .map_err(RingError::Broken)
+    }
+
+    /// Interrupts the guest if chains were returned and it wants to know.
+    pub fn signal(&mut self, memory: &Memory) -> Result<(), RingError> {
+        if !std::mem::take(&mut self.pushed) {
+            return Ok(());
+        }
+        let wanted = self.queue.needs_notification(memory);
+        if wanted.map_err(RingError::Broken)? {
+            self.interrupt.used_ring();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+//! virtio-vsock (virtio 1.2, 5.10). Runs on the io worker. This file moves packets between the
+//! queues and the [`muxer`], which owns the streams.
+
+mod handshake;
+pub mod muxer;
+pub mod packet;
+mod stream;
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use super::chain::{Chain, ChainError};
+use super::ring::RingError;
+use super::{Active, Turn, VirtioDevice, read_space};
+use crate::statistics::{DeviceCounters, Milestone};
+use muxer::Muxer;
+use packet::{HEADER_BYTES, Header};
+
+const DEVICE_ID: u32 = 19;
+const RX: usize = 0;
+const TX: usize = 1;
+/// The driver keeps buffers for events there; the only event is about a restored VM.
+const EVENT: usize = 2;
+const CHAIN_MAX: usize = 64;
+const BUDGET: usize = 128;
+
+/// The vsock device of one guest.
+#[derive(Debug)]
+pub struct Vsock {
+    guest_cid: u64,
+    muxer: Muxer,
+    active: Option<Active>,
+    /// The guest's packets wait because it does not take our answers.
+    stalled: bool,
+    counters: Arc<DeviceCounters>,
+    ready: Arc<Milestone>,
+}
+
+impl Vsock {
+    #[must_use]
+    pub fn new(
+        guest_cid: u32,
+        muxer: Muxer,
+        counters: Arc<DeviceCounters>,
+        ready: Arc<Milestone>,
+    ) -> Self {
+        Self {
+            guest_cid: guest_cid.into(),
+            muxer,
+            active: None,
+            stalled: false,
+            counters,
+            ready,
+        }
+    }
+
+    /// Takes packets from the guest.
+    fn transmit(&mut self, active: &mut Active) -> Result<Turn, RingError> {
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(TX).ok_or(RingError::NoQueue(TX))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            self.stalled = !self.muxer.takes_input();
+            if self.stalled {
+                turn = Turn::Idle;
+                break;
+            }
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            let chain = Chain::resolve(chain, memory, CHAIN_MAX);
+            if chain.and_then(|chain| self.take_packet(chain)).is_err() {
+                self.counters.fail();
+            }
+            ring.push(memory, head, 0)?;
+        }
+        ring.signal(memory)?;
+        // What is left is taken at the next turn, whatever causes it.
+        self.stalled |= turn == Turn::More;
+        Ok(turn)
+    }
+
+    fn take_packet(&mut self, mut chain: Chain<'_>) -> Result<(), ChainError> {
+        let header = Header::parse(&chain.readable.take::<HEADER_BYTES>()?);
+        let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+        let (data, _) = chain.readable.split(len)?;
+        self.muxer.from_guest(&header, &data);
+        Ok(())
+    }
+
+    /// Gives packets to the guest for as long as it has buffers.
+    fn receive(&mut self, active: &mut Active) -> Result<Turn, RingError> {
+        let memory = &*active.memory;
+        let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            if !self.muxer.has_output() {
+                turn = Turn::Idle;
+                break;
+            }
+            let Some(chain) = ring.pop(memory)? else {
+                if ring.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            let chain = Chain::resolve(chain, memory, CHAIN_MAX);
+            let Ok((start, room)) = chain.and_then(|c| c.writable.split(HEADER_BYTES)) else {
+                self.counters.fail();
+                ring.push(memory, head, 0)?;
+                continue;
+            };
+            let Some(header) = self.muxer.next_packet(&room) else {
+                ring.undo_pop();
+                continue;
+            };
+            start.copy_from(&header.bytes());
+            let bytes = u32::try_from(HEADER_BYTES).unwrap_or(0);
+            ring.push(memory, head, header.len.saturating_add(bytes))?;
+        }
+        ring.signal(memory)?;
+        Ok(turn)
+    }
+
+    fn turn(&mut self, take: bool) -> Result<Turn, RingError> {
+        let Some(mut active) = self.active.take() else {
+            return Ok(Turn::Idle);
+        };
+        let result = (|| {
+            let mut turn = Turn::Idle;
+            if take {
+                turn = self.transmit(&mut active)?;
+            }
+            let mut received = self.receive(&mut active)?;
+            if self.stalled && self.muxer.takes_input() {
+                turn = self.transmit(&mut active)?;
+                received = self.receive(&mut active)?;
+            }
+            Ok(if received == Turn::More { received } else { turn })
+        })();
+        self.active = Some(active);
+        result
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[128, 128, 16]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_space(&self.guest_cid.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, active: Active) {
+        self.ready.reached();
+        self.active = Some(active);
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+        self.stalled = false;
+        self.muxer.guest_reset();
+    }
+
+    fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
+        match index {
+            RX => self.turn(false),
+            TX => self.turn(true),
+            EVENT => Ok(Turn::Idle),
+            other => Err(RingError::NoQueue(other)),
+        }
+    }
+
+    fn host_source(&self) -> Option<RawFd> {
+        Some(self.muxer.event_source())
+    }
+
+    fn host_ready(&mut self) -> Result<Turn, RingError> {
+        let polled = self.muxer.poll();
+        let turned = self.turn(false)?;
+        Ok(if polled == Turn::More { polled } else { turned })
+    }
+}

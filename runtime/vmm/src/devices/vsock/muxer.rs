@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: Apache-2.0
+//! All streams of one guest, and the unix sockets at their host ends.
+//!
+//! The host connects to the socket and says `CONNECT <port>\n`; the answer is `OK <port>\n` and
+//! then the bytes are the guest's. The guest's connection to host port P goes to `<socket>_<P>`.
+//! Streams take turns, one packet each, so none starves another; what a slow peer leaves behind
+//! is bounded by the credit that the other side was given.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::handshake::{Line, read_line};
+use super::packet::{Header, Op, TYPE_STREAM};
+use super::stream::{Message, Phase, Ports, Stream, WINDOW_BYTES};
+use crate::devices::Turn;
+use crate::devices::chain::Buffers;
+use crate::statistics::{DeviceCounters, Milestone};
+
+pub const HOST_CID: u64 = 2;
+/// Streams and half-made connections together.
+const MAX_STREAMS: usize = 4096;
+/// Resets that wait for the guest to take them. When full, the guest's packets wait too.
+const MAX_RESETS: usize = 256;
+/// How long the guest has, from the host's connect to its own answer. Its boot may be in it.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Host ports of connections that the host makes.
+const FIRST_PORT: u32 = 1 << 30;
+const EVENT_BATCHES: usize = 8;
+
+const LISTENER: u64 = 0;
+const TIMER: u64 = 1;
+const FIRST_ID: u64 = 2;
+
+/// A host end that has not said yet where it wants to go.
+#[derive(Debug)]
+struct Caller {
+    socket: UnixStream,
+    deadline: Instant,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct Muxer {
+    guest_cid: u64,
+    path: PathBuf,
+    epoll: Epoll,
+    listener: UnixListener,
+    timer: File,
+    timer_runs: bool,
+    next_id: u64,
+    next_port: u32,
+    callers: HashMap<u64, Caller>,
+    streams: HashMap<u64, Stream>,
+    by_ports: HashMap<Ports, u64>,
+    turns: VecDeque<u64>,
+    resets: VecDeque<Ports>,
+    counters: Arc<DeviceCounters>,
+    first_stream: Arc<Milestone>,
+}
+
+impl Muxer {
+    /// `path` is where `listener` listens.
+    pub fn new(
+        guest_cid: u32,
+        path: PathBuf,
+        listener: UnixListener,
+        counters: Arc<DeviceCounters>,
+        first_stream: Arc<Milestone>,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = File::from(timer);
+        let epoll = Epoll::new()?;
+        let input = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        for (fd, token) in [(listener.as_raw_fd(), LISTENER), (timer.as_raw_fd(), TIMER)] {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(input, token))?;
+        }
+        Ok(Self {
+            guest_cid: guest_cid.into(),
+            path,
+            epoll,
+            listener,
+            timer,
+            timer_runs: false,
+            next_id: FIRST_ID,
+            next_port: FIRST_PORT,
+            callers: HashMap::new(),
+            streams: HashMap::new(),
+            by_ports: HashMap::new(),
+            turns: VecDeque::new(),
+            resets: VecDeque::new(),
+            counters,
+            first_stream,
+        })
+    }
+
+    /// Readable when [`Self::poll`] has something to do.
+    #[must_use]
+    pub fn event_source(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// The guest's driver starts anew: its streams are gone, but who waits for a guest goes on
+    /// waiting.
+    pub fn guest_reset(&mut self) {
+        self.resets.clear();
+        self.turns.clear();
+        let ids: Vec<u64> = self.streams.keys().copied().collect();
+        for id in ids {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
+            stream.queued = false;
+            if let Phase::Offered { sent, .. } = &mut stream.phase {
+                *sent = false;
+                self.queue(id);
+            } else {
+                self.end(id);
+            }
+        }
+    }
+
+    // --- towards the guest
+
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.resets.is_empty() || !self.turns.is_empty()
+    }
+
+    /// The next packet for the guest, its data already in `room`.
+    pub fn next_packet(&mut self, room: &Buffers<'_>) -> Option<Header> {
+        if let Some(ports) = self.resets.pop_front() {
+            return Some(self.header(ports, Op::Reset));
+        }
+        while let Some(id) = self.turns.pop_front() {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
+            stream.queued = false;
+            let message = stream.next_message(room);
+            let ports = stream.ports;
+            let forwarded = message.map(|_| stream.tell_forwarded());
+            self.queue(id);
+            if let (Some(message), Some(forwarded)) = (message, forwarded) {
+                let Message { op, flags, len } = message;
+                if op == Op::Data {
+                    self.counters.read(len);
+                }
+                let mut header = self.header(ports, op);
+                header.flags = flags;
+                header.len = u32::try_from(len).unwrap_or(0);
+                header.buf_alloc = WINDOW_BYTES;
+                header.fwd_cnt = forwarded;
+                return Some(header);
+            }
+        }
+        None
+    }
+
+    fn header(&self, ports: Ports, op: Op) -> Header {
+        Header {
+            src_cid: HOST_CID,
+            dst_cid: self.guest_cid,
+            src_port: ports.host,
+            dst_port: ports.guest,
+            len: 0,
+            kind: TYPE_STREAM,
+            op,
+            flags: 0,
+            buf_alloc: 0,
+            fwd_cnt: 0,
+        }
+    }
+
+    /// Puts a stream in line if it has something to say.
+    fn queue(&mut self, id: u64) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !stream.queued
+            && stream.has_message()
+        {
+            stream.queued = true;
+            self.turns.push_back(id);
+        }
+    }
+
+    // --- from the guest
+
+    /// Whether another packet of the guest may be taken: its answer might be a reset.
+    #[must_use]
+    pub fn takes_input(&self) -> bool {
+        self.resets.len() < MAX_RESETS
+    }
+
+    /// A packet of the guest, and its data.
+    pub fn from_guest(&mut self, header: &Header, data: &Buffers<'_>) {
+        if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
+            self.counters.fail();
+            return;
+        }
+        let ports = Ports {
+            host: header.dst_port,
+            guest: header.src_port,
+        };
+        let id = self.by_ports.get(&ports).copied();
+        match (id, header.op) {
+            (None, Op::Reset) => {}
+            (Some(id), Op::Reset) => self.end(id),
+            (None, Op::Request) if header.kind == TYPE_STREAM => self.accept(ports, header),
+            (Some(id), _) if header.kind == TYPE_STREAM => self.advance(id, header, data),
+            (None, _) => self.resets.push_back(ports),
+            (Some(id), _) => {
+                self.end(id);
+                self.resets.push_back(ports);
+            }
+        }
+    }
+
+    /// A packet for a stream that exists.
+    fn advance(&mut self, id: u64, header: &Header, data: &Buffers<'_>) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        stream.learn_credit(header.buf_alloc, header.fwd_cnt);
+        let goes_on = match (header.op, stream.phase) {
+            (Op::Response, Phase::Offered { sent: true, .. }) => {
+                stream.phase = Phase::Open;
+                self.first_stream.reached();
+                stream.greet(&format!("OK {}\n", stream.ports.host))
+            }
+            (Op::Data, Phase::Open) => {
+                self.counters.written(data.len());
+                stream.guest_data(data).is_ok()
+            }
+            (Op::Shutdown, Phase::Open) => !stream.guest_shutdown(header.flags),
+            (Op::CreditUpdate, Phase::Open) => true,
+            (Op::CreditRequest, Phase::Open) => {
+                stream.credit_requested();
+                true
+            }
+            _ => false,
+        };
+        if goes_on {
+            self.queue(id);
+        } else {
+            let ports = stream.ports;
+            self.end(id);
+            self.resets.push_back(ports);
+        }
+    }
+
+    /// The guest wants to connect to the host.
+    fn accept(&mut self, ports: Ports, header: &Header) {
+        let socket = self.dial(ports.host).ok();
+        let id = socket.and_then(|socket| {
+            let mut stream = Stream::new(ports, socket, Phase::Accepting);
+            stream.learn_credit(header.buf_alloc, header.fwd_cnt);
+            self.add(stream)
+        });
+        match id {
+            Some(id) => {
+                self.first_stream.reached();
+                self.queue(id);
+            }
+            None => self.resets.push_back(ports),
+        }
+    }
+
+    fn dial(&self, port: u32) -> io::Result<UnixStream> {
+        if self.is_full() {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let mut path = self.path.clone().into_os_string();
+        path.push(format!("_{port}"));
+        let address = SocketAddrUnix::new(PathBuf::from(path))?;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let family = AddressFamily::UNIX;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        // Either the connection is there at once, or the listener's backlog is full: refuse.
+        rustix::net::connect(&socket, &address)?;
+        Ok(UnixStream::from(socket))
+    }
+
+    // --- the host's sockets
+
+    fn is_full(&self) -> bool {
+        self.streams.len().saturating_add(self.callers.len()) >= MAX_STREAMS
+    }
+
+    fn new_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id = id.saturating_add(1);
+        id
+    }
+
+    fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
+        let events = EventSet::IN
+            | EventSet::OUT
+            | EventSet::READ_HANG_UP
+            | EventSet::EDGE_TRIGGERED;
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, id))
+    }
+
+    fn add(&mut self, stream: Stream) -> Option<u64> {
+        let id = self.new_id();
+        self.watch(stream.socket_fd(), id).ok()?;
+        self.by_ports.insert(stream.ports, id);
+        self.streams.insert(id, stream);
+        Some(id)
+    }
+
+    /// The guest is through with a stream. What it sent still goes to the host.
+    fn end(&mut self, id: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if self.by_ports.get(&stream.ports) == Some(&id) {
+            self.by_ports.remove(&stream.ports);
+        }
+        if !stream.drain() {
+            self.streams.remove(&id);
+        }
+    }
+
+    /// Handles what happened on the host side.
+    pub fn poll(&mut self) -> Turn {
+        let mut events = [EpollEvent::default(); 64];
+        for _ in 0..EVENT_BATCHES {
+            let count = self.epoll.wait(0, &mut events).unwrap_or(0);
+            if count == 0 {
+                return Turn::Idle;
+            }
+            for event in events.iter().take(count) {
+                match event.data() {
+                    LISTENER => self.accept_callers(),
+                    TIMER => self.tick(),
+                    id => self.host_event(id, event.event_set()),
+                }
+            }
+        }
+        Turn::More
+    }
+
+    fn accept_callers(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            let deadline = Instant::now().checked_add(CONNECT_TIME);
+            let (Some(deadline), false) = (deadline, self.is_full()) else {
+                // Closing it is the refusal.
+                continue;
+            };
+            if socket.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let id = self.new_id();
+            if self.watch(socket.as_raw_fd(), id).is_ok() {
+                self.callers.insert(id, Caller { socket, deadline });
+                self.run_timer(true);
+            }
+        }
+    }
+
+    fn host_event(&mut self, id: u64, events: EventSet) {
+        if self.callers.contains_key(&id) {
+            self.hear_caller(id);
+            return;
+        }
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+        let readable = events.intersects(EventSet::IN | EventSet::READ_HANG_UP);
+        stream.host_event(readable, events.contains(EventSet::OUT), gone);
+        if stream.is_abandoned() {
+            let (ports, told) = (stream.ports, !stream.has_message());
+            self.end(id);
+            if told && self.takes_input() {
+                self.resets.push_back(ports);
+            }
+        } else if stream.phase == Phase::Draining && !stream.is_draining() {
+            self.streams.remove(&id);
+        } else {
+            self.queue(id);
+        }
+    }
+
+    fn hear_caller(&mut self, id: u64) {
+        let Some(caller) = self.callers.get(&id) else {
+            return;
+        };
+        let line = read_line(&caller.socket);
+        if line == Line::Partial {
+            return;
+        }
+        let (Some(caller), Line::Port(port)) = (self.callers.remove(&id), line) else {
+            return;
+        };
+        let ports = self.free_ports(port);
+        let phase = Phase::Offered {
+            sent: false,
+            deadline: caller.deadline,
+        };
+        // The socket stays in epoll under the same number.
+        let stream = Stream::new(ports, caller.socket, phase);
+        self.by_ports.insert(ports, id);
+        self.streams.insert(id, stream);
+        self.queue(id);
+    }
+
+    fn free_ports(&mut self, guest: u32) -> Ports {
+        loop {
+            let host = self.next_port;
+            self.next_port = host.checked_add(1).unwrap_or(FIRST_PORT);
+            let ports = Ports { host, guest };
+            // Ends: there are far fewer streams than ports.
+            if !self.by_ports.contains_key(&ports) {
+                return ports;
+            }
+        }
+    }
+
+    // --- time limits
+
+    /// Ends what waits for too long, once a second while something waits.
+    fn tick(&mut self) {
+        let _ = self.timer.read(&mut [0; 8]);
+        self.expire(Instant::now());
+        // One that found no descriptor free may find one now.
+        self.accept_callers();
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.callers.retain(|_, caller| caller.deadline > now);
+        let mut waiting = !self.callers.is_empty();
+        let mut late = Vec::new();
+        for (&id, stream) in &self.streams {
+            if let Phase::Offered { sent, deadline } = stream.phase {
+                if deadline <= now {
+                    late.push((id, stream.ports, sent));
+                } else {
+                    waiting = true;
+                }
+            }
+        }
+        for (id, ports, sent) in late {
+            self.end(id);
+            if sent && self.takes_input() {
+                self.resets.push_back(ports);
+            }
+        }
+        self.run_timer(waiting);
+    }
+
+    fn run_timer(&mut self, run: bool) {
+        if run == self.timer_runs {
+            return;
+        }
+        let every = Timespec {
+            tv_sec: run.into(),
+            tv_nsec: 0,
+        };
+        let spec = Itimerspec {
+            it_interval: every,
+            it_value: every,
+        };
+        let flags = TimerfdTimerFlags::empty();
+        if rustix::time::timerfd_settime(&self.timer, flags, &spec).is_ok() {
+            self.timer_runs = run;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

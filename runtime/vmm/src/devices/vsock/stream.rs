@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One stream between a unix socket and a port of the guest: credit, half-close, the bytes that
+//! the host was too slow to take. Knows nothing of other streams; [`super::muxer`] does.
+//!
+//! ```text
+//! Offered ──RESPONSE──> Open <──RESPONSE sent── Accepting
+//!    └─────RST────┐      │ RST, SHUTDOWN(both), or a broken rule
+//!                 v      v
+//!              (gone)   Draining: the guest is through; what it sent still goes to the host
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::num::Wrapping;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use crate::devices::chain::Buffers;
+use crate::sys;
+
+/// How much of a stream may wait here for the host; the guest knows (`buf_alloc`).
+pub const WINDOW_BYTES: u32 = 64 << 10;
+
+/// The two ports of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    pub host: u32,
+    pub guest: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The host wants to connect; the guest has not answered yet.
+    Offered { sent: bool, deadline: Instant },
+    /// The guest wants to connect and is connected here; it was not told yet.
+    Accepting,
+    Open,
+    /// Only the bytes towards the host are left.
+    Draining,
+}
+
+/// What a stream has to say to the guest next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub op: Op,
+    pub flags: u32,
+    pub len: usize,
+}
+
+impl Message {
+    fn new(op: Op) -> Self {
+        Self {
+            op,
+            flags: 0,
+            len: 0,
+        }
+    }
+}
+
+/// The guest broke the protocol; the stream ends with a reset.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Violation;
+
+#[derive(Debug)]
+pub struct Stream {
+    pub ports: Ports,
+    pub phase: Phase,
+    /// In the muxer's list of those that have something to say.
+    pub queued: bool,
+    socket: UnixStream,
+    /// The last try found something to read, or epoll said so.
+    readable: bool,
+    host_gone: bool,
+    host_done: bool,
+    /// What the guest said of its direction to us.
+    guest_sends_no_more: bool,
+    guest_takes_no_more: bool,
+    /// SHUTDOWN flags to send and sent.
+    shutdown_due: u32,
+    shutdown_sent: u32,
+    // Credit for the way to the guest.
+    guest_window: u32,
+    guest_forwarded: Wrapping<u32>,
+    sent: Wrapping<u32>,
+    credit_asked: bool,
+    // Credit for the way to the host.
+    backlog: VecDeque<u8>,
+    forwarded: Wrapping<u32>,
+    forwarded_told: Wrapping<u32>,
+    credit_due: bool,
+    host_takes_no_more: bool,
+}
+
+impl Stream {
+    #[must_use]
+    pub fn new(ports: Ports, socket: UnixStream, phase: Phase) -> Self {
+        Self {
+            ports,
+            phase,
+            queued: false,
+            socket,
+            readable: true,
+            host_gone: false,
+            host_done: false,
+            guest_sends_no_more: false,
+            guest_takes_no_more: false,
+            shutdown_due: 0,
+            shutdown_sent: 0,
+            guest_window: 0,
+            guest_forwarded: Wrapping(0),
+            sent: Wrapping(0),
+            credit_asked: false,
+            backlog: VecDeque::new(),
+            forwarded: Wrapping(0),
+            forwarded_told: Wrapping(0),
+            credit_due: false,
+            host_takes_no_more: false,
+        }
+    }
+
+    #[must_use]
+    pub fn socket_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// `fwd_cnt` for the header of the next packet.
+    pub fn tell_forwarded(&mut self) -> u32 {
+        self.forwarded_told = self.forwarded;
+        self.credit_due = false;
+        self.forwarded.0
+    }
+
+    /// Every packet of the guest carries its credit.
+    pub fn learn_credit(&mut self, buf_alloc: u32, fwd_cnt: u32) {
+        self.guest_window = buf_alloc;
+        self.guest_forwarded = Wrapping(fwd_cnt);
+        if self.credit() > 0 {
+            self.credit_asked = false;
+        }
+    }
+
+    /// The guest asks how much it may send.
+    pub fn credit_requested(&mut self) {
+        self.credit_due = true;
+    }
+
+    fn credit(&self) -> u32 {
+        let in_flight = (self.sent - self.guest_forwarded).0;
+        self.guest_window.saturating_sub(in_flight)
+    }
+
+    fn may_read(&self) -> bool {
+        self.phase == Phase::Open && self.readable && !self.host_done && !self.guest_takes_no_more
+    }
+
+    /// Whether [`Self::next_message`] may have something.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        match self.phase {
+            Phase::Offered { sent, .. } => !sent,
+            Phase::Accepting => true,
+            Phase::Draining => false,
+            Phase::Open => {
+                self.credit_due
+                    || self.shutdown_due & !self.shutdown_sent != 0
+                    || (self.may_read() && (self.credit() > 0 || !self.credit_asked))
+            }
+        }
+    }
+
+    /// What the guest is told next; data goes into `room`.
+    pub fn next_message(&mut self, room: &Buffers<'_>) -> Option<Message> {
+        match &mut self.phase {
+            Phase::Offered { sent, .. } => {
+                return (!std::mem::replace(sent, true)).then(|| Message::new(Op::Request));
+            }
+            Phase::Accepting => {
+                self.phase = Phase::Open;
+                return Some(Message::new(Op::Response));
+            }
+            Phase::Draining => return None,
+            Phase::Open => {}
+        }
+        if let Some(data) = self.read_data(room) {
+            return Some(data);
+        }
+        if self.shutdown_due & !self.shutdown_sent != 0 {
+            self.shutdown_sent |= self.shutdown_due;
+            return Some(Message {
+                op: Op::Shutdown,
+                flags: self.shutdown_sent,
+                len: 0,
+            });
+        }
+        if self.credit_due {
+            return Some(Message::new(Op::CreditUpdate));
+        }
+        if self.may_read() && self.credit() == 0 && !self.credit_asked {
+            self.credit_asked = true;
+            return Some(Message::new(Op::CreditRequest));
+        }
+        None
+    }
+
+    fn read_data(&mut self, room: &Buffers<'_>) -> Option<Message> {
+        let most = usize::try_from(self.credit()).unwrap_or(usize::MAX);
+        if !self.may_read() || most == 0 {
+            return None;
+        }
+        let room = room.part(0, most);
+        loop {
+            match sys::read(self.socket.as_fd(), room.slices()) {
+                Ok(0) => {
+                    self.end_of_host();
+                    return None;
+                }
+                Ok(len) => {
+                    self.sent += u32::try_from(len).unwrap_or(0);
+                    let mut message = Message::new(Op::Data);
+                    message.len = len;
+                    return Some(message);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return None;
+                }
+                Err(_) => {
+                    self.host_gone = true;
+                    self.end_of_host();
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The host closed its sending half, or all of it.
+    fn end_of_host(&mut self) {
+        self.host_done = true;
+        self.shutdown_due |= if self.host_gone { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+    }
+
+    /// epoll reports something.
+    pub fn host_event(&mut self, readable: bool, writable: bool, gone: bool) {
+        self.readable |= readable | gone;
+        self.host_gone |= gone;
+        if self.host_gone && (self.host_done || self.guest_takes_no_more) {
+            self.shutdown_due = SHUTDOWN_BOTH;
+        }
+        if writable | gone {
+            self.flush();
+        }
+    }
+
+    /// The guest sends data.
+    pub fn guest_data(&mut self, data: &Buffers<'_>) -> Result<(), Violation> {
+        let room = (WINDOW_BYTES as usize).saturating_sub(self.backlog.len());
+        if self.phase != Phase::Open || self.guest_sends_no_more || data.len() > room {
+            return Err(Violation);
+        }
+        let mut done = 0;
+        if self.backlog.is_empty() && !self.host_takes_no_more {
+            match sys::send(self.socket.as_fd(), data.slices()) {
+                Ok(len) => done = len,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => self.refuse_data(),
+            }
+        }
+        let rest = data.len().saturating_sub(done);
+        if self.host_takes_no_more || rest == 0 {
+            self.forward(data.len());
+            return Ok(());
+        }
+        self.forward(done);
+        let mut bytes = vec![0; rest];
+        data.part(done, rest).copy_to(&mut bytes);
+        self.backlog.extend(bytes);
+        Ok(())
+    }
+
+    /// The host closed its receiving half: what the guest sends is dropped.
+    fn refuse_data(&mut self) {
+        self.host_takes_no_more = true;
+        self.shutdown_due |= SHUTDOWN_RECEIVE;
+        let dropped = self.backlog.len();
+        self.backlog = VecDeque::new();
+        self.forward(dropped);
+    }
+
+    fn forward(&mut self, bytes: usize) {
+        self.forwarded += u32::try_from(bytes).unwrap_or(0);
+        // Half a window that the guest does not know of.
+        if (self.forwarded - self.forwarded_told).0 >= WINDOW_BYTES / 2 {
+            self.credit_due = true;
+        }
+    }
+
+    /// Writes what the host takes.
+    pub fn flush(&mut self) {
+        while !self.backlog.is_empty() && !self.host_takes_no_more {
+            let (front, _) = self.backlog.as_slices();
+            let flags = rustix::net::SendFlags::NOSIGNAL;
+            match rustix::net::send(&self.socket, front, flags) {
+                Ok(len) => {
+                    self.backlog.drain(..len);
+                    self.forward(len);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(_) => self.refuse_data(),
+            }
+        }
+        if self.backlog.capacity() > 0 {
+            self.backlog = VecDeque::new();
+        }
+        if self.guest_sends_no_more {
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// The guest closes halves of the stream. True if that ends it.
+    pub fn guest_shutdown(&mut self, flags: u32) -> bool {
+        self.guest_sends_no_more |= flags & SHUTDOWN_SEND != 0;
+        self.guest_takes_no_more |= flags & SHUTDOWN_RECEIVE != 0;
+        if self.guest_takes_no_more {
+            let _ = self.socket.shutdown(Shutdown::Read);
+        }
+        self.flush();
+        self.guest_sends_no_more && self.guest_takes_no_more
+    }
+
+    /// The guest is through with this stream. True if some bytes still wait for the host.
+    pub fn drain(&mut self) -> bool {
+        self.phase = Phase::Draining;
+        self.guest_sends_no_more = true;
+        self.flush();
+        self.is_draining()
+    }
+
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.phase == Phase::Draining && !self.backlog.is_empty() && !self.host_takes_no_more
+    }
+
+    /// Says something to the host before any data.
+    pub fn greet(&self, text: &str) -> bool {
+        let flags = rustix::net::SendFlags::NOSIGNAL;
+        rustix::net::send(&self.socket, text.as_bytes(), flags) == Ok(text.len())
+    }
+
+    /// Whether the host left while the guest had not answered.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.host_gone && matches!(self.phase, Phase::Offered { .. })
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A device thread: waits for the queues and host descriptors of some devices and gives each its
+//! turn. Handlers are bounded, so that no device starves another.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::mmio::{MmioTransport, SharedDevice, lock};
+use super::ring::Interrupt;
+use super::Turn;
+
+/// The source number that is not a queue.
+const HOST: usize = 0xff;
+const SOURCE_BITS: u32 = 8;
+
+/// A device as a worker sees it.
+#[allow(missing_debug_implementations)]
+struct Station {
+    device: SharedDevice,
+    interrupt: Arc<Interrupt>,
+    notifiers: Arc<[EventFd]>,
+}
+
+/// Devices that share a thread. Not `Debug`: devices are not.
+#[allow(missing_debug_implementations)]
+pub struct Worker {
+    epoll: Epoll,
+    stations: Vec<Station>,
+}
+
+/// What has something to do: source `source` of station `station`.
+type Token = (usize, usize);
+
+impl Worker {
+    pub fn new<'a>(transports: impl Iterator<Item = &'a MmioTransport>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let mut stations = Vec::new();
+        for transport in transports {
+            let station = Station {
+                device: transport.device(),
+                interrupt: transport.interrupt(),
+                notifiers: transport.notifiers(),
+            };
+            let number = stations.len();
+            for (queue, notifier) in station.notifiers.iter().enumerate() {
+                let event = EpollEvent::new(EventSet::IN, token((number, queue)));
+                epoll.ctl(ControlOperation::Add, notifier.as_raw_fd(), event)?;
+            }
+            let source = lock(&station.device).host_source();
+            if let Some(fd) = source {
+                let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+                let event = EpollEvent::new(events, token((number, HOST)));
+                epoll.ctl(ControlOperation::Add, fd, event)?;
+            }
+            stations.push(station);
+        }
+        Ok(Self { epoll, stations })
+    }
+
+    /// Serves until the process ends; returns only if epoll itself fails.
+    pub fn run(self) -> io::Error {
+        let mut events = [EpollEvent::default(); 16];
+        let mut again: Vec<Token> = Vec::new();
+        loop {
+            let timeout = if again.is_empty() { -1 } else { 0 };
+            let count = match self.epoll.wait(timeout, &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return e,
+            };
+            let mut todo = std::mem::take(&mut again);
+            for event in events.iter().take(count) {
+                let token = parse(event.data());
+                self.drain_notifier(token);
+                if !todo.contains(&token) {
+                    todo.push(token);
+                }
+            }
+            again.extend(todo.into_iter().filter(|&t| self.serve(t) == Turn::More));
+        }
+    }
+
+    fn drain_notifier(&self, (station, source): Token) {
+        let station = self.stations.get(station);
+        if let Some(notifier) = station.and_then(|s| s.notifiers.get(source)) {
+            let _ = notifier.read();
+        }
+    }
+
+    fn serve(&self, (station, source): Token) -> Turn {
+        let Some(station) = self.stations.get(station) else {
+            return Turn::Idle;
+        };
+        let mut device = lock(&station.device);
+        let result = if source == HOST {
+            device.host_ready()
+        } else {
+            device.queue_ready(source)
+        };
+        result.unwrap_or_else(|_broken| {
+            // This device stops until its driver resets it; the others go on.
+            device.deactivate();
+            station.interrupt.needs_reset();
+            Turn::Idle
+        })
+    }
+}
+
+fn token((station, source): Token) -> u64 {
+    // Both are small: stations are devices, sources are queues.
+    let station = u64::try_from(station).unwrap_or(0);
+    station << SOURCE_BITS | u64::try_from(source).unwrap_or(0)
+}
+
+fn parse(token: u64) -> Token {
+    let source = usize::try_from(token & 0xff).unwrap_or(HOST);
+    (usize::try_from(token >> SOURCE_BITS).unwrap_or(0), source)
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Guest memory: one file (anonymous unless configured), mapped shared, with a hole below 4 GiB
+//! for devices. No neighbours: everything else uses it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+use crate::sys;
+
+/// The memory that devices and vCPUs see.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Guest-physical addresses from here to [`GAP_END`] belong to devices.
+pub const GAP_START: u64 = 0xc000_0000;
+pub const GAP_END: u64 = 1 << 32;
+const PAGE_BYTES: u64 = 4096;
+
+/// An error while making guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    #[error("open memory file")]
+    Open(#[source] io::Error),
+    #[error("set size of memory file to {bytes} bytes")]
+    Resize { bytes: u64, source: io::Error },
+    #[error("map {bytes} bytes of guest memory at {start:#x}")]
+    Map {
+        start: u64,
+        bytes: u64,
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    #[error("{0} bytes of guest memory do not fit the address space")]
+    TooLarge(u64),
+    #[error("arrange guest memory")]
+    Arrange(#[source] vm_memory::GuestRegionCollectionError),
+}
+
+/// Where `bytes` of memory lie: `(guest address, length)`, in order.
+#[must_use]
+pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
+    if bytes <= GAP_START {
+        vec![(0, bytes)]
+    } else {
+        vec![(0, GAP_START), (GAP_END, bytes - GAP_START)]
+    }
+}
+
+/// Makes and maps guest memory. Pages are taken when the guest first touches them.
+pub fn create(bytes: u64, path: Option<&Path>) -> Result<Memory, MemoryError> {
+    let file = match path {
+        Some(path) => {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(path).map_err(MemoryError::Open)?
+        }
+        None => anonymous_file().map_err(MemoryError::Open)?,
+    };
+    file.set_len(bytes)
+        .map_err(|source| MemoryError::Resize { bytes, source })?;
+    if path.is_none() {
+        // Nobody may shrink it under the mapping, which would make every access a SIGBUS.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| MemoryError::Open(e.into()))?;
+    }
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in ranges(bytes) {
+        let size = usize::try_from(len).map_err(|_| MemoryError::TooLarge(bytes))?;
+        let mapping = sys::map_memory(&file, offset, size);
+        let mapping = mapping.map_err(|source| MemoryError::Map {
+            start,
+            bytes: len,
+            source,
+        })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
+        regions.push(region.ok_or(MemoryError::TooLarge(bytes))?);
+        offset += len;
+    }
+    Memory::from_regions(regions).map_err(MemoryError::Arrange)
+}
+
+fn anonymous_file() -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    Ok(File::from(rustix::fs::memfd_create("guest-memory", flags)?))
+}
+
+/// Backs the huge pages that `[start, end)` touches with huge pages of the host, if it can. The
+/// guest's first access to each small page would otherwise be a VM exit of its own: for what a
+/// kernel certainly uses that is most of the exits of a boot.
+pub fn expect_use(memory: &Memory, start: u64, end: u64) {
+    let Some(region) = memory.find_region(GuestAddress(start)) else {
+        return;
+    };
+    let huge = sys::HUGE_PAGE_BYTES as u64;
+    let first = (start - region.start_addr().0) / huge * huge;
+    let end = end.saturating_sub(region.start_addr().0).min(region.len());
+    let last = end.next_multiple_of(huge).min(region.len() / huge * huge);
+    let len = last.saturating_sub(first);
+    if let (Ok(first), Ok(len)) = (usize::try_from(first), usize::try_from(len)) {
+        sys::use_huge_pages(region, first, len);
+    }
+}
+
+/// Gives the whole pages inside `[start, start + len)` back to the host; they read as zeroes from
+/// now on. Returns how many bytes that were. The numbers may come from the guest.
+pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidInput);
+    let region = memory.find_region(GuestAddress(start)).ok_or_else(bad)?;
+    let in_region = start.checked_sub(region.start_addr().0).ok_or_else(bad)?;
+    let end = in_region.checked_add(len).ok_or_else(bad)?;
+    if end > region.len() {
+        return Err(bad());
+    }
+    let first = in_region.next_multiple_of(PAGE_BYTES);
+    let last = end - end % PAGE_BYTES;
+    let Some(bytes) = last.checked_sub(first).filter(|&b| b > 0) else {
+        return Ok(0);
+    };
+    let backing = region.file_offset().ok_or_else(bad)?;
+    let offset = backing.start().checked_add(first).ok_or_else(bad)?;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(backing.file(), flags, offset, bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn large_memory_goes_around_the_gap() {
+        assert_eq!(ranges(1 << 30), [(0, 1 << 30)]);
+        assert_eq!(ranges(GAP_START), [(0, GAP_START)]);
+        assert_eq!(
+            ranges(1 << 40),
+            [(0, GAP_START), (GAP_END, (1 << 40) - GAP_START)]
+        );
+        let memory = create(5 << 30, None).unwrap();
+        memory.write_obj(7u8, GuestAddress(GAP_END)).unwrap();
+        assert!(memory.write_obj(7u8, GuestAddress(GAP_START)).is_err());
+        assert_eq!(release(&memory, GAP_END, 4096).unwrap(), 4096);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(GAP_END)).unwrap(), 0);
+    }
+
+    #[test]
+    fn release_checks_what_the_guest_says() {
+        let memory = create(32 << 20, None).unwrap();
+        assert!(release(&memory, 32 << 20, 4096).is_err());
+        assert!(release(&memory, 4096, u64::MAX).is_err());
+        assert!(release(&memory, (32 << 20) - 4096, 8192).is_err());
+        assert_eq!(release(&memory, 4096, 100).unwrap(), 0);
+        assert_eq!(release(&memory, 1, 8191).unwrap(), 4096);
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The report of how a VM ended.
+//!
+//! The daemon may have been restarted and is then not our parent, so an exit status is not enough.
+//! The file is made empty at start, while we still may, and gets its content by one write at the
+//! end: who reads it sees nothing (the VMM runs or was killed) or all of it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest detail that is kept.
+const DETAIL_BYTES: usize = 2048;
+/// The longest report that is read.
+const REPORT_BYTES: u64 = 64 << 10;
+
+/// Why a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The control socket or a signal asked for it.
+    StopRequested,
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// The guest reset itself, and its console shows no panic.
+    GuestReset,
+    /// The guest kernel panicked; the detail is its line.
+    GuestPanic,
+    TripleFault,
+    /// The VM never ran; the detail says which step failed.
+    SetupFailed,
+    /// KVM or the VMM itself failed.
+    VmmError,
+}
+
+impl ExitReason {
+    /// The exit status of the process.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::StopRequested | Self::GuestShutdown => 0,
+            Self::GuestReset | Self::GuestPanic | Self::TripleFault => 2,
+            Self::SetupFailed | Self::VmmError => 1,
+        }
+    }
+}
+
+/// What is known of a VM that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    pub reason: ExitReason,
+    /// A sentence for people; may be empty. Guest text in it is guest data.
+    pub detail: String,
+    /// All VM exits where the host counts them, else those that reached user space.
+    #[serde(default)]
+    pub exits_total: u64,
+    /// The VM exits that reached the VMM.
+    #[serde(default)]
+    pub exits_userspace: u64,
+    #[serde(default)]
+    pub uptime_us: u64,
+}
+
+impl ExitReport {
+    /// A report with only a reason and a detail, which is cut where it is too long.
+    #[must_use]
+    pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
+        let mut detail: String = detail.into();
+        if detail.len() > DETAIL_BYTES {
+            let end = (0..=DETAIL_BYTES).rev().find(|&i| detail.is_char_boundary(i));
+            detail.truncate(end.unwrap_or(0));
+        }
+        Self {
+            reason,
+            detail,
+            exits_total: 0,
+            exits_userspace: 0,
+            uptime_us: 0,
+        }
+    }
+
+    /// Reads the report at `path`; `None` as long as there is none.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        let mut text = String::new();
+        match File::open(path) {
+            Ok(file) => file.take(REPORT_BYTES).read_to_string(&mut text)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_str(&text)?))
+    }
+}
+
+/// The opened, still empty report file.
+#[derive(Debug)]
+pub struct ReportFile(File);
+
+impl ReportFile {
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(path).map(Self)
+    }
+
+    /// Writes the report, once.
+    pub fn write(mut self, report: &ExitReport) -> io::Result<()> {
+        let mut text = serde_json::to_vec(report)?;
+        text.push(b'\n');
+        self.0.write_all(&text)?;
+        self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_no_report_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report");
+        assert_eq!(ExitReport::read(&path).unwrap(), None);
+        let file = ReportFile::create(&path).unwrap();
+        assert_eq!(ExitReport::read(&path).unwrap(), None);
+        let report = ExitReport::new(ExitReason::GuestPanic, "é".repeat(2000));
+        file.write(&report).unwrap();
+        let read = ExitReport::read(&path).unwrap().unwrap();
+        assert_eq!(read, report);
+        assert_eq!(read.detail.len(), DETAIL_BYTES);
+    }
+}

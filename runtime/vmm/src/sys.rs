@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only unsafe code of this crate: system calls on guest memory and KVM calls that have no
+//! safe wrapper.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
+
+/// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`
+const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
+/// `_IO(KVMIO, 0xce)`
+const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
+/// `_IOW('T', 208, unsigned int)`
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+/// `_IOW('T', 216, int)`
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+/// A huge page; guest memory is mapped at a multiple, or the host could never use one.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// `MADV_COLLAPSE` (Linux 6.1), which libc does not have for this target.
+const MADV_COLLAPSE: libc::c_int = 25;
+/// What `preadv` and its kin take at most.
+const IOV_MAX: usize = 1024;
+
+fn check(ret: isize) -> io::Result<usize> {
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+/// Gives guest memory to KVM. The caller keeps `region` mapped for as long as the VM exists.
+pub fn set_memory_region(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> io::Result<()> {
+    let kvm_region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is a live mapping of `memory_size` bytes; the `Vm` that calls this owns
+    // both the memory and the VM and drops the VM first.
+    unsafe { vm.set_user_memory_region(kvm_region) }
+        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+/// Maps `size` bytes of `file` shared, at an address that huge pages can have. The mapping stays
+/// until the process ends.
+pub fn map_memory(
+    file: &Arc<File>,
+    offset: u64,
+    size: usize,
+) -> Result<MmapRegion<()>, MmapRegionError> {
+    let failed = || MmapRegionError::Mmap(io::Error::last_os_error());
+    let invalid = || MmapRegionError::InvalidOffsetLength;
+    let reserve = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(invalid)?;
+    let file_position = position(offset).map_err(|_| invalid())?;
+    let reservation = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: asks for new addresses, which nothing else uses; no access is possible there.
+    let base = unsafe {
+        libc::mmap(std::ptr::null_mut(), reserve, libc::PROT_NONE, reservation, -1, 0)
+    };
+    if base == libc::MAP_FAILED {
+        return Err(failed());
+    }
+    let pad = base.align_offset(HUGE_PAGE_BYTES);
+    let aligned = base.wrapping_byte_add(pad);
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let fixed = flags | libc::MAP_FIXED;
+    let fd = file.as_raw_fd();
+    // SAFETY: `pad` is less than a huge page, so `[aligned, aligned + size)` lies in the
+    // reservation that was just made and that nothing else knows.
+    let address = unsafe { libc::mmap(aligned, size, protection, fixed, fd, file_position) };
+    if address == libc::MAP_FAILED {
+        return Err(failed());
+    }
+    let builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(protection)
+        .with_mmap_flags(flags)
+        .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
+    // SAFETY: `address` is a mapping of `size` bytes that is never unmapped.
+    unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
+}
+
+/// Backs `[start, start + len)` of a region, whole huge pages, with huge pages. A host that cannot
+/// goes on with small ones.
+pub fn use_huge_pages(region: &GuestRegionMmap<()>, start: usize, len: usize) {
+    if start.checked_add(len).is_none_or(|end| end > region.size()) {
+        return;
+    }
+    let address = region.as_ptr().wrapping_add(start);
+    // SAFETY: the range lies in the mapping; its content stays what it is.
+    unsafe { libc::madvise(address.cast(), len, MADV_COLLAPSE) };
+}
+
+fn iovecs(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
+    slices
+        .iter()
+        .take(IOV_MAX)
+        .map(|s| libc::iovec {
+            iov_base: s.ptr_guard_mut().as_ptr().cast(),
+            iov_len: s.len(),
+        })
+        .collect()
+}
+
+fn count(iov: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iov.len()).unwrap_or(0)
+}
+
+fn position(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Reads from `file` at `offset` straight into guest memory.
+pub fn read_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
+    let iov = iovecs(slices);
+    let offset = position(offset)?;
+    // SAFETY: every iovec describes a `VolatileSlice`, which is mapped for the lifetime of the
+    // borrow; the kernel may write there at any time, as the guest may.
+    check(unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), count(&iov), offset) })
+}
+
+/// Writes to `file` at `offset` straight from guest memory.
+pub fn write_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
+    let iov = iovecs(slices);
+    let offset = position(offset)?;
+    // SAFETY: as in `read_at`; the kernel only reads.
+    check(unsafe { libc::pwritev(file.as_raw_fd(), iov.as_ptr(), count(&iov), offset) })
+}
+
+/// Reads from a stream or a TAP straight into guest memory.
+pub fn read(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let iov = iovecs(slices);
+    // SAFETY: as in `read_at`.
+    check(unsafe { libc::readv(fd.as_raw_fd(), iov.as_ptr(), count(&iov)) })
+}
+
+/// Writes to a TAP straight from guest memory.
+pub fn write(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let iov = iovecs(slices);
+    // SAFETY: as in `write_at`.
+    check(unsafe { libc::writev(fd.as_raw_fd(), iov.as_ptr(), count(&iov)) })
+}
+
+/// Sends to a socket straight from guest memory, without SIGPIPE.
+pub fn send(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    let mut iov = iovecs(slices);
+    // SAFETY: msghdr is plain data for which all zeroes is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_mut_ptr();
+    message.msg_iovlen = iov.len();
+    // SAFETY: `message` points at `iov`, which lives until after the call and describes mapped
+    // guest memory that the kernel only reads.
+    check(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL) })
+}
+
+/// Lets `signal` interrupt KVM_RUN although the thread has it blocked. Without a window between
+/// the check of a flag and the entry of the guest: a signal that is pending ends KVM_RUN at once.
+pub fn unblock_signal_in_guest(vcpu: &VcpuFd, signal: libc::c_int) -> io::Result<()> {
+    #[repr(C)]
+    struct SignalMask {
+        len: u32,
+        set: [u8; 8],
+    }
+    let bit = u32::try_from(signal - 1).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let blocked = !(1u64.checked_shl(bit).ok_or(io::ErrorKind::InvalidInput)?);
+    let mask = SignalMask {
+        len: 8,
+        set: blocked.to_ne_bytes(),
+    };
+    // SAFETY: `mask` has the layout of `struct kvm_signal_mask` with its eight bytes of set.
+    check(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK, &raw const mask) } as isize)?;
+    Ok(())
+}
+
+/// Opens the binary statistics of a vCPU (Linux 5.14 and later).
+pub fn statistics_file(vcpu: &VcpuFd) -> io::Result<File> {
+    // SAFETY: this request takes no argument.
+    let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_STATS_FD, 0) };
+    check(fd as isize)?;
+    // SAFETY: the call has just returned `fd`; nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// The suberror of KVM_EXIT_INTERNAL_ERROR. Call right after that exit.
+pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: every bit pattern is a valid integer, whichever member of the union is in use.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// Takes ownership of a descriptor that the parent passed on purpose.
+pub fn inherited(fd: i32) -> io::Result<File> {
+    // SAFETY: F_SETFD takes no pointer; it fails if `fd` is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } as isize)?;
+    // SAFETY: `fd` is open, and the configuration says that it is ours; `main` calls this once
+    // per descriptor and before it opens files of its own.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Sets which offloads the TAP may use towards us (`TUN_F_*`).
+pub fn set_tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    // SAFETY: this request takes its flags by value.
+    let ret = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    check(ret as isize).map(drop)
+}
+
+/// Sets the length of the header in front of every frame.
+pub fn set_tap_header_size(tap: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: the request reads one int, which lives until after the call.
+    let ret = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) };
+    check(ret as isize).map(drop)
+}
+
+/// Keeps malloc from giving each thread an arena of its own: this process counts its pages.
+pub fn use_one_malloc_arena() {
+    // SAFETY: called before the first thread is made; takes no pointer.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}

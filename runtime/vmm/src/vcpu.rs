@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A vCPU thread: runs the guest, hands its exits to the [`Bus`], parks when told to.
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{SIGRTMIN, clear_signal};
+
+use crate::report::ExitReason;
+use crate::statistics::ExitCounters;
+use crate::sys;
+use crate::vm::bus::{Bus, Effect};
+
+const RUN: u8 = 0;
+const PAUSE: u8 = 1;
+const STOP: u8 = 2;
+
+/// Interrupts KVM_RUN. Blocked in all threads except inside of KVM_RUN.
+#[must_use]
+pub fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// How all vCPUs are told to run, park or end.
+#[derive(Debug, Default)]
+pub struct Gate {
+    /// What is wanted; read before every entry of the guest.
+    wanted: AtomicU8,
+    /// How many are parked or have ended.
+    parked: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, wanted: u8) {
+        // A stop is final.
+        if self.wanted.load(Ordering::SeqCst) != STOP {
+            self.wanted.store(wanted, Ordering::SeqCst);
+        }
+        // Under the lock, so that nobody misses it between looking and waiting.
+        let _parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_all();
+    }
+
+    /// Asks for parking; the caller kicks the threads and calls [`Self::wait_parked`].
+    pub fn pause(&self) {
+        self.set(PAUSE);
+    }
+
+    pub fn resume(&self) {
+        self.set(RUN);
+    }
+
+    pub fn stop(&self) {
+        self.set(STOP);
+    }
+
+    /// True once `count` vCPUs do not run, false after `limit`.
+    pub fn wait_parked(&self, count: usize, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        while *parked < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let wait = self.changed.wait_timeout(parked, left);
+            parked = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Called by a vCPU before it enters the guest. Returns how it may go on.
+    fn pass(&self) -> Pass {
+        match self.wanted.load(Ordering::SeqCst) {
+            RUN => return Pass::Run,
+            STOP => return Pass::Stop,
+            _ => {}
+        }
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        *parked += 1;
+        self.changed.notify_all();
+        while self.wanted.load(Ordering::SeqCst) == PAUSE {
+            parked = self.changed.wait(parked).unwrap_or_else(PoisonError::into_inner);
+        }
+        *parked -= 1;
+        Pass::RunAfterPause
+    }
+
+    fn leave(&self) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        *parked += 1;
+        self.changed.notify_all();
+    }
+}
+
+enum Pass {
+    Run,
+    RunAfterPause,
+    Stop,
+}
+
+/// How a guest ended, told by one of its vCPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub reason: ExitReason,
+    pub detail: String,
+}
+
+impl Outcome {
+    #[must_use]
+    pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self { reason, detail }
+    }
+}
+
+/// One vCPU. Not `Debug`: the bus is not.
+#[allow(missing_debug_implementations)]
+pub struct Vcpu {
+    pub fd: VcpuFd,
+    pub id: u8,
+    pub bus: Arc<Bus>,
+    pub gate: Arc<Gate>,
+    pub counters: Arc<ExitCounters>,
+}
+
+/// What an exit means, after the borrow of the exit has ended.
+enum Next {
+    Continue,
+    Interrupted,
+    End(Outcome),
+    FailedEntry(u64),
+    InternalError,
+}
+
+impl Vcpu {
+    /// Runs until the guest ends or the gate says stop; `None` in the second case.
+    pub fn run(mut self) -> Option<Outcome> {
+        let outcome = self.run_guest();
+        self.gate.leave();
+        outcome
+    }
+
+    fn run_guest(&mut self) -> Option<Outcome> {
+        if let Err(e) = sys::unblock_signal_in_guest(&self.fd, kick_signal()) {
+            return Some(self.failure(&format!("set signal mask: {e}")));
+        }
+        loop {
+            match self.gate.pass() {
+                Pass::Run => {}
+                Pass::Stop => return None,
+                // Tells the guest's watchdogs that it was not running; older guests lack it.
+                Pass::RunAfterPause => drop(self.fd.kvmclock_ctrl()),
+            }
+            match self.run_once() {
+                Next::Continue => {}
+                // The signal is still pending, because it is blocked here.
+                Next::Interrupted => drop(clear_signal(kick_signal())),
+                Next::End(outcome) => return Some(outcome),
+                Next::FailedEntry(reason) => {
+                    let text = format!("KVM cannot enter the guest, hardware reason {reason:#x}");
+                    return Some(self.failure(&text));
+                }
+                Next::InternalError => {
+                    let suberror = sys::internal_suberror(&mut self.fd);
+                    let text = format!("KVM internal error, suberror {suberror}");
+                    return Some(self.failure(&text));
+                }
+            }
+        }
+    }
+
+    fn failure(&self, what: &str) -> Outcome {
+        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
+        let detail = format!("vCPU {} at {rip:#x}: {what}", self.id);
+        Outcome::new(ExitReason::VmmError, detail)
+    }
+
+    fn run_once(&mut self) -> Next {
+        let counters = &self.counters;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                ExitCounters::count(&counters.io_out);
+                match self.bus.port_out(port, data) {
+                    Effect::None => Next::Continue,
+                    Effect::End(outcome) => Next::End(outcome),
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                ExitCounters::count(&counters.io_in);
+                self.bus.port_in(port, data);
+                Next::Continue
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                ExitCounters::count(&counters.mmio_read);
+                self.bus.read(address, data);
+                Next::Continue
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                ExitCounters::count(&counters.mmio_write);
+                self.bus.write(address, data);
+                Next::Continue
+            }
+            Ok(VcpuExit::Shutdown) => {
+                let text = format!("vCPU {}", self.id);
+                Next::End(Outcome::new(ExitReason::TripleFault, text))
+            }
+            Ok(VcpuExit::SystemEvent(kind, _)) => {
+                let text = format!("system event {kind}");
+                Next::End(Outcome::new(ExitReason::GuestReset, text))
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => Next::FailedEntry(reason),
+            Ok(VcpuExit::InternalError) => Next::InternalError,
+            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {
+                ExitCounters::count(&counters.other);
+                Next::Continue
+            }
+            Ok(other) => {
+                let text = format!("unexpected exit {other:?}");
+                Next::End(Outcome::new(ExitReason::VmmError, text))
+            }
+            Err(e) => match io::Error::from_raw_os_error(e.errno()).kind() {
+                io::ErrorKind::Interrupted => {
+                    ExitCounters::count(&counters.other);
+                    Next::Interrupted
+                }
+                io::ErrorKind::WouldBlock => Next::Continue,
+                kind => {
+                    let text = format!("vCPU {}: KVM_RUN: {kind}", self.id);
+                    Next::End(Outcome::new(ExitReason::VmmError, text))
+                }
+            },
+        }
+    }
+}

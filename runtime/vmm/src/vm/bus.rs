@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The addresses of the guest: which device answers to a port or an MMIO address. Called on vCPU
+//! threads.
+
+use std::sync::Mutex;
+
+use crate::devices::mmio::{MmioTransport, SLOT_BYTES, lock};
+use crate::devices::serial::SerialPort;
+use crate::report::ExitReason;
+use crate::vcpu::Outcome;
+
+/// The first device's registers.
+pub const MMIO_BASE: u64 = 0xd000_0000;
+/// Interrupt lines of the devices, in order. 4 is the serial port; 8 and 12 are left to the
+/// drivers of a PC's clock and mouse, which a kernel may have.
+pub const DEVICE_IRQS: [u32; 6] = [5, 6, 7, 9, 10, 11];
+pub const SERIAL_IRQ: u32 = 4;
+
+const SERIAL_FIRST: u16 = 0x3f8;
+const SERIAL_LAST: u16 = 0x3ff;
+/// Data and command of a PC's keyboard controller, which can reset the machine.
+const KEYBOARD_CONTROL: u16 = 0x64;
+const KEYBOARD_RESET: u8 = 0xfe;
+/// Where the guest says that it is through.
+const POWER: u16 = 0x600;
+const POWER_OFF: u8 = 1;
+
+/// What a write did to the VM.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    End(Outcome),
+}
+
+/// All devices of a VM.
+#[allow(missing_debug_implementations)]
+pub struct Bus {
+    serial: Mutex<SerialPort>,
+    slots: Vec<Mutex<MmioTransport>>,
+}
+
+impl Bus {
+    #[must_use]
+    pub fn new(serial: SerialPort, transports: Vec<MmioTransport>) -> Self {
+        Self {
+            serial: Mutex::new(serial),
+            slots: transports.into_iter().map(Mutex::new).collect(),
+        }
+    }
+
+    pub fn port_out(&self, port: u16, data: &[u8]) -> Effect {
+        match (port, data) {
+            (SERIAL_FIRST..=SERIAL_LAST, data) => {
+                let mut serial = lock(&self.serial);
+                for &byte in data {
+                    serial.write(serial_register(port), byte);
+                }
+                Effect::None
+            }
+            (POWER, [POWER_OFF, ..]) => Effect::End(Outcome::new(ExitReason::GuestShutdown, "")),
+            (KEYBOARD_CONTROL, [KEYBOARD_RESET, ..]) => {
+                Effect::End(Outcome::new(ExitReason::GuestReset, ""))
+            }
+            _ => Effect::None,
+        }
+    }
+
+    pub fn port_in(&self, port: u16, data: &mut [u8]) {
+        match port {
+            SERIAL_FIRST..=SERIAL_LAST => {
+                let mut serial = lock(&self.serial);
+                for byte in data {
+                    *byte = serial.read(serial_register(port));
+                }
+            }
+            // Ready for a command: a kernel that resets waits for this.
+            KEYBOARD_CONTROL => data.fill(0),
+            _ => data.fill(0xff),
+        }
+    }
+
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.slot(address) {
+            Some((slot, offset)) => lock(slot).read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((slot, offset)) = self.slot(address) {
+            lock(slot).write(offset, data);
+        }
+    }
+
+    fn slot(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+        let relative = address.checked_sub(MMIO_BASE)?;
+        let index = usize::try_from(relative / SLOT_BYTES).ok()?;
+        Some((self.slots.get(index)?, relative % SLOT_BYTES))
+    }
+
+    /// Ends the console log; returns the kernel's panic line, if there is one.
+    pub fn finish_console(&self) -> Option<String> {
+        lock(&self.serial).finish()
+    }
+}
+
+fn serial_register(port: u16) -> u8 {
+    u8::try_from(port.wrapping_sub(SERIAL_FIRST)).unwrap_or(u8::MAX)
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Builds the virtual machine: KVM, memory, the devices in their fixed order, the vCPUs. Every VM
+//! has the same devices at the same addresses, used or not.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::GuestMemory;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::bus::{Bus, DEVICE_IRQS, MMIO_BASE, SERIAL_IRQ};
+use super::observed::Observed;
+use super::resources::Resources;
+use crate::boot::Entry;
+use crate::config::{MacAddress, VmConfig};
+use crate::cpu::{self, CpuError};
+use crate::devices::balloon::Balloon;
+use crate::devices::blk::Blk;
+use crate::devices::blk::disk::ImageDisk;
+use crate::devices::mmio::{MmioTransport, QUEUE_NOTIFY, SLOT_BYTES, SharedDevice};
+use crate::devices::net::Net;
+use crate::devices::rng::{HostRandom, Rng};
+use crate::devices::serial::SerialPort;
+use crate::devices::vsock::Vsock;
+use crate::devices::vsock::muxer::Muxer;
+use crate::devices::worker::Worker;
+use crate::memory::Memory;
+use crate::statistics::KvmExits;
+use crate::sys;
+
+/// Pages that KVM on Intel needs for itself, below the BIOS area.
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+const TSS: usize = 0xfffb_d000;
+/// Positions of the two disks in the fixed order of devices.
+const DISKS: [usize; 2] = [2, 3];
+const DEFAULT_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const DEFAULT_MTU: u16 = 1500;
+
+/// What KVM or the host refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("open /dev/kvm")]
+    OpenKvm(#[source] kvm_ioctls::Error),
+    #[error("{what}")]
+    Kvm {
+        what: &'static str,
+        source: kvm_ioctls::Error,
+    },
+    #[error("give {bytes} bytes of memory at {start:#x} to KVM")]
+    Memory {
+        start: u64,
+        bytes: u64,
+        source: io::Error,
+    },
+    #[error("make {what}")]
+    Device {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("set up vCPUs")]
+    Cpu(#[from] CpuError),
+}
+
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { what, source }
+}
+
+fn device(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::Device { what, source }
+}
+
+/// A machine that has not run yet.
+#[allow(missing_debug_implementations)]
+pub struct Machine {
+    // Dropped in this order: the VM before its memory.
+    pub vcpus: Vec<VcpuFd>,
+    pub vm: VmFd,
+    cpuid: CpuId,
+    pub memory: Arc<Memory>,
+    pub bus: Bus,
+    pub image: Arc<Mutex<Blk<ImageDisk>>>,
+    pub disk_worker: Worker,
+    pub io_worker: Worker,
+}
+
+/// What the machine takes from [`Resources`]; the rest is for others.
+#[derive(Debug)]
+pub struct Parts {
+    pub resources: Resources,
+    pub memory: Arc<Memory>,
+}
+
+impl Machine {
+    /// Returns the machine, and the control socket and boot files that it does not need.
+    pub fn build(
+        config: &VmConfig,
+        parts: Parts,
+        observed: &mut Observed,
+    ) -> Result<(Self, super::Remaining), MachineError> {
+        let kvm_fd = Kvm::new().map_err(MachineError::OpenKvm)?;
+        let vm = create_vm(&kvm_fd)?;
+        let Parts { resources, memory } = parts;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            use vm_memory::GuestMemoryRegion;
+            let result = sys::set_memory_region(&vm, slot, region);
+            result.map_err(|source| MachineError::Memory {
+                start: region.start_addr().0,
+                bytes: region.len(),
+                source,
+            })?;
+        }
+        let image = Blk::new(resources.image, "image", Arc::clone(&observed.image_disk));
+        let image = Arc::new(Mutex::new(image));
+        let scratch = Arc::clone(&observed.scratch_disk);
+        let (mac, mtu) = match &config.net {
+            Some(net) => (net.mac, net.mtu),
+            None => (DEFAULT_MAC, DEFAULT_MTU),
+        };
+        let muxer = Muxer::new(
+            config.vsock.guest_cid,
+            config.vsock.socket.clone(),
+            resources.vsock,
+            Arc::clone(&observed.vsock),
+            Arc::clone(&observed.first_stream),
+        );
+        let vsock = Vsock::new(
+            config.vsock.guest_cid,
+            muxer.map_err(device("vsock"))?,
+            Arc::clone(&observed.vsock),
+            Arc::clone(&observed.vsock_ready),
+        );
+        // The order is part of the interface: the guest's /dev/vda is the image disk.
+        let devices: [SharedDevice; 6] = [
+            Arc::new(Mutex::new(vsock)),
+            Arc::new(Mutex::new(Net::new(
+                resources.tap,
+                mac,
+                mtu,
+                Arc::clone(&observed.net),
+            ))),
+            Arc::clone(&image) as SharedDevice,
+            Arc::new(Mutex::new(Blk::new(resources.scratch, "scratch", scratch))),
+            Arc::new(Mutex::new(Rng::new(HostRandom, Arc::clone(&observed.rng)))),
+            Arc::new(Mutex::new(Balloon::new(Arc::clone(&observed.balloon)))),
+        ];
+        let mut transports = Vec::new();
+        for (slot, (shared, irq)) in (0u64..).zip(devices.into_iter().zip(DEVICE_IRQS)) {
+            let transport = MmioTransport::new(shared, Arc::clone(&memory));
+            let transport = transport.map_err(device("virtio transport"))?;
+            connect(&vm, &transport, MMIO_BASE + slot * SLOT_BYTES, irq)?;
+            transports.push(transport);
+        }
+        let is_disk = |index: &usize| DISKS.contains(index);
+        let of = |disks: bool| {
+            let chosen = transports.iter().enumerate();
+            let chosen = chosen.filter(move |(index, _)| is_disk(index) == disks);
+            Worker::new(chosen.map(|(_, transport)| transport)).map_err(device("worker"))
+        };
+        let (disk_worker, io_worker) = (of(true)?, of(false)?);
+
+        let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let line = line.map_err(device("serial port"))?;
+        vm.register_irqfd(&line, SERIAL_IRQ)
+            .map_err(kvm("connect serial interrupt"))?;
+        let bus = Bus::new(SerialPort::new(line, resources.console), transports);
+
+        let cpuid = cpu::host_cpuid(&kvm_fd).map_err(kvm("read supported CPUID"))?;
+        let mut vcpus = Vec::new();
+        for id in 0..config.vcpus {
+            let fd = vm.create_vcpu(id.into()).map_err(kvm("create vCPU"))?;
+            let exits = sys::statistics_file(&fd).ok().and_then(KvmExits::find);
+            observed.kvm_exits.extend(exits);
+            vcpus.push(fd);
+        }
+        let machine = Self {
+            vcpus,
+            vm,
+            cpuid,
+            memory,
+            bus,
+            image,
+            disk_worker,
+            io_worker,
+        };
+        let remaining = super::Remaining {
+            control: resources.control,
+            kernel: resources.kernel,
+            initramfs: resources.initramfs,
+        };
+        Ok((machine, remaining))
+    }
+
+    /// Sets up the vCPUs; the guest's memory is loaded by now.
+    pub fn set_entry(&self, entry: &Entry) -> Result<(), MachineError> {
+        let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
+        for (id, fd) in (0..count).zip(&self.vcpus) {
+            cpu::set_up(fd, &self.cpuid, id, count, entry)?;
+        }
+        Ok(())
+    }
+
+}
+
+fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
+    let vm = kvm_fd.create_vm().map_err(kvm("create VM"))?;
+    vm.set_identity_map_address(IDENTITY_MAP)
+        .map_err(kvm("place identity map"))?;
+    vm.set_tss_address(TSS).map_err(kvm("place TSS"))?;
+    // No PIT: the kernel has kvm-clock and the TSC deadline timer.
+    vm.create_irq_chip()
+        .map_err(kvm("create interrupt controllers"))?;
+    Ok(vm)
+}
+
+/// Lets notifications and interrupts pass without this process.
+fn connect(
+    vm: &VmFd,
+    transport: &MmioTransport,
+    base: u64,
+    irq: u32,
+) -> Result<(), MachineError> {
+    let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+    for (queue, notifier) in (0u32..).zip(transport.notifiers().iter()) {
+        vm.register_ioevent(notifier, &address, queue)
+            .map_err(kvm("connect queue notification"))?;
+    }
+    vm.register_irqfd(transport.interrupt().line(), irq)
+        .map_err(kvm("connect device interrupt"))
+}

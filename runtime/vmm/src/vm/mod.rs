@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The life of one VM, on the main thread: open, build, load, give up privileges, run, report.
+//!
+//! ```text
+//! resources -> memory -> machine -> boot -> jail -> threads -> control socket -> report
+//! ```
+//! Everything up to the threads may fail with a [`SetupError`], which names the stage.
+
+pub mod bus;
+pub mod machine;
+pub mod observed;
+pub mod resources;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{VcpuFd, VmFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{EventfdFlags, eventfd};
+use vmm_sys_util::signal::{Killable, block_signal};
+
+use crate::boot::{self, BootError};
+use crate::config::VmConfig;
+use crate::control::Extent;
+use crate::control::server::{self, Target};
+use crate::devices::blk::Blk;
+use crate::devices::blk::disk::ImageDisk;
+use crate::devices::mmio::lock;
+use crate::devices::worker::Worker;
+use crate::jail::{self, JailError};
+use crate::memory::{self, Memory, MemoryError};
+use crate::report::{ExitReason, ExitReport};
+use crate::statistics::Statistics;
+use crate::vcpu::{Gate, Outcome, Vcpu, kick_signal};
+use bus::{Bus, DEVICE_IRQS, MMIO_BASE};
+use machine::{Machine, MachineError, Parts};
+use observed::Observed;
+use resources::{ResourceError, Resources, regular_size};
+
+/// What a thread of ours needs at most, with room to spare.
+const STACK_BYTES: usize = 256 << 10;
+/// How long vCPUs may take to leave the guest.
+const KICK_TIME: Duration = Duration::from_secs(2);
+/// Chosen for few exits during boot: no probing of what is not there, nothing on the console
+/// that is not an error.
+const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k 8250.nr_uarts=1 \
+    no_timer_check noreplace-smp tsc=reliable random.trust_cpu=on pci=off acpi=off rdinit=/init";
+
+/// A VM that never ran.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("open resources")]
+    Resources(#[from] ResourceError),
+    #[error("make guest memory")]
+    Memory(#[from] MemoryError),
+    #[error("build machine")]
+    Machine(#[from] MachineError),
+    #[error("load guest")]
+    Boot(#[from] BootError),
+    #[error("enter jail")]
+    Jail(#[from] JailError),
+    #[error("start threads")]
+    Threads(#[source] io::Error),
+}
+
+/// What is left for others once the machine took its part of the resources.
+#[derive(Debug)]
+pub struct Remaining {
+    pub control: UnixListener,
+    pub kernel: File,
+    pub initramfs: File,
+}
+
+/// Runs a VM to its end. `origin` is when the process began.
+pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
+    let mut observed = Observed::new(origin);
+    let resources = Resources::open(config)?;
+    let bytes = config.memory_bytes();
+    let memory = Arc::new(memory::create(bytes, config.memory_file.as_deref())?);
+    let parts = Parts { resources, memory };
+    let (machine, remaining) = Machine::build(config, parts, &mut observed)?;
+    let Remaining {
+        control,
+        mut kernel,
+        mut initramfs,
+    } = remaining;
+    let cmdline = cmdline(&config.extra_cmdline);
+    let memory = &machine.memory;
+    let entry = boot::load(memory, &mut kernel, &mut initramfs, &cmdline, config.vcpus)?;
+    drop((kernel, initramfs));
+    machine.set_entry(&entry)?;
+    let signals = block_signals().map_err(SetupError::Threads)?;
+    jail::enter(config.run_as)?;
+    let running = Running::start(machine, observed).map_err(SetupError::Threads)?;
+    let ended = server::serve(&control, &running.ended, &signals, &running);
+    Ok(running.finish(ended))
+}
+
+fn cmdline(extra: &str) -> String {
+    let mut line = CMDLINE.to_owned();
+    for (slot, irq) in DEVICE_IRQS.iter().enumerate() {
+        let base = MMIO_BASE + slot as u64 * crate::devices::mmio::SLOT_BYTES;
+        line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{irq}"));
+    }
+    if !extra.is_empty() {
+        line.push(' ');
+        line.push_str(extra);
+    }
+    line
+}
+
+/// Blocks, in all threads to come, the kick and what asks us to stop; the latter is read from the
+/// returned descriptor.
+fn block_signals() -> io::Result<SignalFd> {
+    block_signal(kick_signal()).map_err(|e| io::Error::other(e.to_string()))?;
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTERM);
+    stop.add(Signal::SIGINT);
+    stop.thread_block()?;
+    Ok(SignalFd::with_flags(
+        &stop,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
+}
+
+/// A VM with its threads.
+struct Running {
+    bus: Arc<Bus>,
+    gate: Arc<Gate>,
+    vcpus: Vec<JoinHandle<()>>,
+    image: Arc<Mutex<Blk<ImageDisk>>>,
+    observed: Observed,
+    outcomes: Receiver<Outcome>,
+    ended: Arc<OwnedFd>,
+    /// Keeps the VM alive; the vCPUs hold it too.
+    _vm: VmFd,
+    _memory: Arc<Memory>,
+}
+
+/// Where threads tell that the VM ended.
+#[derive(Clone)]
+struct Announce {
+    outcomes: Sender<Outcome>,
+    ended: Arc<OwnedFd>,
+}
+
+impl Announce {
+    fn tell(&self, outcome: Outcome) {
+        // Fails if the VM is being ended already.
+        let _ = self.outcomes.send(outcome);
+        let _ = rustix::io::write(&*self.ended, &1u64.to_ne_bytes());
+    }
+}
+
+impl Running {
+    fn start(machine: Machine, observed: Observed) -> io::Result<Self> {
+        let Machine {
+            vcpus,
+            vm,
+            memory,
+            bus,
+            image,
+            disk_worker,
+            io_worker,
+            ..
+        } = machine;
+        let workers = [disk_worker, io_worker];
+        let (sender, outcomes) = mpsc::channel();
+        let ended = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let announce = Announce {
+            outcomes: sender,
+            ended: Arc::new(ended),
+        };
+        let bus = Arc::new(bus);
+        let gate = Arc::new(Gate::default());
+        let mut running = Self {
+            bus,
+            gate,
+            vcpus: Vec::new(),
+            image,
+            observed,
+            outcomes,
+            ended: Arc::clone(&announce.ended),
+            _vm: vm,
+            _memory: memory,
+        };
+        for (name, worker) in ["disks", "io"].into_iter().zip(workers) {
+            spawn_worker(name, worker, announce.clone())?;
+        }
+        running.observed.vcpus_started.reached();
+        for (id, fd) in (0..).zip(vcpus) {
+            let handle = running.spawn_vcpu(id, fd, announce.clone())?;
+            running.vcpus.push(handle);
+        }
+        Ok(running)
+    }
+
+    fn spawn_vcpu(&self, id: u8, fd: VcpuFd, announce: Announce) -> io::Result<JoinHandle<()>> {
+        let vcpu = Vcpu {
+            fd,
+            id,
+            bus: Arc::clone(&self.bus),
+            gate: Arc::clone(&self.gate),
+            counters: Arc::clone(&self.observed.exits),
+        };
+        thread(&format!("vcpu{id}")).spawn(move || {
+            if let Some(outcome) = vcpu.run() {
+                announce.tell(outcome);
+            }
+        })
+    }
+
+    fn kick(&self) {
+        for vcpu in &self.vcpus {
+            // Fails for a thread that has ended.
+            let _ = vcpu.kill(kick_signal());
+        }
+    }
+
+    /// Stops the vCPUs and says how the VM ended.
+    fn finish(self, ended: server::Ended) -> ExitReport {
+        self.gate.stop();
+        self.kick();
+        self.gate.wait_parked(self.vcpus.len(), KICK_TIME);
+        let panic = self.bus.finish_console();
+        let mut outcome = match ended {
+            server::Ended::Stopped => Outcome::new(ExitReason::StopRequested, ""),
+            server::Ended::ByItself => self.outcomes.try_recv().unwrap_or_else(|_| {
+                Outcome::new(ExitReason::VmmError, "a thread ended without a reason")
+            }),
+            server::Ended::Failed(e) => {
+                Outcome::new(ExitReason::VmmError, format!("control socket: {e}"))
+            }
+        };
+        if let (ExitReason::GuestReset, Some(line)) = (outcome.reason, panic) {
+            outcome = Outcome::new(ExitReason::GuestPanic, line);
+        }
+        let statistics = self.observed.snapshot();
+        let mut report = ExitReport::new(outcome.reason, outcome.detail);
+        report.exits_userspace = statistics.exits_userspace.total();
+        report.exits_total = statistics.exits_total.unwrap_or(report.exits_userspace);
+        report.uptime_us = statistics.uptime_us;
+        report
+    }
+}
+
+fn thread(name: &str) -> std::thread::Builder {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.stack_size(STACK_BYTES)
+}
+
+fn spawn_worker(name: &str, worker: Worker, announce: Announce) -> io::Result<()> {
+    thread(name).spawn(move || {
+        let error = worker.run();
+        let detail = format!("device thread: {error}");
+        announce.tell(Outcome::new(ExitReason::VmmError, detail));
+    })?;
+    Ok(())
+}
+
+impl Target for Running {
+    fn attach_extent(&self, file: File) -> Result<Extent, String> {
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| e.to_string())?;
+        if flags & rustix::fs::OFlags::RWMODE != rustix::fs::OFlags::RDONLY {
+            return Err("descriptor is not open for reading only".to_owned());
+        }
+        let bytes = regular_size(&file)
+            .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
+        let placed = lock(&self.image).append(file, bytes);
+        let placed = placed.map_err(|e| e.to_string())?;
+        Ok(Extent {
+            first_sector: placed.first_sector,
+            sectors: placed.sectors,
+        })
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.observed.snapshot()
+    }
+
+    fn pause(&self) -> Result<(), String> {
+        self.gate.pause();
+        self.kick();
+        if self.gate.wait_parked(self.vcpus.len(), KICK_TIME) {
+            return Ok(());
+        }
+        self.gate.resume();
+        Err(format!("a vCPU did not leave the guest within {KICK_TIME:?}"))
+    }
+
+    fn resume(&self) {
+        self.gate.resume();
+    }
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The counters of one VM in one place: devices and vCPUs hold shares, the control socket and the
+//! exit report read them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::statistics::{
+    BalloonCounters, DeviceCounters, ExitCounters, KvmExits, Milestone, Statistics, micros_since,
+};
+
+#[derive(Debug)]
+pub struct Observed {
+    origin: Instant,
+    pub exits: Arc<ExitCounters>,
+    /// One per vCPU, or none if the host does not count.
+    pub kvm_exits: Vec<KvmExits>,
+    pub vsock: Arc<DeviceCounters>,
+    pub net: Arc<DeviceCounters>,
+    pub image_disk: Arc<DeviceCounters>,
+    pub scratch_disk: Arc<DeviceCounters>,
+    pub rng: Arc<DeviceCounters>,
+    pub balloon: Arc<BalloonCounters>,
+    pub vcpus_started: Milestone,
+    pub vsock_ready: Arc<Milestone>,
+    pub first_stream: Arc<Milestone>,
+}
+
+impl Observed {
+    /// `origin` is when the process began.
+    #[must_use]
+    pub fn new(origin: Instant) -> Self {
+        Self {
+            origin,
+            exits: Arc::default(),
+            kvm_exits: Vec::new(),
+            vsock: Arc::default(),
+            net: Arc::default(),
+            image_disk: Arc::default(),
+            scratch_disk: Arc::default(),
+            rng: Arc::default(),
+            balloon: Arc::default(),
+            vcpus_started: Milestone::new(origin),
+            vsock_ready: Arc::new(Milestone::new(origin)),
+            first_stream: Arc::new(Milestone::new(origin)),
+        }
+    }
+
+    #[must_use]
+    pub fn snapshot(&self) -> Statistics {
+        let exits = self.kvm_exits.iter().filter_map(KvmExits::read);
+        Statistics {
+            exits_total: (!self.kvm_exits.is_empty()).then(|| exits.sum()),
+            exits_userspace: self.exits.snapshot(),
+            vsock: self.vsock.snapshot(),
+            net: self.net.snapshot(),
+            image_disk: self.image_disk.snapshot(),
+            scratch_disk: self.scratch_disk.snapshot(),
+            rng: self.rng.snapshot(),
+            balloon: self.balloon.snapshot(),
+            uptime_us: micros_since(self.origin),
+            vcpus_started_us: self.vcpus_started.get(),
+            vsock_ready_us: self.vsock_ready.get(),
+            first_stream_us: self.first_stream.get(),
+        }
+    }
+}
