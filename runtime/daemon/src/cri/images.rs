@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `ImageService`.
+
+use std::collections::HashMap;
+
+use bulkhead_proto::cri;
+use bulkhead_proto::cri::image_service_server::ImageService;
+use tonic::{Request, Response, Status};
+
+use super::{BoxStream, stream_list};
+use crate::image::{Credentials, Image};
+use crate::pod::{Pods, now};
+
+/// The service; all state is in the image store.
+#[derive(Clone, Debug)]
+pub struct ImageServer {
+    pods: Pods,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl ImageServer {
+    pub fn new(pods: Pods) -> Self {
+        Self { pods }
+    }
+
+    async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
+        let images = &self.pods.host().images;
+        let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image);
+        let found = match wanted.filter(|wanted| !wanted.is_empty()) {
+            Some(wanted) => images.find(&wanted).await?.into_iter().collect(),
+            None => images.list().await?,
+        };
+        Ok(found.iter().map(show).collect())
+    }
+}
+
+#[tonic::async_trait]
+impl ImageService for ImageServer {
+    type StreamImagesStream = BoxStream<cri::StreamImagesResponse>;
+
+    async fn list_images(
+        &self,
+        request: Request<cri::ListImagesRequest>,
+    ) -> Answer<cri::ListImagesResponse> {
+        let images = self.list(request.into_inner().filter).await?;
+        Ok(Response::new(cri::ListImagesResponse { images }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let images = self.list(request.into_inner().filter).await?;
+        let message = |images| cri::StreamImagesResponse { images };
+        Ok(Response::new(stream_list(images, message)))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Answer<cri::ImageStatusResponse> {
+        let request = request.into_inner();
+        let name = name(request.image)?;
+        let found = self.pods.host().images.find(&name).await?;
+        let mut info = HashMap::new();
+        if let Some(image) = found.as_ref().filter(|_| request.verbose) {
+            let defaults = &image.defaults;
+            let details = serde_json::json!({ "imageSpec": { "config": {
+                "Entrypoint": defaults.entrypoint,
+                "Cmd": defaults.command,
+                "Env": defaults.environment,
+                "WorkingDir": defaults.working_directory,
+                "User": defaults.user,
+                "StopSignal": defaults.stop_signal,
+            } } });
+            info.insert("info".to_owned(), details.to_string());
+        }
+        Ok(Response::new(cri::ImageStatusResponse {
+            image: found.as_ref().map(show),
+            info,
+        }))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<cri::PullImageRequest>,
+    ) -> Answer<cri::PullImageResponse> {
+        let request = request.into_inner();
+        let name = name(request.image)?;
+        let credentials = request.auth.map(credentials).transpose()?.flatten();
+        let image = self.pods.host().images.pull(&name, credentials).await?;
+        Ok(Response::new(cri::PullImageResponse {
+            image_ref: image.id,
+        }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Answer<cri::RemoveImageResponse> {
+        let name = name(request.into_inner().image)?;
+        self.pods.host().images.remove(&name).await?;
+        Ok(Response::new(cri::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _request: Request<cri::ImageFsInfoRequest>,
+    ) -> Answer<cri::ImageFsInfoResponse> {
+        let images = self.pods.host().images.usage().await?;
+        let image = usage(&images.directory, images.used_bytes, images.inodes);
+        // What containers write is on the scratch disks of their pods.
+        let scratch = self.pods.host().state_pods.clone();
+        let measured = tokio::task::spawn_blocking(move || {
+            let (bytes, inodes) = crate::scratch::disk_usage(&scratch);
+            usage(&scratch, bytes, inodes)
+        });
+        let container = measured
+            .await
+            .map_err(|_| Status::internal("measuring the scratch disks panicked"))?;
+        Ok(Response::new(cri::ImageFsInfoResponse {
+            image_filesystems: vec![image],
+            container_filesystems: vec![container],
+        }))
+    }
+}
+
+fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
+    let name = spec.unwrap_or_default().image;
+    if name.is_empty() {
+        return Err(Status::invalid_argument("the image's name is missing"));
+    }
+    Ok(name)
+}
+
+fn show(image: &Image) -> cri::Image {
+    let user = image.defaults.user.split(':').next().unwrap_or_default();
+    let number = user.parse::<i64>().ok();
+    cri::Image {
+        id: image.id.clone(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size_bytes,
+        uid: number.map(|value| cri::Int64Value { value }),
+        username: if number.is_some() { String::new() } else { user.to_owned() },
+        spec: None,
+        pinned: image.pinned,
+    }
+}
+
+fn usage(directory: &std::path::Path, bytes: u64, inodes: u64) -> cri::FilesystemUsage {
+    cri::FilesystemUsage {
+        timestamp: now(),
+        fs_id: Some(cri::FilesystemIdentifier {
+            mountpoint: directory.display().to_string(),
+        }),
+        used_bytes: Some(cri::UInt64Value { value: bytes }),
+        inodes_used: Some(cri::UInt64Value { value: inodes }),
+    }
+}
+
+/// What CRI's five ways to say a secret mean. `None`: nothing was said.
+fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
+    if !auth.registry_token.is_empty() {
+        return Ok(Some(Credentials::Bearer(auth.registry_token)));
+    }
+    if !auth.identity_token.is_empty() {
+        return Err(Status::unimplemented(
+            "identity tokens are not supported by this version: use a user name and password, or a registry token",
+        ));
+    }
+    if !auth.username.is_empty() {
+        return Ok(Some(Credentials::Basic {
+            username: auth.username,
+            password: auth.password,
+        }));
+    }
+    if auth.auth.is_empty() {
+        return Ok(None);
+    }
+    // The secret itself is in no message.
+    let wrong = || Status::invalid_argument("auth is not base64 of user:password");
+    let text = base64(&auth.auth).ok_or_else(wrong)?;
+    let text = String::from_utf8(text).map_err(|_| wrong())?;
+    let (username, password) = text.split_once(':').ok_or_else(wrong)?;
+    Ok(Some(Credentials::Basic {
+        username: username.to_owned(),
+        password: password.trim_end_matches('\0').to_owned(),
+    }))
+}
+
+/// Decodes standard base64, with or without its padding.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in text.trim_end_matches('=').bytes() {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6 | u32::from(value)) & 0xff_ffff;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(u8::try_from(bits >> count & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_decoded_with_and_without_padding() {
+        for (text, expected) in [
+            ("", Some("")),
+            ("dTpw", Some("u:p")),
+            ("dXNlcjpwYXNzd29yZA==", Some("user:password")),
+            ("dXNlcjpwYXNzd29yZA", Some("user:password")),
+            ("a*b", None),
+        ] {
+            let decoded = base64(text).map(|bytes| String::from_utf8(bytes).unwrap());
+            assert_eq!(decoded.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_secret_is_not_repeated() {
+        let auth = cri::AuthConfig {
+            auth: "c2VjcmV0".into(),
+            ..Default::default()
+        };
+        let error = credentials(auth).err().unwrap();
+        assert!(!error.message().contains("c2VjcmV0") && !error.message().contains("secret"));
+    }
+}

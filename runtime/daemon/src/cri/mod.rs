@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The CRI server: gRPC in, calls to `pod` and `image`, gRPC out.
+//!
+//! Handlers are thin: parse, call, answer. [`parse`] makes our words of CRI's, [`show`] the other way round;
+//! [`runtime`] and [`images`] are the two services; the other files are groups of RPCs. This file is the only
+//! place where our errors become gRPC codes, and no protobuf type of CRI's goes below this module.
+
+mod container;
+mod filter;
+mod images;
+mod parse;
+mod runtime;
+mod sandbox;
+mod show;
+mod status;
+
+use std::pin::Pin;
+
+use tokio_stream::Stream;
+use tonic::{Code, Status};
+
+pub use images::ImageServer;
+pub use runtime::RuntimeServer;
+
+use crate::guest::agent::AgentError;
+use crate::guest::launch::LaunchError;
+use crate::image::{FailureKind, ImageError};
+use crate::pod::{BootError, PodError};
+use crate::serve::chain;
+
+/// Items of a streamed list that go in one message.
+const STREAM_CHUNK: usize = 100;
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A list as a stream of messages with some items each.
+fn stream_list<T, M>(items: Vec<T>, message: fn(Vec<T>) -> M) -> BoxStream<M>
+where
+    T: Clone + Send + 'static,
+    M: Send + 'static,
+{
+    let messages: Vec<_> = items
+        .chunks(STREAM_CHUNK)
+        .map(|chunk| Ok(message(chunk.to_vec())))
+        .collect();
+    Box::pin(tokio_stream::iter(messages))
+}
+
+/// Exhaustive on purpose: a new error cannot be added without choosing a code.
+impl From<PodError> for Status {
+    fn from(error: PodError) -> Self {
+        let code = match &error {
+            PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => {
+                Code::NotFound
+            }
+            PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
+            PodError::Exists { .. } => Code::AlreadyExists,
+            PodError::State { .. } => Code::FailedPrecondition,
+            PodError::Image(error) => image_code(error),
+            PodError::Log(error) => log_code(error),
+            PodError::Agent { source, .. } => agent_code(source),
+            PodError::Lost { .. } => Code::Unavailable,
+            PodError::Disk(_) | PodError::Store(_) => Code::Internal,
+            PodError::Boot(error) => boot_code(error),
+            PodError::Stuck { .. } => Code::DeadlineExceeded,
+        };
+        Status::new(code, chain(&error))
+    }
+}
+
+impl From<ImageError> for Status {
+    fn from(error: ImageError) -> Self {
+        Status::new(image_code(&error), chain(&error))
+    }
+}
+
+impl From<parse::ParseError> for Status {
+    fn from(error: parse::ParseError) -> Self {
+        let code = match &error {
+            parse::ParseError::NotYet { .. } => Code::Unimplemented,
+            parse::ParseError::Missing(_)
+            | parse::ParseError::Wrong { .. }
+            | parse::ParseError::NotIsolated { .. }
+            | parse::ParseError::Handler(_)
+            | parse::ParseError::Profile { .. } => Code::InvalidArgument,
+        };
+        Status::new(code, chain(&error))
+    }
+}
+
+fn boot_code(error: &BootError) -> Code {
+    match error {
+        BootError::Unready(_) => Code::FailedPrecondition,
+        BootError::Configure(error) => agent_code(error),
+        BootError::Launch(error) => match error {
+            LaunchError::Timeout { .. } => Code::DeadlineExceeded,
+            LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
+            LaunchError::Files { .. }
+            | LaunchError::Spawn { .. }
+            | LaunchError::Descriptors(_)
+            | LaunchError::Configure(_)
+            | LaunchError::Adopt { .. } => Code::Internal,
+        },
+        BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
+        BootError::Scratch(crate::scratch::ScratchError::Copy { source, .. })
+            if is_full(source) =>
+        {
+            Code::ResourceExhausted
+        }
+        BootError::Directory { .. }
+        | BootError::Scratch(_)
+        | BootError::Network(_)
+        | BootError::Panicked
+        | BootError::Store(_)
+        | BootError::Unkillable { .. } => Code::Internal,
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::StorageFull
+}
+
+fn agent_code(error: &AgentError) -> Code {
+    match error {
+        AgentError::Refused { code, .. } => *code,
+        AgentError::Timeout { .. } => Code::DeadlineExceeded,
+        AgentError::Lost { .. } => Code::Unavailable,
+        AgentError::Untrusted { .. } => Code::Internal,
+    }
+}
+
+fn log_code(error: &crate::logs::LogError) -> Code {
+    use crate::logs::LogError;
+    match error {
+        LogError::Path(_) => Code::InvalidArgument,
+        LogError::Open { .. }
+        | LogError::Write { .. }
+        | LogError::Stream(_)
+        | LogError::Record(_) => Code::Internal,
+    }
+}
+
+fn image_code(error: &ImageError) -> Code {
+    match error.kind() {
+        FailureKind::NotFound => Code::NotFound,
+        FailureKind::Invalid => Code::InvalidArgument,
+        FailureKind::Unauthenticated => Code::Unauthenticated,
+        FailureKind::Denied => Code::PermissionDenied,
+        FailureKind::Unavailable => Code::Unavailable,
+        FailureKind::Corrupt => Code::DataLoss,
+        FailureKind::NoSpace => Code::ResourceExhausted,
+        FailureKind::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::state::IllegalMove;
+
+    #[test]
+    fn errors_have_the_codes_that_kubelet_knows_and_say_their_causes_once() {
+        let state = PodError::State {
+            id: "abc".into(),
+            source: IllegalMove {
+                subject: "container",
+                state: "exited",
+                event: "exec",
+            },
+        };
+        let status = Status::from(state);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.message(), "abc: container is exited: exec is not possible");
+        let refused = PodError::Agent {
+            id: "abc".into(),
+            source: AgentError::Refused {
+                code: Code::FailedPrecondition,
+                message: "x: not found".into(),
+            },
+        };
+        assert_eq!(Status::from(refused).message(), "container abc: x: not found");
+        assert_eq!(Status::from(PodError::NoImage("i".into())).code(), Code::NotFound);
+    }
+}

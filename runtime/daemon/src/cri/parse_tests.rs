@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests of [`super`]: what is refused, and what the defaults are.
+
+use super::*;
+
+fn pod_config() -> cri::PodSandboxConfig {
+    cri::PodSandboxConfig {
+        metadata: Some(cri::PodSandboxMetadata {
+            name: "pod".into(),
+            uid: "uid".into(),
+            namespace: "ns".into(),
+            attempt: 0,
+        }),
+        ..Default::default()
+    }
+}
+
+fn container_config() -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata {
+            name: "main".into(),
+            attempt: 0,
+        }),
+        image: Some(cri::ImageSpec {
+            image: "busybox".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn with_context(
+    change: impl FnOnce(&mut cri::LinuxContainerSecurityContext),
+) -> Result<ContainerSpec, ParseError> {
+    let mut context = cri::LinuxContainerSecurityContext::default();
+    change(&mut context);
+    let mut config = container_config();
+    config.linux = Some(cri::LinuxContainerConfig {
+        security_context: Some(context),
+        ..Default::default()
+    });
+    container(Some(config))
+}
+
+#[test]
+fn a_pod_needs_its_name_namespace_and_uid() {
+    type Change = fn(&mut cri::PodSandboxMetadata);
+    let changes: [Change; 3] = [|m| m.name.clear(), |m| m.namespace.clear(), |m| m.uid.clear()];
+    for change in changes {
+        let mut config = pod_config();
+        change(config.metadata.as_mut().unwrap());
+        let error = pod(Some(config), String::new()).unwrap_err();
+        assert!(error.to_string().contains("metadata"), "{error}");
+    }
+    assert!(pod(None, String::new()).is_err());
+    assert!(pod(Some(pod_config()), "bulkhead".into()).is_ok());
+    assert!(matches!(pod(Some(pod_config()), "runc".into()), Err(ParseError::Handler(_))));
+}
+
+#[test]
+fn the_hosts_network_and_ipc_are_refused_for_pods_and_containers() {
+    let node = cri::NamespaceMode::Node.into();
+    for options in [
+        cri::NamespaceOption { network: node, ..Default::default() },
+        cri::NamespaceOption { ipc: node, ..Default::default() },
+    ] {
+        let mut config = pod_config();
+        config.linux = Some(cri::LinuxPodSandboxConfig {
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(options.clone()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let refused = pod(Some(config), String::new());
+        assert!(matches!(refused, Err(ParseError::NotIsolated { .. })));
+        let refused = with_context(|context| context.namespace_options = Some(options));
+        assert!(matches!(refused, Err(ParseError::NotIsolated { .. })));
+    }
+}
+
+#[test]
+fn mounts_and_devices_are_refused_by_name() {
+    let mut config = container_config();
+    config.mounts = vec![cri::Mount {
+        container_path: "/data".into(),
+        host_path: "/srv".into(),
+        ..Default::default()
+    }];
+    let error = container(Some(config)).unwrap_err();
+    assert!(matches!(error, ParseError::NotYet { .. }));
+    assert!(error.to_string().contains("/data"), "{error}");
+    let mut config = container_config();
+    config.devices = vec![cri::Device {
+        host_path: "/dev/fuse".into(),
+        ..Default::default()
+    }];
+    assert!(container(Some(config)).unwrap_err().to_string().contains("/dev/fuse"));
+}
+
+#[test]
+fn without_a_security_context_the_usual_paths_are_hidden_and_with_one_the_given() {
+    let spec = container(Some(container_config())).unwrap();
+    assert!(spec.security.masked_paths.contains(&"/proc/kcore".to_owned()));
+    assert!(spec.security.readonly_paths.contains(&"/proc/sys".to_owned()));
+    let given = with_context(|context| context.masked_paths = vec!["/x".into()]).unwrap();
+    assert_eq!(given.security.masked_paths, ["/x"]);
+    let privileged = with_context(|context| {
+        context.privileged = true;
+        context.masked_paths = vec!["/x".into()];
+    });
+    assert!(privileged.unwrap().security.masked_paths.is_empty());
+}
+
+#[test]
+fn users_are_numbers_that_fit_and_a_group_needs_a_user() {
+    let value = |value| Some(cri::Int64Value { value });
+    assert!(with_context(|context| context.run_as_user = value(-1)).is_err());
+    assert!(with_context(|context| context.run_as_user = value(1 << 32)).is_err());
+    assert!(with_context(|context| context.run_as_group = value(5)).is_err());
+    assert!(
+        with_context(|context| {
+            context.run_as_user = value(0);
+            context.run_as_group = value(5);
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn seccomp_profiles_are_read_from_the_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("profile.json");
+    std::fs::write(&path, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+    let path = path.to_str().unwrap();
+    let localhost = |path: &str| cri::SecurityProfile {
+        profile_type: ProfileType::Localhost.into(),
+        localhost_ref: path.into(),
+    };
+    let read = with_context(|context| context.seccomp = Some(localhost(path))).unwrap();
+    assert!(matches!(read.security.seccomp, Seccomp::Profile(_)));
+    let old = with_context(|context| context.seccomp_profile_path = format!("localhost/{path}"));
+    assert!(matches!(old.unwrap().security.seccomp, Seccomp::Profile(_)));
+    for bad in ["relative.json", "/no/such/profile", "/etc/hostname"] {
+        assert!(with_context(|context| context.seccomp = Some(localhost(bad))).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn every_signal_of_cri_has_a_number() {
+    for value in 1..=65 {
+        let signal = cri::Signal::try_from(value).unwrap();
+        let number = signal_number(signal).unwrap();
+        assert!((1..=64).contains(&number), "{}", signal.as_str_name());
+    }
+    assert_eq!(signal_number(cri::Signal::Sigrtminplus3).unwrap(), 37);
+    assert_eq!(signal_number(cri::Signal::Sigrtmaxminus1).unwrap(), 63);
+}
+
+#[test]
+fn host_names_that_linux_would_refuse_are_refused() {
+    for (name, good) in [("web-0.example", true), ("", true), ("a b", false), ("a/b", false)] {
+        assert_eq!(hostname(name.to_owned()).is_ok(), good, "{name}");
+    }
+    assert!(hostname("x".repeat(65)).is_err());
+}
+
+#[test]
+fn cpu_limits_are_thousandths_of_a_cpu() {
+    for (quota, period, expected) in [(150_000, 100_000, 1500), (-1, 100_000, 0), (5, 0, 0)] {
+        assert_eq!(cpu_millis(quota, period), expected);
+    }
+}

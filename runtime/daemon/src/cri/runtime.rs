@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `RuntimeService`: one short method per RPC, the work is in the neighbours.
+
+use bulkhead_proto::cri;
+use bulkhead_proto::cri::runtime_service_server::RuntimeService;
+use futures_util::StreamExt;
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status};
+
+use super::{BoxStream, container, sandbox, status, stream_list};
+use crate::pod::Pods;
+
+/// The service; all state is in the pods.
+#[derive(Clone, Debug)]
+pub struct RuntimeServer {
+    pods: Pods,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl RuntimeServer {
+    pub fn new(pods: Pods) -> Self {
+        Self { pods }
+    }
+}
+
+/// For RPCs that are not there yet.
+fn later<T>(what: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!("bulkhead {}: {what} in a later version", env!("CARGO_PKG_VERSION"))))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeServer {
+    type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = BoxStream<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
+
+    async fn version(
+        &self,
+        _request: Request<cri::VersionRequest>,
+    ) -> Answer<cri::VersionResponse> {
+        Ok(Response::new(status::version()))
+    }
+
+    async fn status(
+        &self,
+        request: Request<cri::StatusRequest>,
+    ) -> Answer<cri::StatusResponse> {
+        let verbose = request.into_inner().verbose;
+        Ok(Response::new(status::status(&self.pods, verbose).await))
+    }
+
+    async fn runtime_config(
+        &self,
+        _request: Request<cri::RuntimeConfigRequest>,
+    ) -> Answer<cri::RuntimeConfigResponse> {
+        Ok(Response::new(cri::RuntimeConfigResponse {
+            linux: Some(cri::LinuxRuntimeConfiguration {
+                cgroup_driver: status::cgroup_driver().into(),
+            }),
+        }))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        // A pod CIDR is for runtimes that make their own CNI configuration.
+        if let Some(network) = request.into_inner().runtime_config.and_then(|config| config.network_config) {
+            tracing::info!(pod_cidr = network.pod_cidr, "accepted; addresses come from the CNI configuration");
+        }
+        Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Answer<cri::RunPodSandboxResponse> {
+        Ok(Response::new(sandbox::run(&self.pods, request.into_inner()).await?))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        self.pods.stop(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(cri::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        self.pods.remove(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(cri::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        Ok(Response::new(sandbox::status(&self.pods, request.into_inner()).await?))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter;
+        let items = sandbox::list(&self.pods, filter.as_ref());
+        Ok(Response::new(cri::ListPodSandboxResponse { items }))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let filter = request.into_inner().filter;
+        let items = sandbox::list(&self.pods, filter.as_ref());
+        Ok(Response::new(stream_list(items, |pod_sandboxes| {
+            cri::StreamPodSandboxesResponse { pod_sandboxes }
+        })))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        Ok(Response::new(container::create(&self.pods, request.into_inner()).await?))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        self.pods.start_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(cri::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Answer<cri::StopContainerResponse> {
+        let request = request.into_inner();
+        let grace = container::seconds(request.timeout);
+        self.pods.stop_container(&request.container_id, grace).await?;
+        Ok(Response::new(cri::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        self.pods.remove_container(&request.into_inner().container_id).await?;
+        Ok(Response::new(cri::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        let filter = request.into_inner().filter;
+        let containers = container::list(&self.pods, filter.as_ref());
+        Ok(Response::new(cri::ListContainersResponse { containers }))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let filter = request.into_inner().filter;
+        let items = container::list(&self.pods, filter.as_ref());
+        Ok(Response::new(stream_list(items, |containers| {
+            cri::StreamContainersResponse { containers }
+        })))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        Ok(Response::new(container::status(&self.pods, &request.into_inner())?))
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        container::update(&self.pods, request.into_inner()).await?;
+        Ok(Response::new(cri::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        self.pods.reopen_log(&request.into_inner().container_id).await?;
+        Ok(Response::new(cri::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Answer<cri::ExecSyncResponse> {
+        Ok(Response::new(container::exec_sync(&self.pods, request.into_inner()).await?))
+    }
+
+    async fn get_container_events(
+        &self,
+        _request: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        let notices = BroadcastStream::new(self.pods.subscribe());
+        // A listener that was too slow is told so, and lists anew.
+        let events = notices.map(|notice| match notice {
+            Ok(notice) => Ok(container::event(&notice)),
+            Err(lagged) => Err(Status::data_loss(lagged.to_string())),
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn exec(
+        &self,
+        _request: Request<cri::ExecRequest>,
+    ) -> Answer<cri::ExecResponse> {
+        later("streaming exec comes")
+    }
+
+    async fn attach(
+        &self,
+        _request: Request<cri::AttachRequest>,
+    ) -> Answer<cri::AttachResponse> {
+        later("attach comes")
+    }
+
+    async fn port_forward(
+        &self,
+        _request: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        later("port forwarding comes")
+    }
+
+    async fn container_stats(
+        &self,
+        _request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        later("statistics come")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        later("statistics come")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        later("statistics come")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        later("statistics come")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _request: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        later("checkpoints come")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _request: Request<cri::CheckpointPodRequest>,
+    ) -> Answer<cri::CheckpointPodResponse> {
+        later("checkpoints come")
+    }
+
+    async fn restore_pod(
+        &self,
+        _request: Request<cri::RestorePodRequest>,
+    ) -> Answer<cri::RestorePodResponse> {
+        later("checkpoints come")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        later("metrics come")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        later("metrics come")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        later("resizing a pod comes")
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _request: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        later("statistics come")
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _request: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        later("statistics come")
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        later("metrics come")
+    }
+}

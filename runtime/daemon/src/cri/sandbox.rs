@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//! RPCs about pods.
+
+use std::collections::HashMap;
+
+use bulkhead_proto::cri;
+use tonic::Status;
+
+use super::{filter, parse, show};
+use crate::guest::control;
+use crate::pod::state::PodState;
+use crate::pod::{Pods, View, now};
+
+pub async fn run(
+    pods: &Pods,
+    request: cri::RunPodSandboxRequest,
+) -> Result<cri::RunPodSandboxResponse, Status> {
+    let spec = parse::pod(request.config, request.runtime_handler)?;
+    let pod_sandbox_id = pods.run(spec).await?;
+    Ok(cri::RunPodSandboxResponse { pod_sandbox_id })
+}
+
+pub async fn status(
+    pods: &Pods,
+    request: cri::PodSandboxStatusRequest,
+) -> Result<cri::PodSandboxStatusResponse, Status> {
+    let view = pods.pod(&request.pod_sandbox_id)?;
+    let info = if request.verbose {
+        HashMap::from([("info".to_owned(), info(&view).await)])
+    } else {
+        HashMap::new()
+    };
+    Ok(cri::PodSandboxStatusResponse {
+        status: Some(show::pod_status(&view.pod)),
+        info,
+        containers_statuses: show::container_statuses(&view),
+        timestamp: now(),
+    })
+}
+
+/// What `crictl inspectp` shows beyond the status.
+async fn info(view: &View) -> String {
+    let statistics = match &view.guest {
+        Some(guest) => control::statistics(&guest.files.control()).await.ok(),
+        None => None,
+    };
+    let cause = match &view.pod.state {
+        PodState::NotReady { cause } => Some(cause),
+        _ => None,
+    };
+    serde_json::json!({
+        "pid": view.pod.vmm().map(|identity| identity.pid),
+        "runDirectory": view.pod.run_directory(),
+        "cause": cause,
+        "layers": view.pod.layers,
+        "vmm": statistics,
+        "spec": view.pod.spec,
+    })
+    .to_string()
+}
+
+pub fn list(pods: &Pods, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+    let views = pods.all();
+    let wanted = views.iter().filter(|view| filter::pod(filter, &view.pod));
+    wanted.map(|view| show::pod(&view.pod)).collect()
+}

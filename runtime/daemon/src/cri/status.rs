@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! RPCs about the runtime itself.
+
+use std::collections::HashMap;
+
+use bulkhead_proto::cri;
+
+use super::parse::HANDLERS;
+use crate::pod::Pods;
+
+const API_VERSION: &str = "v1";
+/// What `VersionRequest` and `VersionResponse` call their own version.
+const KUBE_API_VERSION: &str = "0.1.0";
+
+pub fn version() -> cri::VersionResponse {
+    cri::VersionResponse {
+        version: KUBE_API_VERSION.to_owned(),
+        runtime_name: "bulkhead".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: API_VERSION.to_owned(),
+    }
+}
+
+pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
+    let host = pods.host();
+    let runtime = host.probe.ready().await;
+    let network = host.network.ready();
+    let handler = |name: &&str| cri::RuntimeHandler {
+        name: (*name).to_owned(),
+        features: Some(cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: false,
+            user_namespaces: false,
+        }),
+    };
+    let mut info = HashMap::new();
+    if verbose {
+        let details = serde_json::json!({
+            "vmm": host.launcher.program,
+            "kernel": host.launcher.kernel,
+            "initramfs": host.launcher.initramfs,
+            "sandbox": { "vcpus": host.vcpus, "memoryMib": host.memory_mib, "scratchBytes": host.scratch_bytes },
+        });
+        info.insert("config".to_owned(), details.to_string());
+    }
+    cri::StatusResponse {
+        status: Some(cri::RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", "RuntimeNotReady", runtime),
+                condition("NetworkReady", "NetworkPluginNotReady", network),
+            ],
+        }),
+        info,
+        runtime_handlers: HANDLERS.iter().map(handler).collect(),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            ..Default::default()
+        }),
+    }
+}
+
+fn condition(name: &str, reason: &str, ready: Result<(), String>) -> cri::RuntimeCondition {
+    cri::RuntimeCondition {
+        r#type: name.to_owned(),
+        status: ready.is_ok(),
+        reason: if ready.is_ok() { String::new() } else { reason.to_owned() },
+        message: ready.err().unwrap_or_default(),
+    }
+}
+
+/// systemd's driver where systemd runs the host.
+pub fn cgroup_driver() -> cri::CgroupDriver {
+    let init = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    if init.trim() == "systemd" {
+        cri::CgroupDriver::Systemd
+    } else {
+        cri::CgroupDriver::Cgroupfs
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The VMM's control socket, for async callers: each request on a connection and a blocking thread of its own,
+//! with a time limit.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_vmm::control::{Client, ClientError};
+use serde::{Deserialize, Serialize};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An error about the control socket of a VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("open layer {path}")]
+    Layer { path: PathBuf, source: io::Error },
+    #[error("{request} at the VMM's control socket")]
+    Request {
+        request: &'static str,
+        source: ClientError,
+    },
+    #[error("the VMM did not answer {request} within {TIMEOUT:?}")]
+    Timeout { request: &'static str },
+}
+
+/// Where a layer lies on the image disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    pub first_sector: u64,
+    pub sectors: u64,
+}
+
+/// Appends the blob `path` to the image disk.
+pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> {
+    let file = File::open(path).map_err(|source| ControlError::Layer {
+        path: path.to_owned(),
+        source,
+    })?;
+    let extent = ask("attach", socket, move |client| client.attach_extent(&file)).await?;
+    Ok(Extent {
+        first_sector: extent.first_sector,
+        sectors: extent.sectors,
+    })
+}
+
+/// The VMM's counters as JSON.
+pub async fn statistics(socket: &Path) -> Result<serde_json::Value, ControlError> {
+    let statistics = ask("statistics", socket, |client| client.statistics()).await?;
+    Ok(serde_json::to_value(statistics).unwrap_or_default())
+}
+
+/// Asks the VMM to end.
+pub async fn stop(socket: &Path) -> Result<(), ControlError> {
+    ask("stop", socket, |client| client.stop()).await.map(drop)
+}
+
+async fn ask<T: Send + 'static>(
+    request: &'static str,
+    socket: &Path,
+    work: impl FnOnce(&mut Client) -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, ControlError> {
+    let socket = socket.to_owned();
+    let asking = tokio::task::spawn_blocking(move || {
+        let mut client = Client::connect(&socket)?;
+        work(&mut client)
+    });
+    match tokio::time::timeout(TIMEOUT, asking).await {
+        Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
+        // The thread panicked or still waits: either way there is no answer.
+        Ok(Err(_)) | Err(_) => Err(ControlError::Timeout { request }),
+    }
+}

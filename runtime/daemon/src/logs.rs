@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Container logs: from the agent's records to CRI's lines in a file.
+//!
+//! One task per container runs [`follow`]. A byte is acknowledged to the agent only once it is in the file, so
+//! a full disk slows the container down and loses nothing, and a restarted daemon gets what the old one had not
+//! stored. A line that stays unfinished for [`IDLE`] is written as a partial one.
+//!
+//! ```text
+//! 2016-10-06T00:17:09.669794202Z stdout F a whole line
+//! 2016-10-06T00:17:09.669794203Z stderr P the first part of a line
+//! ```
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::sync::{mpsc, oneshot};
+
+/// The longest line that is written in one piece, as other runtimes do.
+const LINE_BYTES: usize = 16 << 10;
+/// The longest record that the protocol allows.
+const RECORD_BYTES: u32 = 32 << 10;
+/// How long an unfinished line waits for its end.
+const IDLE: Duration = Duration::from_millis(500);
+/// Between attempts to write to a file that cannot be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An error about a container's log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("log path {0:?} is not below the pod's log directory")]
+    Path(String),
+    #[error("open container log {path}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("write container log {path}")]
+    Write { path: PathBuf, source: io::Error },
+    #[error("log stream of the guest")]
+    Stream(#[source] io::Error),
+    #[error("the guest sent a log record with {0}")]
+    Record(String),
+}
+
+/// Joins the pod's log directory and the container's path in it. `None`: no log is wanted.
+pub fn log_path(directory: &str, path: &str) -> Result<Option<PathBuf>, LogError> {
+    if directory.is_empty() || path.is_empty() {
+        return Ok(None);
+    }
+    let relative = Path::new(path);
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !relative.components().all(inside) || !Path::new(directory).is_absolute() {
+        return Err(LogError::Path(path.to_owned()));
+    }
+    Ok(Some(Path::new(directory).join(relative)))
+}
+
+/// How a stream of records came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// The container will write no more.
+    End,
+    /// The connection broke; there may be more.
+    Broken,
+}
+
+/// Asks the task to open its file anew, and is told the result.
+pub type Reopen = oneshot::Sender<Result<(), LogError>>;
+
+/// The file side of one container's log.
+#[derive(Debug)]
+pub struct LogFile {
+    /// `None`: nobody wants the log, and it is only taken off the agent's hands.
+    path: Option<PathBuf>,
+    file: Option<File>,
+}
+
+impl LogFile {
+    pub fn new(path: Option<PathBuf>) -> Self {
+        Self { path, file: None }
+    }
+
+    /// Opens the file by its name, which may be a new file after a rotation.
+    pub fn open(&mut self) -> Result<(), LogError> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let failed = |source| LogError::Open {
+            path: path.clone(),
+            source,
+        };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o640);
+        options.custom_flags(libc::O_NOFOLLOW);
+        self.file = Some(options.open(path).map_err(failed)?);
+        Ok(())
+    }
+
+    /// Appends all of `lines` or, as far as the file system allows, nothing.
+    fn append(&mut self, lines: &[u8]) -> Result<(), LogError> {
+        let Some(path) = self.path.clone() else {
+            return Ok(());
+        };
+        if self.file.is_none() {
+            self.open()?;
+        }
+        let Some(file) = self.file.as_mut() else {
+            return Ok(());
+        };
+        let before = file.metadata().map(|metadata| metadata.len());
+        file.write_all(lines).map_err(|source| {
+            // A torn line would be read as a broken one: take it back.
+            if let Ok(length) = before {
+                let _ = file.set_len(length);
+            }
+            LogError::Write { path, source }
+        })
+    }
+}
+
+/// Moves records from `stream` to `log` until the end. `offset` is what the agent said: payload bytes that
+/// came before the first record.
+pub async fn follow(
+    stream: impl AsyncReadExt + AsyncWriteExt + Unpin,
+    offset: u64,
+    log: &mut LogFile,
+    reopen: &mut mpsc::Receiver<Reopen>,
+) -> Result<Followed, LogError> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let (records, mut incoming) = mpsc::channel(4);
+    // Reading is a task of its own because a read of a record must not be cancelled halfway.
+    let reading = tokio::spawn(read_records(BufReader::with_capacity(64 << 10, reader), records));
+    let _stop = AbortOnDrop(reading.abort_handle());
+    let mut lines = Lines::new(offset);
+    let mut out = Vec::new();
+    loop {
+        let idle = tokio::time::sleep(IDLE);
+        tokio::select! {
+            record = incoming.recv() => match record {
+                Some(Ok(Record::Payload { stream, bytes })) => {
+                    lines.push(stream, &bytes, &timestamp(SystemTime::now()), &mut out);
+                }
+                Some(Ok(Record::End)) => {
+                    lines.flush(&timestamp(SystemTime::now()), &mut out);
+                    store(log, &mut out, reopen).await;
+                    let _ = writer.write_u64(lines.stored()).await;
+                    return Ok(Followed::End);
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Ok(Followed::Broken),
+            },
+            Some(answer) = reopen.recv() => {
+                let _ = answer.send(log.open());
+                continue;
+            }
+            () = idle, if lines.is_pending() => {
+                lines.flush(&timestamp(SystemTime::now()), &mut out);
+            }
+        }
+        store(log, &mut out, reopen).await;
+        if let Some(stored) = lines.acknowledge()
+            && writer.write_u64(stored).await.is_err()
+        {
+            return Ok(Followed::Broken);
+        }
+    }
+}
+
+/// Writes `out`, however long it takes: nothing is acknowledged meanwhile. Says once what is wrong.
+async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver<Reopen>) {
+    let mut said = false;
+    while !out.is_empty() {
+        let written = tokio::task::block_in_place(|| log.append(out));
+        match written {
+            Ok(()) => out.clear(),
+            Err(error) => {
+                if !said {
+                    tracing::warn!(
+                        "{}; the container waits and nothing is lost",
+                        crate::serve::chain(&error)
+                    );
+                    said = true;
+                }
+                tokio::select! {
+                    Some(answer) = reopen.recv() => { let _ = answer.send(log.open()); }
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+enum Record {
+    Payload { stream: Stream, bytes: Vec<u8> },
+    End,
+}
+
+async fn read_records(
+    mut reader: impl AsyncReadExt + Unpin,
+    records: mpsc::Sender<Result<Record, LogError>>,
+) {
+    loop {
+        let record = match read_record(&mut reader).await {
+            Ok(record) => record,
+            Err(LogError::Stream(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return,
+            Err(error) => {
+                let _ = records.send(Err(error)).await;
+                return;
+            }
+        };
+        let last = matches!(record, Record::End);
+        if records.send(Ok(record)).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+async fn read_record(reader: &mut (impl AsyncReadExt + Unpin)) -> Result<Record, LogError> {
+    let kind = reader.read_u8().await.map_err(LogError::Stream)?;
+    let length = reader.read_u32().await.map_err(LogError::Stream)?;
+    let stream = match kind {
+        0 if length == 0 => return Ok(Record::End),
+        1 => Stream::Stdout,
+        2 => Stream::Stderr,
+        _ => return Err(LogError::Record(format!("stream {kind}"))),
+    };
+    if length > RECORD_BYTES {
+        return Err(LogError::Record(format!("{length} bytes")));
+    }
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    reader.read_exact(&mut bytes).await.map_err(LogError::Stream)?;
+    Ok(Record::Payload { stream, bytes })
+}
+
+/// Cuts two byte streams into CRI lines, and knows which bytes are in lines already.
+#[derive(Debug)]
+struct Lines {
+    received: u64,
+    acknowledged: u64,
+    stdout: Pending,
+    stderr: Pending,
+}
+
+/// An unfinished line, and where in the order of all payload bytes it began.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    since: u64,
+}
+
+impl Lines {
+    fn new(offset: u64) -> Self {
+        Self {
+            received: offset,
+            acknowledged: offset,
+            stdout: Pending::default(),
+            stderr: Pending::default(),
+        }
+    }
+
+    fn push(&mut self, stream: Stream, mut payload: &[u8], time: &str, out: &mut Vec<u8>) {
+        let pending = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        while !payload.is_empty() {
+            if pending.bytes.is_empty() {
+                pending.since = self.received;
+            }
+            let room = LINE_BYTES - pending.bytes.len();
+            let part = payload.get(..room.min(payload.len())).unwrap_or(payload);
+            let end = part.iter().position(|byte| *byte == b'\n');
+            let (text, taken) = match end {
+                Some(end) => (part.get(..end).unwrap_or(part), end + 1),
+                None => (part, part.len()),
+            };
+            pending.bytes.extend_from_slice(text);
+            self.received = self.received.saturating_add(taken as u64);
+            payload = payload.get(taken..).unwrap_or_default();
+            if end.is_some() {
+                pending.write(stream, "F", time, out);
+            } else if pending.bytes.len() >= LINE_BYTES {
+                pending.write(stream, "P", time, out);
+            }
+        }
+    }
+
+    /// Writes what is unfinished as partial lines.
+    fn flush(&mut self, time: &str, out: &mut Vec<u8>) {
+        for (stream, pending) in [
+            (Stream::Stdout, &mut self.stdout),
+            (Stream::Stderr, &mut self.stderr),
+        ] {
+            if !pending.bytes.is_empty() {
+                pending.write(stream, "P", time, out);
+            }
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        !self.stdout.bytes.is_empty() || !self.stderr.bytes.is_empty()
+    }
+
+    /// All payload bytes up to here are in lines.
+    fn stored(&self) -> u64 {
+        [&self.stdout, &self.stderr]
+            .iter()
+            .filter(|pending| !pending.bytes.is_empty())
+            .map(|pending| pending.since)
+            .fold(self.received, u64::min)
+    }
+
+    /// What to tell the agent, if there is news.
+    fn acknowledge(&mut self) -> Option<u64> {
+        let stored = self.stored();
+        let news = stored > self.acknowledged;
+        self.acknowledged = stored;
+        news.then_some(stored)
+    }
+}
+
+impl Pending {
+    fn write(&mut self, stream: Stream, tag: &str, time: &str, out: &mut Vec<u8>) {
+        let name = match stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        for part in [time, " ", name, " ", tag, " "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.append(&mut self.bytes);
+        out.push(b'\n');
+    }
+}
+
+/// RFC 3339 with nine digits of a second, in UTC.
+pub fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let mut text = String::with_capacity(32);
+    let _ = write!(
+        text,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:09}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_nanos()
+    );
+    text
+}
+
+/// Year, month and day of a number of days since 1970-01-01, in eras of 400 years that begin in March.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+#[path = "logs_tests.rs"]
+mod tests;

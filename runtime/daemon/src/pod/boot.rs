@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod takes on the host, in order, and how it gives it back.
+//!
+//! ```text
+//! run directory, state directory, network, cgroup, VMM      each on the Held stack before the next
+//! ```
+//! A stop gives back all but the directories, a removal everything, both from the top of the stack.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::containers;
+use super::owner::Owner;
+use super::record::Held;
+use super::spec::{Dns, PidMode, PodSpec, Protocol};
+use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
+use super::{BootError, PodError, now, random, signal};
+use crate::guest::cgroup;
+use crate::guest::launch::{self, Machine, Net, Starting};
+use crate::guest::process::{Identity, VmmProcess};
+use crate::guest::{Files, Guest, control, protocol};
+use crate::network::{self, AttachRequest, Attachment};
+use crate::store::Kind;
+
+/// What a guest needs beside its containers' limits: kernel, agent, page tables.
+const GUEST_OVERHEAD_MIB: u64 = 128;
+/// How long a VMM may take to end at each step: shut down, stop.
+const END_STEP: Duration = Duration::from_secs(3);
+/// How long a killed process may take.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the last log lines of killed containers may take.
+const LOG_REST: Duration = Duration::from_secs(2);
+/// Digits of the id in the run directory's name: a unix socket's path has at most 107 bytes.
+const RUN_NAME_DIGITS: usize = 16;
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Owner {
+    /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
+    pub(super) async fn boot(&mut self) -> Result<(), BootError> {
+        let started = Instant::now();
+        let host = &self.shared.host;
+        let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
+        let run = host.run_pods.join(name);
+        let state = host.state_pods.join(&self.pod.id);
+        for (held, path) in [
+            (Held::RunDirectory(run.clone()), &run),
+            (Held::StateDirectory(state.clone()), &state),
+        ] {
+            self.change_pod(|pod| pod.held.push(held))?;
+            launch::make_directory(path).map_err(|source| BootError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        let scratch = state.join("scratch.ext4");
+        let attachment = self.attach_and_make_scratch(&scratch).await?;
+        let prepared = started.elapsed();
+        let guest = self.launch(Files::new(run), &attachment, scratch).await?;
+        let launched = started.elapsed();
+        let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
+        guest.agent.configure(request).await?;
+        self.serve_guest(guest);
+        self.move_pod(&PodEvent::Booted).map_err(|error| match error {
+            PodError::Store(error) => BootError::Store(error),
+            // Nothing else moves a pod that is being created.
+            _ => BootError::Panicked,
+        })?;
+        tracing::info!(
+            pod = self.pod.id,
+            network_and_disk = ?prepared,
+            vm_and_agent = ?launched.saturating_sub(prepared),
+            configuration = ?started.elapsed().saturating_sub(launched),
+            total = ?started.elapsed(),
+            "pod ready"
+        );
+        Ok(())
+    }
+
+    /// Network and scratch disk have nothing to do with each other and are made at once.
+    async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
+        let shared = Arc::clone(&self.shared);
+        let path = scratch.to_owned();
+        let making = tokio::task::spawn_blocking(move || {
+            shared.host.scratch.make(&path, shared.host.scratch_bytes)
+        });
+        let request = attach_request(&self.pod.id, &self.pod.spec);
+        let attaching = self.shared.host.network.attach(request);
+        let (attached, made) = tokio::join!(attaching, making);
+        let attachment = attached?;
+        let record = attachment.record.clone();
+        let addresses = attachment.addresses.clone();
+        self.change_pod(|pod| {
+            pod.held.push(Held::Network(record));
+            pod.addresses = addresses;
+        })?;
+        made.map_err(|_| BootError::Panicked)??;
+        Ok(attachment)
+    }
+
+    async fn launch(
+        &mut self,
+        files: Files,
+        attachment: &Attachment,
+        scratch: PathBuf,
+    ) -> Result<Guest, BootError> {
+        let host = &self.shared.host;
+        let net = match &attachment.tap {
+            Some(tap) => Some(Net {
+                tap: tap.try_clone().map_err(|source| BootError::Directory {
+                    path: "the TAP".into(),
+                    source,
+                })?,
+                mac: attachment.mac,
+                mtu: attachment.mtu,
+            }),
+            None => None,
+        };
+        let machine = Machine {
+            vcpus: vcpus(host.vcpus, self.pod.spec.cpu_limit_millis),
+            memory_mib: memory_mib(host.memory_mib, self.pod.spec.memory_limit_bytes),
+            scratch,
+            net,
+        };
+        let starting = host.launcher.spawn(files, machine)?;
+        if let Err(error) = self.hold_vmm(&starting) {
+            starting.process().kill();
+            starting.process().ended().await;
+            return Err(error);
+        }
+        Ok(starting.boot().await?)
+    }
+
+    /// Writes down whose process it is, before it becomes a VM.
+    fn hold_vmm(&mut self, starting: &Starting) -> Result<(), BootError> {
+        let identity = starting.process().identity();
+        let cgroup = self.shared.host.cgroups.path(&self.pod.id);
+        self.change_pod(|pod| {
+            pod.held.extend(cgroup.map(Held::Cgroup));
+            pod.held.push(Held::Vmm(identity));
+        })?;
+        if let Err(e) = self.shared.host.cgroups.enter(&self.pod.id, identity.pid) {
+            tracing::warn!(pod = self.pod.id, "the VM has no cgroup of its own: {e}");
+        }
+        Ok(())
+    }
+
+    /// Ends the VM and gives back all but the directories. Asking again is fine.
+    pub(super) async fn stop_pod(&mut self) -> Result<(), PodError> {
+        self.move_pod(&PodEvent::StopRequested)?;
+        if let Some(guest) = self.guest.take() {
+            self.kill_containers(&guest).await;
+            end_vm(&guest).await;
+        }
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.happened(&id, &killed());
+        }
+        self.logs.clear();
+        let kept = |held: &Held| matches!(held, Held::RunDirectory(_) | Held::StateDirectory(_));
+        self.release_while(|held| !kept(held)).await?;
+        if self.pod.state == PodState::Stopping {
+            self.move_pod(&PodEvent::Stopped)?;
+        } else {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Removes the pod and everything that it has. After success its task ends.
+    pub(super) async fn remove_pod(&mut self) -> Result<(), PodError> {
+        self.stop_pod().await?;
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.forget_container(&id)?;
+        }
+        self.release_while(|_| true).await?;
+        tokio::task::block_in_place(|| self.shared.host.store.remove(Kind::Pod, &self.pod.id))?;
+        self.shared.forget(&self.pod);
+        Ok(())
+    }
+
+    /// Kills what runs and lets the logs come to their end.
+    async fn kill_containers(&mut self, guest: &Guest) {
+        let running = self.containers.values().filter(|one| one.state.is_running());
+        let ids: Vec<String> = running.map(|one| one.id.clone()).collect();
+        for id in &ids {
+            if let Err(error) = guest.agent.signal(id, signal::SIGKILL).await {
+                // The VM ends anyway.
+                return self.complain("kill a container", &error);
+            }
+        }
+        let logs: Vec<_> = self.logs.values().map(containers::LogTask::done).collect();
+        let rest = async {
+            for mut done in logs {
+                let _ = done.wait_for(|done| *done).await;
+            }
+        };
+        let _ = tokio::time::timeout(LOG_REST, rest).await;
+    }
+
+    /// Gives back what belonged to a VM that has ended.
+    pub(super) async fn release_vm(&mut self) -> Result<(), BootError> {
+        self.release_while(|held| matches!(held, Held::Vmm(_) | Held::Cgroup(_)))
+            .await
+    }
+
+    async fn release_while(&mut self, wanted: impl Fn(&Held) -> bool) -> Result<(), BootError> {
+        while let Some(held) = self.pod.held.last().filter(|held| wanted(held)).cloned() {
+            self.give_back(&held).await?;
+            self.change_pod(|pod| {
+                pod.held.pop();
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn give_back(&self, held: &Held) -> Result<(), BootError> {
+        match held {
+            Held::Vmm(identity) => kill(*identity).await,
+            Held::Cgroup(path) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || cgroup::remove(&path))
+                    .await
+                    .map_err(|_| BootError::Panicked)
+            }
+            Held::Network(record) => Ok(self.shared.host.network.detach(record).await?),
+            Held::RunDirectory(path) | Held::StateDirectory(path) => {
+                remove_directory(path).map_err(|source| BootError::Directory {
+                    path: path.clone(),
+                    source,
+                })
+            }
+        }
+    }
+}
+
+/// Ends a VM: by the guest, else by the VMM, else by force.
+async fn end_vm(guest: &Guest) {
+    let process = &guest.process;
+    tokio::select! {
+        () = process.ended() => return,
+        () = guest.agent.shutdown() => {}
+    }
+    if within(process).await {
+        return;
+    }
+    tracing::info!(pid = process.identity().pid, "the guest does not shut down; stopping its VMM");
+    // If it does not answer, it is killed.
+    let _ = control::stop(&guest.files.control()).await;
+    if !within(process).await {
+        process.kill();
+    }
+}
+
+async fn within(process: &VmmProcess) -> bool {
+    tokio::time::timeout(END_STEP, process.ended()).await.is_ok()
+}
+
+/// Kills a VMM if it lives, and waits until it is gone.
+async fn kill(identity: Identity) -> Result<(), BootError> {
+    let Ok(Some(process)) = VmmProcess::adopt(identity) else {
+        return Ok(());
+    };
+    process.kill();
+    tokio::time::timeout(KILL_LIMIT, process.ended())
+        .await
+        .map_err(|_| BootError::Unkillable {
+            pid: identity.pid,
+            limit: KILL_LIMIT,
+        })
+}
+
+pub(super) fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+pub(super) fn killed() -> ContainerEvent {
+    ContainerEvent::Died {
+        code: KILLED_EXIT_CODE,
+        oom_killed: false,
+        message: "killed with its pod".to_owned(),
+        at: now(),
+    }
+}
+
+fn vcpus(least: u8, limit_millis: u64) -> u8 {
+    let host = std::thread::available_parallelism().map_or(1, usize::from);
+    let host = u8::try_from(host).unwrap_or(bulkhead_vmm::config::MAX_VCPUS);
+    let wanted = u8::try_from(limit_millis.div_ceil(1000)).unwrap_or(u8::MAX);
+    wanted.min(host).clamp(least, bulkhead_vmm::config::MAX_VCPUS.max(least))
+}
+
+fn memory_mib(least: u32, limit_bytes: u64) -> u32 {
+    if limit_bytes == 0 {
+        return least;
+    }
+    let wanted = limit_bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB);
+    let wanted = u32::try_from(wanted).unwrap_or(bulkhead_vmm::config::MAX_MEMORY_MIB);
+    wanted.clamp(least, bulkhead_vmm::config::MAX_MEMORY_MIB.max(least))
+}
+
+fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
+    AttachRequest {
+        pod_id: id.to_owned(),
+        name: spec.name.name.clone(),
+        namespace: spec.name.namespace.clone(),
+        uid: spec.name.uid.clone(),
+        hostname: hostname(id, spec),
+        port_mappings: spec
+            .port_mappings
+            .iter()
+            .map(|mapping| network::PortMapping {
+                protocol: match mapping.protocol {
+                    Protocol::Tcp => network::Protocol::Tcp,
+                    Protocol::Udp => network::Protocol::Udp,
+                    Protocol::Sctp => network::Protocol::Sctp,
+                },
+                container_port: mapping.container_port,
+                host_port: mapping.host_port,
+                host_ip: mapping.host_ip.clone(),
+            })
+            .collect(),
+        annotations: spec.annotations.clone(),
+    }
+}
+
+/// A pod without a name for its host gets the beginning of its id.
+pub(super) fn hostname(id: &str, spec: &PodSpec) -> String {
+    if spec.hostname.is_empty() {
+        return id.get(..12).unwrap_or(id).to_owned();
+    }
+    spec.hostname.clone()
+}
+
+fn configuration(
+    id: &str,
+    spec: &PodSpec,
+    attachment: &Attachment,
+) -> protocol::ConfigureSandboxRequest {
+    let hostname = hostname(id, spec);
+    let dns = dns(spec, attachment);
+    let address = attachment.addresses.first().and_then(|cidr| cidr.split('/').next());
+    let [a, b, c, d, e, f] = attachment.mac;
+    protocol::ConfigureSandboxRequest {
+        hosts: address
+            .map(|address| protocol::HostEntry {
+                address: address.to_owned(),
+                names: vec![hostname.clone()],
+            })
+            .into_iter()
+            .collect(),
+        hostname,
+        dns: Some(protocol::Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        interface: attachment.tap.as_ref().map(|_| protocol::Interface {
+            mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+            name: "eth0".to_owned(),
+            mtu: attachment.mtu.into(),
+            addresses: attachment.addresses.clone(),
+            routes: attachment
+                .routes
+                .iter()
+                .map(|(destination, gateway)| protocol::Route {
+                    destination: destination.clone(),
+                    gateway: gateway.clone(),
+                })
+                .collect(),
+        }),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        clock_unix_nanoseconds: now(),
+        entropy: random::<64>().to_vec().into(),
+        shared_pid_namespace: spec.pid == PidMode::Pod,
+        shm_bytes: 0,
+        machine_id: random::<16>().iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
+
+/// What the pod says, else the network, else the host.
+fn dns(spec: &PodSpec, attachment: &Attachment) -> Dns {
+    if let Some(dns) = &spec.dns {
+        return dns.clone();
+    }
+    let found = &attachment.dns;
+    if !found.servers.is_empty() {
+        return Dns {
+            servers: found.servers.clone(),
+            searches: found.searches.clone(),
+            options: found.options.clone(),
+        };
+    }
+    if attachment.tap.is_none() {
+        return Dns::default();
+    }
+    resolv_conf(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+}
+
+/// Reads resolv.conf(5); a resolver on the host's loopback is of no use in a guest.
+fn resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("nameserver") => dns
+                .servers
+                .extend(words.take(1).filter(|server| !server.starts_with("127.") && server != "::1")),
+            Some("search") => dns.searches = words.collect(),
+            Some("options") => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_is_as_large_as_its_pods_limits_and_never_smaller_than_the_default() {
+        for (limit, expected) in [(0, 256), (1 << 20, 256), (512 << 20, 640), (u64::MAX, 1 << 20)] {
+            assert_eq!(memory_mib(256, limit), expected, "{limit}");
+        }
+        assert_eq!(vcpus(1, 0), 1);
+        assert_eq!(vcpus(2, 1000), 2);
+        assert!(vcpus(1, 1_000_000) >= 1);
+    }
+
+    #[test]
+    fn resolv_conf_is_read_without_the_hosts_own_resolver() {
+        let dns = resolv_conf("# c\nnameserver 127.0.0.53\nnameserver 1.1.1.1\nsearch a b\noptions ndots:5\n");
+        assert_eq!(dns.servers, ["1.1.1.1"]);
+        assert_eq!(dns.searches, ["a", "b"]);
+        assert_eq!(dns.options, ["ndots:5"]);
+    }
+
+    #[test]
+    fn a_pod_without_a_hostname_is_called_by_its_id() {
+        let mut spec = crate::pod::fixtures::pod_spec();
+        assert_eq!(hostname("0123456789abcdef", &spec), "host");
+        spec.hostname.clear();
+        assert_eq!(hostname("0123456789abcdef", &spec), "0123456789ab");
+    }
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod's owner does with its containers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::boot::{hostname, killed};
+pub use super::logging::LogTask;
+use super::owner::{Answer, Owner};
+use super::record::ContainerRecord;
+use super::spec::{ContainerSpec, PidMode, Resources};
+use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
+use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
+use crate::guest::agent::AgentError;
+use crate::guest::control::Extent;
+use crate::guest::watch::News;
+use crate::guest::{Guest, control, protocol};
+use crate::image::Image;
+use crate::logs::{self, Reopen};
+use crate::store::Kind;
+
+/// How long the news of a failed start may take; they have its exit code.
+const START_NEWS: Duration = Duration::from_secs(3);
+/// How long the last lines of a killed container may take.
+const LOG_REST: Duration = Duration::from_secs(1);
+/// A start that failed for a reason that nobody named.
+const START_FAILED_EXIT_CODE: i32 = 128;
+
+impl Owner {
+    /// Makes a container; returns its id.
+    pub(super) async fn create(&mut self, mut spec: ContainerSpec) -> Result<String, PodError> {
+        let guest = self.ready_guest("a new container")?;
+        self.check_name(&spec)?;
+        self.resolve_target(&mut spec)?;
+        let images = &self.shared.host.images;
+        let image = images.find(&spec.image).await?;
+        let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
+        let id = new_id();
+        let name = hostname(&self.pod.id, &self.pod.spec);
+        let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
+        let record = self.container_record(&id, spec, &image)?;
+        // The record comes first: a lease without a record is given back at the next start.
+        self.store(Kind::Container, &id, &record)?;
+        let made = self.make(&guest, &image, &mut request).await;
+        if let Err(error) = made {
+            self.unmake(&guest, &id).await;
+            return Err(error);
+        }
+        self.containers.insert(id.clone(), record);
+        self.publish();
+        self.notify(NoticeKind::Created, &id);
+        Ok(id)
+    }
+
+    async fn make(
+        &mut self,
+        guest: &Guest,
+        image: &Image,
+        request: &mut protocol::CreateContainerRequest,
+    ) -> Result<(), PodError> {
+        let layers = self.shared.host.images.lease(&image.id, &request.id).await?;
+        for layer in layers {
+            let extent = match self.pod.layers.get(&layer.diff_id) {
+                Some(extent) => *extent,
+                None => {
+                    let extent = control::attach(&guest.files.control(), &layer.path).await?;
+                    self.change_pod(|pod| {
+                        pod.layers.insert(layer.diff_id.clone(), extent);
+                    })?;
+                    extent
+                }
+            };
+            let Extent {
+                first_sector,
+                sectors,
+            } = extent;
+            request.layers.push(protocol::Layer {
+                first_sector,
+                sectors,
+            });
+        }
+        let created = guest.agent.create(request.clone()).await;
+        created.map_err(|source| PodError::Agent {
+            id: request.id.clone(),
+            source,
+        })
+    }
+
+    /// Undoes a creation that failed.
+    async fn unmake(&mut self, guest: &Guest, id: &str) {
+        if let Err(error) = guest.agent.remove(id).await {
+            self.complain("undo a container in the guest", &error);
+        }
+        if let Err(error) = self.forget_container(id) {
+            self.complain("undo a container", &error);
+        }
+    }
+
+    fn container_record(
+        &self,
+        id: &str,
+        spec: ContainerSpec,
+        image: &Image,
+    ) -> Result<ContainerRecord, PodError> {
+        let stop_signal = spec
+            .stop_signal
+            .or_else(|| signal::parse(&image.defaults.stop_signal))
+            .unwrap_or(signal::SIGTERM);
+        Ok(ContainerRecord {
+            id: id.to_owned(),
+            pod_id: self.pod.id.clone(),
+            log_path: logs::log_path(&self.pod.spec.log_directory, &spec.log_path)?,
+            spec,
+            state: ContainerState::Created,
+            created_at: now(),
+            image_id: image.id.clone(),
+            image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+            stop_signal,
+        })
+    }
+
+    /// Starts a container. One that cannot run has exited after this, with the code that says why.
+    pub(super) async fn start(&mut self, id: &str) -> Result<(), PodError> {
+        let record = self.container(id)?;
+        let illegal = |event| PodError::State {
+            id: id.to_owned(),
+            source: IllegalMove {
+                subject: "container",
+                state: record.state.name(),
+                event,
+            },
+        };
+        if record.state != ContainerState::Created {
+            return Err(illegal("start"));
+        }
+        let (id, path) = (record.id.clone(), record.log_path.clone());
+        let guest = self.ready_guest("start of a container")?;
+        match guest.agent.start(&id).await {
+            Ok(pid) => {
+                let log = LogTask::start(guest.files.vsock(), id.clone(), path);
+                self.logs.insert(id.clone(), log);
+                self.happened(&id, &ContainerEvent::Started { pid, at: now() });
+                Ok(())
+            }
+            Err(source) => {
+                let event = self.why_not_started(&id, &source).await;
+                self.happened(&id, &event);
+                Err(PodError::Agent { id, source })
+            }
+        }
+    }
+
+    /// The exit code of a failed start comes with the news.
+    async fn why_not_started(&mut self, id: &str, error: &AgentError) -> ContainerEvent {
+        let deadline = tokio::time::Instant::now() + START_NEWS;
+        let refused = matches!(error, AgentError::Refused { .. });
+        while refused {
+            match tokio::time::timeout_at(deadline, self.news.recv()).await {
+                Ok(Some(News::Exited {
+                    id: about,
+                    code,
+                    message,
+                    finished_at,
+                    ..
+                })) if about == id => {
+                    return ContainerEvent::StartFailed {
+                        code,
+                        message: if message.is_empty() { error.to_string() } else { message },
+                        at: finished_at,
+                    };
+                }
+                Ok(Some(news)) => self.take_news(news),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        ContainerEvent::StartFailed {
+            code: START_FAILED_EXIT_CODE,
+            message: error.to_string(),
+            at: now(),
+        }
+    }
+
+    /// Signals a container; one that does not run is fine.
+    pub(super) async fn signal(&mut self, id: &str, signal: i32) -> Result<(), PodError> {
+        let running = self.container(id)?.state.is_running();
+        let Some(guest) = self.guest.clone().filter(|_| running) else {
+            return Ok(());
+        };
+        let signalled = guest.agent.signal(id, signal).await;
+        signalled.map_err(|source| PodError::Agent {
+            id: id.to_owned(),
+            source,
+        })
+    }
+
+    /// Kills what is left of a container, and forgets it.
+    pub(super) async fn remove(&mut self, id: &str) -> Result<(), PodError> {
+        let running = self.container(id)?.state.is_running();
+        if let Some(guest) = self.guest.clone() {
+            let failed = |source| PodError::Agent {
+                id: id.to_owned(),
+                source,
+            };
+            if running {
+                guest.agent.signal(id, signal::SIGKILL).await.map_err(failed)?;
+            }
+            if let Some(log) = self.logs.get(id) {
+                let mut done = log.done();
+                let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            }
+            guest.agent.remove(id).await.map_err(failed)?;
+        }
+        self.happened(id, &killed());
+        self.forget_container(id)
+    }
+
+    /// Gives back what a container holds on the host, and forgets it: lease, record, memory.
+    pub(super) fn forget_container(&mut self, id: &str) -> Result<(), PodError> {
+        let host = &self.shared.host;
+        tokio::task::block_in_place(|| {
+            host.images.release(id)?;
+            host.store.remove(Kind::Container, id)?;
+            Ok::<_, PodError>(())
+        })?;
+        self.logs.remove(id);
+        if self.containers.remove(id).is_some() {
+            self.publish();
+            self.notify(NoticeKind::Deleted, id);
+        }
+        Ok(())
+    }
+
+    /// Changes limits, in the guest and in the record.
+    pub(super) async fn update(&mut self, id: &str, change: &Resources) -> Result<(), PodError> {
+        let mut record = self.container(id)?.clone();
+        record.spec.resources.update(change);
+        let limits = program::resources(&record.spec.resources)?;
+        let guest = self.guest.clone().filter(|_| !record.state.is_exited());
+        let guest = guest.ok_or_else(|| PodError::State {
+            id: id.to_owned(),
+            source: IllegalMove {
+                subject: "container",
+                state: record.state.name(),
+                event: "an update",
+            },
+        })?;
+        let updated = guest.agent.update(id, limits).await;
+        updated.map_err(|source| PodError::Agent {
+            id: id.to_owned(),
+            source,
+        })?;
+        self.store(Kind::Container, id, &record)?;
+        self.containers.insert(id.to_owned(), record);
+        self.publish();
+        Ok(())
+    }
+
+    /// Has the log's task open its file again. The answer comes from there.
+    pub(super) fn reopen_log(&mut self, id: &str, answer: Answer<()>) {
+        let record = match self.container(id) {
+            Ok(record) => record,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        let not_running = PodError::State {
+            id: id.to_owned(),
+            source: IllegalMove {
+                subject: "container",
+                state: record.state.name(),
+                event: "reopening the log",
+            },
+        };
+        let log = self.logs.get(id).filter(|_| record.state.is_running());
+        let (reopen, reopened) = tokio::sync::oneshot::channel();
+        let reopen: Reopen = reopen;
+        match log.map(|log| log.reopen(reopen)) {
+            Some(Ok(())) => {
+                tokio::spawn(async move {
+                    let result = match reopened.await {
+                        Ok(result) => result.map_err(PodError::from),
+                        // The log came to its end meanwhile.
+                        Err(_) => Ok(()),
+                    };
+                    let _ = answer.send(result);
+                });
+            }
+            Some(Err(_)) | None => drop(answer.send(Err(not_running))),
+        }
+    }
+
+    /// Follows the logs of containers that an earlier daemon started.
+    pub(super) fn follow_logs(&mut self, guest: &Guest) {
+        let started = self.containers.values();
+        let started = started.filter(|one| one.state != ContainerState::Created);
+        let tasks: Vec<_> = started
+            .map(|one| {
+                let (id, path) = (one.id.clone(), one.log_path.clone());
+                (id.clone(), LogTask::start(guest.files.vsock(), id, path))
+            })
+            .collect();
+        self.logs.extend(tasks);
+    }
+
+    fn container(&self, id: &str) -> Result<&ContainerRecord, PodError> {
+        self.containers.get(id).ok_or_else(|| not_found("container", id))
+    }
+
+    /// The guest, if the pod is one that can run something.
+    fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
+        match (&self.pod.state, &self.guest) {
+            (PodState::Ready, Some(guest)) => Ok(guest.clone()),
+            (state, _) => Err(PodError::State {
+                id: self.pod.id.clone(),
+                source: IllegalMove {
+                    subject: "pod",
+                    state: state.name(),
+                    event,
+                },
+            }),
+        }
+    }
+
+    fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
+        let same = |one: &&ContainerRecord| {
+            one.spec.name == spec.name && one.spec.attempt == spec.attempt
+        };
+        match self.containers.values().find(same) {
+            None => Ok(()),
+            Some(holder) => Err(PodError::Exists {
+                what: "container",
+                name: format!("{} (attempt {})", spec.name, spec.attempt),
+                holder: holder.id.clone(),
+            }),
+        }
+    }
+
+    /// Makes the whole id of the container whose processes are to be shared.
+    fn resolve_target(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
+        if let PidMode::Target(target) = &mut spec.security.pid {
+            let ids: BTreeMap<_, _> = self.containers.iter().collect();
+            *target = super::find(ids.keys().map(|id| id.as_str()), target, "container")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What can go wrong with pods and containers. `cri` gives each a gRPC code.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::program::ProgramError;
+use super::state::IllegalMove;
+use crate::guest::agent::AgentError;
+use crate::guest::control::ControlError;
+use crate::guest::launch::LaunchError;
+use crate::image::ImageError;
+use crate::logs::LogError;
+use crate::network::NetworkError;
+use crate::scratch::ScratchError;
+use crate::store::StoreError;
+
+/// An error about a pod or one of its containers.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    #[error("no {what} {id}")]
+    NotFound { what: &'static str, id: String },
+    #[error("more than one {what} has an id that begins with {id}")]
+    Ambiguous { what: &'static str, id: String },
+    #[error("{what} {name} exists already as {holder}")]
+    Exists {
+        what: &'static str,
+        name: String,
+        holder: String,
+    },
+    #[error("{id}")]
+    State { id: String, source: IllegalMove },
+    #[error("container cannot be made")]
+    Program(#[from] ProgramError),
+    #[error("image {0} is not here: pull it first")]
+    NoImage(String),
+    #[error("image of the container")]
+    Image(#[from] ImageError),
+    #[error("container log")]
+    Log(#[from] LogError),
+    #[error("container {id}")]
+    Agent { id: String, source: AgentError },
+    #[error("the VM of pod {id} ended meanwhile")]
+    Lost { id: String },
+    #[error("put the container's layers on the image disk")]
+    Disk(#[from] ControlError),
+    #[error("remember the state")]
+    Store(#[from] StoreError),
+    #[error("run pod")]
+    Boot(#[from] BootError),
+    #[error("container {id} does not end though it was killed")]
+    Stuck { id: String },
+    #[error("pod {id} was removed meanwhile")]
+    Gone { id: String },
+}
+
+/// An error on the way to a pod that is ready, or back from it.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    #[error("{0}")]
+    Unready(String),
+    #[error("directory {path} of the pod")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("network of the pod")]
+    Network(#[from] NetworkError),
+    #[error("scratch disk of the pod")]
+    Scratch(#[from] ScratchError),
+    #[error("a thread that worked for the pod has panicked")]
+    Panicked,
+    #[error("VM of the pod")]
+    Launch(#[from] LaunchError),
+    #[error("configure the guest")]
+    Configure(#[from] AgentError),
+    #[error("remember the state of the pod")]
+    Store(#[from] StoreError),
+    #[error("VMM process {pid} does not end within {limit:?} though it was killed")]
+    Unkillable { pid: i32, limit: Duration },
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Examples for tests.
+
+use super::spec::{
+    ContainerSpec, Labels, PidMode, PodName, PodSpec, Resources, Seccomp, Security, User,
+};
+
+pub fn container_spec() -> ContainerSpec {
+    ContainerSpec {
+        name: "main".into(),
+        attempt: 0,
+        image: "example/image".into(),
+        user_image: String::new(),
+        command: Vec::new(),
+        args: Vec::new(),
+        working_directory: String::new(),
+        environment: Vec::new(),
+        labels: Labels::new(),
+        annotations: Labels::new(),
+        log_path: String::new(),
+        stdin: false,
+        tty: false,
+        security: Security {
+            privileged: false,
+            add_capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            ambient_capabilities: Vec::new(),
+            user: User::default(),
+            no_new_privileges: false,
+            readonly_root: false,
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            seccomp: Seccomp::RuntimeDefault,
+            pid: PidMode::Container,
+        },
+        resources: Resources::default(),
+        stop_signal: None,
+    }
+}
+
+pub fn pod_spec() -> PodSpec {
+    PodSpec {
+        name: PodName {
+            name: "pod".into(),
+            namespace: "tests".into(),
+            uid: "uid".into(),
+            attempt: 0,
+        },
+        hostname: "host".into(),
+        log_directory: String::new(),
+        dns: None,
+        port_mappings: Vec::new(),
+        labels: [("app".to_owned(), "web".to_owned())].into(),
+        annotations: Labels::new(),
+        runtime_handler: String::new(),
+        pid: PidMode::Container,
+        sysctls: std::collections::BTreeMap::new(),
+        memory_limit_bytes: 0,
+        cpu_limit_millis: 0,
+    }
+}

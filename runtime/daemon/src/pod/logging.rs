@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The task that brings one container's log from the guest to its file, over as many connections as it takes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+use crate::guest::connect;
+use crate::logs::{Followed, LogFile, Reopen, follow};
+use crate::serve::chain;
+
+/// Between attempts to open the stream again.
+const RETRY: Duration = Duration::from_millis(300);
+/// How long what is still on its way may take once the VM is gone.
+const LAST_BYTES: Duration = Duration::from_secs(1);
+
+/// The log of a container that was started. Dropped, it ends.
+#[derive(Debug)]
+pub struct LogTask {
+    reopen: mpsc::Sender<Reopen>,
+    done: watch::Receiver<bool>,
+    abort: AbortHandle,
+}
+
+impl LogTask {
+    /// Follows the log of `container` behind the VMM's socket `vsock`; without a `path` it is thrown away.
+    pub fn start(vsock: PathBuf, container: String, path: Option<PathBuf>) -> Self {
+        let (reopen, requests) = mpsc::channel(4);
+        let (finished, done) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            bring(vsock, container, path, requests).await;
+            finished.send_replace(true);
+        });
+        Self {
+            reopen,
+            done,
+            abort: task.abort_handle(),
+        }
+    }
+
+    /// All has been written, or never will be.
+    pub fn is_done(&self) -> bool {
+        *self.done.borrow() || self.abort.is_finished()
+    }
+
+    pub fn done(&self) -> watch::Receiver<bool> {
+        self.done.clone()
+    }
+
+    /// Hands a request to the task; gives it back if the task has ended.
+    pub fn reopen(&self, answer: Reopen) -> Result<(), Reopen> {
+        self.reopen.try_send(answer).map_err(|e| e.into_inner())
+    }
+
+    /// Ends the task soon: nothing more can come.
+    pub fn finish(&self) {
+        let abort = self.abort.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LAST_BYTES).await;
+            abort.abort();
+        });
+    }
+}
+
+impl Drop for LogTask {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+async fn bring(
+    vsock: PathBuf,
+    container: String,
+    path: Option<PathBuf>,
+    mut requests: mpsc::Receiver<Reopen>,
+) {
+    let mut log = LogFile::new(path);
+    if let Err(error) = log.open() {
+        tracing::warn!(container, "{}", chain(&error));
+    }
+    loop {
+        match connect::open_log(&vsock, &container).await {
+            Ok((stream, offset)) => match follow(stream, offset, &mut log, &mut requests).await {
+                Ok(Followed::End) => return,
+                Ok(Followed::Broken) => {}
+                Err(error) => tracing::warn!(container, "{}", chain(&error)),
+            },
+            Err(error) => tracing::debug!(container, "{}", chain(&error)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            Some(answer) = requests.recv() => { let _ = answer.send(log.open()); }
+        }
+    }
+}

@@ -1,0 +1,479 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pods: who exists, and the way to the task that owns each.
+//!
+//! Every change of a pod or its containers is a request to the pod's [`owner`], handled there one at a time. Everyone
+//! else reads the [`View`] that the owner published last, and so never waits for it. Waiting for something to
+//! happen (a graceful stop, an exec) is done here, in the caller's task, between requests.
+
+pub mod adopt;
+mod boot;
+pub mod capabilities;
+mod containers;
+mod errors;
+mod logging;
+mod owner;
+pub mod program;
+pub mod record;
+pub mod signal;
+pub mod spec;
+pub mod state;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+pub use errors::{BootError, PodError};
+use owner::{Answer, Request};
+use record::{ContainerRecord, PodRecord};
+use spec::{ContainerSpec, PodName, PodSpec, Resources};
+use state::ContainerState;
+
+use crate::guest::Guest;
+use crate::guest::agent::ExecOutput;
+use crate::guest::cgroup::Cgroups;
+use crate::guest::launch::Launcher;
+use crate::guest::probe::Probe;
+use crate::image::Images;
+use crate::network::Network;
+use crate::scratch::Scratch;
+use crate::store::Store;
+
+/// How long a killed container may take to be reported dead.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The shortest part of an id that names something.
+const ID_PREFIX: usize = 4;
+/// Events that a slow listener may be behind.
+const EVENTS: usize = 1024;
+
+/// What pods are made with.
+#[derive(Debug)]
+pub struct Host {
+    pub run_pods: PathBuf,
+    pub state_pods: PathBuf,
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub scratch_bytes: u64,
+    pub store: Store,
+    pub network: Network,
+    pub images: Images,
+    pub launcher: Launcher,
+    pub cgroups: Cgroups,
+    pub scratch: Scratch,
+    pub probe: Probe,
+}
+
+/// What a pod's owner published last.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub pod: PodRecord,
+    pub containers: BTreeMap<String, ContainerRecord>,
+    /// `None`: no VM lives.
+    pub guest: Option<Guest>,
+}
+
+/// A change of a container that listeners hear of.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    pub kind: NoticeKind,
+    pub container_id: String,
+    pub at: i64,
+    pub view: Arc<View>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeKind {
+    Created,
+    Started,
+    Stopped,
+    Deleted,
+}
+
+/// All pods of this daemon. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    host: Host,
+    registry: Mutex<Registry>,
+    notices: broadcast::Sender<Notice>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    pods: HashMap<String, Handle>,
+    names: HashMap<PodName, String>,
+}
+
+/// The way to one pod's owner.
+#[derive(Clone, Debug)]
+struct Handle {
+    id: String,
+    inbox: mpsc::Sender<Request>,
+    view: watch::Receiver<Arc<View>>,
+}
+
+impl Pods {
+    pub fn new(host: Host) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                host,
+                registry: Mutex::default(),
+                notices: broadcast::channel(EVENTS).0,
+            }),
+        }
+    }
+
+    pub fn host(&self) -> &Host {
+        &self.shared.host
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
+        self.shared.notices.subscribe()
+    }
+
+    /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
+    pub async fn run(&self, spec: PodSpec) -> Result<String, PodError> {
+        self.host().probe.ready().await.map_err(BootError::Unready)?;
+        let record = PodRecord {
+            id: new_id(),
+            created_at: now(),
+            state: state::PodState::Creating,
+            held: Vec::new(),
+            addresses: Vec::new(),
+            layers: BTreeMap::new(),
+            spec,
+        };
+        self.shared.reserve(&record)?;
+        let (answer, booted) = oneshot::channel();
+        let id = record.id.clone();
+        owner::start_new(Arc::clone(&self.shared), record, answer);
+        booted.await.map_err(|_| PodError::Gone { id: id.clone() })??;
+        Ok(id)
+    }
+
+    /// Stops a pod; one that is not there is fine.
+    pub async fn stop(&self, id: &str) -> Result<(), PodError> {
+        self.ask_if_there(id, Request::StopPod).await
+    }
+
+    /// Removes a pod and all that it has; one that is not there is fine.
+    pub async fn remove(&self, id: &str) -> Result<(), PodError> {
+        self.ask_if_there(id, Request::RemovePod).await
+    }
+
+    async fn ask_if_there(
+        &self,
+        id: &str,
+        request: impl FnOnce(Answer<()>) -> Request,
+    ) -> Result<(), PodError> {
+        let handle = match self.shared.pod(id) {
+            Err(PodError::NotFound { .. }) => return Ok(()),
+            handle => handle?,
+        };
+        match handle.ask(request).await {
+            // It was removed meanwhile.
+            Err(PodError::Gone { .. }) => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// What is known of a pod, by its id or a unique beginning of it.
+    pub fn pod(&self, id: &str) -> Result<Arc<View>, PodError> {
+        let view = self.shared.pod(id)?.view();
+        if view.pod.state == state::PodState::Creating {
+            return Err(PodError::NotFound {
+                what: "pod",
+                id: id.to_owned(),
+            });
+        }
+        Ok(view)
+    }
+
+    /// All pods, oldest first. Those that are being made are not shown.
+    pub fn all(&self) -> Vec<Arc<View>> {
+        let registry = self.shared.registry();
+        let mut views: Vec<_> = registry.pods.values().map(Handle::view).collect();
+        drop(registry);
+        views.retain(|view| view.pod.state != state::PodState::Creating);
+        views.sort_by_key(|view| view.pod.created_at);
+        views
+    }
+
+    /// What is known of a container, and of its pod.
+    pub fn container(&self, id: &str) -> Result<(Arc<View>, ContainerRecord), PodError> {
+        let (handle, id) = self.shared.container(id)?;
+        let view = handle.view();
+        let record = view.containers.get(&id).cloned();
+        let record = record.ok_or_else(|| not_found("container", &id))?;
+        Ok((view, record))
+    }
+
+    pub async fn create_container(
+        &self,
+        pod: &str,
+        spec: ContainerSpec,
+    ) -> Result<String, PodError> {
+        let handle = self.shared.pod(pod)?;
+        let spec = Box::new(spec);
+        handle.ask(|answer| Request::Create { spec, answer }).await
+    }
+
+    pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
+        let (handle, id) = self.shared.container(id)?;
+        handle.ask(|answer| Request::Start { id, answer }).await
+    }
+
+    /// Asks a container to end, and kills it after `grace`. One that is not there or has ended is fine.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
+        let (handle, id) = match self.shared.container(id) {
+            Err(PodError::NotFound { .. }) => return Ok(()),
+            found => found?,
+        };
+        let Some(signal) = handle.running(&id).map(|record| record.stop_signal) else {
+            return Ok(());
+        };
+        if !grace.is_zero() {
+            handle.signal(&id, signal).await?;
+            if handle.exits_within(&id, grace).await {
+                return Ok(());
+            }
+        }
+        handle.signal(&id, signal::SIGKILL).await?;
+        if handle.exits_within(&id, KILL_TIMEOUT).await {
+            return Ok(());
+        }
+        Err(PodError::Stuck { id })
+    }
+
+    /// Removes a container, killing it if it runs; one that is not there is fine.
+    pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
+        let (handle, id) = match self.shared.container(id) {
+            Err(PodError::NotFound { .. }) => return Ok(()),
+            found => found?,
+        };
+        match handle.ask(|answer| Request::Remove { id, answer }).await {
+            Err(PodError::NotFound { .. } | PodError::Gone { .. }) => Ok(()),
+            answer => answer,
+        }
+    }
+
+    pub async fn update_container(&self, id: &str, change: Resources) -> Result<(), PodError> {
+        let (handle, id) = self.shared.container(id)?;
+        let change = Box::new(change);
+        handle
+            .ask(|answer| Request::Update { id, change, answer })
+            .await
+    }
+
+    pub async fn reopen_log(&self, id: &str) -> Result<(), PodError> {
+        let (handle, id) = self.shared.container(id)?;
+        handle.ask(|answer| Request::ReopenLog { id, answer }).await
+    }
+
+    /// Runs a command in a running container until it ends. `limit` zero: however long it takes.
+    pub async fn exec(
+        &self,
+        id: &str,
+        args: Vec<String>,
+        limit: Duration,
+    ) -> Result<ExecOutput, PodError> {
+        let (view, record) = self.container(id)?;
+        let id = record.id;
+        let guest = match (&record.state, &view.guest) {
+            (ContainerState::Running { .. }, Some(guest)) => guest.clone(),
+            (state, _) => {
+                return Err(PodError::State {
+                    id,
+                    source: state::IllegalMove {
+                        subject: "container",
+                        state: state.name(),
+                        event: "exec",
+                    },
+                });
+            }
+        };
+        // A VM that dies ends the call, whatever the connection does.
+        tokio::select! {
+            output = guest.agent.exec(&id, args, limit) => {
+                output.map_err(|source| PodError::Agent { id, source })
+            }
+            () = guest.process.ended() => Err(PodError::Lost { id: view.pod.id.clone() }),
+        }
+    }
+}
+
+impl Shared {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the name of a pod, or says who has it.
+    fn reserve(&self, record: &PodRecord) -> Result<(), PodError> {
+        let mut registry = self.registry();
+        let name = &record.spec.name;
+        if let Some(holder) = registry.names.get(name) {
+            return Err(PodError::Exists {
+                what: "pod",
+                name: format!("{}/{} ({}, attempt {})", name.namespace, name.name, name.uid, name.attempt),
+                holder: holder.clone(),
+            });
+        }
+        registry.names.insert(name.clone(), record.id.clone());
+        Ok(())
+    }
+
+    fn register(&self, handle: Handle) {
+        self.registry().pods.insert(handle.id.clone(), handle);
+    }
+
+    fn forget(&self, record: &PodRecord) {
+        let mut registry = self.registry();
+        registry.pods.remove(&record.id);
+        registry.names.remove(&record.spec.name);
+    }
+
+    fn pod(&self, id: &str) -> Result<Handle, PodError> {
+        let registry = self.registry();
+        let ids = registry.pods.keys().map(String::as_str);
+        let full = find(ids, id, "pod")?;
+        registry.pods.get(&full).cloned().ok_or_else(|| not_found("pod", id))
+    }
+
+    fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
+        let handles: Vec<Handle> = self.registry().pods.values().cloned().collect();
+        let views: Vec<_> = handles.iter().map(Handle::view).collect();
+        let ids = views.iter().flat_map(|view| view.containers.keys());
+        let full = find(ids.map(String::as_str), id, "container")?;
+        let owner = handles
+            .into_iter()
+            .zip(&views)
+            .find(|(_, view)| view.containers.contains_key(&full));
+        let (handle, _) = owner.ok_or_else(|| not_found("container", id))?;
+        Ok((handle, full))
+    }
+}
+
+impl Handle {
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(Answer<T>) -> Request,
+    ) -> Result<T, PodError> {
+        let gone = || PodError::Gone {
+            id: self.id.clone(),
+        };
+        let (answer, answered) = oneshot::channel();
+        self.inbox.send(request(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    async fn signal(&self, id: &str, signal: i32) -> Result<(), PodError> {
+        let id = id.to_owned();
+        self.ask(|answer| Request::Signal { id, signal, answer }).await
+    }
+
+    fn running(&self, id: &str) -> Option<ContainerRecord> {
+        let record = self.view().containers.get(id).cloned();
+        record.filter(|record| record.state.is_running())
+    }
+
+    /// Waits until the container does not run any more, and says whether that was in time.
+    async fn exits_within(&self, id: &str, limit: Duration) -> bool {
+        let mut view = self.view.clone();
+        let over = |view: &Arc<View>| {
+            let record = view.containers.get(id);
+            !record.is_some_and(|record| record.state.is_running())
+        };
+        // A pod that went away has no running containers either.
+        tokio::time::timeout(limit, view.wait_for(over)).await.is_ok()
+    }
+}
+
+/// Finds the only id that begins with `wanted`.
+fn find<'a>(
+    ids: impl Iterator<Item = &'a str>,
+    wanted: &str,
+    what: &'static str,
+) -> Result<String, PodError> {
+    let mut found = None;
+    for id in ids {
+        if id == wanted {
+            return Ok(id.to_owned());
+        }
+        if wanted.len() >= ID_PREFIX && id.starts_with(wanted) {
+            if found.is_some() {
+                return Err(PodError::Ambiguous {
+                    what,
+                    id: wanted.to_owned(),
+                });
+            }
+            found = Some(id);
+        }
+    }
+    found.map(str::to_owned).ok_or_else(|| not_found(what, wanted))
+}
+
+fn not_found(what: &'static str, id: &str) -> PodError {
+    PodError::NotFound {
+        what,
+        id: id.to_owned(),
+    }
+}
+
+/// Nanoseconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// 64 random hex digits.
+fn new_id() -> String {
+    random::<32>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes of the kernel's random generator, which does not fail once the host has booted.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+    }
+    bytes
+}
+
+#[cfg(test)]
+pub mod fixtures;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_by_a_unique_beginning() {
+        let ids = ["aaaa1111", "aaaa2222", "bbbb1111", "bbbb"];
+        let find = |wanted| find(ids.iter().copied(), wanted, "pod");
+        assert_eq!(find("aaaa1").unwrap(), "aaaa1111");
+        assert_eq!(find("bbbb").unwrap(), "bbbb", "an exact match wins");
+        assert!(matches!(find("aaaa"), Err(PodError::Ambiguous { .. })));
+        for unknown in ["", "a", "cccc", "aaaa11112"] {
+            assert!(matches!(find(unknown), Err(PodError::NotFound { .. })), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn ids_have_64_hex_digits_and_differ() {
+        let (one, two) = (new_id(), new_id());
+        assert_eq!(one.len(), 64);
+        assert!(one.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_ne!(one, two);
+    }
+}

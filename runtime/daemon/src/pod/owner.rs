@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The task that owns one pod.
+//!
+//! Every change to a pod and its containers goes through a [`Request`] handled here one at a time, or is news of the
+//! guest's, so nothing else needs a lock on pod state. [`super::state`] says what is allowed, [`super::boot`]
+//! takes and gives back what a pod has on the host, [`super::containers`] does the work on containers.
+//! The order of each change: check, store, memory, publish.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::logging::LogTask;
+use super::record::{ContainerRecord, PodRecord};
+use super::spec::{ContainerSpec, Resources};
+use super::state::{ContainerEvent, PodEvent, PodState};
+use super::{Handle, Notice, NoticeKind, PodError, Shared, View, now};
+use crate::guest::Guest;
+use crate::guest::process::VmmProcess;
+use crate::guest::watch::{self as guest_watch, News};
+use crate::serve::chain;
+use crate::store::{Kind, StoreError};
+
+/// Requests that wait for a pod.
+const INBOX: usize = 64;
+/// How long an exit waits for the rest of the log, so that who sees the exit finds the log whole.
+const LOG_REST: Duration = Duration::from_secs(2);
+
+pub type Answer<T> = oneshot::Sender<Result<T, PodError>>;
+
+/// What is asked of a pod.
+#[derive(Debug)]
+pub enum Request {
+    StopPod(Answer<()>),
+    RemovePod(Answer<()>),
+    Create {
+        spec: Box<ContainerSpec>,
+        answer: Answer<String>,
+    },
+    Start {
+        id: String,
+        answer: Answer<()>,
+    },
+    Signal {
+        id: String,
+        signal: i32,
+        answer: Answer<()>,
+    },
+    Remove {
+        id: String,
+        answer: Answer<()>,
+    },
+    Update {
+        id: String,
+        change: Box<Resources>,
+        answer: Answer<()>,
+    },
+    ReopenLog {
+        id: String,
+        answer: Answer<()>,
+    },
+}
+
+/// Whether the task goes on after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    End,
+}
+
+#[derive(Debug)]
+pub struct Owner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pod: PodRecord,
+    pub(super) containers: BTreeMap<String, ContainerRecord>,
+    pub(super) guest: Option<Guest>,
+    pub(super) logs: HashMap<String, LogTask>,
+    pub(super) news: mpsc::Receiver<News>,
+    news_sender: mpsc::Sender<News>,
+    /// Exits whose log is whole now, or late.
+    settled: mpsc::Receiver<News>,
+    settled_sender: mpsc::Sender<News>,
+    inbox: mpsc::Receiver<Request>,
+    view: watch::Sender<Arc<View>>,
+}
+
+/// Starts the task of a new pod, whose name is reserved. `answer` hears how its boot went.
+pub fn start_new(shared: Arc<Shared>, record: PodRecord, answer: Answer<()>) {
+    let mut owner = Owner::new(shared, record, BTreeMap::new());
+    tokio::spawn(async move {
+        let booted = owner.boot().await;
+        let abandoned = match booted {
+            Ok(()) => answer.send(Ok(())).is_err(),
+            Err(error) => {
+                let undone = owner.remove_pod().await;
+                if answer.send(Err(error.into())).is_err() {
+                    tracing::info!(pod = owner.pod.id, "nobody waits for the failed boot");
+                }
+                match undone {
+                    Ok(()) => return,
+                    Err(error) => owner.complain("undo the boot", &error),
+                }
+                false
+            }
+        };
+        if abandoned {
+            tracing::info!(pod = owner.pod.id, "who asked for the pod has gone; removing it");
+            match owner.remove_pod().await {
+                Ok(()) => return,
+                Err(error) => owner.complain("remove an abandoned pod", &error),
+            }
+        }
+        owner.run().await;
+    });
+}
+
+impl Owner {
+    /// Makes the owner and makes it known; its task is not started yet.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pod: PodRecord,
+        containers: BTreeMap<String, ContainerRecord>,
+    ) -> Self {
+        let (inbox_sender, inbox) = mpsc::channel(INBOX);
+        let (news_sender, news) = mpsc::channel(INBOX);
+        let (settled_sender, settled) = mpsc::channel(INBOX);
+        let (view, reader) = watch::channel(Arc::new(View {
+            pod: pod.clone(),
+            containers: containers.clone(),
+            guest: None,
+        }));
+        shared.register(Handle {
+            id: pod.id.clone(),
+            inbox: inbox_sender,
+            view: reader,
+        });
+        Self {
+            shared,
+            pod,
+            containers,
+            guest: None,
+            logs: HashMap::new(),
+            news,
+            news_sender,
+            settled,
+            settled_sender,
+            inbox,
+            view,
+        }
+    }
+
+    /// Serves the pod until it is removed.
+    pub(super) async fn run(mut self) {
+        loop {
+            let process = self.guest.as_ref().map(|guest| Arc::clone(&guest.process));
+            tokio::select! {
+                biased;
+                () = end_of(process) => self.vm_ended().await,
+                Some(news) = self.settled.recv() => self.apply_news(news),
+                Some(news) = self.news.recv() => self.take_news(news),
+                request = self.inbox.recv() => match request {
+                    Some(request) if self.serve(request).await == Then::GoOn => {}
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    async fn serve(&mut self, request: Request) -> Then {
+        match request {
+            Request::StopPod(answer) => reply(answer, self.stop_pod().await),
+            Request::RemovePod(answer) => {
+                let removed = self.remove_pod().await;
+                let then = if removed.is_ok() { Then::End } else { Then::GoOn };
+                reply(answer, removed);
+                return then;
+            }
+            Request::Create { spec, answer } => {
+                let created = self.create(*spec).await;
+                let id = created.as_ref().ok().cloned();
+                if let (Err(_), Some(id)) = (answer.send(created), id) {
+                    // Nobody knows the id: nobody could ever remove it.
+                    if let Err(error) = self.remove(&id).await {
+                        self.complain("remove an abandoned container", &error);
+                    }
+                }
+            }
+            Request::Start { id, answer } => reply(answer, self.start(&id).await),
+            Request::Signal { id, signal, answer } => {
+                reply(answer, self.signal(&id, signal).await);
+            }
+            Request::Remove { id, answer } => reply(answer, self.remove(&id).await),
+            Request::Update { id, change, answer } => {
+                reply(answer, self.update(&id, &change).await);
+            }
+            Request::ReopenLog { id, answer } => self.reopen_log(&id, answer),
+        }
+        Then::GoOn
+    }
+
+    /// Takes the guest into service: its news are heard from now on.
+    pub(super) fn serve_guest(&mut self, guest: Guest) {
+        tokio::spawn(guest_watch::watch(guest.clone(), self.news_sender.clone()));
+        self.guest = Some(guest);
+        self.publish();
+    }
+
+    /// News wait for the log's rest if they tell of an exit.
+    pub(super) fn take_news(&mut self, news: News) {
+        let log = match &news {
+            News::Exited { id, .. } => self.logs.get(id).filter(|log| !log.is_done()),
+            _ => None,
+        };
+        let Some(mut done) = log.map(LogTask::done) else {
+            self.apply_news(news);
+            return;
+        };
+        let settled = self.settled_sender.clone();
+        tokio::spawn(async move {
+            // The time limit is for processes that outlive their container's first one and keep its pipes.
+            let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            let _ = settled.send(news).await;
+        });
+    }
+
+    fn apply_news(&mut self, news: News) {
+        let (id, event) = match news {
+            News::Created | News::CaughtUp => return,
+            News::Running {
+                id,
+                pid,
+                started_at,
+            } => (
+                id,
+                ContainerEvent::Started {
+                    pid,
+                    at: started_at,
+                },
+            ),
+            News::Exited {
+                id,
+                code,
+                start_failed: true,
+                message,
+                finished_at,
+                ..
+            } => (
+                id,
+                ContainerEvent::StartFailed {
+                    code,
+                    message,
+                    at: finished_at,
+                },
+            ),
+            News::Exited {
+                id,
+                code,
+                oom_killed,
+                message,
+                finished_at,
+                ..
+            } => (
+                id,
+                ContainerEvent::Died {
+                    code,
+                    oom_killed,
+                    message,
+                    at: finished_at,
+                },
+            ),
+        };
+        // A container that was removed meanwhile has no news.
+        if let Some(container) = self.containers.get(&id) {
+            if matches!(event, ContainerEvent::Started { .. }) && container.state.is_exited() {
+                return;
+            }
+            self.happened(&id, &event);
+        }
+    }
+
+    /// Takes note of what has happened to a container. It is true whether or not it can be stored.
+    pub(super) fn happened(&mut self, id: &str, event: &ContainerEvent) {
+        let Some(old) = self.containers.get(id) else {
+            return;
+        };
+        let state = match old.state.after(event) {
+            Ok(state) if state == old.state => return,
+            Ok(state) => state,
+            Err(error) => return self.complain("news of a container", &error),
+        };
+        let mut record = old.clone();
+        let kind = if state.is_running() {
+            NoticeKind::Started
+        } else {
+            NoticeKind::Stopped
+        };
+        record.state = state;
+        if let Err(error) = self.store(Kind::Container, id, &record) {
+            self.complain("remember what happened", &error);
+        }
+        self.containers.insert(id.to_owned(), record);
+        self.publish();
+        self.notify(kind, id);
+    }
+
+    /// The VM ended without being asked.
+    async fn vm_ended(&mut self) {
+        let files = self.guest.take().map(|guest| guest.files);
+        let cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
+        tracing::warn!(pod = self.pod.id, "{cause}");
+        self.lose(&cause);
+        if let Err(error) = self.release_vm().await {
+            self.complain("give back what the VM had", &error);
+        }
+    }
+
+    /// Takes note that the VM is gone: the pod is not ready, its containers have ended.
+    pub(super) fn lose(&mut self, cause: &str) {
+        self.guest = None;
+        let event = PodEvent::Lost {
+            cause: cause.to_owned(),
+        };
+        if let Err(error) = self.move_pod(&event) {
+            self.complain("remember that the VM is gone", &error);
+        }
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            let event = ContainerEvent::Lost {
+                cause: cause.to_owned(),
+                at: now(),
+            };
+            self.happened(&id, &event);
+        }
+        for log in self.logs.values() {
+            log.finish();
+        }
+    }
+
+    /// Moves the pod along an event: store, memory, publish.
+    pub(super) fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
+        let id = self.pod.id.clone();
+        let state = self
+            .pod
+            .state
+            .after(event)
+            .map_err(|source| PodError::State { id, source })?;
+        let facts = matches!(state, PodState::NotReady { .. });
+        let record = PodRecord {
+            state,
+            ..self.pod.clone()
+        };
+        let stored = self.store_pod(&record);
+        if stored.is_ok() || facts {
+            self.pod = record;
+            self.publish();
+        }
+        Ok(stored?)
+    }
+
+    /// Changes the pod's record: store, memory, publish.
+    pub(super) fn change_pod(
+        &mut self,
+        change: impl FnOnce(&mut PodRecord),
+    ) -> Result<(), StoreError> {
+        let mut record = self.pod.clone();
+        change(&mut record);
+        self.store_pod(&record)?;
+        self.pod = record;
+        self.publish();
+        Ok(())
+    }
+
+    fn store_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
+        self.store(Kind::Pod, &record.id, record)
+    }
+
+    pub(super) fn store<T: serde::Serialize>(
+        &self,
+        kind: Kind,
+        id: &str,
+        record: &T,
+    ) -> Result<(), StoreError> {
+        tokio::task::block_in_place(|| self.shared.host.store.put(kind, id, record))
+    }
+
+    pub(super) fn publish(&self) {
+        self.view.send_replace(Arc::new(View {
+            pod: self.pod.clone(),
+            containers: self.containers.clone(),
+            guest: self.guest.clone(),
+        }));
+    }
+
+    pub(super) fn notify(&self, kind: NoticeKind, container_id: &str) {
+        // Nobody may be listening.
+        let _ = self.shared.notices.send(Notice {
+            kind,
+            container_id: container_id.to_owned(),
+            at: now(),
+            view: Arc::clone(&self.view.borrow()),
+        });
+    }
+
+    /// For errors that no caller waits for.
+    pub(super) fn complain(&self, what: &str, error: &dyn std::error::Error) {
+        tracing::warn!(pod = self.pod.id, "{what}: {}", chain(error));
+    }
+}
+
+async fn end_of(process: Option<Arc<VmmProcess>>) {
+    match process {
+        Some(process) => process.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Answers; a caller that went away does not hear it.
+fn reply<T>(answer: Answer<T>, result: Result<T, PodError>) {
+    let _ = answer.send(result);
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests of [`super`]: what Kubernetes' tables of command, arguments, users and variables say.
+
+use super::*;
+
+fn spec() -> ContainerSpec {
+    crate::pod::fixtures::container_spec()
+}
+
+fn image() -> Defaults {
+    Defaults {
+        entrypoint: vec!["entry".into()],
+        command: vec!["cmd".into()],
+        environment: vec!["FROM_IMAGE=yes".into(), "PATH=/image".into()],
+        working_directory: "/image".into(),
+        user: "www-data:1004".into(),
+        stop_signal: String::new(),
+    }
+}
+
+fn process(spec: &ContainerSpec) -> protocol::Process {
+    describe("id", spec, &image(), "host").unwrap().process.unwrap()
+}
+
+#[test]
+fn command_and_args_replace_entrypoint_and_cmd_as_kubernetes_says() {
+    for (command, args, expected) in [
+        (&[][..], &[][..], &["entry", "cmd"][..]),
+        (&[], &["a"], &["entry", "a"]),
+        (&["c"], &[], &["c"]),
+        (&["c"], &["a"], &["c", "a"]),
+    ] {
+        let mut spec = spec();
+        spec.command = command.iter().map(ToString::to_string).collect();
+        spec.args = args.iter().map(ToString::to_string).collect();
+        assert_eq!(process(&spec).args, expected, "{command:?} {args:?}");
+    }
+    let nothing = describe("id", &spec(), &Defaults::default(), "host");
+    assert!(matches!(nothing, Err(ProgramError::NoCommand(_))));
+}
+
+#[test]
+fn the_containers_variables_win_over_the_images_by_name() {
+    let mut spec = spec();
+    spec.environment = vec![
+        ("FROM_IMAGE".into(), b"no".to_vec()),
+        ("BYTES".into(), vec![0xff, b'=']),
+    ];
+    let env: Vec<Vec<u8>> = process(&spec).env.iter().map(|line| line.to_vec()).collect();
+    assert_eq!(
+        env,
+        [
+            b"PATH=/image".to_vec(),
+            b"HOSTNAME=host".to_vec(),
+            b"FROM_IMAGE=no".to_vec(),
+            b"BYTES=\xff=".to_vec(),
+        ]
+    );
+    for bad in [("", &b"x"[..]), ("A=B", b"x"), ("A", b"x\0")] {
+        spec.environment = vec![(bad.0.into(), bad.1.to_vec())];
+        assert!(describe("id", &spec, &image(), "host").is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_users_number_wins_over_names_and_a_group_alone_keeps_the_images_user() {
+    for (uid, gid, name, expected) in [
+        (None, None, "", "www-data:1004"),
+        (None, Some(5), "", "www-data:1004"),
+        (Some(7), None, "", ""),
+        (None, None, "nobody", "nobody"),
+    ] {
+        let mut spec = spec();
+        spec.security.user.uid = uid;
+        spec.security.user.gid = gid;
+        spec.security.user.name = name.to_owned();
+        let user = process(&spec).user.unwrap();
+        assert_eq!((user.name.as_str(), user.uid, user.gid), (expected, uid, gid));
+    }
+}
+
+#[test]
+fn the_working_directory_is_the_images_unless_given() {
+    assert_eq!(process(&spec()).cwd, "/image");
+    let mut spec = spec();
+    spec.working_directory = "/own".into();
+    assert_eq!(process(&spec).cwd, "/own");
+}
+
+#[test]
+fn a_privileged_container_has_all_capabilities_and_no_filter() {
+    let mut spec = spec();
+    spec.security.privileged = true;
+    let request = describe("id", &spec, &image(), "host").unwrap();
+    assert_eq!(request.process.unwrap().capabilities.len(), 41);
+    assert_eq!(
+        request.seccomp.unwrap().kind(),
+        protocol::seccomp::Kind::Unconfined
+    );
+}
+
+#[test]
+fn an_ambient_capability_is_among_the_others_too() {
+    let mut spec = spec();
+    spec.security.ambient_capabilities = vec!["NET_ADMIN".into()];
+    let process = process(&spec);
+    assert_eq!(process.ambient_capabilities, ["CAP_NET_ADMIN"]);
+    assert!(process.capabilities.contains(&"CAP_NET_ADMIN".to_owned()));
+}
+
+#[test]
+fn negative_limits_are_refused_but_for_the_quota() {
+    let mut limits = Resources {
+        cpu_quota_us: -1,
+        ..Default::default()
+    };
+    assert!(resources(&limits).is_ok());
+    limits.memory_limit_bytes = -1;
+    assert!(resources(&limits).is_err());
+}

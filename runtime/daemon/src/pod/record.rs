@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is stored of a pod and a container.
+//!
+//! A pod's [`Held`] stack is both the undo of a start that failed and the list of what a removal gives back: it is
+//! written before a thing is taken, so that a daemon that died in between knows what to look for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{ContainerSpec, PodSpec};
+use super::state::{ContainerState, PodState};
+use crate::guest::control::Extent;
+use crate::guest::process::Identity;
+use crate::network::NetworkRecord;
+
+/// A pod as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// 64 hex digits.
+    pub id: String,
+    pub spec: PodSpec,
+    pub state: PodState,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    /// Oldest first; given back in reverse.
+    pub held: Vec<Held>,
+    /// CIDR, the primary one first.
+    pub addresses: Vec<String>,
+    /// Layers that are on the image disk, by diff id.
+    pub layers: BTreeMap<String, Extent>,
+}
+
+/// Something on the host that belongs to the pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Held {
+    /// Sockets, console, reports.
+    RunDirectory(PathBuf),
+    /// The scratch disk.
+    StateDirectory(PathBuf),
+    Network(NetworkRecord),
+    Cgroup(PathBuf),
+    Vmm(Identity),
+}
+
+/// A container as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// 64 hex digits.
+    pub id: String,
+    pub pod_id: String,
+    pub spec: ContainerSpec,
+    pub state: ContainerState,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    pub image_id: String,
+    /// What CRI shows as the reference: a digest if the image has one.
+    pub image_ref: String,
+    /// Sent to stop it.
+    pub stop_signal: i32,
+    /// `None`: nobody wants the log.
+    pub log_path: Option<PathBuf>,
+}
+
+impl PodRecord {
+    pub fn vmm(&self) -> Option<Identity> {
+        self.held.iter().find_map(|held| match held {
+            Held::Vmm(identity) => Some(*identity),
+            _ => None,
+        })
+    }
+
+    pub fn run_directory(&self) -> Option<&PathBuf> {
+        self.held.iter().find_map(|held| match held {
+            Held::RunDirectory(path) => Some(path),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What was asked for: pods and containers in our own words, checked, as they are stored.
+//!
+//! `cri` makes these from CRI's messages and shows them again; nothing here knows protobuf.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub type Labels = BTreeMap<String, String>;
+
+/// What makes a pod unique for Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodName {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub attempt: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodSpec {
+    pub name: PodName,
+    pub hostname: String,
+    pub log_directory: String,
+    /// `None`: what the network says, else what the host has.
+    pub dns: Option<Dns>,
+    pub port_mappings: Vec<PortMapping>,
+    pub labels: Labels,
+    pub annotations: Labels,
+    pub runtime_handler: String,
+    pub pid: PidMode,
+    pub sysctls: BTreeMap<String, String>,
+    /// What all containers of the pod may use together, as kubelet sums it up; 0: not said.
+    pub memory_limit_bytes: u64,
+    pub cpu_limit_millis: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    pub protocol: Protocol,
+    pub container_port: u16,
+    pub host_port: u16,
+    pub host_ip: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Whose processes a container sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidMode {
+    Pod,
+    Container,
+    /// The guest's own: what CRI calls the node is the VM here.
+    Node,
+    /// Those of the container with this id.
+    Target(String),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    pub name: String,
+    pub attempt: u32,
+    /// A reference or an image id, as CRI gave it.
+    pub image: String,
+    /// What the user wrote, where CRI says so.
+    pub user_image: String,
+    pub command: Vec<String>,
+    pub args: Vec<String>,
+    pub working_directory: String,
+    /// Values may be any bytes but NUL.
+    pub environment: Vec<(String, Vec<u8>)>,
+    pub labels: Labels,
+    pub annotations: Labels,
+    pub log_path: String,
+    pub stdin: bool,
+    pub tty: bool,
+    pub security: Security,
+    pub resources: Resources,
+    pub stop_signal: Option<i32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Security {
+    pub privileged: bool,
+    pub add_capabilities: Vec<String>,
+    pub drop_capabilities: Vec<String>,
+    pub ambient_capabilities: Vec<String>,
+    pub user: User,
+    pub no_new_privileges: bool,
+    pub readonly_root: bool,
+    pub masked_paths: Vec<String>,
+    pub readonly_paths: Vec<String>,
+    pub seccomp: Seccomp,
+    pub pid: PidMode,
+}
+
+/// Who to be, beyond what the image says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub uid: Option<i64>,
+    pub gid: Option<i64>,
+    pub name: String,
+    pub supplemental_groups: Vec<i64>,
+    /// Do not add the groups that the image's /etc/group lists.
+    pub strict_groups: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    RuntimeDefault,
+    Unconfined,
+    /// The text of a profile of the host's.
+    Profile(Vec<u8>),
+}
+
+/// Limits; 0 and empty mean none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpu_period_us: i64,
+    pub cpu_quota_us: i64,
+    pub cpu_shares: i64,
+    pub memory_limit_bytes: i64,
+    pub memory_swap_limit_bytes: i64,
+    pub oom_score_adj: i64,
+    pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+    /// Page size and bytes.
+    pub hugepage_limits: Vec<(String, u64)>,
+    pub unified: BTreeMap<String, String>,
+}
+
+impl Resources {
+    /// Takes over what `change` says and keeps the rest, as CRI's update means it.
+    pub fn update(&mut self, change: &Self) {
+        let number = |old: &mut i64, new: i64| {
+            if new != 0 {
+                *old = new;
+            }
+        };
+        let text = |old: &mut String, new: &String| {
+            if !new.is_empty() {
+                old.clone_from(new);
+            }
+        };
+        number(&mut self.cpu_period_us, change.cpu_period_us);
+        number(&mut self.cpu_quota_us, change.cpu_quota_us);
+        number(&mut self.cpu_shares, change.cpu_shares);
+        number(&mut self.memory_limit_bytes, change.memory_limit_bytes);
+        number(
+            &mut self.memory_swap_limit_bytes,
+            change.memory_swap_limit_bytes,
+        );
+        number(&mut self.oom_score_adj, change.oom_score_adj);
+        text(&mut self.cpuset_cpus, &change.cpuset_cpus);
+        text(&mut self.cpuset_mems, &change.cpuset_mems);
+        if !change.hugepage_limits.is_empty() {
+            self.hugepage_limits.clone_from(&change.hugepage_limits);
+        }
+        self.unified.extend(change.unified.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_changes_only_what_it_names() {
+        let mut resources = Resources {
+            cpu_quota_us: 1000,
+            memory_limit_bytes: 5,
+            cpuset_cpus: "0".into(),
+            ..Default::default()
+        };
+        resources.update(&Resources {
+            memory_limit_bytes: 7,
+            ..Default::default()
+        });
+        assert_eq!(
+            (resources.cpu_quota_us, resources.memory_limit_bytes, resources.cpuset_cpus.as_str()),
+            (1000, 7, "0")
+        );
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The scratch disk of a pod: an empty ext4 file system in a sparse file.
+//!
+//! Made once per size by mke2fs (Essential in Debian) and kept as a template; a pod gets a reflink of it, or a copy
+//! of its data extents where the file system has no reflinks. There is no journal: the disk lives and dies
+//! with its VM. Blocking; called through `spawn_blocking`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use rustix::fs::SeekFrom;
+
+/// What is copied at once between two extents.
+const COPY_BYTES: usize = 1 << 20;
+const MIB: u64 = 1 << 20;
+
+/// An error about a scratch disk.
+#[derive(Debug, thiserror::Error)]
+pub enum ScratchError {
+    #[error("make the template {path}")]
+    Template { path: PathBuf, source: io::Error },
+    #[error("run mke2fs, which Debian's e2fsprogs has")]
+    Mke2fs(#[source] io::Error),
+    #[error("mke2fs failed on {path}: {message}")]
+    Format { path: PathBuf, message: String },
+    #[error("copy the template to {path}")]
+    Copy { path: PathBuf, source: io::Error },
+}
+
+/// Makes scratch disks.
+#[derive(Debug)]
+pub struct Scratch {
+    templates: PathBuf,
+    /// One template at a time.
+    making: Mutex<()>,
+}
+
+impl Scratch {
+    /// Templates go to the directory `templates`.
+    pub fn new(templates: PathBuf) -> Self {
+        Self {
+            templates,
+            making: Mutex::new(()),
+        }
+    }
+
+    /// Makes the disk `path` of `bytes`, rounded up to whole MiB.
+    pub fn make(&self, path: &Path, bytes: u64) -> Result<(), ScratchError> {
+        let template = self.template(bytes.div_ceil(MIB).max(16))?;
+        copy(&template, path).map_err(|source| {
+            // A copy that is not whole is no disk.
+            let _ = fs::remove_file(path);
+            ScratchError::Copy {
+                path: path.to_owned(),
+                source,
+            }
+        })
+    }
+
+    fn template(&self, mib: u64) -> Result<PathBuf, ScratchError> {
+        let path = self.templates.join(format!("scratch-{mib}m.ext4"));
+        let _one = self
+            .making
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if path.exists() {
+            return Ok(path);
+        }
+        let new = path.with_extension("new");
+        let failed = |source| ScratchError::Template {
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(&self.templates).map_err(failed)?;
+        let file = File::create(&new).map_err(failed)?;
+        file.set_len(mib * MIB).map_err(failed)?;
+        format(&new)?;
+        file.sync_all().map_err(failed)?;
+        fs::rename(&new, &path).map_err(failed)?;
+        Ok(path)
+    }
+}
+
+/// Bytes and files that a directory really takes, holes not counted.
+pub fn disk_usage(directory: &Path) -> (u64, u64) {
+    let mut sum = (0, 0);
+    // What vanishes meanwhile takes nothing.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        sum.0 += metadata.blocks() * 512;
+        sum.1 += 1;
+        if metadata.is_dir() {
+            let (bytes, files) = disk_usage(&entry.path());
+            sum.0 += bytes;
+            sum.1 += files;
+        }
+    }
+    sum
+}
+
+fn format(path: &Path) -> Result<(), ScratchError> {
+    let output = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
+        .args(["-O", "^has_journal", "-L", "scratch"])
+        // A fixed identity: a template says nothing of the host it was made on.
+        .args(["-U", "00000000-0000-4000-8000-000000000001"])
+        .arg(path)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(ScratchError::Mke2fs)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ScratchError::Format {
+        path: path.to_owned(),
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Copies a file by reflink, or its data and not its holes.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let target = options.open(to)?;
+    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        return Ok(());
+    }
+    copy_extents(&source, &target)
+}
+
+fn copy_extents(source: &File, target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < length {
+        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole up to the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(start))?;
+        copy_range(source, target, start, end, &mut buffer)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_range(
+    source: &File,
+    target: &File,
+    start: u64,
+    end: u64,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let mut at = start;
+    while at < end {
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let part = buffer.len().min(left);
+        let part = buffer.get_mut(..part).unwrap_or_default();
+        source.read_exact_at(part, at)?;
+        target.write_all_at(part, at)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scratch_disk_is_a_clean_ext4_and_takes_little_space() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(directory.path().join("templates"));
+        let disk = directory.path().join("disk");
+        for _ in 0..2 {
+            scratch.make(&disk, 1 << 30).unwrap();
+        }
+        let metadata = fs::metadata(&disk).unwrap();
+        assert_eq!(metadata.len(), 1 << 30);
+        assert!(metadata.blocks() * 512 < 32 << 20, "{} blocks", metadata.blocks());
+        let check = Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    }
+
+    #[test]
+    fn copies_are_equal_with_holes_at_the_start_in_between_and_at_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let from = directory.path().join("from");
+        let file = File::create(&from).unwrap();
+        file.set_len(9 << 20).unwrap();
+        file.write_all_at(b"one", 1 << 20).unwrap();
+        file.write_all_at(&[7; 3 << 20], 3 << 20).unwrap();
+        let to = directory.path().join("to");
+        let target = File::create(&to).unwrap();
+        copy_extents(&File::open(&from).unwrap(), &target).unwrap();
+        assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 5 << 20);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let scratch = Scratch::new(file.join("templates"));
+        let error = scratch.make(&directory.path().join("disk"), 1).unwrap_err();
+        assert!(error.to_string().contains("templates"), "{error}");
+    }
+}

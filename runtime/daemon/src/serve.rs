@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `bulkhead serve`: puts the parts together, takes over the pods of an earlier daemon, serves CRI until a signal.
+//!
+//! The only reader of [`Config`] among the parts. The VMs live on when this ends.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_proto::cri::image_service_server::ImageServiceServer;
+use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
+use rustix::fs::FlockOperation;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+pub use bulkhead_vmm::chain;
+
+use crate::config::Config;
+use crate::cri::{ImageServer, RuntimeServer};
+use crate::guest::cgroup::Cgroups;
+use crate::guest::launch::Launcher;
+use crate::guest::probe::Probe;
+use crate::image::{ImageError, Images};
+use crate::network::{Network, NetworkError};
+use crate::pod::{Host, Pods};
+use crate::scratch::Scratch;
+use crate::store::{Store, StoreError};
+
+/// The longest request, as other runtimes have it.
+const REQUEST_BYTES: usize = 16 << 20;
+/// Calls that are under way when the signal comes get this long.
+const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// Why the daemon does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("directory {path}")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("another daemon holds {0}: stop it first, or give this one other directories")]
+    Running(PathBuf),
+    #[error("lock {path}")]
+    Lock { path: PathBuf, source: io::Error },
+    #[error("listen on {path}")]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("state of pods")]
+    Store(#[from] StoreError),
+    #[error("image store")]
+    Images(#[from] ImageError),
+    #[error("network")]
+    Network(#[from] NetworkError),
+    #[error("wait for signals")]
+    Signals(#[source] io::Error),
+    #[error("serve CRI")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(config: Config) -> Result<(), ServeError> {
+    let socket = config.socket.clone();
+    make_directory(&config.run_dir)?;
+    make_directory(&config.state_dir)?;
+    if let Some(parent) = socket.parent() {
+        make_directory(parent)?;
+    }
+    let _lock = lock(&config.state_dir.join("lock"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let pods = Pods::new(host(config)?);
+    pods.adopt().await?;
+    warm_up(&pods);
+    let listener = listen(&socket)?;
+    tracing::info!("serving CRI on unix://{}", socket.display());
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut told = stopped.clone();
+    let server = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(RuntimeServer::new(pods.clone()))
+                .max_decoding_message_size(REQUEST_BYTES)
+                .max_encoding_message_size(usize::MAX),
+        )
+        .add_service(
+            ImageServiceServer::new(ImageServer::new(pods))
+                .max_decoding_message_size(REQUEST_BYTES),
+        )
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            let _ = told.wait_for(|stop| *stop).await;
+        });
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => return Ok(served?),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; pods live on");
+    stop.send_replace(true);
+    // Streams of events have no end of their own.
+    if let Ok(served) = tokio::time::timeout(LAST_CALLS, server).await {
+        served?;
+    }
+    // A stale socket is replaced anyway.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+fn host(config: Config) -> Result<Host, ServeError> {
+    let images = Images::open(config.image_config())?;
+    let network = Network::new(&config.cni)?;
+    let sandbox = config.sandbox;
+    Ok(Host {
+        run_pods: config.run_dir.join("pods"),
+        state_pods: config.state_dir.join("pods"),
+        vcpus: sandbox.vcpus,
+        memory_mib: sandbox.memory_mib,
+        scratch_bytes: sandbox.scratch_bytes,
+        store: Store::open(&config.state_dir.join("pods.redb"))?,
+        network,
+        images,
+        cgroups: Cgroups::new(config.cgroup_parent.as_deref()),
+        scratch: Scratch::new(config.state_dir.join("templates")),
+        probe: Probe::new(
+            config.vmm.clone(),
+            config.kernel.clone(),
+            config.initramfs.clone(),
+        ),
+        launcher: Launcher {
+            program: config.vmm,
+            kernel: config.kernel,
+            initramfs: config.initramfs,
+            extra_cmdline: sandbox.extra_cmdline,
+            ready_timeout: sandbox.ready_timeout,
+            run_as: sandbox.run_as,
+        },
+    })
+}
+
+/// Asks whether pods can run here, so that the first one need not wait for the answer.
+fn warm_up(pods: &Pods) {
+    let pods = pods.clone();
+    tokio::spawn(async move {
+        match pods.host().probe.ready().await {
+            Ok(()) => tracing::info!("KVM runs guests here"),
+            Err(why) => tracing::error!("pods cannot run: {why}"),
+        }
+        if let Err(why) = pods.host().network.ready() {
+            tracing::warn!("pods have loopback only: {why}");
+        }
+    });
+}
+
+fn make_directory(path: &Path) -> Result<(), ServeError> {
+    let failed = |source| ServeError::Directory {
+        path: path.to_owned(),
+        source,
+    };
+    if path.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).map_err(failed)
+}
+
+/// Holds the daemon's directories for one process; the lock goes with it.
+fn lock(path: &Path) -> Result<File, ServeError> {
+    let failed = |source| ServeError::Lock {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Running(path.to_owned())),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+/// Listens, for root only. The lock says that who made a socket of this name is gone, unless it answers.
+fn listen(path: &Path) -> Result<UnixListener, ServeError> {
+    let failed = |source| ServeError::Listen {
+        path: path.to_owned(),
+        source,
+    };
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(ServeError::Running(path.to_owned()));
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_the_same_directories_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let first = lock(&path).unwrap();
+        assert!(matches!(lock(&path), Err(ServeError::Running(_))));
+        drop(first);
+        assert!(lock(&path).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sock");
+        let first = listen(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(listen(&path), Err(ServeError::Running(_))));
+        drop(first);
+        assert!(listen(&path).is_ok());
+    }
+}
