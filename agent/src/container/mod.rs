@@ -13,7 +13,7 @@ mod start;
 pub mod state;
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -173,14 +173,17 @@ impl Containers {
             return Err(ContainerError::Invalid(format!("{signal} is not a signal")));
         }
         let container = self.get(id)?;
-        // The reaper runs on this thread: the process is still there, if only as a zombie.
-        let State::Running { pid, .. } = container.snapshot().0 else {
-            return Err(container.illegal("signal"));
-        };
+        let pidfd = container.running_pidfd("signal")?;
         match (all, signal) {
             (true, libc::SIGKILL) => container.cgroup.kill(),
             (true, _) => container.cgroup.signal(signal),
-            (false, _) => sys::kill(pid, signal).map_err(ContainerError::system("signal"))?,
+            (false, _) => match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
+                // Gone, and about to be reported as such.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
+                    return Err(container.illegal("signal"));
+                }
+                sent => sent.map_err(ContainerError::system("signal"))?,
+            },
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::launch::{Launched, Outcome, Pids, launch};
 use super::state::{Event, State};
 use super::{Container, ContainerError, Containers};
 use crate::init::Role;
-use crate::init::config::InitConfig;
+use crate::init::config::{Failure, InitConfig};
 use crate::reaper::Exit;
 use crate::streams::buffer::Source;
 
@@ -28,40 +28,38 @@ impl Containers {
         }
         let started_at = SystemTime::now();
         let (mut launched, mut streams) = self.launch_container(&container)?;
-        match launched.wait_for_exec().await {
+        let failure = match launched.wait_for_exec().await {
             Outcome::Executed { terminal } => {
                 streams
                     .outputs
                     .extend(terminal.map(|terminal| (Source::Stdout, terminal)));
-                self.started(&container, launched, streams, started_at)
+                match container.log.attach(streams.outputs) {
+                    Ok(()) => return self.started(&container, launched, streams.stdin, started_at),
+                    Err(e) => Failure::other(format!("read the container's output: {e}")),
+                }
             }
-            Outcome::Failed(failure) => {
-                // Its parent collects it; until then it could still write to the log.
-                let exit = launched.exit.await;
-                container.cgroup.kill();
-                let oom_killed = container.cgroup.was_oom_killed();
-                let at = exit.map_or_else(|_| SystemTime::now(), |exit| exit.at);
-                let message = failure.message.clone();
-                self.advance(
-                    &container,
-                    Event::FailedToStart {
-                        at,
-                        exit_code: failure.exit_code,
-                        oom_killed,
-                        message,
-                    },
-                )?;
-                container.log.container_exited();
-                Err(ContainerError::Start(failure.message))
-            }
-        }
+            Outcome::Failed(failure) => failure,
+        };
+        launched.kill();
+        container.cgroup.kill();
+        let exit = launched.exit.await;
+        let at = exit.map_or_else(|_| SystemTime::now(), |exit| exit.at);
+        let failed = Event::FailedToStart {
+            at,
+            exit_code: failure.exit_code,
+            oom_killed: container.cgroup.was_oom_killed(),
+            message: failure.message.clone(),
+        };
+        self.advance(&container, failed)?;
+        container.log.container_exited();
+        Err(ContainerError::Start(failure.message))
     }
 
     fn started(
         &self,
         container: &Arc<Container>,
         launched: Launched,
-        streams: Streams,
+        stdin: Option<OwnedFd>,
         at: SystemTime,
     ) -> Result<i32, ContainerError> {
         let pid = launched.pid;
@@ -73,11 +71,7 @@ impl Containers {
         *container
             .stdin
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = streams.stdin;
-        container
-            .log
-            .attach(streams.outputs)
-            .map_err(ContainerError::system("read the container's output"))?;
+            .unwrap_or_else(PoisonError::into_inner) = stdin;
         self.advance(container, Event::Started { pid, at })?;
         tokio::spawn(self.clone().follow(Arc::clone(container), launched.exit));
         Ok(pid)

@@ -13,20 +13,20 @@ const MAX_INSTRUCTIONS: usize = 4096;
 /// Two below what a jump field holds: fixing one branch may push the other away.
 const REACH: usize = 250;
 
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+pub(super) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Numbers from here on belong to the x32 ABI.
 const X32_BIT: u32 = 0x4000_0000;
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGUMENTS: u32 = 16;
 
-const LOAD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_GREATER_EQUAL: u16 = 0x35;
-const RETURN: u16 = 0x06;
+pub(super) const LOAD: u16 = 0x20;
+pub(super) const AND: u16 = 0x54;
+pub(super) const JUMP: u16 = 0x05;
+pub(super) const JUMP_EQUAL: u16 = 0x15;
+pub(super) const JUMP_GREATER: u16 = 0x25;
+pub(super) const JUMP_GREATER_EQUAL: u16 = 0x35;
+pub(super) const RETURN: u16 = 0x06;
 
 impl Action {
     fn return_value(self) -> u32 {
@@ -254,61 +254,9 @@ impl Code {
 }
 
 #[cfg(test)]
-pub mod machine {
-    //! The kernel's interpreter, as far as [`super::compile`] uses it.
-
-    use super::*;
-
-    /// Runs `program` for one system call and returns its verdict.
-    pub fn run(program: &[u64], arch: u32, number: u32, args: [u64; 6]) -> u32 {
-        let mut data = [number.to_le_bytes(), arch.to_le_bytes(), [0; 4], [0; 4]].concat();
-        args.iter()
-            .for_each(|arg| data.extend_from_slice(&arg.to_le_bytes()));
-        let (mut pc, mut a) = (0usize, 0u32);
-        let program = crate::seccomp::decode(program);
-        loop {
-            let instruction = program[pc];
-            pc += 1;
-            let taken = match instruction.code {
-                LOAD => {
-                    let at = instruction.k as usize;
-                    a = u32::from_le_bytes(data[at..at + 4].try_into().unwrap());
-                    continue;
-                }
-                AND => {
-                    a &= instruction.k;
-                    continue;
-                }
-                JUMP => {
-                    pc += instruction.k as usize;
-                    continue;
-                }
-                RETURN => return instruction.k,
-                JUMP_EQUAL => a == instruction.k,
-                JUMP_GREATER => a > instruction.k,
-                JUMP_GREATER_EQUAL => a >= instruction.k,
-                code => panic!("unknown instruction {code:#x}"),
-            };
-            pc += usize::from(if taken {
-                instruction.jt
-            } else {
-                instruction.jf
-            });
-        }
-    }
-
-    pub fn verdict(program: &[u64], number: u32, args: [u64; 6]) -> u32 {
-        run(program, AUDIT_ARCH_X86_64, number, args)
-    }
-
-    pub const ALLOWED: u32 = 0x7fff_0000;
-    pub const DENIED: u32 = 0x0005_0001;
-}
-
-#[cfg(test)]
 mod tests {
-    use super::machine::{ALLOWED, DENIED, run, verdict};
     use super::*;
+    use crate::seccomp::machine::{ALLOWED, DENIED, run, verdict};
 
     fn rule(conditions: &[(u8, Comparison, u64)], action: Action) -> Rule {
         let conditions = conditions

@@ -136,7 +136,7 @@ const WITH_CAPABILITY: [(&str, &[&str]); 14] = [
 mod tests {
     use super::{ALWAYS, WITH_CAPABILITY, filter};
     use crate::seccomp::bpf::compile;
-    use crate::seccomp::bpf::machine::{ALLOWED, DENIED, verdict};
+    use crate::seccomp::machine::{ALLOWED, DENIED, verdict};
     use crate::seccomp::syscalls::number;
 
     fn answer(capabilities: &[&str], name: &str, first_argument: u64) -> u32 {

@@ -4,6 +4,8 @@
 
 mod bpf;
 mod default;
+#[cfg(test)]
+mod machine;
 mod profile;
 mod syscalls;
 

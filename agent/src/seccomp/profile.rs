@@ -136,7 +136,7 @@ fn condition(raw: &RawCondition) -> Result<Condition, SeccompError> {
 mod tests {
     use super::parse;
     use crate::seccomp::bpf::compile;
-    use crate::seccomp::bpf::machine::{ALLOWED, DENIED, verdict};
+    use crate::seccomp::machine::{ALLOWED, DENIED, verdict};
 
     #[test]
     fn a_profile_decides_as_it_says() {

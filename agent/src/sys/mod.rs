@@ -107,6 +107,22 @@ fn set_signal_mask(mask: u64) -> io::Result<()> {
     check(result).map(drop)
 }
 
+/// Sends any signal, real-time ones too, to the process behind a pidfd.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo means what kill(2) would send.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            no_info,
+            0,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// `kill(2)`: rustix's typed signals leave the real-time ones out.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes no pointer.

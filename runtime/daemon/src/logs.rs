@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
 /// The longest line that is written in one piece, as other runtimes do.
@@ -126,7 +126,7 @@ impl LogFile {
 /// Moves records from `stream` to `log` until the end. `offset` is what the agent said: payload bytes that
 /// came before the first record.
 pub async fn follow(
-    stream: impl AsyncReadExt + AsyncWriteExt + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     offset: u64,
     log: &mut LogFile,
     reopen: &mut mpsc::Receiver<Reopen>,

@@ -85,7 +85,7 @@ fn record(stream: u8, payload: &[u8]) -> Vec<u8> {
 
 fn payloads(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
-    let fields = text.lines().map(|line| line.splitn(2, ' ').nth(1).unwrap());
+    let fields = text.lines().map(|line| line.split_once(' ').unwrap().1);
     fields.map(|line| format!("{line}\n")).collect()
 }
 

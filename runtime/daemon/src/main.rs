@@ -1,1 +1,90 @@
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! `bulkhead`: the daemon and the commands for people without crictl.
+
+mod check;
+mod cli;
+mod config;
+mod cri;
+mod guest;
+mod image;
+mod logs;
+mod network;
+mod pod;
+mod scratch;
+mod serve;
+mod store;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bulkhead_vmm::chain;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, about = "A Kubernetes container runtime: every pod in its own microVM")]
+struct Arguments {
+    /// The daemon's socket, for the commands that talk to it.
+    #[arg(long, global = true, env = "BULKHEAD_SOCKET", default_value = config::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve CRI until SIGTERM; pods live on and are adopted at the next start.
+    Serve {
+        /// The configuration file [default: /etc/bulkhead/config.toml, if it exists].
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Say whether this machine can run pods, and what to do if not.
+    Check {
+        /// The configuration file [default: /etc/bulkhead/config.toml, if it exists].
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Command::Serve { config } => serve(config).await,
+        Command::Check { config, json } => match Config::load(config.as_deref()) {
+            Ok(config) => check::run(&config, json).await,
+            Err(e) => fail(&e),
+        },
+        Command::Client(command) => cli::execute(command, &arguments.socket).await,
+    }
+}
+
+async fn serve(config: Option<PathBuf>) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let config = match Config::load(config.as_deref()) {
+        Ok(config) => config,
+        Err(e) => return fail(&e),
+    };
+    match serve::run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(&e),
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("bulkhead: {}", chain(error));
+    ExitCode::FAILURE
+}

@@ -253,11 +253,19 @@ mod tests {
             ("/vcpus", 0.into(), |e| matches!(e, ConfigError::Vcpus(0))),
             ("/vcpus", 65.into(), |e| matches!(e, ConfigError::Vcpus(65))),
             ("/vcpus", 256.into(), parse),
-            ("/memory_mib", 1.into(), |e| matches!(e, ConfigError::Memory(1))),
-            ("/vsock/guest_cid", 2.into(), |e| matches!(e, ConfigError::GuestCid(2))),
-            ("/extra_cmdline", "a\nb".into(), |e| matches!(e, ConfigError::Cmdline)),
+            ("/memory_mib", 1.into(), |e| {
+                matches!(e, ConfigError::Memory(1))
+            }),
+            ("/vsock/guest_cid", 2.into(), |e| {
+                matches!(e, ConfigError::GuestCid(2))
+            }),
+            ("/extra_cmdline", "a\nb".into(), |e| {
+                matches!(e, ConfigError::Cmdline)
+            }),
             ("/net/mac", "02:00".into(), parse),
-            ("/net/mac", "03:00:00:00:00:00".into(), |e| matches!(e, ConfigError::Mac(_))),
+            ("/net/mac", "03:00:00:00:00:00".into(), |e| {
+                matches!(e, ConfigError::Mac(_))
+            }),
             ("/net/mtu", 10.into(), |e| matches!(e, ConfigError::Mtu(10))),
             ("/vsock/socket", "x".repeat(100).into(), |e| {
                 matches!(e, ConfigError::SocketPath(_))

@@ -96,7 +96,11 @@ fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
                 const CLFLUSH_64: u32 = 8 << 8;
                 const HTT: u32 = 1 << 28;
                 entry.ebx = id << 24 | total << 16 | CLFLUSH_64 | (entry.ebx & 0xff);
-                entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+                entry.edx = if count > 1 {
+                    entry.edx | HTT
+                } else {
+                    entry.edx & !HTT
+                };
             }
             0x4 => {
                 // One thread per core; caches of level 3 are shared by the package.

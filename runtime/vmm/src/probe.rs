@@ -150,7 +150,11 @@ impl fmt::Display for Verdict {
         if self.usable {
             f.write_str("/dev/kvm runs guests")
         } else {
-            write!(f, "/dev/kvm cannot be used: {}\nremedy: {}", self.cause, self.remedy)
+            write!(
+                f,
+                "/dev/kvm cannot be used: {}\nremedy: {}",
+                self.cause, self.remedy
+            )
         }
     }
 }
@@ -229,9 +233,7 @@ fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
     sys::unblock_signal_in_guest(&vcpu, kick_signal())
         .map_err(|e| ProbeError::Prepare(e.to_string()))?;
     let steps = match vcpu.run() {
-        Ok(VcpuExit::IoOut(PORT, data)) => {
-            u32::from_le_bytes(data.try_into().unwrap_or_default())
-        }
+        Ok(VcpuExit::IoOut(PORT, data)) => u32::from_le_bytes(data.try_into().unwrap_or_default()),
         Ok(VcpuExit::Shutdown) => {
             return Err(ProbeError::Ended("a triple fault".to_owned()));
         }
@@ -311,8 +313,7 @@ fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, ProbeError> {
     sregs.cr3 = PAGE_TABLES;
     sregs.cr4 = 0x20;
     sregs.efer = 0x501;
-    vcpu.set_sregs(&sregs)
-        .map_err(failed("enter long mode"))?;
+    vcpu.set_sregs(&sregs).map_err(failed("enter long mode"))?;
     let msr = |index, data| kvm_msr_entry {
         index,
         data,
@@ -320,7 +321,11 @@ fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, ProbeError> {
     };
     // SYSCALL goes to KERNEL_CODE, and SYSRET would go to the two segments after 0x18.
     let star = u64::from(KERNEL_CODE) << 32 | 0x18 << 48;
-    let msrs = [msr(MSR_STAR, star), msr(MSR_LSTAR, SYSCALL), msr(MSR_FMASK, 0)];
+    let msrs = [
+        msr(MSR_STAR, star),
+        msr(MSR_LSTAR, SYSCALL),
+        msr(MSR_FMASK, 0),
+    ];
     let msrs = Msrs::from_entries(&msrs).map_err(|e| ProbeError::Prepare(format!("{e:?}")))?;
     vcpu.set_msrs(&msrs).map_err(failed("set MSRs"))?;
     vcpu.set_regs(&kvm_regs {

@@ -70,7 +70,9 @@ impl ExitReport {
     pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
         let mut detail: String = detail.into();
         if detail.len() > DETAIL_BYTES {
-            let end = (0..=DETAIL_BYTES).rev().find(|&i| detail.is_char_boundary(i));
+            let end = (0..=DETAIL_BYTES)
+                .rev()
+                .find(|&i| detail.is_char_boundary(i));
             detail.truncate(end.unwrap_or(0));
         }
         Self {

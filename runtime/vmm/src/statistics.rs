@@ -48,7 +48,8 @@ impl ExitStatistics {
     #[must_use]
     pub fn total(&self) -> u64 {
         let sums = [self.io_in, self.io_out, self.mmio_read, self.mmio_write];
-        sums.iter().fold(self.other, |sum, n| sum.saturating_add(*n))
+        sums.iter()
+            .fold(self.other, |sum, n| sum.saturating_add(*n))
     }
 }
 

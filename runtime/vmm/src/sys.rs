@@ -61,7 +61,14 @@ pub fn map_memory(
     let reservation = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: asks for new addresses, which nothing else uses; no access is possible there.
     let base = unsafe {
-        libc::mmap(std::ptr::null_mut(), reserve, libc::PROT_NONE, reservation, -1, 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            reserve,
+            libc::PROT_NONE,
+            reservation,
+            -1,
+            0,
+        )
     };
     if base == libc::MAP_FAILED {
         return Err(failed());

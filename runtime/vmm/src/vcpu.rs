@@ -84,7 +84,10 @@ impl Gate {
         *parked += 1;
         self.changed.notify_all();
         while self.wanted.load(Ordering::SeqCst) == PAUSE {
-            parked = self.changed.wait(parked).unwrap_or_else(PoisonError::into_inner);
+            parked = self
+                .changed
+                .wait(parked)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *parked -= 1;
         Pass::RunAfterPause

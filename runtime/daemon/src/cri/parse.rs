@@ -206,18 +206,20 @@ fn security(
             pid: PidMode::Container,
         });
     };
-    let apparmor = context.apparmor.unwrap_or_default();
-    if apparmor.profile_type() == ProfileType::Localhost {
-        return Err(not_yet("AppArmor profile", apparmor.localhost_ref));
+    if let Some(apparmor) = &context.apparmor
+        && apparmor.profile_type() == ProfileType::Localhost
+    {
+        return Err(not_yet("AppArmor profile", &apparmor.localhost_ref));
     }
     if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
         return Err(wrong("a user by number and name", &context.run_as_username));
     }
+    let strict =
+        context.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict;
     let user = User {
         uid: context.run_as_user.map(|value| value.value),
         gid: context.run_as_group.map(|value| value.value),
-        strict_groups: context.supplemental_groups_policy()
-            == cri::SupplementalGroupsPolicy::Strict,
+        strict_groups: strict,
         name: context.run_as_username,
         supplemental_groups: context.supplemental_groups,
     };

@@ -73,7 +73,7 @@ impl VmmProcess {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         Ok(Self {
             identity,
-            pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)?,
+            pidfd: AsyncFd::register_with_interest(pidfd, Interest::READABLE)?,
             child: Mutex::new(None),
         })
     }

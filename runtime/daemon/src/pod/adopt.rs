@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::owner::Owner;
 use super::record::{ContainerRecord, Held, PodRecord};
 use super::state::PodState;
-use super::{Pods, Shared, now};
+use super::{PodError, Pods, Shared, now};
 use crate::guest::Files;
 use crate::serve::chain;
 use crate::store::{Kind, StoreError};
@@ -127,9 +127,7 @@ impl Shared {
                 Ok(())
             }
             PodState::Stopping => owner.stop_pod().await,
-            PodState::NotReady { .. } => Ok(owner.release_vm().await.unwrap_or_else(|error| {
-                owner.complain("give back what a VM had", &error);
-            })),
+            PodState::NotReady { .. } => owner.release_vm().await.map_err(PodError::from),
         };
         if let Err(error) = done {
             owner.complain("clean up after an earlier daemon", &error);

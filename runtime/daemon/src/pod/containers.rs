@@ -153,8 +153,8 @@ impl Owner {
     /// The exit code of a failed start comes with the news.
     async fn why_not_started(&mut self, id: &str, error: &AgentError) -> ContainerEvent {
         let deadline = tokio::time::Instant::now() + START_NEWS;
-        let refused = matches!(error, AgentError::Refused { .. });
-        while refused {
+        // Who did not answer has no news either.
+        while matches!(error, AgentError::Refused { .. }) {
             match tokio::time::timeout_at(deadline, self.news.recv()).await {
                 Ok(Some(News::Exited {
                     id: about,

@@ -161,8 +161,10 @@ impl Owner {
                 Some(news) = self.settled.recv() => self.apply_news(news),
                 Some(news) = self.news.recv() => self.take_news(news),
                 request = self.inbox.recv() => match request {
-                    Some(request) if self.serve(request).await == Then::GoOn => {}
-                    _ => return,
+                    Some(request) => if self.serve(request).await == Then::End {
+                        return;
+                    },
+                    None => return,
                 },
             }
         }

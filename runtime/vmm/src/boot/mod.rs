@@ -49,7 +49,9 @@ pub enum BootError {
         bytes: u64,
         source: vm_memory::GuestMemoryError,
     },
-    #[error("kernel ({kernel_end:#x}) and initramfs ({initramfs} bytes) do not fit {memory} bytes of memory")]
+    #[error(
+        "kernel ({kernel_end:#x}) and initramfs ({initramfs} bytes) do not fit {memory} bytes of memory"
+    )]
     NoRoom {
         kernel_end: u64,
         initramfs: u64,
@@ -84,9 +86,15 @@ pub fn load(
     let size = initramfs.metadata().map_err(BootError::Measure)?.len();
     let kernel_size = kernel.metadata().map_err(BootError::Measure)?.len();
     expect_use(memory, 0, HIGH_MEMORY);
-    expect_use(memory, KERNEL, KERNEL.saturating_add(kernel_size.min(KERNEL_MOST)));
+    expect_use(
+        memory,
+        KERNEL,
+        KERNEL.saturating_add(kernel_size.min(KERNEL_MOST)),
+    );
     // The kernel takes its early memory from the end, below the initramfs.
-    let early = size.saturating_add(low_end / 64).saturating_add(EARLY_BYTES);
+    let early = size
+        .saturating_add(low_end / 64)
+        .saturating_add(EARLY_BYTES);
     expect_use(memory, low_end.saturating_sub(early).max(KERNEL), low_end);
     let high = Some(GuestAddress(HIGH_MEMORY));
     let loaded = Elf::load(memory, None, kernel, high).map_err(BootError::Kernel)?;

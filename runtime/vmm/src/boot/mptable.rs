@@ -90,7 +90,10 @@ mod tests {
             let (pointer, table) = bytes.split_at(16);
             assert_eq!(&pointer[..4], b"_MP_");
             assert_eq!(sum(pointer), 0);
-            assert_eq!(u32::from_le_bytes(pointer[4..8].try_into().unwrap()), 0x9fc10);
+            assert_eq!(
+                u32::from_le_bytes(pointer[4..8].try_into().unwrap()),
+                0x9fc10
+            );
             assert_eq!(&table[..4], b"PCMP");
             assert_eq!(sum(table), 0);
             let len = u16::from_le_bytes(table[4..6].try_into().unwrap());

@@ -65,7 +65,9 @@ pub fn serve(
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(listener, PollFlags::IN),
         ];
-        let sockets = clients.iter().map(|c| PollFd::new(&c.socket, PollFlags::IN));
+        let sockets = clients
+            .iter()
+            .map(|c| PollFd::new(&c.socket, PollFlags::IN));
         fds.extend(sockets);
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -169,9 +171,9 @@ impl Client {
         };
         let reply = match (request, file) {
             (Request::AttachExtent, None) => failed("no descriptor came with it".to_owned()),
-            (Request::AttachExtent, Some(file)) => {
-                target.attach_extent(file).map_or_else(failed, Reply::Extent)
-            }
+            (Request::AttachExtent, Some(file)) => target
+                .attach_extent(file)
+                .map_or_else(failed, Reply::Extent),
             (Request::Statistics, _) => Reply::Statistics(Box::new(target.statistics())),
             (Request::Pause, _) => target.pause().map_or_else(failed, |()| Reply::Done),
             (Request::Resume, _) => {

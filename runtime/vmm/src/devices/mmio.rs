@@ -186,7 +186,9 @@ impl MmioTransport {
 
     /// Normally an ioeventfd does this without us.
     fn notify(&self, queue: u32) {
-        let notifier = usize::try_from(queue).ok().and_then(|q| self.notifiers.get(q));
+        let notifier = usize::try_from(queue)
+            .ok()
+            .and_then(|q| self.notifiers.get(q));
         if let Some(notifier) = notifier {
             let _ = notifier.write(1);
         }

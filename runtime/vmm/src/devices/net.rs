@@ -126,7 +126,11 @@ impl Net {
         let need = self.frame_bytes(active.features);
         let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
         loop {
-            let enough = if merge { self.waiting_bytes >= need } else { !self.waiting.is_empty() };
+            let enough = if merge {
+                self.waiting_bytes >= need
+            } else {
+                !self.waiting.is_empty()
+            };
             if enough {
                 return Ok(true);
             }
@@ -143,7 +147,9 @@ impl Net {
                 .filter_map(|d| Some((d.addr(), usize::try_from(d.len()).ok()?)))
                 .filter(|&(address, len)| memory.get_slice(address, len).is_ok())
                 .collect();
-            let len = pieces.iter().fold(0, |sum: usize, p| sum.saturating_add(p.1));
+            let len = pieces
+                .iter()
+                .fold(0, |sum: usize, p| sum.saturating_add(p.1));
             if len <= HEADER_BYTES {
                 self.counters.fail();
                 ring.push(memory, head, 0)?;
@@ -174,7 +180,12 @@ impl Net {
                     self.counters.fail();
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_would_block_or_gone) => self.tap_readable = false,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.tap_readable = false,
+                Err(_) => {
+                    // The frame is gone, and so is the TAP if there is never another.
+                    self.counters.fail();
+                    self.tap_readable = false;
+                }
             }
         }
         let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
@@ -276,12 +287,8 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let offload = F_CSUM
-            | F_GUEST_CSUM
-            | F_GUEST_TSO4
-            | F_GUEST_TSO6
-            | F_HOST_TSO4
-            | F_HOST_TSO6;
+        let offload =
+            F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
         F_MAC | F_MTU | F_STATUS | F_MRG_RXBUF | offload
     }
 

@@ -200,7 +200,6 @@ impl Machine {
         }
         Ok(())
     }
-
 }
 
 fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
@@ -215,12 +214,7 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
 }
 
 /// Lets notifications and interrupts pass without this process.
-fn connect(
-    vm: &VmFd,
-    transport: &MmioTransport,
-    base: u64,
-    irq: u32,
-) -> Result<(), MachineError> {
+fn connect(vm: &VmFd, transport: &MmioTransport, base: u64, irq: u32) -> Result<(), MachineError> {
     let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
     for (queue, notifier) in (0u32..).zip(transport.notifiers().iter()) {
         vm.register_ioevent(notifier, &address, queue)

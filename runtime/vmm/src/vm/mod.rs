@@ -292,7 +292,9 @@ impl Target for Running {
             return Ok(());
         }
         self.gate.resume();
-        Err(format!("a vCPU did not leave the guest within {KICK_TIME:?}"))
+        Err(format!(
+            "a vCPU did not leave the guest within {KICK_TIME:?}"
+        ))
     }
 
     fn resume(&self) {

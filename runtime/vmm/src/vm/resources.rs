@@ -58,9 +58,8 @@ impl Resources {
         let mut image = ImageDisk::default();
         for path in &config.image_disk.extents {
             let file = open("image extent", path, OpenOptions::new().read(true))?;
-            let bytes = regular_size(&file).ok_or_else(|| ResourceError::NotAFile {
-                path: path.clone(),
-            })?;
+            let bytes = regular_size(&file)
+                .ok_or_else(|| ResourceError::NotAFile { path: path.clone() })?;
             let placed = image.append(file, bytes);
             placed.map_err(|source| ResourceError::Extent {
                 path: path.clone(),
@@ -71,7 +70,11 @@ impl Resources {
         log.write(true).create(true).truncate(true).mode(0o600);
         Ok(Self {
             kernel: open("kernel", &config.kernel, OpenOptions::new().read(true))?,
-            initramfs: open("initramfs", &config.initramfs, OpenOptions::new().read(true))?,
+            initramfs: open(
+                "initramfs",
+                &config.initramfs,
+                OpenOptions::new().read(true),
+            )?,
             console: open("console log", &config.console_log, &log)?,
             control: listen(&config.control_socket)?,
             vsock: listen(&config.vsock.socket)?,
@@ -103,11 +106,13 @@ fn open_scratch(path: Option<&Path>) -> Result<ScratchDisk, ResourceError> {
     let what = "scratch disk";
     let mut file = open(what, path, OpenOptions::new().read(true).write(true))?;
     // Works for block devices too.
-    let bytes = file.seek(SeekFrom::End(0)).map_err(|source| ResourceError::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = file
+        .seek(SeekFrom::End(0))
+        .map_err(|source| ResourceError::Open {
+            what,
+            path: path.to_owned(),
+            source,
+        })?;
     let bytes = bytes - bytes % SECTOR_BYTES;
     Ok(ScratchDisk::new(Some(file), bytes))
 }

@@ -123,7 +123,9 @@ impl Disk for ScratchDisk {
         let mut done = 0;
         while done < from.len() {
             let rest = from.part(done, from.len());
-            let at = u64::try_from(done).ok().and_then(|d| range.start.checked_add(d));
+            let at = u64::try_from(done)
+                .ok()
+                .and_then(|d| range.start.checked_add(d));
             let at = at.ok_or(io::ErrorKind::InvalidInput)?;
             match sys::write_at(file, rest.slices(), at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -147,6 +149,11 @@ impl Disk for ScratchDisk {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(self.file()?, flags, range.start, range.len)?)
+        Ok(rustix::fs::fallocate(
+            self.file()?,
+            flags,
+            range.start,
+            range.len,
+        )?)
     }
 }

@@ -128,7 +128,11 @@ impl<D: Disk> Blk<D> {
         };
         chain.writable.part(data_len, 1).copy_from(&[status]);
         // The status is the last byte, so everything before it counts as written.
-        if written == data_len { written.saturating_add(1) } else { chain.writable.len() }
+        if written == data_len {
+            written.saturating_add(1)
+        } else {
+            chain.writable.len()
+        }
     }
 
     fn execute(&self, mut from: Buffers<'_>, to: &Buffers<'_>) -> Result<usize, RequestError> {

@@ -5,9 +5,9 @@
 use std::io::Write;
 use std::sync::Mutex;
 
+use virtio_queue::Queue;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
-use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::disk::ScratchDisk;
@@ -55,7 +55,9 @@ impl Driver {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
-        self.memory.write_slice(&bytes, GuestAddress(HEADER)).unwrap();
+        self.memory
+            .write_slice(&bytes, GuestAddress(HEADER))
+            .unwrap();
         self.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
     }
 
@@ -65,26 +67,45 @@ impl Driver {
         let mock = MockSplitQueue::new(&*self.memory, 16);
         for (index, &(address, len, flags, next)) in (0..).zip(chain) {
             let descriptor = Descriptor::new(address, len, flags, next);
-            mock.desc_table().store(index, RawDescriptor::from(descriptor)).unwrap();
+            mock.desc_table()
+                .store(index, RawDescriptor::from(descriptor))
+                .unwrap();
         }
         let mut used = self.used.lock().unwrap();
         let slot = u64::from(*used % 16);
         let avail = mock.avail_addr().0;
-        self.memory.write_obj(0u16, GuestAddress(avail + 4 + slot * 2)).unwrap();
+        self.memory
+            .write_obj(0u16, GuestAddress(avail + 4 + slot * 2))
+            .unwrap();
         *used += 1;
-        self.memory.write_obj(*used, GuestAddress(avail + 2)).unwrap();
+        self.memory
+            .write_obj(*used, GuestAddress(avail + 2))
+            .unwrap();
         assert_eq!(blk.queue_ready(0).unwrap(), Turn::Idle);
         let at = mock.used_addr().0;
         let index: u16 = self.memory.read_obj(GuestAddress(at + 2)).unwrap();
         assert_eq!(index, *used, "the chain came back");
-        self.memory.read_obj(GuestAddress(at + 4 + slot * 8 + 4)).unwrap()
+        self.memory
+            .read_obj(GuestAddress(at + 4 + slot * 8 + 4))
+            .unwrap()
     }
 
     /// A well-formed request with a data buffer.
-    fn request<D: Disk>(&self, blk: &mut Blk<D>, kind: u32, sector: u64, len: u32, write: bool) -> u8 {
+    fn request<D: Disk>(
+        &self,
+        blk: &mut Blk<D>,
+        kind: u32,
+        sector: u64,
+        len: u32,
+        write: bool,
+    ) -> u8 {
         self.header(kind, sector);
         let flags = if write { NEXT | WRITE } else { NEXT };
-        let chain = [(HEADER, 16, NEXT, 1), (DATA, len, flags, 2), (STATUS, 1, WRITE, 0)];
+        let chain = [
+            (HEADER, 16, NEXT, 1),
+            (DATA, len, flags, 2),
+            (STATUS, 1, WRITE, 0),
+        ];
         self.offer(blk, &chain);
         self.status()
     }
@@ -95,7 +116,9 @@ impl Driver {
 
     fn data(&self, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(DATA))
+            .unwrap();
         bytes
     }
 }
@@ -115,7 +138,10 @@ fn scratch() -> Blk<ScratchDisk> {
 fn scratch_reads_writes_and_frees() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);
-    driver.memory.write_slice(&[9; 1024], GuestAddress(DATA)).unwrap();
+    driver
+        .memory
+        .write_slice(&[9; 1024], GuestAddress(DATA))
+        .unwrap();
     assert_eq!(driver.request(&mut blk, T_OUT, 1, 1024, false), S_OK);
     assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_OK);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 2048, true), S_OK);
@@ -125,16 +151,25 @@ fn scratch_reads_writes_and_frees() {
         let mut range = [0; 16];
         range[0] = 8;
         range[8] = 8;
-        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        driver
+            .memory
+            .write_slice(&range, GuestAddress(DATA))
+            .unwrap();
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_OK);
         assert_eq!(driver.request(&mut blk, T_IN, 8, 4096, true), S_OK);
         assert_eq!(driver.data(4096), [0; 4096]);
         range[12] = 2;
-        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        driver
+            .memory
+            .write_slice(&range, GuestAddress(DATA))
+            .unwrap();
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_UNSUPP);
         range[12] = 0;
         range[10] = 1;
-        driver.memory.write_slice(&range, GuestAddress(DATA)).unwrap();
+        driver
+            .memory
+            .write_slice(&range, GuestAddress(DATA))
+            .unwrap();
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_IOERR);
     }
     assert_eq!(driver.request(&mut blk, T_GET_ID, 0, 20, true), S_OK);
@@ -144,7 +179,10 @@ fn scratch_reads_writes_and_frees() {
 
 #[test]
 fn image_reads_across_extents_and_grows() {
-    let (driver, mut blk) = (Driver::new(), Blk::new(ImageDisk::default(), "image", Arc::default()));
+    let (driver, mut blk) = (
+        Driver::new(),
+        Blk::new(ImageDisk::default(), "image", Arc::default()),
+    );
     driver.activate(&mut blk);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_IOERR);
     blk.append(file(&[1; 4096]), 4096).unwrap();
@@ -167,11 +205,11 @@ fn bad_requests_fail_alone() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);
     let cases = [
-        (T_IN, 16, 512, true, S_IOERR),           // beyond the end
-        (T_IN, 15, 1024, true, S_IOERR),          // across the end
-        (T_IN, u64::MAX, 512, true, S_IOERR),     // overflow of bytes
+        (T_IN, 16, 512, true, S_IOERR),       // beyond the end
+        (T_IN, 15, 1024, true, S_IOERR),      // across the end
+        (T_IN, u64::MAX, 512, true, S_IOERR), // overflow of bytes
         (T_IN, u64::MAX / 512, 512, true, S_IOERR),
-        (T_IN, 0, 100, true, S_IOERR),            // not a whole sector
+        (T_IN, 0, 100, true, S_IOERR), // not a whole sector
         (T_OUT, 16, 512, false, S_IOERR),
         (99, 0, 512, true, S_UNSUPP),
     ];
@@ -180,7 +218,10 @@ fn bad_requests_fail_alone() {
         assert_eq!(status, expected, "{kind} {sector} {len}");
     }
     // A read whose buffer is read-only reads nothing and harms nothing.
-    driver.memory.write_slice(&[5; 512], GuestAddress(DATA)).unwrap();
+    driver
+        .memory
+        .write_slice(&[5; 512], GuestAddress(DATA))
+        .unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, false), S_OK);
     assert_eq!(driver.data(512), [5; 512]);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
@@ -194,12 +235,24 @@ fn bad_chains_come_back_unused() {
     type ChainCase = (&'static str, Vec<(u64, u32, u16, u16)>);
     let cases: [ChainCase; 8] = [
         ("no status", vec![(HEADER, 16, 0, 0)]),
-        ("a loop", vec![(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 1)]),
+        (
+            "a loop",
+            vec![(HEADER, 16, NEXT, 1), (DATA, 512, NEXT | WRITE, 1)],
+        ),
         ("a loop to the head", vec![(HEADER, 16, NEXT, 0)]),
         ("next beyond the table", vec![(HEADER, 16, NEXT, 99)]),
-        ("outside of memory", vec![(1 << 40, 16, NEXT, 1), (STATUS, 1, WRITE, 0)]),
-        ("end outside of memory", vec![(HEADER, u32::MAX, NEXT, 1), (STATUS, 1, WRITE, 0)]),
-        ("readable after writable", vec![(STATUS, 1, NEXT | WRITE, 1), (HEADER, 16, 0, 0)]),
+        (
+            "outside of memory",
+            vec![(1 << 40, 16, NEXT, 1), (STATUS, 1, WRITE, 0)],
+        ),
+        (
+            "end outside of memory",
+            vec![(HEADER, u32::MAX, NEXT, 1), (STATUS, 1, WRITE, 0)],
+        ),
+        (
+            "readable after writable",
+            vec![(STATUS, 1, NEXT | WRITE, 1), (HEADER, 16, 0, 0)],
+        ),
         ("indirect of indirect", vec![(DATA, 16, INDIRECT, 0)]),
     ];
     let nested = Descriptor::new(DATA, 16, INDIRECT, 0);
@@ -226,7 +279,10 @@ fn a_header_may_be_cut_anywhere() {
     ];
     assert_eq!(driver.offer(&mut blk, &chain), 513);
     let mut bytes = [0; 513];
-    driver.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+    driver
+        .memory
+        .read_slice(&mut bytes, GuestAddress(DATA))
+        .unwrap();
     assert_eq!((bytes[511], bytes[512]), (7, S_OK));
 }
 

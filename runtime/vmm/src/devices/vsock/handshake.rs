@@ -29,7 +29,11 @@ pub fn read_line(socket: &UnixStream) -> Line {
     };
     let seen = bytes.get(..len).unwrap_or(&[]);
     let Some(end) = seen.iter().position(|&b| b == b'\n') else {
-        return if len < LINE_BYTES { Line::Partial } else { Line::Wrong };
+        return if len < LINE_BYTES {
+            Line::Partial
+        } else {
+            Line::Wrong
+        };
     };
     let Some(port) = seen.get(..end).and_then(parse) else {
         return Line::Wrong;
@@ -71,7 +75,12 @@ mod tests {
 
     #[test]
     fn refuses_other_lines() {
-        for line in ["GET / HTTP/1.1\r\n", "CONNECT x\n", "CONNECT 4294967296\n", &"C".repeat(40)] {
+        for line in [
+            "GET / HTTP/1.1\r\n",
+            "CONNECT x\n",
+            "CONNECT 4294967296\n",
+            &"C".repeat(40),
+        ] {
             let (mut host, ours) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             host.write_all(line.as_bytes()).unwrap();

@@ -144,7 +144,11 @@ impl Vsock {
                 turn = self.transmit(&mut active)?;
                 received = self.receive(&mut active)?;
             }
-            Ok(if received == Turn::More { received } else { turn })
+            Ok(if received == Turn::More {
+                received
+            } else {
+                turn
+            })
         })();
         self.active = Some(active);
         result

@@ -304,11 +304,10 @@ impl Muxer {
     }
 
     fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
-        let events = EventSet::IN
-            | EventSet::OUT
-            | EventSet::READ_HANG_UP
-            | EventSet::EDGE_TRIGGERED;
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, id))
+        let events =
+            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, id))
     }
 
     fn add(&mut self, stream: Stream) -> Option<u64> {

@@ -34,7 +34,10 @@ pub struct Ports {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The host wants to connect; the guest has not answered yet.
-    Offered { sent: bool, deadline: Instant },
+    Offered {
+        sent: bool,
+        deadline: Instant,
+    },
     /// The guest wants to connect and is connected here; it was not told yet.
     Accepting,
     Open,
@@ -240,7 +243,11 @@ impl Stream {
     /// The host closed its sending half, or all of it.
     fn end_of_host(&mut self) {
         self.host_done = true;
-        self.shutdown_due |= if self.host_gone { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
+        self.shutdown_due |= if self.host_gone {
+            SHUTDOWN_BOTH
+        } else {
+            SHUTDOWN_SEND
+        };
     }
 
     /// epoll reports something.

@@ -54,9 +54,15 @@ impl Guest {
     }
 
     fn send(&mut self, ports: Ports, op: Op, flags: u32, fwd_cnt: u32, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(0x1000)).unwrap();
+        self.memory
+            .write_slice(bytes, GuestAddress(0x1000))
+            .unwrap();
         let mut data = Buffers::default();
-        data.append(self.memory.get_slice(GuestAddress(0x1000), bytes.len()).unwrap());
+        data.append(
+            self.memory
+                .get_slice(GuestAddress(0x1000), bytes.len())
+                .unwrap(),
+        );
         let header = Header {
             src_cid: CID.into(),
             dst_cid: HOST_CID,
@@ -205,7 +211,9 @@ fn a_driver_that_ignores_credit_loses_the_stream() {
     for _ in 0..200 {
         guest.send(ports, Op::Data, 0, 0, &[0; 4096]);
     }
-    let ops: Vec<Op> = std::iter::from_fn(|| guest.receive()).map(|p| p.0.op).collect();
+    let ops: Vec<Op> = std::iter::from_fn(|| guest.receive())
+        .map(|p| p.0.op)
+        .collect();
     assert!(ops.contains(&Op::Reset));
     assert!(guest.muxer.by_ports.is_empty());
 }
@@ -215,10 +223,17 @@ fn refusals_and_time_limits() {
     let mut guest = Guest::new();
     let mut host = guest.dial("CONNECT 7\n");
     let (header, _) = guest.receive().unwrap();
-    let ports = Ports { host: header.src_port, guest: 7 };
+    let ports = Ports {
+        host: header.src_port,
+        guest: 7,
+    };
     guest.send(ports, Op::Reset, 0, 0, &[]);
     let mut line = String::new();
-    assert_eq!(host.read_line(&mut line).unwrap(), 0, "closed without an OK");
+    assert_eq!(
+        host.read_line(&mut line).unwrap(),
+        0,
+        "closed without an OK"
+    );
 
     let mut late = guest.dial("CONNECT 8\n");
     assert_eq!(guest.receive().unwrap().0.op, Op::Request);
@@ -239,7 +254,10 @@ fn a_caller_waits_for_the_driver_and_survives_its_reset() {
     guest.muxer.guest_reset();
     let (header, _) = guest.receive().unwrap();
     assert_eq!(header.op, Op::Request, "it is asked again");
-    let ports = Ports { host: header.src_port, guest: 1024 };
+    let ports = Ports {
+        host: header.src_port,
+        guest: 1024,
+    };
     guest.send(ports, Op::Response, 0, 0, &[]);
     let mut line = String::new();
     host.read_line(&mut line).unwrap();
@@ -252,7 +270,10 @@ fn nonsense_is_answered_with_bounded_resets() {
     let mut guest = Guest::new();
     for port in 0..MAX_RESETS {
         assert!(guest.muxer.takes_input());
-        let ports = Ports { host: 1, guest: u32::try_from(port).unwrap() };
+        let ports = Ports {
+            host: 1,
+            guest: u32::try_from(port).unwrap(),
+        };
         guest.send(ports, Op::Unknown(77), 0, 0, &[]);
     }
     assert!(!guest.muxer.takes_input());
@@ -271,7 +292,9 @@ fn streams_take_turns() {
     let (second, mut b) = guest.open();
     a.get_mut().write_all(&[1; 16384]).unwrap();
     b.get_mut().write_all(&[2; 16384]).unwrap();
-    let ports: Vec<u32> = (0..8).map(|_| guest.receive().unwrap().0.src_port).collect();
+    let ports: Vec<u32> = (0..8)
+        .map(|_| guest.receive().unwrap().0.src_port)
+        .collect();
     assert!(ports.windows(2).all(|w| w[0] != w[1]), "{ports:?}");
     assert!(ports.contains(&first.host) && ports.contains(&second.host));
 }

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The daemon's configuration: one TOML file, read once, raw then checked.
+//!
+//! [`RawConfig`] is the file as written: every key has a default, unknown keys are errors. [`Config`] is what the
+//! program uses. Every key is described in docs/operating.md.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::network::NetworkConfig;
+
+/// Where the file is looked for when none is named; there it need not exist.
+pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
+/// Where CRI clients find us.
+pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
+const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
+const MIN_SCRATCH_GIB: u64 = 1;
+
+/// Why a configuration is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read configuration {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("parse configuration {path}")]
+    Parse {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error("{key} is {found}, possible are {possible}")]
+    Range {
+        key: &'static str,
+        found: u64,
+        possible: String,
+    },
+    #[error("{key} is {path}, which is not an absolute path")]
+    RelativePath { key: &'static str, path: PathBuf },
+}
+
+/// What the daemon uses.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub socket: PathBuf,
+    /// Survives a reboot: images, records of pods, scratch disks.
+    pub state_dir: PathBuf,
+    /// Need not survive a reboot: sockets, consoles, network namespaces.
+    pub run_dir: PathBuf,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// The program `bulkhead-vmm`.
+    pub vmm: PathBuf,
+    /// Relative to /sys/fs/cgroup; without it VMMs stay in the daemon's cgroup.
+    pub cgroup_parent: Option<PathBuf>,
+    pub sandbox: SandboxConfig,
+    pub cni: NetworkConfig,
+    images: RawImages,
+    registries: BTreeMap<String, bulkhead_image::HostConfig>,
+}
+
+/// The VM of a pod that asks for nothing.
+#[derive(Clone, Debug)]
+pub struct SandboxConfig {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub scratch_bytes: u64,
+    pub ready_timeout: Duration,
+    /// Added to the guest kernel's command line.
+    pub extra_cmdline: String,
+    /// Uid and gid of the VMM once its files are open.
+    pub run_as: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawConfig {
+    socket: PathBuf,
+    state_dir: PathBuf,
+    run_dir: PathBuf,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    vmm: Option<PathBuf>,
+    cgroup_parent: String,
+    sandbox: RawSandbox,
+    cni: RawCni,
+    images: RawImages,
+    registries: BTreeMap<String, bulkhead_image::HostConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawSandbox {
+    vcpus: u8,
+    memory_mib: u32,
+    scratch_disk_gib: u64,
+    boot_timeout_seconds: u64,
+    extra_cmdline: String,
+    run_as_uid: Option<u32>,
+    run_as_gid: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawCni {
+    conf_dir: PathBuf,
+    bin_dirs: Vec<PathBuf>,
+    cache_dir: Option<PathBuf>,
+    plugin_timeout_seconds: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawImages {
+    max_parallel_layers: usize,
+    stall_timeout_seconds: u64,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            socket: DEFAULT_SOCKET.into(),
+            state_dir: "/var/lib/bulkhead".into(),
+            run_dir: "/run/bulkhead".into(),
+            kernel: None,
+            initramfs: None,
+            vmm: None,
+            cgroup_parent: "bulkhead".to_owned(),
+            sandbox: RawSandbox::default(),
+            cni: RawCni::default(),
+            images: RawImages::default(),
+            registries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawSandbox {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            scratch_disk_gib: 10,
+            boot_timeout_seconds: 30,
+            extra_cmdline: String::new(),
+            run_as_uid: None,
+            run_as_gid: None,
+        }
+    }
+}
+
+impl Default for RawCni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: None,
+            plugin_timeout_seconds: 60,
+        }
+    }
+}
+
+impl Default for RawImages {
+    fn default() -> Self {
+        Self {
+            max_parallel_layers: 3,
+            stall_timeout_seconds: 30,
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, or the default one, which need not exist.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let named = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(named) {
+            Ok(text) => Self::parse(&text, named),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_none() => {
+                Self::parse("", named)
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: named.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Parses and checks the text of the file that errors call `path`.
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let beside = Beside::this_program();
+        let cni = raw.cni;
+        Ok(Self {
+            socket: absolute("socket", raw.socket)?,
+            cni: NetworkConfig {
+                conf_dir: absolute("cni.conf_dir", cni.conf_dir)?,
+                bin_dirs: cni.bin_dirs,
+                cache_dir: cni.cache_dir.unwrap_or_else(|| raw.state_dir.join("cni")),
+                netns_dir: raw.run_dir.join("netns"),
+                plugin_timeout: Duration::from_secs(cni.plugin_timeout_seconds),
+            },
+            state_dir: absolute("state_dir", raw.state_dir)?,
+            run_dir: absolute("run_dir", raw.run_dir)?,
+            kernel: raw.kernel.unwrap_or_else(|| beside.find("vmlinux")),
+            initramfs: raw.initramfs.unwrap_or_else(|| beside.find("initramfs.cpio")),
+            vmm: raw.vmm.unwrap_or_else(|| beside.find("bulkhead-vmm")),
+            cgroup_parent: Some(raw.cgroup_parent)
+                .filter(|parent| !parent.is_empty())
+                .map(|parent| PathBuf::from(parent.trim_start_matches('/'))),
+            sandbox: raw.sandbox.check()?,
+            images: raw.images,
+            registries: raw.registries,
+        })
+    }
+
+    /// What the image store wants to know.
+    pub fn image_config(&self) -> bulkhead_image::Config {
+        bulkhead_image::Config {
+            root: self.state_dir.join("images"),
+            registries: self.registries.clone(),
+            max_parallel_layers: self.images.max_parallel_layers,
+            stall_timeout: Duration::from_secs(self.images.stall_timeout_seconds),
+            ..Default::default()
+        }
+    }
+}
+
+impl RawSandbox {
+    fn check(self) -> Result<SandboxConfig, ConfigError> {
+        let most = bulkhead_vmm::config::MAX_VCPUS;
+        range("sandbox.vcpus", self.vcpus.into(), 1, most.into())?;
+        let (least, most) = (
+            bulkhead_vmm::config::MIN_MEMORY_MIB,
+            bulkhead_vmm::config::MAX_MEMORY_MIB,
+        );
+        range("sandbox.memory_mib", self.memory_mib.into(), least.into(), most.into())?;
+        range("sandbox.scratch_disk_gib", self.scratch_disk_gib, MIN_SCRATCH_GIB, 64 << 10)?;
+        range("sandbox.boot_timeout_seconds", self.boot_timeout_seconds, 1, 3600)?;
+        Ok(SandboxConfig {
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            scratch_bytes: self.scratch_disk_gib << 30,
+            ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
+            extra_cmdline: self.extra_cmdline,
+            run_as: self.run_as_uid.map(|uid| (uid, self.run_as_gid.unwrap_or(uid))),
+        })
+    }
+}
+
+/// Where the other files of an installation are: next to this program, else where packages put them.
+struct Beside(Option<PathBuf>);
+
+impl Beside {
+    fn this_program() -> Self {
+        let program = std::env::current_exe().ok();
+        Self(program.and_then(|path| path.parent().map(Path::to_owned)))
+    }
+
+    fn find(&self, name: &str) -> PathBuf {
+        let here = self.0.as_ref().map(|directory| directory.join(name));
+        here.filter(|path| path.exists())
+            .unwrap_or_else(|| Path::new(PACKAGED_FILES).join(name))
+    }
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(ConfigError::RelativePath { key, path })
+}
+
+fn range(key: &'static str, found: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(ConfigError::Range {
+        key,
+        found,
+        possible: format!("{least} to {most}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("test.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.sandbox.memory_mib, 256);
+        assert_eq!(config.sandbox.scratch_bytes, 10 << 30);
+        assert_eq!(config.cgroup_parent.as_deref(), Some(Path::new("bulkhead")));
+        assert_eq!(config.cni.cache_dir, Path::new("/var/lib/bulkhead/cni"));
+    }
+
+    #[test]
+    fn what_is_written_wins() {
+        let config = parse(
+            "run_dir = \"/r\"\ncgroup_parent = \"\"\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\n\
+             [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\n",
+        )
+        .unwrap();
+        assert_eq!(config.sandbox.vcpus, 2);
+        assert_eq!(config.sandbox.run_as, Some((7, 7)));
+        assert_eq!(config.cni.netns_dir, Path::new("/r/netns"));
+        assert_eq!(config.cgroup_parent, None);
+        let images = config.image_config();
+        assert_eq!(images.stall_timeout, Duration::from_secs(2));
+        assert!(images.registries["127.0.0.1:5000"].plain_http);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let table = [
+            ("sokcet = \"/x\"", "sokcet"),
+            ("[sandbox]\nmemory_mib = 1", "sandbox.memory_mib is 1"),
+            ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),
+            ("socket = \"here\"", "socket is here"),
+            ("state_dir = 3", "state_dir"),
+        ];
+        for (text, word) in table {
+            let error = crate::chain(&parse(text).unwrap_err());
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/no/such/file"))).unwrap_err();
+        assert!(crate::chain(&error).contains("/no/such/file"));
+    }
+}
