@@ -223,7 +223,6 @@ impl Config {
             registries: self.registries.clone(),
             max_parallel_layers: self.images.max_parallel_layers,
             stall_timeout: Duration::from_secs(self.images.stall_timeout_seconds),
-            ..Default::default()
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use bulkhead_image as store;
 
-pub use store::Credentials;
+pub use store::{Credentials, FailureKind};
 
 /// An error of the image store.
 #[derive(Debug, thiserror::Error)]
@@ -15,19 +15,6 @@ pub enum ImageError {
     Pull(#[from] store::PullError),
     #[error(transparent)]
     Store(#[from] store::StoreError),
-}
-
-/// What a failure means to who asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    NotFound,
-    Invalid,
-    Unauthenticated,
-    Denied,
-    Unavailable,
-    Corrupt,
-    NoSpace,
-    Internal,
 }
 
 /// An image that is here.
@@ -95,7 +82,7 @@ impl Images {
         name: &str,
         credentials: Option<Credentials>,
     ) -> Result<Image, ImageError> {
-        Ok(image(self.store.pull(name, credentials, None).await?))
+        Ok(image(self.store.pull(name, credentials).await?))
     }
 
     /// One that is not there is fine.
@@ -135,8 +122,27 @@ impl Images {
 impl ImageError {
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Pull(error) => pull_kind(error),
-            Self::Store(_) => FailureKind::Internal,
+            Self::Pull(error) => error.kind(),
+            Self::Store(error) => error.kind(),
         }
+    }
+}
+
+fn image(image: store::Image) -> Image {
+    let defaults = image.defaults;
+    Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags,
+        repo_digests: image.repo_digests,
+        size_bytes: image.size_bytes,
+        pinned: false,
+        defaults: Defaults {
+            entrypoint: defaults.entrypoint,
+            command: defaults.cmd,
+            environment: defaults.env,
+            working_directory: defaults.working_dir,
+            user: defaults.user,
+            stop_signal: defaults.stop_signal,
+        },
     }
 }

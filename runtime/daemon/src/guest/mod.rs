@@ -13,6 +13,8 @@ pub mod control;
 pub mod launch;
 pub mod probe;
 pub mod process;
+#[allow(unsafe_code)]
+mod sys;
 pub mod watch;
 
 /// The agent's vocabulary, as `pod` uses it to say what a container is.

@@ -11,7 +11,6 @@ use std::sync::Mutex;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A process that can be recognized later.
@@ -73,7 +72,7 @@ impl VmmProcess {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         Ok(Self {
             identity,
-            pidfd: AsyncFd::register_with_interest(pidfd, Interest::READABLE)?,
+            pidfd: super::sys::register(pidfd)?,
             child: Mutex::new(None),
         })
     }

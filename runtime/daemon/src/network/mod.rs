@@ -77,9 +77,7 @@ pub struct AttachRequest {
     pub name: String,
     pub namespace: String,
     pub uid: String,
-    pub hostname: String,
     pub port_mappings: Vec<PortMapping>,
-    pub annotations: BTreeMap<String, String>,
 }
 
 /// A port of the host that leads into the pod (CRI `PodSandboxConfig.port_mappings`).

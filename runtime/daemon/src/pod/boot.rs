@@ -310,7 +310,6 @@ fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
         name: spec.name.name.clone(),
         namespace: spec.name.namespace.clone(),
         uid: spec.name.uid.clone(),
-        hostname: hostname(id, spec),
         port_mappings: spec
             .port_mappings
             .iter()
@@ -325,7 +324,6 @@ fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
                 host_ip: mapping.host_ip.clone(),
             })
             .collect(),
-        annotations: spec.annotations.clone(),
     }
 }
 

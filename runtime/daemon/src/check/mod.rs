@@ -1,0 +1,1 @@
+pub async fn run(_: &crate::config::Config, _: bool) -> std::process::ExitCode { std::process::ExitCode::FAILURE }

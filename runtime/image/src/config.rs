@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the store is told by its owner.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How the store works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Holds all files of the store; nobody else writes there.
+    pub root: PathBuf,
+    /// By host as in a reference (`docker.io`, `127.0.0.1:5000`); hosts not named get the defaults.
+    pub registries: BTreeMap<String, HostConfig>,
+    /// Layers being downloaded at once, over all pulls.
+    pub max_parallel_layers: usize,
+    /// How long a registry may be silent before it is given up.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::new(),
+            registries: BTreeMap::new(),
+            max_parallel_layers: 3,
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How to talk to one registry.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostConfig {
+    /// HTTP without TLS.
+    pub plain_http: bool,
+    /// Hosts (with optional port) that are asked first, in order. Each has the settings under its own name.
+    pub mirrors: Vec<String>,
+    /// PEM certificates to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Accept any certificate.
+    pub skip_verify: bool,
+    /// Used when a pull brings no credentials of its own.
+    pub username: Option<String>,
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for HostConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostConfig")
+            .field("plain_http", &self.plain_http)
+            .field("mirrors", &self.mirrors)
+            .field("ca_file", &self.ca_file)
+            .field("skip_verify", &self.skip_verify)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who pulls. Its `Debug` shows no secret.
+#[derive(Clone)]
+pub enum Credentials {
+    Basic { username: String, password: String },
+    /// A token of the registry itself, sent as it is.
+    Bearer(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Basic { username, .. } => write!(f, "Basic({username:?})"),
+            Self::Bearer(_) => f.write_str("Bearer"),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a failure means to who asked, whatever its cause; one step from a gRPC code.
+
+use std::io;
+
+/// Kinds of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No such image, here or there.
+    NotFound,
+    /// The name, or what the image says, cannot be.
+    Invalid,
+    /// The registry wants to know who asks.
+    Unauthenticated,
+    /// The registry knows who asks and says no.
+    Denied,
+    /// The registry cannot be reached or does not work; later may be better.
+    Unavailable,
+    /// The bytes are not the ones that their digest promises.
+    Corrupt,
+    /// No room for it.
+    NoSpace,
+    /// Our own fault.
+    Internal,
+}
+
+impl FailureKind {
+    /// Of an error of a file of ours.
+    pub(crate) fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Internal,
+        }
+    }
+}
+
+/// An error and its causes, for a library's error that becomes a word of ours.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let errors = std::iter::successors(Some(error), |error| error.source());
+    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

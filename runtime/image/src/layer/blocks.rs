@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A file that grows block by block, written once and in order, except the first block.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+/// EROFS's block here: x86's page, so that every kernel can mount it.
+pub const BLOCK_BYTES: usize = 4096;
+const BUFFER_BLOCKS: usize = 64;
+
+/// Collects blocks and writes those that are not all zero; the others become holes.
+#[derive(Debug)]
+pub struct BlockWriter {
+    file: File,
+    buffer: Vec<u8>,
+    /// Where the buffer goes.
+    buffer_block: u32,
+}
+
+impl BlockWriter {
+    /// The first block stays free for [`Self::set_first`].
+    pub fn new(file: File) -> Self {
+        Self {
+            file,
+            buffer: Vec::with_capacity(BUFFER_BLOCKS * BLOCK_BYTES),
+            buffer_block: 1,
+        }
+    }
+
+    /// The number of the block that the next data begin with. Call at a block's beginning only.
+    pub fn next_block(&self) -> io::Result<u32> {
+        let buffered = u32::try_from(self.buffer.len() / BLOCK_BYTES).map_err(io::Error::other)?;
+        self.buffer_block
+            .checked_add(buffered)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))
+    }
+
+    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let room = BUFFER_BLOCKS * BLOCK_BYTES - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == BUFFER_BLOCKS * BLOCK_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `source` to its end, without a buffer of its own; tells the number of bytes.
+    pub fn copy(&mut self, source: &mut impl Read) -> Result<u64, CopyError> {
+        let mut total = 0;
+        loop {
+            if self.buffer.len() == BUFFER_BLOCKS * BLOCK_BYTES {
+                self.flush().map_err(CopyError::Write)?;
+            }
+            let filled = self.buffer.len();
+            self.buffer.resize(BUFFER_BLOCKS * BLOCK_BYTES, 0);
+            let room = self.buffer.get_mut(filled..).unwrap_or_default();
+            let result = source.read(room);
+            let count = *result.as_ref().unwrap_or(&0);
+            self.buffer.truncate(filled + count);
+            match result {
+                Ok(0) => return Ok(total),
+                Ok(count) => total += count as u64,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(CopyError::Read(e)),
+            }
+        }
+    }
+
+    /// Fills the block begun, if there is one, with zeros.
+    pub fn pad(&mut self) {
+        let padded = self.buffer.len().next_multiple_of(BLOCK_BYTES);
+        self.buffer.resize(padded, 0);
+    }
+
+    /// Writes the block that was left free.
+    pub fn set_first(&self, block: &[u8; BLOCK_BYTES]) -> io::Result<()> {
+        self.file.write_all_at(block, 0)
+    }
+
+    /// All that was written is on the disk when this returns.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.pad();
+        self.flush()?;
+        self.file
+            .set_len(u64::from(self.buffer_block) * BLOCK_BYTES as u64)?;
+        self.file.sync_all()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let next = self.next_block()?;
+        let mut offset = u64::from(self.buffer_block) * BLOCK_BYTES as u64;
+        let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+        let blocks: Vec<&[u8]> = self.buffer.chunks(BLOCK_BYTES).collect();
+        for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+            let bytes = run.len() * BLOCK_BYTES;
+            if run.first().is_some_and(|block| !is_zero(block)) {
+                let from = usize::try_from(offset - u64::from(self.buffer_block) * BLOCK_BYTES as u64)
+                    .map_err(io::Error::other)?;
+                let data = self.buffer.get(from..from + bytes).unwrap_or_default();
+                self.file.write_all_at(data, offset)?;
+            }
+            offset += bytes as u64;
+        }
+        self.buffer.clear();
+        self.buffer_block = next;
+        Ok(())
+    }
+}
+
+/// Which side of a copy failed.
+#[derive(Debug)]
+pub enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
+}

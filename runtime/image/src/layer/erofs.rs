@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The EROFS file system around data that are already written: directories, inodes, super block.
+//!
+//! On-disk format: Linux, Documentation/filesystems/erofs.rst. We use the uncompressed subset that every kernel since
+//! 5.4 mounts: extended inodes, plain or inline-tail data, xattrs beside the inode. The metadata area begins where
+//! the data end, so that everything but the super block is written in order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+
+use super::blocks::{BLOCK_BYTES, BlockWriter};
+use super::tree::{Kind, Node, NodeId, Tree};
+
+const MAGIC: u32 = 0xe0f5_e1e2;
+const SUPER_OFFSET: usize = 1024;
+const BLOCK_BITS: u8 = 12;
+/// Times are modification times.
+const FEATURE_COMPAT_MTIME: u32 = 0x2;
+/// Inodes are found by their distance from the metadata area's start in units of this.
+const SLOT_BYTES: usize = 32;
+const INODE_BYTES: usize = 64;
+const DIRENT_BYTES: usize = 12;
+const XATTR_HEADER_BYTES: usize = 12;
+const XATTR_ENTRY_BYTES: usize = 4;
+/// The first slot stays free: inode number 0 means "none" to some programs.
+const FIRST_SLOT: usize = 1;
+const FORMAT_PLAIN: u16 = 0x1;
+const FORMAT_INLINE: u16 = 0x1 | 2 << 1;
+const NO_BLOCK: u32 = u32::MAX;
+
+const S_IFIFO: u16 = 0o010_000;
+const S_IFCHR: u16 = 0o020_000;
+const S_IFDIR: u16 = 0o040_000;
+const S_IFBLK: u16 = 0o060_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFLNK: u16 = 0o120_000;
+
+/// What a name begins with, and the number that stands for it on disk.
+const XATTR_PREFIXES: [(&[u8], u8); 5] = [
+    (b"system.posix_acl_access", 2),
+    (b"system.posix_acl_default", 3),
+    (b"trusted.", 4),
+    (b"security.", 6),
+    (b"user.", 1),
+];
+
+/// Where one inode is and how its data are kept.
+#[derive(Clone, Debug, Default)]
+struct Placed {
+    slot: usize,
+    links: u32,
+    parent: usize,
+    /// Directories and long links: the blocks before the tail.
+    first_block: u32,
+    /// Directories: the entries of each block, by number.
+    split: Vec<usize>,
+    /// What follows the inode.
+    inline_bytes: usize,
+    size: u64,
+}
+
+/// Whether an extended attribute can be kept.
+pub fn xattr_is_storable(name: &[u8], value: &[u8]) -> bool {
+    u16::try_from(value.len()).is_ok()
+        && xattr_name(name).is_some_and(|(_, rest)| u8::try_from(rest.len()).is_ok())
+}
+
+/// Writes the file system of `tree` behind the data in `blocks`.
+pub fn write(tree: &Tree, blocks: &mut BlockWriter) -> io::Result<()> {
+    blocks.pad();
+    let mut layout = Layout::new(tree)?;
+    let data_block = blocks.next_block()?;
+    let meta_block = layout.place_blocks(data_block)?;
+    for (id, placed) in layout.order() {
+        layout.write_blocks(id, placed, blocks)?;
+    }
+    debug_assert_eq!(blocks.next_block()?, meta_block);
+    let mut written = 0;
+    for (id, placed) in layout.order() {
+        let start = placed.slot * SLOT_BYTES;
+        blocks.write(&vec![0; start - written])?;
+        let inode = layout.inode(id, placed)?;
+        blocks.write(&inode)?;
+        written = start + inode.len();
+    }
+    blocks.pad();
+    let total = blocks.next_block()?;
+    blocks.set_first(&layout.super_block(meta_block, total)?)
+}
+
+struct Layout<'a> {
+    tree: &'a Tree,
+    /// By node; `None` for nodes that nothing leads to any more.
+    placed: Vec<Option<Placed>>,
+    /// Reachable nodes in the order of their inodes, the root first.
+    order: Vec<NodeId>,
+}
+
+impl<'a> Layout<'a> {
+    /// Counts links and gives every reachable node its slot.
+    fn new(tree: &'a Tree) -> io::Result<Self> {
+        let mut layout = Self {
+            tree,
+            placed: vec![None; tree.len()],
+            order: Vec::new(),
+        };
+        layout.reach();
+        let mut next = FIRST_SLOT * SLOT_BYTES;
+        for index in 0..layout.order.len() {
+            let Some(&id) = layout.order.get(index) else { break };
+            let node = tree.node(id);
+            let fixed = INODE_BYTES + xattr_bytes(node);
+            let (size, split, tail) = layout.content(id);
+            // Data beside the inode must lie in the inode's block, whole.
+            let inline_bytes = if fixed + tail <= BLOCK_BYTES { tail } else { 0 };
+            if inline_bytes > 0 && next % BLOCK_BYTES + fixed + inline_bytes > BLOCK_BYTES {
+                next = next.next_multiple_of(BLOCK_BYTES);
+            }
+            if let Some(Some(placed)) = layout.placed.get_mut(id.index()) {
+                placed.slot = next / SLOT_BYTES;
+                placed.size = size;
+                placed.split = split;
+                placed.inline_bytes = inline_bytes;
+            }
+            next = (next + fixed + inline_bytes).next_multiple_of(SLOT_BYTES);
+        }
+        Ok(layout)
+    }
+
+    /// Breadth first, so that the root is first and a directory's files are neighbours.
+    fn reach(&mut self) {
+        self.visit(NodeId::ROOT, NodeId::ROOT);
+        let mut index = 0;
+        while let Some(&id) = self.order.get(index) {
+            if let Kind::Directory(children) = &self.tree.node(id).kind {
+                for &child in children.values() {
+                    self.visit(child, id);
+                }
+            }
+            index += 1;
+        }
+    }
+
+    fn visit(&mut self, id: NodeId, parent: NodeId) {
+        let Some(slot) = self.placed.get_mut(id.index()) else { return };
+        let links = match &self.tree.node(id).kind {
+            Kind::Directory(children) => {
+                let is_directory =
+                    |child: &&NodeId| matches!(self.tree.node(**child).kind, Kind::Directory(_));
+                2 + children.values().filter(is_directory).count()
+            }
+            _ => 1,
+        };
+        match slot {
+            // Another name of a file already met.
+            Some(placed) => placed.links = placed.links.saturating_add(1),
+            None => {
+                *slot = Some(Placed {
+                    links: u32::try_from(links).unwrap_or(u32::MAX),
+                    parent: parent.index(),
+                    ..Placed::default()
+                });
+                self.order.push(id);
+            }
+        }
+    }
+
+    /// Size of a node's content, how directory entries go into blocks, and the bytes of the last block if they may
+    /// stand beside the inode.
+    fn content(&self, id: NodeId) -> (u64, Vec<usize>, usize) {
+        match &self.tree.node(id).kind {
+            Kind::Directory(children) => {
+                let (split, tail) = split_entries(children);
+                let full = split.len().saturating_sub(1);
+                ((full * BLOCK_BYTES + tail) as u64, split, tail)
+            }
+            Kind::Symlink(target) => {
+                let tail = target.len() % BLOCK_BYTES;
+                (target.len() as u64, Vec::new(), tail)
+            }
+            Kind::Regular { bytes, .. } => (*bytes, Vec::new(), 0),
+            _ => (0, Vec::new(), 0),
+        }
+    }
+
+    /// Gives blocks to the directories and links whose content does not fit beside the inode; tells the next free one.
+    fn place_blocks(&mut self, mut next: u32) -> io::Result<u32> {
+        for id in &self.order {
+            let is_regular = matches!(self.tree.node(*id).kind, Kind::Regular { .. });
+            let Some(Some(placed)) = self.placed.get_mut(id.index()) else { continue };
+            placed.first_block = NO_BLOCK;
+            let outside = placed.size - placed.inline_bytes as u64;
+            if is_regular || outside == 0 {
+                continue;
+            }
+            placed.first_block = next;
+            let count = u32::try_from(outside.div_ceil(BLOCK_BYTES as u64)).map_err(io::Error::other)?;
+            next = next
+                .checked_add(count)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        }
+        Ok(next)
+    }
+
+    fn order(&self) -> impl Iterator<Item = (NodeId, &Placed)> {
+        let placed = |id: &NodeId| Some((*id, self.placed.get(id.index())?.as_ref()?));
+        self.order.iter().filter_map(placed)
+    }
+
+    fn slot(&self, index: usize) -> u64 {
+        let placed = self.placed.get(index).and_then(Option::as_ref);
+        placed.map_or(0, |placed| placed.slot as u64)
+    }
+
+    /// The part of a node's content that does not stand beside its inode.
+    fn write_blocks(&self, id: NodeId, placed: &Placed, blocks: &mut BlockWriter) -> io::Result<()> {
+        if placed.first_block == NO_BLOCK {
+            return Ok(());
+        }
+        match &self.tree.node(id).kind {
+            Kind::Directory(_) => {
+                let inline = usize::from(placed.inline_bytes > 0);
+                for index in 0..placed.split.len() - inline {
+                    blocks.write(&self.directory_block(id, placed, index))?;
+                    blocks.pad();
+                }
+            }
+            Kind::Symlink(target) => {
+                let outside = target.len() - placed.inline_bytes;
+                blocks.write(target.get(..outside).unwrap_or_default())?;
+                blocks.pad();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Entries first, then their names, in the order of the names' bytes.
+    fn directory_block(&self, id: NodeId, placed: &Placed, index: usize) -> Vec<u8> {
+        let Kind::Directory(children) = &self.tree.node(id).kind else {
+            return Vec::new();
+        };
+        let before: usize = placed.split.iter().take(index).sum();
+        let count = placed.split.get(index).copied().unwrap_or(0);
+        let entries: Vec<_> = entries(children).skip(before).take(count).collect();
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        let mut name_offset = count * DIRENT_BYTES;
+        for (name, target) in &entries {
+            let (slot, kind) = match target {
+                Entry::Itself => (placed.slot as u64, 2),
+                Entry::Parent => (self.slot(placed.parent), 2),
+                Entry::Child(child) => (self.slot(child.index()), file_type(self.tree.node(*child))),
+            };
+            block.extend(slot.to_le_bytes());
+            block.extend(u16::try_from(name_offset).unwrap_or(0).to_le_bytes());
+            block.extend([kind, 0]);
+            name_offset += name.len();
+        }
+        for (name, _) in &entries {
+            block.extend_from_slice(name);
+        }
+        block
+    }
+
+    /// The inode, its xattrs and what stands beside it.
+    fn inode(&self, id: NodeId, placed: &Placed) -> io::Result<Vec<u8>> {
+        let node = self.tree.node(id);
+        let attributes = &node.attributes;
+        let xattr_bytes = xattr_bytes(node);
+        let xattr_count = match xattr_bytes {
+            0 => 0,
+            bytes => (bytes - XATTR_HEADER_BYTES) / 4 + 1,
+        };
+        let xattr_count = u16::try_from(xattr_count)
+            .map_err(|_| io::Error::other("too many extended attributes"))?;
+        let (file_type, content) = match &node.kind {
+            Kind::Directory(_) => (S_IFDIR, placed.first_block),
+            Kind::Symlink(_) => (S_IFLNK, placed.first_block),
+            Kind::Regular { bytes: 0, .. } => (S_IFREG, NO_BLOCK),
+            Kind::Regular { first_block, .. } => (S_IFREG, *first_block),
+            Kind::CharDevice { major, minor } => (S_IFCHR, device_number(*major, *minor)),
+            Kind::BlockDevice { major, minor } => (S_IFBLK, device_number(*major, *minor)),
+            Kind::Fifo => (S_IFIFO, 0),
+        };
+        let inline = placed.inline_bytes > 0;
+        let mut bytes = Vec::with_capacity(INODE_BYTES + xattr_bytes + placed.inline_bytes);
+        bytes.extend(if inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
+        bytes.extend(xattr_count.to_le_bytes());
+        bytes.extend((file_type | attributes.mode & 0o7777).to_le_bytes());
+        bytes.extend([0; 2]);
+        bytes.extend(placed.size.to_le_bytes());
+        bytes.extend(content.to_le_bytes());
+        bytes.extend(u32::try_from(placed.slot).map_err(io::Error::other)?.to_le_bytes());
+        bytes.extend(attributes.uid.to_le_bytes());
+        bytes.extend(attributes.gid.to_le_bytes());
+        bytes.extend(attributes.mtime_seconds.to_le_bytes());
+        bytes.extend(attributes.mtime_nanoseconds.to_le_bytes());
+        bytes.extend(placed.links.to_le_bytes());
+        bytes.extend([0; 16]);
+        if xattr_bytes > 0 {
+            bytes.extend([0; XATTR_HEADER_BYTES]);
+            for (name, value) in &attributes.xattrs {
+                append_xattr(&mut bytes, name, value);
+            }
+        }
+        if inline {
+            match &node.kind {
+                Kind::Symlink(target) => {
+                    let from = target.len() - placed.inline_bytes;
+                    bytes.extend_from_slice(target.get(from..).unwrap_or_default());
+                }
+                _ => bytes.extend(self.directory_block(id, placed, placed.split.len() - 1)),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn super_block(&self, meta_block: u32, total_blocks: u32) -> io::Result<[u8; BLOCK_BYTES]> {
+        let root = u16::try_from(FIRST_SLOT).map_err(io::Error::other)?;
+        let mut fields = Vec::with_capacity(128);
+        fields.extend(MAGIC.to_le_bytes());
+        fields.extend(0u32.to_le_bytes()); // checksum: the feature is off
+        fields.extend(FEATURE_COMPAT_MTIME.to_le_bytes());
+        fields.extend([BLOCK_BITS, 0]);
+        fields.extend(root.to_le_bytes());
+        fields.extend((self.order.len() as u64).to_le_bytes());
+        fields.extend([0; 12]); // build time
+        fields.extend(total_blocks.to_le_bytes());
+        fields.extend(meta_block.to_le_bytes());
+        fields.extend([0; 4]); // shared xattrs: none
+        let mut block = [0; BLOCK_BYTES];
+        let place = block.get_mut(SUPER_OFFSET..SUPER_OFFSET + fields.len());
+        place.unwrap_or_default().copy_from_slice(&fields);
+        Ok(block)
+    }
+}
+
+enum Entry {
+    Itself,
+    Parent,
+    Child(NodeId),
+}
+
+/// All entries of a directory, its own two included, in the order of their bytes.
+fn entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (&[u8], Entry)> {
+    fn child<'a>((name, id): (&'a Box<[u8]>, &NodeId)) -> (&'a [u8], Entry) {
+        (name, Entry::Child(*id))
+    }
+    let names = |range: (Bound<&[u8]>, Bound<&[u8]>)| children.range::<[u8], _>(range);
+    let (itself, parent) = (&b"."[..], &b".."[..]);
+    let before = names((Bound::Unbounded, Bound::Excluded(itself)));
+    let between = names((Bound::Excluded(itself), Bound::Excluded(parent)));
+    let after = names((Bound::Excluded(parent), Bound::Unbounded));
+    before
+        .map(child)
+        .chain([(itself, Entry::Itself)])
+        .chain(between.map(child))
+        .chain([(parent, Entry::Parent)])
+        .chain(after.map(child))
+}
+
+/// How many entries go into each block, and the bytes used of the last one.
+fn split_entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> (Vec<usize>, usize) {
+    let mut split = vec![0];
+    let mut used = 0;
+    for (name, _) in entries(children) {
+        let bytes = DIRENT_BYTES + name.len();
+        if used + bytes > BLOCK_BYTES {
+            split.push(0);
+            used = 0;
+        }
+        used += bytes;
+        if let Some(count) = split.last_mut() {
+            *count += 1;
+        }
+    }
+    (split, used)
+}
+
+fn file_type(node: &Node) -> u8 {
+    match node.kind {
+        Kind::Regular { .. } => 1,
+        Kind::Directory(_) => 2,
+        Kind::CharDevice { .. } => 3,
+        Kind::BlockDevice { .. } => 4,
+        Kind::Fifo => 5,
+        Kind::Symlink(_) => 7,
+    }
+}
+
+/// Linux's `new_encode_dev`: 12 bits of major, 20 of minor.
+fn device_number(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+fn xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
+    XATTR_PREFIXES
+        .iter()
+        .find_map(|(prefix, index)| Some((*index, name.strip_prefix(*prefix)?)))
+}
+
+fn xattr_bytes(node: &Node) -> usize {
+    let entry = |(name, value): (&Box<[u8]>, &Box<[u8]>)| {
+        let rest = xattr_name(name).map_or(0, |(_, rest)| rest.len());
+        (XATTR_ENTRY_BYTES + rest + value.len()).next_multiple_of(4)
+    };
+    match node.attributes.xattrs.iter().map(entry).sum() {
+        0 => 0,
+        bytes => XATTR_HEADER_BYTES + bytes,
+    }
+}
+
+/// Call with what [`xattr_is_storable`] says yes to.
+fn append_xattr(bytes: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let Some((index, rest)) = xattr_name(name) else { return };
+    bytes.push(u8::try_from(rest.len()).unwrap_or(0));
+    bytes.push(index);
+    bytes.extend(u16::try_from(value.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend_from_slice(rest);
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One layer: from the bytes of a registry to an EROFS file, in one pass on one blocking thread.
+//!
+//! ```text
+//! compressed bytes ─> sha256 ─> gzip | zstd | plain ─> sha256 ─> tar entries ─> tree + file data ─> EROFS
+//!                     digest                           diff id
+//! ```
+//! File data goes to the file as it comes; names and attributes stay in memory ([`tree`]) until the end, when they
+//! are written behind the data ([`erofs`]).
+
+mod blocks;
+mod erofs;
+mod tarball;
+mod tree;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+
+use crate::digest::{Digest, HashingReader};
+use crate::failure::FailureKind;
+use blocks::BlockWriter;
+use tarball::TarError;
+
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// A zstd frame that wants a larger window (128 MiB) is refused: it is memory of ours.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Why a layer was not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error("the tar archive of the layer")]
+    Tar(#[source] TarError),
+    #[error("read the layer to its end")]
+    Read(#[source] io::Error),
+    #[error("write the layer's file")]
+    Write(#[source] io::Error),
+    #[error("the layer's bytes have digest {found}, not the promised {promised}")]
+    Digest { promised: Digest, found: Digest },
+    #[error("the unpacked layer has digest {found}, not {promised} as the image's configuration says")]
+    DiffId { promised: Digest, found: Digest },
+}
+
+impl From<TarError> for LayerError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Write(error) => Self::Write(error),
+            error => Self::Tar(error),
+        }
+    }
+}
+
+impl LayerError {
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Tar(error) => error.kind(),
+            Self::Write(error) => FailureKind::of_io(error),
+            Self::Read(_) | Self::Digest { .. } | Self::DiffId { .. } => FailureKind::Corrupt,
+        }
+    }
+}
+
+/// Converts `compressed` into an EROFS file system in `file` and verifies both digests. On an error the file holds
+/// rubbish. The result depends on the tar archive alone: the same layer gives the same bytes.
+pub fn convert(
+    compressed: impl Read,
+    file: File,
+    digest: &Digest,
+    diff_id: &Digest,
+) -> Result<(), LayerError> {
+    let mut compressed = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(compressed));
+    let mut blocks = BlockWriter::new(file);
+    let unpacked = match unpack(&mut compressed, &mut blocks) {
+        Err(LayerError::Write(error)) => return Err(LayerError::Write(error)),
+        unpacked => unpacked,
+    };
+    // A wrong digest explains a broken archive better than the archive does.
+    let (found, _) = compressed.into_inner().finish().map_err(LayerError::Read)?;
+    if found != *digest {
+        return Err(LayerError::Digest {
+            promised: digest.clone(),
+            found,
+        });
+    }
+    let unpacked = unpacked?;
+    if unpacked != *diff_id {
+        return Err(LayerError::DiffId {
+            promised: diff_id.clone(),
+            found: unpacked,
+        });
+    }
+    blocks.finish().map_err(LayerError::Write)
+}
+
+/// Does the work; tells the digest of the archive.
+fn unpack(compressed: &mut impl BufRead, blocks: &mut BlockWriter) -> Result<Digest, LayerError> {
+    let plain = decompressed(compressed).map_err(LayerError::Read)?;
+    let mut plain = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(plain));
+    let tree = tarball::read(&mut plain, blocks)?;
+    erofs::write(&tree, blocks).map_err(LayerError::Write)?;
+    let (digest, _) = plain.into_inner().finish().map_err(LayerError::Read)?;
+    Ok(digest)
+}
+
+/// Media types lie now and then; the first bytes do not.
+fn decompressed<'a>(mut compressed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let start = compressed.fill_buf()?;
+    if start.starts_with(&GZIP_MAGIC) {
+        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(compressed)));
+    }
+    if start.starts_with(&ZSTD_MAGIC) {
+        let mut decoder = zstd::Decoder::with_buffer(compressed)?;
+        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+        return Ok(Box::new(decoder));
+    }
+    Ok(Box::new(compressed))
+}
+
+#[cfg(test)]
+mod tests;

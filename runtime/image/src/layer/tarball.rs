@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tar entries to files of a [`Tree`]: ustar, GNU long names, PAX records, and the whiteouts of OCI's layer.md.
+//!
+//! The `tar` crate reads the fields of a header. Walking from header to header is done here, because its own walk
+//! reads a long name or a PAX record of any length into memory.
+
+use std::io::{self, Read};
+
+use tar::{EntryType, Header};
+
+use super::blocks::{BlockWriter, CopyError};
+use super::erofs::xattr_is_storable;
+use super::tree::{Attributes, Kind, Tree, TreeError};
+use crate::failure::FailureKind;
+
+const RECORD_BYTES: usize = 512;
+/// The most that a long name or the PAX records of one file may take.
+const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+/// Linux gives a file no more (`XATTR_LIST_MAX` for names; we count values too).
+const MAX_XATTR_BYTES: usize = 64 << 10;
+/// `PATH_MAX` without its NUL.
+const MAX_LINK_BYTES: usize = 4095;
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
+/// Names for the bookkeeping of aufs; they are no files.
+const AUFS_PREFIX: &[u8] = b".wh..wh.";
+const XATTR_KEY: &str = "SCHILY.xattr.";
+/// How overlayfs keeps its own state; an image has no business there.
+const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+const SHOWN_BYTES: usize = 200;
+
+/// Why an archive is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    #[error("read the archive")]
+    Read(#[source] io::Error),
+    #[error("write file data")]
+    Write(#[source] io::Error),
+    #[error("the archive ends in the middle of an entry")]
+    Truncated,
+    #[error("what should be a tar header has a wrong checksum")]
+    Checksum,
+    #[error("entry {path:?}: field {field} makes no sense")]
+    Field { path: String, field: &'static str },
+    #[error("entry {path:?}: {what} is not supported in an image layer")]
+    Unsupported { path: String, what: String },
+    #[error("entry {path:?}")]
+    Path { path: String, source: TreeError },
+    #[error("a long name or a PAX record of {0} bytes")]
+    Extension(u64),
+}
+
+impl TarError {
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Write(error) => FailureKind::of_io(error),
+            Self::Read(_) | Self::Truncated | Self::Checksum => FailureKind::Corrupt,
+            _ => FailureKind::Invalid,
+        }
+    }
+}
+
+/// What long names and PAX records say of the entry that follows them.
+#[derive(Debug, Default)]
+struct Extensions {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u64>,
+    gid: Option<u64>,
+    mtime: Option<(i64, u32)>,
+    xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    sparse: bool,
+}
+
+/// Reads an archive to its end mark; file data go to `blocks`.
+pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, TarError> {
+    let mut tree = Tree::new();
+    let mut extensions = Extensions::default();
+    while let Some(header) = read_header(archive)? {
+        match header.entry_type() {
+            EntryType::XGlobalHeader => {
+                read_extension(archive, &header)?;
+            }
+            EntryType::XHeader => {
+                let records = read_extension(archive, &header)?;
+                extensions.parse_pax(&records)?;
+            }
+            EntryType::GNULongName => {
+                extensions.path = Some(until_nul(read_extension(archive, &header)?));
+            }
+            EntryType::GNULongLink => {
+                extensions.link = Some(until_nul(read_extension(archive, &header)?));
+            }
+            _ => {
+                let entry = Entry::new(&header, std::mem::take(&mut extensions))?;
+                entry.store(archive, &mut tree, blocks)?;
+            }
+        }
+    }
+    Ok(tree)
+}
+
+/// One file of the archive, its fields checked.
+struct Entry {
+    path: Vec<u8>,
+    link: Vec<u8>,
+    entry_type: EntryType,
+    size: u64,
+    device: (u32, u32),
+    attributes: Attributes,
+}
+
+impl Entry {
+    fn new(header: &Header, extensions: Extensions) -> Result<Self, TarError> {
+        let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let shown = show(&path);
+        let wrong = |field| TarError::Field {
+            path: shown.clone(),
+            field,
+        };
+        let id = |of_extension: Option<u64>, of_header: io::Result<u64>, field| {
+            let id = match of_extension {
+                Some(id) => id,
+                None => of_header.map_err(|_| wrong(field))?,
+            };
+            u32::try_from(id).map_err(|_| wrong(field))
+        };
+        if extensions.sparse || header.entry_type() == EntryType::GNUSparse {
+            return Err(TarError::Unsupported {
+                path: shown,
+                what: "a sparse file".to_owned(),
+            });
+        }
+        let device = |value: io::Result<Option<u32>>| value.ok().flatten().unwrap_or(0);
+        let (mtime_seconds, mtime_nanoseconds) = extensions
+            .mtime
+            .unwrap_or((header.mtime().map_or(0, u64::cast_signed), 0));
+        let size = match extensions.size {
+            Some(size) => size,
+            None => header.entry_size().map_err(|_| wrong("size"))?,
+        };
+        let mode = header.mode().map_err(|_| wrong("mode"))? & 0o7777;
+        Ok(Self {
+            link: match extensions.link {
+                Some(link) => link,
+                None => header.link_name_bytes().unwrap_or_default().into_owned(),
+            },
+            entry_type: header.entry_type(),
+            size,
+            device: (device(header.device_major()), device(header.device_minor())),
+            attributes: Attributes {
+                mode: u16::try_from(mode).map_err(|_| wrong("mode"))?,
+                uid: id(extensions.uid, header.uid(), "uid")?,
+                gid: id(extensions.gid, header.gid(), "gid")?,
+                mtime_seconds,
+                mtime_nanoseconds,
+                xattrs: extensions.xattrs.into_iter().collect(),
+            },
+            path,
+        })
+    }
+
+    /// Puts the file into the tree and leaves the archive at the next header.
+    fn store(
+        self,
+        archive: &mut impl Read,
+        tree: &mut Tree,
+        blocks: &mut BlockWriter,
+    ) -> Result<(), TarError> {
+        let shown = show(&self.path);
+        let bad_path = |source| TarError::Path {
+            path: shown.clone(),
+            source,
+        };
+        let has_data = matches!(self.entry_type, EntryType::Regular | EntryType::Continuous);
+        if !has_data {
+            skip(archive, padded(self.size).ok_or(TarError::Truncated)?)?;
+        }
+        if let Some(whiteout) = Whiteout::of(&self.path) {
+            if has_data {
+                skip(archive, padded(self.size).ok_or(TarError::Truncated)?)?;
+            }
+            return whiteout.store(tree).map_err(bad_path);
+        }
+        let (major, minor) = self.device;
+        let kind = match self.entry_type {
+            // Before ustar a directory was known by its slash.
+            EntryType::Regular if self.path.ends_with(b"/") && self.size == 0 => Kind::directory(),
+            EntryType::Regular | EntryType::Continuous => {
+                let first_block = blocks.next_block().map_err(TarError::Write)?;
+                copy_data(archive, self.size, blocks)?;
+                Kind::Regular {
+                    first_block,
+                    bytes: self.size,
+                }
+            }
+            EntryType::Directory => Kind::directory(),
+            EntryType::Symlink if self.link.is_empty() || self.link.len() > MAX_LINK_BYTES => {
+                return Err(TarError::Field {
+                    path: shown,
+                    field: "link name",
+                });
+            }
+            EntryType::Symlink => Kind::Symlink(self.link.into()),
+            EntryType::Char => Kind::CharDevice { major, minor },
+            EntryType::Block => Kind::BlockDevice { major, minor },
+            EntryType::Fifo => Kind::Fifo,
+            EntryType::Link => {
+                return tree.insert_hard_link(&self.path, &self.link).map_err(bad_path);
+            }
+            other => {
+                return Err(TarError::Unsupported {
+                    path: shown,
+                    what: format!("an entry of type {:?}", char::from(other.as_byte())),
+                });
+            }
+        };
+        tree.insert(&self.path, self.attributes, kind).map_err(bad_path)
+    }
+}
+
+/// What a file whose name begins with `.wh.` means.
+enum Whiteout<'a> {
+    /// The layers below show nothing in this directory.
+    Opaque { directory: &'a [u8] },
+    /// The layers below show no file of this name.
+    Gone { directory: &'a [u8], name: &'a [u8] },
+    Nothing,
+}
+
+impl<'a> Whiteout<'a> {
+    fn of(path: &'a [u8]) -> Option<Self> {
+        let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
+        let path = path.get(..end)?;
+        let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (directory, name) = path.split_at_checked(start)?;
+        if name == OPAQUE_MARK {
+            return Some(Self::Opaque { directory });
+        }
+        if name.starts_with(AUFS_PREFIX) {
+            return Some(Self::Nothing);
+        }
+        let name = name.strip_prefix(WHITEOUT_PREFIX)?;
+        Some(Self::Gone { directory, name })
+    }
+
+    fn store(&self, tree: &mut Tree) -> Result<(), TreeError> {
+        match self {
+            Self::Opaque { directory } => tree.set_opaque(directory),
+            Self::Gone { directory, name } => tree.insert_whiteout(directory, name),
+            Self::Nothing => Ok(()),
+        }
+    }
+}
+
+impl Extensions {
+    /// Records of the form `LENGTH KEY=VALUE\n` (POSIX pax, "Extended Header").
+    fn parse_pax(&mut self, mut records: &[u8]) -> Result<(), TarError> {
+        let wrong = |field| TarError::Field {
+            path: "PAX records".to_owned(),
+            field,
+        };
+        while !records.is_empty() {
+            let blank = records.iter().position(|byte| *byte == b' ').ok_or(wrong("length"))?;
+            let length: usize = number(&records[..blank]).ok_or(wrong("length"))?;
+            let record = records.get(blank + 1..length).ok_or(wrong("length"))?;
+            records = records.get(length..).unwrap_or_default();
+            let record = record.strip_suffix(b"\n").ok_or(wrong("length"))?;
+            let equals = record.iter().position(|byte| *byte == b'=').ok_or(wrong("key"))?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            let key = std::str::from_utf8(key).map_err(|_| wrong("key"))?;
+            match key {
+                "path" => self.path = Some(value.to_vec()),
+                "linkpath" => self.link = Some(value.to_vec()),
+                "size" => self.size = Some(number(value).ok_or(wrong("size"))?),
+                "uid" => self.uid = Some(number(value).ok_or(wrong("uid"))?),
+                "gid" => self.gid = Some(number(value).ok_or(wrong("gid"))?),
+                "mtime" => self.mtime = Some(time(value).ok_or(wrong("mtime"))?),
+                _ if key.starts_with("GNU.sparse.") => self.sparse = true,
+                _ => {
+                    if let Some(name) = key.strip_prefix(XATTR_KEY) {
+                        self.add_xattr(name.as_bytes(), value).ok_or(wrong("xattr"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attributes of kinds that only other systems know are left out; nothing if there are too many.
+    fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        if OVERLAY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || !xattr_is_storable(name, value) {
+            return Some(());
+        }
+        self.xattrs.push((name.into(), value.into()));
+        let bytes = self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8);
+        (bytes.sum::<usize>() <= MAX_XATTR_BYTES).then_some(())
+    }
+}
+
+/// The next header, or nothing at the end mark or the end of the bytes.
+fn read_header(archive: &mut impl Read) -> Result<Option<Header>, TarError> {
+    let mut header = Header::new_old();
+    let bytes = header.as_mut_bytes();
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match archive.read(rest) {
+            Ok(0) if filled == 0 => return Ok(None),
+            Ok(0) => return Err(TarError::Truncated),
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(TarError::Read(e)),
+        }
+    }
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    // The checksum is counted with blanks in its own place.
+    let sum = |from, to| -> u32 {
+        let part = bytes.get(from..to).unwrap_or_default();
+        part.iter().map(|byte| u32::from(*byte)).sum()
+    };
+    let sum = sum(0, 148) + 8 * u32::from(b' ') + sum(156, RECORD_BYTES);
+    if header.cksum().ok() != Some(sum) {
+        return Err(TarError::Checksum);
+    }
+    Ok(Some(header))
+}
+
+fn read_extension(archive: &mut impl Read, header: &Header) -> Result<Vec<u8>, TarError> {
+    let bytes = header.entry_size().map_err(|_| TarError::Checksum)?;
+    if bytes > MAX_EXTENSION_BYTES {
+        return Err(TarError::Extension(bytes));
+    }
+    let mut content = Vec::new();
+    archive.by_ref().take(bytes).read_to_end(&mut content).map_err(TarError::Read)?;
+    if content.len() as u64 != bytes {
+        return Err(TarError::Truncated);
+    }
+    let padding = padded(bytes).unwrap_or(bytes) - bytes;
+    skip(archive, padding)?;
+    Ok(content)
+}
+
+fn copy_data(archive: &mut impl Read, bytes: u64, blocks: &mut BlockWriter) -> Result<(), TarError> {
+    let padded = padded(bytes).ok_or(TarError::Truncated)?;
+    let copied = blocks.copy(&mut archive.take(bytes)).map_err(|error| match error {
+        CopyError::Read(error) => TarError::Read(error),
+        CopyError::Write(error) => TarError::Write(error),
+    })?;
+    if copied != bytes {
+        return Err(TarError::Truncated);
+    }
+    blocks.pad();
+    skip(archive, padded - bytes)
+}
+
+fn skip(archive: &mut impl Read, bytes: u64) -> Result<(), TarError> {
+    let copied = io::copy(&mut archive.take(bytes), &mut io::sink()).map_err(TarError::Read)?;
+    if copied != bytes {
+        return Err(TarError::Truncated);
+    }
+    Ok(())
+}
+
+/// To the end of the last record.
+fn padded(bytes: u64) -> Option<u64> {
+    bytes.checked_next_multiple_of(RECORD_BYTES as u64)
+}
+
+fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    bytes.truncate(end);
+    bytes
+}
+
+fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Decimal seconds with a fraction, perhaps negative; rounded down to nanoseconds.
+fn time(bytes: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    if whole.starts_with('-') && nanoseconds > 0 {
+        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
+    }
+    Some((seconds, nanoseconds))
+}
+
+fn show(path: &[u8]) -> String {
+    let shown = path.get(..path.len().min(SHOWN_BYTES)).unwrap_or_default();
+    String::from_utf8_lossy(shown).into_owned()
+}

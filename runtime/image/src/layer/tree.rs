@@ -1,0 +1,479 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The files of one layer, as tar entries build them: names, attributes, and where the data are.
+//!
+//! Paths never reach the host's file system: `..` is refused, symbolic links are followed inside the tree only.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// EROFS and Linux: `NAME_MAX`.
+const MAX_NAME_BYTES: usize = 255;
+const MAX_LINKS_FOLLOWED: usize = 40;
+/// Bounds of what one layer may cost in memory here.
+const MAX_NODES: usize = 1 << 20;
+const MAX_METADATA_BYTES: usize = 256 << 20;
+/// Deeper trees are of no use: their paths are longer than `PATH_MAX`.
+const MAX_DEPTH: usize = 2048;
+const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
+
+/// An index into [`Tree`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    pub const ROOT: Self = Self(0);
+
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What tar says of any file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits with set-uid, set-gid and sticky.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime_seconds: i64,
+    pub mtime_nanoseconds: u32,
+    /// Full names (`user.x`).
+    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Directory(BTreeMap<Box<[u8]>, NodeId>),
+    /// Data in whole blocks from `first_block` on.
+    Regular { first_block: u32, bytes: u64 },
+    Symlink(Box<[u8]>),
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+}
+
+impl Kind {
+    pub fn directory() -> Self {
+        Self::Directory(BTreeMap::new())
+    }
+
+    /// How overlayfs knows that a name is gone (filesystems/overlayfs: "whiteouts").
+    const WHITEOUT: Self = Self::CharDevice { major: 0, minor: 0 };
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub attributes: Attributes,
+    pub kind: Kind,
+}
+
+impl Node {
+    fn implied_directory() -> Self {
+        Self {
+            attributes: Attributes {
+                mode: IMPLIED_DIRECTORY_MODE,
+                ..Attributes::default()
+            },
+            kind: Kind::directory(),
+        }
+    }
+
+    fn set_opaque(&mut self) {
+        let xattrs = &mut self.attributes.xattrs;
+        xattrs.insert(OVERLAY_OPAQUE.into(), (*b"y").into());
+    }
+}
+
+/// Why a path cannot be in a layer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TreeError {
+    #[error("a path must not contain \"..\"")]
+    DotDot,
+    #[error("a name is longer than {MAX_NAME_BYTES} bytes, contains a NUL byte or is missing")]
+    BadName,
+    #[error("a parent is not a directory")]
+    NotDirectory,
+    #[error("symbolic links lead in a circle")]
+    LinkLoop,
+    #[error("the target of the hard link is not a file of this layer")]
+    NoTarget,
+    #[error("more than {MAX_NODES} files, {MAX_METADATA_BYTES} bytes of names or {MAX_DEPTH} levels in one layer")]
+    TooLarge,
+}
+
+/// A layer's files. There is always a root directory.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Node>,
+    metadata_bytes: usize,
+}
+
+impl Tree {
+    pub fn new() -> Self {
+        Self {
+            nodes: vec![Node::implied_directory()],
+            metadata_bytes: 0,
+        }
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        // Ids come from this tree alone and nodes are never taken away.
+        #[expect(clippy::indexing_slicing)]
+        &self.nodes[id.index()]
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        #[expect(clippy::indexing_slicing)]
+        &mut self.nodes[id.index()]
+    }
+
+    /// How many nodes there ever were: an upper bound of indices.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Puts a file at `path`, over what is there; a directory over a directory keeps the children.
+    pub fn insert(&mut self, path: &[u8], attributes: Attributes, kind: Kind) -> Result<(), TreeError> {
+        let Some((parents, name)) = split(path)? else {
+            // The root itself: only its attributes can be told.
+            return match kind {
+                Kind::Directory(_) => {
+                    self.replace_attributes(NodeId::ROOT, attributes);
+                    Ok(())
+                }
+                _ => Err(TreeError::BadName),
+            };
+        };
+        let parent = self.directory(&parents)?;
+        if let (Kind::Directory(_), Some(existing)) = (&kind, self.child(parent, name)) {
+            if self.node(existing).kind == Kind::WHITEOUT {
+                self.make_directory(parent, name)?;
+                return self.insert(path, attributes, kind);
+            }
+            if matches!(self.node(existing).kind, Kind::Directory(_)) {
+                self.replace_attributes(existing, attributes);
+                return Ok(());
+            }
+        }
+        let id = self.add(Node { attributes, kind })?;
+        self.link(parent, name, id)
+    }
+
+    /// Gives the file at `target` another name.
+    pub fn insert_hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
+        let (target_parents, target_name) = split(target)?.ok_or(TreeError::NoTarget)?;
+        let target_parent = self.existing_directory(&target_parents).ok_or(TreeError::NoTarget)?;
+        let target = self.child(target_parent, target_name).ok_or(TreeError::NoTarget)?;
+        if matches!(self.node(target).kind, Kind::Directory(_)) {
+            return Err(TreeError::NoTarget);
+        }
+        let (parents, name) = split(path)?.ok_or(TreeError::BadName)?;
+        let parent = self.directory(&parents)?;
+        self.link(parent, name, target)
+    }
+
+    /// Hides `name` of the layers below. What this layer itself has there stays.
+    pub fn insert_whiteout(&mut self, directory: &[u8], name: &[u8]) -> Result<(), TreeError> {
+        if name.is_empty() || matches!(name, b"." | b"..") {
+            return Err(TreeError::BadName);
+        }
+        let parents = components(directory)?;
+        components(name)?;
+        let parent = self.directory(&parents)?;
+        match self.child(parent, name) {
+            Some(existing) => {
+                let node = self.node_mut(existing);
+                if matches!(node.kind, Kind::Directory(_)) {
+                    node.set_opaque();
+                }
+                Ok(())
+            }
+            None => {
+                let id = self.add(Node {
+                    attributes: Attributes::default(),
+                    kind: Kind::WHITEOUT,
+                })?;
+                self.link(parent, name, id)
+            }
+        }
+    }
+
+    /// Marks the directory at `path` so that overlayfs shows nothing of the layers below it
+    /// (kernel documentation, filesystems/overlayfs: "opaque directories").
+    pub fn set_opaque(&mut self, path: &[u8]) -> Result<(), TreeError> {
+        let components = components(path)?;
+        let directory = self.directory(&components)?;
+        self.node_mut(directory).set_opaque();
+        Ok(())
+    }
+
+    fn replace_attributes(&mut self, id: NodeId, mut attributes: Attributes) {
+        let node = self.node_mut(id);
+        // The opaque mark may have come before the directory's own entry.
+        if let Some(mark) = node.attributes.xattrs.remove(OVERLAY_OPAQUE) {
+            attributes.xattrs.insert(OVERLAY_OPAQUE.into(), mark);
+        }
+        node.attributes = attributes;
+    }
+
+    fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        match &self.node(parent).kind {
+            Kind::Directory(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), TreeError> {
+        self.charge(name.len())?;
+        match &mut self.node_mut(parent).kind {
+            Kind::Directory(children) => {
+                children.insert(name.into(), id);
+                Ok(())
+            }
+            _ => Err(TreeError::NotDirectory),
+        }
+    }
+
+    fn add(&mut self, node: Node) -> Result<NodeId, TreeError> {
+        let target_bytes = match &node.kind {
+            Kind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let xattrs = node.attributes.xattrs.iter();
+        let xattr_bytes: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
+        self.charge(target_bytes + xattr_bytes)?;
+        if self.nodes.len() >= MAX_NODES {
+            return Err(TreeError::TooLarge);
+        }
+        let id = u32::try_from(self.nodes.len()).map_err(|_| TreeError::TooLarge)?;
+        self.nodes.push(node);
+        Ok(NodeId(id))
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), TreeError> {
+        self.metadata_bytes = self.metadata_bytes.saturating_add(bytes);
+        if self.metadata_bytes > MAX_METADATA_BYTES {
+            return Err(TreeError::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// The directory that `components` lead to; those that are missing are made.
+    fn directory(&mut self, components: &[&[u8]]) -> Result<NodeId, TreeError> {
+        match self.walk(components)? {
+            Walk::Found(id) => Ok(id),
+            Walk::Missing { at, rest } => {
+                let mut directory = at;
+                for name in rest {
+                    directory = self.make_directory(directory, &name)?;
+                }
+                Ok(directory)
+            }
+        }
+    }
+
+    /// A directory that no entry has told of yet. Over a whiteout it hides what the whiteout hid.
+    fn make_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, TreeError> {
+        let mut node = Node::implied_directory();
+        if self.child(parent, name).is_some() {
+            node.set_opaque();
+        }
+        let id = self.add(node)?;
+        self.link(parent, name, id)?;
+        Ok(id)
+    }
+
+    fn existing_directory(&self, components: &[&[u8]]) -> Option<NodeId> {
+        match self.walk(components) {
+            Ok(Walk::Found(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Follows `components` from the root, symbolic links of this layer included, never above the root.
+    fn walk(&self, components: &[&[u8]]) -> Result<Walk, TreeError> {
+        let mut queue: VecDeque<Box<[u8]>> = components.iter().map(|&name| name.into()).collect();
+        let mut path = vec![NodeId::ROOT];
+        let mut links = 0;
+        while let Some(name) = queue.pop_front() {
+            if *name == *b".." {
+                // Only out of a link's target.
+                if path.len() > 1 {
+                    path.pop();
+                }
+                continue;
+            }
+            let here = path.last().copied().unwrap_or(NodeId::ROOT);
+            let child = self.child(here, &name);
+            let child = child.filter(|child| self.node(*child).kind != Kind::WHITEOUT);
+            let Some(child) = child else {
+                queue.push_front(name);
+                if queue.iter().any(|name| **name == *b"..") {
+                    return Err(TreeError::NotDirectory);
+                }
+                return Ok(Walk::Missing {
+                    at: here,
+                    rest: queue.into(),
+                });
+            };
+            match &self.node(child).kind {
+                Kind::Directory(_) => path.push(child),
+                Kind::Symlink(target) => {
+                    links += 1;
+                    if links > MAX_LINKS_FOLLOWED {
+                        return Err(TreeError::LinkLoop);
+                    }
+                    if target.starts_with(b"/") {
+                        path.truncate(1);
+                    }
+                    let parts = target.split(|byte| *byte == b'/');
+                    let parts = parts.filter(|part| !part.is_empty() && *part != b".");
+                    for part in parts.rev() {
+                        if part.len() > MAX_NAME_BYTES {
+                            return Err(TreeError::BadName);
+                        }
+                        queue.push_front(part.into());
+                    }
+                }
+                _ => return Err(TreeError::NotDirectory),
+            }
+            if path.len() + queue.len() > MAX_DEPTH {
+                return Err(TreeError::TooLarge);
+            }
+        }
+        Ok(Walk::Found(path.last().copied().unwrap_or(NodeId::ROOT)))
+    }
+}
+
+/// The attribute by which overlayfs knows an opaque directory.
+pub const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+
+enum Walk {
+    Found(NodeId),
+    Missing { at: NodeId, rest: Vec<Box<[u8]>> },
+}
+
+/// The names of a path; leading, doubled and trailing slashes and `.` say nothing.
+pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
+    let parts = path.split(|byte| *byte == b'/');
+    let parts: Vec<_> = parts.filter(|part| !part.is_empty() && *part != b".").collect();
+    for part in &parts {
+        if *part == b".." {
+            return Err(TreeError::DotDot);
+        }
+        if part.len() > MAX_NAME_BYTES || part.contains(&0) {
+            return Err(TreeError::BadName);
+        }
+    }
+    if parts.len() > MAX_DEPTH {
+        return Err(TreeError::TooLarge);
+    }
+    Ok(parts)
+}
+
+type Split<'a> = (Vec<&'a [u8]>, &'a [u8]);
+
+/// Parents and name; nothing for the root.
+fn split(path: &[u8]) -> Result<Option<Split<'_>>, TreeError> {
+    let mut parents = components(path)?;
+    let name = parents.pop();
+    Ok(name.map(|name| (parents, name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn insert(tree: &mut Tree, path: &str, kind: Kind) -> Result<(), TreeError> {
+        tree.insert(path.as_bytes(), Attributes::default(), kind)
+    }
+
+    fn find(tree: &Tree, path: &str) -> Option<NodeId> {
+        let (parents, name) = split(path.as_bytes()).unwrap().unwrap();
+        tree.child(tree.existing_directory(&parents)?, name)
+    }
+
+    #[test]
+    fn hostile_paths_are_refused() {
+        let long = "n".repeat(256);
+        let deep = "d/".repeat(3000);
+        for (path, error) in [
+            ("../etc/passwd", TreeError::DotDot),
+            ("a/../../b", TreeError::DotDot),
+            ("a\0b", TreeError::BadName),
+            (long.as_str(), TreeError::BadName),
+            (deep.as_str(), TreeError::TooLarge),
+        ] {
+            assert_eq!(insert(&mut Tree::new(), path, Kind::Fifo), Err(error), "{path:.20}");
+        }
+    }
+
+    #[test]
+    fn absolute_and_dotted_names_are_the_same_file() {
+        let mut tree = Tree::new();
+        insert(&mut tree, "/a//./b/", Kind::directory()).unwrap();
+        insert(&mut tree, "./a/b/c", Kind::Fifo).unwrap();
+        assert!(find(&tree, "a/b/c").is_some());
+    }
+
+    #[test]
+    fn links_are_followed_inside_the_tree_only() {
+        let mut tree = Tree::new();
+        insert(&mut tree, "usr/lib", Kind::directory()).unwrap();
+        insert(&mut tree, "lib", Kind::Symlink((*b"../../usr/lib").into())).unwrap();
+        insert(&mut tree, "lib/libc.so", Kind::Fifo).unwrap();
+        assert!(find(&tree, "usr/lib/libc.so").is_some());
+        insert(&mut tree, "loop", Kind::Symlink((*b"/loop/x").into())).unwrap();
+        assert_eq!(insert(&mut tree, "loop/y", Kind::Fifo), Err(TreeError::LinkLoop));
+    }
+
+    #[test]
+    fn what_comes_later_replaces_what_came_before() {
+        let mut tree = Tree::new();
+        insert(&mut tree, "a/file", Kind::Fifo).unwrap();
+        tree.set_opaque(b"a").unwrap();
+        insert(&mut tree, "a", Kind::directory()).unwrap();
+        let a = find(&tree, "a").unwrap();
+        assert!(find(&tree, "a/file").is_some());
+        assert!(tree.node(a).attributes.xattrs.contains_key(OVERLAY_OPAQUE));
+        insert(&mut tree, "a", Kind::Fifo).unwrap();
+        assert!(find(&tree, "a/file").is_none());
+        assert_eq!(insert(&mut tree, "a/file", Kind::Fifo), Err(TreeError::NotDirectory));
+    }
+
+    #[test]
+    fn a_whiteout_hides_only_what_is_below() {
+        let opaque = |tree: &Tree, path| {
+            let node = tree.node(find(tree, path).unwrap());
+            node.attributes.xattrs.contains_key(OVERLAY_OPAQUE)
+        };
+        let mut tree = Tree::new();
+        tree.insert_whiteout(b"", b"before").unwrap();
+        insert(&mut tree, "before", Kind::directory()).unwrap();
+        tree.insert_whiteout(b"", b"implied").unwrap();
+        insert(&mut tree, "implied/file", Kind::Fifo).unwrap();
+        insert(&mut tree, "after", Kind::directory()).unwrap();
+        tree.insert_whiteout(b"", b"after").unwrap();
+        for path in ["before", "implied", "after"] {
+            assert!(opaque(&tree, path), "{path}");
+        }
+        insert(&mut tree, "file", Kind::Fifo).unwrap();
+        tree.insert_whiteout(b"/", b"file").unwrap();
+        assert_eq!(tree.node(find(&tree, "file").unwrap()).kind, Kind::Fifo);
+        for name in ["", ".", "..", "a\0"] {
+            assert!(tree.insert_whiteout(b"", name.as_bytes()).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn hard_links_need_a_file_of_this_layer() {
+        let mut tree = Tree::new();
+        insert(&mut tree, "a", Kind::Fifo).unwrap();
+        insert(&mut tree, "d", Kind::directory()).unwrap();
+        tree.insert_hard_link(b"b", b"/a").unwrap();
+        assert_eq!(find(&tree, "b"), find(&tree, "a"));
+        for target in ["nothing", "d", "../a", ""] {
+            let result = tree.insert_hard_link(b"c", target.as_bytes());
+            assert!(result.is_err(), "{target}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Manifests, indexes and image configurations: OCI (image-spec 1.1) and Docker's schema 2, which differ in names of
+//! media types only. Unknown fields are ignored, as both ask for.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::failure::FailureKind;
+
+/// overlayfs takes 500 lower layers.
+const MAX_LAYERS: usize = 500;
+const INDEX_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const IMAGE_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+const CONFIG_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+const OS: &str = "linux";
+
+/// Why a manifest is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("parse the {what}")]
+    Parse {
+        what: &'static str,
+        source: serde_json::Error,
+    },
+    #[error("manifest of type {0:?}: only OCI and Docker schema 2 images are supported")]
+    MediaType(String),
+    #[error("no image for {wanted}, there is {offered}")]
+    Platform { wanted: String, offered: String },
+    #[error("a manifest with configuration type {0:?} is an artifact, no container image")]
+    Artifact(String),
+    #[error("{layers} layers, but {diff_ids} diff ids in the configuration")]
+    LayerCount { layers: usize, diff_ids: usize },
+    #[error("{0} layers, at most {MAX_LAYERS} can be stacked")]
+    TooManyLayers(usize),
+    #[error("an index of indexes that leads nowhere")]
+    Nested,
+    #[error("the {what} has digest {found}, not the promised {promised}")]
+    Digest {
+        what: &'static str,
+        promised: Digest,
+        found: Digest,
+    },
+}
+
+impl ManifestError {
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Platform { .. } => FailureKind::NotFound,
+            Self::Digest { .. } => FailureKind::Corrupt,
+            _ => FailureKind::Invalid,
+        }
+    }
+}
+
+/// A reference from one document to another.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
+    platform: Option<Platform>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+    variant: Option<String>,
+}
+
+/// What a manifest turns out to be.
+#[derive(Debug)]
+pub enum Manifest {
+    /// Go on with this one: it is the image for this machine.
+    Index(Descriptor),
+    Image {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    media_type: Option<String>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+}
+
+impl Manifest {
+    /// `served_type` is what the server called it; the document's own word wins.
+    pub fn parse(bytes: &[u8], served_type: &str) -> Result<Self, ManifestError> {
+        let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
+            what: "manifest",
+            source,
+        })?;
+        let media_type = document.media_type.as_deref().unwrap_or(served_type);
+        // What has both faces would be one image to us and another to other clients.
+        match (document.manifests, document.config, document.layers) {
+            (Some(manifests), None, None) if INDEX_TYPES.contains(&media_type) => {
+                choose(manifests, &machine()).map(Self::Index)
+            }
+            (None, Some(config), Some(layers)) if IMAGE_TYPES.contains(&media_type) => {
+                if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
+                    return Err(ManifestError::Artifact(config.media_type));
+                }
+                if layers.len() > MAX_LAYERS {
+                    return Err(ManifestError::TooManyLayers(layers.len()));
+                }
+                Ok(Self::Image { config, layers })
+            }
+            _ => Err(ManifestError::MediaType(media_type.chars().take(100).collect())),
+        }
+    }
+}
+
+/// This machine's architecture as Go calls it.
+fn machine() -> String {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+    .to_owned()
+}
+
+fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, ManifestError> {
+    let show = |platform: &Platform| {
+        let variant = platform.variant.iter().map(|variant| format!("/{variant}"));
+        format!("{}/{}{}", platform.os, platform.architecture, variant.collect::<String>())
+    };
+    let offered = manifests.iter().filter_map(|one| one.platform.as_ref()).map(show);
+    let offered = offered.take(20).collect::<Vec<_>>().join(", ");
+    let fits = |one: &Descriptor| {
+        let platform = one.platform.as_ref();
+        platform.is_some_and(|platform| platform.os == OS && platform.architecture == architecture)
+    };
+    manifests.into_iter().find(fits).ok_or_else(|| ManifestError::Platform {
+        wanted: format!("{OS}/{architecture}"),
+        offered: if offered.is_empty() { "none with a platform".to_owned() } else { offered },
+    })
+}
+
+/// What an image says about the containers made from it (image-spec, config.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageDefaults {
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+    /// `NAME=value`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub env: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub working_dir: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub user: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub stop_signal: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The parts of a configuration that we use.
+#[derive(Debug)]
+pub struct ImageConfig {
+    pub defaults: ImageDefaults,
+    /// Of the layers, bottom first.
+    pub diff_ids: Vec<Digest>,
+}
+
+impl ImageConfig {
+    /// Checks that the configuration belongs to an image of `layers` layers.
+    pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ManifestError> {
+        #[derive(Deserialize)]
+        struct Rootfs {
+            #[serde(default, deserialize_with = "null_is_default")]
+            diff_ids: Vec<Digest>,
+        }
+        #[derive(Deserialize)]
+        struct Document {
+            #[serde(default, deserialize_with = "null_is_default")]
+            config: ImageDefaults,
+            rootfs: Rootfs,
+        }
+        let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
+            what: "image configuration",
+            source,
+        })?;
+        let diff_ids = document.rootfs.diff_ids;
+        if diff_ids.len() != layers {
+            return Err(ManifestError::LayerCount {
+                layers,
+                diff_ids: diff_ids.len(),
+            });
+        }
+        Ok(Self {
+            defaults: document.config,
+            diff_ids,
+        })
+    }
+}
+
+/// Go writes empty lists as null.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn descriptor(media_type: &str, more: &str) -> String {
+        format!(r#"{{"mediaType":"{media_type}","digest":"{DIGEST}","size":1{more}}}"#)
+    }
+
+    #[test]
+    fn an_index_leads_to_this_machines_image() {
+        let list = |architectures: &[&str]| {
+            let one = |architecture: &&str| {
+                let platform = format!(r#","platform":{{"os":"linux","architecture":"{architecture}"}}"#);
+                descriptor(IMAGE_TYPES[0], &platform)
+            };
+            let manifests: Vec<_> = architectures.iter().map(one).collect();
+            format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","))
+        };
+        for media_type in INDEX_TYPES {
+            let found = Manifest::parse(list(&["arm64", "amd64"]).as_bytes(), media_type).unwrap();
+            assert!(matches!(found, Manifest::Index(_)));
+        }
+        let error = Manifest::parse(list(&["arm64", "s390x"]).as_bytes(), INDEX_TYPES[0]).unwrap_err();
+        assert_eq!(error.to_string(), "no image for linux/amd64, there is linux/arm64, linux/s390x");
+        assert_eq!(error.kind(), FailureKind::NotFound);
+    }
+
+    #[test]
+    fn only_container_images_are_taken() {
+        let config = descriptor(CONFIG_TYPES[1], "");
+        let chart = descriptor("application/vnd.cncf.helm.config.v1+json", "");
+        for (document, served_type, is_good) in [
+            (format!(r#"{{"config":{config},"layers":[]}}"#), IMAGE_TYPES[1], true),
+            (format!(r#"{{"config":{config},"layers":[]}}"#), "text/html", false),
+            (format!(r#"{{"config":{config},"layers":[],"manifests":[]}}"#), IMAGE_TYPES[0], false),
+            (format!(r#"{{"config":{chart},"layers":[]}}"#), IMAGE_TYPES[0], false),
+            (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "application/json", false),
+            ("no json".to_owned(), IMAGE_TYPES[0], false),
+        ] {
+            let result = Manifest::parse(document.as_bytes(), served_type);
+            assert_eq!(result.is_ok(), is_good, "{document} as {served_type}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_may_be_sparse_but_must_fit_its_layers() {
+        let text = format!(
+            r#"{{"config":{{"Env":null,"Cmd":["sh"],"User":"7"}},"rootfs":{{"diff_ids":["{DIGEST}"]}}}}"#
+        );
+        let config = ImageConfig::parse(text.as_bytes(), 1).unwrap();
+        assert_eq!(config.defaults.cmd, ["sh"]);
+        assert_eq!(config.defaults.user, "7");
+        assert!(ImageConfig::parse(text.as_bytes(), 2).is_err());
+        assert!(ImageConfig::parse(br#"{"config":null,"rootfs":{"diff_ids":null}}"#, 0).is_ok());
+        assert!(ImageConfig::parse(br#"{"rootfs":{"diff_ids":["sha256:../../x"]}}"#, 1).is_err());
+    }
+}

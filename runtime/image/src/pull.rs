@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pull, step by step: manifest, configuration, layers side by side, record.
+//!
+//! Dropping the future at any point is fine: what it had claimed is released by guards ([`Needed`], [`PartialLayer`]),
+//! and the thread that converts a layer ends when its bytes stop coming.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::config::Credentials;
+use crate::digest::Digest;
+use crate::failure::FailureKind;
+use crate::layer::{self, LayerError};
+use crate::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::reference::{Reference, Version};
+use crate::registry::{BlobStream, RegistryError, Repository};
+use crate::store::{ImageRecord, Shared, StoreError};
+
+const CONFIG_BYTES: u64 = 8 << 20;
+/// Chunks of a download (some 16 KiB each) that wait for the thread that converts them.
+const CHUNKS_WAITING: usize = 16;
+/// An index may lead to an index, not further.
+const MANIFEST_DEPTH: usize = 3;
+
+/// Why an image was not pulled.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error("pull {reference}")]
+    Registry {
+        reference: String,
+        source: RegistryError,
+    },
+    #[error("pull {reference}")]
+    Manifest {
+        reference: String,
+        source: ManifestError,
+    },
+    #[error("pull {reference}: layer {digest}")]
+    Layer {
+        reference: String,
+        digest: Digest,
+        source: LayerError,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("pull {reference}: a task of it panicked")]
+    Panicked { reference: String },
+}
+
+impl PullError {
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Registry { source, .. } => source.kind(),
+            Self::Manifest { source, .. } => source.kind(),
+            Self::Layer { source, .. } => source.kind(),
+            Self::Store(source) => source.kind(),
+            Self::Panicked { .. } => FailureKind::Internal,
+        }
+    }
+}
+
+/// What all steps of one pull share.
+struct Pull {
+    shared: Arc<Shared>,
+    reference: String,
+    repository: Repository,
+}
+
+/// Fetches what is missing and records the image under `reference`.
+pub async fn pull(
+    shared: &Arc<Shared>,
+    reference: &Reference,
+    credentials: Option<Credentials>,
+) -> Result<ImageRecord, PullError> {
+    let shown = reference.to_string();
+    let repository =
+        Repository::new(reference, credentials, &shared.config).map_err(|source| PullError::Registry {
+            reference: shown.clone(),
+            source,
+        })?;
+    let pull = Arc::new(Pull {
+        shared: Arc::clone(shared),
+        reference: shown,
+        repository,
+    });
+    let (top, config, layers) = pull.resolve(reference).await?;
+    let tag = match &reference.version {
+        Version::Tag(_) => Some(reference.to_string()),
+        Version::Digest(_) => None,
+    };
+    let mut record = ImageRecord {
+        id: config.digest.clone(),
+        repo_tags: BTreeSet::from_iter(tag),
+        repo_digests: BTreeSet::from([reference.with_digest(&top)]),
+        layers: Vec::new(),
+        defaults: Default::default(),
+    };
+    if let Some(known) = shared.complete_image(&config.digest)? {
+        let _needed = shared.need(&known.layers);
+        // It may have gone between the two lines above.
+        if let Some(known) = shared.complete_image(&config.digest)? {
+            record.layers = known.layers;
+            record.defaults = known.defaults;
+            return Ok(shared.publish(&record)?);
+        }
+    }
+    let parsed = pull.config(&config, layers.len()).await?;
+    record.defaults = parsed.defaults;
+    let pairs = topmost(layers.into_iter().zip(parsed.diff_ids).collect());
+    record.layers = pairs.iter().map(|(_, diff_id)| diff_id.clone()).collect();
+    let _needed = shared.need(&record.layers);
+    pull.layers(pairs).await?;
+    Ok(shared.publish(&record)?)
+}
+
+/// Of layers that appear more than once only the topmost: it hides what the others show, and overlayfs refuses a
+/// directory that it is given twice.
+fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
+    let mut seen = BTreeSet::new();
+    layers.reverse();
+    layers.retain(|(_, diff_id)| seen.insert(diff_id.clone()));
+    layers.reverse();
+    layers
+}
+
+impl Pull {
+    /// From the reference to the digest that it stands for, and to the image for this machine.
+    async fn resolve(
+        &self,
+        reference: &Reference,
+    ) -> Result<(Digest, Descriptor, Vec<Descriptor>), PullError> {
+        let mut version = reference.version_text().to_owned();
+        let mut promised = match &reference.version {
+            Version::Digest(digest) => Some(digest.clone()),
+            Version::Tag(_) => None,
+        };
+        let mut top = None;
+        for _ in 0..MANIFEST_DEPTH {
+            let raw = self.repository.manifest(&version).await.map_err(|e| self.registry(e))?;
+            let found = Digest::of(&raw.bytes);
+            verify("manifest", promised.as_ref(), &found).map_err(|e| self.manifest(e))?;
+            let top = top.get_or_insert(found).clone();
+            match Manifest::parse(&raw.bytes, &raw.media_type).map_err(|e| self.manifest(e))? {
+                Manifest::Image { config, layers } => return Ok((top, config, layers)),
+                Manifest::Index(next) => {
+                    version = next.digest.to_string();
+                    promised = Some(next.digest);
+                }
+            }
+        }
+        Err(self.manifest(ManifestError::Nested))
+    }
+
+    async fn config(&self, config: &Descriptor, layers: usize) -> Result<ImageConfig, PullError> {
+        let bytes = self.repository.small_blob(&config.digest, config.size, CONFIG_BYTES).await;
+        let bytes = bytes.map_err(|e| self.registry(e))?;
+        let found = Digest::of(&bytes);
+        verify("image configuration", Some(&config.digest), &found).map_err(|e| self.manifest(e))?;
+        ImageConfig::parse(&bytes, layers).map_err(|e| self.manifest(e))
+    }
+
+    /// All layers side by side; the first failure ends the others.
+    async fn layers(self: &Arc<Self>, layers: Vec<(Descriptor, Digest)>) -> Result<(), PullError> {
+        let mut tasks = JoinSet::new();
+        for (descriptor, diff_id) in layers {
+            let pull = Arc::clone(self);
+            tasks.spawn(async move { pull.layer(&descriptor, &diff_id).await });
+        }
+        while let Some(result) = tasks.join_next().await {
+            result.map_err(|_| self.panicked())??;
+        }
+        Ok(())
+    }
+
+    /// Makes the layer, unless it is here or another pull makes it now.
+    async fn layer(&self, descriptor: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
+        let maker = self.shared.maker(diff_id);
+        let _making = maker.lock().await;
+        if self.shared.files.has(diff_id) {
+            return Ok(());
+        }
+        let Ok(_turn) = self.shared.downloads.acquire().await else {
+            return Err(self.panicked());
+        };
+        let partial = self.shared.files.create()?;
+        let layer_failed = |source| PullError::Layer {
+            reference: self.reference.clone(),
+            digest: descriptor.digest.clone(),
+            source,
+        };
+        let file = partial.file().map_err(|e| layer_failed(LayerError::Write(e)))?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
+        let (digest, promised) = (descriptor.digest.clone(), diff_id.clone());
+        let conversion =
+            spawn_blocking(move || layer::convert(ChunkReader::new(receiver), file, &digest, &promised));
+        let blob = self.repository.blob(&descriptor.digest, descriptor.size);
+        // When the download fails, the conversion sees its bytes end and fails too: the first cause counts.
+        let downloaded = forward(blob, sender).await;
+        let converted = conversion.await.map_err(|_| self.panicked())?;
+        downloaded.map_err(|e| self.registry(e))?;
+        converted.map_err(layer_failed)?;
+        Ok(self.shared.files.keep(partial, diff_id)?)
+    }
+
+    fn registry(&self, source: RegistryError) -> PullError {
+        PullError::Registry {
+            reference: self.reference.clone(),
+            source,
+        }
+    }
+
+    fn manifest(&self, source: ManifestError) -> PullError {
+        PullError::Manifest {
+            reference: self.reference.clone(),
+            source,
+        }
+    }
+
+    fn panicked(&self) -> PullError {
+        PullError::Panicked {
+            reference: self.reference.clone(),
+        }
+    }
+}
+
+fn verify(what: &'static str, promised: Option<&Digest>, found: &Digest) -> Result<(), ManifestError> {
+    match promised {
+        Some(promised) if promised != found => Err(ManifestError::Digest {
+            what,
+            promised: promised.clone(),
+            found: found.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Passes a download on until it ends or nobody wants it any more.
+async fn forward(mut blob: BlobStream<'_>, sender: mpsc::Sender<Bytes>) -> Result<(), RegistryError> {
+    while let Some(chunk) = blob.next().await? {
+        if sender.send(chunk).await.is_err() {
+            // The conversion has failed and will say why.
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The receiving end of a download for blocking code.
+struct ChunkReader {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl ChunkReader {
+    fn new(chunks: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            chunks,
+            current: Bytes::new(),
+        }
+    }
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = self.current.len().min(buffer.len());
+        self.current.copy_to_slice(buffer.get_mut(..count).unwrap_or_default());
+        Ok(count)
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The files of layers.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{StoreError, Usage};
+use crate::digest::Digest;
+
+const SUFFIX: &str = ".erofs";
+/// The unit of `st_blocks`.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// The two directories that layers live in.
+#[derive(Debug)]
+pub struct LayerFiles {
+    layers: PathBuf,
+    partial: PathBuf,
+    next_partial: AtomicU64,
+}
+
+/// A file that goes away unless it is kept.
+#[derive(Debug)]
+pub struct PartialLayer {
+    path: PathBuf,
+    file: File,
+}
+
+impl LayerFiles {
+    /// Makes the directories and empties the one of unfinished layers.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let files = Self {
+            layers: root.join("layers"),
+            partial: root.join("partial"),
+            next_partial: AtomicU64::new(0),
+        };
+        match fs::remove_dir_all(&files.partial) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("empty", &files.partial)(e)),
+            _ => Ok(()),
+        }?;
+        for directory in [&files.layers, &files.partial] {
+            fs::create_dir_all(directory).map_err(failed("make", directory))?;
+        }
+        Ok(files)
+    }
+
+    pub fn path(&self, layer: &Digest) -> PathBuf {
+        self.layers.join(format!("{}{SUFFIX}", layer.hex()))
+    }
+
+    pub fn has(&self, layer: &Digest) -> bool {
+        self.path(layer).exists()
+    }
+
+    /// What the layer takes on the disk.
+    pub fn size(&self, layer: &Digest) -> Result<u64, StoreError> {
+        let path = self.path(layer);
+        let metadata = fs::metadata(&path).map_err(failed("look at", &path))?;
+        Ok(metadata.blocks() * STAT_BLOCK_BYTES)
+    }
+
+    /// A new file to make a layer in.
+    pub fn create(&self) -> Result<PartialLayer, StoreError> {
+        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
+        let path = self.partial.join(number.to_string());
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        Ok(PartialLayer {
+            file: file.map_err(failed("create", &path))?,
+            path,
+        })
+    }
+
+    /// Gives a finished layer, whose data are on the disk, its name.
+    pub fn keep(&self, partial: PartialLayer, layer: &Digest) -> Result<(), StoreError> {
+        let path = self.path(layer);
+        fs::rename(&partial.path, &path).map_err(failed("rename a layer to", &path))?;
+        let directory = File::open(&self.layers).map_err(failed("open", &self.layers))?;
+        directory.sync_all().map_err(failed("sync", &self.layers))
+    }
+
+    /// Removes the layers that `is_named` says no to.
+    pub fn retain(&self, is_named: impl Fn(&Digest) -> bool) -> Result<(), StoreError> {
+        for (path, name) in entries(&self.layers)? {
+            let hex = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
+            let layer = hex.and_then(|hex| format!("sha256:{hex}").parse().ok());
+            // What is no layer was not put there by us.
+            if layer.is_some_and(|layer| !is_named(&layer)) {
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage {
+            directory: self.layers.clone(),
+            used_bytes: 0,
+            inodes: 0,
+        };
+        for directory in [&self.layers, &self.partial] {
+            for (path, _) in entries(directory)? {
+                // A file may have gone since; then it takes nothing.
+                if let Ok(metadata) = fs::symlink_metadata(&path) {
+                    usage.used_bytes += metadata.blocks() * STAT_BLOCK_BYTES;
+                    usage.inodes += 1;
+                }
+            }
+        }
+        Ok(usage)
+    }
+}
+
+impl PartialLayer {
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
+impl Drop for PartialLayer {
+    fn drop(&mut self) {
+        // Gone already if it was kept.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, StoreError> {
+    let listed = fs::read_dir(directory).and_then(|entries| {
+        let named = |entry: fs::DirEntry| (entry.path(), entry.file_name());
+        entries.map(|entry| entry.map(named)).collect()
+    });
+    listed.map_err(failed("list", directory))
+}
+
+fn failed(operation: &'static str, path: &(impl AsRef<OsStr> + ?Sized)) -> impl FnOnce(io::Error) -> StoreError {
+    let path = PathBuf::from(path.as_ref());
+    move |source| StoreError::Files {
+        operation,
+        path,
+        source,
+    }
+}
