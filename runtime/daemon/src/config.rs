@@ -205,7 +205,9 @@ impl Config {
             state_dir: absolute("state_dir", raw.state_dir)?,
             run_dir: absolute("run_dir", raw.run_dir)?,
             kernel: raw.kernel.unwrap_or_else(|| beside.find("vmlinux")),
-            initramfs: raw.initramfs.unwrap_or_else(|| beside.find("initramfs.cpio")),
+            initramfs: raw
+                .initramfs
+                .unwrap_or_else(|| beside.find("initramfs.cpio")),
             vmm: raw.vmm.unwrap_or_else(|| beside.find("bulkhead-vmm")),
             cgroup_parent: Some(raw.cgroup_parent)
                 .filter(|parent| !parent.is_empty())
@@ -235,16 +237,33 @@ impl RawSandbox {
             bulkhead_vmm::config::MIN_MEMORY_MIB,
             bulkhead_vmm::config::MAX_MEMORY_MIB,
         );
-        range("sandbox.memory_mib", self.memory_mib.into(), least.into(), most.into())?;
-        range("sandbox.scratch_disk_gib", self.scratch_disk_gib, MIN_SCRATCH_GIB, 64 << 10)?;
-        range("sandbox.boot_timeout_seconds", self.boot_timeout_seconds, 1, 3600)?;
+        range(
+            "sandbox.memory_mib",
+            self.memory_mib.into(),
+            least.into(),
+            most.into(),
+        )?;
+        range(
+            "sandbox.scratch_disk_gib",
+            self.scratch_disk_gib,
+            MIN_SCRATCH_GIB,
+            64 << 10,
+        )?;
+        range(
+            "sandbox.boot_timeout_seconds",
+            self.boot_timeout_seconds,
+            1,
+            3600,
+        )?;
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             extra_cmdline: self.extra_cmdline,
-            run_as: self.run_as_uid.map(|uid| (uid, self.run_as_gid.unwrap_or(uid))),
+            run_as: self
+                .run_as_uid
+                .map(|uid| (uid, self.run_as_gid.unwrap_or(uid))),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use bulkhead_image as store;
 
-pub use store::{Credentials, FailureKind};
+pub use store::{Credentials, FailureKind, PullProgress};
 
 /// An error of the image store.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,11 @@ impl Images {
         credentials: Option<Credentials>,
     ) -> Result<Image, ImageError> {
         Ok(image(self.store.pull(name, credentials).await?))
+    }
+
+    /// How far the pull of `name` is, if one is in progress.
+    pub fn progress(&self, name: &str) -> Option<PullProgress> {
+        self.store.progress(name)
     }
 
     /// One that is not there is fine.

@@ -134,7 +134,10 @@ pub async fn follow(
     let (reader, mut writer) = tokio::io::split(stream);
     let (records, mut incoming) = mpsc::channel(4);
     // Reading is a task of its own because a read of a record must not be cancelled halfway.
-    let reading = tokio::spawn(read_records(BufReader::with_capacity(64 << 10, reader), records));
+    let reading = tokio::spawn(read_records(
+        BufReader::with_capacity(64 << 10, reader),
+        records,
+    ));
     let _stop = AbortOnDrop(reading.abort_handle());
     let mut lines = Lines::new(offset);
     let mut out = Vec::new();
@@ -247,7 +250,10 @@ async fn read_record(reader: &mut (impl AsyncReadExt + Unpin)) -> Result<Record,
         return Err(LogError::Record(format!("{length} bytes")));
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-    reader.read_exact(&mut bytes).await.map_err(LogError::Stream)?;
+    reader
+        .read_exact(&mut bytes)
+        .await
+        .map_err(LogError::Stream)?;
     Ok(Record::Payload { stream, bytes })
 }
 

@@ -19,7 +19,10 @@ fn whole_lines_of_both_streams_are_whole_whatever_the_chunks() {
         (Stream::Stderr, b"err\n"),
         (Stream::Stdout, b"o\n\n"),
     ]);
-    assert_eq!(out, "T stdout F one\nT stderr F err\nT stdout F two\nT stdout F \n");
+    assert_eq!(
+        out,
+        "T stdout F one\nT stderr F err\nT stdout F two\nT stdout F \n"
+    );
     assert_eq!(lines.stored(), 13);
     assert!(!lines.is_pending());
 }
@@ -28,16 +31,16 @@ fn whole_lines_of_both_streams_are_whole_whatever_the_chunks() {
 fn a_long_line_is_cut_and_its_end_is_whole() {
     let long = vec![b'x'; LINE_BYTES * 2 + 5];
     let (out, _) = lines_of(&[(Stream::Stdout, &long), (Stream::Stdout, b"\n")]);
-    let tags: Vec<_> = out.lines().map(|line| (&line[9..10], line.len() - 11)).collect();
+    let tags: Vec<_> = out
+        .lines()
+        .map(|line| (&line[9..10], line.len() - 11))
+        .collect();
     assert_eq!(tags, [("P", LINE_BYTES), ("P", LINE_BYTES), ("F", 5)]);
 }
 
 #[test]
 fn only_bytes_before_an_unfinished_line_are_acknowledged() {
-    let (_, mut lines) = lines_of(&[
-        (Stream::Stdout, b"a\nprompt"),
-        (Stream::Stderr, b"later\n"),
-    ]);
+    let (_, mut lines) = lines_of(&[(Stream::Stdout, b"a\nprompt"), (Stream::Stderr, b"later\n")]);
     assert_eq!(lines.acknowledge(), Some(2));
     assert_eq!(lines.acknowledge(), None);
     let mut out = Vec::new();
@@ -49,14 +52,22 @@ fn only_bytes_before_an_unfinished_line_are_acknowledged() {
 #[test]
 fn log_paths_stay_below_their_directory() {
     for (directory, path, expected) in [
-        ("/var/log/pods/x", "c/0.log", Some("/var/log/pods/x/c/0.log")),
+        (
+            "/var/log/pods/x",
+            "c/0.log",
+            Some("/var/log/pods/x/c/0.log"),
+        ),
         ("/var/log/pods/x", "", None),
         ("", "c.log", None),
     ] {
         let expected = expected.map(PathBuf::from);
         assert_eq!(log_path(directory, path).unwrap(), expected, "{path}");
     }
-    for (directory, path) in [("/d", "../etc/passwd"), ("/d", "/etc/passwd"), ("d", "c.log")] {
+    for (directory, path) in [
+        ("/d", "../etc/passwd"),
+        ("/d", "/etc/passwd"),
+        ("d", "c.log"),
+    ] {
         assert!(log_path(directory, path).is_err(), "{directory} {path}");
     }
 }
@@ -97,9 +108,7 @@ async fn records_reach_the_file_are_acknowledged_and_follow_a_rotation() {
     let (reopen, mut requests) = mpsc::channel(1);
     let mut log = LogFile::new(Some(path.clone()));
     log.open().unwrap();
-    let following = tokio::spawn(async move {
-        follow(host, 100, &mut log, &mut requests).await
-    });
+    let following = tokio::spawn(async move { follow(host, 100, &mut log, &mut requests).await });
     agent.write_all(&record(1, b"one\n")).await.unwrap();
     assert_eq!(agent.read_u64().await.unwrap(), 104);
     let rotated = path.with_extension("1");
@@ -108,7 +117,11 @@ async fn records_reach_the_file_are_acknowledged_and_follow_a_rotation() {
     reopen.send(answer).await.unwrap();
     answered.await.unwrap().unwrap();
     agent.write_all(&record(2, b"two")).await.unwrap();
-    assert_eq!(agent.read_u64().await.unwrap(), 107, "an unfinished line is stored after a while");
+    assert_eq!(
+        agent.read_u64().await.unwrap(),
+        107,
+        "an unfinished line is stored after a while"
+    );
     agent.write_all(&record(0, b"")).await.unwrap();
     assert_eq!(following.await.unwrap().unwrap(), Followed::End);
     assert_eq!(payloads(&rotated), "stdout F one\n");
@@ -134,7 +147,11 @@ async fn a_log_that_cannot_be_written_is_not_acknowledged_until_it_can() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_breaks_the_protocol_ends_the_stream() {
-    for bad in [vec![9, 0, 0, 0, 1, 0], vec![1, 255, 0, 0, 0], vec![0, 0, 0, 0, 1]] {
+    for bad in [
+        vec![9, 0, 0, 0, 1, 0],
+        vec![1, 255, 0, 0, 0],
+        vec![0, 0, 0, 0, 1],
+    ] {
         let (mut agent, host) = tokio::io::duplex(1 << 16);
         let (_reopen, mut requests) = mpsc::channel(1);
         agent.write_all(&bad).await.unwrap();

@@ -10,6 +10,7 @@ mod image;
 mod logs;
 mod network;
 mod pod;
+mod problem;
 mod scratch;
 mod serve;
 mod store;
@@ -24,7 +25,11 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 
 #[derive(Debug, Parser)]
-#[command(name = "bulkhead", version, about = "A Kubernetes container runtime: every pod in its own microVM")]
+#[command(
+    name = "bulkhead",
+    version,
+    about = "A Kubernetes container runtime: every pod in its own microVM"
+)]
 struct Arguments {
     /// The daemon's socket, for the commands that talk to it.
     #[arg(long, global = true, env = "BULKHEAD_SOCKET", default_value = config::DEFAULT_SOCKET)]

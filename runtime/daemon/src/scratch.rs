@@ -188,9 +188,21 @@ mod tests {
         }
         let metadata = fs::metadata(&disk).unwrap();
         assert_eq!(metadata.len(), 1 << 30);
-        assert!(metadata.blocks() * 512 < 32 << 20, "{} blocks", metadata.blocks());
-        let check = Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&disk).output().unwrap();
-        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+        assert!(
+            metadata.blocks() * 512 < 32 << 20,
+            "{} blocks",
+            metadata.blocks()
+        );
+        let check = Command::new("/sbin/e2fsck")
+            .args(["-f", "-n"])
+            .arg(&disk)
+            .output()
+            .unwrap();
+        assert!(
+            check.status.success(),
+            "{}",
+            String::from_utf8_lossy(&check.stdout)
+        );
     }
 
     #[test]

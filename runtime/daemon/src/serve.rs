@@ -159,7 +159,11 @@ fn make_directory(path: &Path) -> Result<(), ServeError> {
         return Ok(());
     }
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(path).map_err(failed)
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)
 }
 
 /// Holds the daemon's directories for one process; the lock goes with it.
@@ -218,7 +222,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sock");
         let first = listen(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert!(matches!(listen(&path), Err(ServeError::Running(_))));
         drop(first);
         assert!(listen(&path).is_ok());

@@ -64,7 +64,10 @@ impl fmt::Debug for HostConfig {
 /// Who pulls. Its `Debug` shows no secret.
 #[derive(Clone)]
 pub enum Credentials {
-    Basic { username: String, password: String },
+    Basic {
+        username: String,
+        password: String,
+    },
     /// A token of the registry itself, sent as it is.
     Bearer(String),
 }

@@ -132,7 +132,15 @@ mod tests {
     fn only_canonical_digests_are_taken() {
         let upper = EMPTY.to_uppercase();
         let path = format!("sha256:{}", "../".repeat(21) + "a");
-        for text in ["", "sha256:", "sha256:12", &EMPTY[7..], &upper, &path, "sha512:00"] {
+        for text in [
+            "",
+            "sha256:",
+            "sha256:12",
+            &EMPTY[7..],
+            &upper,
+            &path,
+            "sha512:00",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

@@ -37,5 +37,8 @@ impl FailureKind {
 /// An error and its causes, for a library's error that becomes a word of ours.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let errors = std::iter::successors(Some(error), |error| error.source());
-    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    errors
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

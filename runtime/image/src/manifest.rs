@@ -104,10 +104,11 @@ struct Document {
 impl Manifest {
     /// `served_type` is what the server called it; the document's own word wins.
     pub fn parse(bytes: &[u8], served_type: &str) -> Result<Self, ManifestError> {
-        let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
-            what: "manifest",
-            source,
-        })?;
+        let document: Document =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
+                what: "manifest",
+                source,
+            })?;
         let media_type = document.media_type.as_deref().unwrap_or(served_type);
         // What has both faces would be one image to us and another to other clients.
         match (document.manifests, document.config, document.layers) {
@@ -123,7 +124,9 @@ impl Manifest {
                 }
                 Ok(Self::Image { config, layers })
             }
-            _ => Err(ManifestError::MediaType(media_type.chars().take(100).collect())),
+            _ => Err(ManifestError::MediaType(
+                media_type.chars().take(100).collect(),
+            )),
         }
     }
 }
@@ -141,18 +144,33 @@ fn machine() -> String {
 fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, ManifestError> {
     let show = |platform: &Platform| {
         let variant = platform.variant.iter().map(|variant| format!("/{variant}"));
-        format!("{}/{}{}", platform.os, platform.architecture, variant.collect::<String>())
+        format!(
+            "{}/{}{}",
+            platform.os,
+            platform.architecture,
+            variant.collect::<String>()
+        )
     };
-    let offered = manifests.iter().filter_map(|one| one.platform.as_ref()).map(show);
+    let offered = manifests
+        .iter()
+        .filter_map(|one| one.platform.as_ref())
+        .map(show);
     let offered = offered.take(20).collect::<Vec<_>>().join(", ");
     let fits = |one: &Descriptor| {
         let platform = one.platform.as_ref();
         platform.is_some_and(|platform| platform.os == OS && platform.architecture == architecture)
     };
-    manifests.into_iter().find(fits).ok_or_else(|| ManifestError::Platform {
-        wanted: format!("{OS}/{architecture}"),
-        offered: if offered.is_empty() { "none with a platform".to_owned() } else { offered },
-    })
+    manifests
+        .into_iter()
+        .find(fits)
+        .ok_or_else(|| ManifestError::Platform {
+            wanted: format!("{OS}/{architecture}"),
+            offered: if offered.is_empty() {
+                "none with a platform".to_owned()
+            } else {
+                offered
+            },
+        })
 }
 
 /// What an image says about the containers made from it (image-spec, config.md).
@@ -198,10 +216,11 @@ impl ImageConfig {
             config: ImageDefaults,
             rootfs: Rootfs,
         }
-        let document: Document = serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
-            what: "image configuration",
-            source,
-        })?;
+        let document: Document =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
+                what: "image configuration",
+                source,
+            })?;
         let diff_ids = document.rootfs.diff_ids;
         if diff_ids.len() != layers {
             return Err(ManifestError::LayerCount {
@@ -239,18 +258,26 @@ mod tests {
     fn an_index_leads_to_this_machines_image() {
         let list = |architectures: &[&str]| {
             let one = |architecture: &&str| {
-                let platform = format!(r#","platform":{{"os":"linux","architecture":"{architecture}"}}"#);
+                let platform =
+                    format!(r#","platform":{{"os":"linux","architecture":"{architecture}"}}"#);
                 descriptor(IMAGE_TYPES[0], &platform)
             };
             let manifests: Vec<_> = architectures.iter().map(one).collect();
-            format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","))
+            format!(
+                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+                manifests.join(",")
+            )
         };
         for media_type in INDEX_TYPES {
             let found = Manifest::parse(list(&["arm64", "amd64"]).as_bytes(), media_type).unwrap();
             assert!(matches!(found, Manifest::Index(_)));
         }
-        let error = Manifest::parse(list(&["arm64", "s390x"]).as_bytes(), INDEX_TYPES[0]).unwrap_err();
-        assert_eq!(error.to_string(), "no image for linux/amd64, there is linux/arm64, linux/s390x");
+        let error =
+            Manifest::parse(list(&["arm64", "s390x"]).as_bytes(), INDEX_TYPES[0]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no image for linux/amd64, there is linux/arm64, linux/s390x"
+        );
         assert_eq!(error.kind(), FailureKind::NotFound);
     }
 
@@ -259,15 +286,39 @@ mod tests {
         let config = descriptor(CONFIG_TYPES[1], "");
         let chart = descriptor("application/vnd.cncf.helm.config.v1+json", "");
         for (document, served_type, is_good) in [
-            (format!(r#"{{"config":{config},"layers":[]}}"#), IMAGE_TYPES[1], true),
-            (format!(r#"{{"config":{config},"layers":[]}}"#), "text/html", false),
-            (format!(r#"{{"config":{config},"layers":[],"manifests":[]}}"#), IMAGE_TYPES[0], false),
-            (format!(r#"{{"config":{chart},"layers":[]}}"#), IMAGE_TYPES[0], false),
-            (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "application/json", false),
+            (
+                format!(r#"{{"config":{config},"layers":[]}}"#),
+                IMAGE_TYPES[1],
+                true,
+            ),
+            (
+                format!(r#"{{"config":{config},"layers":[]}}"#),
+                "text/html",
+                false,
+            ),
+            (
+                format!(r#"{{"config":{config},"layers":[],"manifests":[]}}"#),
+                IMAGE_TYPES[0],
+                false,
+            ),
+            (
+                format!(r#"{{"config":{chart},"layers":[]}}"#),
+                IMAGE_TYPES[0],
+                false,
+            ),
+            (
+                r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
+                "application/json",
+                false,
+            ),
             ("no json".to_owned(), IMAGE_TYPES[0], false),
         ] {
             let result = Manifest::parse(document.as_bytes(), served_type);
-            assert_eq!(result.is_ok(), is_good, "{document} as {served_type}: {result:?}");
+            assert_eq!(
+                result.is_ok(),
+                is_good,
+                "{document} as {served_type}: {result:?}"
+            );
         }
     }
 

@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::layer::{self, LayerError};
 use crate::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::progress::Counters;
 use crate::reference::{Reference, Version};
 use crate::registry::{BlobStream, RegistryError, Repository};
 use crate::store::{ImageRecord, Shared, StoreError};
@@ -69,6 +70,7 @@ struct Pull {
     shared: Arc<Shared>,
     reference: String,
     repository: Repository,
+    progress: Arc<Counters>,
 }
 
 /// Fetches what is missing and records the image under `reference`.
@@ -78,13 +80,15 @@ pub async fn pull(
     credentials: Option<Credentials>,
 ) -> Result<ImageRecord, PullError> {
     let shown = reference.to_string();
-    let repository =
-        Repository::new(reference, credentials, &shared.config).map_err(|source| PullError::Registry {
+    let repository = Repository::new(reference, credentials, &shared.config).map_err(|source| {
+        PullError::Registry {
             reference: shown.clone(),
             source,
-        })?;
+        }
+    })?;
     let pull = Arc::new(Pull {
         shared: Arc::clone(shared),
+        progress: shared.pulls.begin(&shown),
         reference: shown,
         repository,
     });
@@ -141,7 +145,11 @@ impl Pull {
         };
         let mut top = None;
         for _ in 0..MANIFEST_DEPTH {
-            let raw = self.repository.manifest(&version).await.map_err(|e| self.registry(e))?;
+            let raw = self
+                .repository
+                .manifest(&version)
+                .await
+                .map_err(|e| self.registry(e))?;
             let found = Digest::of(&raw.bytes);
             verify("manifest", promised.as_ref(), &found).map_err(|e| self.manifest(e))?;
             let top = top.get_or_insert(found).clone();
@@ -157,16 +165,23 @@ impl Pull {
     }
 
     async fn config(&self, config: &Descriptor, layers: usize) -> Result<ImageConfig, PullError> {
-        let bytes = self.repository.small_blob(&config.digest, config.size, CONFIG_BYTES).await;
+        let bytes = self
+            .repository
+            .small_blob(&config.digest, config.size, CONFIG_BYTES)
+            .await;
         let bytes = bytes.map_err(|e| self.registry(e))?;
         let found = Digest::of(&bytes);
-        verify("image configuration", Some(&config.digest), &found).map_err(|e| self.manifest(e))?;
+        verify("image configuration", Some(&config.digest), &found)
+            .map_err(|e| self.manifest(e))?;
         ImageConfig::parse(&bytes, layers).map_err(|e| self.manifest(e))
     }
 
     /// All layers side by side; the first failure ends the others.
     async fn layers(self: &Arc<Self>, layers: Vec<(Descriptor, Digest)>) -> Result<(), PullError> {
         let mut tasks = JoinSet::new();
+        for (descriptor, _) in &layers {
+            self.progress.expect(descriptor.size);
+        }
         for (descriptor, diff_id) in layers {
             let pull = Arc::clone(self);
             tasks.spawn(async move { pull.layer(&descriptor, &diff_id).await });
@@ -182,6 +197,7 @@ impl Pull {
         let maker = self.shared.maker(diff_id);
         let _making = maker.lock().await;
         if self.shared.files.has(diff_id) {
+            self.progress.receive(descriptor.size);
             return Ok(());
         }
         let Ok(_turn) = self.shared.downloads.acquire().await else {
@@ -193,14 +209,17 @@ impl Pull {
             digest: descriptor.digest.clone(),
             source,
         };
-        let file = partial.file().map_err(|e| layer_failed(LayerError::Write(e)))?;
+        let file = partial
+            .file()
+            .map_err(|e| layer_failed(LayerError::Write(e)))?;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let (digest, promised) = (descriptor.digest.clone(), diff_id.clone());
-        let conversion =
-            spawn_blocking(move || layer::convert(ChunkReader::new(receiver), file, &digest, &promised));
+        let conversion = spawn_blocking(move || {
+            layer::convert(ChunkReader::new(receiver), file, &digest, &promised)
+        });
         let blob = self.repository.blob(&descriptor.digest, descriptor.size);
         // When the download fails, the conversion sees its bytes end and fails too: the first cause counts.
-        let downloaded = forward(blob, sender).await;
+        let downloaded = forward(blob, sender, &self.progress).await;
         let converted = conversion.await.map_err(|_| self.panicked())?;
         downloaded.map_err(|e| self.registry(e))?;
         converted.map_err(layer_failed)?;
@@ -228,7 +247,11 @@ impl Pull {
     }
 }
 
-fn verify(what: &'static str, promised: Option<&Digest>, found: &Digest) -> Result<(), ManifestError> {
+fn verify(
+    what: &'static str,
+    promised: Option<&Digest>,
+    found: &Digest,
+) -> Result<(), ManifestError> {
     match promised {
         Some(promised) if promised != found => Err(ManifestError::Digest {
             what,
@@ -240,8 +263,13 @@ fn verify(what: &'static str, promised: Option<&Digest>, found: &Digest) -> Resu
 }
 
 /// Passes a download on until it ends or nobody wants it any more.
-async fn forward(mut blob: BlobStream<'_>, sender: mpsc::Sender<Bytes>) -> Result<(), RegistryError> {
+async fn forward(
+    mut blob: BlobStream<'_>,
+    sender: mpsc::Sender<Bytes>,
+    progress: &Counters,
+) -> Result<(), RegistryError> {
     while let Some(chunk) = blob.next().await? {
+        progress.receive(chunk.len() as u64);
         if sender.send(chunk).await.is_err() {
             // The conversion has failed and will say why.
             break;
@@ -274,7 +302,8 @@ impl Read for ChunkReader {
             }
         }
         let count = self.current.len().min(buffer.len());
-        self.current.copy_to_slice(buffer.get_mut(..count).unwrap_or_default());
+        self.current
+            .copy_to_slice(buffer.get_mut(..count).unwrap_or_default());
         Ok(count)
     }
 }

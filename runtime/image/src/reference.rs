@@ -105,9 +105,15 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         return Err("the name is longer than 255 bytes");
     }
     if !path.split('/').all(is_component) {
-        return Err("a repository is lower-case letters, digits and single separators ('.', '_', '__', '-') between them");
+        return Err(
+            "a repository is lower-case letters, digits and single separators ('.', '_', '__', '-') between them",
+        );
     }
-    let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
+    let host = if host == "index.docker.io" {
+        DEFAULT_HOST
+    } else {
+        host
+    };
     let repository = if host == DEFAULT_HOST && !path.contains('/') {
         format!("library/{path}")
     } else {
@@ -131,12 +137,17 @@ fn is_host(text: &str) -> bool {
         None => (text, None),
     };
     let looks_like_one = text == "localhost" || text.contains('.') || text.contains(':');
-    let bracketed = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    let bracketed = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'));
     let name_is_good = match bracketed {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             let label = |label: &str| {
-                !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                !label.is_empty()
+                    && label
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             };
             name.split('.').all(label)
         }
@@ -158,7 +169,9 @@ fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= MAX_TAG_BYTES
         && text.bytes().next().is_some_and(word)
-        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 #[cfg(test)]
@@ -178,7 +191,10 @@ mod tests {
             ("docker.io/busybox", "docker.io/library/busybox:latest"),
             ("index.docker.io/a/b", "docker.io/a/b:latest"),
             ("localhost/app", "localhost/app:latest"),
-            ("127.0.0.1:5000/a/b__c.d-e:X_1", "127.0.0.1:5000/a/b__c.d-e:X_1"),
+            (
+                "127.0.0.1:5000/a/b__c.d-e:X_1",
+                "127.0.0.1:5000/a/b__c.d-e:X_1",
+            ),
             ("[::1]:5000/app", "[::1]:5000/app:latest"),
             ("registry:5000/app", "registry:5000/app:latest"),
             (&by_digest, &canonical),
@@ -208,7 +224,10 @@ mod tests {
             &long,
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{text:?}")[..text.len().min(20)]), "{error}");
+            assert!(
+                error.contains(&format!("{text:?}")[..text.len().min(20)]),
+                "{error}"
+            );
         }
     }
 }

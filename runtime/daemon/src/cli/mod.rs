@@ -1,3 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The commands for people without crictl. They speak CRI to the daemon's socket and know nothing else of it.
+
+mod client;
+mod exec;
+mod list;
+mod logs;
+mod pull;
+mod run;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use bulkhead_vmm::chain;
+
+use client::Client;
+
+/// What `docker run` and `podman run` return when they themselves failed.
+const OUR_FAILURE: u8 = 125;
+
 #[derive(Debug, clap::Subcommand)]
-pub enum Command { Ps }
-pub async fn execute(_: Command, _: &std::path::Path) -> std::process::ExitCode { std::process::ExitCode::FAILURE }
+pub enum Command {
+    /// Pull an image if it is missing, run a command in a pod of its own, remove the pod.
+    Run(run::Arguments),
+    /// List pods and their containers.
+    Ps {
+        /// Containers that have ended and pods that are not ready, too.
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// List images.
+    Images,
+    /// Pull an image.
+    Pull { image: String },
+    /// Print what a container has written.
+    Logs {
+        /// Id or the beginning of one.
+        container: String,
+        /// Go on until the container ends.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Run a command in a container; what it writes is shown when it has ended.
+    Exec {
+        /// Kill the command after so many seconds.
+        #[arg(long, default_value_t = 0)]
+        timeout: i64,
+        /// Id or the beginning of one.
+        container: String,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(
+        "no daemon answers on {socket}: start `bulkhead serve`, or name its socket with --socket"
+    )]
+    Connect {
+        socket: PathBuf,
+        source: tonic::transport::Error,
+    },
+    #[error("{what}: {message}")]
+    Call { what: String, message: String },
+    #[error("{operation} {path}")]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("write the output")]
+    Output(#[source] io::Error),
+    #[error("container {0} has no log")]
+    NoLog(String),
+    #[error("--env {0:?} is not NAME=VALUE")]
+    Environment(String),
+    #[error("wait for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Runs one command against the daemon behind `socket`.
+pub async fn execute(command: Command, socket: &Path) -> ExitCode {
+    let failure = match command {
+        Command::Run(_) | Command::Exec { .. } => OUR_FAILURE,
+        _ => 1,
+    };
+    match dispatch(command, socket).await {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("bulkhead: {}", chain(&e));
+            ExitCode::from(failure)
+        }
+    }
+}
+
+/// The exit code is the container's where there is one.
+async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
+    let mut client = Client::connect(socket).await?;
+    match command {
+        Command::Run(arguments) => return run::run(&client, arguments).await,
+        Command::Exec {
+            timeout,
+            container,
+            command,
+        } => return exec::exec(&mut client, container, command, timeout).await,
+        Command::Ps { all } => list::pods(&mut client, all).await?,
+        Command::Images => list::images(&mut client).await?,
+        Command::Pull { image } => println!("{}", pull::pull(&client, &image).await?),
+        Command::Logs { container, follow } => logs::print(&mut client, &container, follow).await?,
+    }
+    Ok(0)
+}
+
+/// A container's exit code as a process's.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code & 0xff).unwrap_or(OUR_FAILURE)
+}

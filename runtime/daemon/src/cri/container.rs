@@ -8,7 +8,7 @@ use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::{filter, parse, show};
-use crate::pod::{NoticeKind, Notice, Pods};
+use crate::pod::{Notice, NoticeKind, Pods};
 
 /// Of all grace periods; kubelet's are far below.
 const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -73,7 +73,9 @@ pub async fn exec_sync(
     request: cri::ExecSyncRequest,
 ) -> Result<cri::ExecSyncResponse, Status> {
     if request.cmd.is_empty() {
-        return Err(Status::invalid_argument("the command to execute is missing"));
+        return Err(Status::invalid_argument(
+            "the command to execute is missing",
+        ));
     }
     let limit = seconds(request.timeout);
     let output = pods.exec(&request.container_id, request.cmd, limit).await?;

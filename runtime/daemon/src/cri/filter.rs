@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 
-use bulkhead_proto::cri::{
-    ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState,
-};
+use bulkhead_proto::cri::{ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState};
 
 use super::show;
 use crate::pod::record::{ContainerRecord, PodRecord};
@@ -16,7 +14,10 @@ pub fn pod(filter: Option<&PodSandboxFilter>, pod: &PodRecord) -> bool {
     let Some(filter) = filter else {
         return true;
     };
-    let state = filter.state.as_ref().map(bulkhead_proto::cri::PodSandboxStateValue::state);
+    let state = filter
+        .state
+        .as_ref()
+        .map(bulkhead_proto::cri::PodSandboxStateValue::state);
     pod.id.starts_with(&filter.id)
         && state.is_none_or(|state: PodSandboxState| state == show::pod_state(&pod.state))
         && labels(&filter.label_selector, &pod.spec.labels)
@@ -26,16 +27,22 @@ pub fn container(filter: Option<&ContainerFilter>, container: &ContainerRecord) 
     let Some(filter) = filter else {
         return true;
     };
-    let state = filter.state.as_ref().map(bulkhead_proto::cri::ContainerStateValue::state);
+    let state = filter
+        .state
+        .as_ref()
+        .map(bulkhead_proto::cri::ContainerStateValue::state);
     container.id.starts_with(&filter.id)
         && container.pod_id.starts_with(&filter.pod_sandbox_id)
-        && state.is_none_or(|state: ContainerState| state == show::container_state(&container.state))
+        && state
+            .is_none_or(|state: ContainerState| state == show::container_state(&container.state))
         && labels(&filter.label_selector, &container.spec.labels)
 }
 
 /// All of the selector's labels must be there with their values.
 fn labels(selector: &HashMap<String, String>, labels: &Labels) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    selector
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]
@@ -58,17 +65,63 @@ mod tests {
 
     #[test]
     fn pods_pass_by_id_prefix_state_and_every_label() {
-        let state = |state: PodSandboxState| Some(PodSandboxStateValue { state: state.into() });
+        let state = |state: PodSandboxState| {
+            Some(PodSandboxStateValue {
+                state: state.into(),
+            })
+        };
         let label = |value: &str| [("app".to_owned(), value.to_owned())].into();
         let ok = PodSandboxFilter::default();
         for (case, filter, expected) in [
             ("empty", ok.clone(), true),
-            ("id", PodSandboxFilter { id: "abc".into(), ..ok.clone() }, true),
-            ("other id", PodSandboxFilter { id: "bcd".into(), ..ok.clone() }, false),
-            ("ready", PodSandboxFilter { state: state(PodSandboxState::SandboxReady), ..ok.clone() }, true),
-            ("not ready", PodSandboxFilter { state: state(PodSandboxState::SandboxNotready), ..ok.clone() }, false),
-            ("label", PodSandboxFilter { label_selector: label("web"), ..ok.clone() }, true),
-            ("other label", PodSandboxFilter { label_selector: label("db"), ..ok }, false),
+            (
+                "id",
+                PodSandboxFilter {
+                    id: "abc".into(),
+                    ..ok.clone()
+                },
+                true,
+            ),
+            (
+                "other id",
+                PodSandboxFilter {
+                    id: "bcd".into(),
+                    ..ok.clone()
+                },
+                false,
+            ),
+            (
+                "ready",
+                PodSandboxFilter {
+                    state: state(PodSandboxState::SandboxReady),
+                    ..ok.clone()
+                },
+                true,
+            ),
+            (
+                "not ready",
+                PodSandboxFilter {
+                    state: state(PodSandboxState::SandboxNotready),
+                    ..ok.clone()
+                },
+                false,
+            ),
+            (
+                "label",
+                PodSandboxFilter {
+                    label_selector: label("web"),
+                    ..ok.clone()
+                },
+                true,
+            ),
+            (
+                "other label",
+                PodSandboxFilter {
+                    label_selector: label("db"),
+                    ..ok
+                },
+                false,
+            ),
         ] {
             assert_eq!(pod(Some(&filter), &record()), expected, "{case}");
         }
@@ -88,16 +141,52 @@ mod tests {
             stop_signal: 15,
             log_path: None,
         };
-        let state = |state: ContainerState| Some(ContainerStateValue { state: state.into() });
+        let state = |state: ContainerState| {
+            Some(ContainerStateValue {
+                state: state.into(),
+            })
+        };
         let ok = ContainerFilter::default();
         for (case, filter, expected) in [
             ("empty", ok.clone(), true),
-            ("pod", ContainerFilter { pod_sandbox_id: "abcdef".into(), ..ok.clone() }, true),
-            ("other pod", ContainerFilter { pod_sandbox_id: "ffff".into(), ..ok.clone() }, false),
-            ("created", ContainerFilter { state: state(ContainerState::ContainerCreated), ..ok.clone() }, true),
-            ("running", ContainerFilter { state: state(ContainerState::ContainerRunning), ..ok }, false),
+            (
+                "pod",
+                ContainerFilter {
+                    pod_sandbox_id: "abcdef".into(),
+                    ..ok.clone()
+                },
+                true,
+            ),
+            (
+                "other pod",
+                ContainerFilter {
+                    pod_sandbox_id: "ffff".into(),
+                    ..ok.clone()
+                },
+                false,
+            ),
+            (
+                "created",
+                ContainerFilter {
+                    state: state(ContainerState::ContainerCreated),
+                    ..ok.clone()
+                },
+                true,
+            ),
+            (
+                "running",
+                ContainerFilter {
+                    state: state(ContainerState::ContainerRunning),
+                    ..ok
+                },
+                false,
+            ),
         ] {
-            assert_eq!(container(Some(&filter), &container_record), expected, "{case}");
+            assert_eq!(
+                container(Some(&filter), &container_record),
+                expected,
+                "{case}"
+            );
         }
     }
 }

@@ -3,6 +3,9 @@
 
 use std::collections::HashMap;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status};
@@ -17,6 +20,14 @@ pub struct ImageServer {
     pods: Pods,
 }
 
+/// In the `info` of a verbose `ImageStatus`: how far the pull is that is in progress.
+pub const PULL_INFO: &str = "pull";
+/// Docker's tools write padding, others leave it out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl ImageServer {
@@ -26,7 +37,9 @@ impl ImageServer {
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
         let images = &self.pods.host().images;
-        let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image);
+        let wanted = filter
+            .and_then(|filter| filter.image)
+            .map(|spec| spec.image);
         let found = match wanted.filter(|wanted| !wanted.is_empty()) {
             Some(wanted) => images.find(&wanted).await?.into_iter().collect(),
             None => images.list().await?,
@@ -62,7 +75,8 @@ impl ImageService for ImageServer {
     ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let found = self.pods.host().images.find(&name).await?;
+        let images = &self.pods.host().images;
+        let found = images.find(&name).await?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
             let defaults = &image.defaults;
@@ -75,6 +89,13 @@ impl ImageService for ImageServer {
                 "StopSignal": defaults.stop_signal,
             } } });
             info.insert("info".to_owned(), details.to_string());
+        }
+        if let Some(progress) = images.progress(&name).filter(|_| request.verbose) {
+            let details = serde_json::json!({
+                "receivedBytes": progress.received_bytes,
+                "totalBytes": progress.total_bytes,
+            });
+            info.insert(PULL_INFO.to_owned(), details.to_string());
         }
         Ok(Response::new(cri::ImageStatusResponse {
             image: found.as_ref().map(show),
@@ -143,7 +164,11 @@ fn show(image: &Image) -> cri::Image {
         repo_digests: image.repo_digests.clone(),
         size: image.size_bytes,
         uid: number.map(|value| cri::Int64Value { value }),
-        username: if number.is_some() { String::new() } else { user.to_owned() },
+        username: if number.is_some() {
+            String::new()
+        } else {
+            user.to_owned()
+        },
         spec: None,
         pinned: image.pinned,
     }
@@ -181,7 +206,7 @@ fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
     }
     // The secret itself is in no message.
     let wrong = || Status::invalid_argument("auth is not base64 of user:password");
-    let text = base64(&auth.auth).ok_or_else(wrong)?;
+    let text = BASE64.decode(&auth.auth).map_err(|_| wrong())?;
     let text = String::from_utf8(text).map_err(|_| wrong())?;
     let (username, password) = text.split_once(':').ok_or_else(wrong)?;
     Ok(Some(Credentials::Basic {
@@ -190,44 +215,22 @@ fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
     }))
 }
 
-/// Decodes standard base64, with or without its padding.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6 | u32::from(value)) & 0xff_ffff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from(bits >> count & 0xff).ok()?);
-        }
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_decoded_with_and_without_padding() {
-        for (text, expected) in [
-            ("", Some("")),
-            ("dTpw", Some("u:p")),
-            ("dXNlcjpwYXNzd29yZA==", Some("user:password")),
-            ("dXNlcjpwYXNzd29yZA", Some("user:password")),
-            ("a*b", None),
-        ] {
-            let decoded = base64(text).map(|bytes| String::from_utf8(bytes).unwrap());
-            assert_eq!(decoded.as_deref(), expected, "{text}");
+    fn a_secret_is_read_with_and_without_padding() {
+        for text in ["dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"] {
+            let auth = cri::AuthConfig {
+                auth: text.into(),
+                ..Default::default()
+            };
+            let read = credentials(auth).unwrap();
+            let Some(Credentials::Basic { username, password }) = read else {
+                panic!("{text}: {read:?}");
+            };
+            assert_eq!((username.as_str(), password.as_str()), ("user", "password"));
         }
     }
 

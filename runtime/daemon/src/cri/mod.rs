@@ -19,7 +19,7 @@ use std::pin::Pin;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
-pub use images::ImageServer;
+pub use images::{ImageServer, PULL_INFO};
 pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;
@@ -170,7 +170,10 @@ mod tests {
         };
         let status = Status::from(state);
         assert_eq!(status.code(), Code::FailedPrecondition);
-        assert_eq!(status.message(), "abc: container is exited: exec is not possible");
+        assert_eq!(
+            status.message(),
+            "abc: container is exited: exec is not possible"
+        );
         let refused = PodError::Agent {
             id: "abc".into(),
             source: AgentError::Refused {
@@ -178,7 +181,13 @@ mod tests {
                 message: "x: not found".into(),
             },
         };
-        assert_eq!(Status::from(refused).message(), "container abc: x: not found");
-        assert_eq!(Status::from(PodError::NoImage("i".into())).code(), Code::NotFound);
+        assert_eq!(
+            Status::from(refused).message(),
+            "container abc: x: not found"
+        );
+        assert_eq!(
+            Status::from(PodError::NoImage("i".into())).code(),
+            Code::NotFound
+        );
     }
 }

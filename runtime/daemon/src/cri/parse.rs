@@ -83,7 +83,9 @@ fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
 /// `RunPodSandbox`.
 pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<PodSpec, ParseError> {
     let config = config.ok_or(ParseError::Missing("the pod's config"))?;
-    let metadata = config.metadata.ok_or(ParseError::Missing("the pod's metadata"))?;
+    let metadata = config
+        .metadata
+        .ok_or(ParseError::Missing("the pod's metadata"))?;
     for (what, value) in [
         ("the pod's metadata.name", &metadata.name),
         ("the pod's metadata.namespace", &metadata.namespace),
@@ -187,9 +189,7 @@ fn refuse_what_is_not_there(config: &cri::ContainerConfig) -> Result<(), ParseEr
     Ok(())
 }
 
-fn security(
-    context: Option<cri::LinuxContainerSecurityContext>,
-) -> Result<Security, ParseError> {
+fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Security, ParseError> {
     let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
     let Some(context) = context else {
         return Ok(Security {
@@ -214,8 +214,7 @@ fn security(
     if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
         return Err(wrong("a user by number and name", &context.run_as_username));
     }
-    let strict =
-        context.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict;
+    let strict = context.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict;
     let user = User {
         uid: context.run_as_user.map(|value| value.value),
         gid: context.run_as_group.map(|value| value.value),
@@ -224,9 +223,15 @@ fn security(
         supplemental_groups: context.supplemental_groups,
     };
     if user.gid.is_some() && user.uid.is_none() && user.name.is_empty() {
-        return Err(ParseError::Missing("run_as_user, which run_as_group needs,"));
+        return Err(ParseError::Missing(
+            "run_as_user, which run_as_group needs,",
+        ));
     }
-    let numbers = user.uid.iter().chain(&user.gid).chain(&user.supplemental_groups);
+    let numbers = user
+        .uid
+        .iter()
+        .chain(&user.gid)
+        .chain(&user.supplemental_groups);
     for number in numbers {
         if u32::try_from(*number).is_err() {
             return Err(wrong("user or group", number));
@@ -243,8 +248,16 @@ fn security(
         no_new_privileges: context.no_new_privs,
         readonly_root: context.readonly_rootfs,
         // As containerd: the lists as they are, and none for a privileged container.
-        masked_paths: if privileged { Vec::new() } else { context.masked_paths },
-        readonly_paths: if privileged { Vec::new() } else { context.readonly_paths },
+        masked_paths: if privileged {
+            Vec::new()
+        } else {
+            context.masked_paths
+        },
+        readonly_paths: if privileged {
+            Vec::new()
+        } else {
+            context.readonly_paths
+        },
         seccomp: seccomp(context.seccomp, &context.seccomp_profile_path)?,
         pid: pid_mode(context.namespace_options)?,
     })
@@ -279,10 +292,15 @@ fn read_profile(path: &str) -> Result<Seccomp, ParseError> {
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut text = Vec::new();
-    file.take(PROFILE_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
+    file.take(PROFILE_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
     let is_json = serde_json::from_slice::<serde_json::Value>(&text).is_ok_and(|v| v.is_object());
     if text.len() as u64 > PROFILE_BYTES || !is_json {
-        return Err(wrong("seccomp profile without a JSON object, or too long:", path));
+        return Err(wrong(
+            "seccomp profile without a JSON object, or too long:",
+            path,
+        ));
     }
     Ok(Seccomp::Profile(text))
 }

@@ -45,7 +45,11 @@ fn with_context(
 #[test]
 fn a_pod_needs_its_name_namespace_and_uid() {
     type Change = fn(&mut cri::PodSandboxMetadata);
-    let changes: [Change; 3] = [|m| m.name.clear(), |m| m.namespace.clear(), |m| m.uid.clear()];
+    let changes: [Change; 3] = [
+        |m| m.name.clear(),
+        |m| m.namespace.clear(),
+        |m| m.uid.clear(),
+    ];
     for change in changes {
         let mut config = pod_config();
         change(config.metadata.as_mut().unwrap());
@@ -54,15 +58,24 @@ fn a_pod_needs_its_name_namespace_and_uid() {
     }
     assert!(pod(None, String::new()).is_err());
     assert!(pod(Some(pod_config()), "bulkhead".into()).is_ok());
-    assert!(matches!(pod(Some(pod_config()), "runc".into()), Err(ParseError::Handler(_))));
+    assert!(matches!(
+        pod(Some(pod_config()), "runc".into()),
+        Err(ParseError::Handler(_))
+    ));
 }
 
 #[test]
 fn the_hosts_network_and_ipc_are_refused_for_pods_and_containers() {
     let node = cri::NamespaceMode::Node.into();
     for options in [
-        cri::NamespaceOption { network: node, ..Default::default() },
-        cri::NamespaceOption { ipc: node, ..Default::default() },
+        cri::NamespaceOption {
+            network: node,
+            ..Default::default()
+        },
+        cri::NamespaceOption {
+            ipc: node,
+            ..Default::default()
+        },
     ] {
         let mut config = pod_config();
         config.linux = Some(cri::LinuxPodSandboxConfig {
@@ -95,14 +108,27 @@ fn mounts_and_devices_are_refused_by_name() {
         host_path: "/dev/fuse".into(),
         ..Default::default()
     }];
-    assert!(container(Some(config)).unwrap_err().to_string().contains("/dev/fuse"));
+    assert!(
+        container(Some(config))
+            .unwrap_err()
+            .to_string()
+            .contains("/dev/fuse")
+    );
 }
 
 #[test]
 fn without_a_security_context_the_usual_paths_are_hidden_and_with_one_the_given() {
     let spec = container(Some(container_config())).unwrap();
-    assert!(spec.security.masked_paths.contains(&"/proc/kcore".to_owned()));
-    assert!(spec.security.readonly_paths.contains(&"/proc/sys".to_owned()));
+    assert!(
+        spec.security
+            .masked_paths
+            .contains(&"/proc/kcore".to_owned())
+    );
+    assert!(
+        spec.security
+            .readonly_paths
+            .contains(&"/proc/sys".to_owned())
+    );
     let given = with_context(|context| context.masked_paths = vec!["/x".into()]).unwrap();
     assert_eq!(given.security.masked_paths, ["/x"]);
     let privileged = with_context(|context| {
@@ -142,7 +168,10 @@ fn seccomp_profiles_are_read_from_the_host() {
     let old = with_context(|context| context.seccomp_profile_path = format!("localhost/{path}"));
     assert!(matches!(old.unwrap().security.seccomp, Seccomp::Profile(_)));
     for bad in ["relative.json", "/no/such/profile", "/etc/hostname"] {
-        assert!(with_context(|context| context.seccomp = Some(localhost(bad))).is_err(), "{bad}");
+        assert!(
+            with_context(|context| context.seccomp = Some(localhost(bad))).is_err(),
+            "{bad}"
+        );
     }
 }
 
@@ -159,7 +188,12 @@ fn every_signal_of_cri_has_a_number() {
 
 #[test]
 fn host_names_that_linux_would_refuse_are_refused() {
-    for (name, good) in [("web-0.example", true), ("", true), ("a b", false), ("a/b", false)] {
+    for (name, good) in [
+        ("web-0.example", true),
+        ("", true),
+        ("a b", false),
+        ("a/b", false),
+    ] {
         assert_eq!(hostname(name.to_owned()).is_ok(), good, "{name}");
     }
     assert!(hostname("x".repeat(65)).is_err());

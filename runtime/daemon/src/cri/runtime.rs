@@ -26,7 +26,10 @@ impl RuntimeServer {
 
 /// For RPCs that are not there yet.
 fn later<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("bulkhead {}: {what} in a later version", env!("CARGO_PKG_VERSION"))))
+    Err(Status::unimplemented(format!(
+        "bulkhead {}: {what} in a later version",
+        env!("CARGO_PKG_VERSION")
+    )))
 }
 
 #[tonic::async_trait]
@@ -45,10 +48,7 @@ impl RuntimeService for RuntimeServer {
         Ok(Response::new(status::version()))
     }
 
-    async fn status(
-        &self,
-        request: Request<cri::StatusRequest>,
-    ) -> Answer<cri::StatusResponse> {
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
         let verbose = request.into_inner().verbose;
         Ok(Response::new(status::status(&self.pods, verbose).await))
     }
@@ -69,8 +69,15 @@ impl RuntimeService for RuntimeServer {
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
         // A pod CIDR is for runtimes that make their own CNI configuration.
-        if let Some(network) = request.into_inner().runtime_config.and_then(|config| config.network_config) {
-            tracing::info!(pod_cidr = network.pod_cidr, "accepted; addresses come from the CNI configuration");
+        if let Some(network) = request
+            .into_inner()
+            .runtime_config
+            .and_then(|config| config.network_config)
+        {
+            tracing::info!(
+                pod_cidr = network.pod_cidr,
+                "accepted; addresses come from the CNI configuration"
+            );
         }
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }
@@ -79,7 +86,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::RunPodSandboxRequest>,
     ) -> Answer<cri::RunPodSandboxResponse> {
-        Ok(Response::new(sandbox::run(&self.pods, request.into_inner()).await?))
+        Ok(Response::new(
+            sandbox::run(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn stop_pod_sandbox(
@@ -94,7 +103,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::RemovePodSandboxRequest>,
     ) -> Answer<cri::RemovePodSandboxResponse> {
-        self.pods.remove(&request.into_inner().pod_sandbox_id).await?;
+        self.pods
+            .remove(&request.into_inner().pod_sandbox_id)
+            .await?;
         Ok(Response::new(cri::RemovePodSandboxResponse {}))
     }
 
@@ -102,7 +113,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::PodSandboxStatusRequest>,
     ) -> Answer<cri::PodSandboxStatusResponse> {
-        Ok(Response::new(sandbox::status(&self.pods, request.into_inner()).await?))
+        Ok(Response::new(
+            sandbox::status(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn list_pod_sandbox(
@@ -129,14 +142,18 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::CreateContainerRequest>,
     ) -> Answer<cri::CreateContainerResponse> {
-        Ok(Response::new(container::create(&self.pods, request.into_inner()).await?))
+        Ok(Response::new(
+            container::create(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn start_container(
         &self,
         request: Request<cri::StartContainerRequest>,
     ) -> Answer<cri::StartContainerResponse> {
-        self.pods.start_container(&request.into_inner().container_id).await?;
+        self.pods
+            .start_container(&request.into_inner().container_id)
+            .await?;
         Ok(Response::new(cri::StartContainerResponse {}))
     }
 
@@ -146,7 +163,9 @@ impl RuntimeService for RuntimeServer {
     ) -> Answer<cri::StopContainerResponse> {
         let request = request.into_inner();
         let grace = container::seconds(request.timeout);
-        self.pods.stop_container(&request.container_id, grace).await?;
+        self.pods
+            .stop_container(&request.container_id, grace)
+            .await?;
         Ok(Response::new(cri::StopContainerResponse {}))
     }
 
@@ -154,7 +173,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::RemoveContainerRequest>,
     ) -> Answer<cri::RemoveContainerResponse> {
-        self.pods.remove_container(&request.into_inner().container_id).await?;
+        self.pods
+            .remove_container(&request.into_inner().container_id)
+            .await?;
         Ok(Response::new(cri::RemoveContainerResponse {}))
     }
 
@@ -182,7 +203,10 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::ContainerStatusRequest>,
     ) -> Answer<cri::ContainerStatusResponse> {
-        Ok(Response::new(container::status(&self.pods, &request.into_inner())?))
+        Ok(Response::new(container::status(
+            &self.pods,
+            &request.into_inner(),
+        )?))
     }
 
     async fn update_container_resources(
@@ -197,7 +221,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::ReopenContainerLogRequest>,
     ) -> Answer<cri::ReopenContainerLogResponse> {
-        self.pods.reopen_log(&request.into_inner().container_id).await?;
+        self.pods
+            .reopen_log(&request.into_inner().container_id)
+            .await?;
         Ok(Response::new(cri::ReopenContainerLogResponse {}))
     }
 
@@ -205,7 +231,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::ExecSyncRequest>,
     ) -> Answer<cri::ExecSyncResponse> {
-        Ok(Response::new(container::exec_sync(&self.pods, request.into_inner()).await?))
+        Ok(Response::new(
+            container::exec_sync(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn get_container_events(
@@ -221,17 +249,11 @@ impl RuntimeService for RuntimeServer {
         Ok(Response::new(Box::pin(events)))
     }
 
-    async fn exec(
-        &self,
-        _request: Request<cri::ExecRequest>,
-    ) -> Answer<cri::ExecResponse> {
+    async fn exec(&self, _request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
         later("streaming exec comes")
     }
 
-    async fn attach(
-        &self,
-        _request: Request<cri::AttachRequest>,
-    ) -> Answer<cri::AttachResponse> {
+    async fn attach(&self, _request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
         later("attach comes")
     }
 

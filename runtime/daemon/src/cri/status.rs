@@ -7,6 +7,7 @@ use bulkhead_proto::cri;
 
 use super::parse::HANDLERS;
 use crate::pod::Pods;
+use crate::problem::Problem;
 
 const API_VERSION: &str = "v1";
 /// What `VersionRequest` and `VersionResponse` call their own version.
@@ -58,12 +59,19 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
     }
 }
 
-fn condition(name: &str, reason: &str, ready: Result<(), String>) -> cri::RuntimeCondition {
+fn condition(name: &str, reason: &str, ready: Result<(), Problem>) -> cri::RuntimeCondition {
     cri::RuntimeCondition {
         r#type: name.to_owned(),
         status: ready.is_ok(),
-        reason: if ready.is_ok() { String::new() } else { reason.to_owned() },
-        message: ready.err().unwrap_or_default(),
+        reason: if ready.is_ok() {
+            String::new()
+        } else {
+            reason.to_owned()
+        },
+        message: ready
+            .err()
+            .map(|problem| problem.to_string())
+            .unwrap_or_default(),
     }
 }
 

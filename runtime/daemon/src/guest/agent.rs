@@ -98,7 +98,9 @@ impl Agent {
             clock_unix_nanoseconds,
         };
         let mut client = self.client();
-        within("SetClock", SHORT, client.set_clock(request)).await.map(drop)
+        within("SetClock", SHORT, client.set_clock(request))
+            .await
+            .map(drop)
     }
 
     pub async fn create(
@@ -143,18 +145,16 @@ impl Agent {
         within("RemoveContainer", LONG, call).await.map(drop)
     }
 
-    pub async fn update(
-        &self,
-        id: &str,
-        resources: protocol::Resources,
-    ) -> Result<(), AgentError> {
+    pub async fn update(&self, id: &str, resources: protocol::Resources) -> Result<(), AgentError> {
         let request = protocol::UpdateContainerResourcesRequest {
             id: id.to_owned(),
             resources: Some(resources),
         };
         let mut client = self.client();
         let call = client.update_container_resources(request);
-        within("UpdateContainerResources", SHORT, call).await.map(drop)
+        within("UpdateContainerResources", SHORT, call)
+            .await
+            .map(drop)
     }
 
     /// Runs a command in a container until it ends. `limit` zero: without a limit in the guest.

@@ -40,7 +40,9 @@ pub enum ConnectError {
 pub async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, ConnectError> {
     let connecting = async {
         let mut stream = UnixStream::connect(vsock).await?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+        stream
+            .write_all(format!("CONNECT {port}\n").as_bytes())
+            .await?;
         let answer = read_line(&mut stream).await?;
         Ok::<_, io::Error>((stream, answer))
     };
@@ -156,9 +158,15 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_and_a_missing_socket_are_errors() {
         let (_directory, path) = vmm(b"NO\n", Vec::new());
-        assert!(matches!(connect(&path, 7).await, Err(ConnectError::Refused { .. })));
+        assert!(matches!(
+            connect(&path, 7).await,
+            Err(ConnectError::Refused { .. })
+        ));
         let missing = path.with_extension("missing");
-        assert!(matches!(connect(&missing, 7).await, Err(ConnectError::Connect { .. })));
+        assert!(matches!(
+            connect(&missing, 7).await,
+            Err(ConnectError::Connect { .. })
+        ));
     }
 
     #[tokio::test]
@@ -187,7 +195,9 @@ mod tests {
     #[tokio::test]
     async fn a_message_over_its_bound_is_refused_before_it_is_read() {
         let mut bytes: &[u8] = &[255, 255, 255, 255, 0];
-        let error = read_message::<StreamOpened>(&mut bytes, 10).await.unwrap_err();
+        let error = read_message::<StreamOpened>(&mut bytes, 10)
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -16,9 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_proto::agent::{READY_PORT, Ready};
-use bulkhead_vmm::config::{
-    ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig,
-};
+use bulkhead_vmm::config::{ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig};
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::net::UnixListener;
 
@@ -133,7 +131,10 @@ impl Launcher {
             .fd_mappings(taps.into_iter().collect())
             .map_err(|e| LaunchError::Descriptors(e.to_string()))?;
         let mut child = command.spawn().map_err(failed)?;
-        let input = child.stdin.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        let input = child
+            .stdin
+            .take()
+            .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         let process = VmmProcess::of_child(child).map_err(failed)?;
         if let Err(e) = process.set_oom_score_adj(0) {
             tracing::debug!("oom_score_adj of the VMM: {e}");
@@ -271,8 +272,8 @@ fn guest(process: Arc<VmmProcess>, files: Files) -> Guest {
 
 fn configure(mut input: ChildStdin, config: &VmConfig) -> Result<(), LaunchError> {
     use std::io::Write;
-    let text = serde_json::to_vec(config)
-        .map_err(|e| LaunchError::Configure(io::Error::other(e)))?;
+    let text =
+        serde_json::to_vec(config).map_err(|e| LaunchError::Configure(io::Error::other(e)))?;
     // Far below the capacity of a pipe, so it does not block. A VMM that died is found by who waits for it.
     match input.write_all(&text) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(LaunchError::Configure(e)),

@@ -91,9 +91,7 @@ impl Files {
                 }
             }
             Ok(None) => match last_lines(&self.vmm_log(), 3) {
-                said if said.is_empty() => {
-                    "the VMM was killed: it left no exit report".to_owned()
-                }
+                said if said.is_empty() => "the VMM was killed: it left no exit report".to_owned(),
                 said => format!("the VMM ended without a report and said: {said}"),
             },
             Err(e) => format!("the VM ended, its report cannot be read: {e}"),
@@ -118,7 +116,10 @@ fn last_lines(path: &Path, count: usize) -> String {
         }
     }
     let text = printable(&String::from_utf8_lossy(&bytes));
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     let first = lines.len().saturating_sub(count);
     lines.get(first..).unwrap_or_default().join("\n")
 }
@@ -139,7 +140,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = Files::new(directory.path().to_owned());
         assert_eq!(files.console_tail(), "");
-        let text: String = (0..100).map(|n| format!("line {n}\r\n\x1b[0m\r\n")).collect();
+        let text: String = (0..100)
+            .map(|n| format!("line {n}\r\n\x1b[0m\r\n"))
+            .collect();
         std::fs::write(files.console(), text).unwrap();
         let tail = files.console_tail();
         assert!(tail.ends_with("line 99\n[0m"), "{tail}");

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use bulkhead_vmm::probe::Verdict;
 use tokio::process::Command;
 use tokio::sync::Mutex;
+
+use crate::problem::Problem;
 
 /// How long a bad answer stands.
 const BAD_ANSWER: Duration = Duration::from_secs(15);
@@ -21,7 +24,7 @@ pub struct Probe {
     vmm: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
-    last: Mutex<Option<(Instant, Result<(), String>)>>,
+    last: Mutex<Option<(Instant, Result<(), Problem>)>>,
 }
 
 impl Probe {
@@ -34,50 +37,80 @@ impl Probe {
         }
     }
 
-    /// `Err` says in one sentence why pods cannot run and what to do.
-    pub async fn ready(&self) -> Result<(), String> {
-        for (what, path) in [("kernel", &self.kernel), ("initramfs", &self.initramfs)] {
-            readable(what, path)?;
-        }
+    /// Whether pods can run here.
+    pub async fn ready(&self) -> Result<(), Problem> {
+        self.files()?;
         let mut last = self.last.lock().await;
         match &*last {
             Some((_, Ok(()))) => return Ok(()),
             Some((when, bad)) if when.elapsed() < BAD_ANSWER => return bad.clone(),
             _ => {}
         }
-        let answer = self.ask().await;
+        let answer = self.kvm().await;
         *last = Some((Instant::now(), answer.clone()));
         answer
     }
 
-    async fn ask(&self) -> Result<(), String> {
-        let vmm = self.vmm.display();
+    /// Whether what a guest is made of is there.
+    pub fn files(&self) -> Result<(), Problem> {
+        readable("kernel", &self.kernel)?;
+        readable("initramfs", &self.initramfs)
+    }
+
+    /// Runs the probe guest, whatever an earlier answer was.
+    pub async fn kvm(&self) -> Result<(), Problem> {
         let mut command = Command::new(&self.vmm);
-        command.arg("probe").stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .args(["probe", "--json"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         let output = match tokio::time::timeout(TIMEOUT, command.output()).await {
             Ok(Ok(output)) => output,
-            Ok(Err(e)) => return Err(format!("cannot run {vmm}: {e}; set `vmm` in the configuration")),
+            Ok(Err(e)) => {
+                let vmm = self.vmm.display();
+                return Err(Problem::new(
+                    format!("cannot run {vmm}: {e}"),
+                    "set `vmm` in the configuration",
+                ));
+            }
             Err(_) => {
-                return Err(format!(
-                    "the KVM of this host hung on a probe guest for {TIMEOUT:?}: use a host with hardware \
-                     virtualization (`bulkhead check` says more)"
+                return Err(Problem::new(
+                    format!("the KVM of this host hung on a probe guest for {TIMEOUT:?}"),
+                    "use a host with hardware virtualization",
                 ));
             }
         };
         if output.status.success() {
             return Ok(());
         }
-        let said = [output.stderr, output.stdout].concat();
-        let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-        Err(format!("KVM cannot run guests here: {said} (`bulkhead check` says more)"))
+        Err(match serde_json::from_slice::<Verdict>(&output.stdout) {
+            Ok(verdict) => Problem::new(
+                format!("KVM cannot run guests here: {}", verdict.cause),
+                verdict.remedy,
+            ),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&output.stderr)
+                    .trim()
+                    .replace('\n', "; ");
+                let cause = format!(
+                    "{} probe ended with {}: {said}",
+                    self.vmm.display(),
+                    output.status
+                );
+                Problem::new(
+                    cause,
+                    "let `vmm` in the configuration name bulkhead-vmm of this version",
+                )
+            }
+        })
     }
 }
 
-fn readable(what: &str, path: &Path) -> Result<(), String> {
+fn readable(what: &str, path: &Path) -> Result<(), Problem> {
     std::fs::File::open(path).map(drop).map_err(|e| {
-        format!(
-            "guest {what} {}: {e}; build it with scripts/build, or set `{what}` in the configuration",
-            path.display()
+        Problem::new(
+            format!("guest {what} {}: {e}", path.display()),
+            format!("build it with scripts/build, or set `{what}` in the configuration"),
         )
     })
 }
@@ -88,9 +121,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_file_is_named_with_a_remedy() {
-        let probe = Probe::new("/bin/true".into(), "/no/such/vmlinux".into(), "/dev/null".into());
-        let said = probe.ready().await.unwrap_err();
-        assert!(said.contains("/no/such/vmlinux") && said.contains("scripts/build"), "{said}");
+        let probe = Probe::new(
+            "/bin/true".into(),
+            "/no/such/vmlinux".into(),
+            "/dev/null".into(),
+        );
+        let said = probe.ready().await.unwrap_err().to_string();
+        assert!(
+            said.contains("/no/such/vmlinux") && said.contains("scripts/build"),
+            "{said}"
+        );
     }
 
     #[tokio::test]
@@ -100,6 +140,6 @@ mod tests {
         let bad = Probe::new("/bin/false".into(), "/dev/null".into(), "/dev/null".into());
         assert!(bad.ready().await.is_err());
         let missing = Probe::new("/no/vmm".into(), "/dev/null".into(), "/dev/null".into());
-        assert!(missing.ready().await.unwrap_err().contains("/no/vmm"));
+        assert!(missing.ready().await.unwrap_err().cause.contains("/no/vmm"));
     }
 }

@@ -132,7 +132,10 @@ mod tests {
             start_ticks: identity.start_ticks + 1,
             ..identity
         };
-        assert!(VmmProcess::adopt(other).unwrap().is_none(), "another process with its id");
+        assert!(
+            VmmProcess::adopt(other).unwrap().is_none(),
+            "another process with its id"
+        );
         process.kill();
         process.ended().await;
         process.ended().await;

@@ -134,7 +134,12 @@ mod tests {
 
     #[test]
     fn times_of_the_guest_are_kept_in_the_past() {
-        let Some(News::Exited { started_at, finished_at, .. }) = status(|_| ()) else {
+        let Some(News::Exited {
+            started_at,
+            finished_at,
+            ..
+        }) = status(|_| ())
+        else {
             panic!("must be an exit");
         };
         assert_eq!(started_at, 0);

@@ -191,7 +191,9 @@ impl Conflist {
     fn parse(text: &str) -> Result<Self, String> {
         let whole: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let word = |key: &str| whole.get(key).and_then(Value::as_str).map(str::to_owned);
-        let name = word("name").filter(|name| !name.is_empty()).ok_or("it has no name")?;
+        let name = word("name")
+            .filter(|name| !name.is_empty())
+            .ok_or("it has no name")?;
         let version = word("cniVersion").unwrap_or_else(|| DEFAULT_VERSION.to_owned());
         let configurations = match whole.get("plugins") {
             Some(Value::Array(plugins)) => plugins.clone(),
@@ -216,11 +218,17 @@ impl Conflist {
     }
 
     /// `ADD` of every plugin, each with the result of the one before.
-    pub async fn add(&self, invocation: &Invocation, plugins: &Plugins<'_>) -> Result<AddResult, CniError> {
+    pub async fn add(
+        &self,
+        invocation: &Invocation,
+        plugins: &Plugins<'_>,
+    ) -> Result<AddResult, CniError> {
         let mut previous: Option<Value> = None;
         let mut last = "";
         for plugin in &self.plugins {
-            let output = self.execute("ADD", plugin, invocation, previous.as_ref(), plugins).await?;
+            let output = self
+                .execute("ADD", plugin, invocation, previous.as_ref(), plugins)
+                .await?;
             let result = serde_json::from_slice(&output).map_err(|e| CniError::Answer {
                 name: plugin.program.clone(),
                 command: "ADD",
@@ -246,7 +254,9 @@ impl Conflist {
         let previous = result.and_then(|text| serde_json::from_str(text).ok());
         let mut outcome = Ok(());
         for plugin in self.plugins.iter().rev() {
-            let deleted = self.execute("DEL", plugin, invocation, previous.as_ref(), plugins).await;
+            let deleted = self
+                .execute("DEL", plugin, invocation, previous.as_ref(), plugins)
+                .await;
             outcome = outcome.and(deleted.map(drop));
         }
         outcome
@@ -267,7 +277,11 @@ impl Conflist {
         let name = plugin.program.clone();
         match tokio::time::timeout(plugins.timeout, ran).await {
             Ok(Ok(Ok(output))) => Ok(output),
-            Ok(Ok(Err(said))) => Err(CniError::Failed { name, command, said }),
+            Ok(Ok(Err(said))) => Err(CniError::Failed {
+                name,
+                command,
+                said,
+            }),
             Ok(Err(source)) => Err(CniError::Run { name, source }),
             // Dropping the child has killed it.
             Err(_) => Err(CniError::Late {
@@ -284,7 +298,10 @@ impl Plugin {
         let Value::Object(configuration) = value else {
             return Err("a plugin is not an object".to_owned());
         };
-        let program = configuration.get("type").and_then(Value::as_str).unwrap_or_default();
+        let program = configuration
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         // It becomes a file name.
         if program.is_empty() || program.contains('/') || program == ".." {
             return Err(format!("a plugin has the type {program:?}"));
@@ -296,7 +313,13 @@ impl Plugin {
     }
 
     /// What the plugin reads from standard input (CNI 1.0.0, "Deriving request configuration").
-    fn input(&self, name: &str, version: &str, invocation: &Invocation, previous: Option<&Value>) -> Vec<u8> {
+    fn input(
+        &self,
+        name: &str,
+        version: &str,
+        invocation: &Invocation,
+        previous: Option<&Value>,
+    ) -> Vec<u8> {
         let mut input = self.configuration.clone();
         let capabilities = input.remove("capabilities").unwrap_or_default();
         input.insert("name".into(), name.into());
@@ -343,7 +366,10 @@ impl AddResult {
         let raw: RawResult = serde_json::from_value(value).map_err(|e| e.to_string())?;
         // Addresses of the host's end of a veth are in the result too: ours are those with a sandbox.
         let inside = |ip: &RawIp| match ip.interface {
-            Some(index) => raw.interfaces.get(index).is_none_or(|found| !found.sandbox.is_empty()),
+            Some(index) => raw
+                .interfaces
+                .get(index)
+                .is_none_or(|found| !found.sandbox.is_empty()),
             None => true,
         };
         let ips: Vec<_> = raw.ips.iter().filter(|ip| inside(ip)).collect();
@@ -360,7 +386,9 @@ impl AddResult {
         for route in raw.routes {
             check_cidr(&route.dst)?;
             let via = Some(route.gw).filter(|gw| !gw.is_empty());
-            let via = via.or_else(|| gateway(route.dst.contains(':'))).unwrap_or_default();
+            let via = via
+                .or_else(|| gateway(route.dst.contains(':')))
+                .unwrap_or_default();
             routes.push((route.dst, via));
         }
         Ok(Self {
@@ -407,7 +435,10 @@ async fn run(
         .env("CNI_NETNS", &invocation.netns)
         .env("CNI_IFNAME", INTERFACE)
         .env("CNI_ARGS", &invocation.arguments)
-        .env("CNI_PATH", std::env::join_paths(plugins.directories).map_err(std::io::Error::other)?)
+        .env(
+            "CNI_PATH",
+            std::env::join_paths(plugins.directories).map_err(std::io::Error::other)?,
+        )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -446,7 +477,10 @@ async fn run(
 fn said(output: &[u8], complaint: &[u8], status: &str) -> String {
     let error: Option<Value> = serde_json::from_slice(output).ok();
     let word = |key: &str| {
-        let found = error.as_ref().and_then(|error| error.get(key)).and_then(Value::as_str);
+        let found = error
+            .as_ref()
+            .and_then(|error| error.get(key))
+            .and_then(Value::as_str);
         found.unwrap_or_default().to_owned()
     };
     let told = [word("msg"), word("details"), excerpt(complaint)];

@@ -72,7 +72,10 @@ fn invocation() -> Invocation {
 async fn a_chain_passes_results_on_and_deletes_in_reverse() {
     let fixture = Fixture::new(&[
         ("one", GOOD),
-        ("two", r#"echo "$CNI_COMMAND" >>"$0.calls"; tee "$0.$CNI_COMMAND" | sed 's/.*"prevResult"://; s/,"runtimeConfig".*//; s/,"type":.*//'"#),
+        (
+            "two",
+            r#"echo "$CNI_COMMAND" >>"$0.calls"; tee "$0.$CNI_COMMAND" | sed 's/.*"prevResult"://; s/,"runtimeConfig".*//; s/,"type":.*//'"#,
+        ),
     ]);
     let chain = chain(r#"{"type":"one"},{"type":"two","capabilities":{"portMappings":true}}"#);
     let result = chain.add(&invocation(), &fixture.plugins()).await.unwrap();
@@ -82,10 +85,16 @@ async fn a_chain_passes_results_on_and_deletes_in_reverse() {
         ("10.2.0.0/16", "10.1.0.9"),
         ("::/0", "fd00::1"),
     ];
-    assert_eq!(result.routes, routes.map(|(to, via)| (to.to_owned(), via.to_owned())));
+    assert_eq!(
+        result.routes,
+        routes.map(|(to, via)| (to.to_owned(), via.to_owned()))
+    );
     assert_eq!(result.dns.servers, ["10.1.0.53"]);
     let second = fixture.read("two.ADD");
-    assert!(second.contains(r#""portMappings":[{"protocol":"tcp","containerPort":80,"hostPort":8080"#), "{second}");
+    assert!(
+        second.contains(r#""portMappings":[{"protocol":"tcp","containerPort":80,"hostPort":8080"#),
+        "{second}"
+    );
     assert!(!second.contains("capabilities"), "{second}");
     chain
         .delete(&invocation(), Some(&result.text), &fixture.plugins())
@@ -93,7 +102,10 @@ async fn a_chain_passes_results_on_and_deletes_in_reverse() {
         .unwrap();
     assert!(fixture.read("one.DEL").contains("prevResult"));
     let calls = fixture.read("one.calls");
-    assert!(calls.contains("ADD eth0 IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web_x;"), "{calls}");
+    assert!(
+        calls.contains("ADD eth0 IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web_x;"),
+        "{calls}"
+    );
     assert!(calls.contains("DEL"));
 }
 
@@ -101,8 +113,14 @@ async fn a_chain_passes_results_on_and_deletes_in_reverse() {
 async fn what_plugins_do_wrong_is_told() {
     let fixture = Fixture::new(&[
         ("garbage", "echo not json"),
-        ("bad-address", r#"echo '{"ips":[{"address":"10.0.0.300/8"}]}'"#),
-        ("failing", r#"echo '{"code":11,"msg":"no room","details":"pool is empty"}'; echo complaint >&2; exit 1"#),
+        (
+            "bad-address",
+            r#"echo '{"ips":[{"address":"10.0.0.300/8"}]}'"#,
+        ),
+        (
+            "failing",
+            r#"echo '{"code":11,"msg":"no room","details":"pool is empty"}'; echo complaint >&2; exit 1"#,
+        ),
         ("silent", "exit 3"),
         ("hanging", "sleep 60"),
         ("endless", "yes"),
@@ -118,7 +136,10 @@ async fn what_plugins_do_wrong_is_told() {
     ];
     for (program, word) in table {
         let chain = chain(&format!(r#"{{"type":"{program}"}}"#));
-        let error = chain.add(&invocation(), &fixture.plugins()).await.unwrap_err();
+        let error = chain
+            .add(&invocation(), &fixture.plugins())
+            .await
+            .unwrap_err();
         let text = crate::chain(&error);
         assert!(text.contains(word), "{program}: {text}");
     }
@@ -136,16 +157,25 @@ async fn every_plugin_is_deleted_though_one_fails() {
 #[test]
 fn the_first_valid_file_by_name_is_taken() {
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(Conflist::load(&directory.path().join("none")).unwrap(), None);
+    assert_eq!(
+        Conflist::load(&directory.path().join("none")).unwrap(),
+        None
+    );
     assert_eq!(Conflist::load(directory.path()).unwrap(), None);
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
     write("00.txt", "not looked at");
     write("10.conflist", "broken");
     assert!(Conflist::load(directory.path()).is_err());
     write("30.conf", r#"{"name":"later","type":"bridge"}"#);
-    write("20.conflist", r#"{"name":"first","cniVersion":"1.1.0","plugins":[{"type":"bridge"}]}"#);
+    write(
+        "20.conflist",
+        r#"{"name":"first","cniVersion":"1.1.0","plugins":[{"type":"bridge"}]}"#,
+    );
     let found = Conflist::load(directory.path()).unwrap().unwrap();
-    assert_eq!((found.name.as_str(), found.version.as_str()), ("first", "1.1.0"));
+    assert_eq!(
+        (found.name.as_str(), found.version.as_str()),
+        ("first", "1.1.0")
+    );
 }
 
 #[test]

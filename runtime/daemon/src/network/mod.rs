@@ -16,7 +16,7 @@ mod netns;
 mod sys;
 mod tap;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::cni::{Conflist, Invocation};
+use crate::problem::Problem;
 
 pub use self::cni::CniError;
 
@@ -44,6 +45,34 @@ pub struct NetworkConfig {
     /// Where the pods' namespaces are mounted.
     pub netns_dir: PathBuf,
     pub plugin_timeout: Duration,
+}
+
+impl NetworkConfig {
+    /// Whether there is a network, and its plugins. Without, pods have loopback only.
+    pub fn ready(&self) -> Result<(), Problem> {
+        let conf_dir = self.conf_dir.display();
+        let loaded = Conflist::load(&self.conf_dir);
+        let loaded = loaded
+            .map_err(|e| Problem::new(crate::chain(&e), format!("mend the files in {conf_dir}")))?;
+        let Some(conflist) = loaded else {
+            return Err(Problem::new(
+                format!("no CNI configuration in {conf_dir}"),
+                "put one there, for example a bridge with host-local addresses",
+            ));
+        };
+        let Some(name) = conflist.missing_plugin(&self.bin_dirs) else {
+            return Ok(());
+        };
+        let directories: Vec<_> = self
+            .bin_dirs
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        Err(Problem::new(
+            format!("CNI plugin {name} is in none of {}", directories.join(", ")),
+            "install containernetworking-plugins",
+        ))
+    }
 }
 
 /// An error in a pod's network.
@@ -154,24 +183,9 @@ impl Network {
         })
     }
 
-    /// `Err` says why pods have loopback only, and what to do. Follows the configuration directory.
-    pub fn ready(&self) -> Result<(), String> {
-        let Some(conflist) = Conflist::load(&self.config.conf_dir).map_err(|e| crate::chain(&e))? else {
-            return Err(format!(
-                "no CNI configuration in {}: put one there, for example a bridge with host-local addresses",
-                self.config.conf_dir.display()
-            ));
-        };
-        conflist
-            .missing_plugin(&self.config.bin_dirs)
-            .map_or(Ok(()), |name| {
-                let directories: Vec<_> =
-                    self.config.bin_dirs.iter().map(|path| path.display().to_string()).collect();
-                Err(format!(
-                    "CNI plugin {name} is in none of {}: install containernetworking-plugins",
-                    directories.join(", ")
-                ))
-            })
+    /// Whether pods get an address. Follows the configuration directory.
+    pub fn ready(&self) -> Result<(), Problem> {
+        self.config.ready()
     }
 
     /// Makes a pod's network, or none of it.
@@ -196,14 +210,21 @@ impl Network {
             Ok(attachment) => Ok(attachment),
             Err(e) => {
                 if let Err(undo) = self.detach(&record).await {
-                    tracing::warn!("pod {}: network left over: {}", record.pod_id, crate::chain(&undo));
+                    tracing::warn!(
+                        "pod {}: network left over: {}",
+                        record.pod_id,
+                        crate::chain(&undo)
+                    );
                 }
                 Err(e)
             }
         }
     }
 
-    async fn attach_recorded(&self, record: &mut NetworkRecord) -> Result<Attachment, NetworkError> {
+    async fn attach_recorded(
+        &self,
+        record: &mut NetworkRecord,
+    ) -> Result<Attachment, NetworkError> {
         let Some(attached) = &mut record.attached else {
             return Ok(loopback_only(record.pod_id.clone()));
         };
@@ -257,7 +278,10 @@ impl Network {
             let Some(record) = record.filter(|record| !live_pods.contains(&record.pod_id)) else {
                 continue;
             };
-            tracing::info!("network of pod {}, which is no more: taken down", record.pod_id);
+            tracing::info!(
+                "network of pod {}, which is no more: taken down",
+                record.pod_id
+            );
             if let Err(e) = self.detach(&record).await {
                 tracing::warn!("network of pod {}: {}", record.pod_id, crate::chain(&e));
             }
@@ -300,7 +324,10 @@ fn loopback_only(pod_id: String) -> Attachment {
     }
 }
 
-fn file_error(step: &'static str, path: &std::path::Path) -> impl Fn(io::Error) -> NetworkError + use<> {
+fn file_error(
+    step: &'static str,
+    path: &std::path::Path,
+) -> impl Fn(io::Error) -> NetworkError + use<> {
     let path = path.to_owned();
     move |source| NetworkError::File {
         step,
@@ -328,7 +355,7 @@ mod tests {
     async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why() {
         let directory = tempfile::tempdir().unwrap();
         let network = network(directory.path());
-        let why = network.ready().unwrap_err();
+        let why = network.ready().unwrap_err().cause;
         assert!(why.contains("no CNI configuration"), "{why}");
         let request = AttachRequest {
             pod_id: "p".into(),
@@ -349,7 +376,7 @@ mod tests {
             r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nosuch"}]}"#,
         )
         .unwrap();
-        let why = network.ready().unwrap_err();
+        let why = network.ready().unwrap_err().cause;
         assert!(why.contains("nosuch"), "{why}");
     }
 

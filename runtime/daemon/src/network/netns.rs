@@ -15,7 +15,7 @@ use super::NetworkError;
 
 const THIS_THREADS_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-/// Makes a namespace, its loopback up, and mounts it at `path`.
+/// Makes a namespace and mounts it at `path`. Its loopback stays down: the pod's is in the guest.
 pub async fn create(path: &Path) -> Result<(), NetworkError> {
     let path = path.to_owned();
     on_a_thread(path.clone(), move || {

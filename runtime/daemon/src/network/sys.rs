@@ -13,7 +13,10 @@ nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
 /// Makes a TAP called `name` in the network namespace of this thread: no packet information, virtio-net headers. It
 /// lives as long as the descriptor.
 pub fn make_tap(name: &str) -> io::Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     // SAFETY: all zeros is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte less than there is room for, so that a NUL stays.

@@ -31,7 +31,8 @@ pub async fn join(path: &Path, interface: &'static str) -> Result<Joined, Networ
 async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     let (connection, handle, _) = new_connection().map_err(error("open netlink"))?;
     let served = tokio::spawn(connection);
-    let tap = sys::make_tap(TAP).map_err(error("make the TAP (is /dev/net/tun there? modprobe tun)"))?;
+    let tap =
+        sys::make_tap(TAP).map_err(error("make the TAP (is /dev/net/tun there? modprobe tun)"))?;
     let outer = find(&handle, interface).await?;
     let inner = find(&handle, TAP).await?;
     let mtu = mtu_of(&outer);
@@ -79,25 +80,36 @@ const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
 async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, NetworkError> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    let found = links.try_next().await.map_err(error("look for an interface"))?;
+    let found = links
+        .try_next()
+        .await
+        .map_err(error("look for an interface"))?;
     found.ok_or_else(|| error("look for an interface")(format!("{name} is not there")))
 }
 
 fn mtu_of(link: &LinkMessage) -> u16 {
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
+    let mtu = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
     mtu.and_then(|mtu| u16::try_from(mtu).ok())
         .unwrap_or(super::DEFAULT_MTU)
 }
 
 fn mac_of(link: &LinkMessage) -> Result<[u8; 6], NetworkError> {
-    let mac = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
-        _ => None,
-    });
-    mac.ok_or_else(|| error("read the interface's address")("it is not an Ethernet address".to_owned()))
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
+            _ => None,
+        });
+    mac.ok_or_else(|| {
+        error("read the interface's address")("it is not an Ethernet address".to_owned())
+    })
 }
 
 fn error<E: Into<Box<dyn Error + Send + Sync>>>(step: &'static str) -> impl Fn(E) -> NetworkError {

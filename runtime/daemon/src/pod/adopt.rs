@@ -38,7 +38,10 @@ impl Pods {
             self.shared.adopt_pod(pod, containers).await;
         }
         for orphan in containers.into_values().flat_map(BTreeMap::into_keys) {
-            tracing::warn!(container = orphan, "a container without a pod; forgetting it");
+            tracing::warn!(
+                container = orphan,
+                "a container without a pod; forgetting it"
+            );
             self.host().store.remove(Kind::Container, &orphan)?;
         }
         self.sweep_networks().await;
@@ -97,10 +100,14 @@ impl Pods {
     async fn sweep_networks(&self) {
         let has_network = |pod: &PodRecord| {
             let held = pod.held.iter();
-            held.into_iter().any(|held| matches!(held, Held::Network(_)))
+            held.into_iter()
+                .any(|held| matches!(held, Held::Network(_)))
         };
         let views = self.all();
-        let live = views.iter().map(|view| &view.pod).filter(|pod| has_network(pod));
+        let live = views
+            .iter()
+            .map(|view| &view.pod)
+            .filter(|pod| has_network(pod));
         let live = live.map(|pod| pod.id.clone()).collect();
         self.host().network.sweep(&live).await;
     }
@@ -148,7 +155,11 @@ impl Owner {
         };
         match found {
             Ok(Some(guest)) => {
-                tracing::info!(pod = self.pod.id, pid = guest.process.identity().pid, "adopted");
+                tracing::info!(
+                    pod = self.pod.id,
+                    pid = guest.process.identity().pid,
+                    "adopted"
+                );
                 self.follow_logs(&guest);
                 let agent = guest.agent.clone();
                 tokio::spawn(async move { agent.set_clock(now()).await });

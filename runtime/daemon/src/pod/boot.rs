@@ -62,11 +62,12 @@ impl Owner {
         let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
         guest.agent.configure(request).await?;
         self.serve_guest(guest);
-        self.move_pod(&PodEvent::Booted).map_err(|error| match error {
-            PodError::Store(error) => BootError::Store(error),
-            // Nothing else moves a pod that is being created.
-            _ => BootError::Panicked,
-        })?;
+        self.move_pod(&PodEvent::Booted)
+            .map_err(|error| match error {
+                PodError::Store(error) => BootError::Store(error),
+                // Nothing else moves a pod that is being created.
+                _ => BootError::Panicked,
+            })?;
         tracing::info!(
             pod = self.pod.id,
             network_and_disk = ?prepared,
@@ -92,7 +93,7 @@ impl Owner {
         let record = attachment.record.clone();
         let addresses = attachment.addresses.clone();
         self.change_pod(|pod| {
-            pod.held.push(Held::Network(record));
+            pod.held.push(Held::Network(Box::new(record)));
             pod.addresses = addresses;
         })?;
         made.map_err(|_| BootError::Panicked)??;
@@ -183,7 +184,10 @@ impl Owner {
 
     /// Kills what runs and lets the logs come to their end.
     async fn kill_containers(&mut self, guest: &Guest) {
-        let running = self.containers.values().filter(|one| one.state.is_running());
+        let running = self
+            .containers
+            .values()
+            .filter(|one| one.state.is_running());
         let ids: Vec<String> = running.map(|one| one.id.clone()).collect();
         for id in &ids {
             if let Err(error) = guest.agent.signal(id, signal::SIGKILL).await {
@@ -226,12 +230,11 @@ impl Owner {
                     .map_err(|_| BootError::Panicked)
             }
             Held::Network(record) => Ok(self.shared.host.network.detach(record).await?),
-            Held::RunDirectory(path) | Held::StateDirectory(path) => {
-                remove_directory(path).map_err(|source| BootError::Directory {
+            Held::RunDirectory(path) | Held::StateDirectory(path) => remove_directory(path)
+                .map_err(|source| BootError::Directory {
                     path: path.clone(),
                     source,
-                })
-            }
+                }),
         }
     }
 }
@@ -246,7 +249,10 @@ async fn end_vm(guest: &Guest) {
     if within(process).await {
         return;
     }
-    tracing::info!(pid = process.identity().pid, "the guest does not shut down; stopping its VMM");
+    tracing::info!(
+        pid = process.identity().pid,
+        "the guest does not shut down; stopping its VMM"
+    );
     // If it does not answer, it is killed.
     let _ = control::stop(&guest.files.control()).await;
     if !within(process).await {
@@ -255,7 +261,9 @@ async fn end_vm(guest: &Guest) {
 }
 
 async fn within(process: &VmmProcess) -> bool {
-    tokio::time::timeout(END_STEP, process.ended()).await.is_ok()
+    tokio::time::timeout(END_STEP, process.ended())
+        .await
+        .is_ok()
 }
 
 /// Kills a VMM if it lives, and waits until it is gone.
@@ -292,14 +300,18 @@ fn vcpus(least: u8, limit_millis: u64) -> u8 {
     let host = std::thread::available_parallelism().map_or(1, usize::from);
     let host = u8::try_from(host).unwrap_or(bulkhead_vmm::config::MAX_VCPUS);
     let wanted = u8::try_from(limit_millis.div_ceil(1000)).unwrap_or(u8::MAX);
-    wanted.min(host).clamp(least, bulkhead_vmm::config::MAX_VCPUS.max(least))
+    wanted
+        .min(host)
+        .clamp(least, bulkhead_vmm::config::MAX_VCPUS.max(least))
 }
 
 fn memory_mib(least: u32, limit_bytes: u64) -> u32 {
     if limit_bytes == 0 {
         return least;
     }
-    let wanted = limit_bytes.div_ceil(1 << 20).saturating_add(GUEST_OVERHEAD_MIB);
+    let wanted = limit_bytes
+        .div_ceil(1 << 20)
+        .saturating_add(GUEST_OVERHEAD_MIB);
     let wanted = u32::try_from(wanted).unwrap_or(bulkhead_vmm::config::MAX_MEMORY_MIB);
     wanted.clamp(least, bulkhead_vmm::config::MAX_MEMORY_MIB.max(least))
 }
@@ -342,7 +354,10 @@ fn configuration(
 ) -> protocol::ConfigureSandboxRequest {
     let hostname = hostname(id, spec);
     let dns = dns(spec, attachment);
-    let address = attachment.addresses.first().and_then(|cidr| cidr.split('/').next());
+    let address = attachment
+        .addresses
+        .first()
+        .and_then(|cidr| cidr.split('/').next());
     let [a, b, c, d, e, f] = attachment.mac;
     protocol::ConfigureSandboxRequest {
         hosts: address
@@ -377,7 +392,10 @@ fn configuration(
         entropy: random::<64>().to_vec().into(),
         shared_pid_namespace: spec.pid == PidMode::Pod,
         shm_bytes: 0,
-        machine_id: random::<16>().iter().map(|byte| format!("{byte:02x}")).collect(),
+        machine_id: random::<16>()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
     }
 }
 
@@ -406,9 +424,11 @@ fn resolv_conf(text: &str) -> Dns {
     for line in text.lines() {
         let mut words = line.split_whitespace().map(str::to_owned);
         match words.next().as_deref() {
-            Some("nameserver") => dns
-                .servers
-                .extend(words.take(1).filter(|server| !server.starts_with("127.") && server != "::1")),
+            Some("nameserver") => dns.servers.extend(
+                words
+                    .take(1)
+                    .filter(|server| !server.starts_with("127.") && server != "::1"),
+            ),
             Some("search") => dns.searches = words.collect(),
             Some("options") => dns.options.extend(words),
             _ => {}
@@ -423,7 +443,12 @@ mod tests {
 
     #[test]
     fn a_vm_is_as_large_as_its_pods_limits_and_never_smaller_than_the_default() {
-        for (limit, expected) in [(0, 256), (1 << 20, 256), (512 << 20, 640), (u64::MAX, 1 << 20)] {
+        for (limit, expected) in [
+            (0, 256),
+            (1 << 20, 256),
+            (512 << 20, 640),
+            (u64::MAX, 1 << 20),
+        ] {
             assert_eq!(memory_mib(256, limit), expected, "{limit}");
         }
         assert_eq!(vcpus(1, 0), 1);
@@ -433,7 +458,9 @@ mod tests {
 
     #[test]
     fn resolv_conf_is_read_without_the_hosts_own_resolver() {
-        let dns = resolv_conf("# c\nnameserver 127.0.0.53\nnameserver 1.1.1.1\nsearch a b\noptions ndots:5\n");
+        let dns = resolv_conf(
+            "# c\nnameserver 127.0.0.53\nnameserver 1.1.1.1\nsearch a b\noptions ndots:5\n",
+        );
         assert_eq!(dns.servers, ["1.1.1.1"]);
         assert_eq!(dns.searches, ["a", "b"]);
         assert_eq!(dns.options, ["ndots:5"]);

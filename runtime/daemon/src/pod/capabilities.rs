@@ -85,14 +85,24 @@ pub fn resolve<S: AsRef<str>>(
         let by_default = (add_all || DEFAULT.contains(name)) && !drop_all;
         (by_default || add.contains(name)) && !drop.contains(name)
     };
-    Ok(ALL.iter().copied().filter(keep).map(str::to_owned).collect())
+    Ok(ALL
+        .iter()
+        .copied()
+        .filter(keep)
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Normalizes names for the ambient set, where `ALL` stands for all too.
 pub fn normalize<S: AsRef<str>>(given: &[S]) -> Result<Vec<String>, UnknownCapability> {
     let (all, some) = names(given)?;
     let wanted = |name: &&str| all || some.contains(name);
-    Ok(ALL.iter().copied().filter(wanted).map(str::to_owned).collect())
+    Ok(ALL
+        .iter()
+        .copied()
+        .filter(wanted)
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Accepts `NET_ADMIN`, `CAP_NET_ADMIN` and `net_admin`.
@@ -106,7 +116,9 @@ fn names<S: AsRef<str>>(given: &[S]) -> Result<(bool, Vec<&'static str>), Unknow
             continue;
         }
         let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let found = ALL.iter().find(|one| one.strip_prefix("CAP_") == Some(bare));
+        let found = ALL
+            .iter()
+            .find(|one| one.strip_prefix("CAP_") == Some(bare));
         known.push(*found.ok_or_else(|| UnknownCapability(name.as_ref().to_owned()))?);
     }
     Ok((all, known))
@@ -118,9 +130,8 @@ mod tests {
 
     #[test]
     fn adds_drops_and_all_combine_as_in_kubernetes() {
-        let count = |privileged, add: &[&str], drop: &[&str]| {
-            resolve(privileged, add, drop).unwrap().len()
-        };
+        let count =
+            |privileged, add: &[&str], drop: &[&str]| resolve(privileged, add, drop).unwrap().len();
         for (case, privileged, add, drop, expected) in [
             ("default", false, &[][..], &[][..], 14),
             ("privileged", true, &[], &["ALL"], 41),
@@ -140,9 +151,12 @@ mod tests {
 
     #[test]
     fn the_default_set_has_the_well_known_mask() {
-        let mask = resolve::<&str>(false, &[], &[]).unwrap().iter().fold(0u64, |mask, name| {
-            mask | 1 << ALL.iter().position(|one| one == name).unwrap()
-        });
+        let mask = resolve::<&str>(false, &[], &[])
+            .unwrap()
+            .iter()
+            .fold(0u64, |mask, name| {
+                mask | 1 << ALL.iter().position(|one| one == name).unwrap()
+            });
         assert_eq!(mask, 0xa804_25fb);
     }
 }

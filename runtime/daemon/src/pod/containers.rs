@@ -58,7 +58,12 @@ impl Owner {
         image: &Image,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
-        let layers = self.shared.host.images.lease(&image.id, &request.id).await?;
+        let layers = self
+            .shared
+            .host
+            .images
+            .lease(&image.id, &request.id)
+            .await?;
         for layer in layers {
             let extent = match self.pod.layers.get(&layer.diff_id) {
                 Some(extent) => *extent,
@@ -150,33 +155,41 @@ impl Owner {
         }
     }
 
-    /// The exit code of a failed start comes with the news.
     async fn why_not_started(&mut self, id: &str, error: &AgentError) -> ContainerEvent {
+        let told = match error {
+            AgentError::Refused { .. } => self.news_of_failed_start(id).await,
+            // Who did not answer has no news either.
+            _ => None,
+        };
+        let (code, message, at) = told.unwrap_or((START_FAILED_EXIT_CODE, String::new(), now()));
+        ContainerEvent::StartFailed {
+            code,
+            message: if message.is_empty() {
+                error.to_string()
+            } else {
+                message
+            },
+            at,
+        }
+    }
+
+    /// The exit code of a failed start comes with the news.
+    async fn news_of_failed_start(&mut self, id: &str) -> Option<(i32, String, i64)> {
         let deadline = tokio::time::Instant::now() + START_NEWS;
-        // Who did not answer has no news either.
-        while matches!(error, AgentError::Refused { .. }) {
-            match tokio::time::timeout_at(deadline, self.news.recv()).await {
-                Ok(Some(News::Exited {
+        loop {
+            match tokio::time::timeout_at(deadline, self.news.recv())
+                .await
+                .ok()??
+            {
+                News::Exited {
                     id: about,
                     code,
                     message,
                     finished_at,
                     ..
-                })) if about == id => {
-                    return ContainerEvent::StartFailed {
-                        code,
-                        message: if message.is_empty() { error.to_string() } else { message },
-                        at: finished_at,
-                    };
-                }
-                Ok(Some(news)) => self.take_news(news),
-                Ok(None) | Err(_) => break,
+                } if about == id => return Some((code, message, finished_at)),
+                news => self.take_news(news),
             }
-        }
-        ContainerEvent::StartFailed {
-            code: START_FAILED_EXIT_CODE,
-            message: error.to_string(),
-            at: now(),
         }
     }
 
@@ -202,7 +215,11 @@ impl Owner {
                 source,
             };
             if running {
-                guest.agent.signal(id, signal::SIGKILL).await.map_err(failed)?;
+                guest
+                    .agent
+                    .signal(id, signal::SIGKILL)
+                    .await
+                    .map_err(failed)?;
             }
             if let Some(log) = self.logs.get(id) {
                 let mut done = log.done();
@@ -301,7 +318,9 @@ impl Owner {
     }
 
     fn container(&self, id: &str) -> Result<&ContainerRecord, PodError> {
-        self.containers.get(id).ok_or_else(|| not_found("container", id))
+        self.containers
+            .get(id)
+            .ok_or_else(|| not_found("container", id))
     }
 
     /// The guest, if the pod is one that can run something.
@@ -320,9 +339,8 @@ impl Owner {
     }
 
     fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
-        let same = |one: &&ContainerRecord| {
-            one.spec.name == spec.name && one.spec.attempt == spec.attempt
-        };
+        let same =
+            |one: &&ContainerRecord| one.spec.name == spec.name && one.spec.attempt == spec.attempt;
         match self.containers.values().find(same) {
             None => Ok(()),
             Some(holder) => Err(PodError::Exists {

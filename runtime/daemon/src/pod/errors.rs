@@ -13,6 +13,7 @@ use crate::guest::launch::LaunchError;
 use crate::image::ImageError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
+use crate::problem::Problem;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 
@@ -59,7 +60,7 @@ pub enum PodError {
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     #[error("{0}")]
-    Unready(String),
+    Unready(Problem),
     #[error("directory {path} of the pod")]
     Directory { path: PathBuf, source: io::Error },
     #[error("network of the pod")]

@@ -139,7 +139,11 @@ impl Pods {
 
     /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
     pub async fn run(&self, spec: PodSpec) -> Result<String, PodError> {
-        self.host().probe.ready().await.map_err(BootError::Unready)?;
+        self.host()
+            .probe
+            .ready()
+            .await
+            .map_err(BootError::Unready)?;
         let record = PodRecord {
             id: new_id(),
             created_at: now(),
@@ -153,7 +157,9 @@ impl Pods {
         let (answer, booted) = oneshot::channel();
         let id = record.id.clone();
         owner::start_new(Arc::clone(&self.shared), record, answer);
-        booted.await.map_err(|_| PodError::Gone { id: id.clone() })??;
+        booted
+            .await
+            .map_err(|_| PodError::Gone { id: id.clone() })??;
         Ok(id)
     }
 
@@ -320,7 +326,10 @@ impl Shared {
         if let Some(holder) = registry.names.get(name) {
             return Err(PodError::Exists {
                 what: "pod",
-                name: format!("{}/{} ({}, attempt {})", name.namespace, name.name, name.uid, name.attempt),
+                name: format!(
+                    "{}/{} ({}, attempt {})",
+                    name.namespace, name.name, name.uid, name.attempt
+                ),
                 holder: holder.clone(),
             });
         }
@@ -342,7 +351,11 @@ impl Shared {
         let registry = self.registry();
         let ids = registry.pods.keys().map(String::as_str);
         let full = find(ids, id, "pod")?;
-        registry.pods.get(&full).cloned().ok_or_else(|| not_found("pod", id))
+        registry
+            .pods
+            .get(&full)
+            .cloned()
+            .ok_or_else(|| not_found("pod", id))
     }
 
     fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
@@ -364,10 +377,7 @@ impl Handle {
         Arc::clone(&self.view.borrow())
     }
 
-    async fn ask<T>(
-        &self,
-        request: impl FnOnce(Answer<T>) -> Request,
-    ) -> Result<T, PodError> {
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, PodError> {
         let gone = || PodError::Gone {
             id: self.id.clone(),
         };
@@ -378,7 +388,8 @@ impl Handle {
 
     async fn signal(&self, id: &str, signal: i32) -> Result<(), PodError> {
         let id = id.to_owned();
-        self.ask(|answer| Request::Signal { id, signal, answer }).await
+        self.ask(|answer| Request::Signal { id, signal, answer })
+            .await
     }
 
     fn running(&self, id: &str) -> Option<ContainerRecord> {
@@ -394,7 +405,9 @@ impl Handle {
             !record.is_some_and(|record| record.state.is_running())
         };
         // A pod that went away has no running containers either.
-        tokio::time::timeout(limit, view.wait_for(over)).await.is_ok()
+        tokio::time::timeout(limit, view.wait_for(over))
+            .await
+            .is_ok()
     }
 }
 
@@ -419,7 +432,9 @@ fn find<'a>(
             found = Some(id);
         }
     }
-    found.map(str::to_owned).ok_or_else(|| not_found(what, wanted))
+    found
+        .map(str::to_owned)
+        .ok_or_else(|| not_found(what, wanted))
 }
 
 fn not_found(what: &'static str, id: &str) -> PodError {
@@ -431,13 +446,18 @@ fn not_found(what: &'static str, id: &str) -> PodError {
 
 /// Nanoseconds since 1970.
 pub fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// 64 random hex digits.
 fn new_id() -> String {
-    random::<32>().iter().map(|byte| format!("{byte:02x}")).collect()
+    random::<32>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Bytes of the kernel's random generator, which does not fail once the host has booted.
@@ -465,7 +485,10 @@ mod tests {
         assert_eq!(find("bbbb").unwrap(), "bbbb", "an exact match wins");
         assert!(matches!(find("aaaa"), Err(PodError::Ambiguous { .. })));
         for unknown in ["", "a", "cccc", "aaaa11112"] {
-            assert!(matches!(find(unknown), Err(PodError::NotFound { .. })), "{unknown}");
+            assert!(
+                matches!(find(unknown), Err(PodError::NotFound { .. })),
+                "{unknown}"
+            );
         }
     }
 

@@ -106,7 +106,10 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, answer: Answer<()>) {
             }
         };
         if abandoned {
-            tracing::info!(pod = owner.pod.id, "who asked for the pod has gone; removing it");
+            tracing::info!(
+                pod = owner.pod.id,
+                "who asked for the pod has gone; removing it"
+            );
             match owner.remove_pod().await {
                 Ok(()) => return,
                 Err(error) => owner.complain("remove an abandoned pod", &error),
@@ -175,7 +178,11 @@ impl Owner {
             Request::StopPod(answer) => reply(answer, self.stop_pod().await),
             Request::RemovePod(answer) => {
                 let removed = self.remove_pod().await;
-                let then = if removed.is_ok() { Then::End } else { Then::GoOn };
+                let then = if removed.is_ok() {
+                    Then::End
+                } else {
+                    Then::GoOn
+                };
                 reply(answer, removed);
                 return then;
             }

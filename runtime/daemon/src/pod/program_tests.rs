@@ -19,7 +19,10 @@ fn image() -> Defaults {
 }
 
 fn process(spec: &ContainerSpec) -> protocol::Process {
-    describe("id", spec, &image(), "host").unwrap().process.unwrap()
+    describe("id", spec, &image(), "host")
+        .unwrap()
+        .process
+        .unwrap()
 }
 
 #[test]
@@ -46,7 +49,11 @@ fn the_containers_variables_win_over_the_images_by_name() {
         ("FROM_IMAGE".into(), b"no".to_vec()),
         ("BYTES".into(), vec![0xff, b'=']),
     ];
-    let env: Vec<Vec<u8>> = process(&spec).env.iter().map(|line| line.to_vec()).collect();
+    let env: Vec<Vec<u8>> = process(&spec)
+        .env
+        .iter()
+        .map(|line| line.to_vec())
+        .collect();
     assert_eq!(
         env,
         [
@@ -75,7 +82,10 @@ fn a_users_number_wins_over_names_and_a_group_alone_keeps_the_images_user() {
         spec.security.user.gid = gid;
         spec.security.user.name = name.to_owned();
         let user = process(&spec).user.unwrap();
-        assert_eq!((user.name.as_str(), user.uid, user.gid), (expected, uid, gid));
+        assert_eq!(
+            (user.name.as_str(), user.uid, user.gid),
+            (expected, uid, gid)
+        );
     }
 }
 

@@ -39,7 +39,7 @@ pub enum Held {
     RunDirectory(PathBuf),
     /// The scratch disk.
     StateDirectory(PathBuf),
-    Network(NetworkRecord),
+    Network(Box<NetworkRecord>),
     Cgroup(PathBuf),
     Vmm(Identity),
 }

@@ -18,7 +18,11 @@ pub fn parse(text: &str) -> Option<i32> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let real_time = |rest: &str, base: i32| -> Option<i32> {
-        let offset = if rest.is_empty() { 0 } else { rest.parse().ok()? };
+        let offset = if rest.is_empty() {
+            0
+        } else {
+            rest.parse().ok()?
+        };
         Some(base + offset).filter(|number| (SIGRTMIN..=SIGRTMAX).contains(number))
     };
     if let Some(rest) = name.strip_prefix("RTMIN") {
@@ -33,7 +37,9 @@ pub fn parse(text: &str) -> Option<i32> {
         "IOT" => "ABRT",
         name => name,
     };
-    Signal::from_str(&format!("SIG{name}")).ok().map(|signal| signal as i32)
+    Signal::from_str(&format!("SIG{name}"))
+        .ok()
+        .map(|signal| signal as i32)
 }
 
 #[cfg(test)]

@@ -190,7 +190,11 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(
-            (resources.cpu_quota_us, resources.memory_limit_bytes, resources.cpuset_cpus.as_str()),
+            (
+                resources.cpu_quota_us,
+                resources.memory_limit_bytes,
+                resources.cpuset_cpus.as_str()
+            ),
             (1000, 7, "0")
         );
     }

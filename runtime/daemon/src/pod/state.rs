@@ -334,7 +334,12 @@ mod tests {
                 panic!("must be exited");
             };
             assert_eq!(
-                (exit.code, exit.reason.word(), exit.started_at, exit.finished_at),
+                (
+                    exit.code,
+                    exit.reason.word(),
+                    exit.started_at,
+                    exit.finished_at
+                ),
                 (code, expected, 5, 9)
             );
         }
@@ -371,7 +376,11 @@ mod tests {
         ];
         for (from, event, to) in table {
             let after = from.after(&event).ok();
-            assert_eq!(after.as_ref().map(ContainerState::name), to, "{from:?} {event:?}");
+            assert_eq!(
+                after.as_ref().map(ContainerState::name),
+                to,
+                "{from:?} {event:?}"
+            );
             if from.is_exited() && to.is_some() {
                 assert_eq!(after.as_ref(), Some(from), "the first word stands");
             }

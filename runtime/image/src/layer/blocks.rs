@@ -99,8 +99,9 @@ impl BlockWriter {
         for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
             let bytes = run.len() * BLOCK_BYTES;
             if run.first().is_some_and(|block| !is_zero(block)) {
-                let from = usize::try_from(offset - u64::from(self.buffer_block) * BLOCK_BYTES as u64)
-                    .map_err(io::Error::other)?;
+                let from =
+                    usize::try_from(offset - u64::from(self.buffer_block) * BLOCK_BYTES as u64)
+                        .map_err(io::Error::other)?;
                 let data = self.buffer.get(from..from + bytes).unwrap_or_default();
                 self.file.write_all_at(data, offset)?;
             }

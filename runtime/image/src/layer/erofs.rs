@@ -108,7 +108,9 @@ impl<'a> Layout<'a> {
         layout.reach();
         let mut next = FIRST_SLOT * SLOT_BYTES;
         for index in 0..layout.order.len() {
-            let Some(&id) = layout.order.get(index) else { break };
+            let Some(&id) = layout.order.get(index) else {
+                break;
+            };
             let node = tree.node(id);
             let fixed = INODE_BYTES + xattr_bytes(node);
             let (size, split, tail) = layout.content(id);
@@ -143,7 +145,9 @@ impl<'a> Layout<'a> {
     }
 
     fn visit(&mut self, id: NodeId, parent: NodeId) {
-        let Some(slot) = self.placed.get_mut(id.index()) else { return };
+        let Some(slot) = self.placed.get_mut(id.index()) else {
+            return;
+        };
         let links = match &self.tree.node(id).kind {
             Kind::Directory(children) => {
                 let is_directory =
@@ -188,14 +192,17 @@ impl<'a> Layout<'a> {
     fn place_blocks(&mut self, mut next: u32) -> io::Result<u32> {
         for id in &self.order {
             let is_regular = matches!(self.tree.node(*id).kind, Kind::Regular { .. });
-            let Some(Some(placed)) = self.placed.get_mut(id.index()) else { continue };
+            let Some(Some(placed)) = self.placed.get_mut(id.index()) else {
+                continue;
+            };
             placed.first_block = NO_BLOCK;
             let outside = placed.size - placed.inline_bytes as u64;
             if is_regular || outside == 0 {
                 continue;
             }
             placed.first_block = next;
-            let count = u32::try_from(outside.div_ceil(BLOCK_BYTES as u64)).map_err(io::Error::other)?;
+            let count =
+                u32::try_from(outside.div_ceil(BLOCK_BYTES as u64)).map_err(io::Error::other)?;
             next = next
                 .checked_add(count)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
@@ -214,7 +221,12 @@ impl<'a> Layout<'a> {
     }
 
     /// The part of a node's content that does not stand beside its inode.
-    fn write_blocks(&self, id: NodeId, placed: &Placed, blocks: &mut BlockWriter) -> io::Result<()> {
+    fn write_blocks(
+        &self,
+        id: NodeId,
+        placed: &Placed,
+        blocks: &mut BlockWriter,
+    ) -> io::Result<()> {
         if placed.first_block == NO_BLOCK {
             return Ok(());
         }
@@ -250,7 +262,9 @@ impl<'a> Layout<'a> {
             let (slot, kind) = match target {
                 Entry::Itself => (placed.slot as u64, 2),
                 Entry::Parent => (self.slot(placed.parent), 2),
-                Entry::Child(child) => (self.slot(child.index()), file_type(self.tree.node(*child))),
+                Entry::Child(child) => {
+                    (self.slot(child.index()), file_type(self.tree.node(*child)))
+                }
             };
             block.extend(slot.to_le_bytes());
             block.extend(u16::try_from(name_offset).unwrap_or(0).to_le_bytes());
@@ -291,7 +305,11 @@ impl<'a> Layout<'a> {
         bytes.extend([0; 2]);
         bytes.extend(placed.size.to_le_bytes());
         bytes.extend(content.to_le_bytes());
-        bytes.extend(u32::try_from(placed.slot).map_err(io::Error::other)?.to_le_bytes());
+        bytes.extend(
+            u32::try_from(placed.slot)
+                .map_err(io::Error::other)?
+                .to_le_bytes(),
+        );
         bytes.extend(attributes.uid.to_le_bytes());
         bytes.extend(attributes.gid.to_le_bytes());
         bytes.extend(attributes.mtime_seconds.to_le_bytes());
@@ -344,20 +362,19 @@ enum Entry {
 
 /// All entries of a directory, its own two included, in the order of their bytes.
 fn entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (&[u8], Entry)> {
-    fn child<'a>((name, id): (&'a Box<[u8]>, &NodeId)) -> (&'a [u8], Entry) {
-        (name, Entry::Child(*id))
-    }
-    let names = |range: (Bound<&[u8]>, Bound<&[u8]>)| children.range::<[u8], _>(range);
+    let names = |range: (Bound<&[u8]>, Bound<&[u8]>)| {
+        let named = children.range::<[u8], _>(range);
+        named.map(|(name, id)| (&**name, Entry::Child(*id)))
+    };
     let (itself, parent) = (&b"."[..], &b".."[..]);
     let before = names((Bound::Unbounded, Bound::Excluded(itself)));
     let between = names((Bound::Excluded(itself), Bound::Excluded(parent)));
     let after = names((Bound::Excluded(parent), Bound::Unbounded));
     before
-        .map(child)
         .chain([(itself, Entry::Itself)])
-        .chain(between.map(child))
+        .chain(between)
         .chain([(parent, Entry::Parent)])
-        .chain(after.map(child))
+        .chain(after)
 }
 
 /// How many entries go into each block, and the bytes used of the last one.
@@ -401,11 +418,11 @@ fn xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
 }
 
 fn xattr_bytes(node: &Node) -> usize {
-    let entry = |(name, value): (&Box<[u8]>, &Box<[u8]>)| {
+    let entries = node.attributes.xattrs.iter().map(|(name, value)| {
         let rest = xattr_name(name).map_or(0, |(_, rest)| rest.len());
         (XATTR_ENTRY_BYTES + rest + value.len()).next_multiple_of(4)
-    };
-    match node.attributes.xattrs.iter().map(entry).sum() {
+    });
+    match entries.sum() {
         0 => 0,
         bytes => XATTR_HEADER_BYTES + bytes,
     }
@@ -413,7 +430,9 @@ fn xattr_bytes(node: &Node) -> usize {
 
 /// Call with what [`xattr_is_storable`] says yes to.
 fn append_xattr(bytes: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    let Some((index, rest)) = xattr_name(name) else { return };
+    let Some((index, rest)) = xattr_name(name) else {
+        return;
+    };
     bytes.push(u8::try_from(rest.len()).unwrap_or(0));
     bytes.push(index);
     bytes.extend(u16::try_from(value.len()).unwrap_or(0).to_le_bytes());

@@ -38,7 +38,9 @@ pub enum LayerError {
     Write(#[source] io::Error),
     #[error("the layer's bytes have digest {found}, not the promised {promised}")]
     Digest { promised: Digest, found: Digest },
-    #[error("the unpacked layer has digest {found}, not {promised} as the image's configuration says")]
+    #[error(
+        "the unpacked layer has digest {found}, not {promised} as the image's configuration says"
+    )]
     DiffId { promised: Digest, found: Digest },
 }
 

@@ -4,6 +4,7 @@
 //! The `tar` crate reads the fields of a header. Walking from header to header is done here, because its own walk
 //! reads a long name or a PAX record of any length into memory.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
@@ -69,7 +70,7 @@ struct Extensions {
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
     sparse: bool,
 }
 
@@ -113,7 +114,9 @@ struct Entry {
 
 impl Entry {
     fn new(header: &Header, extensions: Extensions) -> Result<Self, TarError> {
-        let path = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let path = extensions
+            .path
+            .unwrap_or_else(|| header.path_bytes().into_owned());
         let shown = show(&path);
         let wrong = |field| TarError::Field {
             path: shown.clone(),
@@ -155,7 +158,7 @@ impl Entry {
                 gid: id(extensions.gid, header.gid(), "gid")?,
                 mtime_seconds,
                 mtime_nanoseconds,
-                xattrs: extensions.xattrs.into_iter().collect(),
+                xattrs: extensions.xattrs,
             },
             path,
         })
@@ -207,7 +210,9 @@ impl Entry {
             EntryType::Block => Kind::BlockDevice { major, minor },
             EntryType::Fifo => Kind::Fifo,
             EntryType::Link => {
-                return tree.insert_hard_link(&self.path, &self.link).map_err(bad_path);
+                return tree
+                    .insert_hard_link(&self.path, &self.link)
+                    .map_err(bad_path);
             }
             other => {
                 return Err(TarError::Unsupported {
@@ -216,16 +221,22 @@ impl Entry {
                 });
             }
         };
-        tree.insert(&self.path, self.attributes, kind).map_err(bad_path)
+        tree.insert(&self.path, self.attributes, kind)
+            .map_err(bad_path)
     }
 }
 
 /// What a file whose name begins with `.wh.` means.
 enum Whiteout<'a> {
     /// The layers below show nothing in this directory.
-    Opaque { directory: &'a [u8] },
+    Opaque {
+        directory: &'a [u8],
+    },
     /// The layers below show no file of this name.
-    Gone { directory: &'a [u8], name: &'a [u8] },
+    Gone {
+        directory: &'a [u8],
+        name: &'a [u8],
+    },
     Nothing,
 }
 
@@ -233,7 +244,10 @@ impl<'a> Whiteout<'a> {
     fn of(path: &'a [u8]) -> Option<Self> {
         let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
         let path = path.get(..end)?;
-        let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let start = path
+            .iter()
+            .rposition(|byte| *byte == b'/')
+            .map_or(0, |slash| slash + 1);
         let (directory, name) = path.split_at_checked(start)?;
         if name == OPAQUE_MARK {
             return Some(Self::Opaque { directory });
@@ -262,12 +276,18 @@ impl Extensions {
             field,
         };
         while !records.is_empty() {
-            let blank = records.iter().position(|byte| *byte == b' ').ok_or(wrong("length"))?;
+            let blank = records
+                .iter()
+                .position(|byte| *byte == b' ')
+                .ok_or(wrong("length"))?;
             let length: usize = number(&records[..blank]).ok_or(wrong("length"))?;
             let record = records.get(blank + 1..length).ok_or(wrong("length"))?;
             records = records.get(length..).unwrap_or_default();
             let record = record.strip_suffix(b"\n").ok_or(wrong("length"))?;
-            let equals = record.iter().position(|byte| *byte == b'=').ok_or(wrong("key"))?;
+            let equals = record
+                .iter()
+                .position(|byte| *byte == b'=')
+                .ok_or(wrong("key"))?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             let key = std::str::from_utf8(key).map_err(|_| wrong("key"))?;
             match key {
@@ -280,7 +300,8 @@ impl Extensions {
                 _ if key.starts_with("GNU.sparse.") => self.sparse = true,
                 _ => {
                     if let Some(name) = key.strip_prefix(XATTR_KEY) {
-                        self.add_xattr(name.as_bytes(), value).ok_or(wrong("xattr"))?;
+                        self.add_xattr(name.as_bytes(), value)
+                            .ok_or(wrong("xattr"))?;
                     }
                 }
             }
@@ -290,11 +311,18 @@ impl Extensions {
 
     /// Attributes of kinds that only other systems know are left out; nothing if there are too many.
     fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
-        if OVERLAY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || !xattr_is_storable(name, value) {
+        if OVERLAY_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            || !xattr_is_storable(name, value)
+        {
             return Some(());
         }
-        self.xattrs.push((name.into(), value.into()));
-        let bytes = self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 8);
+        self.xattrs.insert(name.into(), value.into());
+        let bytes = self
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 8);
         (bytes.sum::<usize>() <= MAX_XATTR_BYTES).then_some(())
     }
 }
@@ -334,7 +362,11 @@ fn read_extension(archive: &mut impl Read, header: &Header) -> Result<Vec<u8>, T
         return Err(TarError::Extension(bytes));
     }
     let mut content = Vec::new();
-    archive.by_ref().take(bytes).read_to_end(&mut content).map_err(TarError::Read)?;
+    archive
+        .by_ref()
+        .take(bytes)
+        .read_to_end(&mut content)
+        .map_err(TarError::Read)?;
     if content.len() as u64 != bytes {
         return Err(TarError::Truncated);
     }
@@ -343,12 +375,18 @@ fn read_extension(archive: &mut impl Read, header: &Header) -> Result<Vec<u8>, T
     Ok(content)
 }
 
-fn copy_data(archive: &mut impl Read, bytes: u64, blocks: &mut BlockWriter) -> Result<(), TarError> {
+fn copy_data(
+    archive: &mut impl Read,
+    bytes: u64,
+    blocks: &mut BlockWriter,
+) -> Result<(), TarError> {
     let padded = padded(bytes).ok_or(TarError::Truncated)?;
-    let copied = blocks.copy(&mut archive.take(bytes)).map_err(|error| match error {
-        CopyError::Read(error) => TarError::Read(error),
-        CopyError::Write(error) => TarError::Write(error),
-    })?;
+    let copied = blocks
+        .copy(&mut archive.take(bytes))
+        .map_err(|error| match error {
+            CopyError::Read(error) => TarError::Read(error),
+            CopyError::Write(error) => TarError::Write(error),
+        })?;
     if copied != bytes {
         return Err(TarError::Truncated);
     }
@@ -370,7 +408,10 @@ fn padded(bytes: u64) -> Option<u64> {
 }
 
 fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     bytes.truncate(end);
     bytes
 }
@@ -387,7 +428,11 @@ fn time(bytes: &[u8]) -> Option<(i64, u32)> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
     let nanoseconds: u32 = digits.parse().ok()?;
     if whole.starts_with('-') && nanoseconds > 0 {
         return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));

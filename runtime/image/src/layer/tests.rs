@@ -53,7 +53,9 @@ impl Tar {
     }
 
     fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
-        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self.0
+            .append_pax_extensions(records.iter().copied())
+            .unwrap();
         self
     }
 
@@ -101,12 +103,20 @@ fn everything() -> Vec<u8> {
         .add(EntryType::Regular, "short", 0o644, b"long")
         .pax(&[
             ("SCHILY.xattr.user.mine", b"value"),
-            ("SCHILY.xattr.security.capability", &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0]),
+            (
+                "SCHILY.xattr.security.capability",
+                &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0],
+            ),
             ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
         ])
         .add(EntryType::Regular, "attributes", 0o644, b"x");
     for index in 0..1000 {
-        tar = tar.add(EntryType::Regular, &format!("many/file-with-a-number-{index}"), 0o644, b"m");
+        tar = tar.add(
+            EntryType::Regular,
+            &format!("many/file-with-a-number-{index}"),
+            0o644,
+            b"m",
+        );
     }
     tar.finish()
 }
@@ -119,11 +129,19 @@ fn erofs_utils_find_no_fault_and_the_same_files() {
     let extracted = directory.path().join("out");
     let extract = format!("--extract={}", extracted.display());
     // Without root there is no mknod: the devices are compared by dump.erofs below and by the end-to-end tests.
-    let output = Command::new("fsck.erofs").arg(&extract).arg(&image).output().expect("fsck.erofs");
+    let output = Command::new("fsck.erofs")
+        .arg(&extract)
+        .arg(&image)
+        .output()
+        .expect("fsck.erofs");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!text.contains("orrupt") && !text.contains("bogus"), "{text}");
+    assert!(
+        !text.contains("orrupt") && !text.contains("bogus"),
+        "{text}"
+    );
     erofs_utils("fsck.erofs", &[], &image);
-    let read = |name: &str| std::fs::read(extracted.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let read =
+        |name: &str| std::fs::read(extracted.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(read("dir/small"), b"small");
     assert_eq!(read("hard"), b"small");
     assert_eq!(read("dir/empty"), b"");
@@ -132,10 +150,20 @@ fn erofs_utils_find_no_fault_and_the_same_files() {
     assert_eq!(read(&"n".repeat(255)), b"long");
     assert_eq!(read("many/file-with-a-number-999"), b"m");
     assert_eq!(read("big").len(), 400_000);
-    assert_eq!(Digest::of(&read("big")), Digest::of(&(0..100_000u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>()));
+    assert_eq!(
+        Digest::of(&read("big")),
+        Digest::of(
+            &(0..100_000u32)
+                .flat_map(u32::to_le_bytes)
+                .collect::<Vec<_>>()
+        )
+    );
     let target = std::fs::read_link(extracted.join("soft")).unwrap();
     assert_eq!(target, Path::new("../dir/small"));
-    assert_eq!(std::fs::read_dir(extracted.join("many")).unwrap().count(), 1000);
+    assert_eq!(
+        std::fs::read_dir(extracted.join("many")).unwrap().count(),
+        1000
+    );
     // 200 KB of numbers and names; the zeros of "holes" take no space.
     let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&image).unwrap());
     assert!(blocks * 512 < 4_900_000, "{blocks}");
@@ -148,7 +176,10 @@ fn attributes_are_kept_as_dump_erofs_shows_them() {
     convert_bytes(&everything(), &image).unwrap();
     for (path, expected) in [
         // dump.erofs shows no set-uid, set-gid or sticky bits.
-        ("/dir/small", vec!["Uid: 1000", "Gid: 100000", "Access: 0755", "Links: 2"]),
+        (
+            "/dir/small",
+            vec!["Uid: 1000", "Gid: 100000", "Access: 0755", "Links: 2"],
+        ),
         ("/dir", vec!["Access: 0777", "Links: 2"]),
         ("/absolute", vec!["Access: 0755", "Uid: 0"]),
         ("/attributes", vec!["Xattr size: "]),
@@ -176,12 +207,18 @@ fn the_same_layer_gives_the_same_bytes_however_it_is_compressed() {
     convert_bytes(&archive, &plain).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     io::Write::write_all(&mut gzip, &archive).unwrap();
-    let packed = [gzip.finish().unwrap(), zstd::encode_all(&archive[..], 3).unwrap()];
+    let packed = [
+        gzip.finish().unwrap(),
+        zstd::encode_all(&archive[..], 3).unwrap(),
+    ];
     for (index, bytes) in packed.iter().enumerate() {
         let path = directory.path().join(index.to_string());
         let file = File::create(&path).unwrap();
         convert(&bytes[..], file, &Digest::of(bytes), &Digest::of(&archive)).unwrap();
-        assert!(std::fs::read(&path).unwrap() == std::fs::read(&plain).unwrap(), "{index}");
+        assert!(
+            std::fs::read(&path).unwrap() == std::fs::read(&plain).unwrap(),
+            "{index}"
+        );
     }
 }
 
@@ -189,7 +226,11 @@ fn the_same_layer_gives_the_same_bytes_however_it_is_compressed() {
 fn what_is_not_what_it_should_be_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("layer");
-    let file = |name| Tar::new().add(EntryType::Regular, name, 0o644, b"x").finish();
+    let file = |name| {
+        Tar::new()
+            .add(EntryType::Regular, name, 0o644, b"x")
+            .finish()
+    };
     let huge_record = {
         let mut header = Tar::header(EntryType::XHeader, "x", 0);
         header.set_size(1 << 30);
@@ -200,15 +241,33 @@ fn what_is_not_what_it_should_be_is_refused() {
     broken[0] ^= 1;
     let half = everything()[..100_000].to_vec();
     for (case, archive, kind, word) in [
-        ("dot dot", file("../etc/passwd"), FailureKind::Invalid, "\"..\""),
-        ("dot dot inside", file("a/../../etc"), FailureKind::Invalid, "\"..\""),
-        ("huge record", huge_record, FailureKind::Invalid, "1073741824"),
+        (
+            "dot dot",
+            file("../etc/passwd"),
+            FailureKind::Invalid,
+            "\"..\"",
+        ),
+        (
+            "dot dot inside",
+            file("a/../../etc"),
+            FailureKind::Invalid,
+            "\"..\"",
+        ),
+        (
+            "huge record",
+            huge_record,
+            FailureKind::Invalid,
+            "1073741824",
+        ),
         ("bad checksum", broken, FailureKind::Corrupt, "checksum"),
         ("cut", half, FailureKind::Corrupt, "ends in the middle"),
         ("no archive", vec![7; 600], FailureKind::Corrupt, "checksum"),
         (
             "sparse",
-            Tar::new().pax(&[("GNU.sparse.major", b"1")]).add(EntryType::Regular, "s", 0, b"").finish(),
+            Tar::new()
+                .pax(&[("GNU.sparse.major", b"1")])
+                .add(EntryType::Regular, "s", 0, b"")
+                .finish(),
             FailureKind::Invalid,
             "sparse",
         ),
@@ -223,7 +282,10 @@ fn what_is_not_what_it_should_be_is_refused() {
         let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
         let chain = format!("{text}{:?}", std::error::Error::source(&error).unwrap());
         assert_eq!(error.kind(), kind, "{case}: {chain}");
-        assert!(chain.contains(word) || chain.contains("DotDot"), "{case}: {chain}");
+        assert!(
+            chain.contains(word) || chain.contains("DotDot"),
+            "{case}: {chain}"
+        );
     }
 }
 
@@ -239,7 +301,16 @@ fn a_wrong_digest_is_told_before_the_damage_it_did() {
     };
     let mut damaged = archive.clone();
     damaged[0] ^= 0xff;
-    assert!(matches!(try_with(&damaged, &right, &right), LayerError::Digest { .. }));
-    assert!(matches!(try_with(&archive, &wrong, &right), LayerError::Digest { .. }));
-    assert!(matches!(try_with(&archive, &right, &wrong), LayerError::DiffId { .. }));
+    assert!(matches!(
+        try_with(&damaged, &right, &right),
+        LayerError::Digest { .. }
+    ));
+    assert!(matches!(
+        try_with(&archive, &wrong, &right),
+        LayerError::Digest { .. }
+    ));
+    assert!(matches!(
+        try_with(&archive, &right, &wrong),
+        LayerError::DiffId { .. }
+    ));
 }

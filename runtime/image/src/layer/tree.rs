@@ -44,10 +44,19 @@ pub struct Attributes {
 pub enum Kind {
     Directory(BTreeMap<Box<[u8]>, NodeId>),
     /// Data in whole blocks from `first_block` on.
-    Regular { first_block: u32, bytes: u64 },
+    Regular {
+        first_block: u32,
+        bytes: u64,
+    },
     Symlink(Box<[u8]>),
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
 }
 
@@ -96,7 +105,9 @@ pub enum TreeError {
     LinkLoop,
     #[error("the target of the hard link is not a file of this layer")]
     NoTarget,
-    #[error("more than {MAX_NODES} files, {MAX_METADATA_BYTES} bytes of names or {MAX_DEPTH} levels in one layer")]
+    #[error(
+        "more than {MAX_NODES} files, {MAX_METADATA_BYTES} bytes of names or {MAX_DEPTH} levels in one layer"
+    )]
     TooLarge,
 }
 
@@ -132,7 +143,12 @@ impl Tree {
     }
 
     /// Puts a file at `path`, over what is there; a directory over a directory keeps the children.
-    pub fn insert(&mut self, path: &[u8], attributes: Attributes, kind: Kind) -> Result<(), TreeError> {
+    pub fn insert(
+        &mut self,
+        path: &[u8],
+        attributes: Attributes,
+        kind: Kind,
+    ) -> Result<(), TreeError> {
         let Some((parents, name)) = split(path)? else {
             // The root itself: only its attributes can be told.
             return match kind {
@@ -161,8 +177,12 @@ impl Tree {
     /// Gives the file at `target` another name.
     pub fn insert_hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
         let (target_parents, target_name) = split(target)?.ok_or(TreeError::NoTarget)?;
-        let target_parent = self.existing_directory(&target_parents).ok_or(TreeError::NoTarget)?;
-        let target = self.child(target_parent, target_name).ok_or(TreeError::NoTarget)?;
+        let target_parent = self
+            .existing_directory(&target_parents)
+            .ok_or(TreeError::NoTarget)?;
+        let target = self
+            .child(target_parent, target_name)
+            .ok_or(TreeError::NoTarget)?;
         if matches!(self.node(target).kind, Kind::Directory(_)) {
             return Err(TreeError::NoTarget);
         }
@@ -355,7 +375,9 @@ enum Walk {
 /// The names of a path; leading, doubled and trailing slashes and `.` say nothing.
 pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
     let parts = path.split(|byte| *byte == b'/');
-    let parts: Vec<_> = parts.filter(|part| !part.is_empty() && *part != b".").collect();
+    let parts: Vec<_> = parts
+        .filter(|part| !part.is_empty() && *part != b".")
+        .collect();
     for part in &parts {
         if *part == b".." {
             return Err(TreeError::DotDot);
@@ -403,7 +425,11 @@ mod tests {
             (long.as_str(), TreeError::BadName),
             (deep.as_str(), TreeError::TooLarge),
         ] {
-            assert_eq!(insert(&mut Tree::new(), path, Kind::Fifo), Err(error), "{path:.20}");
+            assert_eq!(
+                insert(&mut Tree::new(), path, Kind::Fifo),
+                Err(error),
+                "{path:.20}"
+            );
         }
     }
 
@@ -423,7 +449,10 @@ mod tests {
         insert(&mut tree, "lib/libc.so", Kind::Fifo).unwrap();
         assert!(find(&tree, "usr/lib/libc.so").is_some());
         insert(&mut tree, "loop", Kind::Symlink((*b"/loop/x").into())).unwrap();
-        assert_eq!(insert(&mut tree, "loop/y", Kind::Fifo), Err(TreeError::LinkLoop));
+        assert_eq!(
+            insert(&mut tree, "loop/y", Kind::Fifo),
+            Err(TreeError::LinkLoop)
+        );
     }
 
     #[test]
@@ -437,7 +466,10 @@ mod tests {
         assert!(tree.node(a).attributes.xattrs.contains_key(OVERLAY_OPAQUE));
         insert(&mut tree, "a", Kind::Fifo).unwrap();
         assert!(find(&tree, "a/file").is_none());
-        assert_eq!(insert(&mut tree, "a/file", Kind::Fifo), Err(TreeError::NotDirectory));
+        assert_eq!(
+            insert(&mut tree, "a/file", Kind::Fifo),
+            Err(TreeError::NotDirectory)
+        );
     }
 
     #[test]
@@ -460,7 +492,10 @@ mod tests {
         tree.insert_whiteout(b"/", b"file").unwrap();
         assert_eq!(tree.node(find(&tree, "file").unwrap()).kind, Kind::Fifo);
         for name in ["", ".", "..", "a\0"] {
-            assert!(tree.insert_whiteout(b"", name.as_bytes()).is_err(), "{name:?}");
+            assert!(
+                tree.insert_whiteout(b"", name.as_bytes()).is_err(),
+                "{name:?}"
+            );
         }
     }
 

@@ -25,7 +25,10 @@ pub enum Challenge {
 impl Challenge {
     /// The best that we know of those offered.
     pub fn parse(headers: &[&str]) -> Option<Self> {
-        let parsed: Vec<_> = headers.iter().filter_map(|header| Self::parse_one(header)).collect();
+        let parsed: Vec<_> = headers
+            .iter()
+            .filter_map(|header| Self::parse_one(header))
+            .collect();
         let is_bearer = |challenge: &Self| matches!(challenge, Self::Bearer { .. });
         let best = parsed.iter().position(is_bearer).unwrap_or(0);
         parsed.into_iter().nth(best)
@@ -117,7 +120,9 @@ impl Endpoint {
         url.query_pairs_mut()
             .extend_pairs(service.map(|service| ("service", service)))
             .append_pair("scope", scope);
-        let response = self.send(url.as_str(), &HeaderMap::new(), self.basic()).await?;
+        let response = self
+            .send(url.as_str(), &HeaderMap::new(), self.basic())
+            .await?;
         let body = read_bounded(accept(response).await?, TOKEN_BYTES).await?;
         #[derive(serde::Deserialize)]
         struct Answer {
@@ -155,9 +160,16 @@ mod tests {
             (vec!["basic"], Some(Challenge::Basic)),
             (
                 vec![docker],
-                Some(bearer("https://auth.docker.io/token", Some("registry.docker.io"), Some("repository:a/b:pull,push"))),
+                Some(bearer(
+                    "https://auth.docker.io/token",
+                    Some("registry.docker.io"),
+                    Some("repository:a/b:pull,push"),
+                )),
             ),
-            (vec!["Basic realm=x", "BEARER realm=https://t, service=s"], Some(bearer("https://t", Some("s"), None))),
+            (
+                vec!["Basic realm=x", "BEARER realm=https://t, service=s"],
+                Some(bearer("https://t", Some("s"), None)),
+            ),
             (vec!["Bearer service=\"s\""], None),
             (vec!["Bearer realm=\"open"], None),
             (vec!["Negotiate"], None),

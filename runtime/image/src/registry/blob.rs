@@ -94,7 +94,8 @@ impl BlobStream<'_> {
 
     /// The part of `chunk` that was not seen before.
     fn take_new(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>, RegistryError> {
-        let known = usize::try_from(self.skip_bytes).map_or(chunk.len(), |skip| skip.min(chunk.len()));
+        let known =
+            usize::try_from(self.skip_bytes).map_or(chunk.len(), |skip| skip.min(chunk.len()));
         let new = chunk.split_off(known);
         self.skip_bytes -= known as u64;
         if new.is_empty() {
@@ -113,7 +114,12 @@ impl BlobStream<'_> {
 
     fn count_break(&mut self, cause: String) {
         self.fruitless_tries += 1;
-        tracing::info!(blob = self.path, at = self.received_bytes, cause, "download interrupted");
+        tracing::info!(
+            blob = self.path,
+            at = self.received_bytes,
+            cause,
+            "download interrupted"
+        );
     }
 
     /// Asks for what is still missing.
@@ -127,7 +133,10 @@ impl BlobStream<'_> {
         }
         let mut last = None;
         for endpoint in &self.repository.endpoints {
-            match endpoint.get(&self.repository.name, &self.path, &headers).await {
+            match endpoint
+                .get(&self.repository.name, &self.path, &headers)
+                .await
+            {
                 Ok(response) => {
                     let continues = response.status() == StatusCode::PARTIAL_CONTENT;
                     self.skip_bytes = if continues { 0 } else { self.received_bytes };

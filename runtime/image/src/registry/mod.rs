@@ -8,11 +8,12 @@
 mod auth;
 mod blob;
 
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+};
 use reqwest::{Client, Response, StatusCode};
 use tokio::sync::Mutex;
 
@@ -65,14 +66,18 @@ pub enum RegistryError {
 impl RegistryError {
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Setup { .. } | Self::Challenge { .. } | Self::TooLarge { .. } => FailureKind::Invalid,
+            Self::Setup { .. } | Self::Challenge { .. } | Self::TooLarge { .. } => {
+                FailureKind::Invalid
+            }
             Self::Status { status, .. } => match *status {
                 StatusCode::NOT_FOUND => FailureKind::NotFound,
                 StatusCode::UNAUTHORIZED => FailureKind::Unauthenticated,
                 StatusCode::FORBIDDEN => FailureKind::Denied,
                 _ => FailureKind::Unavailable,
             },
-            Self::Send { .. } | Self::Answer { .. } | Self::Stalled { .. } => FailureKind::Unavailable,
+            Self::Send { .. } | Self::Answer { .. } | Self::Stalled { .. } => {
+                FailureKind::Unavailable
+            }
         }
     }
 
@@ -128,13 +133,23 @@ impl Repository {
         let mut endpoints = Vec::with_capacity(own.mirrors.len() + 1);
         for mirror in &own.mirrors {
             let settings = settings.get(mirror).cloned().unwrap_or_default();
-            endpoints.push(Endpoint::new(mirror, &settings, None, config.stall_timeout)?);
+            endpoints.push(Endpoint::new(
+                mirror,
+                &settings,
+                None,
+                config.stall_timeout,
+            )?);
         }
         let host = match reference.host.as_str() {
             DOCKER_HUB => DOCKER_HUB_ENDPOINT,
             host => host,
         };
-        endpoints.push(Endpoint::new(host, &own, credentials, config.stall_timeout)?);
+        endpoints.push(Endpoint::new(
+            host,
+            &own,
+            credentials,
+            config.stall_timeout,
+        )?);
         Ok(Self {
             name: reference.repository.clone(),
             endpoints,
@@ -189,7 +204,8 @@ impl Endpoint {
             .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
             .danger_accept_invalid_certs(settings.skip_verify);
         if let Some(path) = &settings.ca_file {
-            let pem = std::fs::read(path).map_err(|e| failed(format!("read {}: {e}", path.display())))?;
+            let pem =
+                std::fs::read(path).map_err(|e| failed(format!("read {}: {e}", path.display())))?;
             let certificates = reqwest::Certificate::from_pem_bundle(&pem)
                 .map_err(|e| failed(format!("certificates in {}: {e}", path.display())))?;
             for certificate in certificates {
@@ -207,7 +223,9 @@ impl Endpoint {
         Ok(Self {
             base: format!("{scheme}://{host}/v2"),
             plain_http: settings.plain_http,
-            client: builder.build().map_err(|e| failed(crate::failure::chain(&e)))?,
+            client: builder
+                .build()
+                .map_err(|e| failed(crate::failure::chain(&e)))?,
             credentials: credentials.or(configured),
             authorization: Mutex::new(None),
         })
@@ -221,8 +239,15 @@ impl Endpoint {
     ) -> Result<RawManifest, RegistryError> {
         let response = self.get(repository, path, headers).await?;
         let media_type = response.headers().get(CONTENT_TYPE);
-        let media_type = media_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+        let media_type = media_type
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let media_type = media_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         Ok(RawManifest {
             bytes: read_bounded(response, MANIFEST_BYTES).await?,
             media_type,
@@ -263,7 +288,10 @@ impl Endpoint {
             return accept(response).await;
         }
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenges: Vec<_> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
+        let challenges: Vec<_> = challenges
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
         let Some(challenge) = Challenge::parse(&challenges) else {
             if challenges.is_empty() {
                 return accept(response).await;
@@ -305,7 +333,9 @@ async fn accept(response: Response) -> Result<Response, RegistryError> {
     }
     let url = response.url().to_string();
     let url = url.split('?').next().unwrap_or_default().to_owned();
-    let body = read_bounded(response, ERROR_BODY_BYTES).await.unwrap_or_default();
+    let body = read_bounded(response, ERROR_BODY_BYTES)
+        .await
+        .unwrap_or_default();
     Err(RegistryError::Status {
         url,
         status,
@@ -327,17 +357,24 @@ fn error_message(body: &[u8]) -> String {
         message.as_str().map(str::to_owned)
     });
     let text = messages.collect::<Vec<_>>().join("; ");
-    if text.is_empty() { text } else { format!(" ({})", shorten(&text)) }
+    if text.is_empty() {
+        text
+    } else {
+        format!(" ({})", shorten(&text))
+    }
 }
 
 async fn read_bounded(mut response: Response, limit: usize) -> Result<Vec<u8>, RegistryError> {
     let url = response.url().to_string();
     let mut bytes = Vec::new();
     loop {
-        let chunk = response.chunk().await.map_err(|source| RegistryError::Send {
-            url: url.clone(),
-            source: source.without_url(),
-        })?;
+        let chunk = response
+            .chunk()
+            .await
+            .map_err(|source| RegistryError::Send {
+                url: url.clone(),
+                source: source.without_url(),
+            })?;
         let Some(chunk) = chunk else { return Ok(bytes) };
         if bytes.len() + chunk.len() > limit {
             return Err(RegistryError::TooLarge {

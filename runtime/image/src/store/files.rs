@@ -39,7 +39,9 @@ impl LayerFiles {
             next_partial: AtomicU64::new(0),
         };
         match fs::remove_dir_all(&files.partial) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("empty", &files.partial)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(failed("empty", &files.partial)(e))
+            }
             _ => Ok(()),
         }?;
         for directory in [&files.layers, &files.partial] {
@@ -67,7 +69,11 @@ impl LayerFiles {
     pub fn create(&self) -> Result<PartialLayer, StoreError> {
         let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
         let path = self.partial.join(number.to_string());
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
         Ok(PartialLayer {
             file: file.map_err(failed("create", &path))?,
             path,
@@ -135,7 +141,10 @@ fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, Store
     listed.map_err(failed("list", directory))
 }
 
-fn failed(operation: &'static str, path: &(impl AsRef<OsStr> + ?Sized)) -> impl FnOnce(io::Error) -> StoreError {
+fn failed(
+    operation: &'static str,
+    path: &(impl AsRef<OsStr> + ?Sized),
+) -> impl FnOnce(io::Error) -> StoreError {
     let path = PathBuf::from(path.as_ref());
     move |source| StoreError::Files {
         operation,

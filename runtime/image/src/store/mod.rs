@@ -22,6 +22,7 @@ use crate::config::{Config, Credentials};
 use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::manifest::ImageDefaults;
+use crate::progress::{PullProgress, Pulls};
 use crate::pull::{self, PullError};
 use crate::reference::{Reference, ReferenceError};
 pub(crate) use files::LayerFiles;
@@ -113,6 +114,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub files: LayerFiles,
     pub downloads: Semaphore,
+    pub pulls: Pulls,
     records: Records,
     /// Layers that pulls in progress need, with how many do. Also what makes removal and need exclude each other.
     needed: Mutex<HashMap<Digest, usize>>,
@@ -129,6 +131,7 @@ impl Store {
             downloads: Semaphore::new(config.max_parallel_layers.max(1)),
             config,
             files,
+            pulls: Pulls::default(),
             records,
             needed: Mutex::default(),
             makers: Mutex::default(),
@@ -141,19 +144,35 @@ impl Store {
 
     /// By reference, by id, or by a beginning of an id that no other has.
     pub fn find(&self, name: &str) -> Result<Option<Image>, StoreError> {
-        self.shared.find(name)?.map(|record| self.image(record)).transpose()
+        self.shared
+            .find(name)?
+            .map(|record| self.image(record))
+            .transpose()
     }
 
     pub fn list(&self) -> Result<Vec<Image>, StoreError> {
         let records = self.shared.records.images()?;
-        records.into_iter().map(|record| self.image(record)).collect()
+        records
+            .into_iter()
+            .map(|record| self.image(record))
+            .collect()
     }
 
     /// Fetches what of the image is missing here. A dropped pull leaves nothing behind.
-    pub async fn pull(&self, name: &str, credentials: Option<Credentials>) -> Result<Image, PullError> {
+    pub async fn pull(
+        &self,
+        name: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<Image, PullError> {
         let reference: Reference = name.parse().map_err(StoreError::from)?;
         let record = pull::pull(&self.shared, &reference, credentials).await?;
         Ok(self.image(record)?)
+    }
+
+    /// How far the pull of `name` is, if one is in progress.
+    pub fn progress(&self, name: &str) -> Option<PullProgress> {
+        let reference: Reference = name.parse().ok()?;
+        self.shared.pulls.read(&reference.to_string())
     }
 
     /// Forgets an image with all its names; the layers that nobody else needs go. One that is not here is fine.
@@ -168,7 +187,10 @@ impl Store {
     /// Keeps an image's layers for `holder` until [`Self::release`]; bottom first.
     pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
         let _exclusive = self.shared.lock_needed();
-        let record = self.shared.find(id)?.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
+        let record = self
+            .shared
+            .find(id)?
+            .ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
         self.shared.records.add_lease(holder, &record.layers)?;
         let blob = |diff_id: &Digest| LayerBlob {
             diff_id: diff_id.to_string(),
@@ -196,7 +218,10 @@ impl Store {
     }
 
     fn image(&self, record: ImageRecord) -> Result<Image, StoreError> {
-        let sizes = record.layers.iter().map(|layer| self.shared.files.size(layer));
+        let sizes = record
+            .layers
+            .iter()
+            .map(|layer| self.shared.files.size(layer));
         Ok(Image {
             size_bytes: sizes.sum::<Result<u64, _>>()?,
             id: record.id,
@@ -227,7 +252,9 @@ impl Shared {
         if digits.len() < MIN_ID_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return reference.map(|_| None).map_err(Into::into);
         }
-        let mut matches = images.into_iter().filter(|record| record.id.hex().starts_with(digits));
+        let mut matches = images
+            .into_iter()
+            .filter(|record| record.id.hex().starts_with(digits));
         let first = matches.next();
         if matches.next().is_some() {
             return Err(StoreError::Ambiguous {

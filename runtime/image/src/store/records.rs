@@ -49,7 +49,9 @@ impl Records {
         let transaction = self.database.begin_read().map_err(failed)?;
         let table = transaction.open_table(IMAGES).map_err(failed)?;
         let value = table.get(id.as_str()).map_err(failed)?;
-        value.map(|value| parse(id.as_str(), value.value())).transpose()
+        value
+            .map(|value| parse(id.as_str(), value.value()))
+            .transpose()
     }
 
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
@@ -73,12 +75,18 @@ impl Records {
                     continue;
                 }
                 let before = other.repo_tags.len();
-                other.repo_tags.retain(|tag| !record.repo_tags.contains(tag));
+                other
+                    .repo_tags
+                    .retain(|tag| !record.repo_tags.contains(tag));
                 if other.repo_tags.len() < before {
-                    images.insert(other.id.as_str(), json(&other)?.as_slice()).map_err(failed)?;
+                    images
+                        .insert(other.id.as_str(), json(&other)?.as_slice())
+                        .map_err(failed)?;
                 }
             }
-            images.insert(merged.id.as_str(), json(&merged)?.as_slice()).map_err(failed)?;
+            images
+                .insert(merged.id.as_str(), json(&merged)?.as_slice())
+                .map_err(failed)?;
             Ok(())
         })?;
         Ok(merged)
@@ -95,10 +103,13 @@ impl Records {
     pub fn add_lease(&self, holder: &str, layers: &[Digest]) -> Result<(), StoreError> {
         self.change(|_, leases| {
             let held = leases.get(holder).map_err(failed)?;
-            let held: Option<BTreeSet<Digest>> = held.map(|value| parse(holder, value.value())).transpose()?;
+            let held: Option<BTreeSet<Digest>> =
+                held.map(|value| parse(holder, value.value())).transpose()?;
             let mut held = held.unwrap_or_default();
             held.extend(layers.iter().cloned());
-            leases.insert(holder, json(&held)?.as_slice()).map_err(failed)?;
+            leases
+                .insert(holder, json(&held)?.as_slice())
+                .map_err(failed)?;
             Ok(())
         })
     }
