@@ -142,6 +142,9 @@ mod tests {
             read_line(&mut stream).await.unwrap();
             stream.write_all(answer).await.unwrap();
             stream.write_all(&then).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // The other end may still be writing.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         (directory, path)
     }
