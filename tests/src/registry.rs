@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,6 @@ pub struct Registry {
     pub address: SocketAddr,
     pub storage: PathBuf,
     _directory: tempfile::TempDir,
-    _child: Child,
 }
 
 static REGISTRY: OnceLock<Registry> = OnceLock::new();
@@ -42,24 +41,29 @@ impl Registry {
             ),
         )
         .expect("write the registry's configuration");
-        let mut command = Command::new("setpriv");
-        // Ends with this process, whatever happens to it.
-        command.args(["--pdeathsig", "KILL", "docker-registry", "serve"]);
-        let child = command
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start docker-registry (apt-get install docker-registry)");
+        spawn(config);
         wait_for(address);
         push_images(address);
         Self {
             address,
             storage,
             _directory: directory,
-            _child: child,
         }
     }
+}
+
+/// Starts a registry that ends with this process, whatever happens to it. "With" means with the thread that made
+/// it: that one lives as long as the registry.
+fn spawn(config: PathBuf) {
+    std::thread::spawn(move || {
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "docker-registry", "serve"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .expect("run docker-registry (apt-get install docker-registry)")
+    });
 }
 
 /// An address on loopback that nothing listens on just now.

@@ -109,7 +109,7 @@ async fn two_containers_share_the_pod_and_not_their_files() {
     client
         .shell(
             &one,
-            "(echo hello | nc -l -p 7000 -s 127.0.0.1 >/dev/null 2>&1) & sleep 0.5",
+            "(echo hello | nc -l -p 7000 >/dev/null 2>&1) & sleep 0.5",
         )
         .await;
     let answer = client
@@ -300,7 +300,8 @@ async fn the_default_container_is_confined() {
         "mount -t tmpfs none /mnt",
         "echo 1 > /proc/sys/kernel/panic",
         "echo 1 > /sys/kernel/mm/ksm/run",
-        "mknod /dev/own b 254 0",
+        // The image disk: a node for it can be made, as with runc, and is of no use.
+        "mknod /dev/own b $(awk '$4 == \"vda\" {print $1, $2}' /proc/partitions) && head -c 1 /dev/own",
         "dd if=/proc/kcore of=/dev/null bs=1 count=1 2>/dev/null | grep x",
     ] {
         assert_fails_exec(&mut client, &id, line).await;

@@ -89,28 +89,36 @@ async fn a_missing_kernel_is_named() {
     assert!(client.pod_ids().await.is_empty());
 }
 
-#[test]
-fn check_passes_here_and_fails_without_a_kernel() {
-    let directory = tempfile::tempdir().expect("directory");
-    let config = directory.path().join("config.toml");
-    std::fs::write(&config, "kernel = \"/no/such/vmlinux\"\n").expect("write");
-    let bad = std::process::Command::new(program("bulkhead"))
-        .args(["check", "--json", "--config"])
-        .arg(&config)
-        .output()
-        .expect("run bulkhead check");
-    assert!(!bad.status.success());
-    let text = String::from_utf8_lossy(&bad.stdout);
-    assert!(text.contains("/no/such/vmlinux"), "{text}");
-    std::fs::write(&config, "").expect("write");
-    let good = std::process::Command::new(program("bulkhead"))
-        .args(["check", "--config"])
-        .arg(&config)
-        .output()
-        .expect("run bulkhead check");
+#[tokio::test(flavor = "multi_thread")]
+async fn check_passes_here_and_fails_without_a_kernel() {
+    let daemon = Daemon::start().await;
+    let check = |config: &std::path::Path| {
+        std::process::Command::new(program("bulkhead"))
+            .args(["check", "--json", "--config"])
+            .arg(config)
+            .output()
+            .expect("run bulkhead check")
+    };
+    let config = daemon.path("config.toml");
+    let good = check(&config);
+    let text = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert!(good.status.success(), "{text}");
     assert!(
-        good.status.success(),
-        "{}",
-        String::from_utf8_lossy(&good.stdout)
+        text.starts_with("{") && text.contains("\"ok\":true"),
+        "{text}"
+    );
+    let bad_config = daemon.path("bad.toml");
+    let written = std::fs::read_to_string(&config).expect("read the configuration");
+    std::fs::write(
+        &bad_config,
+        format!("kernel = \"/no/such/vmlinux\"\n{written}"),
+    )
+    .expect("write");
+    let bad = check(&bad_config);
+    assert_eq!(bad.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&bad.stdout);
+    assert!(
+        text.contains("/no/such/vmlinux") && text.contains("scripts/build"),
+        "{text}"
     );
 }

@@ -46,20 +46,18 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
             .await;
         assert!(answer.contains(" 0% packet loss"), "{target}: {answer}");
     }
-    // TCP, with enough bytes to need segmentation.
+    // TCP, with enough bytes to need segmentation. Busybox's nc ends at the end of its input: the reader's stays open.
     client
         .shell(
             &pods[1].1,
             "(head -c 2000000 /dev/zero | nc -l -p 8000 >/dev/null 2>&1) & sleep 0.5",
         )
         .await;
-    let count = client
-        .shell(
-            &pods[0].1,
-            &format!("nc -w 20 {} 8000 </dev/null | wc -c", pods[1].2),
-        )
-        .await;
-    assert_eq!(count, "2000000\n");
+    let line = format!(
+        "mkfifo /open; sleep 60 >/open & nc -w 20 {} 8000 </open | wc -c; kill $!",
+        pods[1].2
+    );
+    assert_eq!(client.shell(&pods[0].1, &line).await, "2000000\n");
     for (pod, _, _) in &pods {
         client.end_pod(pod).await;
     }
