@@ -3,6 +3,7 @@
 //! A test takes one census before and one after; what stands only in the second has leaked.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -50,6 +51,12 @@ impl Census {
             )
         };
         without(self).assert_equals(&without(before));
+    }
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 

@@ -4,6 +4,7 @@ use bulkhead_proto::cri::{ContainerState, PodSandboxState};
 use bulkhead_tests::client::assert_fails;
 use bulkhead_tests::daemon::{Daemon, Networking, program};
 use bulkhead_tests::registry::Registry;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -87,6 +88,67 @@ async fn a_missing_kernel_is_named() {
     let error = client.run_pod("none").await.expect_err("no kernel");
     assert!(error.message().contains("/no/such/vmlinux"), "{error:?}");
     assert!(client.pod_ids().await.is_empty());
+}
+
+/// A file system of its own size over a directory, until dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, size: &str) -> Self {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(&path)
+            .status();
+        assert!(mounted.expect("run mount").success());
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_pulls_and_pods_by_name_and_leaves_nothing() {
+    let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
+    daemon.kill();
+    // Room for the records and busybox, not for the five megabytes of the other image.
+    let _images = SmallDisk::mount(daemon.path("state/images"), "6m");
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    let registry = Registry::shared();
+    let large = registry.image("test/oddities");
+    assert_fails(
+        client.pull(&large).await,
+        Code::ResourceExhausted,
+        &["test/oddities"],
+    );
+    let left = std::fs::read_dir(daemon.path("state/images/partial"))
+        .expect("list")
+        .count();
+    assert_eq!(left, 0, "a failed pull leaves files");
+    client
+        .pull(&registry.image("test/busybox"))
+        .await
+        .expect("a small image fits");
+
+    std::fs::create_dir_all(daemon.path("state/pods")).expect("make the directory");
+    let _pods = SmallDisk::mount(daemon.path("state/pods"), "64k");
+    assert_fails(
+        client.run_pod("full").await,
+        Code::ResourceExhausted,
+        &["scratch"],
+    );
+    assert!(client.pod_ids().await.is_empty());
+    let left = std::fs::read_dir(daemon.path("state/pods"))
+        .expect("list")
+        .count();
+    assert_eq!(left, 0, "a failed pod leaves files");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! End-to-end tests: everything through the CRI socket, on a real VM. One binary, so that one emulated
 //! host and one registry serve them all.
 
+mod cli;
 mod containers;
 mod failures;
 mod images;

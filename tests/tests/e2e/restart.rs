@@ -1,7 +1,10 @@
 //! The daemon dies and comes back; its pods do not notice.
 
+use std::time::Duration;
+
 use bulkhead_proto::cri::{ContainerState, PodSandboxState};
-use bulkhead_tests::daemon::Daemon;
+use bulkhead_tests::census::Census;
+use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +40,7 @@ async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
     assert_eq!(vmms.len(), 2);
 
     daemon.kill();
-    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(daemon.vmm_pids(), vmms, "VMs outlive the daemon");
     // One of the two dies while nobody watches: the one whose files name the pod.
     let killed = vmms
@@ -85,6 +88,65 @@ async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
         client.end_pod(pod).await;
     }
     daemon.census().assert_equals_but_for_processes(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_a_pod_boots_cleans_up_when_it_comes_back() {
+    let mut daemon = Daemon::start().await;
+    let mut client = daemon.client().await;
+    let warm = client.run_pod("warm").await.expect("first pod");
+    client.end_pod(&warm).await;
+    let before = daemon.census();
+    // A boot takes one to two seconds on an emulated host: every stage gets its kill.
+    for (number, delay_ms) in [20, 100, 250, 500, 900].into_iter().enumerate() {
+        let name = format!("half-{number}");
+        let mut booting = daemon.client().await;
+        let call = {
+            let name = name.clone();
+            tokio::spawn(async move { booting.run_pod(&name).await })
+        };
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        daemon.kill();
+        let answer = call.await.expect("the call's task");
+        daemon.restart().await;
+        let mut client = daemon.client().await;
+        for id in client.pod_ids().await {
+            // kubelet removes what it does not know.
+            client.stop_pod(&id).await.expect("stop");
+            client.remove_pod(&id).await.expect("remove");
+        }
+        assert!(
+            daemon.vmm_pids().is_empty(),
+            "after {delay_ms} ms: {answer:?}"
+        );
+        daemon.census().assert_equals_but_for_processes(&before);
+        let again = client.run_pod(&name).await.expect("the name is free");
+        client.end_pod(&again).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_it_pulls_leaves_no_files_and_pulls_again() {
+    let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let oddities = Registry::shared().image("test/oddities");
+    for delay_ms in [10, 60, 150] {
+        let mut client = daemon.client().await;
+        let name = oddities.clone();
+        let call = tokio::spawn(async move { client.pull(&name).await });
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        daemon.kill();
+        let answer = call.await.expect("the call's task");
+        daemon.restart().await;
+        if answer.is_err() {
+            let left = Census::take(&[
+                &daemon.path("state/images/layers"),
+                &daemon.path("state/images/partial"),
+            ]);
+            assert!(!left.to_string().contains("state/images"), "{left}");
+        }
+    }
+    let mut client = daemon.client().await;
+    client.pull(&oddities).await.expect("pull");
 }
 
 fn open_files(pid: i32) -> String {

@@ -1,0 +1,140 @@
+//! The commands for people without crictl.
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::client::PATIENCE;
+use bulkhead_tests::daemon::{Daemon, Networking, program};
+use bulkhead_tests::registry::Registry;
+
+fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program("bulkhead"));
+    command
+        .arg("--socket")
+        .arg(daemon.socket())
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+fn bulkhead(daemon: &Daemon, arguments: &[&str]) -> Output {
+    command(daemon, arguments).output().expect("run bulkhead")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_passes_output_and_exit_code_on_and_removes_all_but_the_image() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let busybox = Registry::shared().image("test/busybox");
+    // The cgroup above those of the pods stays.
+    assert!(
+        bulkhead(&daemon, &["run", &busybox, "true"])
+            .status
+            .success()
+    );
+    let before = daemon.census();
+    let script = "echo out $WORD; echo err >&2; printf unfinished; exit 7";
+    let ran = bulkhead(
+        &daemon,
+        &["run", "-e", "WORD=yes", &busybox, "sh", "-c", script],
+    );
+    assert_eq!(stdout(&ran), "out yes\nunfinished");
+    assert_eq!(stderr(&ran), "err\n");
+    assert_eq!(ran.status.code(), Some(7));
+
+    let missing = bulkhead(&daemon, &["run", &busybox, "no-such-command"]);
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(
+        stderr(&missing).contains("no-such-command"),
+        "{}",
+        stderr(&missing)
+    );
+    let no_image = format!("{busybox}:no-such-tag");
+    let no_image = bulkhead(&daemon, &["run", &no_image]);
+    assert_eq!(no_image.status.code(), Some(125));
+    assert!(
+        stderr(&no_image).contains("no-such-tag"),
+        "{}",
+        stderr(&no_image)
+    );
+
+    assert_eq!(
+        stdout(&bulkhead(&daemon, &["ps", "--all"])).lines().count(),
+        1
+    );
+    let images = stdout(&bulkhead(&daemon, &["images"]));
+    assert!(images.contains(&busybox), "{images}");
+    daemon.census().assert_equals(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_removes_its_pod_and_the_other_commands_find_it_until_then() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let busybox = Registry::shared().image("test/busybox");
+    assert!(
+        bulkhead(&daemon, &["run", &busybox, "true"])
+            .status
+            .success()
+    );
+    let before = daemon.census();
+    let arguments = [
+        "run",
+        "--name",
+        "kept",
+        &busybox,
+        "sh",
+        "-c",
+        "echo here; sleep 1000",
+    ];
+    let mut run = command(&daemon, &arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("run bulkhead");
+    let started = Instant::now();
+    let row = loop {
+        let listed = stdout(&bulkhead(&daemon, &["ps"]));
+        if let Some(row) = listed.lines().find(|line| line.contains("Running")) {
+            break row.to_owned();
+        }
+        assert!(started.elapsed() < PATIENCE, "{listed}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(row.contains("kept") && row.contains(&busybox), "{row}");
+    let id = row.split_whitespace().nth(3).expect("a container id");
+    let exec = bulkhead(&daemon, &["exec", id, "sh", "-c", "echo executed; exit 5"]);
+    assert_eq!(
+        (stdout(&exec).as_str(), exec.status.code()),
+        ("executed\n", Some(5))
+    );
+    assert_eq!(stdout(&bulkhead(&daemon, &["logs", id])), "here\n");
+
+    let pid = run.id().to_string();
+    let interrupted = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(interrupted.expect("interrupt").success());
+    assert_eq!(run.wait().expect("wait").code(), Some(130));
+    assert_eq!(
+        stdout(&bulkhead(&daemon, &["ps", "--all"])).lines().count(),
+        1
+    );
+    daemon.census().assert_equals(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_the_message_says_what_to_do() {
+    let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
+    daemon.kill();
+    let output = bulkhead(&daemon, &["ps"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("bulkhead serve") && said.contains("bulkhead.sock"),
+        "{said}"
+    );
+}
