@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! PID 1, from the kernel's hand to the first call served.
 //!
 //! Only what every guest needs at once is done here; what takes longer or depends on the pod waits for

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The Bulkhead guest agent: PID 1 of every pod's virtual machine.
 //!
 //! One static binary with four roles, told apart by how it was started. As PID 1 it boots the guest

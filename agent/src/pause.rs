@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The pause process: PID 1 of a PID namespace that a pod's containers share. It only exists.
 //!
 //! Containers can see it as `/proc/1`, so it leaves the agent's file tree for an empty one first.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How the guest ends. The VMM watches I/O port 0x600: a 1 written there is an orderly end of the
 //! machine, so no ACPI is needed. Neighbours: [`crate::boot`] ends here on a fatal error,
 //! [`crate::service`] on `Shutdown`.

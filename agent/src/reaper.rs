@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The only code that waits for children. PID 1 gets every orphan of the guest, so one owner
 //! collects all exits and hands each to whoever registered for that process.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The agent's ends of the vsock: control calls, byte streams, and the connection that says it lives.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The edge to the daemon: every handler is parse, call, answer. What may fail is mapped to a gRPC code
 //! here and nowhere else.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The two protocols of Bulkhead as Rust types: CRI v1, which kubelet speaks to the daemon, and the
 //! agent's, which the daemon speaks to a guest. Generated at build time from `proto/*.proto`;
 //! nothing else lives here.

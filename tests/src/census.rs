@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the host holds on behalf of pods: processes, mounts, namespaces, interfaces, cgroups, files.
 //!
 //! A test takes one census before and one after; what stands only in the second has leaked.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A CRI client with the few conveniences that tests want; one connection, both services.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One `bulkhead serve` with directories of its own, for one test.
 
 use std::fmt::Write as _;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Harness of the end-to-end tests: a registry, a daemon of its own for each test, a CRI client and a
 //! census of what the host holds.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Debian's `docker-registry` on loopback with the test images in it, one for the whole test run.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The eBPF program that decides which devices a container may use, as runc's default: make any node,
 //! open only the harmless ones. Without it CAP_MKNOD, which containers have by default, would be
 //! access to the pod's disks.

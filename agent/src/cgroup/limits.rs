@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From the limits that Kubernetes knows to the files of cgroup v2. Pure.
 
 use bulkhead_proto::agent::Resources;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A container's cgroup: limits, killing, and what the kernel says of its memory.
 //!
 //! Containers sit directly under the root, `/sys/fs/cgroup/c-<id>`; each exec gets a child of the

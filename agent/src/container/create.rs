@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `CreateContainer`: root file system and cgroup; no process runs yet.
 
 use std::sync::{Arc, Mutex};

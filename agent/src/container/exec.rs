@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `ExecSync`: a command in a running container, its output, its exit code.
 
 use std::os::fd::{AsFd, OwnedFd};

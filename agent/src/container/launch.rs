@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Starting a process that becomes a container's program, and hearing from it until the exec.
 
 use std::io::{self, IoSliceMut, Write};

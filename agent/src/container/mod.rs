@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The containers of this guest.
 //!
 //! [`Containers`] knows all of them and is what [`crate::service`] calls; each operation has a file of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The PID namespace that containers of a pod share: made when first needed, held by a pause process.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `RemoveContainer`: nothing is left of it.
 
 use std::sync::{Arc, PoisonError};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `StartContainer`: a process, its standard streams, and what happens when it ends.
 
 use std::io;

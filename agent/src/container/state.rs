@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where a container is in its life. Pure: no I/O, no clock, no lock.
 //!
 //! ```text

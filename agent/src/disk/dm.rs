@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Device-mapper: one linear target over a range of the image disk. The structures are those of
 //! `linux/dm-ioctl.h`, version 4.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Image layers: ranges of the image disk that hold one EROFS file system each, mounted once however
 //! many containers use them, and unmounted after the last.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The pod's two disks: the image disk, a window of read-only layers ([`layers`], through [`dm`]), and
 //! the scratch disk, where everything that containers write goes ([`scratch`]).
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A container's root file system: its image's layers below, a directory of the scratch disk above.
 //!
 //! Everything here blocks; call it from a thread that may.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The scratch disk: an ext4 file system that the host made, new for this guest.
 
 use std::fs;

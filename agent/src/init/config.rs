@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the agent tells the process that is to become a container's program, and what it hears back.
 //!
 //! Both sides are this same binary, so the encoding is private; protobuf because it is linked anyway.

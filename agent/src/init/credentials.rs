@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Giving privilege up, in the order that lets each step still be allowed.
 
 use rustix::fs::{FileType, Gid, Uid, fchown, fstat};

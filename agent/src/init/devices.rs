@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is in a container's `/dev`, which is a tmpfs of its own.
 
 use std::fs;

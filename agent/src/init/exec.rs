@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The last stage: find the program, become its user, execute it.
 
 use std::convert::Infallible;

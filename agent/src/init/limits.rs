@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Resource limits of the process itself; what its cgroup limits is in [`crate::cgroup`].
 
 use std::fs;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From a fresh copy of the agent's binary to a container's program.
 //!
 //! One process, one thread. The agent made it (with the PID namespace it belongs to) and waits on the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Mounting by descriptor (`fsopen`, `fsmount`, `open_tree`, `move_mount`): a file system exists
 //! before it has a place, and the place is a descriptor that was resolved once, so nothing can be
 //! swapped between the check and the mount. Used by [`super::rootfs`], the boot and the pause process.

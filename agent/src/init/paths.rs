@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Finding and making things in a tree that an image's author arranged.
 //!
 //! Runs after the pivot, so `/` is the container's root and links cannot climb over it. What is left

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The new process's end of the report channel (see [`super::config`] for what is said on it).
 
 use std::io::{self, IoSlice};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The container's file tree: pivot into the root file system, then everything a Linux program
 //! expects to find mounted in it.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A container's terminal: made in its own devpts, so that it is `/dev/pts/0` there; the controlling
 //! side goes to the agent, the other becomes descriptors 0, 1, 2 and `/dev/console`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Who a container's process is: user and groups as Kubernetes and image configurations name them,
 //! looked up in the image's own `/etc/passwd` and `/etc/group`.
 //!

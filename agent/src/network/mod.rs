@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The pod's network interface as CNI planned it on the host: name, MTU, addresses, routes.
 
 pub mod netlink;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The four requests of rtnetlink that the agent needs, over one blocking socket (the kernel answers
 //! before `send` returns). Layouts are those of `linux/rtnetlink.h`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The files that make a pod recognise itself: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`. Kept
 //! once by the agent, seen by every container. Rendering is pure.
 

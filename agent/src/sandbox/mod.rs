@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What turns a guest that is like every other into one pod's: clock, entropy, names, network, disks.
 
 pub mod files;

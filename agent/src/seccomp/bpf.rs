@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Compiles a [`Filter`] to classic BPF.
 //!
 //! The program checks the architecture, then finds the system call by binary search over ranges of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The default profile: the calls that ordinary programs make, more for each capability that could use
 //! them, and EPERM for the rest. Close to what containerd and Docker allow, so that images that work
 //! there work here.

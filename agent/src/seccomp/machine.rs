@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The kernel's interpreter, as far as [`super::compile`] uses it.
 
 use super::bpf::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! System call filters: the default profile, the profiles that users bring, and the compiler for both.
 //!
 //! The agent compiles (once for a profile); the container's process only loads the result.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Profiles that users bring: an OCI `linux.seccomp` object. What cannot be honoured is an error, so
 //! that a profile never protects less than it says.
 

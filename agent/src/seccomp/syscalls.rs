@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! System call names and numbers of x86-64, sorted by name. From the kernel's `unistd_64.h`.
 
 /// The number of the call named `name`, if this architecture has it.

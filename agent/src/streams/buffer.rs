@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a container has written and the host has not yet stored. Pure: no I/O, no clock.
 //!
 //! Positions are payload bytes since the container's start, over both streams. A record is dropped once

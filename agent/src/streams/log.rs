@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Serves a container's log on a connection, as `LogStream` in `agent.proto` says.
 
 use std::io;

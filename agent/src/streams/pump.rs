@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From a container's pipes (or its terminal) into its log, as fast as the host stores it.
 //!
 //! One task a pipe. It reads only when the log has room, so a container that writes more than the host

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `bpf(2)`: a cgroup device program, loaded and attached.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The only unsafe code of the agent: system calls that have no safe wrapper in rustix.
 //!
 //! Nothing here decides anything; each function is one system call or one indivisible sequence.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Starting a copy of this binary: `clone(CLONE_VM | CLONE_VFORK)`, then exec.
 //!
 //! No page table is copied and one call makes the PID namespace too, so a container costs one

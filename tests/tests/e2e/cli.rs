@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The commands for people without crictl.
 
 use std::process::{Command, Output, Stdio};

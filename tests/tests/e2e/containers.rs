@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Containers: exit codes, signals, users, limits, exec.
 
 use bulkhead_proto::cri::{

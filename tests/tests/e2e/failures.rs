@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What must fail, and how: VMs that die, kernels that panic, programs that are not there.
 
 use bulkhead_proto::cri::{ContainerState, PodSandboxState};

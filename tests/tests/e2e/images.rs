@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Images: pulls, names, what survives the way from a tar into a guest, and bad registries.
 
 use bulkhead_proto::cri::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! End-to-end tests: everything through the CRI socket, on a real VM. One binary, so that one emulated
 //! host and one registry serve them all.
 

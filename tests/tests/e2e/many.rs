@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Many pods: in a row and at once, and nothing is left.
 
 use bulkhead_tests::client::Client;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Addresses: what CNI gave is what the guest has.
 
 use bulkhead_proto::cri::PodSandboxStatusRequest;

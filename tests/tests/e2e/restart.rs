@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The daemon dies and comes back; its pods do not notice.
 
 use std::time::Duration;

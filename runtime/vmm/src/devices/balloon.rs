@@ -152,3 +152,81 @@ impl VirtioDevice for Balloon {
         Ok(turn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::driver::{Driver, WRITE};
+
+    const PAGE: u64 = 4096;
+    const LIST: u64 = 0x20_0000;
+    const PAGES: u64 = 0x40_0000;
+
+    fn balloon(driver: &Driver) -> (Balloon, Arc<BalloonCounters>) {
+        let counters = Arc::<BalloonCounters>::default();
+        let mut balloon = Balloon::new(Arc::clone(&counters));
+        driver.activate(&mut balloon, 0);
+        driver.write(PAGES, &[1; 4 * 4096]);
+        (balloon, counters)
+    }
+
+    #[test]
+    fn reported_pages_are_given_back_and_nothing_beside_them() {
+        let driver = Driver::new();
+        let (mut balloon, counters) = balloon(&driver);
+        driver.offer(REPORTING, 0, &[(PAGES + PAGE, 8192, WRITE, 0)]);
+        assert_eq!(balloon.queue_ready(REPORTING).unwrap(), Turn::Idle);
+        assert_eq!(driver.used(REPORTING), [(0, 0)]);
+        assert_eq!(counters.snapshot().reported_bytes, 8192);
+        assert_eq!(driver.read(PAGES, 1), [1]);
+        assert_eq!(driver.read(PAGES + PAGE, 8192), [0; 8192]);
+        assert_eq!(driver.read(PAGES + 3 * PAGE, 1), [1]);
+    }
+
+    #[test]
+    fn inflating_takes_the_listed_pages() {
+        let driver = Driver::new();
+        let (mut balloon, counters) = balloon(&driver);
+        let numbers = [PAGES / PAGE, PAGES / PAGE + 1, PAGES / PAGE + 3];
+        let list: Vec<u8> = numbers
+            .iter()
+            .flat_map(|n| u32::try_from(*n).unwrap().to_le_bytes())
+            .collect();
+        driver.write(LIST, &list);
+        driver.offer(INFLATE, 0, &[(LIST, 12, 0, 0)]);
+        assert_eq!(balloon.queue_ready(INFLATE).unwrap(), Turn::Idle);
+        assert_eq!(counters.snapshot().inflated_bytes, 3 * PAGE);
+        let first = [0, 1, 2, 3].map(|page| driver.read(PAGES + page * PAGE, 1)[0]);
+        assert_eq!(first, [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn pages_that_are_no_memory_are_the_guests_loss() {
+        let driver = Driver::new();
+        let (mut balloon, counters) = balloon(&driver);
+        for (case, address, len) in [
+            ("outside", 1 << 40, 4096),
+            ("across the end", (32 << 20) - PAGE, 8192),
+            ("overflow", u64::MAX - 10, 4096),
+            ("less than a page", PAGES + 100, 200),
+        ] {
+            driver.offer(REPORTING, 0, &[(address, len, WRITE, 0)]);
+            assert_eq!(
+                balloon.queue_ready(REPORTING).unwrap(),
+                Turn::Idle,
+                "{case}"
+            );
+            assert_eq!(driver.used(REPORTING).len(), 1, "{case}");
+        }
+        driver.write(LIST, &[0xff; 8]);
+        driver.offer(INFLATE, 0, &[(LIST, 8, 0, 0)]);
+        balloon.queue_ready(INFLATE).unwrap();
+        let statistics = counters.snapshot();
+        assert_eq!(
+            (statistics.reported_bytes, statistics.inflated_bytes),
+            (0, 0)
+        );
+        assert_eq!(driver.read(PAGES, 4096), [1; 4096]);
+        assert!(balloon.queue_ready(7).is_err(), "there is no such queue");
+    }
+}

@@ -12,6 +12,8 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
+#[cfg(test)]
+mod driver;
 pub mod mmio;
 pub mod net;
 pub mod ring;

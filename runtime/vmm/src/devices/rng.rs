@@ -106,3 +106,44 @@ impl<S: Read + Send> VirtioDevice for Rng<S> {
         Ok(turn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::driver::{Driver, NEXT, WRITE};
+
+    const DATA: u64 = 0x20_0000;
+
+    fn served(pieces: &[(u64, u32, u16, u16)]) -> (Driver, u32) {
+        let driver = Driver::new();
+        let mut rng = Rng::new(&[7; 5000][..], Arc::default());
+        driver.activate(&mut rng, 0);
+        driver.offer(0, 0, pieces);
+        assert_eq!(rng.queue_ready(0).unwrap(), Turn::Idle);
+        let used = driver.used(0);
+        assert_eq!(used.len(), 1);
+        (driver, used[0].1)
+    }
+
+    #[test]
+    fn writable_buffers_are_filled_up_to_the_most_of_a_request() {
+        let (driver, len) = served(&[(DATA, 10, NEXT | WRITE, 1), (DATA + 100, 20, WRITE, 0)]);
+        assert_eq!(len, 30);
+        assert_eq!(driver.read(DATA, 11), [&[7; 10][..], &[0]].concat());
+        assert_eq!(driver.read(DATA + 100, 20), [7; 20]);
+        assert_eq!(driver.interrupt.status(), 1);
+        let (_, len) = served(&[(DATA, 4000, WRITE, 0)]);
+        assert_eq!(len, 1024);
+    }
+
+    #[test]
+    fn what_cannot_be_written_comes_back_empty() {
+        for (case, piece) in [
+            ("read-only", (DATA, 100, 0, 0)),
+            ("outside of memory", (1 << 40, 100, WRITE, 0)),
+            ("end outside of memory", (DATA, u32::MAX, WRITE, 0)),
+        ] {
+            assert_eq!(served(&[piece]).1, 0, "{case}");
+        }
+    }
+}

@@ -3,91 +3,45 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 use std::io::Write;
-use std::sync::Mutex;
 
-use virtio_queue::Queue;
-use virtio_queue::desc::{RawDescriptor, split::Descriptor};
-use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::disk::ScratchDisk;
 use super::*;
-use crate::devices::ring::{Interrupt, Ring};
-use crate::memory::Memory;
+use crate::devices::driver::{self, INDIRECT, NEXT, Piece, WRITE};
 
 const HEADER: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
 const STATUS: u64 = 0x30_0000;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
 
-/// A driver with one queue.
-struct Driver {
-    memory: Arc<Memory>,
-    interrupt: Arc<Interrupt>,
-    used: Mutex<u16>,
-}
+/// A driver of block devices.
+struct Driver(driver::Driver);
 
 impl Driver {
     fn new() -> Self {
-        let memory = crate::memory::create(32 << 20, None).unwrap();
-        Self {
-            memory: Arc::new(memory),
-            interrupt: Arc::new(Interrupt::new().unwrap()),
-            used: Mutex::new(0),
-        }
+        Self(driver::Driver::new())
     }
 
     fn activate<D: Disk>(&self, blk: &mut Blk<D>) {
-        let mock = MockSplitQueue::new(&*self.memory, 16);
-        let queue: Queue = mock.create_queue().unwrap();
-        let ring = Ring::new(queue, Arc::clone(&self.interrupt));
-        blk.activate(Active {
-            memory: Arc::clone(&self.memory),
-            rings: vec![ring],
-            features: 0,
-            interrupt: Arc::clone(&self.interrupt),
-        });
+        self.0.activate(blk, 0);
     }
 
     fn header(&self, kind: u32, sector: u64) {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
-        self.memory
-            .write_slice(&bytes, GuestAddress(HEADER))
-            .unwrap();
-        self.memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+        self.0.write(HEADER, &bytes);
+        self.0.write(STATUS, &[0xff]);
     }
 
-    /// Puts descriptors `(address, length, flags, next)` at the start of the table, makes the
-    /// first one available and lets the device run. Returns the length in the used ring.
-    fn offer<D: Disk>(&self, blk: &mut Blk<D>, chain: &[(u64, u32, u16, u16)]) -> u32 {
-        let mock = MockSplitQueue::new(&*self.memory, 16);
-        for (index, &(address, len, flags, next)) in (0..).zip(chain) {
-            let descriptor = Descriptor::new(address, len, flags, next);
-            mock.desc_table()
-                .store(index, RawDescriptor::from(descriptor))
-                .unwrap();
-        }
-        let mut used = self.used.lock().unwrap();
-        let slot = u64::from(*used % 16);
-        let avail = mock.avail_addr().0;
-        self.memory
-            .write_obj(0u16, GuestAddress(avail + 4 + slot * 2))
-            .unwrap();
-        *used += 1;
-        self.memory
-            .write_obj(*used, GuestAddress(avail + 2))
-            .unwrap();
+    /// Lets the device serve one chain; returns the length in the used ring.
+    fn offer<D: Disk>(&self, blk: &mut Blk<D>, chain: &[Piece]) -> u32 {
+        self.0.offer(0, 0, chain);
         assert_eq!(blk.queue_ready(0).unwrap(), Turn::Idle);
-        let at = mock.used_addr().0;
-        let index: u16 = self.memory.read_obj(GuestAddress(at + 2)).unwrap();
-        assert_eq!(index, *used, "the chain came back");
-        self.memory
-            .read_obj(GuestAddress(at + 4 + slot * 8 + 4))
-            .unwrap()
+        let used = self.0.used(0);
+        assert_eq!(used.len(), 1, "the chain came back");
+        used[0].1
     }
 
     /// A well-formed request with a data buffer.
@@ -111,15 +65,11 @@ impl Driver {
     }
 
     fn status(&self) -> u8 {
-        self.memory.read_obj(GuestAddress(STATUS)).unwrap()
+        self.0.read(STATUS, 1)[0]
     }
 
     fn data(&self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(DATA))
-            .unwrap();
-        bytes
+        self.0.read(DATA, len)
     }
 }
 
@@ -138,10 +88,7 @@ fn scratch() -> Blk<ScratchDisk> {
 fn scratch_reads_writes_and_frees() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);
-    driver
-        .memory
-        .write_slice(&[9; 1024], GuestAddress(DATA))
-        .unwrap();
+    driver.0.write(DATA, &[9; 1024]);
     assert_eq!(driver.request(&mut blk, T_OUT, 1, 1024, false), S_OK);
     assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_OK);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 2048, true), S_OK);
@@ -151,30 +98,21 @@ fn scratch_reads_writes_and_frees() {
         let mut range = [0; 16];
         range[0] = 8;
         range[8] = 8;
-        driver
-            .memory
-            .write_slice(&range, GuestAddress(DATA))
-            .unwrap();
+        driver.0.write(DATA, &range);
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_OK);
         assert_eq!(driver.request(&mut blk, T_IN, 8, 4096, true), S_OK);
         assert_eq!(driver.data(4096), [0; 4096]);
         range[12] = 2;
-        driver
-            .memory
-            .write_slice(&range, GuestAddress(DATA))
-            .unwrap();
+        driver.0.write(DATA, &range);
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_UNSUPP);
         range[12] = 0;
         range[10] = 1;
-        driver
-            .memory
-            .write_slice(&range, GuestAddress(DATA))
-            .unwrap();
+        driver.0.write(DATA, &range);
         assert_eq!(driver.request(&mut blk, kind, 0, 16, false), S_IOERR);
     }
     assert_eq!(driver.request(&mut blk, T_GET_ID, 0, 20, true), S_OK);
     assert_eq!(&driver.data(8), b"scratch\0");
-    assert_eq!(driver.interrupt.status(), 1);
+    assert_eq!(driver.0.interrupt.status(), 1);
 }
 
 #[test]
@@ -187,8 +125,8 @@ fn image_reads_across_extents_and_grows() {
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_IOERR);
     blk.append(file(&[1; 4096]), 4096).unwrap();
     blk.append(file(&[2; 100]), 100).unwrap();
-    assert_eq!(driver.interrupt.status() & 2, 2);
-    assert_eq!(driver.interrupt.generation(), 2);
+    assert_eq!(driver.0.interrupt.status() & 2, 2);
+    assert_eq!(driver.0.interrupt.generation(), 2);
     let mut capacity = [0; 8];
     blk.read_config(0, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), 16);
@@ -218,10 +156,7 @@ fn bad_requests_fail_alone() {
         assert_eq!(status, expected, "{kind} {sector} {len}");
     }
     // A read whose buffer is read-only reads nothing and harms nothing.
-    driver
-        .memory
-        .write_slice(&[5; 512], GuestAddress(DATA))
-        .unwrap();
+    driver.0.write(DATA, &[5; 512]);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, false), S_OK);
     assert_eq!(driver.data(512), [5; 512]);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
@@ -232,7 +167,7 @@ fn bad_chains_come_back_unused() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);
     driver.header(T_IN, 0);
-    type ChainCase = (&'static str, Vec<(u64, u32, u16, u16)>);
+    type ChainCase = (&'static str, Vec<Piece>);
     let cases: [ChainCase; 8] = [
         ("no status", vec![(HEADER, 16, 0, 0)]),
         (
@@ -256,7 +191,11 @@ fn bad_chains_come_back_unused() {
         ("indirect of indirect", vec![(DATA, 16, INDIRECT, 0)]),
     ];
     let nested = Descriptor::new(DATA, 16, INDIRECT, 0);
-    driver.memory.write_obj(nested, GuestAddress(DATA)).unwrap();
+    driver
+        .0
+        .memory
+        .write_obj(nested, GuestAddress(DATA))
+        .unwrap();
     for (name, chain) in cases {
         assert_eq!(driver.offer(&mut blk, &chain), 0, "{name}");
         assert_eq!(driver.status(), 0xff, "{name}");
@@ -278,11 +217,7 @@ fn a_header_may_be_cut_anywhere() {
         (DATA + 100, 413, WRITE, 0),
     ];
     assert_eq!(driver.offer(&mut blk, &chain), 513);
-    let mut bytes = [0; 513];
-    driver
-        .memory
-        .read_slice(&mut bytes, GuestAddress(DATA))
-        .unwrap();
+    let bytes = driver.data(513);
     assert_eq!((bytes[511], bytes[512]), (7, S_OK));
 }
 
@@ -290,8 +225,6 @@ fn a_header_may_be_cut_anywhere() {
 fn a_broken_ring_is_reported() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);
-    let mock = MockSplitQueue::new(&*driver.memory, 16);
-    let index = GuestAddress(mock.avail_addr().0 + 2);
-    driver.memory.write_obj(1000u16, index).unwrap();
+    driver.0.claim(0, 1000);
     assert!(blk.queue_ready(0).is_err());
 }

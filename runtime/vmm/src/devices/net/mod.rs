@@ -338,3 +338,6 @@ impl VirtioDevice for Net {
         self.queue_ready(RX)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames through mock queues and a socket pair in place of the TAP.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use super::*;
+use crate::devices::driver::{Driver, NEXT, WRITE};
+
+const DATA: u64 = 0x20_0000;
+const MAC: MacAddress = MacAddress([2, 1, 2, 3, 4, 5]);
+const FRAME: [u8; 60] = [9; 60];
+
+/// A device and the other end of its wire.
+fn net(driver: &Driver, features: u64) -> (Net, UnixDatagram) {
+    let (ours, wire) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    let tap = File::from(OwnedFd::from(ours));
+    let mut net = Net::new(Some(tap), MAC, 1500, Arc::default());
+    driver.activate(&mut net, features);
+    (net, wire)
+}
+
+fn with_header(frame: &[u8]) -> Vec<u8> {
+    [&[0; HEADER_BYTES][..], frame].concat()
+}
+
+#[test]
+fn a_frame_goes_out_however_it_is_cut() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, 0);
+    driver.write(DATA, &with_header(&FRAME));
+    let len = u32::try_from(HEADER_BYTES + FRAME.len()).unwrap();
+    driver.offer(TX, 0, &[(DATA, len, 0, 0)]);
+    driver.offer(TX, 1, &[(DATA, 7, NEXT, 2), (DATA + 7, len - 7, 0, 0)]);
+    assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle);
+    assert_eq!(driver.used(TX), [(0, 0), (1, 0)]);
+    for _ in 0..2 {
+        let mut buffer = [0; 2000];
+        let got = wire.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..got], with_header(&FRAME));
+    }
+}
+
+#[test]
+fn a_frame_that_makes_no_sense_is_dropped_and_its_chain_comes_back() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, 0);
+    for (case, piece) in [
+        ("header only", (DATA, 12, 0, 0)),
+        ("too large", (DATA, 70_000, 0, 0)),
+        ("outside of memory", (1 << 40, 100, 0, 0)),
+        ("writable", (DATA, 100, WRITE, 0)),
+    ] {
+        driver.offer(TX, 0, &[piece]);
+        assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle, "{case}");
+        assert_eq!(driver.used(TX), [(0, 0)], "{case}");
+        assert!(wire.recv(&mut [0; 16]).is_err(), "{case} was sent");
+    }
+    assert!(net.queue_ready(5).is_err(), "there is no such queue");
+}
+
+#[test]
+fn frames_come_in_once_there_is_room() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, 0);
+    wire.send(&with_header(&FRAME)).unwrap();
+    assert_eq!(net.host_ready().unwrap(), Turn::Idle);
+    assert!(driver.used(RX).is_empty());
+    driver.offer(
+        RX,
+        0,
+        &[(DATA, 12, NEXT | WRITE, 1), (DATA + 0x1000, 1518, WRITE, 0)],
+    );
+    assert_eq!(net.queue_ready(RX).unwrap(), Turn::Idle);
+    assert_eq!(driver.used(RX), [(0, 72)]);
+    assert_eq!(driver.read(DATA + 10, 2), [1, 0], "one buffer was used");
+    assert_eq!(driver.read(DATA + 0x1000, 60), FRAME);
+    assert_eq!(driver.interrupt.status(), 1);
+}
+
+#[test]
+fn a_large_frame_fills_several_buffers_and_says_how_many() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, F_MRG_RXBUF);
+    for index in 0..4 {
+        driver.offer(
+            RX,
+            index,
+            &[(DATA + u64::from(index) * 0x1000, 512, WRITE, 0)],
+        );
+    }
+    let frame: Vec<u8> = (0..1300u32)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
+    wire.send(&with_header(&frame)).unwrap();
+    assert_eq!(net.host_ready().unwrap(), Turn::Idle);
+    assert_eq!(driver.used(RX), [(0, 512), (1, 512), (2, 288)]);
+    assert_eq!(driver.read(DATA + 10, 2), [3, 0]);
+    let parts = [
+        driver.read(DATA + 12, 500),
+        driver.read(DATA + 0x1000, 512),
+        driver.read(DATA + 0x2000, 288),
+    ];
+    assert_eq!(parts.concat(), frame);
+}
+
+#[test]
+fn receive_chains_without_room_come_back_unused() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, 0);
+    wire.send(&with_header(&FRAME)).unwrap();
+    driver.offer(RX, 0, &[(DATA, 100, 0, 0)]);
+    driver.offer(RX, 1, &[(1 << 40, 2000, WRITE, 0)]);
+    driver.offer(RX, 2, &[(DATA, 12, WRITE, 0)]);
+    driver.offer(RX, 3, &[(DATA, 2000, WRITE, 0)]);
+    assert_eq!(net.host_ready().unwrap(), Turn::Idle);
+    assert_eq!(driver.used(RX), [(0, 0), (1, 0), (2, 0), (3, 72)]);
+}
+
+#[test]
+fn without_a_tap_the_link_is_down_and_what_is_sent_is_gone() {
+    let driver = Driver::new();
+    let mut net = Net::new(None, MAC, 1400, Arc::default());
+    driver.activate(&mut net, 0);
+    driver.write(DATA, &with_header(&FRAME));
+    driver.offer(TX, 0, &[(DATA, 72, 0, 0)]);
+    driver.offer(RX, 0, &[(DATA, 2000, WRITE, 0)]);
+    assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle);
+    assert_eq!(net.queue_ready(RX).unwrap(), Turn::Idle);
+    assert_eq!(driver.used(TX), [(0, 0)]);
+    assert!(driver.used(RX).is_empty());
+    let mut space = [0; 12];
+    net.read_config(0, &mut space);
+    assert_eq!(space, [2, 1, 2, 3, 4, 5, 0, 0, 1, 0, 0x78, 5]);
+}
