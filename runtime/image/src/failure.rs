@@ -3,6 +3,9 @@
 
 use std::io;
 
+/// The most of a stranger's words that stands in a message.
+const SHOWN_CHARACTERS: usize = 500;
+
 /// Kinds of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
@@ -41,4 +44,10 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
+}
+
+/// What a stranger wrote, made fit for a message: short and on one line.
+pub(crate) fn shorten(text: &str) -> String {
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    printable.take(SHOWN_CHARACTERS).collect()
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::failure::FailureKind;
+use crate::failure::{FailureKind, shorten};
+use crate::layer::MAX_LAYER_BYTES;
 
 /// overlayfs takes 500 lower layers.
 const MAX_LAYERS: usize = 500;
@@ -28,11 +29,8 @@ const OS: &str = "linux";
 /// Why a manifest is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("parse the {what}")]
-    Parse {
-        what: &'static str,
-        source: serde_json::Error,
-    },
+    #[error("parse the {what}: {problem}")]
+    Parse { what: &'static str, problem: String },
     #[error("manifest of type {0:?}: only OCI and Docker schema 2 images are supported")]
     MediaType(String),
     #[error("no image for {wanted}, there is {offered}")]
@@ -43,6 +41,8 @@ pub enum ManifestError {
     LayerCount { layers: usize, diff_ids: usize },
     #[error("{0} layers, at most {MAX_LAYERS} can be stacked")]
     TooManyLayers(usize),
+    #[error("a layer of {0} bytes, at most {MAX_LAYER_BYTES} are taken")]
+    LayerSize(u64),
     #[error("an index of indexes that leads nowhere")]
     Nested,
     #[error("the {what} has digest {found}, not the promised {promised}")]
@@ -105,10 +105,7 @@ impl Manifest {
     /// `served_type` is what the server called it; the document's own word wins.
     pub fn parse(bytes: &[u8], served_type: &str) -> Result<Self, ManifestError> {
         let document: Document =
-            serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
-                what: "manifest",
-                source,
-            })?;
+            serde_json::from_slice(bytes).map_err(|error| unreadable("manifest", &error))?;
         let media_type = document.media_type.as_deref().unwrap_or(served_type);
         // What has both faces would be one image to us and another to other clients.
         match (document.manifests, document.config, document.layers) {
@@ -117,17 +114,26 @@ impl Manifest {
             }
             (None, Some(config), Some(layers)) if IMAGE_TYPES.contains(&media_type) => {
                 if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
-                    return Err(ManifestError::Artifact(config.media_type));
+                    return Err(ManifestError::Artifact(shorten(&config.media_type)));
                 }
                 if layers.len() > MAX_LAYERS {
                     return Err(ManifestError::TooManyLayers(layers.len()));
                 }
+                if let Some(layer) = layers.iter().find(|layer| layer.size > MAX_LAYER_BYTES) {
+                    return Err(ManifestError::LayerSize(layer.size));
+                }
                 Ok(Self::Image { config, layers })
             }
-            _ => Err(ManifestError::MediaType(
-                media_type.chars().take(100).collect(),
-            )),
+            _ => Err(ManifestError::MediaType(shorten(media_type))),
         }
+    }
+}
+
+/// The parser's complaint may quote what it was given, which is a stranger's.
+fn unreadable(what: &'static str, error: &serde_json::Error) -> ManifestError {
+    ManifestError::Parse {
+        what,
+        problem: shorten(&error.to_string()),
     }
 }
 
@@ -168,7 +174,7 @@ fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, 
             offered: if offered.is_empty() {
                 "none with a platform".to_owned()
             } else {
-                offered
+                shorten(&offered)
             },
         })
 }
@@ -217,10 +223,7 @@ impl ImageConfig {
             rootfs: Rootfs,
         }
         let document: Document =
-            serde_json::from_slice(bytes).map_err(|source| ManifestError::Parse {
-                what: "image configuration",
-                source,
-            })?;
+            serde_json::from_slice(bytes).map_err(|e| unreadable("image configuration", &e))?;
         let diff_ids = document.rootfs.diff_ids;
         if diff_ids.len() != layers {
             return Err(ManifestError::LayerCount {
@@ -318,6 +321,42 @@ mod tests {
                 result.is_ok(),
                 is_good,
                 "{document} as {served_type}: {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_quotes_little_of_a_hostile_manifest() {
+        let long = "long\u{1b}".repeat(100_000);
+        let quoted = serde_json::to_string(&long).unwrap();
+        let config = descriptor(CONFIG_TYPES[0], "");
+        let layer = config.replace(r#""size":1"#, r#""size":18446744073709551615"#);
+        for (document, media_type) in [
+            (format!(r#"{{"layers":{quoted}}}"#), IMAGE_TYPES[0]),
+            (format!(r#"{{"mediaType":{quoted}}}"#), IMAGE_TYPES[0]),
+            (
+                format!(
+                    r#"{{"config":{{"mediaType":{quoted},"digest":"{DIGEST}","size":1}},"layers":[]}}"#
+                ),
+                IMAGE_TYPES[0],
+            ),
+            (
+                format!(
+                    r#"{{"manifests":[{{"digest":"{DIGEST}","size":1,"platform":{{"os":{quoted},"architecture":"x"}}}}]}}"#
+                ),
+                INDEX_TYPES[0],
+            ),
+            (
+                format!(r#"{{"config":{config},"layers":[{layer}]}}"#),
+                IMAGE_TYPES[0],
+            ),
+        ] {
+            let text = Manifest::parse(document.as_bytes(), media_type)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                text.len() < 2000 && !text.contains('\u{1b}'),
+                "{text:.3000}"
             );
         }
     }

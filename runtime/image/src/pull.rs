@@ -20,7 +20,7 @@ use crate::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::progress::Counters;
 use crate::reference::{Reference, Version};
 use crate::registry::{BlobStream, RegistryError, Repository};
-use crate::store::{ImageRecord, Shared, StoreError};
+use crate::store::{ImageRecord, Needed, Shared, StoreError};
 
 const CONFIG_BYTES: u64 = 8 << 20;
 /// Chunks of a download (some 16 KiB each) that wait for the thread that converts them.
@@ -117,8 +117,8 @@ pub async fn pull(
     record.defaults = parsed.defaults;
     let pairs = topmost(layers.into_iter().zip(parsed.diff_ids).collect());
     record.layers = pairs.iter().map(|(_, diff_id)| diff_id.clone()).collect();
-    let _needed = shared.need(&record.layers);
-    pull.layers(pairs).await?;
+    let needed = Arc::new(shared.need(&record.layers));
+    pull.layers(pairs, &needed).await?;
     Ok(shared.publish(&record)?)
 }
 
@@ -176,15 +176,23 @@ impl Pull {
         ImageConfig::parse(&bytes, layers).map_err(|e| self.manifest(e))
     }
 
-    /// All layers side by side; the first failure ends the others.
-    async fn layers(self: &Arc<Self>, layers: Vec<(Descriptor, Digest)>) -> Result<(), PullError> {
+    /// All layers side by side; the first failure ends the others. Each task holds the claim: what an aborted one
+    /// has just made is removed when the last of them is gone.
+    async fn layers(
+        self: &Arc<Self>,
+        layers: Vec<(Descriptor, Digest)>,
+        needed: &Arc<Needed>,
+    ) -> Result<(), PullError> {
         let mut tasks = JoinSet::new();
         for (descriptor, _) in &layers {
             self.progress.expect(descriptor.size);
         }
         for (descriptor, diff_id) in layers {
-            let pull = Arc::clone(self);
-            tasks.spawn(async move { pull.layer(&descriptor, &diff_id).await });
+            let (pull, needed) = (Arc::clone(self), Arc::clone(needed));
+            tasks.spawn(async move {
+                let _needed = needed;
+                pull.layer(&descriptor, &diff_id).await
+            });
         }
         while let Some(result) = tasks.join_next().await {
             result.map_err(|_| self.panicked())??;

@@ -130,7 +130,13 @@ impl Run {
             .await?;
         clock.stop("container ended");
         if !matches!(status.reason.as_str(), "" | "Completed" | "Error") {
-            eprintln!("bulkhead: {}: {}", status.reason, status.message);
+            let said = [status.reason, status.message];
+            let said: Vec<_> = said
+                .iter()
+                .filter(|text| !text.is_empty())
+                .map(String::as_str)
+                .collect();
+            eprintln!("bulkhead: {}", said.join(": "));
         }
         Ok(exit_code(status.exit_code))
     }

@@ -13,7 +13,9 @@ const BUFFER_BLOCKS: usize = 64;
 #[derive(Debug)]
 pub struct BlockWriter {
     file: File,
+    /// Always of the same length: to clear it for each small file would take longer than all the rest.
     buffer: Vec<u8>,
+    filled: usize,
     /// Where the buffer goes.
     buffer_block: u32,
 }
@@ -23,14 +25,15 @@ impl BlockWriter {
     pub fn new(file: File) -> Self {
         Self {
             file,
-            buffer: Vec::with_capacity(BUFFER_BLOCKS * BLOCK_BYTES),
+            buffer: vec![0; BUFFER_BLOCKS * BLOCK_BYTES],
+            filled: 0,
             buffer_block: 1,
         }
     }
 
     /// The number of the block that the next data begin with. Call at a block's beginning only.
     pub fn next_block(&self) -> io::Result<u32> {
-        let buffered = u32::try_from(self.buffer.len() / BLOCK_BYTES).map_err(io::Error::other)?;
+        let buffered = u32::try_from(self.filled / BLOCK_BYTES).map_err(io::Error::other)?;
         self.buffer_block
             .checked_add(buffered)
             .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))
@@ -38,13 +41,12 @@ impl BlockWriter {
 
     pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let room = BUFFER_BLOCKS * BLOCK_BYTES - self.buffer.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.buffer.extend_from_slice(now);
+            let room = self.room()?;
+            let (now, later) = bytes.split_at(room.len().min(bytes.len()));
+            let place = room.get_mut(..now.len()).unwrap_or_default();
+            place.copy_from_slice(now);
+            self.filled += now.len();
             bytes = later;
-            if self.buffer.len() == BUFFER_BLOCKS * BLOCK_BYTES {
-                self.flush()?;
-            }
         }
         Ok(())
     }
@@ -53,28 +55,33 @@ impl BlockWriter {
     pub fn copy(&mut self, source: &mut impl Read) -> Result<u64, CopyError> {
         let mut total = 0;
         loop {
-            if self.buffer.len() == BUFFER_BLOCKS * BLOCK_BYTES {
-                self.flush().map_err(CopyError::Write)?;
-            }
-            let filled = self.buffer.len();
-            self.buffer.resize(BUFFER_BLOCKS * BLOCK_BYTES, 0);
-            let room = self.buffer.get_mut(filled..).unwrap_or_default();
-            let result = source.read(room);
-            let count = *result.as_ref().unwrap_or(&0);
-            self.buffer.truncate(filled + count);
-            match result {
+            let room = self.room().map_err(CopyError::Write)?;
+            match source.read(room) {
                 Ok(0) => return Ok(total),
-                Ok(count) => total += count as u64,
+                Ok(count) => {
+                    self.filled += count;
+                    total += count as u64;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(CopyError::Read(e)),
             }
         }
     }
 
+    /// Where the next bytes go; never empty.
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        if self.filled == self.buffer.len() {
+            self.flush()?;
+        }
+        Ok(self.buffer.get_mut(self.filled..).unwrap_or_default())
+    }
+
     /// Fills the block begun, if there is one, with zeros.
     pub fn pad(&mut self) {
-        let padded = self.buffer.len().next_multiple_of(BLOCK_BYTES);
-        self.buffer.resize(padded, 0);
+        let padded = self.filled.next_multiple_of(BLOCK_BYTES);
+        let rest = self.buffer.get_mut(self.filled..padded);
+        rest.unwrap_or_default().fill(0);
+        self.filled = padded;
     }
 
     /// Writes the block that was left free.
@@ -95,19 +102,20 @@ impl BlockWriter {
         let next = self.next_block()?;
         let mut offset = u64::from(self.buffer_block) * BLOCK_BYTES as u64;
         let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-        let blocks: Vec<&[u8]> = self.buffer.chunks(BLOCK_BYTES).collect();
+        let filled = self.buffer.get(..self.filled).unwrap_or_default();
+        let blocks: Vec<&[u8]> = filled.chunks(BLOCK_BYTES).collect();
         for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
             let bytes = run.len() * BLOCK_BYTES;
             if run.first().is_some_and(|block| !is_zero(block)) {
                 let from =
                     usize::try_from(offset - u64::from(self.buffer_block) * BLOCK_BYTES as u64)
                         .map_err(io::Error::other)?;
-                let data = self.buffer.get(from..from + bytes).unwrap_or_default();
+                let data = filled.get(from..from + bytes).unwrap_or_default();
                 self.file.write_all_at(data, offset)?;
             }
             offset += bytes as u64;
         }
-        self.buffer.clear();
+        self.filled = 0;
         self.buffer_block = next;
         Ok(())
     }

@@ -25,6 +25,8 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// A zstd frame that wants a larger window (128 MiB) is refused: it is memory of ours.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// The most that a layer may be, packed or unpacked: a few bytes can unpack to days of work.
+pub const MAX_LAYER_BYTES: u64 = 128 << 30;
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Why a layer was not converted.
@@ -36,6 +38,8 @@ pub enum LayerError {
     Read(#[source] io::Error),
     #[error("write the layer's file")]
     Write(#[source] io::Error),
+    #[error("the layer unpacks to more than {MAX_LAYER_BYTES} bytes")]
+    Bomb,
     #[error("the layer's bytes have digest {found}, not the promised {promised}")]
     Digest { promised: Digest, found: Digest },
     #[error(
@@ -48,16 +52,26 @@ impl From<TarError> for LayerError {
     fn from(error: TarError) -> Self {
         match error {
             TarError::Write(error) => Self::Write(error),
+            TarError::Read(error) => Self::of_read(error),
             error => Self::Tar(error),
         }
     }
 }
 
 impl LayerError {
+    fn of_read(error: io::Error) -> Self {
+        match error.kind() {
+            // Nobody but [`Bounded`] says this of something that is read.
+            io::ErrorKind::FileTooLarge => Self::Bomb,
+            _ => Self::Read(error),
+        }
+    }
+
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Tar(error) => error.kind(),
             Self::Write(error) => FailureKind::of_io(error),
+            Self::Bomb => FailureKind::Invalid,
             Self::Read(_) | Self::Digest { .. } | Self::DiffId { .. } => FailureKind::Corrupt,
         }
     }
@@ -73,7 +87,7 @@ pub fn convert(
 ) -> Result<(), LayerError> {
     let mut compressed = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(compressed));
     let mut blocks = BlockWriter::new(file);
-    let unpacked = match unpack(&mut compressed, &mut blocks) {
+    let unpacked = match unpack(&mut compressed, &mut blocks, MAX_LAYER_BYTES) {
         Err(LayerError::Write(error)) => return Err(LayerError::Write(error)),
         unpacked => unpacked,
     };
@@ -96,12 +110,19 @@ pub fn convert(
 }
 
 /// Does the work; tells the digest of the archive.
-fn unpack(compressed: &mut impl BufRead, blocks: &mut BlockWriter) -> Result<Digest, LayerError> {
-    let plain = decompressed(compressed).map_err(LayerError::Read)?;
+fn unpack(
+    compressed: &mut impl BufRead,
+    blocks: &mut BlockWriter,
+    limit_bytes: u64,
+) -> Result<Digest, LayerError> {
+    let plain = Bounded {
+        inner: decompressed(compressed).map_err(LayerError::Read)?,
+        left_bytes: limit_bytes,
+    };
     let mut plain = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(plain));
     let tree = tarball::read(&mut plain, blocks)?;
     erofs::write(&tree, blocks).map_err(LayerError::Write)?;
-    let (digest, _) = plain.into_inner().finish().map_err(LayerError::Read)?;
+    let (digest, _) = plain.into_inner().finish().map_err(LayerError::of_read)?;
     Ok(digest)
 }
 
@@ -117,6 +138,21 @@ fn decompressed<'a>(mut compressed: impl BufRead + 'a) -> io::Result<Box<dyn Rea
         return Ok(Box::new(decoder));
     }
     Ok(Box::new(compressed))
+}
+
+/// Fails after so many bytes.
+struct Bounded<R> {
+    inner: R,
+    left_bytes: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let left = self.left_bytes.checked_sub(count as u64);
+        self.left_bytes = left.ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(count)
+    }
 }
 
 #[cfg(test)]

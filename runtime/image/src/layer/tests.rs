@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Layers converted and looked at by erofs-utils, an implementation that is not ours.
 
 use std::path::Path;
@@ -313,4 +314,64 @@ fn a_wrong_digest_is_told_before_the_damage_it_did() {
         try_with(&archive, &right, &wrong),
         LayerError::DiffId { .. }
     ));
+}
+
+#[test]
+fn a_layer_that_unpacks_to_too_much_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let zeros = vec![0; 1 << 20];
+    let file = Tar::new().add(EntryType::Regular, "zeros", 0o644, &zeros);
+    let mut after_the_end = Tar::new().finish();
+    after_the_end.extend(&zeros);
+    for (case, archive) in [
+        ("in a file", file.finish()),
+        ("behind the end mark", after_the_end),
+    ] {
+        let packed = zstd::encode_all(&archive[..], 3).unwrap();
+        let unpacked = |limit_bytes| {
+            let file = File::create(directory.path().join("layer")).unwrap();
+            unpack(&mut &packed[..], &mut BlockWriter::new(file), limit_bytes)
+        };
+        let length = archive.len() as u64;
+        assert_eq!(unpacked(length).unwrap(), Digest::of(&archive), "{case}");
+        let error = unpacked(length - 1).unwrap_err();
+        assert!(matches!(error, LayerError::Bomb), "{case}: {error:?}");
+        assert_eq!(error.kind(), FailureKind::Invalid);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such() {
+    let archive = everything();
+    let digest = Digest::of(&archive);
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let error = convert(&archive[..], full(), &digest, &digest).unwrap_err();
+    assert_eq!(error.kind(), FailureKind::NoSpace, "{error:?}");
+    // So small that nothing is written before the end.
+    let archive = Tar::new().finish();
+    let digest = Digest::of(&archive);
+    let error = convert(&archive[..], full(), &digest, &digest).unwrap_err();
+    assert_eq!(error.kind(), FailureKind::NoSpace, "{error:?}");
+}
+
+#[test]
+fn links_and_directories_have_no_data_whatever_their_size_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("layer.erofs");
+    let mut tar = Tar::new().add(EntryType::Regular, "file", 0o644, b"x");
+    for (kind, path) in [(EntryType::Link, "hard"), (EntryType::Directory, "dir")] {
+        let mut header = Tar::header(kind, path, 0o755);
+        header.set_size(512);
+        if kind == EntryType::Link {
+            header.set_link_name_literal("file").unwrap();
+        }
+        header.set_cksum();
+        tar.0.append(&header, &[][..]).unwrap();
+    }
+    tar = tar.add(EntryType::Regular, "after", 0o644, b"y");
+    convert_bytes(&tar.finish(), &image).unwrap();
+    let listed = erofs_utils("dump.erofs", &["--ls", "--path=/"], &image);
+    for name in ["hard", "dir", "after"] {
+        assert!(listed.contains(name), "{name}: {listed}");
+    }
 }

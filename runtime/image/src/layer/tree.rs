@@ -3,6 +3,7 @@
 //!
 //! Paths never reach the host's file system: `..` is refused, symbolic links are followed inside the tree only.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 /// EROFS and Linux: `NAME_MAX`.
@@ -11,6 +12,10 @@ const MAX_LINKS_FOLLOWED: usize = 40;
 /// Bounds of what one layer may cost in memory here.
 const MAX_NODES: usize = 1 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
+/// What a name or an attribute costs besides its bytes, about.
+const ENTRY_BYTES: usize = 64;
+/// Names looked up on the way to all files of a layer; a path through links that lead through links needs many.
+const MAX_STEPS: usize = 1 << 28;
 /// Deeper trees are of no use: their paths are longer than `PATH_MAX`.
 const MAX_DEPTH: usize = 2048;
 const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
@@ -38,6 +43,15 @@ pub struct Attributes {
     pub mtime_nanoseconds: u32,
     /// Full names (`user.x`).
     pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+}
+
+impl Attributes {
+    fn xattr_bytes(&self) -> usize {
+        let xattrs = self.xattrs.iter();
+        xattrs
+            .map(|(name, value)| ENTRY_BYTES + name.len() + value.len())
+            .sum()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +120,8 @@ pub enum TreeError {
     #[error("the target of the hard link is not a file of this layer")]
     NoTarget,
     #[error(
-        "more than {MAX_NODES} files, {MAX_METADATA_BYTES} bytes of names or {MAX_DEPTH} levels in one layer"
+        "more than {MAX_NODES} files, {MAX_METADATA_BYTES} bytes of names and attributes, {MAX_DEPTH} levels or too \
+         many links to follow in one layer"
     )]
     TooLarge,
 }
@@ -116,6 +131,7 @@ pub enum TreeError {
 pub struct Tree {
     nodes: Vec<Node>,
     metadata_bytes: usize,
+    steps: Cell<usize>,
 }
 
 impl Tree {
@@ -123,6 +139,7 @@ impl Tree {
         Self {
             nodes: vec![Node::implied_directory()],
             metadata_bytes: 0,
+            steps: Cell::new(0),
         }
     }
 
@@ -152,10 +169,7 @@ impl Tree {
         let Some((parents, name)) = split(path)? else {
             // The root itself: only its attributes can be told.
             return match kind {
-                Kind::Directory(_) => {
-                    self.replace_attributes(NodeId::ROOT, attributes);
-                    Ok(())
-                }
+                Kind::Directory(_) => self.replace_attributes(NodeId::ROOT, attributes),
                 _ => Err(TreeError::BadName),
             };
         };
@@ -166,8 +180,7 @@ impl Tree {
                 return self.insert(path, attributes, kind);
             }
             if matches!(self.node(existing).kind, Kind::Directory(_)) {
-                self.replace_attributes(existing, attributes);
-                return Ok(());
+                return self.replace_attributes(existing, attributes);
             }
         }
         let id = self.add(Node { attributes, kind })?;
@@ -226,13 +239,19 @@ impl Tree {
         Ok(())
     }
 
-    fn replace_attributes(&mut self, id: NodeId, mut attributes: Attributes) {
+    fn replace_attributes(
+        &mut self,
+        id: NodeId,
+        mut attributes: Attributes,
+    ) -> Result<(), TreeError> {
+        self.charge(attributes.xattr_bytes())?;
         let node = self.node_mut(id);
         // The opaque mark may have come before the directory's own entry.
         if let Some(mark) = node.attributes.xattrs.remove(OVERLAY_OPAQUE) {
             attributes.xattrs.insert(OVERLAY_OPAQUE.into(), mark);
         }
         node.attributes = attributes;
+        Ok(())
     }
 
     fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
@@ -243,7 +262,7 @@ impl Tree {
     }
 
     fn link(&mut self, parent: NodeId, name: &[u8], id: NodeId) -> Result<(), TreeError> {
-        self.charge(name.len())?;
+        self.charge(ENTRY_BYTES + name.len())?;
         match &mut self.node_mut(parent).kind {
             Kind::Directory(children) => {
                 children.insert(name.into(), id);
@@ -258,9 +277,7 @@ impl Tree {
             Kind::Symlink(target) => target.len(),
             _ => 0,
         };
-        let xattrs = node.attributes.xattrs.iter();
-        let xattr_bytes: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
-        self.charge(target_bytes + xattr_bytes)?;
+        self.charge(target_bytes + node.attributes.xattr_bytes())?;
         if self.nodes.len() >= MAX_NODES {
             return Err(TreeError::TooLarge);
         }
@@ -315,6 +332,10 @@ impl Tree {
         let mut path = vec![NodeId::ROOT];
         let mut links = 0;
         while let Some(name) = queue.pop_front() {
+            self.steps.set(self.steps.get() + 1);
+            if self.steps.get() > MAX_STEPS {
+                return Err(TreeError::TooLarge);
+            }
             if *name == *b".." {
                 // Only out of a link's target.
                 if path.len() > 1 {
@@ -510,5 +531,31 @@ mod tests {
             let result = tree.insert_hard_link(b"c", target.as_bytes());
             assert!(result.is_err(), "{target}");
         }
+    }
+
+    #[test]
+    fn what_costs_memory_or_time_is_counted() {
+        let fill = |step: &dyn Fn(&mut Tree, usize) -> Result<(), TreeError>| {
+            let mut tree = Tree::new();
+            insert(&mut tree, "a", Kind::Fifo).unwrap();
+            insert(&mut tree, "d", Kind::directory()).unwrap();
+            tree.metadata_bytes = MAX_METADATA_BYTES - (100 << 10);
+            tree.steps.set(MAX_STEPS - 1000);
+            (0..10_000).find_map(|number| step(&mut tree, number).err())
+        };
+        let attributes = |bytes: usize| Attributes {
+            xattrs: BTreeMap::from([((*b"user.x").into(), vec![0; bytes].into())]),
+            ..Attributes::default()
+        };
+        let too_large = Some(TreeError::TooLarge);
+        let hard_links =
+            fill(&|tree, number| tree.insert_hard_link(format!("{number}").as_bytes(), b"a"));
+        assert_eq!(hard_links, too_large, "names of one file");
+        let again = fill(&|tree, _| tree.insert(b"d", attributes(60_000), Kind::directory()));
+        assert_eq!(again, too_large, "attributes told again");
+        let again = fill(&|tree, _| tree.insert(b"/", attributes(60_000), Kind::directory()));
+        assert_eq!(again, too_large, "attributes of the root told again");
+        let walks = fill(&|tree, _| tree.set_opaque(b"d"));
+        assert_eq!(walks, too_large, "walks");
     }
 }

@@ -6,8 +6,9 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 
-use super::{Endpoint, RegistryError, accept, read_bounded};
+use super::{Endpoint, RegistryError};
 use crate::config::Credentials;
+use crate::failure::shorten;
 
 const TOKEN_BYTES: usize = 256 << 10;
 
@@ -109,7 +110,7 @@ impl Endpoint {
         scope: &str,
     ) -> Result<String, RegistryError> {
         let bad_answer = |problem: &str| RegistryError::Answer {
-            url: super::shorten(realm),
+            url: shorten(realm),
             problem: problem.to_owned(),
         };
         let mut url = Url::parse(realm).map_err(|_| bad_answer("the realm is no URL"))?;
@@ -123,7 +124,8 @@ impl Endpoint {
         let response = self
             .send(url.as_str(), &HeaderMap::new(), self.basic())
             .await?;
-        let body = read_bounded(accept(response).await?, TOKEN_BYTES).await?;
+        let response = self.accept(response).await?;
+        let body = self.read_bounded(response, TOKEN_BYTES).await?;
         #[derive(serde::Deserialize)]
         struct Answer {
             token: Option<String>,

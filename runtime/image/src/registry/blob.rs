@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A blob as it arrives: continued where it stopped when a connection breaks, on the next host if need be.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
@@ -8,8 +10,10 @@ use reqwest::{Response, StatusCode};
 use super::{RegistryError, Repository, note_failure};
 use crate::digest::Digest;
 
-/// Connections in a row that brought nothing new.
+/// Connections in a row that brought less than [`LEAST_BYTES`] of what is new.
 const FRUITLESS_TRIES: u32 = 3;
+/// Less than this in a stall timeout's time of waiting is as good as silence: who drips must not hold a pull forever.
+const LEAST_BYTES: u64 = 64 << 10;
 
 /// A download in progress.
 #[derive(Debug)]
@@ -21,7 +25,17 @@ pub struct BlobStream<'a> {
     response: Option<Response>,
     /// Bytes to pass over, for a server that begins anew.
     skip_bytes: u64,
+    /// What of this connection was new.
+    new_bytes: u64,
     fruitless_tries: u32,
+    pace: Pace,
+}
+
+/// What came in how long, waited for since the last look.
+#[derive(Debug, Default)]
+struct Pace {
+    bytes: u64,
+    waited: Duration,
 }
 
 impl Repository {
@@ -35,7 +49,9 @@ impl Repository {
             received_bytes: 0,
             response: None,
             skip_bytes: 0,
+            new_bytes: 0,
             fruitless_tries: 0,
+            pace: Pace::default(),
         }
     }
 
@@ -68,26 +84,34 @@ impl BlobStream<'_> {
             if self.received_bytes == self.size_bytes && self.response.is_none() {
                 return Ok(None);
             }
-            let mut response = match self.response.take() {
-                Some(response) => response,
-                None => self.connect().await?,
-            };
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    self.response = Some(response);
-                    if let Some(chunk) = self.take_new(chunk)? {
-                        return Ok(Some(chunk));
-                    }
-                }
-                Ok(None) if self.received_bytes == self.size_bytes => return Ok(None),
-                Ok(None) => self.count_break("the connection ended early".to_owned()),
-                Err(error) => self.count_break(crate::failure::chain(&error.without_url())),
-            }
             if self.fruitless_tries >= FRUITLESS_TRIES {
                 return Err(RegistryError::Stalled {
                     url: self.path.clone(),
                     tries: self.fruitless_tries,
                 });
+            }
+            let mut response = match self.response.take() {
+                Some(response) => response,
+                None => self.connect().await?,
+            };
+            let asked = Instant::now();
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    let stall_timeout = self.repository.stall_timeout;
+                    let crawls = self.pace.crawls(&chunk, asked.elapsed(), stall_timeout);
+                    let chunk = self.take_new(chunk)?;
+                    if crawls {
+                        self.count_break("next to nothing arrives".to_owned());
+                    } else {
+                        self.response = Some(response);
+                    }
+                    if chunk.is_some() {
+                        return Ok(chunk);
+                    }
+                }
+                Ok(None) if self.received_bytes == self.size_bytes => return Ok(None),
+                Ok(None) => self.count_break("the connection ended early".to_owned()),
+                Err(error) => self.count_break(crate::failure::chain(&error.without_url())),
             }
         }
     }
@@ -101,7 +125,7 @@ impl BlobStream<'_> {
         if new.is_empty() {
             return Ok(None);
         }
-        self.fruitless_tries = 0;
+        self.new_bytes += new.len() as u64;
         self.received_bytes += new.len() as u64;
         if self.received_bytes > self.size_bytes {
             return Err(RegistryError::TooLarge {
@@ -113,6 +137,9 @@ impl BlobStream<'_> {
     }
 
     fn count_break(&mut self, cause: String) {
+        if self.new_bytes >= LEAST_BYTES {
+            self.fruitless_tries = 0;
+        }
         self.fruitless_tries += 1;
         tracing::info!(
             blob = self.path,
@@ -124,6 +151,8 @@ impl BlobStream<'_> {
 
     /// Asks for what is still missing.
     async fn connect(&mut self) -> Result<Response, RegistryError> {
+        self.new_bytes = 0;
+        self.pace = Pace::default();
         let mut headers = HeaderMap::new();
         if self.received_bytes > 0 {
             let range = format!("bytes={}-", self.received_bytes);
@@ -146,5 +175,16 @@ impl BlobStream<'_> {
             }
         }
         Err(self.repository.no_answer(last))
+    }
+}
+
+impl Pace {
+    fn crawls(&mut self, chunk: &Bytes, waited: Duration, stall_timeout: Duration) -> bool {
+        self.bytes += chunk.len() as u64;
+        self.waited += waited;
+        if self.waited < stall_timeout {
+            return false;
+        }
+        std::mem::take(self).bytes < LEAST_BYTES
     }
 }

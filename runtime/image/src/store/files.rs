@@ -45,7 +45,7 @@ impl LayerFiles {
             _ => Ok(()),
         }?;
         for directory in [&files.layers, &files.partial] {
-            fs::create_dir_all(directory).map_err(failed("make", directory))?;
+            make_directory(directory)?;
         }
         Ok(files)
     }
@@ -58,11 +58,14 @@ impl LayerFiles {
         self.path(layer).exists()
     }
 
-    /// What the layer takes on the disk.
+    /// What the layer takes on the disk. One that is being removed takes nothing, and fails no listing.
     pub fn size(&self, layer: &Digest) -> Result<u64, StoreError> {
         let path = self.path(layer);
-        let metadata = fs::metadata(&path).map_err(failed("look at", &path))?;
-        Ok(metadata.blocks() * STAT_BLOCK_BYTES)
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.blocks() * STAT_BLOCK_BYTES),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(failed("look at", &path)(e)),
+        }
     }
 
     /// A new file to make a layer in.
@@ -131,6 +134,10 @@ impl Drop for PartialLayer {
         // Gone already if it was kept.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+pub fn make_directory(directory: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(directory).map_err(failed("make", directory))
 }
 
 fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, StoreError> {

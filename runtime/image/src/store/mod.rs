@@ -5,11 +5,13 @@
 //! ROOT/images.redb        records of images and leases, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
 //! ROOT/partial/           layers being made; emptied at start
+//! ROOT/reserve            room for removals on a full disk ([`reserve`])
 //! ```
 //! A layer's file stays as long as an image, a lease or a pull in progress names it, and no longer.
 
 mod files;
 mod records;
+mod reserve;
 
 use std::collections::HashMap;
 use std::io;
@@ -28,6 +30,7 @@ use crate::reference::{Reference, ReferenceError};
 pub(crate) use files::LayerFiles;
 pub(crate) use records::ImageRecord;
 use records::Records;
+use reserve::Reserve;
 
 /// The shortest beginning of an id that is looked up.
 const MIN_ID_DIGITS: usize = 4;
@@ -71,7 +74,13 @@ impl StoreError {
                 redb::Error::Io(source) => FailureKind::of_io(source),
                 _ => FailureKind::Internal,
             },
-            Self::Open { .. } | Self::Damaged { .. } => FailureKind::Internal,
+            Self::Open { source, .. } => match source.as_ref() {
+                redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
+                    FailureKind::of_io(source)
+                }
+                _ => FailureKind::Internal,
+            },
+            Self::Damaged { .. } => FailureKind::Internal,
         }
     }
 }
@@ -116,6 +125,7 @@ pub(crate) struct Shared {
     pub downloads: Semaphore,
     pub pulls: Pulls,
     records: Records,
+    reserve: Reserve,
     /// Layers that pulls in progress need, with how many do. Also what makes removal and need exclude each other.
     needed: Mutex<HashMap<Digest, usize>>,
     /// Who makes a layer; others wait for it.
@@ -125,14 +135,18 @@ pub(crate) struct Shared {
 impl Store {
     /// Opens or makes the store below `config.root`, and removes what an earlier process left half done.
     pub fn open(config: Config) -> Result<Self, StoreError> {
-        let files = LayerFiles::open(&config.root)?;
-        let records = Records::open(&config.root.join("images.redb"))?;
+        let root = config.root.clone();
+        files::make_directory(&root)?;
+        // First: this fails while another process has the store, whose partial files must stay.
+        let records = Records::open(&root.join("images.redb"))?;
+        let files = LayerFiles::open(&root)?;
         let shared = Shared {
             downloads: Semaphore::new(config.max_parallel_layers.max(1)),
             config,
             files,
             pulls: Pulls::default(),
             records,
+            reserve: Reserve::new(root.join("reserve")),
             needed: Mutex::default(),
             makers: Mutex::default(),
         };
@@ -178,8 +192,12 @@ impl Store {
     /// Forgets an image with all its names; the layers that nobody else needs go. One that is not here is fine.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         if let Some(record) = self.shared.find(name)? {
-            self.shared.records.remove_image(&record.id)?;
-            self.shared.collect()?;
+            let shared = &self.shared;
+            shared
+                .reserve
+                .with(|| shared.records.remove_image(&record.id))?;
+            shared.collect()?;
+            shared.reserve.fill();
         }
         Ok(())
     }
@@ -201,8 +219,13 @@ impl Store {
 
     /// An unknown holder is fine.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        if self.shared.records.remove_lease(holder)? {
-            self.shared.collect()?;
+        let shared = &self.shared;
+        if shared
+            .reserve
+            .with(|| shared.records.remove_lease(holder))?
+        {
+            shared.collect()?;
+            shared.reserve.fill();
         }
         Ok(())
     }

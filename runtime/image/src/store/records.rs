@@ -2,9 +2,10 @@
 //! Records of images and leases in redb; every change is one durable transaction.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -30,28 +31,59 @@ pub struct ImageRecord {
 
 #[derive(Debug)]
 pub struct Records {
-    database: Database,
+    path: PathBuf,
+    create: Create,
+    /// Nothing after an I/O error (a full disk): redb refuses all work until the file is opened anew.
+    database: Mutex<Option<Database>>,
 }
+
+/// How a database is opened or made.
+type Create = fn(&Path) -> Result<Database, DatabaseError>;
 
 impl Records {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path).map_err(|source| StoreError::Open {
+        Self::open_with(path, |path| Database::create(path))
+    }
+
+    fn open_with(path: &Path, create: Create) -> Result<Self, StoreError> {
+        let records = Self {
             path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        let records = Self { database };
+            create,
+            database: Mutex::default(),
+        };
         // Reading needs the tables to be there.
         records.change(|_, _| Ok(()))?;
         Ok(records)
     }
 
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match slot.take() {
+            Some(database) => database,
+            None => (self.create)(&self.path).map_err(|source| StoreError::Open {
+                path: self.path.clone(),
+                source: Box::new(source),
+            })?,
+        };
+        let result = work(&database);
+        if !result.as_ref().is_err_and(is_io) {
+            *slot = Some(database);
+        }
+        result
+    }
+
     pub fn image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(IMAGES).map_err(failed)?;
-        let value = table.get(id.as_str()).map_err(failed)?;
-        value
-            .map(|value| parse(id.as_str(), value.value()))
-            .transpose()
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let table = transaction.open_table(IMAGES).map_err(failed)?;
+            let value = table.get(id.as_str()).map_err(failed)?;
+            value
+                .map(|value| parse(id.as_str(), value.value()))
+                .transpose()
+        })
     }
 
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
@@ -66,9 +98,9 @@ impl Records {
     /// Adds an image, or names to one that is known; its tags are taken from all others. Tells what is there now.
     pub fn add_image(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
         let mut merged = record.clone();
-        let others = self.images()?;
         self.change(|images, _| {
-            for mut other in others {
+            // Read in the transaction, so that nobody else changes them at the same time.
+            for (_, mut other) in parse_all::<ImageRecord>(images)? {
                 if other.id == record.id {
                     merged.repo_tags.extend(other.repo_tags);
                     merged.repo_digests.extend(other.repo_digests);
@@ -128,27 +160,25 @@ impl Records {
         &self,
         table: TableDefinition<'_, &'static str, &'static [u8]>,
     ) -> Result<Vec<(String, T)>, StoreError> {
-        let transaction = self.database.begin_read().map_err(failed)?;
-        let table = transaction.open_table(table).map_err(failed)?;
-        let mut all = Vec::new();
-        for entry in table.iter().map_err(failed)? {
-            let (key, value) = entry.map_err(failed)?;
-            all.push((key.value().to_owned(), parse(key.value(), value.value())?));
-        }
-        Ok(all)
+        self.with(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            parse_all(&transaction.open_table(table).map_err(failed)?)
+        })
     }
 
     fn change(
         &self,
         change: impl FnOnce(&mut Table<'_>, &mut Table<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let transaction = self.database.begin_write().map_err(failed)?;
-        {
-            let mut images = transaction.open_table(IMAGES).map_err(failed)?;
-            let mut leases = transaction.open_table(LEASES).map_err(failed)?;
-            change(&mut images, &mut leases)?;
-        }
-        transaction.commit().map_err(failed)
+        self.with(|database| {
+            let transaction = database.begin_write().map_err(failed)?;
+            {
+                let mut images = transaction.open_table(IMAGES).map_err(failed)?;
+                let mut leases = transaction.open_table(LEASES).map_err(failed)?;
+                change(&mut images, &mut leases)?;
+            }
+            transaction.commit().map_err(failed)
+        })
     }
 }
 
@@ -156,6 +186,24 @@ type Table<'a> = redb::Table<'a, &'static str, &'static [u8]>;
 
 fn failed(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Records(Box::new(error.into()))
+}
+
+fn is_io(error: &StoreError) -> bool {
+    let StoreError::Records(error) = error else {
+        return false;
+    };
+    matches!(error.as_ref(), redb::Error::Io(_) | redb::Error::PreviousIo)
+}
+
+fn parse_all<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<(String, T)>, StoreError> {
+    let mut all = Vec::new();
+    for entry in table.iter().map_err(failed)? {
+        let (key, value) = entry.map_err(failed)?;
+        all.push((key.value().to_owned(), parse(key.value(), value.value())?));
+    }
+    Ok(all)
 }
 
 fn parse<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, StoreError> {
@@ -170,4 +218,93 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
         what: "an image or a lease".to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::StorageBackend;
+    use redb::backends::FileBackend;
+
+    use super::*;
+
+    static DISK_IS_FULL: AtomicBool = AtomicBool::new(false);
+
+    /// A file on a disk that gets full when the test says so.
+    #[derive(Debug)]
+    struct FillingDisk(FileBackend);
+
+    impl StorageBackend for FillingDisk {
+        fn len(&self) -> Result<u64, std::io::Error> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, bytes: u64) -> Result<(), std::io::Error> {
+            self.0.set_len(bytes)
+        }
+
+        fn sync_data(&self) -> Result<(), std::io::Error> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+            if DISK_IS_FULL.load(Ordering::SeqCst) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            self.0.write(offset, data)
+        }
+    }
+
+    fn record(id: &[u8], tag: &str) -> ImageRecord {
+        ImageRecord {
+            id: Digest::of(id),
+            repo_tags: BTreeSet::from([tag.to_owned()]),
+            repo_digests: BTreeSet::new(),
+            layers: Vec::new(),
+            defaults: ImageDefaults::default(),
+        }
+    }
+
+    #[test]
+    fn a_full_disk_fails_a_change_and_not_those_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open_with(&directory.path().join("db"), |path| {
+            let options = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            Database::builder().create_with_backend(FillingDisk(FileBackend::new(options)?))
+        })
+        .unwrap();
+        records.add_image(&record(b"a", "a")).unwrap();
+        DISK_IS_FULL.store(true, Ordering::SeqCst);
+        let error = records.add_image(&record(b"b", "b")).unwrap_err();
+        assert_eq!(error.kind(), crate::FailureKind::NoSpace, "{error:?}");
+        DISK_IS_FULL.store(false, Ordering::SeqCst);
+        assert_eq!(records.images().unwrap(), [record(b"a", "a")]);
+        records.remove_image(&Digest::of(b"a")).unwrap();
+        assert_eq!(records.images().unwrap(), []);
+    }
+
+    #[test]
+    fn names_added_at_the_same_time_are_all_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(&directory.path().join("db")).unwrap();
+        let tags: Vec<_> = (0..16).map(|number| format!("tag{number}")).collect();
+        std::thread::scope(|scope| {
+            for tag in &tags {
+                scope.spawn(|| records.add_image(&record(b"a", tag)).unwrap());
+            }
+        });
+        let images = records.images().unwrap();
+        assert_eq!(images.len(), 1);
+        assert_eq!(images[0].repo_tags, tags.into_iter().collect());
+    }
 }

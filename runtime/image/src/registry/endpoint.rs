@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One host of a repository: its connection, its authentication, its patience.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::sync::Mutex;
+
+use super::auth::Challenge;
+use super::{RawManifest, RegistryError};
+use crate::config::{Credentials, HostConfig};
+use crate::failure::shorten;
+
+const MANIFEST_BYTES: usize = 4 << 20;
+const ERROR_BODY_BYTES: usize = 8 << 10;
+pub(super) const REDIRECTS: usize = 5;
+/// Tries of one request to one host, when the cause may pass.
+const TRIES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+
+/// One host that may have the repository.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// `https://host/v2`.
+    base: String,
+    pub(super) plain_http: bool,
+    client: Client,
+    pub(super) credentials: Option<Credentials>,
+    /// What the host wanted to see last time.
+    authorization: Mutex<Option<HeaderValue>>,
+    stall_timeout: Duration,
+}
+
+impl Endpoint {
+    pub fn new(
+        host: &str,
+        settings: &HostConfig,
+        credentials: Option<Credentials>,
+        stall_timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        let failed = |problem: String| RegistryError::Setup {
+            host: host.to_owned(),
+            problem,
+        };
+        let mut builder = Client::builder()
+            .user_agent(concat!("bulkhead/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(stall_timeout)
+            .read_timeout(stall_timeout)
+            .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
+            // Not even where a redirect leads.
+            .https_only(!settings.plain_http)
+            .danger_accept_invalid_certs(settings.skip_verify);
+        if let Some(path) = &settings.ca_file {
+            let pem =
+                std::fs::read(path).map_err(|e| failed(format!("read {}: {e}", path.display())))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|e| failed(format!("certificates in {}: {e}", path.display())))?;
+            for certificate in certificates {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        let configured = match (&settings.username, &settings.password) {
+            (Some(username), Some(password)) => Some(Credentials::Basic {
+                username: username.clone(),
+                password: password.clone(),
+            }),
+            _ => None,
+        };
+        let scheme = if settings.plain_http { "http" } else { "https" };
+        Ok(Self {
+            base: format!("{scheme}://{host}/v2"),
+            plain_http: settings.plain_http,
+            client: builder
+                .build()
+                .map_err(|e| failed(crate::failure::chain(&e)))?,
+            credentials: credentials.or(configured),
+            authorization: Mutex::new(None),
+            stall_timeout,
+        })
+    }
+
+    pub async fn manifest(
+        &self,
+        repository: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<RawManifest, RegistryError> {
+        let response = self.get(repository, path, headers).await?;
+        let media_type = response.headers().get(CONTENT_TYPE);
+        let media_type = media_type
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let media_type = media_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        Ok(RawManifest {
+            bytes: self.read_bounded(response, MANIFEST_BYTES).await?,
+            media_type,
+        })
+    }
+
+    /// GET below `/v2/`, with what authentication the host asks for; tried again when the cause may pass.
+    pub async fn get(
+        &self,
+        repository: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, RegistryError> {
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            match self.get_authorized(repository, path, headers).await {
+                Err(error) if error.may_pass() && attempt < TRIES => {
+                    tracing::debug!(%error, "asking the registry again");
+                    tokio::time::sleep(pause).await;
+                    pause *= 3;
+                }
+                result => return result,
+            }
+        }
+        unreachable!("the last attempt returns");
+    }
+
+    async fn get_authorized(
+        &self,
+        repository: &str,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, RegistryError> {
+        let url = format!("{}/{path}", self.base);
+        let known = self.authorization.lock().await.clone();
+        let response = self.send(&url, headers, known).await?;
+        // Where a redirect led to another host, that host must not name who gets our password.
+        let is_ours = Url::parse(&url).is_ok_and(|url| url.origin() == response.url().origin());
+        if response.status() != StatusCode::UNAUTHORIZED || !is_ours {
+            return self.accept(response).await;
+        }
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenges: Vec<_> = challenges
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let Some(challenge) = Challenge::parse(&challenges) else {
+            if challenges.is_empty() {
+                return self.accept(response).await;
+            }
+            return Err(RegistryError::Challenge {
+                url,
+                challenge: shorten(&challenges.join(", ")),
+            });
+        };
+        let Some(authorization) = self.answer(&challenge, repository).await? else {
+            return self.accept(response).await;
+        };
+        *self.authorization.lock().await = Some(authorization.clone());
+        let response = self.send(&url, headers, Some(authorization)).await?;
+        self.accept(response).await
+    }
+
+    pub(super) async fn send(
+        &self,
+        url: &str,
+        headers: &HeaderMap,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, RegistryError> {
+        let mut request = self.client.get(url).headers(headers.clone());
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.send().await.map_err(|source| RegistryError::Send {
+            url: url.to_owned(),
+            source: source.without_url(),
+        })
+    }
+
+    /// A good answer, or what the registry says is wrong.
+    pub(super) async fn accept(&self, response: Response) -> Result<Response, RegistryError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let url = shown_url(response.url());
+        let body = self.read_bounded(response, ERROR_BODY_BYTES).await;
+        Err(RegistryError::Status {
+            url,
+            status,
+            message: error_message(&body.unwrap_or_default()),
+        })
+    }
+
+    /// A small answer, whole; a server that drips is as good as a silent one.
+    pub(super) async fn read_bounded(
+        &self,
+        mut response: Response,
+        limit: usize,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let url = shown_url(response.url());
+        let read = read_bounded(&mut response, limit);
+        match tokio::time::timeout(self.stall_timeout, read).await {
+            Ok(Ok(Some(bytes))) => Ok(bytes),
+            Ok(Ok(None)) => Err(RegistryError::TooLarge {
+                url,
+                limit_bytes: limit as u64,
+            }),
+            Ok(Err(source)) => Err(RegistryError::Send {
+                url,
+                source: source.without_url(),
+            }),
+            Err(_) => Err(RegistryError::Slow {
+                url,
+                waited: self.stall_timeout,
+            }),
+        }
+    }
+}
+
+/// Without the query: it may be what opens the door to somebody's storage.
+fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.into()
+}
+
+/// `errors` of the distribution spec, for people.
+fn error_message(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        errors: Vec<BTreeMap<String, serde_json::Value>>,
+    }
+    let Ok(body) = serde_json::from_slice::<Body>(body) else {
+        return String::new();
+    };
+    let messages = body.errors.iter().filter_map(|error| {
+        let message = error.get("message").or(error.get("code"))?;
+        message.as_str().map(str::to_owned)
+    });
+    let text = messages.collect::<Vec<_>>().join("; ");
+    if text.is_empty() {
+        text
+    } else {
+        format!(" ({})", shorten(&text))
+    }
+}
+
+/// Nothing if there are more than `limit` bytes.
+async fn read_bounded(
+    response: &mut Response,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len() + chunk.len() > limit {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}
