@@ -96,7 +96,7 @@ def boot_ours(work):
         took = time.monotonic() - started
         control = socket.socket(socket.AF_UNIX)
         control.connect(path("control"))
-        control.sendall(b'"statistics"\n')
+        control.sendall(b'{"request": "statistics"}\n')
         answer = json.loads(control.makefile().readline())
         kib = private_kib(vmm.pid, MEMORY_MIB << 20)
         connection.close()
@@ -116,9 +116,10 @@ def boot_qemu(work):
     ready.settimeout(120)
     started = time.monotonic()
     qemu = subprocess.Popen(
-        ["qemu-system-x86_64", "-M", "microvm,x-option-roms=off,pit=off,pic=off,isa-serial=on,rtc=off", "-accel", "kvm",
+        ["qemu-system-x86_64", "-M", "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,rtc=off", "-accel", "kvm",
          "-cpu", "host", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-display", "none",
-         "-no-reboot", "-serial", "null", "-kernel", work.path("vmlinux"), "-initrd", work.path("initramfs.cpio"),
+         "-no-reboot", "-serial", "null", "-global", "virtio-mmio.force-legacy=false",
+         "-kernel", work.path("vmlinux"), "-initrd", work.path("initramfs.cpio"),
          "-append", "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t 8250.nr_uarts=1 no_timer_check tsc=reliable "
                     "random.trust_cpu=on rdinit=/init",
          "-drive", f"id=image,file={work.path('empty')},format=raw,if=none,readonly=on",
