@@ -76,9 +76,11 @@ impl Agent for Service {
         request: Request<proto::StartContainerRequest>,
     ) -> Result<Response<proto::StartContainerResponse>, Status> {
         let containers = self.containers.clone();
-        let pid = complete(async move { containers.start(&request.into_inner().id).await }).await?;
+        let started = async move { containers.start(&request.into_inner().id).await };
+        let (pid, identity) = complete(started).await?;
         Ok(Response::new(proto::StartContainerResponse {
             pid: pid.unsigned_abs(),
+            identity: Some(identity),
         }))
     }
 
@@ -195,6 +197,7 @@ async fn watch(containers: Containers, sender: mpsc::Sender<Result<proto::WatchE
 fn status(container: &Container, state: &State) -> proto::ContainerStatus {
     let mut status = proto::ContainerStatus {
         id: container.id.clone(),
+        identity: container.identity.get().cloned(),
         ..Default::default()
     };
     match state {

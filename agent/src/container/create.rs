@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `CreateContainer`: root file system and cgroup; no process runs yet.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bulkhead_proto::agent::CreateContainerRequest;
 use tokio::sync::watch;
@@ -97,6 +97,7 @@ fn build(layers: &Layers, spec: CreateContainerRequest) -> Result<Container, Con
             version: 0,
         }),
         pidfd: Mutex::default(),
+        identity: OnceLock::new(),
         stdin: Mutex::default(),
         ended: watch::Sender::new(false),
         operation: tokio::sync::Mutex::default(),

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_proto::agent::Identity;
 use prost::Message;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -54,6 +55,7 @@ pub enum Outcome {
     /// The program runs, or has run. With a terminal: its controlling side.
     Executed {
         terminal: Option<OwnedFd>,
+        identity: Identity,
     },
     Failed(Failure),
 }
@@ -115,17 +117,16 @@ impl Launched {
 
     async fn hear(&mut self) -> io::Result<Outcome> {
         let mut terminal = None;
-        let mut executing = false;
+        let mut executing = None;
         loop {
             let (bytes, descriptor) = receive(&self.reports).await?;
             terminal = descriptor.or(terminal);
             if bytes.is_empty() {
-                return Ok(if executing {
-                    Outcome::Executed { terminal }
-                } else {
-                    Outcome::Failed(Failure::other(
+                return Ok(match executing {
+                    Some(identity) => Outcome::Executed { terminal, identity },
+                    None => Outcome::Failed(Failure::other(
                         "the new process was killed before it could start",
-                    ))
+                    )),
                 });
             }
             match Report::decode(bytes.as_slice())
@@ -133,7 +134,7 @@ impl Launched {
                 .event
             {
                 Some(Event::Failed(failure)) => return Ok(Outcome::Failed(failure)),
-                Some(Event::Executing(_)) => executing = true,
+                Some(Event::Executing(identity)) => executing = Some(identity),
                 Some(Event::Terminal(_)) | None => {}
             }
         }

@@ -16,9 +16,9 @@ pub mod state;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bulkhead_proto::agent::{CreateContainerRequest, Process, Resources};
+use bulkhead_proto::agent::{CreateContainerRequest, Identity, Process, Resources};
 use tokio::sync::{Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError, limits};
@@ -88,6 +88,8 @@ pub struct Container {
     state: Mutex<Versioned>,
     /// Of its first process, while that runs.
     pidfd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Who that is or was; empty until it runs.
+    pub identity: OnceLock<Identity>,
     /// The writing end of its standard input, held so that it does not end.
     stdin: Mutex<Option<OwnedFd>>,
     ended: watch::Sender<bool>,

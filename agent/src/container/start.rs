@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
-use bulkhead_proto::agent::PidNamespace;
+use bulkhead_proto::agent::{Identity, PidNamespace};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
@@ -20,8 +20,8 @@ use crate::reaper::Exit;
 use crate::streams::buffer::Source;
 
 impl Containers {
-    /// Returns the process's id in the guest once the program has been executed.
-    pub async fn start(&self, id: &str) -> Result<i32, ContainerError> {
+    /// Returns the process's id in the guest, and who it is, once the program has been executed.
+    pub async fn start(&self, id: &str) -> Result<(i32, Identity), ContainerError> {
         let container = self.get(id)?;
         let _operation = container.operation.lock().await;
         if container.snapshot().0 != State::Created {
@@ -30,12 +30,17 @@ impl Containers {
         let started_at = SystemTime::now();
         let (mut launched, mut streams) = self.launch_container(&container)?;
         let failure = match launched.wait_for_exec().await {
-            Outcome::Executed { terminal } => {
+            Outcome::Executed { terminal, identity } => {
                 streams
                     .outputs
                     .extend(terminal.map(|terminal| (Source::Stdout, terminal)));
                 match container.log.attach(streams.outputs) {
-                    Ok(()) => return self.started(&container, launched, streams.stdin, started_at),
+                    Ok(()) => {
+                        // A container starts once.
+                        let _ = container.identity.set(identity.clone());
+                        let pid = self.started(&container, launched, streams.stdin, started_at)?;
+                        return Ok((pid, identity));
+                    }
                     Err(e) => Failure::other(format!("read the container's output: {e}")),
                 }
             }

@@ -4,7 +4,7 @@
 //! Both sides are this same binary, so the encoding is private; protobuf because it is linked anyway.
 //! The configuration travels in a memory file (any size, nobody waits), the answers as datagrams.
 
-use bulkhead_proto::agent::Process;
+use bulkhead_proto::agent::{Identity, Process};
 
 /// Descriptors at fixed numbers in the new process; 0, 1 and 2 are the program's own.
 pub const CONFIG_FD: i32 = 3;
@@ -55,8 +55,9 @@ pub enum Event {
     /// Comes with the terminal's controlling side as a descriptor.
     #[prost(bool, tag = "1")]
     Terminal(bool),
-    #[prost(bool, tag = "2")]
-    Executing(bool),
+    /// The next thing that happens is the exec, as this user.
+    #[prost(message, tag = "2")]
+    Executing(Identity),
     #[prost(message, tag = "3")]
     Failed(Failure),
 }

@@ -51,7 +51,7 @@ pub fn execute(
     let _ = sys::new_session_keyring();
     credentials::become_user(&identity, capabilities)?;
     sys::reset_signals().stage("reset signals")?;
-    reporter.executing().stage("report")?;
+    reporter.executing(&identity).stage("report")?;
     credentials::confine(config, process.no_new_privileges, capabilities)?;
     match sys::execve(&path, &args, &environment) {
         Ok(never) => match never {},

@@ -5,13 +5,17 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use bulkhead_proto::agent as protocol;
 use prost::Message;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
 use super::config::{Event, Failure, Report};
+use super::user::Identity;
 
 /// A program's name may be as long as the kernel allows; a message about it need not.
 const MAX_MESSAGE_BYTES: usize = 4096;
+/// Those that are told; the process has all of its groups.
+const MAX_GROUPS: usize = 1024;
 
 #[derive(Debug)]
 pub struct Reporter {
@@ -40,12 +44,14 @@ impl Reporter {
     }
 
     /// The next thing that happens is the exec.
-    pub fn executing(&self) -> io::Result<()> {
-        send(
-            &self.socket,
-            &encode(Event::Executing(true)),
-            SendFlags::NOSIGNAL,
-        )?;
+    pub fn executing(&self, identity: &Identity) -> io::Result<()> {
+        let groups = identity.groups.iter().take(MAX_GROUPS);
+        let event = Event::Executing(protocol::Identity {
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: groups.copied().collect(),
+        });
+        send(&self.socket, &encode(event), SendFlags::NOSIGNAL)?;
         Ok(())
     }
 

@@ -38,7 +38,7 @@ pub enum UserError {
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// All groups, the primary one first.
+    /// The primary one, then those that the pod asks for, then those of the image.
     pub groups: Vec<u32>,
     pub home: Option<Vec<u8>>,
 }
@@ -90,15 +90,15 @@ pub fn resolve(user: &User, passwd: &[u8], group: &[u8]) -> Result<Identity, Use
     };
 
     let mut groups = vec![gid];
+    for gid in &user.supplemental_groups {
+        groups.push(checked_id(*gid)?);
+    }
     if let (false, Some(entry)) = (user.strict_groups, &entry) {
         groups.extend(
             group_entries(group)
                 .filter(|g| g.has_member(entry.name))
                 .map(|g| g.gid),
         );
-    }
-    for gid in &user.supplemental_groups {
-        groups.push(checked_id(*gid)?);
     }
     let groups = without_repeats(&groups);
     if groups.len() > MAX_GROUPS {
@@ -288,7 +288,7 @@ mod tests {
             supplemental_groups: vec![7, 63, 7],
             ..User::default()
         };
-        assert_eq!(ids(&user), Ok((1000, 1001, vec![1001, 10, 63, 7])));
+        assert_eq!(ids(&user), Ok((1000, 1001, vec![1001, 7, 63, 10])));
     }
 
     #[test]

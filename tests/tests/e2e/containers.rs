@@ -4,7 +4,8 @@
 use bulkhead_proto::cri::{
     ContainerState, Int64Value, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, ReopenContainerLogRequest,
+    NamespaceMode, NamespaceOption, ReopenContainerLogRequest, SecurityProfile,
+    security_profile::ProfileType,
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
@@ -205,6 +206,36 @@ async fn exec_has_exit_codes_output_bounds_and_timeouts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stop_asks_with_the_images_signal_and_kills_who_does_not_listen() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let entrypoint = Registry::shared().image("test/entrypoint");
+    client.pull(&entrypoint).await.expect("pull");
+    let handler = |signal: &str, code: i32| {
+        format!("trap 'echo got; exit {code}' {signal}; echo ready; while true; do sleep 0.1; done")
+    };
+    for (name, image, script, grace, code) in [
+        ("term", &busybox, handler("TERM", 3), 60, 3),
+        ("usr1", &entrypoint, handler("USR1", 4), 60, 4),
+        (
+            "deaf",
+            &busybox,
+            "echo ready; exec sleep 1000".to_owned(),
+            1,
+            137,
+        ),
+    ] {
+        let id = client.run_script(&pod, name, image, &script).await;
+        client
+            .log_until(&pod, name, |log| log.contains("ready"))
+            .await;
+        client.stop(&id, grace).await.expect("stop");
+        assert_eq!(client.exited(&id).await.exit_code, code, "{name}");
+        client.stop(&id, grace).await.expect("stop it again");
+    }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_sandbox_takes_new_containers() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     for attempt in 0..3 {
@@ -252,7 +283,18 @@ async fn images_and_pods_say_who_runs_and_where() {
         });
         let id = client.create(&pod, config).await.expect("create");
         client.start(&id).await.expect("start");
-        assert_eq!(client.exited(&id).await.exit_code, 0);
+        let status = client.exited(&id).await;
+        assert_eq!(status.exit_code, 0);
+        let shown = status.user.and_then(|user| user.linux).expect("a user");
+        let lines: Vec<&str> = expected.lines().collect();
+        assert_eq!(shown.uid.to_string(), lines[0], "{image} as {uid:?}");
+        assert_eq!(shown.gid.to_string(), lines[1], "{image} as {uid:?}");
+        let groups: Vec<String> = shown
+            .supplemental_groups
+            .iter()
+            .map(i64::to_string)
+            .collect();
+        assert_eq!(groups.join(" "), lines[2], "{image} as {uid:?}");
         let log = client
             .log_until(&pod, &format!("{name}-{}", image.len()), |log| {
                 log.lines().count() == 4
@@ -291,9 +333,19 @@ async fn images_and_pods_say_who_runs_and_where() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_default_container_is_confined() {
     let (_daemon, mut client, pod, busybox) = pod().await;
-    let id = client
-        .run_script(&pod, "main", &busybox, "exec sleep 1000")
-        .await;
+    let mut config = container("main", &busybox, &["sleep", "1000"]);
+    config.linux = Some(LinuxContainerConfig {
+        security_context: Some(LinuxContainerSecurityContext {
+            seccomp: Some(SecurityProfile {
+                profile_type: ProfileType::RuntimeDefault.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
     let status = client.shell(&id, "cat /proc/1/status").await;
     assert!(status.contains("CapEff:\t00000000a80425fb"), "{status}");
     assert!(status.contains("Seccomp:\t2"), "{status}");

@@ -275,6 +275,10 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
             }),
             security_context: Some(cri::LinuxContainerSecurityContext {
                 run_as_user: arguments.user.map(|value| cri::Int64Value { value }),
+                seccomp: Some(cri::SecurityProfile {
+                    profile_type: cri::security_profile::ProfileType::RuntimeDefault.into(),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
         }),

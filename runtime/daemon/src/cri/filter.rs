@@ -140,6 +140,7 @@ mod tests {
             image_ref: String::new(),
             stop_signal: 15,
             log_path: None,
+            user: None,
         };
         let state = |state: ContainerState| {
             Some(ContainerStateValue {

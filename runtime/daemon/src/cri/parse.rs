@@ -202,7 +202,7 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
             readonly_root: false,
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
-            seccomp: Seccomp::RuntimeDefault,
+            seccomp: Seccomp::Unconfined,
             pid: PidMode::Container,
         });
     };
@@ -273,8 +273,9 @@ fn seccomp(profile: Option<cri::SecurityProfile>, old: &str) -> Result<Seccomp, 
         };
     }
     match old {
-        "" | "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
-        "unconfined" => Ok(Seccomp::Unconfined),
+        "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
+        // Nothing said is unconfined, as with other runtimes: kubelet always says what it wants.
+        "" | "unconfined" => Ok(Seccomp::Unconfined),
         other => match other.strip_prefix("localhost/") {
             Some(path) => read_profile(path),
             None => Err(wrong("seccomp profile", other)),

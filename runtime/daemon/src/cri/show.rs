@@ -155,8 +155,17 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
     status
 }
 
-/// Known only where the pod said it in numbers; names are looked up in the guest.
+/// Names are looked up in the guest: before the start it is known only where the pod said it in numbers.
 fn user(container: &ContainerRecord) -> Option<cri::ContainerUser> {
+    if let Some(user) = &container.user {
+        return Some(cri::ContainerUser {
+            linux: Some(cri::LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.groups.iter().copied().map(i64::from).collect(),
+            }),
+        });
+    }
     let user = &container.spec.security.user;
     Some(cri::ContainerUser {
         linux: Some(cri::LinuxContainerUser {

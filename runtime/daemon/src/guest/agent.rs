@@ -14,6 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
 
 use super::connect;
+use super::user::ProcessUser;
 
 /// For calls that only look something up or change a setting in the guest.
 const SHORT: Duration = Duration::from_secs(20);
@@ -112,12 +113,13 @@ impl Agent {
         within("CreateContainer", LONG, call).await.map(drop)
     }
 
-    /// Starts a container; returns its process id in the guest.
-    pub async fn start(&self, id: &str) -> Result<u32, AgentError> {
+    /// Starts a container; returns its process id in the guest, and who it is.
+    pub async fn start(&self, id: &str) -> Result<(u32, Option<ProcessUser>), AgentError> {
         let request = protocol::StartContainerRequest { id: id.to_owned() };
         let mut client = self.client();
         let call = client.start_container(request);
-        Ok(within("StartContainer", LONG, call).await?.pid)
+        let answer = within("StartContainer", LONG, call).await?;
+        Ok((answer.pid, answer.identity.map(ProcessUser::from)))
     }
 
     /// Signals the first process. A container that has exited is fine.

@@ -15,6 +15,7 @@ pub mod probe;
 pub mod process;
 #[allow(unsafe_code)]
 mod sys;
+pub mod user;
 pub mod watch;
 
 /// The agent's vocabulary, as `pod` uses it to say what a container is.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Guest;
 use super::agent::{AgentError, bounded};
+use super::user::ProcessUser;
 
 /// Between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -26,6 +27,7 @@ pub enum News {
         id: String,
         pid: u32,
         started_at: i64,
+        user: Option<ProcessUser>,
     },
     Exited {
         id: String,
@@ -35,6 +37,7 @@ pub enum News {
         message: String,
         started_at: i64,
         finished_at: i64,
+        user: Option<ProcessUser>,
     },
     /// All states of before have been told.
     CaughtUp,
@@ -86,6 +89,7 @@ fn check(event: Event) -> Option<News> {
     if status.id.len() != ID_BYTES || !status.id.bytes().all(hex) {
         return None;
     }
+    let user = status.identity.map(ProcessUser::from);
     let past = |time: i64| time.clamp(0, crate::pod::now());
     match State::try_from(status.state).ok()? {
         State::Created => Some(News::Created),
@@ -93,6 +97,7 @@ fn check(event: Event) -> Option<News> {
             started_at: past(status.started_at_unix_nanoseconds),
             pid: status.pid,
             id: status.id,
+            user,
         }),
         State::Exited => Some(News::Exited {
             code: Some(status.exit_code).filter(|code| (0..=255).contains(code))?,
@@ -102,6 +107,7 @@ fn check(event: Event) -> Option<News> {
             started_at: past(status.started_at_unix_nanoseconds),
             finished_at: past(status.finished_at_unix_nanoseconds),
             id: status.id,
+            user,
         }),
     }
 }

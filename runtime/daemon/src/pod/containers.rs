@@ -121,6 +121,7 @@ impl Owner {
             image_id: image.id.clone(),
             image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
             stop_signal,
+            user: None,
         })
     }
 
@@ -141,9 +142,10 @@ impl Owner {
         let (id, path) = (record.id.clone(), record.log_path.clone());
         let guest = self.ready_guest("start of a container")?;
         match guest.agent.start(&id).await {
-            Ok(pid) => {
+            Ok((pid, user)) => {
                 let log = LogTask::start(guest.files.vsock(), id.clone(), path);
                 self.logs.insert(id.clone(), log);
+                self.is_user(&id, user);
                 self.happened(&id, &ContainerEvent::Started { pid, at: now() });
                 Ok(())
             }

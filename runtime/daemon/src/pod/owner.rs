@@ -19,6 +19,7 @@ use super::state::{ContainerEvent, PodEvent, PodState};
 use super::{Handle, Notice, NoticeKind, PodError, Shared, View, now};
 use crate::guest::Guest;
 use crate::guest::process::VmmProcess;
+use crate::guest::user::ProcessUser;
 use crate::guest::watch::{self as guest_watch, News};
 use crate::serve::chain;
 use crate::store::{Kind, StoreError};
@@ -235,14 +236,16 @@ impl Owner {
     }
 
     fn apply_news(&mut self, news: News) {
-        let (id, event) = match news {
+        let (id, user, event) = match news {
             News::Created | News::CaughtUp => return,
             News::Running {
                 id,
                 pid,
                 started_at,
+                user,
             } => (
                 id,
+                user,
                 ContainerEvent::Started {
                     pid,
                     at: started_at,
@@ -254,9 +257,11 @@ impl Owner {
                 start_failed: true,
                 message,
                 finished_at,
+                user,
                 ..
             } => (
                 id,
+                user,
                 ContainerEvent::StartFailed {
                     code,
                     message,
@@ -269,9 +274,11 @@ impl Owner {
                 oom_killed,
                 message,
                 finished_at,
+                user,
                 ..
             } => (
                 id,
+                user,
                 ContainerEvent::Died {
                     code,
                     oom_killed,
@@ -285,7 +292,15 @@ impl Owner {
             if matches!(event, ContainerEvent::Started { .. }) && container.state.is_exited() {
                 return;
             }
+            self.is_user(&id, user);
             self.happened(&id, &event);
+        }
+    }
+
+    /// Takes note of who a container's process is; it is stored with what happened.
+    pub(super) fn is_user(&mut self, id: &str, user: Option<ProcessUser>) {
+        if let (Some(container), Some(user)) = (self.containers.get_mut(id), user) {
+            container.user = Some(user);
         }
     }
 

@@ -13,6 +13,7 @@ use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
 use crate::guest::control::Extent;
 use crate::guest::process::Identity;
+use crate::guest::user::ProcessUser;
 use crate::network::NetworkRecord;
 
 /// A pod as it is stored.
@@ -61,6 +62,8 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     /// `None`: nobody wants the log.
     pub log_path: Option<PathBuf>,
+    /// Known once it has run.
+    pub user: Option<ProcessUser>,
 }
 
 impl PodRecord {
