@@ -230,12 +230,13 @@ fn unix_nanoseconds(time: SystemTime) -> i64 {
 impl From<ContainerError> for Status {
     fn from(error: ContainerError) -> Self {
         let code = match &error {
-            ContainerError::Invalid(_) | ContainerError::Seccomp(_) => Code::InvalidArgument,
+            ContainerError::Invalid(_) | ContainerError::Seccomp(_) | ContainerError::Exec(_) => {
+                Code::InvalidArgument
+            }
             ContainerError::NotFound(_) => Code::NotFound,
             ContainerError::Exists(_) => Code::AlreadyExists,
             ContainerError::TooMany(_) => Code::ResourceExhausted,
             ContainerError::State(_) | ContainerError::Start(_) => Code::FailedPrecondition,
-            ContainerError::Exec(_) => Code::Unknown,
             ContainerError::Layers(_)
             | ContainerError::Overlay(_)
             | ContainerError::Cgroup(_)

@@ -71,6 +71,7 @@ async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
             "{name}"
         );
         assert!(status.message.contains(command), "{status:?}");
+        assert!(client.log_path(&pod, name).exists(), "{name} has a log");
         client.remove(&id).await.expect("remove");
     }
     client.end_pod(&pod).await;
@@ -186,11 +187,11 @@ async fn exec_has_exit_codes_output_bounds_and_timeouts() {
         .shell(&id, "ps | grep -c '[s]leep 321' || true")
         .await;
     assert_eq!(left, "0\n", "a timed out exec leaves no process");
-    let error = client
-        .exec(&id, &["no-such-command"], 0)
-        .await
-        .expect_err("no such command");
-    assert!(error.message().contains("no-such-command"), "{error:?}");
+    assert_fails(
+        client.exec(&id, &["no-such-command"], 0).await,
+        Code::InvalidArgument,
+        &["no-such-command"],
+    );
     let many = client
         .exec(&id, &["sh", "-c", "head -c 3000000 /dev/zero"], 0)
         .await

@@ -2,10 +2,11 @@
 //! The life of a pod.
 
 use bulkhead_proto::cri::{
-    ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, StatusRequest, VersionRequest,
+    ContainerEventType, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState,
+    StatusRequest, VersionRequest,
 };
-use bulkhead_tests::client::{assert_fails, container};
-use bulkhead_tests::daemon::Daemon;
+use bulkhead_tests::client::{PATIENCE, assert_fails, container};
+use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use tonic::Code;
 
@@ -61,6 +62,55 @@ async fn a_pod_lives_from_run_to_removal_and_leaves_nothing() {
     client.remove_pod(&pod.id).await.expect("remove it again");
     assert!(client.pod_ids().await.is_empty());
     daemon.census().assert_equals(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_the_lives_of_pods_and_containers() {
+    use ContainerEventType::{
+        ContainerCreatedEvent as Created, ContainerDeletedEvent as Deleted,
+        ContainerStartedEvent as Started, ContainerStoppedEvent as Stopped,
+    };
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let mut events = client
+        .runtime
+        .get_container_events(GetEventsRequest {})
+        .await
+        .expect("listen")
+        .into_inner();
+    let pod = client.run_pod("told").await.expect("run pod");
+    let id = client.run_script(&pod, "main", &busybox, "exit 3").await;
+    client.exited(&id).await;
+    client.remove(&id).await.expect("remove");
+    client.end_pod(&pod).await;
+    let expected = [
+        (&pod.id, Created),
+        (&pod.id, Started),
+        (&id, Created),
+        (&id, Started),
+        (&id, Stopped),
+        (&id, Deleted),
+        (&pod.id, Stopped),
+        (&pod.id, Deleted),
+    ];
+    for (subject, kind) in expected {
+        let event = tokio::time::timeout(PATIENCE, events.message()).await;
+        let event = event
+            .expect("an event in time")
+            .expect("a stream")
+            .expect("an event");
+        assert_eq!(
+            (&event.container_id, event.container_event_type()),
+            (subject, kind)
+        );
+        let status = event.pod_sandbox_status.expect("the pod's status");
+        assert_eq!(status.id, pod.id);
+        if (subject, kind) == (&id, Stopped) {
+            assert_eq!(event.containers_statuses[0].exit_code, 3);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

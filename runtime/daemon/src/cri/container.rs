@@ -38,12 +38,19 @@ pub fn status(
             crate::pod::state::ContainerState::Running { pid, .. } => pid,
             _ => 0,
         };
-        let details = serde_json::json!({
+        let mut details = serde_json::json!({
             "sandboxID": view.pod.id,
-            // In the guest.
-            "pid": pid,
+            "guestPid": pid,
             "spec": record.spec,
         });
+        // Bytes, which would be shown as numbers.
+        let variable = |(name, value): &(String, Vec<u8>)| {
+            format!("{name}={}", String::from_utf8_lossy(value))
+        };
+        let environment: Vec<_> = record.spec.environment.iter().map(variable).collect();
+        if let Some(spec) = details.get_mut("spec") {
+            spec["environment"] = environment.into();
+        }
         info.insert("info".to_owned(), details.to_string());
     }
     Ok(cri::ContainerStatusResponse {

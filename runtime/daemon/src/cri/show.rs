@@ -50,7 +50,7 @@ pub fn pod(pod: &PodRecord) -> cri::PodSandbox {
 
 pub fn pod_status(pod: &PodRecord) -> cri::PodSandboxStatus {
     let address = |cidr: &String| cidr.split('/').next().unwrap_or_default().to_owned();
-    let mut addresses = pod.addresses.iter().map(address);
+    let mut addresses = pod.held_addresses().iter().map(address);
     let options = cri::NamespaceOption {
         network: cri::NamespaceMode::Pod.into(),
         pid: pid_mode(&pod.spec.pid).into(),

@@ -16,7 +16,7 @@ use super::owner::Owner;
 use super::record::Held;
 use super::spec::{Dns, PidMode, PodSpec, Protocol};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
-use super::{BootError, PodError, now, random, signal};
+use super::{BootError, NoticeKind, PodError, now, random, signal};
 use crate::guest::cgroup;
 use crate::guest::launch::{self, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
@@ -179,6 +179,9 @@ impl Owner {
         self.release_while(|_| true).await?;
         tokio::task::block_in_place(|| self.shared.host.store.remove(Kind::Pod, &self.pod.id))?;
         self.shared.forget(&self.pod);
+        if self.announced {
+            self.notify(NoticeKind::Deleted, &self.pod.id);
+        }
         Ok(())
     }
 

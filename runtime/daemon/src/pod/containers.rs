@@ -16,7 +16,7 @@ use crate::guest::control::Extent;
 use crate::guest::watch::News;
 use crate::guest::{Guest, control, protocol};
 use crate::image::Image;
-use crate::logs::{self, Reopen};
+use crate::logs::{self, LogFile, Reopen};
 use crate::store::Kind;
 
 /// How long the news of a failed start may take; they have its exit code.
@@ -150,6 +150,10 @@ impl Owner {
                 Ok(())
             }
             Err(source) => {
+                // Clients look for a log of whatever was started.
+                if let Err(error) = LogFile::new(path).open() {
+                    self.complain("make a log", &error);
+                }
                 let event = self.why_not_started(&id, &source).await;
                 self.happened(&id, &event);
                 Err(PodError::Agent { id, source })

@@ -74,7 +74,7 @@ pub struct View {
     pub guest: Option<Guest>,
 }
 
-/// A change of a container that listeners hear of.
+/// A change of a container, or of a pod as its own container, that listeners hear of.
 #[derive(Clone, Debug)]
 pub struct Notice {
     pub kind: NoticeKind,

@@ -85,6 +85,8 @@ pub struct Owner {
     settled_sender: mpsc::Sender<News>,
     inbox: mpsc::Receiver<Request>,
     view: watch::Sender<Arc<View>>,
+    /// Listeners have heard of the pod.
+    pub(super) announced: bool,
 }
 
 /// Starts the task of a new pod, whose name is reserved. `answer` hears how its boot went.
@@ -141,6 +143,7 @@ impl Owner {
             view: reader,
         });
         Self {
+            announced: pod.state != PodState::Creating,
             shared,
             pod,
             containers,
@@ -370,6 +373,7 @@ impl Owner {
             .state
             .after(event)
             .map_err(|source| PodError::State { id, source })?;
+        let ready = state == PodState::Ready;
         let facts = matches!(state, PodState::NotReady { .. });
         let record = PodRecord {
             state,
@@ -379,8 +383,20 @@ impl Owner {
         if stored.is_ok() || facts {
             self.pod = record;
             self.publish();
+            if ready {
+                self.announce();
+            } else if facts && self.announced {
+                self.notify(NoticeKind::Stopped, &self.pod.id);
+            }
         }
         Ok(stored?)
+    }
+
+    /// Listeners hear of a pod once it is ready.
+    fn announce(&mut self) {
+        self.announced = true;
+        self.notify(NoticeKind::Created, &self.pod.id);
+        self.notify(NoticeKind::Started, &self.pod.id);
     }
 
     /// Changes the pod's record: store, memory, publish.

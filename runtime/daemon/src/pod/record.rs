@@ -74,6 +74,15 @@ impl PodRecord {
         })
     }
 
+    /// Its addresses, while they are its own.
+    pub fn held_addresses(&self) -> &[String] {
+        let has_network = self
+            .held
+            .iter()
+            .any(|held| matches!(held, Held::Network(_)));
+        if has_network { &self.addresses } else { &[] }
+    }
+
     pub fn run_directory(&self) -> Option<&PathBuf> {
         self.held.iter().find_map(|held| match held {
             Held::RunDirectory(path) => Some(path),

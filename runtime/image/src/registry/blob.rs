@@ -7,7 +7,7 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
 
-use super::{RegistryError, Repository, note_failure};
+use super::{RegistryError, Repository};
 use crate::digest::Digest;
 
 /// Connections in a row that brought less than [`LEAST_BYTES`] of what is new.
@@ -160,7 +160,7 @@ impl BlobStream<'_> {
                 headers.insert(RANGE, range);
             }
         }
-        let mut last = None;
+        let mut failures = Vec::new();
         for endpoint in &self.repository.endpoints {
             match endpoint
                 .get(&self.repository.name, &self.path, &headers)
@@ -171,10 +171,10 @@ impl BlobStream<'_> {
                     self.skip_bytes = if continues { 0 } else { self.received_bytes };
                     return Ok(response);
                 }
-                Err(error) => note_failure(&mut last, error),
+                Err(error) => failures.push(error),
             }
         }
-        Err(self.repository.no_answer(last))
+        Err(self.repository.no_answer(failures))
     }
 }
 

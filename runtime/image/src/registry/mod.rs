@@ -17,7 +17,7 @@ use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 
 use crate::config::{Config, Credentials};
-use crate::failure::FailureKind;
+use crate::failure::{FailureKind, chain};
 use crate::reference::Reference;
 pub use blob::BlobStream;
 use endpoint::Endpoint;
@@ -55,6 +55,11 @@ pub enum RegistryError {
     Stalled { url: String, tries: u32 },
     #[error("the answer of {url} is not complete after {waited:?}")]
     Slow { url: String, waited: Duration },
+    #[error("the mirrors were of no use ({mirrors}), nor was the host itself")]
+    Mirrored {
+        mirrors: String,
+        source: Box<RegistryError>,
+    },
 }
 
 impl RegistryError {
@@ -63,6 +68,7 @@ impl RegistryError {
             Self::Setup { .. } | Self::Challenge { .. } | Self::TooLarge { .. } => {
                 FailureKind::Invalid
             }
+            Self::Mirrored { source, .. } => source.kind(),
             Self::Status { status, .. } => match *status {
                 StatusCode::NOT_FOUND => FailureKind::NotFound,
                 StatusCode::UNAUTHORIZED => FailureKind::Unauthenticated,
@@ -150,28 +156,32 @@ impl Repository {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES));
         let path = format!("{}/manifests/{version}", self.name);
-        let mut last = None;
+        let mut failures = Vec::new();
         for endpoint in &self.endpoints {
             match endpoint.manifest(&self.name, &path, &headers).await {
                 Ok(manifest) => return Ok(manifest),
-                Err(error) => note_failure(&mut last, error),
+                Err(error) => failures.push(error),
             }
         }
-        Err(self.no_answer(last))
+        Err(self.no_answer(failures))
     }
 
-    fn no_answer(&self, last: Option<RegistryError>) -> RegistryError {
-        last.unwrap_or_else(|| RegistryError::Setup {
-            host: self.name.clone(),
-            problem: "no host to ask".to_owned(),
-        })
-    }
-}
-
-/// The host itself is asked last: its word counts, the mirrors' are for the log.
-fn note_failure(last: &mut Option<RegistryError>, error: RegistryError) {
-    if let Some(mirror) = last.replace(error) {
-        tracing::info!(error = %mirror, "a registry mirror was of no use");
+    /// The host itself was asked last: what its word means counts; what the mirrors said is told.
+    fn no_answer(&self, mut failures: Vec<RegistryError>) -> RegistryError {
+        let Some(last) = failures.pop() else {
+            return RegistryError::Setup {
+                host: self.name.clone(),
+                problem: "no host to ask".to_owned(),
+            };
+        };
+        if failures.is_empty() {
+            return last;
+        }
+        let mirrors: Vec<_> = failures.iter().map(|error| chain(error)).collect();
+        RegistryError::Mirrored {
+            mirrors: mirrors.join("; "),
+            source: Box::new(last),
+        }
     }
 }
 

@@ -300,7 +300,7 @@ async fn mirrors_are_asked_first_and_never_get_the_password() {
 }
 
 #[tokio::test]
-async fn the_hosts_own_word_counts_when_no_mirror_helps() {
+async fn the_hosts_own_word_counts_when_no_mirror_helps_and_theirs_is_told() {
     let host = script(vec![Reply::new(403, "")]);
     let mut config = plain_http(&[&host.host()]);
     let settings = config.registries.get_mut(&host.host()).unwrap();
@@ -311,6 +311,11 @@ async fn the_hosts_own_word_counts_when_no_mirror_helps() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), FailureKind::Denied);
+    let told = crate::failure::chain(&error);
+    assert!(
+        told.contains("127.0.0.1:1/") && told.contains("403"),
+        "{told}"
+    );
 }
 
 #[tokio::test]
