@@ -50,6 +50,10 @@ async fn run_passes_output_and_exit_code_on_and_removes_all_but_the_image() {
     assert_eq!(stderr(&ran), "err\n");
     assert_eq!(ran.status.code(), Some(7));
 
+    let script = "grep Seccomp: /proc/self/status; echo 1 >/proc/sys/kernel/panic || echo refused";
+    let confined = bulkhead(&daemon, &["run", &busybox, "sh", "-c", script]);
+    assert_eq!(stdout(&confined), "Seccomp:\t2\nrefused\n");
+
     let missing = bulkhead(&daemon, &["run", &busybox, "no-such-command"]);
     assert_eq!(missing.status.code(), Some(127));
     assert!(

@@ -337,6 +337,8 @@ async fn the_default_container_is_confined() {
     let mut config = container("main", &busybox, &["sleep", "1000"]);
     config.linux = Some(LinuxContainerConfig {
         security_context: Some(LinuxContainerSecurityContext {
+            masked_paths: vec!["/proc/kcore".into()],
+            readonly_paths: vec!["/proc/sys".into()],
             seccomp: Some(SecurityProfile {
                 profile_type: ProfileType::RuntimeDefault.into(),
                 ..Default::default()

@@ -15,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::client::{Client, failed, image_spec};
 use super::logs::LogReader;
 use super::{CliError, exit_code, pull};
+use crate::cri::{MASKED_PATHS, READONLY_PATHS};
 
 const CONTAINER: &str = "main";
 const LOG: &str = "main.log";
@@ -275,6 +276,9 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
             }),
             security_context: Some(cri::LinuxContainerSecurityContext {
                 run_as_user: arguments.user.map(|value| cri::Int64Value { value }),
+                // What is not said is not confined: this is what kubelet says.
+                masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
+                readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
                 seccomp: Some(cri::SecurityProfile {
                     profile_type: cri::security_profile::ProfileType::RuntimeDefault.into(),
                     ..Default::default()

@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 use tonic::{Code, Status};
 
 pub use images::{ImageServer, PULL_INFO};
+pub use parse::{MASKED_PATHS, READONLY_PATHS};
 pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;

@@ -373,6 +373,7 @@ impl Owner {
             .state
             .after(event)
             .map_err(|source| PodError::State { id, source })?;
+        let is_new = state != self.pod.state;
         let ready = state == PodState::Ready;
         let facts = matches!(state, PodState::NotReady { .. });
         let record = PodRecord {
@@ -383,9 +384,9 @@ impl Owner {
         if stored.is_ok() || facts {
             self.pod = record;
             self.publish();
-            if ready {
+            if is_new && ready {
                 self.announce();
-            } else if facts && self.announced {
+            } else if is_new && facts && self.announced {
                 self.notify(NoticeKind::Stopped, &self.pod.id);
             }
         }
