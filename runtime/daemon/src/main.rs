@@ -6,7 +6,6 @@ mod cli;
 mod config;
 mod cri;
 mod guest;
-mod image;
 mod logs;
 mod network;
 mod pod;

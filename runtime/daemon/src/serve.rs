@@ -23,7 +23,6 @@ use crate::cri::{ImageServer, RuntimeServer};
 use crate::guest::cgroup::Cgroups;
 use crate::guest::launch::Launcher;
 use crate::guest::probe::Probe;
-use crate::image::{ImageError, Images};
 use crate::network::{Network, NetworkError};
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
@@ -48,7 +47,7 @@ pub enum ServeError {
     #[error("state of pods")]
     Store(#[from] StoreError),
     #[error("image store")]
-    Images(#[from] ImageError),
+    Images(#[from] bulkhead_image::StoreError),
     #[error("network")]
     Network(#[from] NetworkError),
     #[error("wait for signals")]
@@ -106,7 +105,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
 }
 
 fn host(config: Config) -> Result<Host, ServeError> {
-    let images = Images::open(config.image_config())?;
+    let images = bulkhead_image::Store::open(config.image_config())?;
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
     Ok(Host {

@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bulkhead_image::{Credentials, Image, StoreError};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, stream_list};
-use crate::image::{Credentials, Image};
+use super::{BoxStream, image_status, stream_list};
 use crate::pod::{Pods, now};
 
 /// The service; all state is in the image store.
@@ -41,8 +41,8 @@ impl ImageServer {
             .and_then(|filter| filter.image)
             .map(|spec| spec.image);
         let found = match wanted.filter(|wanted| !wanted.is_empty()) {
-            Some(wanted) => images.find(&wanted).await?.into_iter().collect(),
-            None => images.list().await?,
+            Some(wanted) => images.find(&wanted).map_err(failed)?.into_iter().collect(),
+            None => images.list().map_err(failed)?,
         };
         Ok(found.iter().map(show).collect())
     }
@@ -76,17 +76,18 @@ impl ImageService for ImageServer {
         let request = request.into_inner();
         let name = name(request.image)?;
         let images = &self.pods.host().images;
-        let found = images.find(&name).await?;
+        let found = images.find(&name).map_err(failed)?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
             let defaults = &image.defaults;
             let details = serde_json::json!({ "imageSpec": { "config": {
                 "Entrypoint": defaults.entrypoint,
-                "Cmd": defaults.command,
-                "Env": defaults.environment,
-                "WorkingDir": defaults.working_directory,
+                "Cmd": defaults.cmd,
+                "Env": defaults.env,
+                "WorkingDir": defaults.working_dir,
                 "User": defaults.user,
                 "StopSignal": defaults.stop_signal,
+                "Labels": defaults.labels,
             } } });
             info.insert("info".to_owned(), details.to_string());
         }
@@ -110,9 +111,10 @@ impl ImageService for ImageServer {
         let request = request.into_inner();
         let name = name(request.image)?;
         let credentials = request.auth.map(credentials).transpose()?.flatten();
-        let image = self.pods.host().images.pull(&name, credentials).await?;
+        let pulled = self.pods.host().images.pull(&name, credentials).await;
+        let image = pulled.map_err(|error| image_status(error.kind(), &error))?;
         Ok(Response::new(cri::PullImageResponse {
-            image_ref: image.id,
+            image_ref: image.id.to_string(),
         }))
     }
 
@@ -121,7 +123,7 @@ impl ImageService for ImageServer {
         request: Request<cri::RemoveImageRequest>,
     ) -> Answer<cri::RemoveImageResponse> {
         let name = name(request.into_inner().image)?;
-        self.pods.host().images.remove(&name).await?;
+        self.pods.host().images.remove(&name).map_err(failed)?;
         Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
@@ -129,7 +131,7 @@ impl ImageService for ImageServer {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        let images = self.pods.host().images.usage().await?;
+        let images = self.pods.host().images.usage().map_err(failed)?;
         let image = usage(&images.directory, images.used_bytes, images.inodes);
         // What containers write is on the scratch disks of their pods.
         let scratch = self.pods.host().state_pods.clone();
@@ -147,6 +149,10 @@ impl ImageService for ImageServer {
     }
 }
 
+fn failed(error: StoreError) -> Status {
+    image_status(error.kind(), &error)
+}
+
 fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
     let name = spec.unwrap_or_default().image;
     if name.is_empty() {
@@ -159,7 +165,7 @@ fn show(image: &Image) -> cri::Image {
     let user = image.defaults.user.split(':').next().unwrap_or_default();
     let number = user.parse::<i64>().ok();
     cri::Image {
-        id: image.id.clone(),
+        id: image.id.to_string(),
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
         size: image.size_bytes,
@@ -170,7 +176,7 @@ fn show(image: &Image) -> cri::Image {
             user.to_owned()
         },
         spec: None,
-        pinned: image.pinned,
+        pinned: false,
     }
 }
 

@@ -16,6 +16,7 @@ mod status;
 
 use std::pin::Pin;
 
+use bulkhead_image::FailureKind;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -25,7 +26,6 @@ pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
-use crate::image::{FailureKind, ImageError};
 use crate::pod::{BootError, PodError};
 use crate::serve::chain;
 
@@ -57,7 +57,7 @@ impl From<PodError> for Status {
             PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
             PodError::Exists { .. } => Code::AlreadyExists,
             PodError::State { .. } => Code::FailedPrecondition,
-            PodError::Image(error) => image_code(error),
+            PodError::Image(error) => image_code(error.kind()),
             PodError::Log(error) => log_code(error),
             PodError::Agent { source, .. } => agent_code(source),
             PodError::Lost { .. } => Code::Unavailable,
@@ -69,10 +69,9 @@ impl From<PodError> for Status {
     }
 }
 
-impl From<ImageError> for Status {
-    fn from(error: ImageError) -> Self {
-        Status::new(image_code(&error), chain(&error))
-    }
+/// Of the image store and of pulls.
+fn image_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+    Status::new(image_code(kind), chain(error))
 }
 
 impl From<parse::ParseError> for Status {
@@ -141,8 +140,8 @@ fn log_code(error: &crate::logs::LogError) -> Code {
     }
 }
 
-fn image_code(error: &ImageError) -> Code {
-    match error.kind() {
+fn image_code(kind: FailureKind) -> Code {
+    match kind {
         FailureKind::NotFound => Code::NotFound,
         FailureKind::Invalid => Code::InvalidArgument,
         FailureKind::Unauthenticated => Code::Unauthenticated,

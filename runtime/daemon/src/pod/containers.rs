@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bulkhead_image::Image;
+
 use super::boot::{hostname, killed};
 pub use super::logging::LogTask;
 use super::owner::{Answer, Owner};
@@ -15,7 +17,6 @@ use crate::guest::agent::AgentError;
 use crate::guest::control::Extent;
 use crate::guest::watch::News;
 use crate::guest::{Guest, control, protocol};
-use crate::image::Image;
 use crate::logs::{self, LogFile, Reopen};
 use crate::store::Kind;
 
@@ -33,7 +34,7 @@ impl Owner {
         self.check_name(&spec)?;
         self.resolve_target(&mut spec)?;
         let images = &self.shared.host.images;
-        let image = images.find(&spec.image).await?;
+        let image = images.find(&spec.image)?;
         let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
@@ -58,12 +59,8 @@ impl Owner {
         image: &Image,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
-        let layers = self
-            .shared
-            .host
-            .images
-            .lease(&image.id, &request.id)
-            .await?;
+        let images = &self.shared.host.images;
+        let layers = images.lease(image.id.as_str(), &request.id)?;
         for layer in layers {
             let extent = match self.pod.layers.get(&layer.diff_id) {
                 Some(extent) => *extent,
@@ -118,8 +115,12 @@ impl Owner {
             spec,
             state: ContainerState::Created,
             created_at: now(),
-            image_id: image.id.clone(),
-            image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+            image_id: image.id.to_string(),
+            image_ref: image
+                .repo_digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| image.id.to_string()),
             stop_signal,
             user: None,
         })

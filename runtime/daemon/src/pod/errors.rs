@@ -10,7 +10,6 @@ use super::state::IllegalMove;
 use crate::guest::agent::AgentError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
-use crate::image::ImageError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
 use crate::problem::Problem;
@@ -37,7 +36,7 @@ pub enum PodError {
     #[error("image {0} is not here: pull it first")]
     NoImage(String),
     #[error("image of the container")]
-    Image(#[from] ImageError),
+    Image(#[from] bulkhead_image::StoreError),
     #[error("container log")]
     Log(#[from] LogError),
     #[error("container {id}")]

@@ -36,7 +36,6 @@ use crate::guest::agent::ExecOutput;
 use crate::guest::cgroup::Cgroups;
 use crate::guest::launch::Launcher;
 use crate::guest::probe::Probe;
-use crate::image::Images;
 use crate::network::Network;
 use crate::scratch::Scratch;
 use crate::store::Store;
@@ -58,7 +57,7 @@ pub struct Host {
     pub scratch_bytes: u64,
     pub store: Store,
     pub network: Network,
-    pub images: Images,
+    pub images: bulkhead_image::Store,
     pub launcher: Launcher,
     pub cgroups: Cgroups,
     pub scratch: Scratch,

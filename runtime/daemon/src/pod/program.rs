@@ -2,10 +2,11 @@
 //! What a container runs: the image's configuration and the container's, merged as Kubernetes says, in the
 //! agent's words. Pure.
 
+use bulkhead_image::ImageDefaults;
+
 use super::capabilities::{self, UnknownCapability};
 use super::spec::{ContainerSpec, PidMode, Resources, Seccomp, Security};
 use crate::guest::protocol;
-use crate::image::Defaults;
 
 /// Where programs are looked for if neither the image nor the pod says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,7 +30,7 @@ pub enum ProgramError {
 pub fn describe(
     id: &str,
     spec: &ContainerSpec,
-    image: &Defaults,
+    image: &ImageDefaults,
     hostname: &str,
 ) -> Result<protocol::CreateContainerRequest, ProgramError> {
     let args = arguments(spec, image);
@@ -42,7 +43,7 @@ pub fn describe(
     let security = &spec.security;
     let (pid_namespace, pid_target) = pid_namespace(&security.pid);
     let directory = if spec.working_directory.is_empty() {
-        &image.working_directory
+        &image.working_dir
     } else {
         &spec.working_directory
     };
@@ -84,11 +85,11 @@ pub fn describe(
 }
 
 /// A command replaces the entry point and the image's arguments; arguments replace only those.
-fn arguments(spec: &ContainerSpec, image: &Defaults) -> Vec<String> {
+fn arguments(spec: &ContainerSpec, image: &ImageDefaults) -> Vec<String> {
     let (program, args) = match (spec.command.is_empty(), spec.args.is_empty()) {
         (false, _) => (&spec.command, &spec.args),
         (true, false) => (&image.entrypoint, &spec.args),
-        (true, true) => (&image.entrypoint, &image.command),
+        (true, true) => (&image.entrypoint, &image.cmd),
     };
     program.iter().chain(args).cloned().collect()
 }
@@ -96,7 +97,7 @@ fn arguments(spec: &ContainerSpec, image: &Defaults) -> Vec<String> {
 /// The image's variables, then the container's, which win by name.
 fn environment(
     spec: &ContainerSpec,
-    image: &Defaults,
+    image: &ImageDefaults,
     hostname: &str,
 ) -> Result<Vec<prost::bytes::Bytes>, ProgramError> {
     let mut merged: Vec<(String, Vec<u8>)> = Vec::new();
@@ -113,7 +114,7 @@ fn environment(
     if spec.tty {
         set("TERM", b"xterm");
     }
-    for line in &image.environment {
+    for line in &image.env {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
         set(name, value.as_bytes());
     }
@@ -136,7 +137,7 @@ fn environment(
 }
 
 /// The pod's user wins over the image's; a group alone keeps the image's user.
-fn user(security: &Security, image: &Defaults) -> protocol::User {
+fn user(security: &Security, image: &ImageDefaults) -> protocol::User {
     let wanted = &security.user;
     let name = match (&wanted.uid, wanted.name.as_str()) {
         (None, "") => image.user.clone(),

@@ -7,14 +7,14 @@ fn spec() -> ContainerSpec {
     crate::pod::fixtures::container_spec()
 }
 
-fn image() -> Defaults {
-    Defaults {
+fn image() -> ImageDefaults {
+    ImageDefaults {
         entrypoint: vec!["entry".into()],
-        command: vec!["cmd".into()],
-        environment: vec!["FROM_IMAGE=yes".into(), "PATH=/image".into()],
-        working_directory: "/image".into(),
+        cmd: vec!["cmd".into()],
+        env: vec!["FROM_IMAGE=yes".into(), "PATH=/image".into()],
+        working_dir: "/image".into(),
         user: "www-data:1004".into(),
-        stop_signal: String::new(),
+        ..ImageDefaults::default()
     }
 }
 
@@ -38,7 +38,7 @@ fn command_and_args_replace_entrypoint_and_cmd_as_kubernetes_says() {
         spec.args = args.iter().map(ToString::to_string).collect();
         assert_eq!(process(&spec).args, expected, "{command:?} {args:?}");
     }
-    let nothing = describe("id", &spec(), &Defaults::default(), "host");
+    let nothing = describe("id", &spec(), &ImageDefaults::default(), "host");
     assert!(matches!(nothing, Err(ProgramError::NoCommand(_))));
 }
 
