@@ -4,6 +4,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use bulkhead_tests::census::Census;
 use bulkhead_tests::client::PATIENCE;
 use bulkhead_tests::daemon::{Daemon, Networking, program};
 use bulkhead_tests::registry::Registry;
@@ -30,17 +31,20 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn run_passes_output_and_exit_code_on_and_removes_all_but_the_image() {
+/// A daemon that has run a pod, so that the cgroup above those of the pods, which stays, is there; its image, and a
+/// census.
+async fn used_daemon() -> (Daemon, String, Census) {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     let busybox = Registry::shared().image("test/busybox");
-    // The cgroup above those of the pods stays.
-    assert!(
-        bulkhead(&daemon, &["run", &busybox, "true"])
-            .status
-            .success()
-    );
+    let ran = bulkhead(&daemon, &["run", &busybox, "true"]);
+    assert!(ran.status.success(), "{}", stderr(&ran));
     let before = daemon.census();
+    (daemon, busybox, before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_passes_output_and_exit_code_on_and_removes_all_but_the_image() {
+    let (daemon, busybox, before) = used_daemon().await;
     let script = "echo out $WORD; echo err >&2; printf unfinished; exit 7";
     let ran = bulkhead(
         &daemon,
@@ -81,14 +85,7 @@ async fn run_passes_output_and_exit_code_on_and_removes_all_but_the_image() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_run_removes_its_pod_and_the_other_commands_find_it_until_then() {
-    let daemon = Daemon::start_with(Networking::Loopback, "").await;
-    let busybox = Registry::shared().image("test/busybox");
-    assert!(
-        bulkhead(&daemon, &["run", &busybox, "true"])
-            .status
-            .success()
-    );
-    let before = daemon.census();
+    let (daemon, busybox, before) = used_daemon().await;
     let arguments = [
         "run",
         "--name",
