@@ -73,6 +73,7 @@ pub fn describe(
             oom_score_adj: i32::try_from(spec.resources.oom_score_adj.clamp(-1000, 1000))
                 .unwrap_or(0),
         }),
+        mounts: Vec::new(),
         readonly_rootfs: security.readonly_root,
         pid_namespace: pid_namespace.into(),
         pid_target,
