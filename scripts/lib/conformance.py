@@ -1,0 +1,175 @@
+"""critest against a fresh daemon, run on a KVM host by scripts/conformance."""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
+PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+REGISTRY = "127.0.0.1:5055"
+# Names under which critest asks for its images.
+MIRRORED = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]
+# A regular expression for the whole name of a spec, and why it says nothing about a runtime like this one.
+NOT_APPLICABLE = {
+    "HostIpc is true": "a pod has a kernel of its own: no IPC namespace of the host to share",
+    "HostNetwork is true": "a pod has a kernel of its own: no network namespace of the host to share",
+    "portforward in host network": "its pod has the host's network",
+    "mount with 'rshared'": "mounts of a guest cannot appear on the host",
+    "public image with digest": "pulls by a digest that only the public registry has",
+}
+PATIENCE = "180s"
+
+
+def start(command, log):
+    """A process in the background that ends with us."""
+    with open(log, "wb") as output:
+        return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=output,
+                                stderr=subprocess.STDOUT)
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"conformance: {what} did not come up")
+        time.sleep(0.1)
+
+
+def answers(address):
+    host, port = address.split(":")
+    return subprocess.run(["bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}"], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def start_registry(work, images):
+    config = os.path.join(work, "registry.yml")
+    with open(config, "w") as file:
+        file.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+                   f"storage: {{filesystem: {{rootdirectory: {work}/registry}}}}\nhttp: {{addr: '{REGISTRY}'}}\n")
+    process = start(["docker-registry", "serve", config], os.path.join(work, "registry.log"))
+    wait_until(lambda: answers(REGISTRY), "docker-registry")
+    subprocess.run([sys.executable, os.path.join(PROJECT, "tests/images/conformance_images.py"), "--from", images,
+                    "--registry", f"http://{REGISTRY}"], check=True)
+    return process
+
+
+def start_daemon(work, result):
+    cni = os.path.join(work, "cni")
+    os.mkdir(cni)
+    bridge = {"type": "bridge", "bridge": "bulkhead2", "isGateway": True, "hairpinMode": True,
+              "ipam": {"type": "host-local", "dataDir": f"{work}/addresses", "ranges": [[{"subnet": "10.86.0.0/16"}]],
+                       "routes": [{"dst": "0.0.0.0/0"}]}}
+    with open(os.path.join(cni, "10-bridge.conflist"), "w") as file:
+        json.dump({"cniVersion": "1.0.0", "name": "conformance",
+                   "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}, file)
+    socket = os.path.join(work, "bulkhead.sock")
+    config = os.path.join(work, "config.toml")
+    with open(config, "w") as file:
+        file.write(f'socket = "{socket}"\nrun_dir = "{work}/run"\nstate_dir = "{work}/state"\n'
+                   f'[cni]\nconf_dir = "{cni}"\n[sandbox]\nboot_timeout_seconds = 120\n'
+                   f'[registries."{REGISTRY}"]\nplain_http = true\n')
+        for name in MIRRORED:
+            file.write(f'[registries."{name}"]\nmirrors = ["{REGISTRY}"]\n')
+    process = start([os.path.join(PROGRAMS, "bulkhead"), "serve", "--config", config], os.path.join(result, "daemon.log"))
+    wait_until(lambda: os.path.exists(socket), "bulkhead serve")
+    return process, f"unix://{socket}"
+
+
+def run_critest(options, endpoint):
+    report = os.path.join(options.result, "report.json")
+    command = [options.critest, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}",
+               f"-runtime-service-timeout={PATIENCE}", f"-image-service-timeout={PATIENCE}",
+               "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={report}",
+               "-ginkgo.skip=" + "|".join(NOT_APPLICABLE)]
+    if options.websocket:
+        command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
+    if options.seed:
+        command.append(f"-ginkgo.seed={options.seed}")
+    if options.focus:
+        command.append(f"-ginkgo.focus={options.focus}")
+    if options.parallel > 1:
+        command.append(f"-parallel={options.parallel}")
+    with open(os.path.join(options.result, "critest.log"), "wb") as output:
+        code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
+    try:
+        with open(report) as file:
+            return code, json.load(file)[0]
+    except (OSError, ValueError, IndexError):
+        with open(os.path.join(options.result, "critest.log"), errors="replace") as file:
+            sys.exit(f"conformance: critest ended with {code} and left no report; it said:\n{file.read()[-2000:]}")
+
+
+def why_not_applicable(name):
+    return next((why for pattern, why in NOT_APPLICABLE.items() if re.search(pattern, name)), None)
+
+
+def summary(report, websocket):
+    """Prints the table; returns whether all applicable specs passed, of which there must be some."""
+    areas, failed, skipped, excluded = {}, [], [], []
+    specs = [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
+    for spec in specs:
+        path = [*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]]
+        area, name, state = path[0].removeprefix("[k8s.io] "), " ".join(path), spec["State"]
+        why = why_not_applicable(name)
+        if state == "skipped" and "Failure" not in spec and why is None:
+            continue    # outside of the focus, or a benchmark
+        counts = areas.setdefault(area, {"passed": 0, "failed": 0, "skipped": 0, "n/a": 0})
+        if state == "passed":
+            counts["passed"] += 1
+        elif state == "skipped" and why:
+            counts["n/a"] += 1
+            excluded.append((name, why))
+        elif state == "skipped":
+            counts["skipped"] += 1
+            skipped.append((name, spec["Failure"]["Message"]))
+        else:
+            counts["failed"] += 1
+            failed.append((name, spec.get("Failure", {}).get("Message", state)))
+    print(f"{'area':<44} {'passed':>7} {'failed':>7} {'skipped':>8} {'n/a':>5}")
+    for area, counts in sorted(areas.items()):
+        print(f"{area:<44} {counts['passed']:>7} {counts['failed']:>7} {counts['skipped']:>8} {counts['n/a']:>5}")
+    total = {key: sum(counts[key] for counts in areas.values()) for key in ("passed", "failed", "skipped", "n/a")}
+    print(f"{'all':<44} {total['passed']:>7} {total['failed']:>7} {total['skipped']:>8} {total['n/a']:>5}")
+    for title, entries in (("Not applicable", excluded), ("Skipped by critest itself", skipped), ("Failed", failed)):
+        if entries:
+            print(f"\n{title}:")
+        for name, why in entries:
+            print(f"  {name}\n      {why.strip().splitlines()[0] if why.strip() else ''}")
+    transport = "WebSocket" if websocket else "SPDY"
+    print(f"\nconformance: {total['passed']} of {total['passed'] + total['failed']} applicable specs passed, streams over "
+          f"{transport}, seed {report['SuiteConfig']['RandomSeed']}")
+    return total["failed"] == 0 and total["passed"] > 0
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--critest", required=True)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--result", required=True)
+    parser.add_argument("--websocket", action="store_true")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--focus")
+    options = parser.parse_args()
+    os.makedirs("/var/lib/bulkhead", exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work:
+        registry = start_registry(work, options.images)
+        daemon, endpoint = start_daemon(work, options.result)
+        try:
+            code, report = run_critest(options, endpoint)
+            if daemon.poll() is not None:
+                sys.exit(f"conformance: the daemon ended with {daemon.returncode}")
+        finally:
+            for process in (daemon, registry):
+                process.terminate()
+                process.wait()
+    passed = summary(report, options.websocket)
+    # critest's own verdict counts too: a suite that broke down has no failed specs.
+    sys.exit(0 if passed and code == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+/* Waits until it is told to end, and reaps what becomes its child meanwhile. */
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void end(int signal_number)
+{
+    (void)signal_number;
+    _exit(0);
+}
+
+static void reap(int signal_number)
+{
+    (void)signal_number;
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+}
+
+int main(void)
+{
+    signal(SIGINT, end);
+    signal(SIGTERM, end);
+    signal(SIGCHLD, reap);
+    for (;;)
+        pause();
+}
