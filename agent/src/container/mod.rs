@@ -10,11 +10,12 @@ mod exec;
 mod launch;
 mod pod_pids;
 mod remove;
+mod signal;
 mod start;
 pub mod state;
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -27,7 +28,6 @@ use crate::disk::overlay::{Overlay, OverlayError};
 use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
 use crate::streams::pump::Log;
-use crate::sys;
 use state::{Event, IllegalMove, State};
 
 pub use exec::ExecRequest;
@@ -35,7 +35,6 @@ pub use exec::ExecRequest;
 const MAX_CONTAINERS: usize = 1024;
 const MAX_EXECS: usize = 64;
 const MAX_ID_BYTES: usize = 128;
-const MAX_SIGNAL: i32 = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
@@ -169,26 +168,6 @@ impl Containers {
                 .collect(),
             newest,
         )
-    }
-
-    pub fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), ContainerError> {
-        if !(1..=MAX_SIGNAL).contains(&signal) {
-            return Err(ContainerError::Invalid(format!("{signal} is not a signal")));
-        }
-        let container = self.get(id)?;
-        let pidfd = container.running_pidfd("signal")?;
-        match (all, signal) {
-            (true, libc::SIGKILL) => container.cgroup.kill(),
-            (true, _) => container.cgroup.signal(signal),
-            (false, _) => match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
-                // Gone, and about to be reported as such.
-                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
-                    return Err(container.illegal("signal"));
-                }
-                sent => sent.map_err(ContainerError::system("signal"))?,
-            },
-        }
-        Ok(())
     }
 
     pub fn update(&self, id: &str, resources: &Resources) -> Result<(), ContainerError> {

@@ -237,6 +237,19 @@ async fn stop_asks_with_the_images_signal_and_kills_who_does_not_listen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signal_waits_for_the_handler_of_a_program_that_has_just_started() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let script = "echo started; sleep 1; trap 'exit 9' TERM; while true; do sleep 0.1; done";
+    let id = client.run_script(&pod, "early", &busybox, script).await;
+    client
+        .log_until(&pod, "early", |log| log.contains("started"))
+        .await;
+    client.stop(&id, 60).await.expect("stop");
+    assert_eq!(client.exited(&id).await.exit_code, 9);
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_sandbox_takes_new_containers() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     for attempt in 0..3 {
