@@ -23,6 +23,7 @@ mod service;
 mod streams;
 #[allow(unsafe_code)]
 mod sys;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -22,6 +22,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::streams::log;
+use crate::volumes::Volumes;
 
 const HOST_CID: u32 = 2;
 const MAX_CALLS: usize = 128;
@@ -38,8 +39,10 @@ pub async fn serve() -> io::Result<()> {
     let control = listen(CONTROL_PORT)?;
     let streams = listen(STREAM_PORT)?;
     let reaper = Reaper::default();
-    let containers = Containers::new(reaper.clone());
+    let volumes = Volumes::default();
+    let containers = Containers::new(reaper.clone(), volumes.clone());
     let service = Service {
+        volumes,
         sandbox: Arc::new(Sandbox::default()),
         containers: containers.clone(),
     };

@@ -3,6 +3,7 @@
 //! here and nowhere else.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,8 @@ use crate::container::{Container, ContainerError, Containers, ExecRequest};
 use crate::disk::scratch;
 use crate::power;
 use crate::sandbox::{self, Sandbox, SandboxError};
+use crate::volumes::mounts::MountError;
+use crate::volumes::{VolumeError, Volumes};
 
 const WATCH_QUEUE: usize = 16;
 const KILL_BEFORE_SHUTDOWN: Duration = Duration::from_millis(20);
@@ -28,6 +31,7 @@ const START_ERROR: &str = "StartError";
 pub struct Service {
     pub sandbox: Arc<Sandbox>,
     pub containers: Containers,
+    pub volumes: Volumes,
 }
 
 /// Runs to its end even if the daemon hangs up meanwhile: nothing is left half done.
@@ -35,6 +39,16 @@ async fn complete<T: Send + 'static, E: Into<Status> + Send + 'static>(
     operation: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::spawn(operation)
+        .await
+        .map_err(|e| Status::internal(e.to_string()))?
+        .map_err(Into::into)
+}
+
+/// The same for what blocks.
+async fn blocking<T: Send + 'static, E: Into<Status> + Send + 'static>(
+    operation: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(operation)
         .await
         .map_err(|e| Status::internal(e.to_string()))?
         .map_err(Into::into)
@@ -57,6 +71,40 @@ impl Agent for Service {
     ) -> Result<Response<proto::SetClockResponse>, Status> {
         sandbox::set_clock(request.into_inner().clock_unix_nanoseconds)?;
         Ok(Response::new(proto::SetClockResponse {}))
+    }
+
+    async fn ensure_volume(
+        &self,
+        request: Request<proto::EnsureVolumeRequest>,
+    ) -> Result<Response<proto::EnsureVolumeResponse>, Status> {
+        if !self.sandbox.is_configured().await {
+            return Err(Status::failed_precondition("the sandbox is not configured"));
+        }
+        let volumes = self.volumes.clone();
+        blocking(move || volumes.ensure(request.into_inner().volume)).await?;
+        Ok(Response::new(proto::EnsureVolumeResponse {}))
+    }
+
+    async fn remove_volume(
+        &self,
+        request: Request<proto::RemoveVolumeRequest>,
+    ) -> Result<Response<proto::RemoveVolumeResponse>, Status> {
+        let volumes = self.volumes.clone();
+        blocking(move || volumes.remove(&request.into_inner().name)).await?;
+        Ok(Response::new(proto::RemoveVolumeResponse {}))
+    }
+
+    async fn read_volume(
+        &self,
+        request: Request<proto::ReadVolumeRequest>,
+    ) -> Result<Response<proto::ReadVolumeResponse>, Status> {
+        let volumes = self.volumes.clone();
+        let request = request.into_inner();
+        let content =
+            blocking(move || volumes.read_end(&request.name, request.limit_bytes)).await?;
+        Ok(Response::new(proto::ReadVolumeResponse {
+            content: content.into(),
+        }))
     }
 
     async fn create_container(
@@ -237,12 +285,41 @@ impl From<ContainerError> for Status {
             ContainerError::Exists(_) => Code::AlreadyExists,
             ContainerError::TooMany(_) => Code::ResourceExhausted,
             ContainerError::State(_) | ContainerError::Start(_) => Code::FailedPrecondition,
+            ContainerError::Mount(error) => mount_code(error),
             ContainerError::Layers(_)
             | ContainerError::Overlay(_)
             | ContainerError::Cgroup(_)
             | ContainerError::System { .. } => Code::Internal,
         };
         Self::new(code, crate::chain(&error))
+    }
+}
+
+fn mount_code(error: &MountError) -> Code {
+    match error {
+        MountError::TooMany(_) => Code::ResourceExhausted,
+        MountError::Target(_) => Code::InvalidArgument,
+        MountError::Source { .. } | MountError::SubPath { .. } => Code::FailedPrecondition,
+        MountError::Volume { source, .. } => volume_code(source),
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Name(_) | VolumeError::Missing(_) => Code::InvalidArgument,
+        VolumeError::TooMany => Code::ResourceExhausted,
+        VolumeError::NotFound(_) => Code::NotFound,
+        VolumeError::OtherKind(_) => Code::FailedPrecondition,
+        VolumeError::System { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            Code::ResourceExhausted
+        }
+        VolumeError::System { .. } => Code::Internal,
+    }
+}
+
+impl From<VolumeError> for Status {
+    fn from(error: VolumeError) -> Self {
+        Self::new(volume_code(&error), crate::chain(&error))
     }
 }
 

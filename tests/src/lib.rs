@@ -9,4 +9,5 @@
 pub mod census;
 pub mod client;
 pub mod daemon;
+pub mod kubelet;
 pub mod registry;

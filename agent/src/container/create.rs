@@ -15,13 +15,14 @@ use crate::disk::layers::Layers;
 use crate::disk::overlay::Overlay;
 use crate::seccomp;
 use crate::streams::pump::Log;
+use crate::volumes::{Volumes, mounts};
 
 impl Containers {
     pub async fn create(&self, spec: CreateContainerRequest) -> Result<(), ContainerError> {
         check_id(&spec.id)?;
         let _reservation = self.reserve(&spec.id)?;
-        let layers = self.shared.layers.clone();
-        let container = spawn_blocking(move || build(&layers, spec))
+        let shared = Arc::clone(&self.shared);
+        let container = spawn_blocking(move || build(&shared.layers, &shared.volumes, spec))
             .await
             .map_err(|e| {
                 ContainerError::system("create the container")(std::io::Error::other(e))
@@ -67,7 +68,11 @@ impl Drop for Reservation {
 }
 
 /// Blocks. What was made is undone on an error.
-fn build(layers: &Layers, spec: CreateContainerRequest) -> Result<Container, ContainerError> {
+fn build(
+    layers: &Layers,
+    volumes: &Volumes,
+    spec: CreateContainerRequest,
+) -> Result<Container, ContainerError> {
     let process = spec
         .process
         .clone()
@@ -76,6 +81,7 @@ fn build(layers: &Layers, spec: CreateContainerRequest) -> Result<Container, Con
         return Err(ContainerError::Invalid("no command is given".to_owned()));
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
+    let mounts = mounts::resolve(volumes, &spec.mounts)?;
     let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?)?;
     let cgroup = match make_cgroup(&spec) {
         Ok(cgroup) => cgroup,
@@ -91,6 +97,7 @@ fn build(layers: &Layers, spec: CreateContainerRequest) -> Result<Container, Con
         seccomp,
         cgroup,
         rootfs: overlay.rootfs(),
+        mounts,
         overlay: Mutex::new(Some(overlay)),
         state: Mutex::new(Versioned {
             state: State::Created,

@@ -25,9 +25,12 @@ use tokio::sync::{Semaphore, watch};
 use crate::cgroup::{Cgroup, CgroupError, limits};
 use crate::disk::layers::{LayerError, Layers};
 use crate::disk::overlay::{Overlay, OverlayError};
+use crate::init::config::BindMount;
 use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
 use crate::streams::pump::Log;
+use crate::volumes::Volumes;
+use crate::volumes::mounts::MountError;
 use state::{Event, IllegalMove, State};
 
 pub use exec::ExecRequest;
@@ -52,6 +55,8 @@ pub enum ContainerError {
     Layers(#[from] LayerError),
     #[error("root file system")]
     Overlay(#[from] OverlayError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
     #[error("cgroup")]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
@@ -83,6 +88,7 @@ pub struct Container {
     seccomp: Program,
     cgroup: Cgroup,
     rootfs: PathBuf,
+    mounts: Vec<BindMount>,
     overlay: Mutex<Option<Overlay>>,
     state: Mutex<Versioned>,
     /// Of its first process, while that runs.
@@ -111,6 +117,7 @@ pub struct Containers {
 struct Shared {
     known: Mutex<Known>,
     layers: Layers,
+    volumes: Volumes,
     reaper: Reaper,
     pod_pids: pod_pids::PodPids,
     /// How many changes there have been.
@@ -126,11 +133,12 @@ struct Known {
 }
 
 impl Containers {
-    pub fn new(reaper: Reaper) -> Self {
+    pub fn new(reaper: Reaper, volumes: Volumes) -> Self {
         Self {
             shared: Arc::new(Shared {
                 known: Mutex::default(),
                 layers: Layers::default(),
+                volumes,
                 reaper,
                 pod_pids: pod_pids::PodPids::default(),
                 changes: watch::Sender::new(0),

@@ -129,6 +129,7 @@ impl Containers {
             readonly_paths: spec.readonly_paths.clone(),
             seccomp: container.seccomp.instructions.clone(),
             seccomp_flags: container.seccomp.flags,
+            mounts: container.mounts.clone(),
         };
         let shared = self.pid_namespace(container)?;
         let pids = match (spec.pid_namespace(), &shared) {

@@ -40,6 +40,32 @@ pub struct InitConfig {
     pub seccomp: Vec<u64>,
     #[prost(uint32, tag = "9")]
     pub seccomp_flags: u32,
+    /// In the order in which they are made.
+    #[prost(message, repeated, tag = "10")]
+    pub mounts: Vec<BindMount>,
+}
+
+/// Something of the agent's tree that appears in the container's.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BindMount {
+    /// Absolute, in the agent's tree.
+    #[prost(string, tag = "1")]
+    pub source: String,
+    /// Below the source; empty: the source itself.
+    #[prost(string, tag = "2")]
+    pub sub_path: String,
+    /// Absolute, in the container's tree.
+    #[prost(string, tag = "3")]
+    pub target: String,
+    #[prost(bool, tag = "4")]
+    pub readonly: bool,
+    #[prost(bool, tag = "5")]
+    pub recursive_readonly: bool,
+    /// What is mounted below the source later appears in the container too.
+    #[prost(bool, tag = "6")]
+    pub follows_host: bool,
+    #[prost(bool, tag = "7")]
+    pub no_exec: bool,
 }
 
 /// What the new process says, in order: perhaps `Terminal`, then `Executing`, then either a failure

@@ -12,6 +12,7 @@
 //! After the pivot nothing of the guest is reachable by path, so an image's symbolic links cannot
 //! lead out of it; see [`paths`] for the one door that is left (`/proc` magic links) and is closed.
 
+mod binds;
 mod caps;
 pub mod config;
 mod credentials;

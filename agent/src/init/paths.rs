@@ -5,14 +5,20 @@
 //! to refuse are the kernel's magic links (`/proc/1/root`), which would lead to another process's
 //! root when the container shares a PID namespace.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat, unlinkat,
+};
 use rustix::io::{Errno, Result};
 
 /// Deeper than any path that the kernel would take (PATH_MAX / 2 components).
 const MAX_COMPONENTS: usize = 2048;
+/// As the kernel has it.
+const MAX_LINKS: usize = 40;
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// Opens what is at `path` as a place (`O_PATH`), following links inside the root only.
@@ -36,8 +42,12 @@ pub fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     )
 }
 
-/// Opens a directory, made with its parents if need be.
+/// Opens a directory, made with its parents if need be. Where a link leads nowhere, what it names is made.
 pub fn ensure_directory(path: &Path) -> Result<OwnedFd> {
+    ensure_directory_behind(path, 0)
+}
+
+fn ensure_directory_behind(path: &Path, links: usize) -> Result<OwnedFd> {
     match find_directory(path) {
         Err(Errno::NOENT) => {}
         found => return found,
@@ -51,11 +61,21 @@ pub fn ensure_directory(path: &Path) -> Result<OwnedFd> {
         match component {
             Component::Normal(name) => {
                 let parent = find_directory(&so_far)?;
-                so_far.push(name);
+                let step = so_far.join(name);
                 match mkdirat(&parent, name, DIRECTORY_MODE) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Ok(()) => {}
+                    Err(Errno::EXIST) if matches!(find_directory(&step), Err(Errno::NOENT)) => {
+                        let target = readlinkat(&parent, name, Vec::new())?;
+                        if links == MAX_LINKS {
+                            return Err(Errno::LOOP);
+                        }
+                        let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                        ensure_directory_behind(&so_far.join(target), links + 1)?;
+                    }
+                    Err(Errno::EXIST) => {}
                     Err(e) => return Err(e),
                 }
+                so_far = step;
             }
             Component::ParentDir => so_far.push(".."),
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
 use super::config::{Failure, InitConfig, Stage};
-use super::{devices, mounts, paths};
+use super::{binds, devices, mounts, paths};
 use crate::sandbox::files;
 use crate::sys;
 
@@ -32,9 +32,10 @@ const POD_FILES: [(&str, &str); 3] = [
 /// Makes the container's tree the whole world of this process.
 pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     // What comes from outside must be taken along: after the pivot there is no outside.
+    let volumes = binds::take_along(&config.mounts)?;
     let pod_files = POD_FILES
         .iter()
-        .filter(|(source, _)| Path::new(source).exists())
+        .filter(|(source, target)| Path::new(source).exists() && !is_given(config, target))
         .map(|(source, target)| Ok((mounts::clone_path(Path::new(source))?, *target)))
         .collect::<rustix::io::Result<Vec<_>>>()
         .stage("take the pod's files along")?;
@@ -57,21 +58,9 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     drop(root);
 
     place(new(c"proc", &[], NO_SUID | NO_EXEC | NO_DEV)?, "/proc")?;
-    let dev = new(c"tmpfs", &[("mode", "755"), ("size", "65536k")], NO_SUID)?;
-    place(dev, "/dev")?;
-    devices::populate(&device_nodes)?;
-    let pts = [
-        ("newinstance", ""),
-        ("ptmxmode", "0666"),
-        ("mode", "0620"),
-        ("gid", "5"),
-    ];
-    place(new(c"devpts", &pts, NO_SUID | NO_EXEC)?, "/dev/pts")?;
-    place(shm, "/dev/shm")?;
-    place(
-        new(c"mqueue", &[], NO_SUID | NO_EXEC | NO_DEV)?,
-        "/dev/mqueue",
-    )?;
+    if !is_given(config, "/dev") {
+        place_dev(config, shm, &device_nodes)?;
+    }
     let writable = if config.privileged {
         MountAttrFlags::empty()
     } else {
@@ -88,6 +77,38 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     for (mount, target) in pod_files {
         let place = paths::ensure_file(Path::new(target)).stage_on("make", target)?;
         mounts::attach(mount, place).stage_on("mount", target)?;
+    }
+    binds::place(volumes)
+}
+
+/// Whether one of the container's own mounts takes the place of what we would have mounted.
+fn is_given(config: &InitConfig, target: &str) -> bool {
+    config.mounts.iter().any(|mount| mount.target == target)
+}
+
+fn place_dev(
+    config: &InitConfig,
+    shm: OwnedFd,
+    device_nodes: &[devices::Node],
+) -> Result<(), Failure> {
+    let dev = new(c"tmpfs", &[("mode", "755"), ("size", "65536k")], NO_SUID)?;
+    place(dev, "/dev")?;
+    devices::populate(device_nodes)?;
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
+    place(new(c"devpts", &pts, NO_SUID | NO_EXEC)?, "/dev/pts")?;
+    if !is_given(config, "/dev/shm") {
+        place(shm, "/dev/shm")?;
+    }
+    if !is_given(config, "/dev/mqueue") {
+        place(
+            new(c"mqueue", &[], NO_SUID | NO_EXEC | NO_DEV)?,
+            "/dev/mqueue",
+        )?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 use tokio::io::unix::AsyncFd;
 
@@ -143,6 +144,28 @@ pub fn set_mount_attributes(
         propagation: 0,
         userns_fd: 0,
     };
+    mount_setattr(target, &attr, recursive)
+}
+
+/// Whether what is mounted below `target`'s origin later shows below `target`, for the whole tree.
+pub fn set_propagation(
+    target: BorrowedFd<'_>,
+    propagation: MountPropagationFlags,
+) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: 0,
+        propagation: propagation.bits().into(),
+        userns_fd: 0,
+    };
+    mount_setattr(target, &attr, true)
+}
+
+fn mount_setattr(
+    target: BorrowedFd<'_>,
+    attr: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
@@ -154,7 +177,7 @@ pub fn set_mount_attributes(
             target.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
     };

@@ -56,6 +56,8 @@ pub struct Config {
     pub cgroup_parent: Option<PathBuf>,
     pub sandbox: SandboxConfig,
     pub cni: NetworkConfig,
+    /// Where kubelet keeps the volumes of its pods, links followed.
+    pub kubelet_roots: Vec<PathBuf>,
     images: RawImages,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
 }
@@ -85,6 +87,7 @@ struct RawConfig {
     cgroup_parent: String,
     sandbox: RawSandbox,
     cni: RawCni,
+    volumes: RawVolumes,
     images: RawImages,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
 }
@@ -110,6 +113,12 @@ struct RawCni {
     plugin_timeout_seconds: u64,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawVolumes {
+    kubelet_roots: Vec<PathBuf>,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawImages {
@@ -129,6 +138,7 @@ impl Default for RawConfig {
             cgroup_parent: "bulkhead".to_owned(),
             sandbox: RawSandbox::default(),
             cni: RawCni::default(),
+            volumes: RawVolumes::default(),
             images: RawImages::default(),
             registries: BTreeMap::new(),
         }
@@ -156,6 +166,14 @@ impl Default for RawCni {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: None,
             plugin_timeout_seconds: 60,
+        }
+    }
+}
+
+impl Default for RawVolumes {
+    fn default() -> Self {
+        Self {
+            kubelet_roots: vec!["/var/lib/kubelet".into()],
         }
     }
 }
@@ -213,6 +231,12 @@ impl Config {
                 .filter(|parent| !parent.is_empty())
                 .map(|parent| PathBuf::from(parent.trim_start_matches('/'))),
             sandbox: raw.sandbox.check()?,
+            kubelet_roots: raw
+                .volumes
+                .kubelet_roots
+                .into_iter()
+                .map(|path| absolute("volumes.kubelet_roots", path))
+                .collect::<Result<_, _>>()?,
             images: raw.images,
             registries: raw.registries,
         })

@@ -24,6 +24,7 @@ use crate::guest::cgroup::Cgroups;
 use crate::guest::launch::Launcher;
 use crate::guest::probe::Probe;
 use crate::network::{Network, NetworkError};
+use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
 use crate::store::{Store, StoreError};
@@ -118,6 +119,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         network,
         images,
         cgroups: Cgroups::new(config.cgroup_parent.as_deref()),
+        volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(config.state_dir.join("templates")),
         probe: Probe::new(
             config.vmm.clone(),

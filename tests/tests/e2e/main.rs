@@ -10,3 +10,4 @@ mod many;
 mod network;
 mod pods;
 mod restart;
+mod volumes;

@@ -9,6 +9,7 @@ mod container;
 mod filter;
 mod images;
 mod parse;
+mod parse_mounts;
 mod runtime;
 mod sandbox;
 mod show;
@@ -26,6 +27,7 @@ pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
+use crate::pod::volumes::VolumeError;
 use crate::pod::{BootError, PodError};
 use crate::serve::chain;
 
@@ -63,6 +65,7 @@ impl From<PodError> for Status {
             PodError::Lost { .. } => Code::Unavailable,
             PodError::Disk(_) | PodError::Store(_) => Code::Internal,
             PodError::Boot(error) => boot_code(error),
+            PodError::Volume(error) => volume_code(error),
             PodError::Stuck { .. } => Code::DeadlineExceeded,
         };
         Status::new(code, chain(&error))
@@ -118,6 +121,14 @@ fn boot_code(error: &BootError) -> Code {
 
 fn is_full(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::StorageFull
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::NotSupported { .. } => Code::Unimplemented,
+        VolumeError::Look { .. } | VolumeError::Gone { .. } => Code::FailedPrecondition,
+        VolumeError::Make { source, .. } => agent_code(source),
+    }
 }
 
 fn agent_code(error: &AgentError) -> Code {

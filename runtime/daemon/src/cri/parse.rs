@@ -8,6 +8,7 @@ use std::path::Path;
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::security_profile::ProfileType;
 
+use super::parse_mounts;
 use crate::pod::signal;
 use crate::pod::spec::{
     ContainerSpec, Dns, Labels, PidMode, PodName, PodSpec, PortMapping, Protocol, Resources,
@@ -66,14 +67,14 @@ pub enum ParseError {
     },
 }
 
-fn wrong(what: &'static str, value: impl ToString) -> ParseError {
+pub(super) fn wrong(what: &'static str, value: impl ToString) -> ParseError {
     ParseError::Wrong {
         what,
         value: value.to_string(),
     }
 }
 
-fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
+pub(super) fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
     ParseError::NotYet {
         what,
         value: value.to_string(),
@@ -163,6 +164,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         labels: labels(config.labels),
         annotations: labels(config.annotations),
         log_path: config.log_path,
+        mounts: parse_mounts::mounts(config.mounts)?,
         stdin: config.stdin,
         tty: config.tty,
         security: security(linux.security_context)?,
@@ -172,14 +174,6 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
 }
 
 fn refuse_what_is_not_there(config: &cri::ContainerConfig) -> Result<(), ParseError> {
-    if let Some(mount) = config.mounts.first() {
-        let source = match &mount.image {
-            Some(image) => &image.image,
-            None => &mount.host_path,
-        };
-        let value = format!("{} from {source}", mount.container_path);
-        return Err(not_yet("mount", value));
-    }
     if let Some(device) = config.devices.first() {
         return Err(not_yet("device", &device.host_path));
     }

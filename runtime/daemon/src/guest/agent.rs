@@ -113,6 +113,15 @@ impl Agent {
         within("CreateContainer", LONG, call).await.map(drop)
     }
 
+    pub async fn ensure_volume(&self, volume: protocol::Volume) -> Result<(), AgentError> {
+        let request = protocol::EnsureVolumeRequest {
+            volume: Some(volume),
+        };
+        let mut client = self.client();
+        let call = client.ensure_volume(request);
+        within("EnsureVolume", LONG, call).await.map(drop)
+    }
+
     /// Starts a container; returns its process id in the guest, and who it is.
     pub async fn start(&self, id: &str) -> Result<(u32, Option<ProcessUser>), AgentError> {
         let request = protocol::StartContainerRequest { id: id.to_owned() };

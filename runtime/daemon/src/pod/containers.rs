@@ -42,7 +42,7 @@ impl Owner {
         let record = self.container_record(&id, spec, &image)?;
         // The record comes first: a lease without a record is given back at the next start.
         self.store(Kind::Container, &id, &record)?;
-        let made = self.make(&guest, &image, &mut request).await;
+        let made = self.make(&guest, &image, &record.spec, &mut request).await;
         if let Err(error) = made {
             self.unmake(&guest, &id).await;
             return Err(error);
@@ -57,8 +57,10 @@ impl Owner {
         &mut self,
         guest: &Guest,
         image: &Image,
+        spec: &ContainerSpec,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
+        self.prepare_mounts(guest, spec, request).await?;
         let images = &self.shared.host.images;
         let layers = images.lease(image.id.as_str(), &request.id)?;
         for layer in layers {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::program::ProgramError;
 use super::state::IllegalMove;
+use super::volumes::VolumeError;
 use crate::guest::agent::AgentError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
@@ -45,6 +46,8 @@ pub enum PodError {
     Lost { id: String },
     #[error("put the container's layers on the image disk")]
     Disk(#[from] ControlError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("remember the state")]
     Store(#[from] StoreError),
     #[error("run pod")]

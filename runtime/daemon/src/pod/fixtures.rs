@@ -18,6 +18,7 @@ pub fn container_spec() -> ContainerSpec {
         labels: Labels::new(),
         annotations: Labels::new(),
         log_path: String::new(),
+        mounts: Vec::new(),
         stdin: false,
         tty: false,
         security: Security {

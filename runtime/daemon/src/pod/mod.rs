@@ -17,6 +17,7 @@ pub mod record;
 pub mod signal;
 pub mod spec;
 pub mod state;
+pub mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ use crate::guest::probe::Probe;
 use crate::network::Network;
 use crate::scratch::Scratch;
 use crate::store::Store;
+use volumes::Volumes;
 
 /// How long a killed container may take to be reported dead.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,6 +64,7 @@ pub struct Host {
     pub cgroups: Cgroups,
     pub scratch: Scratch,
     pub probe: Probe,
+    pub volumes: Volumes,
 }
 
 /// What a pod's owner published last.

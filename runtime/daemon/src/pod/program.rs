@@ -26,7 +26,7 @@ pub enum ProgramError {
     Resource { name: &'static str, value: i64 },
 }
 
-/// Makes the agent's request; its layers are filled in later.
+/// Makes the agent's request; its layers and mounts are filled in later.
 pub fn describe(
     id: &str,
     spec: &ContainerSpec,
@@ -73,7 +73,6 @@ pub fn describe(
             oom_score_adj: i32::try_from(spec.resources.oom_score_adj.clamp(-1000, 1000))
                 .unwrap_or(0),
         }),
-        mounts: Vec::new(),
         readonly_rootfs: security.readonly_root,
         pid_namespace: pid_namespace.into(),
         pid_target,
@@ -82,6 +81,7 @@ pub fn describe(
         readonly_paths: security.readonly_paths.clone(),
         privileged: security.privileged,
         seccomp: Some(seccomp(security)),
+        mounts: Vec::new(),
     })
 }
 

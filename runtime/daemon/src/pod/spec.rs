@@ -4,6 +4,7 @@
 //! `cri` makes these from CRI's messages and shows them again; nothing here knows protobuf.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,11 +86,40 @@ pub struct ContainerSpec {
     pub labels: Labels,
     pub annotations: Labels,
     pub log_path: String,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     pub stdin: bool,
     pub tty: bool,
     pub security: Security,
     pub resources: Resources,
     pub stop_signal: Option<i32>,
+}
+
+/// Something that is to be mounted in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Absolute.
+    pub container_path: String,
+    pub source: MountSource,
+    pub readonly: bool,
+    /// With everything that is mounted below it.
+    pub recursive_readonly: bool,
+    pub propagation: Propagation,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A path of the host's, which may be one of kubelet's volumes.
+    Host(PathBuf),
+    /// What is at `sub_path` in an image; empty: all of it.
+    Image { image: String, sub_path: String },
+}
+
+/// Whether what the host mounts below a source later appears in the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    Private,
+    HostToContainer,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

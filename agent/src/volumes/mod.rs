@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The volumes that this guest keeps for its containers: directories and files of the scratch disk, and
+//! file systems in memory. They outlive containers and end with the guest, or when they are removed.
+//!
+//! Everything here blocks; call it from a thread that may. [`mounts`] turns what a container asks to
+//! have mounted into what its first process does.
+
+pub mod mounts;
+mod ownership;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bulkhead_proto::agent::volume::Kind as WantedKind;
+use bulkhead_proto::agent::{Ownership, Volume};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::disk::scratch;
+
+/// Where those in memory are mounted.
+const IN_MEMORY: &str = "/run/volumes";
+const MAX_VOLUMES: usize = 65536;
+const MAX_NAME_BYTES: usize = 128;
+const MAX_READ_BYTES: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("{0:?} is not the name of a volume")]
+    Name(String),
+    #[error("a volume without {0}")]
+    Missing(&'static str),
+    #[error("too many volumes: {MAX_VOLUMES}")]
+    TooMany,
+    #[error("no volume {0}")]
+    NotFound(String),
+    #[error("volume {0} is of another kind")]
+    OtherKind(String),
+    #[error("{what} volume {name}")]
+    System {
+        what: &'static str,
+        name: String,
+        source: io::Error,
+    },
+}
+
+/// What a volume is; its path is below the directory of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    Memory { size_bytes: u64 },
+    File,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    /// As it was last asked for; what containers did to it since then stays until it is asked for otherwise.
+    ownership: Ownership,
+}
+
+/// All volumes of this guest. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    on_disk: PathBuf,
+    known: Arc<Mutex<HashMap<String, Entry>>>,
+}
+
+impl Default for Volumes {
+    fn default() -> Self {
+        Self {
+            on_disk: Path::new(scratch::MOUNT).join("volumes"),
+            known: Arc::default(),
+        }
+    }
+}
+
+impl Volumes {
+    /// Makes a volume, or sees that it is there.
+    pub fn ensure(&self, volume: Option<Volume>) -> Result<(), VolumeError> {
+        let volume = volume.ok_or(VolumeError::Missing("a description"))?;
+        let name = volume.name;
+        check_name(&name)?;
+        let ownership = volume.ownership.ok_or(VolumeError::Missing("an owner"))?;
+        let kind = match volume.kind.ok_or(VolumeError::Missing("a kind"))? {
+            WantedKind::Directory(_) => Kind::Directory,
+            WantedKind::Memory(memory) => Kind::Memory {
+                size_bytes: memory.size_bytes,
+            },
+            WantedKind::File(_) => Kind::File,
+        };
+        let path = self.path(&name, kind);
+        let mut known = self.lock();
+        let full = known.len() >= MAX_VOLUMES;
+        match known.get_mut(&name) {
+            Some(entry) if entry.kind != kind => Err(VolumeError::OtherKind(name)),
+            Some(entry) if entry.ownership == ownership => Ok(()),
+            Some(entry) => {
+                set_ownership(&name, &path, &ownership)?;
+                entry.ownership = ownership;
+                Ok(())
+            }
+            None if full => Err(VolumeError::TooMany),
+            None => {
+                let made = make(kind, &path).map_err(failed("make", &name));
+                let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
+                if made.is_err() {
+                    let _ = unmake(kind, &path);
+                }
+                made.map(|()| drop(known.insert(name, Entry { kind, ownership })))
+            }
+        }
+    }
+
+    /// One that is not there is fine.
+    pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
+        let mut known = self.lock();
+        let Some(kind) = known.get(name).map(|entry| entry.kind) else {
+            return Ok(());
+        };
+        unmake(kind, &self.path(name, kind)).map_err(failed("remove", name))?;
+        known.remove(name);
+        Ok(())
+    }
+
+    /// At most the last `limit` bytes of a volume that is a file.
+    pub fn read_end(&self, name: &str, limit: u32) -> Result<Vec<u8>, VolumeError> {
+        let kind = self.lock().get(name).map(|entry| entry.kind);
+        let path = match kind {
+            Some(Kind::File) => self.path(name, Kind::File),
+            Some(_) => return Err(VolumeError::OtherKind(name.to_owned())),
+            None => return Err(VolumeError::NotFound(name.to_owned())),
+        };
+        read_end(&path, u64::from(limit).min(MAX_READ_BYTES)).map_err(failed("read", name))
+    }
+
+    /// Where a volume is in the agent's tree.
+    fn find(&self, name: &str) -> Result<PathBuf, VolumeError> {
+        let known = self.lock();
+        let entry = known.get(name);
+        let entry = entry.ok_or_else(|| VolumeError::NotFound(name.to_owned()))?;
+        Ok(self.path(name, entry.kind))
+    }
+
+    fn path(&self, name: &str, kind: Kind) -> PathBuf {
+        match kind {
+            Kind::Directory | Kind::File => self.on_disk.join(name),
+            Kind::Memory { .. } => Path::new(IN_MEMORY).join(name),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> VolumeError {
+    let name = name.to_owned();
+    move |source| VolumeError::System { what, name, source }
+}
+
+fn set_ownership(name: &str, path: &Path, ownership: &Ownership) -> Result<(), VolumeError> {
+    ownership::set_at(path, ownership).map_err(failed("set the owner of", name))
+}
+
+fn make(kind: Kind, path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match kind {
+        Kind::Directory => fs::create_dir(path),
+        Kind::File => File::create_new(path).map(drop),
+        Kind::Memory { size_bytes } => {
+            fs::create_dir(path)?;
+            let size = match size_bytes {
+                0 => "mode=0777".to_owned(),
+                bytes => format!("mode=0777,size={bytes}"),
+            };
+            let options = std::ffi::CString::new(size)?;
+            let options = Some(options.as_c_str());
+            Ok(mount(
+                c"tmpfs",
+                path,
+                c"tmpfs",
+                MountFlags::empty(),
+                options,
+            )?)
+        }
+    }
+}
+
+fn unmake(kind: Kind, path: &Path) -> io::Result<()> {
+    let removed = match kind {
+        Kind::Directory => fs::remove_dir_all(path),
+        Kind::File => fs::remove_file(path),
+        Kind::Memory { .. } => {
+            // Not mounted if it could not be made.
+            let _ = unmount(path, UnmountFlags::DETACH);
+            fs::remove_dir(path)
+        }
+    };
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The file is the agent's; what is in it is a container's.
+fn read_end(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+    let mut content = Vec::new();
+    file.take(limit).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// A name becomes that of a directory.
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let starts_well = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    if starts_well && name.len() <= MAX_NAME_BYTES && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(VolumeError::Name(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use bulkhead_proto::agent::{MemoryDirectory, ScratchDirectory, WritableFile};
+
+    use super::*;
+
+    fn volumes() -> (tempfile::TempDir, Volumes) {
+        let directory = tempfile::tempdir().unwrap();
+        let volumes = Volumes {
+            on_disk: directory.path().join("volumes"),
+            known: Arc::default(),
+        };
+        (directory, volumes)
+    }
+
+    /// Owned by whoever runs the test.
+    fn volume(name: &str, mode: u32, kind: WantedKind) -> Option<Volume> {
+        Some(Volume {
+            name: name.into(),
+            ownership: Some(Ownership {
+                mode,
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            }),
+            kind: Some(kind),
+        })
+    }
+
+    #[test]
+    fn a_volume_is_made_once_and_changed_only_when_asked_otherwise() {
+        let (_directory, volumes) = volumes();
+        let directory = || WantedKind::Directory(ScratchDirectory {});
+        volumes.ensure(volume("data", 0o2770, directory())).unwrap();
+        let path = volumes.find("data").unwrap();
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(), 0o2770);
+        fs::write(path.join("kept"), "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        volumes.ensure(volume("data", 0o2770, directory())).unwrap();
+        assert_eq!(mode(), 0o700, "what a container did stays");
+        volumes.ensure(volume("data", 0o755, directory())).unwrap();
+        assert_eq!(mode(), 0o755);
+        assert!(path.join("kept").exists());
+        let other = WantedKind::Memory(MemoryDirectory { size_bytes: 1 });
+        assert!(matches!(
+            volumes.ensure(volume("data", 0o755, other)),
+            Err(VolumeError::OtherKind(_))
+        ));
+        volumes.remove("data").unwrap();
+        assert!(!path.exists());
+        volumes.remove("data").unwrap();
+    }
+
+    #[test]
+    fn of_a_file_the_end_is_read_and_no_more_than_allowed() {
+        let (_directory, volumes) = volumes();
+        let file = WantedKind::File(WritableFile {});
+        volumes.ensure(volume("log", 0o666, file)).unwrap();
+        fs::write(volumes.find("log").unwrap(), "0123456789").unwrap();
+        assert_eq!(volumes.read_end("log", 4).unwrap(), b"6789");
+        assert_eq!(volumes.read_end("log", u32::MAX).unwrap(), b"0123456789");
+        let big = vec![b'x'; 100 << 10];
+        fs::write(volumes.find("log").unwrap(), big).unwrap();
+        assert_eq!(volumes.read_end("log", u32::MAX).unwrap().len(), 64 << 10);
+        assert!(matches!(
+            volumes.read_end("other", 4),
+            Err(VolumeError::NotFound(_))
+        ));
+    }
+
+    #[test]
+    fn names_are_safe_as_names_of_directories() {
+        for good in ["a", "empty-data", "log-0123.a_b"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "ä", &"x".repeat(129)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the mounts that a container is to have to those that its first process makes: sources are found
+//! and checked when the container is created, so that what is wrong is an error of that call.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use bulkhead_proto::agent::mount::Source;
+use bulkhead_proto::agent::{Mount, Ownership, Propagation};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::io::Errno;
+
+use super::{VolumeError, Volumes, ownership};
+use crate::init::config::BindMount;
+
+/// A container with more is refused. Each is a descriptor of its first process for a moment.
+const MAX_MOUNTS: usize = 8192;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    #[error("too many mounts: {0}, possible are {MAX_MOUNTS}")]
+    TooMany(usize),
+    #[error("{0:?} is not a place where something can be mounted")]
+    Target(String),
+    #[error("mount at {target}: {reason}")]
+    Source {
+        target: String,
+        reason: &'static str,
+    },
+    #[error("mount at {target}")]
+    Volume { target: String, source: VolumeError },
+    #[error("mount at {target}: {sub_path:?} of the volume")]
+    SubPath {
+        target: String,
+        sub_path: String,
+        source: io::Error,
+    },
+}
+
+/// Finds the sources and says what is to be mounted, parents before what is below them.
+pub fn resolve(volumes: &Volumes, mounts: &[Mount]) -> Result<Vec<BindMount>, MountError> {
+    if mounts.len() > MAX_MOUNTS {
+        return Err(MountError::TooMany(mounts.len()));
+    }
+    let resolved: Result<Vec<_>, _> = mounts
+        .iter()
+        .map(|mount| resolve_one(volumes, mount))
+        .collect();
+    let mut resolved = resolved?;
+    // Stable: of two at one place the later one covers the earlier.
+    resolved.sort_by_key(|mount| Path::new(&mount.target).components().count());
+    Ok(resolved)
+}
+
+fn resolve_one(volumes: &Volumes, mount: &Mount) -> Result<BindMount, MountError> {
+    let target = target(&mount.container_path)?;
+    let because = |reason| MountError::Source {
+        target: target.clone(),
+        reason,
+    };
+    let source = match &mount.source {
+        Some(Source::Volume(name)) => volumes.find(name).map_err(|source| MountError::Volume {
+            target: target.clone(),
+            source,
+        })?,
+        Some(Source::Shared(_)) => return Err(because("this agent has no file server")),
+        Some(Source::Image(_)) => return Err(because("this agent mounts no image volumes")),
+        None => return Err(because("nothing is given to be mounted")),
+    };
+    let found = find_sub_path(&source, &mount.sub_path, mount.made_as.as_ref());
+    found.map_err(|source| MountError::SubPath {
+        target: target.clone(),
+        sub_path: mount.sub_path.clone(),
+        source,
+    })?;
+    Ok(BindMount {
+        source: source.to_string_lossy().into_owned(),
+        sub_path: mount.sub_path.clone(),
+        readonly: mount.readonly || mount.recursive_readonly,
+        recursive_readonly: mount.recursive_readonly,
+        follows_host: mount.propagation() == Propagation::HostToContainer,
+        no_exec: false,
+        target,
+    })
+}
+
+/// An absolute path without `.` and `..`, which is not the root.
+fn target(path: &str) -> Result<String, MountError> {
+    let refused = || MountError::Target(path.to_owned());
+    let clean = Path::new(path);
+    if !clean.is_absolute() || path.contains('\0') {
+        return Err(refused());
+    }
+    let names: Option<PathBuf> = clean
+        .components()
+        .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+        .map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let names = names.filter(|names| !names.as_os_str().is_empty());
+    let names = names.ok_or_else(refused)?;
+    Ok(Path::new("/").join(names).to_string_lossy().into_owned())
+}
+
+/// Opens what is at `sub_path` below `source` as a place. Links that lead out are refused, and so are the
+/// kernel's magic ones: containers write in volumes.
+pub fn open_sub_path(source: &Path, sub_path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    if sub_path.is_empty() {
+        return Ok(root);
+    }
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    openat2(&root, sub_path, flags, Mode::empty(), beneath)
+}
+
+/// The same, made directory by directory if it is not there and may be made.
+fn find_sub_path(source: &Path, sub_path: &str, made_as: Option<&Ownership>) -> io::Result<()> {
+    match (open_sub_path(source, sub_path), made_as) {
+        (Err(Errno::NOENT), Some(made_as)) => make_below(source, Path::new(sub_path), made_as),
+        (Err(Errno::XDEV), _) => Err(io::Error::other("leads out of the volume")),
+        (found, _) => Ok(found.map(drop)?),
+    }
+}
+
+fn make_below(source: &Path, sub_path: &Path, made_as: &Ownership) -> io::Result<()> {
+    let mut so_far = PathBuf::new();
+    for part in sub_path.components() {
+        let Component::Normal(name) = part else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = open_sub_path(source, &so_far.to_string_lossy())?;
+        make_directory(&parent, name, made_as)?;
+        so_far.push(name);
+    }
+    Ok(open_sub_path(source, &sub_path.to_string_lossy()).map(drop)?)
+}
+
+fn make_directory(parent: &OwnedFd, name: &OsStr, made_as: &Ownership) -> io::Result<()> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+        Err(Errno::EXIST) => return Ok(()),
+        made => made?,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    ownership::set(&made, made_as)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn targets_are_absolute_clean_and_not_the_root() {
+        for (path, expected) in [("/a", "/a"), ("/a//b/./c/", "/a/b/c")] {
+            assert_eq!(target(path).unwrap(), expected);
+        }
+        for path in ["", "a", "/", "//", "/.", "/a/../b", "/a\0"] {
+            assert!(target(path).is_err(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn parents_are_mounted_before_what_is_below_them_and_equals_stay_in_order() {
+        let mount = |path: &str| Mount {
+            container_path: path.into(),
+            ..Default::default()
+        };
+        let mut targets: Vec<_> = ["/a/b/c", "/d", "/a/b", "/e"]
+            .map(|path| target(&mount(path).container_path).unwrap())
+            .to_vec();
+        targets.sort_by_key(|path| Path::new(path).components().count());
+        assert_eq!(targets, ["/d", "/e", "/a/b", "/a/b/c"]);
+    }
+
+    #[test]
+    fn a_sub_path_is_made_where_it_may_be_and_never_leads_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        let made_as = Ownership {
+            mode: 0o2775,
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        };
+        let find = |path: &str, made: bool| find_sub_path(&root, path, made.then_some(&made_as));
+        assert!(find("a/b", false).is_err());
+        find("a/b", true).unwrap();
+        assert_eq!(
+            fs::metadata(root.join("a/b")).unwrap().mode() & 0o7777,
+            0o2775
+        );
+        fs::write(root.join("file"), "").unwrap();
+        find("file", true).unwrap();
+        symlink("a/b", root.join("inside")).unwrap();
+        find("inside", true).unwrap();
+        for (name, leads) in [
+            ("up", "../.."),
+            ("etc", "/etc"),
+            ("magic", "/proc/self/root"),
+        ] {
+            symlink(leads, root.join(name)).unwrap();
+            assert!(find(name, true).is_err(), "{name}");
+            assert!(find(&format!("{name}/new"), true).is_err(), "{name}/new");
+        }
+        assert!(find("../x", true).is_err());
+        assert!(find("/etc", true).is_err());
+    }
+}

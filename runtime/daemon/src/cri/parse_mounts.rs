@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+//! CRI's mounts in our own words.
+
+use std::path::{Component, Path};
+
+use bulkhead_proto::cri;
+
+use super::parse::{ParseError, not_yet, wrong};
+use crate::pod::spec::{Mount, MountSource, Propagation};
+
+/// What may be covered below /proc; the agent has the last word, which knows where links lead.
+const PROC: &str = "/proc";
+
+pub fn mounts(given: Vec<cri::Mount>) -> Result<Vec<Mount>, ParseError> {
+    given.into_iter().map(mount).collect()
+}
+
+fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
+    let container_path = container_path(&given.container_path)?;
+    let propagation = match given.propagation() {
+        cri::MountPropagation::PropagationPrivate => Propagation::Private,
+        cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        cri::MountPropagation::PropagationBidirectional => {
+            return Err(wrong(
+                "bidirectional propagation (the pod has a kernel of its own, whose mounts the host cannot see) at",
+                container_path,
+            ));
+        }
+    };
+    if !given.uid_mappings.is_empty() || !given.gid_mappings.is_empty() {
+        return Err(not_yet("mount with mapped ids at", container_path));
+    }
+    if let Some(option) = given.mount_options.first() {
+        return Err(not_yet("mount option", option));
+    }
+    if given.recursive_read_only {
+        if !given.readonly {
+            return Err(wrong(
+                "recursive_read_only without readonly at",
+                container_path,
+            ));
+        }
+        if propagation != Propagation::Private {
+            return Err(wrong(
+                "recursive_read_only with a propagation that is not private at",
+                container_path,
+            ));
+        }
+    }
+    let image = given.image.filter(|image| !image.image.is_empty());
+    let readonly = given.readonly || image.is_some();
+    let source = match image {
+        Some(_) if !given.host_path.is_empty() => {
+            return Err(wrong(
+                "a mount of an image and a host path at",
+                container_path,
+            ));
+        }
+        Some(image) => MountSource::Image {
+            image: image.image,
+            sub_path: sub_path(given.image_sub_path)?,
+        },
+        None if !given.image_sub_path.is_empty() => {
+            return Err(wrong(
+                "image_sub_path without an image",
+                given.image_sub_path,
+            ));
+        }
+        None if !Path::new(&given.host_path).is_absolute() => {
+            return Err(wrong("host_path of a mount", given.host_path));
+        }
+        None => MountSource::Host(given.host_path.into()),
+    };
+    Ok(Mount {
+        container_path,
+        source,
+        readonly,
+        recursive_readonly: given.recursive_read_only,
+        propagation,
+    })
+}
+
+/// As containerd takes it: a relative path begins at the root.
+fn container_path(given: &str) -> Result<String, ParseError> {
+    let refused = || wrong("container_path of a mount", given);
+    let mut path = Path::new("/").to_owned();
+    for part in Path::new(given).components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(refused()),
+        }
+    }
+    if path == Path::new("/") || path == Path::new(PROC) || given.contains('\0') {
+        return Err(refused());
+    }
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn sub_path(given: String) -> Result<String, ParseError> {
+    let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&given).components().all(inside) || given.contains('\0') {
+        return Err(wrong("image_sub_path", given));
+    }
+    Ok(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given() -> cri::Mount {
+        cri::Mount {
+            container_path: "/data".into(),
+            host_path: "/srv".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_mount_of_a_host_path_is_taken_as_it_is() {
+        let parsed = mount(cri::Mount {
+            container_path: "data//x/.".into(),
+            readonly: true,
+            recursive_read_only: true,
+            selinux_relabel: true,
+            ..given()
+        })
+        .unwrap();
+        assert_eq!(
+            parsed,
+            Mount {
+                container_path: "/data/x".into(),
+                source: MountSource::Host("/srv".into()),
+                readonly: true,
+                recursive_readonly: true,
+                propagation: Propagation::Private,
+            }
+        );
+    }
+
+    #[test]
+    fn an_image_is_always_mounted_read_only() {
+        let image = Some(cri::ImageSpec {
+            image: "busybox".into(),
+            ..Default::default()
+        });
+        let parsed = mount(cri::Mount {
+            host_path: String::new(),
+            image,
+            image_sub_path: "etc".into(),
+            ..given()
+        })
+        .unwrap();
+        assert!(parsed.readonly);
+        assert_eq!(
+            parsed.source,
+            MountSource::Image {
+                image: "busybox".into(),
+                sub_path: "etc".into()
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_not_possible_is_refused_with_the_place_that_was_meant() {
+        type Change = fn(&mut cri::Mount);
+        let table: [(Change, &str); 12] = [
+            (|m| m.container_path.clear(), "container_path"),
+            (|m| m.container_path = "/".into(), "container_path"),
+            (|m| m.container_path = "/a/../..".into(), "container_path"),
+            (|m| m.container_path = "/proc".into(), "/proc"),
+            (|m| m.host_path = "srv".into(), "host_path"),
+            (|m| m.host_path.clear(), "host_path"),
+            (|m| m.propagation = 2, "bidirectional"),
+            (
+                |m| m.uid_mappings = vec![cri::IdMapping::default()],
+                "mapped",
+            ),
+            (|m| m.recursive_read_only = true, "without readonly"),
+            (
+                |m| {
+                    (m.recursive_read_only, m.readonly, m.propagation) = (true, true, 1);
+                },
+                "propagation",
+            ),
+            (|m| m.image_sub_path = "x".into(), "without an image"),
+            (|m| m.mount_options = vec!["sync".into()], "sync"),
+        ];
+        for (change, word) in table {
+            let mut one = given();
+            change(&mut one);
+            let error = mount(one).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Volumes: what containers mount beside their images.
+//!
+//! [`kind`] tells by a host path's place which of kubelet's volumes it is, [`mountinfo`] is what the host has mounted,
+//! this file makes of both what the guest is told. [`mounting`] is the owner's part: it has the guest make what is
+//! missing when a container is created.
+//!
+//! What an emptyDir holds on the host is not carried in: kubelet makes it empty, and only mode and owner matter.
+
+pub mod kind;
+pub mod mountinfo;
+mod mounting;
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use self::kind::Place;
+use self::mountinfo::{Mounts, join};
+use crate::guest::agent::AgentError;
+use crate::guest::protocol::{self, Ownership, volume::Kind};
+
+/// An error about a volume of a container.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("mount of {path}: {what} is not supported by this version")]
+    NotSupported { what: &'static str, path: PathBuf },
+    #[error("mount of {path}")]
+    Look { path: PathBuf, source: io::Error },
+    #[error("mount of {path}: the volume it was made from is gone")]
+    Gone { path: PathBuf },
+    #[error("make volume {name} in the guest")]
+    Make { name: String, source: AgentError },
+}
+
+/// A host path that a container mounts, found out.
+#[derive(Debug)]
+pub enum Found {
+    /// Kept by the guest.
+    Guest(InGuest),
+    /// A file or directory of the host.
+    Shared(PathBuf),
+}
+
+#[derive(Debug)]
+pub struct InGuest {
+    pub volume: protocol::Volume,
+    pub sub_path: PathBuf,
+    /// How the sub-path is made where the volume lacks it.
+    pub made_as: Option<Ownership>,
+}
+
+/// Finds out what host paths are.
+#[derive(Debug)]
+pub struct Volumes {
+    kubelet_roots: Vec<PathBuf>,
+}
+
+impl Volumes {
+    pub fn new(kubelet_roots: Vec<PathBuf>) -> Self {
+        Self { kubelet_roots }
+    }
+
+    /// For a container `id` of a pod with the Kubernetes uid `uid`. Blocks. A path that is not there becomes a
+    /// directory, as with other runtimes.
+    pub fn find(&self, uid: &str, id: &str, path: &Path) -> Result<Found, VolumeError> {
+        let look = |source| VolumeError::Look {
+            path: path.to_owned(),
+            source,
+        };
+        if !path.exists() {
+            std::fs::create_dir_all(path).map_err(look)?;
+        }
+        let real = path.canonicalize().map_err(look)?;
+        let metadata = real.symlink_metadata().map_err(look)?;
+        let mounts = Mounts::read().map_err(look)?;
+        let place = self.place(uid, &real, &mounts);
+        let made_as = Some(ownership(&metadata));
+        match place {
+            Place::EmptyDir {
+                volume,
+                directory,
+                sub_path,
+            } => Ok(Found::Guest(InGuest {
+                volume: empty_dir(&volume, &directory, &mounts)?,
+                made_as: made_as.filter(|_| !sub_path.as_os_str().is_empty()),
+                sub_path,
+            })),
+            Place::TerminationLog if metadata.is_file() => Ok(Found::Guest(InGuest {
+                volume: protocol::Volume {
+                    name: format!("termination-log-{id}"),
+                    ownership: made_as,
+                    kind: Some(Kind::File(protocol::WritableFile {})),
+                },
+                sub_path: PathBuf::new(),
+                made_as: None,
+            })),
+            Place::Lost => Err(VolumeError::Gone {
+                path: path.to_owned(),
+            }),
+            Place::Mirrored { .. } | Place::EtcHosts => Err(VolumeError::NotSupported {
+                what: "a volume that is mirrored",
+                path: path.to_owned(),
+            }),
+            Place::TerminationLog | Place::Shared => {
+                let kind = metadata.file_type();
+                if kind.is_block_device() || kind.is_char_device() {
+                    return Err(VolumeError::NotSupported {
+                        what: "a device that is mounted and not given as one",
+                        path: path.to_owned(),
+                    });
+                }
+                Ok(Found::Shared(real))
+            }
+        }
+    }
+
+    fn place(&self, uid: &str, real: &Path, mounts: &Mounts) -> Place {
+        // Often a link to a larger disk.
+        let roots = self
+            .kubelet_roots
+            .iter()
+            .filter_map(|root| root.canonicalize().ok());
+        roots
+            .map(|root| kind::place(&root, uid, real, mounts, volumes_called))
+            .find(|place| *place != Place::Shared)
+            .unwrap_or(Place::Shared)
+    }
+}
+
+/// The directories of a pod's volumes that have this name: one for each plugin that has one.
+fn volumes_called(pod: &Path, name: &str) -> Vec<PathBuf> {
+    let plugins = std::fs::read_dir(pod.join("volumes"));
+    let plugins = plugins.into_iter().flatten().flatten();
+    plugins
+        .map(|plugin| plugin.path().join(name))
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+fn empty_dir(
+    volume: &str,
+    directory: &Path,
+    mounts: &Mounts,
+) -> Result<protocol::Volume, VolumeError> {
+    let look = |source| VolumeError::Look {
+        path: directory.to_owned(),
+        source,
+    };
+    let metadata = directory.symlink_metadata().map_err(look)?;
+    let medium = mounts.at(directory);
+    let kind = match medium.map(|mounted| mounted.kind.as_str()) {
+        // Of a disk that kubelet mounted for it, the guest's takes the place.
+        None => Kind::Directory(protocol::ScratchDirectory {}),
+        Some("tmpfs") => Kind::Memory(protocol::MemoryDirectory {
+            size_bytes: medium.and_then(|mounted| mounted.size_bytes()).unwrap_or(0),
+        }),
+        Some("hugetlbfs") => {
+            return Err(VolumeError::NotSupported {
+                what: "an emptyDir of huge pages",
+                path: directory.to_owned(),
+            });
+        }
+        Some(_) => Kind::Directory(protocol::ScratchDirectory {}),
+    };
+    Ok(protocol::Volume {
+        name: format!("empty-dir-{volume}"),
+        ownership: Some(ownership(&metadata)),
+        kind: Some(kind),
+    })
+}
+
+fn ownership(metadata: &std::fs::Metadata) -> Ownership {
+    Ownership {
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    }
+}
+
+/// A path in the guest's words.
+fn text(path: &Path) -> String {
+    join(Path::new(""), path).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn kubelet() -> (tempfile::TempDir, Volumes, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().join("real");
+        let root = directory.path().join("kubelet");
+        let pod = real.join("pods/uid");
+        std::fs::create_dir_all(pod.join("volumes/kubernetes.io~empty-dir/data")).unwrap();
+        std::fs::create_dir_all(pod.join("containers/main")).unwrap();
+        std::fs::write(pod.join("containers/main/0a1b"), "").unwrap();
+        symlink(&real, &root).unwrap();
+        (directory, Volumes::new(vec![root.clone()]), root)
+    }
+
+    fn in_guest(found: Found) -> InGuest {
+        match found {
+            Found::Guest(guest) => guest,
+            Found::Shared(path) => panic!("{} is shared", path.display()),
+        }
+    }
+
+    #[test]
+    fn an_empty_dir_carries_its_mode_also_where_kubelets_directory_is_a_link() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_directory, volumes, root) = kubelet();
+        let path = root.join("pods/uid/volumes/kubernetes.io~empty-dir/data");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o2777)).unwrap();
+        let guest = in_guest(volumes.find("uid", "c", &path).unwrap());
+        assert_eq!(guest.volume.name, "empty-dir-data");
+        assert_eq!(guest.volume.ownership.unwrap().mode, 0o2777);
+        assert!(matches!(guest.volume.kind, Some(Kind::Directory(_))));
+        assert_eq!((guest.sub_path.as_os_str().len(), guest.made_as), (0, None));
+    }
+
+    #[test]
+    fn a_termination_log_is_a_file_of_its_container() {
+        let (_directory, volumes, root) = kubelet();
+        let path = root.join("pods/uid/containers/main/0a1b");
+        let guest = in_guest(volumes.find("uid", "c", &path).unwrap());
+        assert_eq!(guest.volume.name, "termination-log-c");
+    }
+
+    #[test]
+    fn other_paths_are_shared_with_links_followed_and_made_if_they_are_missing() {
+        let (directory, volumes, root) = kubelet();
+        let missing = directory.path().join("new/one");
+        symlink(&missing, directory.path().join("link")).unwrap();
+        let Found::Shared(path) = volumes.find("uid", "c", &missing).unwrap() else {
+            panic!("shared");
+        };
+        assert!(path.is_dir());
+        let link = directory.path().join("link");
+        assert!(
+            matches!(volumes.find("uid", "c", &link).unwrap(), Found::Shared(real) if real == path)
+        );
+        let others = root.join("pods/other/volumes/kubernetes.io~empty-dir/data");
+        assert!(matches!(
+            volumes.find("uid", "c", &others).unwrap(),
+            Found::Shared(_)
+        ));
+    }
+
+    #[test]
+    fn a_device_is_not_a_directory_to_be_shared() {
+        let (_directory, volumes, _root) = kubelet();
+        let error = volumes
+            .find("uid", "c", Path::new("/dev/null"))
+            .unwrap_err();
+        assert!(error.to_string().contains("/dev/null"), "{error}");
+    }
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host's mounts as /proc/self/mountinfo tells them (proc_pid_mountinfo(5)). Pure but for [`Mounts::read`].
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// What the kernel appends to the root of a mount whose source was deleted.
+const DELETED: &str = "//deleted";
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// "major:minor" of the file system.
+    pub device: String,
+    /// What of the file system is mounted here.
+    pub root: PathBuf,
+    pub at: PathBuf,
+    pub kind: String,
+    /// Of the file system, not of the mount.
+    pub options: String,
+}
+
+/// All mounts of this process's namespace, in the kernel's order.
+#[derive(Debug)]
+pub struct Mounts(Vec<Mounted>);
+
+impl Mounts {
+    pub fn read() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read(MOUNTINFO)?))
+    }
+
+    /// Lines that cannot be understood are left out.
+    pub fn parse(text: &[u8]) -> Self {
+        let lines = text.split(|byte| *byte == b'\n');
+        Self(lines.filter_map(parse_line).collect())
+    }
+
+    /// What is mounted at exactly `path`; the last of several covers the others.
+    pub fn at(&self, path: &Path) -> Option<&Mounted> {
+        self.0.iter().rev().find(|mounted| mounted.at == path)
+    }
+
+    /// The file system that `path` (without links) is on, and its path in that.
+    pub fn locate(&self, path: &Path) -> Option<(&str, PathBuf)> {
+        let above = path.ancestors();
+        let mounted = above.into_iter().find_map(|ancestor| self.at(ancestor))?;
+        let below = path.strip_prefix(&mounted.at).ok()?;
+        Some((&mounted.device, join(&mounted.root, below)))
+    }
+}
+
+impl Mounted {
+    /// The source is gone; the mount holds what is left of it.
+    pub fn is_deleted(&self) -> bool {
+        self.root.to_string_lossy().ends_with(DELETED)
+    }
+
+    /// A size among the options of a tmpfs, in bytes.
+    pub fn size_bytes(&self) -> Option<u64> {
+        let size = self
+            .options
+            .split(',')
+            .find_map(|option| option.strip_prefix("size="))?;
+        let (number, unit) = match size.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
+            Some((end, unit)) => (size.get(..end)?, Some(unit)),
+            None => (size, None),
+        };
+        let shift = match unit {
+            None => 0,
+            Some('k' | 'K') => 10,
+            Some('m' | 'M') => 20,
+            Some('g' | 'G') => 30,
+            Some(_) => return None,
+        };
+        number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    }
+}
+
+/// Without a trailing slash where nothing is below.
+pub fn join(root: &Path, below: &Path) -> PathBuf {
+    if below.as_os_str().is_empty() {
+        root.to_owned()
+    } else {
+        root.join(below)
+    }
+}
+
+/// `36 35 98:0 /root /at opts [tags...] - type source options`.
+fn parse_line(line: &[u8]) -> Option<Mounted> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+    let device = text(fields.nth(2)?)?;
+    let root = unescape(fields.next()?);
+    let at = unescape(fields.next()?);
+    fields.find(|field| *field == b"-")?;
+    let kind = text(fields.next()?)?;
+    let options = text(fields.nth(1)?)?;
+    Some(Mounted {
+        device,
+        root,
+        at,
+        kind,
+        options,
+    })
+}
+
+/// The kernel writes space, tab, line feed, backslash and '#' as three octal digits after a backslash.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        match (first, octal(tail)) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    let digits = digits.get(..3)?;
+    digits.iter().try_fold(0u8, |value, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 8)?;
+        value.checked_mul(8)?.checked_add(digit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &[u8] = b"\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+30 22 0:50 / /k/pods/u/volumes/kubernetes.io~empty-dir/mem rw shared:7 master:2 - tmpfs tmpfs rw,size=1024k\n\
+31 22 8:1 /k/pods/u/volumes/kubernetes.io~empty-dir/d/a\\040b /k/sub/0 rw - ext4 /dev/sda1 rw\n\
+32 22 8:1 /gone//deleted /k/sub/1 rw - ext4 /dev/sda1 rw\n\
+nonsense\n\
+33 22 8:17 /inner /mnt rw - ext4 /dev/sdb1 rw\n";
+
+    #[test]
+    fn mounts_are_found_by_their_place() {
+        let mounts = Mounts::parse(TEXT);
+        let memory = mounts
+            .at(Path::new("/k/pods/u/volumes/kubernetes.io~empty-dir/mem"))
+            .unwrap();
+        assert_eq!(
+            (memory.kind.as_str(), memory.size_bytes()),
+            ("tmpfs", Some(1 << 20))
+        );
+        let bind = mounts.at(Path::new("/k/sub/0")).unwrap();
+        assert!(bind.root.ends_with("d/a b"), "{bind:?}");
+        assert!(mounts.at(Path::new("/k/sub/1")).unwrap().is_deleted());
+        assert_eq!(mounts.at(Path::new("/k")), None);
+    }
+
+    #[test]
+    fn a_path_is_located_in_its_file_system() {
+        let mounts = Mounts::parse(TEXT);
+        for (path, device, inside) in [
+            ("/k/x", "8:1", "/k/x"),
+            ("/mnt", "8:17", "/inner"),
+            ("/mnt/a", "8:17", "/inner/a"),
+        ] {
+            let found = mounts.locate(Path::new(path)).unwrap();
+            assert_eq!(found, (device, inside.into()), "{path}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units_and_nonsense_has_none() {
+        let of = |options: &str| {
+            let mut mounted = Mounts::parse(TEXT).0.remove(0);
+            mounted.options = options.into();
+            mounted.size_bytes()
+        };
+        assert_eq!(of("rw,size=7"), Some(7));
+        assert_eq!(of("rw,size=2m,nr_inodes=1"), Some(2 << 20));
+        assert_eq!(of("rw"), None);
+        assert_eq!(of("size=x"), None);
+        assert_eq!(of("size=99999999999999999999k"), None);
+        assert_eq!(of("size=18446744073709551615k"), None);
+    }
+
+    #[test]
+    fn escapes_are_octal_and_a_lone_backslash_is_itself() {
+        assert_eq!(unescape(b"a\\040b\\134c"), Path::new("a b\\c"));
+        assert_eq!(unescape(b"a\\9\\04"), Path::new("a\\9\\04"));
+        assert_eq!(unescape(b"\\777"), Path::new("\\777"));
+    }
+}

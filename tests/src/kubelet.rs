@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What kubelet has on the host for one pod: the directories, files and mounts that it makes before it asks for a
+//! container. Dropping it takes them away.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bulkhead_proto::cri::{ContainerConfig, Mount};
+
+/// The volumes of one pod, below a root of their own that is a link, as kubelet's often is.
+#[derive(Debug)]
+pub struct Kubelet {
+    root: tempfile::TempDir,
+    pod: PathBuf,
+    mounted: Vec<PathBuf>,
+    states: usize,
+}
+
+impl Kubelet {
+    /// For the pod with this uid.
+    pub fn new(uid: &str) -> Self {
+        // On a disk: an emulated host's root is none that everything can be mounted over.
+        fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
+        let root = tempfile::Builder::new()
+            .prefix("kubelet-")
+            .tempdir_in("/var/lib/bulkhead")
+            .expect("a root for kubelet");
+        fs::create_dir(root.path().join("real")).expect("kubelet's real root");
+        symlink("real", root.path().join("link")).expect("a link to it");
+        let pod = root.path().join("link/pods").join(uid);
+        fs::create_dir_all(pod.join("volumes")).expect("the pod's directory");
+        Self {
+            root,
+            pod,
+            mounted: Vec::new(),
+            states: 0,
+        }
+    }
+
+    /// The line of a daemon's configuration that says where this kubelet is.
+    pub fn config(&self) -> String {
+        let root = self.root.path().join("link");
+        format!("volumes.kubelet_roots = [\"{}\"]", root.display())
+    }
+
+    /// A directory for a volume, open for all as kubelet makes it.
+    pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
+        let path = self.pod.join("volumes").join(plugin).join(name);
+        fs::create_dir_all(&path).expect("a volume's directory");
+        fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("its mode");
+        path
+    }
+
+    pub fn empty_dir(&self, name: &str) -> PathBuf {
+        self.volume("kubernetes.io~empty-dir", name)
+    }
+
+    /// An emptyDir in memory with a size limit.
+    pub fn memory_dir(&mut self, name: &str, size_kib: u64) -> PathBuf {
+        let path = self.empty_dir(name);
+        let size = format!("mode=0777,size={size_kib}k");
+        self.mount(&["-t", "tmpfs", "-o", &size, "tmpfs"], &path);
+        path
+    }
+
+    /// Gives a volume to a group as `fsGroup` does.
+    pub fn set_group(&self, volume: &Path, gid: u32) {
+        chown(volume, None, Some(gid)).expect("chown");
+        fs::set_permissions(volume, Permissions::from_mode(0o2775)).expect("chmod");
+    }
+
+    /// Bind-mounts what is at `sub_path` of a volume where kubelet does, made if it is missing.
+    pub fn sub_path(&mut self, volume: &Path, sub_path: &str, container: &str) -> PathBuf {
+        let source = volume.join(sub_path);
+        if !source.exists() {
+            fs::create_dir_all(&source).expect("the sub-path");
+        }
+        let name = volume.file_name().expect("a volume's name");
+        let directory = self.pod.join("volume-subpaths").join(name).join(container);
+        let path = directory.join(self.mounted.len().to_string());
+        if source.is_dir() {
+            fs::create_dir_all(&path).expect("the mount point");
+        } else {
+            fs::create_dir_all(&directory).expect("the mount point's directory");
+            fs::write(&path, "").expect("the mount point");
+        }
+        let source = source.display().to_string();
+        self.mount(&["--bind", &source], &path);
+        path
+    }
+
+    /// Writes a new state of a volume and swaps it in as kubelet does.
+    pub fn write(&mut self, volume: &Path, files: &[(&str, &str)], mode: u32) {
+        self.states += 1;
+        let state = format!("..2026_11_25_{}", self.states);
+        let old = fs::read_link(volume.join("..data")).ok();
+        fs::create_dir(volume.join(&state)).expect("a state's directory");
+        for (name, content) in files {
+            let path = volume.join(&state).join(name);
+            fs::write(&path, content).expect("a file");
+            fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its mode");
+        }
+        symlink(&state, volume.join("..data_tmp")).expect("a link");
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("swap");
+        for (name, _) in files {
+            let link = volume.join(name);
+            if link.symlink_metadata().is_err() {
+                symlink(Path::new("..data").join(name), link).expect("a link");
+            }
+        }
+        for entry in fs::read_dir(volume).expect("list the volume").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with("..") && files.iter().all(|(one, _)| *one != name) {
+                fs::remove_file(entry.path()).expect("remove a link");
+            }
+        }
+        if let Some(old) = old {
+            fs::remove_dir_all(volume.join(old)).expect("remove the old state");
+        }
+    }
+
+    /// A file of the pod's directory, such as `etc-hosts` or `containers/main/0a1b`.
+    pub fn file(&self, path: &str, content: &str) -> PathBuf {
+        let path = self.pod.join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("its directory");
+        fs::write(&path, content).expect("a file");
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("its mode");
+        path
+    }
+
+    fn mount(&mut self, arguments: &[&str], at: &Path) {
+        let status = Command::new("mount").args(arguments).arg(at).status();
+        assert!(status.expect("run mount").success(), "mount {arguments:?}");
+        self.mounted.push(at.to_owned());
+    }
+
+    /// Takes everything away, as kubelet does after the pod.
+    pub fn clean_up(&mut self) {
+        for path in self.mounted.drain(..).rev() {
+            // A failed test may have left it busy.
+            let _ = Command::new("umount").arg("-l").arg(path).status();
+        }
+        let _ = fs::remove_dir_all(&self.pod);
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.clean_up();
+    }
+}
+
+/// A mount of a host path, writable.
+pub fn mount(host_path: &Path, container_path: &str) -> Mount {
+    Mount {
+        host_path: host_path.display().to_string(),
+        container_path: container_path.into(),
+        ..Default::default()
+    }
+}
+
+/// The same, read-only.
+pub fn readonly(host_path: &Path, container_path: &str) -> Mount {
+    Mount {
+        readonly: true,
+        ..mount(host_path, container_path)
+    }
+}
+
+/// A container's configuration with mounts.
+pub fn with_mounts(config: ContainerConfig, mounts: Vec<Mount>) -> ContainerConfig {
+    ContainerConfig { mounts, ..config }
+}
