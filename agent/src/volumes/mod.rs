@@ -110,7 +110,9 @@ impl Volumes {
                 if made.is_err() {
                     let _ = unmake(kind, &path);
                 }
-                made.map(|()| drop(known.insert(name, Entry { kind, ownership })))
+                made?;
+                known.insert(name, Entry { kind, ownership });
+                Ok(())
             }
         }
     }
