@@ -10,4 +10,5 @@ mod many;
 mod network;
 mod pods;
 mod restart;
+mod security;
 mod volumes;

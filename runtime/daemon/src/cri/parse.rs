@@ -200,10 +200,8 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
             pid: PidMode::Container,
         });
     };
-    if let Some(apparmor) = &context.apparmor
-        && apparmor.profile_type() == ProfileType::Localhost
-    {
-        return Err(not_yet("AppArmor profile", &apparmor.localhost_ref));
+    if let Some(name) = apparmor_profile(&context) {
+        return Err(not_yet("AppArmor profile", name));
     }
     if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
         return Err(wrong("a user by number and name", &context.run_as_username));
@@ -255,6 +253,16 @@ fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Secur
         seccomp: seccomp(context.seccomp, &context.seccomp_profile_path)?,
         pid: pid_mode(context.namespace_options)?,
     })
+}
+
+/// The profile that is asked for by name. A guest has no AppArmor: the default is none, as on hosts without it.
+fn apparmor_profile(context: &cri::LinuxContainerSecurityContext) -> Option<&str> {
+    if let Some(profile) = &context.apparmor {
+        let by_name = profile.profile_type() == ProfileType::Localhost;
+        return by_name.then_some(&profile.localhost_ref);
+    }
+    // Older kubelets say it this way only.
+    context.apparmor_profile.strip_prefix("localhost/")
 }
 
 /// A profile of the host's is read here and goes into the guest as text.
