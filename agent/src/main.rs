@@ -20,6 +20,7 @@ mod sandbox;
 mod seccomp;
 mod server;
 mod service;
+mod statistics;
 mod streams;
 #[allow(unsafe_code)]
 mod sys;

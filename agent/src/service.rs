@@ -15,11 +15,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use crate::cgroup::CgroupError;
 use crate::container::state::State;
 use crate::container::{Container, ContainerError, Containers, ExecRequest};
 use crate::disk::scratch;
 use crate::power;
-use crate::sandbox::{self, Sandbox, SandboxError};
+use crate::sandbox::{self, LimitError, Sandbox, SandboxError};
 use crate::volumes::mounts::MountError;
 use crate::volumes::{VolumeError, Volumes};
 
@@ -156,9 +157,32 @@ impl Agent for Service {
         request: Request<proto::UpdateContainerResourcesRequest>,
     ) -> Result<Response<proto::UpdateContainerResourcesResponse>, Status> {
         let request = request.into_inner();
-        self.containers
-            .update(&request.id, &request.resources.unwrap_or_default())?;
+        let containers = self.containers.clone();
+        blocking(move || {
+            let resources = request.resources.unwrap_or_default();
+            containers.update(&request.id, &resources, request.oom_score_adj)
+        })
+        .await?;
         Ok(Response::new(proto::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn update_sandbox_resources(
+        &self,
+        request: Request<proto::UpdateSandboxResourcesRequest>,
+    ) -> Result<Response<proto::UpdateSandboxResourcesResponse>, Status> {
+        let resources = request.into_inner().resources.unwrap_or_default();
+        blocking(move || sandbox::limit(&resources)).await?;
+        Ok(Response::new(proto::UpdateSandboxResourcesResponse {}))
+    }
+
+    async fn statistics(
+        &self,
+        request: Request<proto::StatisticsRequest>,
+    ) -> Result<Response<proto::StatisticsResponse>, Status> {
+        let containers = self.containers.clone();
+        let request = request.into_inner();
+        let answer = blocking(move || Ok::<_, Status>(containers.statistics(&request))).await?;
+        Ok(Response::new(answer))
     }
 
     type WatchStream = Pin<
@@ -284,7 +308,12 @@ impl From<ContainerError> for Status {
             ContainerError::NotFound(_) => Code::NotFound,
             ContainerError::Exists(_) => Code::AlreadyExists,
             ContainerError::TooMany(_) => Code::ResourceExhausted,
-            ContainerError::State(_) | ContainerError::Start(_) => Code::FailedPrecondition,
+            ContainerError::State(_)
+            | ContainerError::Start(_)
+            | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
+            ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
+                Code::InvalidArgument
+            }
             ContainerError::Mount(error) => mount_code(error),
             ContainerError::Layers(_)
             | ContainerError::Overlay(_)
@@ -320,6 +349,18 @@ fn volume_code(error: &VolumeError) -> Code {
 impl From<VolumeError> for Status {
     fn from(error: VolumeError) -> Self {
         Self::new(volume_code(&error), crate::chain(&error))
+    }
+}
+
+impl From<LimitError> for Status {
+    fn from(error: LimitError) -> Self {
+        let code = match &error {
+            LimitError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
+            LimitError::Cgroup(_) => Code::Internal,
+            LimitError::PageSize(_) => Code::InvalidArgument,
+            LimitError::Hugepages { .. } => Code::ResourceExhausted,
+        };
+        Self::new(code, crate::chain(&error))
     }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container's cgroup: limits, killing, and what the kernel says of its memory.
 //!
-//! Containers sit directly under the root, `/sys/fs/cgroup/c-<id>`; each exec gets a child of the
-//! container's cgroup, so that it can be killed alone but counts with the rest. The agent itself stays
-//! in the root, where no limit applies.
+//! Containers sit under one cgroup that stands for the pod, `/sys/fs/cgroup/pod/c-<id>`; each exec gets a
+//! child of the container's cgroup, so that it can be killed alone but counts with the rest. The agent
+//! itself stays in the root, where no limit applies.
 
 pub mod devices;
 pub mod limits;
@@ -16,7 +16,10 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::Resources;
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// The whole guest.
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// All containers together.
+pub const POD: &str = "/sys/fs/cgroup/pod";
 const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEPTH: usize = 32;
@@ -37,6 +40,11 @@ pub enum CgroupError {
     Devices(#[source] io::Error),
     #[error("remove cgroup {path}")]
     Remove { path: PathBuf, source: io::Error },
+    #[error(
+        "a memory limit of {wanted} bytes is below the {used} bytes in use, which cannot be given back: stop what \
+         uses them first"
+    )]
+    InUse { wanted: u64, used: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -44,21 +52,39 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Turns every controller on for containers. Once, at boot.
+/// Makes the pod's cgroup and turns every controller on for containers. Once, at boot.
 pub fn enable_controllers() -> io::Result<()> {
-    let root = Path::new(ROOT);
-    let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
+    let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))?;
     let wanted: Vec<String> = controllers
         .split_whitespace()
         .map(|name| format!("+{name}"))
         .collect();
-    fs::write(root.join("cgroup.subtree_control"), wanted.join(" "))
+    fs::create_dir(POD)?;
+    for parent in [ROOT, POD] {
+        let file = Path::new(parent).join("cgroup.subtree_control");
+        fs::write(file, wanted.join(" "))?;
+    }
+    Ok(())
 }
 
 impl Cgroup {
     /// The cgroup of a container, made if it is not there.
     pub fn create(container_id: &str) -> Result<Self, CgroupError> {
-        Self::make(Path::new(ROOT).join(format!("c-{container_id}")))
+        Self::make(Path::new(POD).join(format!("c-{container_id}")))
+    }
+
+    /// The one above all containers.
+    pub fn pod() -> Self {
+        Self { path: POD.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every process in it and below.
+    pub fn pids(&self) -> Vec<i32> {
+        pids(&self.path, MAX_DEPTH)
     }
 
     /// A child for the processes of one exec.
@@ -105,6 +131,58 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Changes limits. A memory limit that would have the kernel kill at once is refused.
+    pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
+        if let Ok(wanted) = u64::try_from(resources.memory_limit_bytes)
+            && wanted > 0
+        {
+            self.make_room(wanted)?;
+        }
+        self.apply(resources, limits::When::Update)
+    }
+
+    /// Has the kernel drop caches until no more than `wanted` bytes are in use.
+    fn make_room(&self, wanted: u64) -> Result<(), CgroupError> {
+        let used = || {
+            let text = fs::read_to_string(self.path.join("memory.current")).unwrap_or_default();
+            text.trim().parse::<u64>().unwrap_or(0)
+        };
+        let before = used();
+        if before <= wanted {
+            return Ok(());
+        }
+        // It gives back what it can; whether that was enough is asked below.
+        let _ = write_existing(
+            &self.path.join("memory.reclaim"),
+            &(before - wanted).to_string(),
+        );
+        match used() {
+            used if used > wanted => Err(CgroupError::InUse { wanted, used }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets how readily the kernel kills its processes for want of memory. One that ends meanwhile is fine.
+    pub fn set_oom_score_adj(&self, score: i32) -> Result<(), CgroupError> {
+        for pid in self.pids() {
+            let file = format!("/proc/{pid}/oom_score_adj");
+            match write_existing(Path::new(&file), &score.to_string()) {
+                Err(source)
+                    if source.kind() != io::ErrorKind::NotFound
+                        && source.raw_os_error() != Some(libc::ESRCH) =>
+                {
+                    return Err(CgroupError::Set {
+                        file,
+                        value: score.to_string(),
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the container's processes use the standard devices only.
     pub fn restrict_devices(&self) -> Result<(), CgroupError> {
         let directory = File::open(&self.path).map_err(CgroupError::Devices)?;
@@ -119,7 +197,7 @@ impl Cgroup {
 
     /// Sends a signal to every process in it and below.
     pub fn signal(&self, signal: i32) {
-        for pid in pids(&self.path, MAX_DEPTH) {
+        for pid in self.pids() {
             let _ = crate::sys::kill(pid, signal);
         }
     }

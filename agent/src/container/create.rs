@@ -14,6 +14,7 @@ use crate::cgroup::limits::When;
 use crate::disk::layers::Layers;
 use crate::disk::overlay::Overlay;
 use crate::seccomp;
+use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
 use crate::volumes::{Volumes, mounts};
 
@@ -107,6 +108,7 @@ fn build(
         identity: OnceLock::new(),
         stdin: Mutex::default(),
         ended: watch::Sender::new(false),
+        written: Counted::default(),
         operation: tokio::sync::Mutex::default(),
         spec,
     })

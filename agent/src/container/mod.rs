@@ -13,6 +13,7 @@ mod remove;
 mod signal;
 mod start;
 pub mod state;
+mod statistics;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -22,12 +23,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bulkhead_proto::agent::{CreateContainerRequest, Identity, Process, Resources};
 use tokio::sync::{Semaphore, watch};
 
-use crate::cgroup::{Cgroup, CgroupError, limits};
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::disk::layers::{LayerError, Layers};
 use crate::disk::overlay::{Overlay, OverlayError};
 use crate::init::config::BindMount;
 use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
+use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
 use crate::volumes::Volumes;
 use crate::volumes::mounts::MountError;
@@ -98,6 +100,7 @@ pub struct Container {
     /// The writing end of its standard input, held so that it does not end.
     stdin: Mutex<Option<OwnedFd>>,
     ended: watch::Sender<bool>,
+    written: Counted,
     operation: tokio::sync::Mutex<()>,
 }
 
@@ -178,11 +181,18 @@ impl Containers {
         )
     }
 
-    pub fn update(&self, id: &str, resources: &Resources) -> Result<(), ContainerError> {
-        Ok(self
-            .get(id)?
-            .cgroup
-            .apply(resources, limits::When::Update)?)
+    pub fn update(
+        &self,
+        id: &str,
+        resources: &Resources,
+        oom_score_adj: Option<i32>,
+    ) -> Result<(), ContainerError> {
+        let container = self.get(id)?;
+        container.cgroup.update(resources)?;
+        if let Some(score) = oom_score_adj {
+            container.cgroup.set_oom_score_adj(score)?;
+        }
+        Ok(())
     }
 
     /// Everything that runs is killed; for the end of the guest.

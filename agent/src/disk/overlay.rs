@@ -55,11 +55,16 @@ impl Overlay {
         self.directory.join("root")
     }
 
+    /// Where what the container writes goes.
+    pub fn upper(&self) -> PathBuf {
+        self.directory.join("up")
+    }
+
     fn prepare(&self) -> Result<(), OverlayError> {
         // What an earlier attempt left is not this container's.
         let _ = fs::remove_dir_all(&self.directory);
         for path in [
-            self.directory.join("up"),
+            self.upper(),
             self.directory.join("work"),
             self.rootfs(),
             EMPTY.into(),

@@ -2,6 +2,7 @@
 //! What turns a guest that is like every other into one pod's: clock, entropy, names, network, disks.
 
 pub mod files;
+mod limits;
 mod sysctl;
 
 use std::fs::{self, File};
@@ -16,6 +17,8 @@ use tokio::sync::Mutex;
 use crate::disk::scratch;
 use crate::network::{self, NetworkError};
 use crate::sys;
+
+pub use limits::{LimitError, limit};
 
 const MIN_ENTROPY_BYTES: usize = 32;
 const MAX_ENTROPY_BYTES: usize = 4096;

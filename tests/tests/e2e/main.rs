@@ -11,4 +11,5 @@ mod network;
 mod pods;
 mod restart;
 mod security;
+mod statistics;
 mod volumes;

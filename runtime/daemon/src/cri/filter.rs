@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 
-use bulkhead_proto::cri::{ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState};
+use bulkhead_proto::cri::{
+    ContainerFilter, ContainerState, ContainerStatsFilter, PodSandboxFilter, PodSandboxState,
+    PodSandboxStatsFilter,
+};
 
 use super::show;
 use crate::pod::record::{ContainerRecord, PodRecord};
@@ -38,6 +41,21 @@ pub fn container(filter: Option<&ContainerFilter>, container: &ContainerRecord) 
         && labels(&filter.label_selector, &container.spec.labels)
 }
 
+/// The filter of statistics has no state.
+pub fn pod_stats(filter: Option<&PodSandboxStatsFilter>, record: &PodRecord) -> bool {
+    filter.is_none_or(|filter| {
+        record.id.starts_with(&filter.id) && labels(&filter.label_selector, &record.spec.labels)
+    })
+}
+
+pub fn container_stats(filter: Option<&ContainerStatsFilter>, record: &ContainerRecord) -> bool {
+    filter.is_none_or(|filter| {
+        record.id.starts_with(&filter.id)
+            && record.pod_id.starts_with(&filter.pod_sandbox_id)
+            && labels(&filter.label_selector, &record.spec.labels)
+    })
+}
+
 /// All of the selector's labels must be there with their values.
 fn labels(selector: &HashMap<String, String>, labels: &Labels) -> bool {
     selector
@@ -60,6 +78,7 @@ mod tests {
             held: Vec::new(),
             addresses: Vec::new(),
             layers: std::collections::BTreeMap::new(),
+            size: crate::pod::sizing::VmSize::default(),
         }
     }
 

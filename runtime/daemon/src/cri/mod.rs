@@ -8,11 +8,13 @@
 mod container;
 mod filter;
 mod images;
+mod metrics;
 mod parse;
 mod parse_mounts;
 mod runtime;
 mod sandbox;
 mod show;
+mod stats;
 mod status;
 
 use std::pin::Pin;
@@ -61,7 +63,7 @@ impl From<PodError> for Status {
             PodError::State { .. } => Code::FailedPrecondition,
             PodError::Image(error) => image_code(error.kind()),
             PodError::Log(error) => log_code(error),
-            PodError::Agent { source, .. } => agent_code(source),
+            PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
             PodError::Lost { .. } => Code::Unavailable,
             PodError::Disk(_) | PodError::Store(_) => Code::Internal,
             PodError::Boot(error) => boot_code(error),

@@ -3,11 +3,9 @@
 
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
-use futures_util::StreamExt;
-use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, container, sandbox, status, stream_list};
+use super::{BoxStream, container, metrics, sandbox, stats, status, stream_list};
 use crate::pod::Pods;
 
 /// The service; all state is in the pods.
@@ -240,11 +238,17 @@ impl RuntimeService for RuntimeServer {
         &self,
         _request: Request<cri::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        let notices = BroadcastStream::new(self.pods.subscribe());
-        // A listener that was too slow is told so, and lists anew.
-        let events = notices.map(|notice| match notice {
-            Ok(notice) => Ok(container::event(&notice)),
-            Err(lagged) => Err(Status::data_loss(lagged.to_string())),
+        let listener = self
+            .pods
+            .listen()
+            .map_err(|e| Status::resource_exhausted(e.to_string()))?;
+        // A listener that does not read is told so after what it was told, and lists anew.
+        let events = futures_util::stream::unfold(Some(listener), |listener| async move {
+            let mut listener = listener?;
+            match listener.next().await {
+                Ok(notice) => Some((Ok(container::event(&notice)), Some(listener))),
+                Err(cut_off) => Some((Err(Status::data_loss(cut_off.to_string())), None)),
+            }
         });
         Ok(Response::new(Box::pin(events)))
     }
@@ -266,30 +270,38 @@ impl RuntimeService for RuntimeServer {
 
     async fn container_stats(
         &self,
-        _request: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Answer<cri::ContainerStatsResponse> {
-        later("statistics come")
+        Ok(Response::new(
+            stats::container(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn list_container_stats(
         &self,
-        _request: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Answer<cri::ListContainerStatsResponse> {
-        later("statistics come")
+        let filter = request.into_inner().filter;
+        let stats = stats::list_containers(&self.pods, filter).await;
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Answer<cri::PodSandboxStatsResponse> {
-        later("statistics come")
+        Ok(Response::new(
+            stats::pod(&self.pods, request.into_inner()).await?,
+        ))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Answer<cri::ListPodSandboxStatsResponse> {
-        later("statistics come")
+        let filter = request.into_inner().filter;
+        let stats = stats::list_pods(&self.pods, filter).await;
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
     }
 
     async fn checkpoint_container(
@@ -317,14 +329,20 @@ impl RuntimeService for RuntimeServer {
         &self,
         _request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        later("metrics come")
+        let descriptors = metrics::descriptors();
+        Ok(Response::new(cri::ListMetricDescriptorsResponse {
+            descriptors,
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        later("metrics come")
+        let pod_metrics = metrics::list(&self.pods).await;
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse {
+            pod_metrics,
+        }))
     }
 
     async fn update_pod_sandbox_resources(
@@ -336,22 +354,35 @@ impl RuntimeService for RuntimeServer {
 
     async fn stream_container_stats(
         &self,
-        _request: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        later("statistics come")
+        let filter = request.into_inner().filter;
+        let items = stats::list_containers(&self.pods, filter).await;
+        Ok(Response::new(stream_list(items, |container_stats| {
+            cri::StreamContainerStatsResponse { container_stats }
+        })))
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        later("statistics come")
+        let filter = request.into_inner().filter;
+        let items = stats::list_pods(&self.pods, filter).await;
+        Ok(Response::new(stream_list(items, |pod_sandbox_stats| {
+            cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }
+        })))
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        later("metrics come")
+        let items = metrics::list(&self.pods).await;
+        Ok(Response::new(stream_list(items, |pod_sandbox_metrics| {
+            cri::StreamPodSandboxMetricsResponse {
+                pod_sandbox_metrics,
+            }
+        })))
     }
 }

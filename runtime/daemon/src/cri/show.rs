@@ -25,7 +25,7 @@ pub fn container_state(state: &ContainerState) -> cri::ContainerState {
     }
 }
 
-fn pod_metadata(pod: &PodRecord) -> cri::PodSandboxMetadata {
+pub fn pod_metadata(pod: &PodRecord) -> cri::PodSandboxMetadata {
     let name = &pod.spec.name;
     cri::PodSandboxMetadata {
         name: name.name.clone(),
@@ -86,7 +86,7 @@ fn pid_mode(mode: &PidMode) -> cri::NamespaceMode {
     }
 }
 
-fn container_metadata(container: &ContainerRecord) -> cri::ContainerMetadata {
+pub fn container_metadata(container: &ContainerRecord) -> cri::ContainerMetadata {
     cri::ContainerMetadata {
         name: container.spec.name.clone(),
         attempt: container.spec.attempt,

@@ -30,6 +30,8 @@ pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
 const EXEC_ANSWER_BYTES: usize = (32 << 20) + (64 << 10);
 /// All other answers.
 const ANSWER_BYTES: usize = 64 << 10;
+/// Statistics of as many containers as a guest can have.
+const STATISTICS_BYTES: usize = 4 << 20;
 /// The longest text of the guest's that is passed on.
 const TEXT_BYTES: usize = 4096;
 
@@ -156,16 +158,33 @@ impl Agent {
         within("RemoveContainer", LONG, call).await.map(drop)
     }
 
-    pub async fn update(&self, id: &str, resources: protocol::Resources) -> Result<(), AgentError> {
+    pub async fn update(
+        &self,
+        id: &str,
+        resources: protocol::Resources,
+        oom_score_adj: Option<i32>,
+    ) -> Result<(), AgentError> {
         let request = protocol::UpdateContainerResourcesRequest {
             id: id.to_owned(),
             resources: Some(resources),
+            oom_score_adj,
         };
         let mut client = self.client();
         let call = client.update_container_resources(request);
         within("UpdateContainerResources", SHORT, call)
             .await
             .map(drop)
+    }
+
+    /// What the guest counts; nothing of it has been checked.
+    pub async fn statistics(
+        &self,
+        request: protocol::StatisticsRequest,
+        limit: Duration,
+    ) -> Result<protocol::StatisticsResponse, AgentError> {
+        let mut client =
+            AgentClient::new(self.channel.clone()).max_decoding_message_size(STATISTICS_BYTES);
+        within("Statistics", limit, client.statistics(request)).await
     }
 
     /// Runs a command in a container until it ends. `limit` zero: without a limit in the guest.

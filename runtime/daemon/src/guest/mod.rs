@@ -13,8 +13,10 @@ pub mod control;
 pub mod launch;
 pub mod probe;
 pub mod process;
+pub mod statistics;
 #[allow(unsafe_code)]
 mod sys;
+pub mod usage;
 pub mod user;
 pub mod watch;
 

@@ -11,6 +11,7 @@
 //! ```
 
 mod cni;
+mod counters;
 mod netns;
 #[allow(unsafe_code)]
 mod sys;
@@ -28,6 +29,7 @@ use self::cni::{Conflist, Invocation};
 use crate::problem::Problem;
 
 pub use self::cni::CniError;
+pub use self::counters::{Counters, Direction};
 
 /// CNI's name of the interface in the namespace.
 const INTERFACE: &str = "eth0";

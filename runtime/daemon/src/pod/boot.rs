@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::containers;
 use super::owner::Owner;
 use super::record::Held;
+use super::sizing::VmSize;
 use super::spec::{Dns, PidMode, PodSpec, Protocol};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal};
@@ -106,7 +107,8 @@ impl Owner {
         attachment: &Attachment,
         scratch: PathBuf,
     ) -> Result<Guest, BootError> {
-        let host = &self.shared.host;
+        let host = Arc::clone(&self.shared);
+        let host = &host.host;
         let net = match &attachment.tap {
             Some(tap) => Some(Net {
                 tap: tap.try_clone().map_err(|source| BootError::Directory {
@@ -118,9 +120,15 @@ impl Owner {
             }),
             None => None,
         };
-        let machine = Machine {
+        let size = VmSize {
             vcpus: vcpus(host.vcpus, self.pod.spec.cpu_limit_millis),
             memory_mib: memory_mib(host.memory_mib, self.pod.spec.memory_limit_bytes),
+            scratch_bytes: host.scratch_bytes,
+        };
+        self.change_pod(|pod| pod.size = size)?;
+        let machine = Machine {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
             scratch,
             net,
         };

@@ -270,7 +270,7 @@ impl Owner {
                 event: "an update",
             },
         })?;
-        let updated = guest.agent.update(id, limits).await;
+        let updated = guest.agent.update(id, limits, None).await;
         updated.map_err(|source| PodError::Agent {
             id: id.to_owned(),
             source,

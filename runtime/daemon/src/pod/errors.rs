@@ -42,6 +42,8 @@ pub enum PodError {
     Log(#[from] LogError),
     #[error("container {id}")]
     Agent { id: String, source: AgentError },
+    #[error("guest of pod {id}")]
+    Guest { id: String, source: AgentError },
     #[error("the VM of pod {id} ended meanwhile")]
     Lost { id: String },
     #[error("put the container's layers on the image disk")]

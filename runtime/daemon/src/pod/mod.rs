@@ -11,12 +11,16 @@ pub mod capabilities;
 mod containers;
 mod errors;
 mod logging;
+pub mod notices;
 mod owner;
 pub mod program;
+pub mod rates;
 pub mod record;
 pub mod signal;
+pub mod sizing;
 pub mod spec;
 pub mod state;
+pub mod statistics;
 pub mod volumes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,9 +28,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use errors::{BootError, PodError};
+pub use notices::{Notice, NoticeKind};
 use owner::{Answer, Request};
 use record::{ContainerRecord, PodRecord};
 use spec::{ContainerSpec, PodName, PodSpec, Resources};
@@ -46,8 +51,6 @@ use volumes::Volumes;
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The shortest part of an id that names something.
 const ID_PREFIX: usize = 4;
-/// Events that a slow listener may be behind.
-const EVENTS: usize = 1024;
 
 /// What pods are made with.
 #[derive(Debug)]
@@ -76,23 +79,6 @@ pub struct View {
     pub guest: Option<Guest>,
 }
 
-/// A change of a container, or of a pod as its own container, that listeners hear of.
-#[derive(Clone, Debug)]
-pub struct Notice {
-    pub kind: NoticeKind,
-    pub container_id: String,
-    pub at: i64,
-    pub view: Arc<View>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoticeKind {
-    Created,
-    Started,
-    Stopped,
-    Deleted,
-}
-
 /// All pods of this daemon. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Pods {
@@ -103,7 +89,8 @@ pub struct Pods {
 struct Shared {
     host: Host,
     registry: Mutex<Registry>,
-    notices: broadcast::Sender<Notice>,
+    rates: rates::Rates,
+    notices: notices::Notices,
 }
 
 #[derive(Debug, Default)]
@@ -126,7 +113,8 @@ impl Pods {
             shared: Arc::new(Shared {
                 host,
                 registry: Mutex::default(),
-                notices: broadcast::channel(EVENTS).0,
+                rates: rates::Rates::default(),
+                notices: notices::Notices::default(),
             }),
         }
     }
@@ -135,8 +123,9 @@ impl Pods {
         &self.shared.host
     }
 
-    pub fn subscribe(&self) -> broadcast::Receiver<Notice> {
-        self.shared.notices.subscribe()
+    /// Hears of everything that happens from now on.
+    pub fn listen(&self) -> Result<notices::Listener, notices::TooManyListeners> {
+        self.shared.notices.listen()
     }
 
     /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
@@ -153,6 +142,7 @@ impl Pods {
             held: Vec::new(),
             addresses: Vec::new(),
             layers: BTreeMap::new(),
+            size: sizing::VmSize::default(),
             spec,
         };
         self.shared.reserve(&record)?;

@@ -435,8 +435,7 @@ impl Owner {
     }
 
     pub(super) fn notify(&self, kind: NoticeKind, container_id: &str) {
-        // Nobody may be listening.
-        let _ = self.shared.notices.send(Notice {
+        self.shared.notices.tell(&Notice {
             kind,
             container_id: container_id.to_owned(),
             at: now(),

@@ -5,10 +5,11 @@
 //! written before a thing is taken, so that a daemon that died in between knows what to look for.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::sizing::VmSize;
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
 use crate::guest::control::Extent;
@@ -31,6 +32,9 @@ pub struct PodRecord {
     pub addresses: Vec<String>,
     /// Layers that are on the image disk, by diff id.
     pub layers: BTreeMap<String, Extent>,
+    /// Of its VM; zeros before that is known.
+    #[serde(default)]
+    pub size: VmSize,
 }
 
 /// Something on the host that belongs to the pod.
@@ -81,6 +85,14 @@ impl PodRecord {
             .iter()
             .any(|held| matches!(held, Held::Network(_)));
         if has_network { &self.addresses } else { &[] }
+    }
+
+    /// The VMM's cgroup on the host.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.held.iter().find_map(|held| match held {
+            Held::Cgroup(path) => Some(path.as_path()),
+            _ => None,
+        })
     }
 
     pub fn run_directory(&self) -> Option<&PathBuf> {

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `Statistics`: what each container uses. Blocks; nothing is locked while files are read.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use bulkhead_proto::agent::{ContainerStatistics, StatisticsRequest, StatisticsResponse};
+
+use super::state::State;
+use super::{Container, Containers};
+use crate::cgroup::{POD, ROOT};
+use crate::statistics::{self, Descriptors};
+
+impl Containers {
+    pub fn statistics(&self, request: &StatisticsRequest) -> StatisticsResponse {
+        let wanted: Vec<Arc<Container>> = if request.container_ids.is_empty() {
+            self.known().containers.values().cloned().collect()
+        } else {
+            let ids = request.container_ids.iter();
+            ids.filter_map(|id| self.get(id).ok()).collect()
+        };
+        let of_one = |container: &Arc<Container>| container.statistics(request.processes);
+        StatisticsResponse {
+            containers: wanted.iter().map(of_one).collect(),
+            guest: Some(statistics::guest(Path::new(ROOT), Path::new(POD))),
+        }
+    }
+}
+
+impl Container {
+    fn statistics(&self, with_descriptors: bool) -> ContainerStatistics {
+        let upper = {
+            let overlay = self.overlay.lock().unwrap_or_else(PoisonError::into_inner);
+            overlay.as_ref().map(|overlay| overlay.upper())
+        };
+        let pids = self.cgroup.pids();
+        let first = match self.snapshot().0 {
+            State::Running { pid, .. } => Some(pid),
+            State::Created | State::Exited(_) => None,
+        };
+        let descriptors = if with_descriptors {
+            statistics::descriptors(&pids)
+        } else {
+            Descriptors::default()
+        };
+        ContainerStatistics {
+            id: self.id.clone(),
+            cgroup: Some(statistics::cgroup(self.cgroup.path())),
+            writable_layer: upper.map(|upper| self.written.count(&upper)),
+            processes: pids.len() as u64,
+            file_descriptors: descriptors.open,
+            sockets: descriptors.sockets,
+            open_files_limit: first.map_or(0, statistics::open_files_limit),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How much a container has written: the upper directory of its overlay, counted inode by inode.
+//!
+//! Counting costs time, so an answer is kept for a while: twenty times as long as the count took, at least a second.
+//! However many files there are and however often is asked, that is at most a twentieth of a CPU. A count that takes
+//! too long is cut, and says so. Blocks; one count at a time.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::agent::WritableLayer;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, openat2, statat};
+
+/// What is counted at most.
+const MAX_INODES: u64 = 1_000_000;
+const MAX_TIME: Duration = Duration::from_secs(2);
+/// Inodes with several names that are remembered, so that they count once.
+const MAX_LINKED: usize = 65_536;
+const LEAST_AGE: Duration = Duration::from_secs(1);
+const AGE_FACTOR: u32 = 20;
+/// `st_blocks` counts these.
+const BLOCK_BYTES: u64 = 512;
+
+/// The last count of one directory.
+#[derive(Debug, Default)]
+pub struct Counted(Mutex<Option<Last>>);
+
+#[derive(Debug)]
+struct Last {
+    layer: WritableLayer,
+    until: Instant,
+}
+
+impl Counted {
+    /// Counts what is in `upper`, or says what was counted a moment ago.
+    pub fn count(&self, upper: &Path) -> WritableLayer {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = Instant::now();
+        if let Some(last) = last.as_ref().filter(|last| started < last.until) {
+            return last.layer;
+        }
+        let layer = count(upper, started + MAX_TIME);
+        let age = LEAST_AGE.max(started.elapsed().saturating_mul(AGE_FACTOR));
+        *last = Some(Last {
+            layer,
+            until: Instant::now() + age,
+        });
+        layer
+    }
+}
+
+/// A directory that cannot be read, as one that vanished, holds nothing.
+fn count(upper: &Path, deadline: Instant) -> WritableLayer {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(top) = open(upper, flags, Mode::empty()) else {
+        return WritableLayer::default();
+    };
+    let mut walk = Walk {
+        top,
+        layer: WritableLayer::default(),
+        linked: HashSet::new(),
+        pending: vec![Vec::new()],
+    };
+    while let Some(directory) = walk.pending.pop() {
+        walk.visit(&directory);
+        if walk.layer.inodes >= MAX_INODES || Instant::now() > deadline {
+            walk.layer.cut = true;
+            break;
+        }
+    }
+    walk.layer
+}
+
+struct Walk {
+    top: OwnedFd,
+    layer: WritableLayer,
+    linked: HashSet<u64>,
+    /// Paths below `top` that are still to be read.
+    pending: Vec<Vec<u8>>,
+}
+
+impl Walk {
+    /// The container changes names while we look: nothing is followed, and nothing outside `top` is opened.
+    fn visit(&mut self, path: &[u8]) {
+        let Some(directory) = self.open(path) else {
+            return;
+        };
+        let Ok(mut entries) = Dir::read_from(&directory) else {
+            return;
+        };
+        while let Some(Ok(entry)) = entries.read() {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            if !self.is_new(
+                stat.st_ino,
+                stat.st_nlink,
+                FileType::from_raw_mode(stat.st_mode),
+            ) {
+                continue;
+            }
+            self.layer.inodes += 1;
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+            self.layer.bytes += blocks.saturating_mul(BLOCK_BYTES);
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let mut below = path.to_vec();
+                if !below.is_empty() {
+                    below.push(b'/');
+                }
+                below.extend(name.to_bytes());
+                self.pending.push(below);
+            }
+            if self.layer.inodes >= MAX_INODES {
+                return;
+            }
+        }
+    }
+
+    /// A directory too deep for one path is not counted, and the count says so.
+    fn open(&mut self, path: &[u8]) -> Option<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let path = if path.is_empty() {
+            b".".as_slice()
+        } else {
+            path
+        };
+        let path = CString::new(path).ok()?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        match openat2(self.top.as_fd(), path, flags, Mode::empty(), resolve) {
+            Ok(directory) => Some(directory),
+            Err(rustix::io::Errno::NAMETOOLONG) => {
+                self.layer.cut = true;
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn is_new(&mut self, inode: u64, links: u64, kind: FileType) -> bool {
+        if kind == FileType::Directory || links <= 1 || self.linked.len() >= MAX_LINKED {
+            return true;
+        }
+        self.linked.insert(inode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn soon() -> Instant {
+        Instant::now() + MAX_TIME
+    }
+
+    #[test]
+    fn what_was_written_counts_once_and_links_are_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let upper = directory.path().join("up");
+        fs::create_dir_all(upper.join("a/b")).unwrap();
+        fs::write(upper.join("a/b/file"), vec![7; 1 << 20]).unwrap();
+        let before = count(&upper, soon());
+        assert!((1 << 20..2 << 20).contains(&before.bytes), "{before:?}");
+        assert_eq!((before.inodes, before.cut), (3, false));
+        fs::hard_link(upper.join("a/b/file"), upper.join("same")).unwrap();
+        std::os::unix::fs::symlink("/usr", upper.join("a/link")).unwrap();
+        let after = count(&upper, soon());
+        assert_eq!(
+            after.inodes, 4,
+            "a symbolic link is an inode, a second name is not"
+        );
+        assert!(after.bytes < before.bytes + (64 << 10), "{after:?}");
+    }
+
+    #[test]
+    fn a_count_that_takes_too_long_says_that_it_is_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "x").unwrap();
+        assert!(count(directory.path(), Instant::now() - LEAST_AGE).cut);
+        assert_eq!(
+            count(&directory.path().join("none"), soon()),
+            WritableLayer::default()
+        );
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_a_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let counted = Counted::default();
+        assert_eq!(counted.count(directory.path()).inodes, 0);
+        fs::write(directory.path().join("file"), "x").unwrap();
+        assert_eq!(counted.count(directory.path()).inodes, 0);
+    }
+}
