@@ -8,7 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bulkhead_proto::agent::{Interface, Route};
+use bulkhead_proto::agent;
 use tokio::time::{Instant, sleep};
 
 use self::netlink::Netlink;
@@ -21,6 +21,10 @@ const APPEAR_PAUSE: Duration = Duration::from_millis(2);
 const MAX_NAME_BYTES: usize = 15;
 const MAX_ADDRESSES: usize = 256;
 const MAX_ROUTES: usize = 4096;
+const MAX_NEIGHBORS: usize = 4096;
+/// For the interface: the host says what addresses and routes there are, not a router on the link, and what the host
+/// gives needs no asking around whether another has it.
+const IPV6_SETTINGS: [&str; 2] = ["accept_ra", "accept_dad"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -32,7 +36,9 @@ pub enum NetworkError {
     BadPrefix(String),
     #[error("{0:?} is not an address")]
     BadAddress(String),
-    #[error("too many addresses or routes")]
+    #[error("{0:?} is not the address of an Ethernet interface")]
+    BadMac(String),
+    #[error("too many addresses, routes or neighbours")]
     TooMany,
     #[error("{what} {object}")]
     Kernel {
@@ -49,6 +55,18 @@ pub struct Prefix {
     pub bits: u8,
 }
 
+/// A route to make; 0: the kernel's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Prefix,
+    /// `None`: on link.
+    pub gateway: Option<IpAddr>,
+    pub source: Option<IpAddr>,
+    pub priority: u32,
+    pub mtu: u32,
+    pub advmss: u32,
+}
+
 /// Brings the loopback interface up.
 pub fn start_loopback() -> io::Result<()> {
     const LOOPBACK_INDEX: u32 = 1;
@@ -56,9 +74,12 @@ pub fn start_loopback() -> io::Result<()> {
 }
 
 /// Everything may be there already: a second call changes nothing.
-pub async fn configure(wanted: &Interface) -> Result<(), NetworkError> {
+pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
     check_name(&wanted.name)?;
-    if wanted.addresses.len() > MAX_ADDRESSES || wanted.routes.len() > MAX_ROUTES {
+    if wanted.addresses.len() > MAX_ADDRESSES
+        || wanted.routes.len() > MAX_ROUTES
+        || wanted.neighbors.len() > MAX_NEIGHBORS
+    {
         return Err(NetworkError::TooMany);
     }
     let addresses = wanted
@@ -71,6 +92,11 @@ pub async fn configure(wanted: &Interface) -> Result<(), NetworkError> {
         .iter()
         .map(route)
         .collect::<Result<Vec<_>, _>>()?;
+    let neighbors = wanted
+        .neighbors
+        .iter()
+        .map(|n| Ok((address(&n.address)?, mac(&n.mac)?)))
+        .collect::<Result<Vec<_>, NetworkError>>()?;
     let index = wait_for(&wanted.mac).await?;
 
     let kernel = |what, object: &dyn std::fmt::Debug| {
@@ -85,11 +111,13 @@ pub async fn configure(wanted: &Interface) -> Result<(), NetworkError> {
     netlink
         .name(index, &wanted.name, wanted.mtu)
         .map_err(kernel("rename to", &wanted.name))?;
-    // The host says what the routes are, not a router on the link. Without IPv6 there is nothing to say.
-    let _ = fs::write(
-        format!("/proc/sys/net/ipv6/conf/{}/accept_ra", wanted.name),
-        "0",
-    );
+    for setting in IPV6_SETTINGS {
+        // Without IPv6 there is nothing to say.
+        let _ = fs::write(
+            format!("/proc/sys/net/ipv6/conf/{}/{setting}", wanted.name),
+            "0",
+        );
+    }
     netlink
         .set_up(index)
         .map_err(kernel("bring up", &wanted.name))?;
@@ -98,10 +126,16 @@ pub async fn configure(wanted: &Interface) -> Result<(), NetworkError> {
             .add_address(index, address)
             .map_err(kernel("add address", &address))?;
     }
-    for (destination, gateway) in routes {
+    // A gateway may be one of them.
+    for (address, mac) in neighbors {
         netlink
-            .add_route(index, destination, gateway)
-            .map_err(kernel("add route", &destination))?;
+            .add_neighbor(index, address, mac)
+            .map_err(kernel("add neighbour", &address))?;
+    }
+    for route in routes {
+        netlink
+            .add_route(index, &route)
+            .map_err(kernel("add route", &route))?;
     }
     Ok(())
 }
@@ -154,21 +188,47 @@ fn prefix(text: &str) -> Result<Prefix, NetworkError> {
     }
 }
 
-fn route(route: &Route) -> Result<(Prefix, Option<IpAddr>), NetworkError> {
-    let destination = prefix(&route.destination)?;
-    if route.gateway.is_empty() {
-        return Ok((destination, None));
-    }
-    let gateway = route
-        .gateway
-        .parse()
-        .map_err(|_| NetworkError::BadAddress(route.gateway.clone()))?;
-    Ok((destination, Some(gateway)))
+fn route(route: &agent::Route) -> Result<Route, NetworkError> {
+    let given = |text: &str| (!text.is_empty()).then(|| address(text)).transpose();
+    Ok(Route {
+        destination: prefix(&route.destination)?,
+        gateway: given(&route.gateway)?,
+        source: given(&route.source)?,
+        priority: route.priority,
+        mtu: route.mtu,
+        advmss: route.advmss,
+    })
+}
+
+fn address(text: &str) -> Result<IpAddr, NetworkError> {
+    text.parse()
+        .map_err(|_| NetworkError::BadAddress(text.to_owned()))
+}
+
+fn mac(text: &str) -> Result<[u8; 6], NetworkError> {
+    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16));
+    let octets: Result<Vec<u8>, _> = octets.collect();
+    let octets = octets.ok().and_then(|octets| octets.try_into().ok());
+    octets.ok_or_else(|| NetworkError::BadMac(text.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{check_name, prefix};
+    use super::{check_name, mac, prefix};
+
+    #[test]
+    fn a_mac_is_six_octets() {
+        assert_eq!(mac("02:00:00:aB:ff:01").unwrap(), [2, 0, 0, 0xab, 0xff, 1]);
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "02:00:00:00:00:1ff",
+            "x",
+        ] {
+            assert!(mac(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn prefixes_are_addresses_with_a_length_that_fits() {

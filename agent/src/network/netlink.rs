@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The four requests of rtnetlink that the agent needs, over one blocking socket (the kernel answers
+//! The five requests of rtnetlink that the agent needs, over one blocking socket (the kernel answers
 //! before `send` returns). Layouts are those of `linux/rtnetlink.h`.
 
 use std::io;
@@ -10,11 +10,12 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
-use super::Prefix;
+use super::{Prefix, Route};
 
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
+const NEW_NEIGHBOR: u16 = 28;
 const ERROR: u16 = 2;
 
 const REQUEST_ACK: u16 = 1 | 4;
@@ -33,12 +34,21 @@ const ADDRESS_NO_DAD: u8 = 2;
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
+const ROUTE_PRIORITY: u16 = 6;
+const ROUTE_SOURCE: u16 = 7;
+const ROUTE_METRICS: u16 = 8;
+const METRIC_MTU: u16 = 2;
+const METRIC_ADVMSS: u16 = 8;
 const ROUTE_TABLE_MAIN: u8 = 254;
 const ROUTE_BY_BOOT: u8 = 3;
 const ROUTE_SCOPE_UNIVERSE: u8 = 0;
 const ROUTE_SCOPE_LINK: u8 = 253;
 const ROUTE_UNICAST: u8 = 1;
 const ROUTE_ON_LINK: u32 = 4;
+
+const NEIGHBOR_ADDRESS: u16 = 1;
+const NEIGHBOR_MAC: u16 = 2;
+const NEIGHBOR_PERMANENT: u16 = 0x80;
 
 const HEADER_BYTES: usize = 16;
 
@@ -91,16 +101,24 @@ impl Netlink {
         self.ask(NEW_ADDRESS, CREATE | REPLACE, message)
     }
 
-    pub fn add_route(&mut self, index: u32, to: Prefix, gateway: Option<IpAddr>) -> io::Result<()> {
-        match self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, gateway, 0)) {
+    pub fn add_route(&mut self, index: u32, to: &Route) -> io::Result<()> {
+        match self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, 0)) {
             // The gateway is in no network that the interface is in, as point-to-point plugins have it.
-            Err(e) if gateway.is_some() && is_unreachable(&e) => self.ask(
-                NEW_ROUTE,
-                CREATE | REPLACE,
-                route(index, to, gateway, ROUTE_ON_LINK),
-            ),
+            Err(e) if to.gateway.is_some() && is_unreachable(&e) => {
+                self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, ROUTE_ON_LINK))
+            }
             answer => answer,
         }
+    }
+
+    pub fn add_neighbor(&mut self, index: u32, address: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = vec![family(address), 0, 0, 0];
+        message.extend(index.to_ne_bytes());
+        message.extend(NEIGHBOR_PERMANENT.to_ne_bytes());
+        message.extend([0, ROUTE_UNICAST]);
+        attribute(&mut message, NEIGHBOR_ADDRESS, &octets(address));
+        attribute(&mut message, NEIGHBOR_MAC, &mac);
+        self.ask(NEW_NEIGHBOR, CREATE | REPLACE, message)
     }
 
     fn ask(&mut self, kind: u16, flags: u16, body: Vec<u8>) -> io::Result<()> {
@@ -149,15 +167,16 @@ fn link(index: u32, flags: u32) -> Vec<u8> {
     message
 }
 
-fn route(index: u32, to: Prefix, gateway: Option<IpAddr>, flags: u32) -> Vec<u8> {
-    let scope = if gateway.is_some() || to.address.is_ipv6() {
+fn route(index: u32, to: &Route, flags: u32) -> Vec<u8> {
+    let destination = to.destination;
+    let scope = if to.gateway.is_some() || destination.address.is_ipv6() {
         ROUTE_SCOPE_UNIVERSE
     } else {
         ROUTE_SCOPE_LINK
     };
     let mut message = vec![
-        family(to.address),
-        to.bits,
+        family(destination.address),
+        destination.bits,
         0,
         0,
         ROUTE_TABLE_MAIN,
@@ -166,11 +185,26 @@ fn route(index: u32, to: Prefix, gateway: Option<IpAddr>, flags: u32) -> Vec<u8>
         ROUTE_UNICAST,
     ];
     message.extend(flags.to_ne_bytes());
-    if to.bits > 0 {
-        attribute(&mut message, ROUTE_DESTINATION, &network(to));
+    if destination.bits > 0 {
+        attribute(&mut message, ROUTE_DESTINATION, &network(destination));
     }
-    if let Some(gateway) = gateway {
+    if let Some(gateway) = to.gateway {
         attribute(&mut message, ROUTE_GATEWAY, &octets(gateway));
+    }
+    if let Some(source) = to.source {
+        attribute(&mut message, ROUTE_SOURCE, &octets(source));
+    }
+    if to.priority > 0 {
+        attribute(&mut message, ROUTE_PRIORITY, &to.priority.to_ne_bytes());
+    }
+    let mut metrics = Vec::new();
+    for (kind, value) in [(METRIC_MTU, to.mtu), (METRIC_ADVMSS, to.advmss)] {
+        if value > 0 {
+            attribute(&mut metrics, kind, &value.to_ne_bytes());
+        }
+    }
+    if !metrics.is_empty() {
+        attribute(&mut message, ROUTE_METRICS, &metrics);
     }
     attribute(&mut message, ROUTE_INTERFACE, &index.to_ne_bytes());
     message
@@ -210,7 +244,36 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Prefix, acknowledged, attribute, network};
+    use super::{Prefix, Route, acknowledged, attribute, network, route};
+
+    #[test]
+    fn a_route_has_what_was_asked_for_and_nothing_else() {
+        let mut to = Route {
+            destination: Prefix {
+                address: "10.2.0.0".parse().unwrap(),
+                bits: 16,
+            },
+            gateway: None,
+            source: None,
+            priority: 0,
+            mtu: 0,
+            advmss: 0,
+        };
+        let plain = route(7, &to, 0);
+        assert_eq!(plain[..8], [2, 16, 0, 0, 254, 3, 253, 1]);
+        assert_eq!(
+            plain[12..],
+            [8, 0, 1, 0, 10, 2, 0, 0, 8, 0, 4, 0, 7, 0, 0, 0]
+        );
+        to.gateway = Some("10.1.0.1".parse().unwrap());
+        to.priority = 5;
+        to.mtu = 1400;
+        let rich = route(7, &to, 4);
+        assert_eq!(rich[6], 0, "through a gateway it is not of the link");
+        assert_eq!(rich[8..12], [4, 0, 0, 0]);
+        let metrics = [12, 0, 8, 0, 8, 0, 2, 0, 0x78, 5, 0, 0];
+        assert!(rich.windows(metrics.len()).any(|part| part == metrics));
+    }
 
     #[test]
     fn attributes_are_padded_to_four_bytes() {

@@ -97,6 +97,7 @@ async fn apply(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
     })?;
     files::write(request).map_err(step("write the pod's files"))?;
     mount_shm(request.shm_bytes).map_err(step("mount the pod's /dev/shm"))?;
+    sysctl::set_defaults()?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value)?;
     }

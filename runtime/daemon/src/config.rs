@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::network::NetworkConfig;
+use crate::network::{self, NetworkConfig, NetworkError};
 
 /// Where the file is looked for when none is named; there it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
@@ -38,6 +38,8 @@ pub enum ConfigError {
     },
     #[error("{key} is {path}, which is not an absolute path")]
     RelativePath { key: &'static str, path: PathBuf },
+    #[error("cni.ip_ranges")]
+    Subnet { source: NetworkError },
 }
 
 /// What the daemon uses.
@@ -111,6 +113,7 @@ struct RawCni {
     bin_dirs: Vec<PathBuf>,
     cache_dir: Option<PathBuf>,
     plugin_timeout_seconds: u64,
+    ip_ranges: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -166,6 +169,7 @@ impl Default for RawCni {
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: None,
             plugin_timeout_seconds: 60,
+            ip_ranges: Vec::new(),
         }
     }
 }
@@ -211,6 +215,12 @@ impl Config {
         })?;
         let beside = Beside::this_program();
         let cni = raw.cni;
+        range(
+            "cni.plugin_timeout_seconds",
+            cni.plugin_timeout_seconds,
+            1,
+            3600,
+        )?;
         Ok(Self {
             socket: absolute("socket", raw.socket)?,
             cni: NetworkConfig {
@@ -219,6 +229,8 @@ impl Config {
                 cache_dir: cni.cache_dir.unwrap_or_else(|| raw.state_dir.join("cni")),
                 netns_dir: raw.run_dir.join("netns"),
                 plugin_timeout: Duration::from_secs(cni.plugin_timeout_seconds),
+                ip_ranges: network::subnets(&cni.ip_ranges)
+                    .map_err(|source| ConfigError::Subnet { source })?,
             },
             state_dir: absolute("state_dir", raw.state_dir)?,
             run_dir: absolute("run_dir", raw.run_dir)?,
@@ -368,6 +380,10 @@ mod tests {
             ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),
             ("socket = \"here\"", "socket is here"),
             ("state_dir = 3", "state_dir"),
+            (
+                "[cni]\nip_ranges = [\"10.0.0.0\"]",
+                "\"10.0.0.0\" is not a subnet",
+            ),
         ];
         for (text, word) in table {
             let error = crate::chain(&parse(text).unwrap_err());

@@ -137,7 +137,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
     })
 }
 
-/// Asks whether pods can run here, so that the first one need not wait for the answer.
+/// Asks whether pods can run here, so that the first one need not wait for the answer; then keeps tidying up.
 fn warm_up(pods: &Pods) {
     let pods = pods.clone();
     tokio::spawn(async move {
@@ -145,9 +145,10 @@ fn warm_up(pods: &Pods) {
             Ok(()) => tracing::info!("KVM runs guests here"),
             Err(why) => tracing::error!("pods cannot run: {why}"),
         }
-        if let Err(why) = pods.host().network.ready() {
-            tracing::warn!("pods have loopback only: {why}");
+        if let Err(why) = pods.host().network.ready().await {
+            tracing::warn!("the network is not ready: {why}");
         }
+        pods.host().network.tidy().await;
     });
 }
 

@@ -86,7 +86,7 @@ async fn look(config: &Config) -> Vec<Finding> {
         Finding::new("guest", probe.files().map(|()| guest)),
         Finding::new("tun", host::tun()),
         Finding::new("cgroups", host::cgroups(config.cgroup_parent.as_deref())),
-        Finding::new("cni", config.cni.ready().map(|()| network)),
+        Finding::new("cni", config.cni.ready().await.map(|()| network)),
         Finding::new(
             "disk",
             host::disk(&config.state_dir, config.sandbox.scratch_bytes),

@@ -29,6 +29,7 @@ pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
+use crate::network::{CniError, NetworkError};
 use crate::pod::volumes::VolumeError;
 use crate::pod::{BootError, PodError};
 use crate::serve::chain;
@@ -97,6 +98,7 @@ fn boot_code(error: &BootError) -> Code {
     match error {
         BootError::Unready(_) => Code::FailedPrecondition,
         BootError::Configure(error) => agent_code(error),
+        BootError::Network(error) => network_code(error),
         BootError::Launch(error) => match error {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
@@ -114,10 +116,23 @@ fn boot_code(error: &BootError) -> Code {
         }
         BootError::Directory { .. }
         | BootError::Scratch(_)
-        | BootError::Network(_)
         | BootError::Panicked
         | BootError::Store(_)
         | BootError::Unkillable { .. } => Code::Internal,
+    }
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::Cni(error) if error.is_passing() => Code::Unavailable,
+        NetworkError::Cni(CniError::Late { .. }) => Code::DeadlineExceeded,
+        NetworkError::Bandwidth { .. } | NetworkError::Subnet(_) => Code::InvalidArgument,
+        NetworkError::NoneValid(_) => Code::FailedPrecondition,
+        NetworkError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
+        NetworkError::Cni(_)
+        | NetworkError::Namespace { .. }
+        | NetworkError::Device { .. }
+        | NetworkError::File { .. } => Code::Internal,
     }
 }
 

@@ -66,16 +66,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
-        // A pod CIDR is for runtimes that make their own CNI configuration.
-        if let Some(network) = request
-            .into_inner()
-            .runtime_config
-            .and_then(|config| config.network_config)
-        {
-            tracing::info!(
-                pod_cidr = network.pod_cidr,
-                "accepted; addresses come from the CNI configuration"
-            );
+        let config = request.into_inner().runtime_config;
+        if let Some(network) = config.and_then(|config| config.network_config) {
+            status::set_pod_cidr(&self.pods, &network.pod_cidr)?;
         }
         Ok(Response::new(cri::UpdateRuntimeConfigResponse {}))
     }

@@ -26,7 +26,7 @@ pub async fn status(
 ) -> Result<cri::PodSandboxStatusResponse, Status> {
     let view = pods.pod(&request.pod_sandbox_id)?;
     let info = if request.verbose {
-        HashMap::from([("info".to_owned(), info(&view).await)])
+        HashMap::from([("info".to_owned(), info(pods, &view).await)])
     } else {
         HashMap::new()
     };
@@ -39,7 +39,7 @@ pub async fn status(
 }
 
 /// What `crictl inspectp` shows beyond the status.
-async fn info(view: &View) -> String {
+async fn info(pods: &Pods, view: &View) -> String {
     let statistics = match &view.guest {
         Some(guest) => control::statistics(&guest.files.control()).await.ok(),
         None => None,
@@ -54,6 +54,7 @@ async fn info(view: &View) -> String {
         "cause": cause,
         "layers": view.pod.layers,
         "vmm": statistics,
+        "network": view.pod.network().map(|record| pods.host().network.describe(record)),
         "spec": view.pod.spec,
     })
     .to_string()

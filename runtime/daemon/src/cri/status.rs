@@ -4,10 +4,13 @@
 use std::collections::HashMap;
 
 use bulkhead_proto::cri;
+use tonic::Status;
 
+use super::network_code;
 use super::parse::HANDLERS;
 use crate::pod::Pods;
 use crate::problem::Problem;
+use crate::serve::chain;
 
 const API_VERSION: &str = "v1";
 /// What `VersionRequest` and `VersionResponse` call their own version.
@@ -25,7 +28,7 @@ pub fn version() -> cri::VersionResponse {
 pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
     let host = pods.host();
     let runtime = host.probe.ready().await;
-    let network = host.network.ready();
+    let network = host.network.ready().await;
     let handler = |name: &&str| cri::RuntimeHandler {
         name: (*name).to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
@@ -47,7 +50,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
         status: Some(cri::RuntimeStatus {
             conditions: vec![
                 condition("RuntimeReady", "RuntimeNotReady", runtime),
-                condition("NetworkReady", "NetworkPluginNotReady", network),
+                network_condition(network),
             ],
         }),
         info,
@@ -57,6 +60,16 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             ..Default::default()
         }),
     }
+}
+
+/// May be ready and still have a remark: on configuration files that are not valid.
+fn network_condition(ready: Result<String, Problem>) -> cri::RuntimeCondition {
+    let remark = ready.as_ref().cloned().unwrap_or_default();
+    let mut shown = condition("NetworkReady", "NetworkPluginNotReady", ready.map(drop));
+    if shown.message.is_empty() {
+        shown.message = remark;
+    }
+    shown
 }
 
 fn condition(name: &str, reason: &str, ready: Result<(), Problem>) -> cri::RuntimeCondition {
@@ -73,6 +86,17 @@ fn condition(name: &str, reason: &str, ready: Result<(), Problem>) -> cri::Runti
             .map(|problem| problem.to_string())
             .unwrap_or_default(),
     }
+}
+
+/// For plugins that take their subnets from the runtime.
+pub fn set_pod_cidr(pods: &Pods, pod_cidr: &str) -> Result<(), Status> {
+    let set = pods.host().network.set_pod_cidr(pod_cidr);
+    set.map_err(|error| Status::new(network_code(&error), chain(&error)))?;
+    tracing::info!(
+        pod_cidr,
+        "CNI plugins with the capability ipRanges hear of it"
+    );
+    Ok(())
 }
 
 /// systemd's driver where systemd runs the host.

@@ -9,27 +9,39 @@
 //! bridge ── veth ──[ eth0 ── tc redirect ── tap0 ]── bulkhead-vmm ── guest's eth0
 //!                  └── namespace of the pod ────┘
 //! ```
+//! The configuration directory is read on every use. A pod keeps the configuration that it was attached with.
 
+mod attached;
+mod bandwidth;
 mod cni;
 mod counters;
+mod interface;
+mod leftovers;
 mod netns;
+mod ranges;
+mod ready;
 #[allow(unsafe_code)]
 mod sys;
 mod tap;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::RwLock;
 
-use self::cni::{Conflist, Invocation};
-use crate::problem::Problem;
+use self::cni::{Invocation, KnownVersions, Plugins, Selection};
 
+use self::attached::AttachedRecord;
+pub use self::attached::NetworkRecord;
 pub use self::cni::CniError;
 pub use self::counters::{Counters, Direction};
+use self::interface::Interface;
+pub use self::ranges::check as subnets;
 
 /// CNI's name of the interface in the namespace.
 const INTERFACE: &str = "eth0";
@@ -46,35 +58,10 @@ pub struct NetworkConfig {
     pub cache_dir: PathBuf,
     /// Where the pods' namespaces are mounted.
     pub netns_dir: PathBuf,
+    /// For one command of one plugin.
     pub plugin_timeout: Duration,
-}
-
-impl NetworkConfig {
-    /// Whether there is a network, and its plugins. Without, pods have loopback only.
-    pub fn ready(&self) -> Result<(), Problem> {
-        let conf_dir = self.conf_dir.display();
-        let loaded = Conflist::load(&self.conf_dir);
-        let loaded = loaded
-            .map_err(|e| Problem::new(crate::chain(&e), format!("mend the files in {conf_dir}")))?;
-        let Some(conflist) = loaded else {
-            return Err(Problem::new(
-                format!("no CNI configuration in {conf_dir}"),
-                "put one there, for example a bridge with host-local addresses",
-            ));
-        };
-        let Some(name) = conflist.missing_plugin(&self.bin_dirs) else {
-            return Ok(());
-        };
-        let directories: Vec<_> = self
-            .bin_dirs
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
-        Err(Problem::new(
-            format!("CNI plugin {name} is in none of {}", directories.join(", ")),
-            "install containernetworking-plugins",
-        ))
-    }
+    /// Subnets for plugins with the capability `ipRanges`; empty: those that kubelet tells.
+    pub ip_ranges: Vec<String>,
 }
 
 /// An error in a pod's network.
@@ -82,6 +69,15 @@ impl NetworkConfig {
 pub enum NetworkError {
     #[error("CNI")]
     Cni(#[from] CniError),
+    #[error("there is no valid CNI configuration")]
+    NoneValid(#[source] CniError),
+    #[error("annotation {annotation} is {value:?}, not a number of bits a second from 1k to 1P")]
+    Bandwidth {
+        annotation: &'static str,
+        value: String,
+    },
+    #[error("{0:?} is not a subnet")]
+    Subnet(String),
     #[error("network namespace {path}: {step}")]
     Namespace {
         path: PathBuf,
@@ -109,6 +105,9 @@ pub struct AttachRequest {
     pub namespace: String,
     pub uid: String,
     pub port_mappings: Vec<PortMapping>,
+    pub annotations: BTreeMap<String, String>,
+    /// What the pod says, if it does.
+    pub dns: Option<Dns>,
 }
 
 /// A port of the host that leads into the pod (CRI `PodSandboxConfig.port_mappings`).
@@ -138,11 +137,34 @@ pub struct Attachment {
     pub tap: Option<OwnedFd>,
     pub mac: [u8; 6],
     pub mtu: u16,
-    /// With their prefix lengths: "10.88.0.5/16".
+    /// With their prefix lengths, the primary one first: "10.88.0.5/16".
     pub addresses: Vec<String>,
-    /// (destination, gateway); an empty gateway is on link.
-    pub routes: Vec<(String, String)>,
+    /// In the order in which they are to be made.
+    pub routes: Vec<Route>,
+    pub neighbors: Vec<Neighbor>,
     pub dns: Dns,
+}
+
+/// A route of the pod; 0 and empty: not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// CIDR.
+    pub destination: String,
+    /// Empty: on link.
+    pub gateway: String,
+    /// The source address that it prefers.
+    pub source: String,
+    pub priority: u32,
+    pub mtu: u32,
+    /// The largest TCP segment that is advertised.
+    pub advmss: u32,
+}
+
+/// A neighbour whose address on the link is known without asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbor {
+    pub address: String,
+    pub mac: [u8; 6],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,27 +174,26 @@ pub struct Dns {
     pub options: Vec<String>,
 }
 
-/// All that is needed to take a pod's network down, whatever the configuration says by then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkRecord {
-    pod_id: String,
-    /// `None`: nothing was made.
-    attached: Option<AttachedRecord>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct AttachedRecord {
-    netns: PathBuf,
-    conflist: Conflist,
-    invocation: Invocation,
-    /// CNI's result, JSON.
-    result: Option<String>,
-}
-
 /// The networks of this daemon's pods.
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
+    versions: KnownVersions,
+    /// Attaching reads it; collecting garbage, which must not meet an attachment that it does not know, writes it.
+    gate: Arc<RwLock<()>>,
+    status: ready::LastStatus,
+    leftovers: leftovers::Leftovers,
+    /// What `CHECK` said of adopted pods, by their ids; empty: all is well.
+    checks: Mutex<HashMap<String, String>>,
+}
+
+impl NetworkConfig {
+    fn plugins(&self) -> Plugins<'_> {
+        Plugins {
+            directories: &self.bin_dirs,
+            limit: self.plugin_timeout,
+        }
+    }
 }
 
 impl Network {
@@ -182,25 +203,34 @@ impl Network {
         }
         Ok(Self {
             config: config.clone(),
+            versions: KnownVersions::default(),
+            gate: Arc::default(),
+            status: ready::LastStatus::default(),
+            leftovers: leftovers::Leftovers::default(),
+            checks: Mutex::default(),
         })
-    }
-
-    /// Whether pods get an address. Follows the configuration directory.
-    pub fn ready(&self) -> Result<(), Problem> {
-        self.config.ready()
     }
 
     /// Makes a pod's network, or none of it.
     pub async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetworkError> {
-        let pod_id = request.pod_id.clone();
-        let Some(conflist) = Conflist::load(&self.config.conf_dir)? else {
-            return Ok(loopback_only(pod_id));
+        let _passed = self.gate.read().await;
+        let mut selection = Selection::look(&self.config.conf_dir)?;
+        self.status.tell_skipped(&selection.skipped);
+        let Some(mut conflist) = selection.network else {
+            return match selection.skipped.pop() {
+                None => Ok(loopback_only(request.pod_id)),
+                Some(why) => Err(NetworkError::NoneValid(why)),
+            };
         };
-        let netns = self.config.netns_dir.join(&pod_id);
+        conflist
+            .settle(&self.versions, &self.config.plugins())
+            .await?;
+        let netns = self.config.netns_dir.join(&request.pod_id);
+        let invocation = Invocation::new(&request, &self.ip_ranges(), &netns)?;
         let mut record = NetworkRecord {
-            pod_id,
+            pod_id: request.pod_id,
             attached: Some(AttachedRecord {
-                invocation: Invocation::new(&request, &netns),
+                invocation,
                 netns,
                 conflist,
                 result: None,
@@ -210,15 +240,11 @@ impl Network {
         self.remember(&record)?;
         match self.attach_recorded(&mut record).await {
             Ok(attachment) => Ok(attachment),
-            Err(e) => {
+            Err(error) => {
                 if let Err(undo) = self.detach(&record).await {
-                    tracing::warn!(
-                        "pod {}: network left over: {}",
-                        record.pod_id,
-                        crate::chain(&undo)
-                    );
+                    self.leftovers.add(record, &undo);
                 }
-                Err(e)
+                Err(error)
             }
         }
     }
@@ -233,34 +259,52 @@ impl Network {
         netns::create(&attached.netns).await?;
         let result = attached
             .conflist
-            .add(&attached.invocation, &self.plugins())
+            .add(&attached.invocation, &self.config.plugins())
             .await?;
         attached.result = Some(result.text.clone());
+        if !result.others.is_empty() {
+            tracing::warn!(
+                pod = record.pod_id,
+                "a VM has one interface, {INTERFACE}; CNI also made {}, which the pod does not see",
+                result.others.join(", ")
+            );
+        }
         let joined = tap::join(&attached.netns, INTERFACE).await?;
         self.remember(record)?;
+        let Interface {
+            addresses,
+            routes,
+            neighbors,
+        } = joined.interface.complete(&result.addresses, &result.routes);
         Ok(Attachment {
             record: record.clone(),
             tap: Some(joined.tap),
             mac: joined.mac,
             mtu: joined.mtu,
-            addresses: result.addresses,
-            routes: result.routes,
+            addresses,
+            routes,
+            neighbors,
             dns: result.dns,
         })
     }
 
-    /// Takes a pod's network down; what is already gone is fine.
+    /// Takes a pod's network down; what is already gone is fine. After an error all that is left is still there, and
+    /// asking again is the way on.
     pub async fn detach(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         if let Some(attached) = &record.attached {
-            let result = attached.result.as_deref();
-            let deleted = attached
+            let netns = Some(attached.netns.as_path()).filter(|path| netns::exists(path));
+            attached
                 .conflist
-                .delete(&attached.invocation, result, &self.plugins())
-                .await;
-            // The namespace goes in any case: with it go the interfaces.
+                .delete(
+                    &attached.invocation,
+                    netns,
+                    attached.result.as_deref(),
+                    &self.config.plugins(),
+                )
+                .await?;
             netns::remove(&attached.netns).await?;
-            deleted?;
         }
+        self.checks().remove(&record.pod_id);
         let path = self.record_path(&record.pod_id);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &path)(e)),
@@ -268,46 +312,46 @@ impl Network {
         }
     }
 
-    /// Takes down the networks of pods that are no more. Touches only what this daemon recorded.
-    pub async fn sweep(&self, live_pods: &HashSet<String>) {
-        let Ok(entries) = std::fs::read_dir(&self.config.cache_dir) else {
+    /// Asks the plugins whether a pod's network is still as they made it, and keeps the answer.
+    pub async fn check(&self, record: &NetworkRecord) {
+        let Some(attached) = &record.attached else {
             return;
         };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let record = std::fs::read(&path)
-                .ok()
-                .and_then(|bytes| serde_json::from_slice::<NetworkRecord>(&bytes).ok());
-            let Some(record) = record.filter(|record| !live_pods.contains(&record.pod_id)) else {
-                continue;
-            };
-            tracing::info!(
-                "network of pod {}, which is no more: taken down",
-                record.pod_id
-            );
-            if let Err(e) = self.detach(&record).await {
-                tracing::warn!("network of pod {}: {}", record.pod_id, crate::chain(&e));
+        let plugins = self.config.plugins();
+        let result = attached.result.as_deref();
+        let checked = attached
+            .conflist
+            .check(&attached.invocation, result, &plugins);
+        let answer = match checked.await {
+            Ok(()) => String::new(),
+            Err(error) => {
+                let error = crate::chain(&error);
+                tracing::warn!(pod = record.pod_id, "its network is not as it was: {error}");
+                error
             }
+        };
+        self.checks().insert(record.pod_id.clone(), answer);
+    }
+
+    /// What `inspectp` shows of a pod's network.
+    pub fn describe(&self, record: &NetworkRecord) -> serde_json::Value {
+        let mut shown = record.describe();
+        if let (Some(shown), Some(answer)) = (
+            shown.as_object_mut(),
+            self.checks().get(&record.pod_id).cloned(),
+        ) {
+            let answer = if answer.is_empty() {
+                "ok".to_owned()
+            } else {
+                answer
+            };
+            shown.insert("check".to_owned(), answer.into());
         }
+        shown
     }
 
-    fn plugins(&self) -> cni::Plugins<'_> {
-        cni::Plugins {
-            directories: &self.config.bin_dirs,
-            timeout: self.config.plugin_timeout,
-        }
-    }
-
-    fn record_path(&self, pod_id: &str) -> PathBuf {
-        self.config.cache_dir.join(format!("{pod_id}.json"))
-    }
-
-    fn remember(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
-        let path = self.record_path(&record.pod_id);
-        let failed = file_error("write", &path);
-        let text = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
-        let temporary = path.with_extension("new");
-        std::fs::write(&temporary, text).map_err(file_error("write", &temporary))?;
-        std::fs::rename(&temporary, &path).map_err(failed)
+    fn checks(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -322,14 +366,12 @@ fn loopback_only(pod_id: String) -> Attachment {
         mtu: DEFAULT_MTU,
         addresses: Vec::new(),
         routes: Vec::new(),
+        neighbors: Vec::new(),
         dns: Dns::default(),
     }
 }
 
-fn file_error(
-    step: &'static str,
-    path: &std::path::Path,
-) -> impl Fn(io::Error) -> NetworkError + use<> {
+fn file_error(step: &'static str, path: &Path) -> impl Fn(io::Error) -> NetworkError + use<> {
     let path = path.to_owned();
     move |source| NetworkError::File {
         step,
@@ -339,60 +381,4 @@ fn file_error(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn network(directory: &std::path::Path) -> Network {
-        Network::new(&NetworkConfig {
-            conf_dir: directory.join("conf"),
-            bin_dirs: vec![directory.join("bin")],
-            cache_dir: directory.join("cache"),
-            netns_dir: directory.join("netns"),
-            plugin_timeout: Duration::from_secs(5),
-        })
-        .unwrap()
-    }
-
-    #[tokio::test]
-    async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why() {
-        let directory = tempfile::tempdir().unwrap();
-        let network = network(directory.path());
-        let why = network.ready().unwrap_err().cause;
-        assert!(why.contains("no CNI configuration"), "{why}");
-        let request = AttachRequest {
-            pod_id: "p".into(),
-            ..Default::default()
-        };
-        let attachment = network.attach(request).await.unwrap();
-        assert!(attachment.tap.is_none() && attachment.addresses.is_empty());
-        network.detach(&attachment.record).await.unwrap();
-    }
-
-    #[test]
-    fn readiness_names_a_missing_plugin() {
-        let directory = tempfile::tempdir().unwrap();
-        let network = network(directory.path());
-        std::fs::create_dir(directory.path().join("conf")).unwrap();
-        std::fs::write(
-            directory.path().join("conf/1.conflist"),
-            r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"nosuch"}]}"#,
-        )
-        .unwrap();
-        let why = network.ready().unwrap_err().cause;
-        assert!(why.contains("nosuch"), "{why}");
-    }
-
-    #[test]
-    fn port_mappings_are_written_as_the_portmap_plugin_reads_them() {
-        let mapping = PortMapping {
-            protocol: Protocol::Tcp,
-            container_port: 80,
-            host_port: 8080,
-            host_ip: "127.0.0.1".into(),
-        };
-        assert_eq!(
-            serde_json::to_string(&mapping).unwrap(),
-            r#"{"protocol":"tcp","containerPort":80,"hostPort":8080,"hostIP":"127.0.0.1"}"#
-        );
-    }
-}
+mod tests;

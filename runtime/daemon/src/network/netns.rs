@@ -10,10 +10,17 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::NetworkError;
 
 const THIS_THREADS_NAMESPACE: &str = "/proc/thread-self/ns/net";
+/// For interfaces that come later: CNI says what the addresses and routes are, not a router; and an address that was
+/// given is not asked about first, which would take seconds.
+const IPV6_DEFAULTS: [&str; 2] = [
+    "/proc/sys/net/ipv6/conf/default/accept_ra",
+    "/proc/sys/net/ipv6/conf/default/accept_dad",
+];
 
 /// Makes a namespace and mounts it at `path`. Its loopback stays down: the pod's is in the guest.
 pub async fn create(path: &Path) -> Result<(), NetworkError> {
@@ -22,6 +29,10 @@ pub async fn create(path: &Path) -> Result<(), NetworkError> {
         let failed = error(&path);
         File::create(&path).map_err(|e| failed("make the mount point", e))?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e.into()))?;
+        for setting in IPV6_DEFAULTS {
+            // A host without IPv6 has none of them.
+            let _ = std::fs::write(setting, "0");
+        }
         mount(
             Some(THIS_THREADS_NAMESPACE),
             &path,
@@ -50,6 +61,11 @@ pub async fn remove(path: &Path) -> Result<(), NetworkError> {
         }
     })
     .await
+}
+
+/// Whether there is a namespace: a file that nothing is mounted on is what a reboot leaves.
+pub fn exists(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Runs `work` to its end in the namespace at `path`.

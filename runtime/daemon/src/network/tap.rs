@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Joins CNI's interface to a TAP: what arrives at one leaves by the other, below the namespace's own stack.
+//! Joins CNI's interface to a TAP: what arrives at one leaves by the other, below the namespace's own stack. So the
+//! namespace's stack hears nothing; that it says nothing of its own through the TAP is seen to here.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
@@ -9,9 +10,12 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkUnspec, new_connection};
 
+use super::interface::Interface;
 use super::{NetworkError, netns, sys};
 
 const TAP: &str = "tap0";
+/// The guest must not hear the namespace's router solicitations.
+const TAP_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/tap0/disable_ipv6";
 /// The ingress qdisc's handle, "ffff:".
 const INGRESS: u32 = 0xffff_0000;
 
@@ -21,6 +25,8 @@ pub struct Joined {
     pub tap: OwnedFd,
     pub mac: [u8; 6],
     pub mtu: u16,
+    /// What CNI's interface has.
+    pub interface: Interface,
 }
 
 /// Makes a TAP in the namespace at `path` and joins it to `interface`.
@@ -37,6 +43,9 @@ async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     let inner = find(&handle, TAP).await?;
     let mtu = mtu_of(&outer);
     let mac = mac_of(&outer)?;
+    let found = Interface::read(&handle, outer.header.index).await?;
+    // Without IPv6 in the kernel there is no such file, and nothing to silence.
+    let _ = std::fs::write(TAP_WITHOUT_IPV6, "1");
     let up = LinkUnspec::new_with_index(inner.header.index)
         .mtu(mtu.into())
         .up()
@@ -50,7 +59,12 @@ async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     redirect(&handle, outer.header.index, inner.header.index).await?;
     redirect(&handle, inner.header.index, outer.header.index).await?;
     served.abort();
-    Ok(Joined { tap, mac, mtu })
+    Ok(Joined {
+        tap,
+        mac,
+        mtu,
+        interface: found,
+    })
 }
 
 /// All that arrives at `from` leaves by `to`.
@@ -112,7 +126,9 @@ fn mac_of(link: &LinkMessage) -> Result<[u8; 6], NetworkError> {
     })
 }
 
-fn error<E: Into<Box<dyn Error + Send + Sync>>>(step: &'static str) -> impl Fn(E) -> NetworkError {
+pub fn error<E: Into<Box<dyn Error + Send + Sync>>>(
+    step: &'static str,
+) -> impl Fn(E) -> NetworkError {
     move |source| NetworkError::Device {
         step,
         source: source.into(),

@@ -98,18 +98,15 @@ impl Pods {
     }
 
     async fn sweep_networks(&self) {
-        let has_network = |pod: &PodRecord| {
-            let held = pod.held.iter();
-            held.into_iter()
-                .any(|held| matches!(held, Held::Network(_)))
-        };
         let views = self.all();
-        let live = views
-            .iter()
-            .map(|view| &view.pod)
-            .filter(|pod| has_network(pod));
-        let live = live.map(|pod| pod.id.clone()).collect();
-        self.host().network.sweep(&live).await;
+        let live = views.iter().filter_map(|view| {
+            let record = view.pod.network()?;
+            Some((view.pod.id.clone(), record.clone()))
+        });
+        let (ids, records): (HashSet<_>, Vec<_>) = live.unzip();
+        let network = &self.host().network;
+        network.sweep(&ids).await;
+        tokio::spawn(network.garbage_collection(records).await);
     }
 }
 
@@ -144,6 +141,15 @@ impl Shared {
 }
 
 impl Owner {
+    /// Asks CNI in the background whether the network is as it was.
+    fn check_network(&self) {
+        let Some(record) = self.pod.network().cloned() else {
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.host.network.check(&record).await });
+    }
+
     /// Finds the VM of a pod that was ready, or takes note of its end.
     async fn adopt_guest(&mut self) {
         let files = self.pod.run_directory().cloned().map(Files::new);
@@ -163,6 +169,7 @@ impl Owner {
                 self.follow_logs(&guest);
                 let agent = guest.agent.clone();
                 tokio::spawn(async move { agent.set_clock(now()).await });
+                self.check_network();
                 self.serve_guest(guest);
             }
             missing => {

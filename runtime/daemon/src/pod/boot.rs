@@ -15,14 +15,14 @@ use super::containers;
 use super::owner::Owner;
 use super::record::Held;
 use super::sizing::VmSize;
-use super::spec::{Dns, PidMode, PodSpec, Protocol};
+use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
-use super::{BootError, NoticeKind, PodError, now, random, signal};
+use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
 use crate::guest::cgroup;
 use crate::guest::launch::{self, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
-use crate::network::{self, AttachRequest, Attachment};
+use crate::network::Attachment;
 use crate::store::Kind;
 
 /// What a guest needs beside its containers' limits: kernel, agent, page tables.
@@ -87,7 +87,7 @@ impl Owner {
         let making = tokio::task::spawn_blocking(move || {
             shared.host.scratch.make(&path, shared.host.scratch_bytes)
         });
-        let request = attach_request(&self.pod.id, &self.pod.spec);
+        let request = wire::attach_request(&self.pod.id, &self.pod.spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
         let attachment = attached?;
@@ -327,29 +327,6 @@ fn memory_mib(least: u32, limit_bytes: u64) -> u32 {
     wanted.clamp(least, bulkhead_vmm::config::MAX_MEMORY_MIB.max(least))
 }
 
-fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
-    AttachRequest {
-        pod_id: id.to_owned(),
-        name: spec.name.name.clone(),
-        namespace: spec.name.namespace.clone(),
-        uid: spec.name.uid.clone(),
-        port_mappings: spec
-            .port_mappings
-            .iter()
-            .map(|mapping| network::PortMapping {
-                protocol: match mapping.protocol {
-                    Protocol::Tcp => network::Protocol::Tcp,
-                    Protocol::Udp => network::Protocol::Udp,
-                    Protocol::Sctp => network::Protocol::Sctp,
-                },
-                container_port: mapping.container_port,
-                host_port: mapping.host_port,
-                host_ip: mapping.host_ip.clone(),
-            })
-            .collect(),
-    }
-}
-
 /// A pod without a name for its host gets the beginning of its id.
 pub(super) fn hostname(id: &str, spec: &PodSpec) -> String {
     if spec.hostname.is_empty() {
@@ -369,7 +346,6 @@ fn configuration(
         .addresses
         .first()
         .and_then(|cidr| cidr.split('/').next());
-    let [a, b, c, d, e, f] = attachment.mac;
     protocol::ConfigureSandboxRequest {
         hosts: address
             .map(|address| protocol::HostEntry {
@@ -384,20 +360,7 @@ fn configuration(
             searches: dns.searches,
             options: dns.options,
         }),
-        interface: attachment.tap.as_ref().map(|_| protocol::Interface {
-            mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-            name: "eth0".to_owned(),
-            mtu: attachment.mtu.into(),
-            addresses: attachment.addresses.clone(),
-            routes: attachment
-                .routes
-                .iter()
-                .map(|(destination, gateway)| protocol::Route {
-                    destination: destination.clone(),
-                    gateway: gateway.clone(),
-                })
-                .collect(),
-        }),
+        interface: wire::interface(attachment),
         sysctls: spec.sysctls.clone().into_iter().collect(),
         clock_unix_nanoseconds: now(),
         entropy: random::<64>().to_vec().into(),

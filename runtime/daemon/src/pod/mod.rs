@@ -22,6 +22,7 @@ pub mod spec;
 pub mod state;
 pub mod statistics;
 pub mod volumes;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

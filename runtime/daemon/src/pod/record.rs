@@ -78,13 +78,19 @@ impl PodRecord {
         })
     }
 
+    pub fn network(&self) -> Option<&NetworkRecord> {
+        self.held.iter().find_map(|held| match held {
+            Held::Network(record) => Some(record.as_ref()),
+            _ => None,
+        })
+    }
+
     /// Its addresses, while they are its own.
     pub fn held_addresses(&self) -> &[String] {
-        let has_network = self
-            .held
-            .iter()
-            .any(|held| matches!(held, Held::Network(_)));
-        if has_network { &self.addresses } else { &[] }
+        match self.network() {
+            Some(_) => &self.addresses,
+            None => &[],
+        }
     }
 
     /// The VMM's cgroup on the host.
