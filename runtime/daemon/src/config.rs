@@ -40,6 +40,8 @@ pub enum ConfigError {
     RelativePath { key: &'static str, path: PathBuf },
     #[error("cni.ip_ranges")]
     Subnet { source: NetworkError },
+    #[error("images.pinned")]
+    Pinned(#[from] bulkhead_image::ReferenceError),
 }
 
 /// What the daemon uses.
@@ -61,6 +63,7 @@ pub struct Config {
     /// Where kubelet keeps the volumes of its pods, links followed.
     pub kubelet_roots: Vec<PathBuf>,
     images: RawImages,
+    pinned_images: Vec<bulkhead_image::Reference>,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
 }
 
@@ -127,6 +130,7 @@ struct RawVolumes {
 struct RawImages {
     max_parallel_layers: usize,
     stall_timeout_seconds: u64,
+    pinned: Vec<String>,
 }
 
 impl Default for RawConfig {
@@ -187,6 +191,7 @@ impl Default for RawImages {
         Self {
             max_parallel_layers: 3,
             stall_timeout_seconds: 30,
+            pinned: Vec::new(),
         }
     }
 }
@@ -249,6 +254,12 @@ impl Config {
                 .into_iter()
                 .map(|path| absolute("volumes.kubelet_roots", path))
                 .collect::<Result<_, _>>()?,
+            pinned_images: raw
+                .images
+                .pinned
+                .iter()
+                .map(|name| name.parse())
+                .collect::<Result<_, _>>()?,
             images: raw.images,
             registries: raw.registries,
         })
@@ -261,6 +272,7 @@ impl Config {
             registries: self.registries.clone(),
             max_parallel_layers: self.images.max_parallel_layers,
             stall_timeout: Duration::from_secs(self.images.stall_timeout_seconds),
+            pinned: self.pinned_images.clone(),
         }
     }
 }
@@ -384,6 +396,7 @@ mod tests {
                 "[cni]\nip_ranges = [\"10.0.0.0\"]",
                 "\"10.0.0.0\" is not a subnet",
             ),
+            ("[images]\npinned = [\"UPPER\"]", "UPPER"),
         ];
         for (text, word) in table {
             let error = crate::chain(&parse(text).unwrap_err());

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::reference::Reference;
+
 /// How the store works.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +21,8 @@ pub struct Config {
     pub max_parallel_layers: usize,
     /// How long a registry may be silent before it is given up.
     pub stall_timeout: Duration,
+    /// Images that whoever cleans up is told to keep.
+    pub pinned: Vec<Reference>,
 }
 
 impl Default for Config {
@@ -28,6 +32,7 @@ impl Default for Config {
             registries: BTreeMap::new(),
             max_parallel_layers: 3,
             stall_timeout: Duration::from_secs(60),
+            pinned: Vec::new(),
         }
     }
 }
@@ -70,6 +75,8 @@ pub enum Credentials {
     },
     /// A token of the registry itself, sent as it is.
     Bearer(String),
+    /// A token that its token server changes into one of the registry's (OAuth 2.0, RFC 6749 section 6).
+    Identity(String),
 }
 
 impl fmt::Debug for Credentials {
@@ -77,6 +84,7 @@ impl fmt::Debug for Credentials {
         match self {
             Self::Basic { username, .. } => write!(f, "Basic({username:?})"),
             Self::Bearer(_) => f.write_str("Bearer"),
+            Self::Identity(_) => f.write_str("Identity"),
         }
     }
 }

@@ -54,18 +54,20 @@ async fn used_bytes(client: &mut Client) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_digests_and_ids_find_an_image_until_it_is_removed() {
-    let (_daemon, mut client) = start().await;
     let registry = Registry::shared();
+    let pinned = registry.image("test/busybox:1");
+    let config = format!("[images]\npinned = [{pinned:?}]\n");
+    let daemon = Daemon::start_with(Networking::Loopback, &config).await;
+    let mut client = daemon.client().await;
     let empty = used_bytes(&mut client).await;
     let latest = registry.image("test/busybox:latest");
     let id = client
         .pull(&registry.image("test/busybox"))
         .await
         .expect("pull");
-    client
-        .pull(&registry.image("test/busybox:1"))
-        .await
-        .expect("pull");
+    let found = image(&mut client, &latest).await.expect("by tag");
+    assert!(!found.pinned, "its pinned name was not pulled: {found:?}");
+    client.pull(&pinned).await.expect("pull");
     assert!(used_bytes(&mut client).await > empty + 1_000_000);
     let found = image(&mut client, &latest).await.expect("by tag");
     assert_eq!(found.id, id);
@@ -73,7 +75,7 @@ async fn names_digests_and_ids_find_an_image_until_it_is_removed() {
     tags.sort();
     assert_eq!(tags, [registry.image("test/busybox:1"), latest.clone()]);
     assert_eq!(found.repo_digests.len(), 1, "{found:?}");
-    assert!(found.size > 0);
+    assert!(found.size > 0 && found.pinned, "{found:?}");
     for name in [
         &found.id,
         &found.repo_digests[0],

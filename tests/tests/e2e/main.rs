@@ -3,6 +3,7 @@
 //! host and one registry serve them all.
 
 mod cli;
+mod clients;
 mod containers;
 mod failures;
 mod images;

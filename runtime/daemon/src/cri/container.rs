@@ -40,6 +40,8 @@ pub fn status(
         };
         let mut details = serde_json::json!({
             "sandboxID": view.pod.id,
+            // The process of the host that runs the container: the pod's VMM.
+            "pid": view.pod.vmm().map(|identity| identity.pid),
             "guestPid": pid,
             "spec": record.spec,
         });

@@ -176,7 +176,7 @@ fn show(image: &Image) -> cri::Image {
             user.to_owned()
         },
         spec: None,
-        pinned: false,
+        pinned: image.pinned,
     }
 }
 
@@ -197,9 +197,7 @@ fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
         return Ok(Some(Credentials::Bearer(auth.registry_token)));
     }
     if !auth.identity_token.is_empty() {
-        return Err(Status::unimplemented(
-            "identity tokens are not supported by this version: use a user name and password, or a registry token",
-        ));
+        return Ok(Some(Credentials::Identity(auth.identity_token)));
     }
     if !auth.username.is_empty() {
         return Ok(Some(Credentials::Basic {

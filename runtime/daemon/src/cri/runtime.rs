@@ -22,6 +22,14 @@ impl RuntimeServer {
     }
 }
 
+/// For what needs a VM to be written to a file and read back.
+fn no_snapshots<T>(rpc: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!(
+        "{rpc}: bulkhead {} cannot save a pod's VM and restore it, so nothing can be checkpointed",
+        env!("CARGO_PKG_VERSION")
+    )))
+}
+
 /// For RPCs that are not there yet.
 fn later<T>(what: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!(
@@ -301,21 +309,21 @@ impl RuntimeService for RuntimeServer {
         &self,
         _request: Request<cri::CheckpointContainerRequest>,
     ) -> Answer<cri::CheckpointContainerResponse> {
-        later("checkpoints come")
+        no_snapshots("CheckpointContainer")
     }
 
     async fn checkpoint_pod(
         &self,
         _request: Request<cri::CheckpointPodRequest>,
     ) -> Answer<cri::CheckpointPodResponse> {
-        later("checkpoints come")
+        no_snapshots("CheckpointPod")
     }
 
     async fn restore_pod(
         &self,
         _request: Request<cri::RestorePodRequest>,
     ) -> Answer<cri::RestorePodResponse> {
-        later("checkpoints come")
+        no_snapshots("RestorePod")
     }
 
     async fn list_metric_descriptors(

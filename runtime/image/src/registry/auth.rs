@@ -118,12 +118,22 @@ impl Endpoint {
         if url.scheme() != "https" && !(self.plain_http && url.scheme() == "http") {
             return Err(bad_answer("a token server without TLS"));
         }
-        url.query_pairs_mut()
-            .extend_pairs(service.map(|service| ("service", service)))
-            .append_pair("scope", scope);
-        let response = self
-            .send(url.as_str(), &HeaderMap::new(), self.basic())
-            .await?;
+        let response = if let Some(Credentials::Identity(token)) = &self.credentials {
+            let mut form = vec![
+                ("grant_type", "refresh_token"),
+                ("client_id", "bulkhead"),
+                ("refresh_token", token),
+                ("scope", scope),
+            ];
+            form.extend(service.map(|service| ("service", service)));
+            self.post_form(url, &form).await?
+        } else {
+            url.query_pairs_mut()
+                .extend_pairs(service.map(|service| ("service", service)))
+                .append_pair("scope", scope);
+            self.send(url.as_str(), &HeaderMap::new(), self.basic())
+                .await?
+        };
         let response = self.accept(response).await?;
         let body = self.read_bounded(response, TOKEN_BYTES).await?;
         #[derive(serde::Deserialize)]

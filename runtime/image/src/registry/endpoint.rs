@@ -177,6 +177,22 @@ impl Endpoint {
         })
     }
 
+    pub(super) async fn post_form(
+        &self,
+        url: Url,
+        fields: &[(&str, &str)],
+    ) -> Result<Response, RegistryError> {
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let request = self.client.post(url.clone()).body(body);
+        let request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        request.send().await.map_err(|source| RegistryError::Send {
+            url: url.into(),
+            source: source.without_url(),
+        })
+    }
+
     /// A good answer, or what the registry says is wrong.
     pub(super) async fn accept(&self, response: Response) -> Result<Response, RegistryError> {
         let status = response.status();

@@ -23,6 +23,7 @@ pub struct Request {
     pub path: String,
     /// Names in lower case.
     pub headers: BTreeMap<String, String>,
+    pub body: String,
 }
 
 impl Request {
@@ -188,16 +189,23 @@ impl Fake {
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines().map_while(Result::ok);
     let path = lines.next()?.split(' ').nth(1)?.to_owned();
-    let headers = lines.take_while(|line| !line.is_empty());
+    let lines = lines.take_while(|line| !line.is_empty());
     let pair = |line: String| {
         let (name, value) = line.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
+    let headers: BTreeMap<_, _> = lines.filter_map(pair).collect();
+    let length = headers.get("content-length");
+    let length = length.map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
     Some(Request {
         path,
-        headers: headers.filter_map(pair).collect(),
+        headers,
+        body: String::from_utf8(body).unwrap(),
     })
 }
 

@@ -172,6 +172,32 @@ async fn a_token_is_fetched_without_a_password_by_who_has_none() {
 }
 
 #[tokio::test]
+async fn an_identity_token_is_changed_into_one_of_the_registry_and_is_in_no_url() {
+    let fake = Fake::start(|request| {
+        let host = request.header("host").unwrap();
+        match request.path.as_str() {
+            "/token" if request.body.contains("refresh_token=identity%26") => {
+                Reply::new(200, r#"{"access_token":"secret-token"}"#)
+            }
+            "/token" => Reply::new(401, ""),
+            _ if request.header("authorization") == Some("Bearer secret-token") => manifest(),
+            _ => Reply::challenge(format!("Bearer realm=\"http://{host}/token\",service=s")),
+        }
+    });
+    let token = |text: &str| Some(Credentials::Identity(text.to_owned()));
+    let right = plain(&fake, token("identity&"));
+    right.manifest("1").await.unwrap();
+    let asked = &fake.requests()[1];
+    assert_eq!(
+        asked.body,
+        "grant_type=refresh_token&client_id=bulkhead&refresh_token=identity%26\
+         &scope=repository%3Aapp%3Apull&service=s"
+    );
+    let error = plain(&fake, token("old")).manifest("1").await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Unauthenticated);
+}
+
+#[tokio::test]
 async fn a_token_of_the_pull_itself_is_sent_as_it_is() {
     let fake = token_registry(false);
     let token = Credentials::Bearer("secret-token".to_owned());

@@ -94,6 +94,8 @@ pub struct Image {
     pub repo_digests: Vec<String>,
     /// What its layers take on the disk.
     pub size_bytes: u64,
+    /// One of its names is in [`Config::pinned`].
+    pub pinned: bool,
     pub defaults: ImageDefaults,
 }
 
@@ -245,7 +247,11 @@ impl Store {
             .layers
             .iter()
             .map(|layer| self.shared.files.size(layer));
+        let pinned = self.shared.config.pinned.iter().map(ToString::to_string);
+        let is_name =
+            |name: String| record.repo_tags.contains(&name) || record.repo_digests.contains(&name);
         Ok(Image {
+            pinned: pinned.into_iter().any(is_name),
             size_bytes: sizes.sum::<Result<u64, _>>()?,
             id: record.id,
             repo_tags: record.repo_tags.into_iter().collect(),
