@@ -72,6 +72,8 @@ pub struct Config {
 pub struct SandboxConfig {
     pub vcpus: u8,
     pub memory_mib: u32,
+    /// Memory beyond its limit that a VM is started with, for the limit to grow into.
+    pub memory_headroom_mib: u32,
     pub scratch_bytes: u64,
     pub ready_timeout: Duration,
     /// Added to the guest kernel's command line.
@@ -102,6 +104,7 @@ struct RawConfig {
 struct RawSandbox {
     vcpus: u8,
     memory_mib: u32,
+    memory_headroom_mib: u32,
     scratch_disk_gib: u64,
     boot_timeout_seconds: u64,
     extra_cmdline: String,
@@ -157,6 +160,7 @@ impl Default for RawSandbox {
         Self {
             vcpus: 1,
             memory_mib: 256,
+            memory_headroom_mib: 0,
             scratch_disk_gib: 10,
             boot_timeout_seconds: 30,
             extra_cmdline: String::new(),
@@ -292,6 +296,12 @@ impl RawSandbox {
             most.into(),
         )?;
         range(
+            "sandbox.memory_headroom_mib",
+            self.memory_headroom_mib.into(),
+            0,
+            most.into(),
+        )?;
+        range(
             "sandbox.scratch_disk_gib",
             self.scratch_disk_gib,
             MIN_SCRATCH_GIB,
@@ -306,6 +316,7 @@ impl RawSandbox {
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
+            memory_headroom_mib: self.memory_headroom_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             extra_cmdline: self.extra_cmdline,

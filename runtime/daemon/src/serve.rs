@@ -24,6 +24,7 @@ use crate::guest::cgroup::Cgroups;
 use crate::guest::launch::Launcher;
 use crate::guest::probe::Probe;
 use crate::network::{Network, NetworkError};
+use crate::pod::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
@@ -112,9 +113,12 @@ fn host(config: Config) -> Result<Host, ServeError> {
     Ok(Host {
         run_pods: config.run_dir.join("pods"),
         state_pods: config.state_dir.join("pods"),
-        vcpus: sandbox.vcpus,
-        memory_mib: sandbox.memory_mib,
-        scratch_bytes: sandbox.scratch_bytes,
+        sizing: Defaults {
+            vcpus: sandbox.vcpus,
+            memory_mib: sandbox.memory_mib,
+            headroom_mib: sandbox.memory_headroom_mib,
+            scratch_bytes: sandbox.scratch_bytes,
+        },
         store: Store::open(&config.state_dir.join("pods.redb"))?,
         network,
         images,

@@ -10,6 +10,7 @@ mod images;
 mod many;
 mod network;
 mod pods;
+mod resources;
 mod restart;
 mod security;
 mod statistics;

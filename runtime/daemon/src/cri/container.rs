@@ -7,7 +7,7 @@ use std::time::Duration;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::{filter, parse, show};
+use super::{filter, limits, parse, show};
 use crate::pod::{Notice, NoticeKind, Pods};
 
 /// Of all grace periods; kubelet's are far below.
@@ -73,7 +73,7 @@ pub async fn update(
     pods: &Pods,
     request: cri::UpdateContainerResourcesRequest,
 ) -> Result<(), Status> {
-    let change = request.linux.map(parse::resources).unwrap_or_default();
+    let change = request.linux.map(limits::resources).unwrap_or_default();
     Ok(pods.update_container(&request.container_id, change).await?)
 }
 

@@ -8,9 +8,11 @@
 mod container;
 mod filter;
 mod images;
+mod limits;
 mod metrics;
 mod parse;
 mod parse_mounts;
+mod quantity;
 mod runtime;
 mod sandbox;
 mod show;
@@ -69,6 +71,7 @@ impl From<PodError> for Status {
             PodError::Disk(_) | PodError::Store(_) => Code::Internal,
             PodError::Boot(error) => boot_code(error),
             PodError::Volume(error) => volume_code(error),
+            PodError::Unfit(_) => Code::ResourceExhausted,
             PodError::Stuck { .. } => Code::DeadlineExceeded,
         };
         Status::new(code, chain(&error))
@@ -97,6 +100,7 @@ impl From<parse::ParseError> for Status {
 fn boot_code(error: &BootError) -> Code {
     match error {
         BootError::Unready(_) => Code::FailedPrecondition,
+        BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
         BootError::Launch(error) => match error {

@@ -8,11 +8,12 @@ use std::path::Path;
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::security_profile::ProfileType;
 
+use super::limits;
 use super::parse_mounts;
 use crate::pod::signal;
 use crate::pod::spec::{
-    ContainerSpec, Dns, Labels, PidMode, PodName, PodSpec, PortMapping, Protocol, Resources,
-    Seccomp, Security, User,
+    ContainerSpec, Dns, Labels, PidMode, PodName, PodSpec, PortMapping, Protocol, Seccomp,
+    Security, User,
 };
 
 /// The names under which kubelet may ask for us.
@@ -100,8 +101,8 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
         return Err(ParseError::Handler(handler));
     }
     let linux = config.linux.unwrap_or_default();
+    let limits = limits::pod(&linux, &config.annotations)?;
     let context = linux.security_context.unwrap_or_default();
-    let resources = linux.resources.unwrap_or_default();
     Ok(PodSpec {
         name: PodName {
             name: metadata.name,
@@ -126,8 +127,7 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
         runtime_handler: handler,
         pid: pid_mode(context.namespace_options)?,
         sysctls: labels(linux.sysctls),
-        memory_limit_bytes: u64::try_from(resources.memory_limit_in_bytes).unwrap_or(0),
-        cpu_limit_millis: cpu_millis(resources.cpu_quota, resources.cpu_period),
+        limits,
     })
 }
 
@@ -168,7 +168,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         stdin: config.stdin,
         tty: config.tty,
         security: security(linux.security_context)?,
-        resources: linux.resources.map(resources).unwrap_or_default(),
+        resources: linux.resources.map(limits::resources).unwrap_or_default(),
         stop_signal,
     })
 }
@@ -348,32 +348,6 @@ fn port_mapping(mapping: cri::PortMapping) -> Result<PortMapping, ParseError> {
         host_port: port(mapping.host_port)?,
         host_ip: mapping.host_ip,
     })
-}
-
-pub fn resources(limits: cri::LinuxContainerResources) -> Resources {
-    Resources {
-        cpu_period_us: limits.cpu_period,
-        cpu_quota_us: limits.cpu_quota,
-        cpu_shares: limits.cpu_shares,
-        memory_limit_bytes: limits.memory_limit_in_bytes,
-        memory_swap_limit_bytes: limits.memory_swap_limit_in_bytes,
-        oom_score_adj: limits.oom_score_adj,
-        cpuset_cpus: limits.cpuset_cpus,
-        cpuset_mems: limits.cpuset_mems,
-        hugepage_limits: limits
-            .hugepage_limits
-            .into_iter()
-            .map(|limit| (limit.page_size, limit.limit))
-            .collect(),
-        unified: labels(limits.unified),
-    }
-}
-
-fn cpu_millis(quota: i64, period: i64) -> u64 {
-    if quota <= 0 || period <= 0 {
-        return 0;
-    }
-    u64::try_from(quota.saturating_mul(1000) / period).unwrap_or(0)
 }
 
 fn hostname(name: String) -> Result<String, ParseError> {

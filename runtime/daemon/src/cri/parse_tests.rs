@@ -189,10 +189,3 @@ fn host_names_that_linux_would_refuse_are_refused() {
     }
     assert!(hostname("x".repeat(65)).is_err());
 }
-
-#[test]
-fn cpu_limits_are_thousandths_of_a_cpu() {
-    for (quota, period, expected) in [(150_000, 100_000, 1500), (-1, 100_000, 0), (5, 0, 0)] {
-        assert_eq!(cpu_millis(quota, period), expected);
-    }
-}

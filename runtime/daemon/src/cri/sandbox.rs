@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::{filter, parse, show};
+use super::{filter, limits, parse, show};
 use crate::guest::control;
 use crate::pod::state::PodState;
 use crate::pod::{Pods, View, now};
@@ -64,4 +64,16 @@ pub fn list(pods: &Pods, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::Pod
     let views = pods.all();
     let wanted = views.iter().filter(|view| filter::pod(filter, &view.pod));
     wanted.map(|view| show::pod(&view.pod)).collect()
+}
+
+/// What is not said stays as it is.
+pub async fn update(
+    pods: &Pods,
+    request: cri::UpdatePodSandboxResourcesRequest,
+) -> Result<(), Status> {
+    let resources = request.resources.map(limits::resources).unwrap_or_default();
+    let overhead = request.overhead.map(limits::resources).unwrap_or_default();
+    Ok(pods
+        .resize(&request.pod_sandbox_id, resources, overhead)
+        .await?)
 }

@@ -42,7 +42,8 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             "vmm": host.launcher.program,
             "kernel": host.launcher.kernel,
             "initramfs": host.launcher.initramfs,
-            "sandbox": { "vcpus": host.vcpus, "memoryMib": host.memory_mib, "scratchBytes": host.scratch_bytes },
+            "sandbox": { "vcpus": host.sizing.vcpus, "memoryMib": host.sizing.memory_mib,
+                "memoryHeadroomMib": host.sizing.headroom_mib, "scratchBytes": host.sizing.scratch_bytes },
         });
         info.insert("config".to_owned(), details.to_string());
     }

@@ -176,6 +176,18 @@ impl Agent {
             .map(drop)
     }
 
+    /// Limits all containers together.
+    pub async fn limit(&self, resources: protocol::Resources) -> Result<(), AgentError> {
+        let request = protocol::UpdateSandboxResourcesRequest {
+            resources: Some(resources),
+        };
+        let mut client = self.client();
+        let call = client.update_sandbox_resources(request);
+        within("UpdateSandboxResources", SHORT, call)
+            .await
+            .map(drop)
+    }
+
     /// What the guest counts; nothing of it has been checked.
     pub async fn statistics(
         &self,

@@ -1,44 +1,214 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host cgroup of a VMM, where the host has cgroup v2: it groups and accounts, best effort.
+//! The host cgroup of a pod's VM, where the host has cgroup v2: it bounds, accounts and ends what is in it.
 //!
-//! A host without it, or where we may not make one, runs pods all the same: the isolation is the VM's.
+//! It is below the cgroup that kubelet made for the pod, where it says one that is there; else below our own. A host
+//! without cgroup v2, or where we may not make one, runs pods all the same: the isolation is the VM's.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Turned on for pods, each by itself: a host may lack one.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+/// Threads of the VMM and of what serves its pod.
+const MAX_TASKS: u64 = 1024;
+const MIN_SHARES: u64 = 2;
+const MAX_SHARES: u64 = 262_144;
+const SLICE: &str = ".slice";
 
 /// Where cgroups of pods are made; `None` if the host has no cgroup v2 or none is wanted.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
+    root: PathBuf,
     parent: Option<PathBuf>,
+}
+
+/// What a VM may use of the host; `None` and empty: as much as there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostLimits {
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a CPU.
+    pub cpu_millis: Option<u64>,
+    /// As cgroup v1 counts them, [2, 262144].
+    pub cpu_shares: Option<u64>,
+    /// Lists of CPUs and NUMA nodes.
+    pub cpus: String,
+    pub nodes: String,
 }
 
 impl Cgroups {
     /// `parent` is relative to the root of cgroup v2.
     pub fn new(parent: Option<&Path>) -> Self {
-        let usable = Path::new(ROOT).join("cgroup.controllers").exists();
-        let parent = parent.filter(|_| usable).map(|parent| {
-            let relative = parent.strip_prefix("/").unwrap_or(parent);
-            Path::new(ROOT).join(relative)
-        });
-        Self { parent }
+        let root = Path::new(ROOT);
+        let usable = root.join("cgroup.controllers").exists();
+        Self::below(root, parent.filter(|_| usable))
     }
 
-    /// The cgroup of one pod.
-    pub fn path(&self, pod: &str) -> Option<PathBuf> {
-        Some(self.parent.as_ref()?.join(format!("pod-{pod}")))
+    fn below(root: &Path, parent: Option<&Path>) -> Self {
+        let relative = |parent: &Path| root.join(parent.strip_prefix("/").unwrap_or(parent));
+        Self {
+            parent: parent.map(relative),
+            root: root.to_owned(),
+        }
     }
 
-    /// Moves a process into the pod's cgroup.
-    pub fn enter(&self, pod: &str, pid: i32) -> io::Result<()> {
-        let Some(path) = self.path(pod) else {
-            return Ok(());
-        };
-        fs::create_dir_all(&path)?;
-        fs::write(path.join("cgroup.procs"), pid.to_string())
+    /// The cgroup of one pod, below `wanted` if that is one that exists.
+    pub fn path(&self, pod: &str, wanted: &str) -> Option<PathBuf> {
+        let own = self.parent.as_ref()?;
+        if wanted.is_empty() {
+            return Some(own.join(format!("pod-{pod}")));
+        }
+        match relative(wanted).map(|path| self.root.join(path)) {
+            Some(parent) if parent.join("cgroup.procs").exists() => {
+                Some(parent.join(format!("bulkhead-{pod}")))
+            }
+            _ => {
+                tracing::warn!(
+                    pod,
+                    "the pod's cgroup parent {wanted:?} is not there; its VM is put below {}",
+                    own.display()
+                );
+                Some(own.join(format!("pod-{pod}")))
+            }
+        }
     }
+
+    /// Makes the cgroup `path` with its limits.
+    pub fn make(&self, path: &Path, limits: &HostLimits) -> io::Result<()> {
+        fs::create_dir_all(path)?;
+        self.enable_controllers(path);
+        fs::write(path.join("pids.max"), MAX_TASKS.to_string())
+            .unwrap_or_else(|e| tracing::debug!("{}: pids.max: {e}", path.display()));
+        limit(path, limits);
+        Ok(())
+    }
+
+    /// On every cgroup above, from the top. One that has processes of its own, or lacks a controller, goes without.
+    fn enable_controllers(&self, path: &Path) {
+        let mut above: Vec<_> = path.ancestors().skip(1).collect();
+        above.reverse();
+        for directory in above {
+            if !directory.starts_with(&self.root) {
+                continue;
+            }
+            for controller in CONTROLLERS {
+                let file = directory.join("cgroup.subtree_control");
+                if let Err(e) = fs::write(&file, format!("+{controller}")) {
+                    tracing::debug!("{}: +{controller}: {e}", file.display());
+                }
+            }
+        }
+    }
+
+    /// The tightest memory limit of the cgroups above `path`.
+    pub fn memory_limit(&self, path: &Path) -> Option<u64> {
+        let above = path.ancestors().skip(1);
+        above
+            .take_while(|directory| directory.starts_with(&self.root))
+            .filter_map(|directory| {
+                let text = fs::read_to_string(directory.join("memory.max")).ok()?;
+                text.trim().parse().ok()
+            })
+            .min()
+    }
+}
+
+/// Moves a process into the cgroup `path`.
+pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
+    fs::write(path.join("cgroup.procs"), pid.to_string())
+}
+
+/// Sets limits, each as far as the host can; what it cannot is said in the log.
+pub fn limit(path: &Path, limits: &HostLimits) {
+    let mut files = vec![
+        ("cpu.max", cpu_max(limits.cpu_millis)),
+        ("cpu.weight", weight(limits.cpu_shares)),
+        ("cpuset.cpus", limits.cpus.clone()),
+        ("cpuset.mems", limits.nodes.clone()),
+    ];
+    if let Some(limit) = memory_max(path, limits.memory_bytes) {
+        files.push(("memory.max", limit));
+    }
+    for (file, value) in files {
+        // An empty list of CPUs is written as a line, or the kernel sees nothing.
+        if let Err(e) = fs::write(path.join(file), format!("{value}\n")) {
+            tracing::debug!("{}: {file} = {value:?}: {e}", path.display());
+        }
+    }
+}
+
+/// A limit below what the VM holds would have the kernel kill it: then the old one stays until the next change.
+fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
+    let Some(limit) = limit else {
+        return Some("max".to_owned());
+    };
+    let held = fs::read_to_string(path.join("memory.current")).unwrap_or_default();
+    let held: u64 = held.trim().parse().unwrap_or(0);
+    if held > limit {
+        tracing::warn!(
+            "{}: the VM holds {held} bytes, more than its new limit of {limit}: the host keeps the old limit, the guest \
+             has the new one",
+            path.display()
+        );
+        return None;
+    }
+    Some(limit.to_string())
+}
+
+/// Whether the kernel killed something in it for want of memory.
+pub fn was_oom_killed(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
+    let kills = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    kills.is_some_and(|kills| kills.trim() != "0")
+}
+
+fn cpu_max(millis: Option<u64>) -> String {
+    const PERIOD_US: u64 = 100_000;
+    match millis {
+        // The kernel takes no less than a millisecond.
+        Some(millis) => format!(
+            "{} {PERIOD_US}",
+            (millis.saturating_mul(PERIOD_US / 1000)).max(1000)
+        ),
+        None => format!("max {PERIOD_US}"),
+    }
+}
+
+/// On cgroup v2's scale [1, 10000], as kubelet and runc convert it.
+fn weight(shares: Option<u64>) -> String {
+    let weight = shares.map_or(100, |shares| {
+        1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
+    });
+    weight.to_string()
+}
+
+/// A path below the root of what kubelet says: "/kubepods/burstable/pod1" with the cgroupfs driver, with systemd's the
+/// name of a slice, whose parents are in its name. `None`: it makes no sense.
+fn relative(wanted: &str) -> Option<PathBuf> {
+    let path = Path::new(wanted.trim_matches('/'));
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    if !plain || path.as_os_str().is_empty() || wanted.contains('\0') {
+        return None;
+    }
+    match path.to_str()?.strip_suffix(SLICE) {
+        Some(name) if !name.contains('/') => slice(name),
+        _ => Some(path.to_owned()),
+    }
+}
+
+/// a-b-c: a.slice/a-b.slice/a-b-c.slice (systemd.slice(5)).
+fn slice(name: &str) -> Option<PathBuf> {
+    if name.is_empty() || name.split('-').any(str::is_empty) {
+        return None;
+    }
+    let ends = name.match_indices('-').map(|(end, _)| end);
+    let names = ends.chain([name.len()]).filter_map(|end| name.get(..end));
+    Some(names.map(|name| format!("{name}{SLICE}")).collect())
 }
 
 /// Removes a cgroup, and kills what is left in it. One that is gone is fine.
@@ -60,4 +230,81 @@ pub fn remove(path: &Path) {
         }
     }
     tracing::warn!("cgroup {} stays busy", path.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_a_path_or_a_slice_and_never_leads_elsewhere() {
+        for (wanted, expected) in [
+            ("/kubepods/burstable/pod1", Some("kubepods/burstable/pod1")),
+            ("kubepods", Some("kubepods")),
+            (
+                "kubepods-burstable-pod1_2.slice",
+                Some("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"),
+            ),
+            ("/a.slice/a-b.slice", Some("a.slice/a-b.slice")),
+            ("../etc", None),
+            ("/a/../../b", None),
+            ("/", None),
+            ("a--b.slice", None),
+            (".slice", None),
+            ("a\0b", None),
+        ] {
+            assert_eq!(relative(wanted), expected.map(PathBuf::from), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_below_its_parent_if_that_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")));
+        let own = root.path().join("bulkhead/pod-x");
+        assert_eq!(cgroups.path("x", ""), Some(own.clone()));
+        assert_eq!(cgroups.path("x", "/kubepods/p"), Some(own));
+        let parent = root.path().join("kubepods/p");
+        fs::create_dir_all(&parent).unwrap();
+        fs::write(parent.join("cgroup.procs"), "").unwrap();
+        let below = cgroups.path("x", "/kubepods/p").unwrap();
+        assert_eq!(below, parent.join("bulkhead-x"));
+        assert_eq!(cgroups.memory_limit(&below), None);
+        fs::write(parent.join("memory.max"), "max\n").unwrap();
+        fs::write(root.path().join("kubepods/memory.max"), "4096\n").unwrap();
+        assert_eq!(cgroups.memory_limit(&below), Some(4096));
+        assert_eq!(Cgroups::below(root.path(), None).path("x", ""), None);
+    }
+
+    #[test]
+    fn limits_become_files_and_none_lifts_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
+        limit(
+            directory.path(),
+            &HostLimits {
+                memory_bytes: Some(1 << 20),
+                cpu_millis: Some(1500),
+                cpu_shares: Some(1024),
+                cpus: "0-1".into(),
+                nodes: String::new(),
+            },
+        );
+        assert_eq!(read("memory.max"), "1048576\n");
+        assert_eq!(read("cpu.max"), "150000 100000\n");
+        assert_eq!(read("cpu.weight"), "39\n");
+        assert_eq!(read("cpuset.cpus"), "0-1\n");
+        limit(directory.path(), &HostLimits::default());
+        assert_eq!(read("memory.max"), "max\n");
+        assert_eq!(read("cpu.max"), "max 100000\n");
+        assert_eq!(read("cpu.weight"), "100\n");
+    }
+
+    #[test]
+    fn a_vm_is_not_killed_by_a_limit_below_what_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("memory.current"), "5000\n").unwrap();
+        assert_eq!(memory_max(directory.path(), Some(4000)), None);
+        assert_eq!(memory_max(directory.path(), Some(6000)).unwrap(), "6000");
+    }
 }

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use super::containers;
 use super::owner::Owner;
 use super::record::Held;
-use super::sizing::VmSize;
 use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
@@ -25,8 +24,6 @@ use crate::guest::{Files, Guest, control, protocol};
 use crate::network::Attachment;
 use crate::store::Kind;
 
-/// What a guest needs beside its containers' limits: kernel, agent, page tables.
-const GUEST_OVERHEAD_MIB: u64 = 128;
 /// How long a VMM may take to end at each step: shut down, stop.
 const END_STEP: Duration = Duration::from_secs(3);
 /// How long a killed process may take.
@@ -41,6 +38,8 @@ impl Owner {
     /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
     pub(super) async fn boot(&mut self) -> Result<(), BootError> {
         let started = Instant::now();
+        let (size, cgroup) = self.plan()?;
+        self.change_pod(|pod| pod.size = size)?;
         let host = &self.shared.host;
         let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
         let run = host.run_pods.join(name);
@@ -58,10 +57,13 @@ impl Owner {
         let scratch = state.join("scratch.ext4");
         let attachment = self.attach_and_make_scratch(&scratch).await?;
         let prepared = started.elapsed();
-        let guest = self.launch(Files::new(run), &attachment, scratch).await?;
+        let guest = self
+            .launch(Files::new(run), &attachment, scratch, cgroup)
+            .await?;
         let launched = started.elapsed();
         let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
         guest.agent.configure(request).await?;
+        self.limit_guest(&guest).await?;
         self.serve_guest(guest);
         self.move_pod(&PodEvent::Booted)
             .map_err(|error| match error {
@@ -84,9 +86,8 @@ impl Owner {
     async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
-        let making = tokio::task::spawn_blocking(move || {
-            shared.host.scratch.make(&path, shared.host.scratch_bytes)
-        });
+        let bytes = self.pod.size.scratch_bytes;
+        let making = tokio::task::spawn_blocking(move || shared.host.scratch.make(&path, bytes));
         let request = wire::attach_request(&self.pod.id, &self.pod.spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
@@ -106,9 +107,8 @@ impl Owner {
         files: Files,
         attachment: &Attachment,
         scratch: PathBuf,
+        cgroup: Option<PathBuf>,
     ) -> Result<Guest, BootError> {
-        let host = Arc::clone(&self.shared);
-        let host = &host.host;
         let net = match &attachment.tap {
             Some(tap) => Some(Net {
                 tap: tap.try_clone().map_err(|source| BootError::Directory {
@@ -120,20 +120,15 @@ impl Owner {
             }),
             None => None,
         };
-        let size = VmSize {
-            vcpus: vcpus(host.vcpus, self.pod.spec.cpu_limit_millis),
-            memory_mib: memory_mib(host.memory_mib, self.pod.spec.memory_limit_bytes),
-            scratch_bytes: host.scratch_bytes,
-        };
-        self.change_pod(|pod| pod.size = size)?;
+        let size = self.pod.size;
         let machine = Machine {
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             scratch,
             net,
         };
-        let starting = host.launcher.spawn(files, machine)?;
-        if let Err(error) = self.hold_vmm(&starting) {
+        let starting = self.shared.host.launcher.spawn(files, machine)?;
+        if let Err(error) = self.hold_vmm(&starting, cgroup) {
             starting.process().kill();
             starting.process().ended().await;
             return Err(error);
@@ -141,16 +136,19 @@ impl Owner {
         Ok(starting.boot().await?)
     }
 
-    /// Writes down whose process it is, before it becomes a VM.
-    fn hold_vmm(&mut self, starting: &Starting) -> Result<(), BootError> {
+    /// Writes down whose process it is, and bounds it, before it becomes a VM.
+    fn hold_vmm(&mut self, starting: &Starting, cgroup: Option<PathBuf>) -> Result<(), BootError> {
         let identity = starting.process().identity();
-        let cgroup = self.shared.host.cgroups.path(&self.pod.id);
         self.change_pod(|pod| {
-            pod.held.extend(cgroup.map(Held::Cgroup));
+            pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));
         })?;
-        if let Err(e) = self.shared.host.cgroups.enter(&self.pod.id, identity.pid) {
-            tracing::warn!(pod = self.pod.id, "the VM has no cgroup of its own: {e}");
+        if let Some(path) = cgroup {
+            let limits = self.host_limits();
+            let made = self.shared.host.cgroups.make(&path, &limits);
+            if let Err(e) = made.and_then(|()| cgroup::enter(&path, identity.pid)) {
+                tracing::warn!(pod = self.pod.id, "the VM has no cgroup of its own: {e}");
+            }
         }
         Ok(())
     }
@@ -307,26 +305,6 @@ pub(super) fn killed() -> ContainerEvent {
     }
 }
 
-fn vcpus(least: u8, limit_millis: u64) -> u8 {
-    let host = std::thread::available_parallelism().map_or(1, usize::from);
-    let host = u8::try_from(host).unwrap_or(bulkhead_vmm::config::MAX_VCPUS);
-    let wanted = u8::try_from(limit_millis.div_ceil(1000)).unwrap_or(u8::MAX);
-    wanted
-        .min(host)
-        .clamp(least, bulkhead_vmm::config::MAX_VCPUS.max(least))
-}
-
-fn memory_mib(least: u32, limit_bytes: u64) -> u32 {
-    if limit_bytes == 0 {
-        return least;
-    }
-    let wanted = limit_bytes
-        .div_ceil(1 << 20)
-        .saturating_add(GUEST_OVERHEAD_MIB);
-    let wanted = u32::try_from(wanted).unwrap_or(bulkhead_vmm::config::MAX_MEMORY_MIB);
-    wanted.clamp(least, bulkhead_vmm::config::MAX_MEMORY_MIB.max(least))
-}
-
 /// A pod without a name for its host gets the beginning of its id.
 pub(super) fn hostname(id: &str, spec: &PodSpec) -> String {
     if spec.hostname.is_empty() {
@@ -414,21 +392,6 @@ fn resolv_conf(text: &str) -> Dns {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_vm_is_as_large_as_its_pods_limits_and_never_smaller_than_the_default() {
-        for (limit, expected) in [
-            (0, 256),
-            (1 << 20, 256),
-            (512 << 20, 640),
-            (u64::MAX, 1 << 20),
-        ] {
-            assert_eq!(memory_mib(256, limit), expected, "{limit}");
-        }
-        assert_eq!(vcpus(1, 0), 1);
-        assert_eq!(vcpus(2, 1000), 2);
-        assert!(vcpus(1, 1_000_000) >= 1);
-    }
 
     #[test]
     fn resolv_conf_is_read_without_the_hosts_own_resolver() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bulkhead_image::Image;
 
 use super::boot::{hostname, killed};
+use super::limits::check_placement;
 pub use super::logging::LogTask;
 use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
@@ -32,6 +33,7 @@ impl Owner {
     pub(super) async fn create(&mut self, mut spec: ContainerSpec) -> Result<String, PodError> {
         let guest = self.ready_guest("a new container")?;
         self.check_name(&spec)?;
+        check_placement(&spec.resources)?;
         self.resolve_target(&mut spec)?;
         let images = &self.shared.host.images;
         let image = images.find(&spec.image)?;
@@ -48,6 +50,7 @@ impl Owner {
             return Err(error);
         }
         self.containers.insert(id.clone(), record);
+        self.place();
         self.publish();
         self.notify(NoticeKind::Created, &id);
         Ok(id)
@@ -250,6 +253,7 @@ impl Owner {
         })?;
         self.logs.remove(id);
         if self.containers.remove(id).is_some() {
+            self.place();
             self.publish();
             self.notify(NoticeKind::Deleted, id);
         }
@@ -258,9 +262,11 @@ impl Owner {
 
     /// Changes limits, in the guest and in the record.
     pub(super) async fn update(&mut self, id: &str, change: &Resources) -> Result<(), PodError> {
+        check_placement(change)?;
         let mut record = self.container(id)?.clone();
         record.spec.resources.update(change);
         let limits = program::resources(&record.spec.resources)?;
+        let score = (change.oom_score_adj != 0).then(|| program::oom_score_adj(change));
         let guest = self.guest.clone().filter(|_| !record.state.is_exited());
         let guest = guest.ok_or_else(|| PodError::State {
             id: id.to_owned(),
@@ -270,13 +276,14 @@ impl Owner {
                 event: "an update",
             },
         })?;
-        let updated = guest.agent.update(id, limits, None).await;
+        let updated = guest.agent.update(id, limits, score).await;
         updated.map_err(|source| PodError::Agent {
             id: id.to_owned(),
             source,
         })?;
         self.store(Kind::Container, id, &record)?;
         self.containers.insert(id.to_owned(), record);
+        self.place();
         self.publish();
         Ok(())
     }
@@ -333,7 +340,7 @@ impl Owner {
     }
 
     /// The guest, if the pod is one that can run something.
-    fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
+    pub(super) fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
         match (&self.pod.state, &self.guest) {
             (PodState::Ready, Some(guest)) => Ok(guest.clone()),
             (state, _) => Err(PodError::State {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::program::ProgramError;
+use super::sizing::Unfit;
 use super::state::IllegalMove;
 use super::volumes::VolumeError;
 use crate::guest::agent::AgentError;
@@ -50,6 +51,8 @@ pub enum PodError {
     Disk(#[from] ControlError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     #[error("remember the state")]
     Store(#[from] StoreError),
     #[error("run pod")]
@@ -67,6 +70,8 @@ pub enum BootError {
     Unready(Problem),
     #[error("directory {path} of the pod")]
     Directory { path: PathBuf, source: io::Error },
+    #[error("no room")]
+    Unfit(#[from] Unfit),
     #[error("network of the pod")]
     Network(#[from] NetworkError),
     #[error("scratch disk of the pod")]

@@ -56,7 +56,6 @@ pub fn pod_spec() -> PodSpec {
         runtime_handler: String::new(),
         pid: PidMode::Container,
         sysctls: std::collections::BTreeMap::new(),
-        memory_limit_bytes: 0,
-        cpu_limit_millis: 0,
+        limits: super::spec::PodLimits::default(),
     }
 }

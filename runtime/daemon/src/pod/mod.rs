@@ -9,7 +9,9 @@ pub mod adopt;
 mod boot;
 pub mod capabilities;
 mod containers;
+mod cpulist;
 mod errors;
+mod limits;
 mod logging;
 pub mod notices;
 mod owner;
@@ -58,9 +60,8 @@ const ID_PREFIX: usize = 4;
 pub struct Host {
     pub run_pods: PathBuf,
     pub state_pods: PathBuf,
-    pub vcpus: u8,
-    pub memory_mib: u32,
-    pub scratch_bytes: u64,
+    /// The VM of a pod that asks for nothing.
+    pub sizing: sizing::Defaults,
     pub store: Store,
     pub network: Network,
     pub images: bulkhead_image::Store,
@@ -267,6 +268,20 @@ impl Pods {
         let change = Box::new(change);
         handle
             .ask(|answer| Request::Update { id, change, answer })
+            .await
+    }
+
+    /// Changes what a pod may use, within the VM that it has.
+    pub async fn resize(
+        &self,
+        id: &str,
+        resources: Resources,
+        overhead: Resources,
+    ) -> Result<(), PodError> {
+        let handle = self.shared.pod(id)?;
+        let change = Box::new((resources, overhead));
+        handle
+            .ask(|answer| Request::Resize { change, answer })
             .await
     }
 

@@ -17,10 +17,10 @@ use super::record::{ContainerRecord, PodRecord};
 use super::spec::{ContainerSpec, Resources};
 use super::state::{ContainerEvent, PodEvent, PodState};
 use super::{Handle, Notice, NoticeKind, PodError, Shared, View, now};
-use crate::guest::Guest;
 use crate::guest::process::VmmProcess;
 use crate::guest::user::ProcessUser;
 use crate::guest::watch::{self as guest_watch, News};
+use crate::guest::{Guest, cgroup};
 use crate::serve::chain;
 use crate::store::{Kind, StoreError};
 
@@ -56,6 +56,11 @@ pub enum Request {
     Update {
         id: String,
         change: Box<Resources>,
+        answer: Answer<()>,
+    },
+    Resize {
+        /// Of the containers together, and the overhead.
+        change: Box<(Resources, Resources)>,
         answer: Answer<()>,
     },
     ReopenLog {
@@ -208,6 +213,9 @@ impl Owner {
             Request::Update { id, change, answer } => {
                 reply(answer, self.update(&id, &change).await);
             }
+            Request::Resize { change, answer } => {
+                reply(answer, self.resize(&change.0, &change.1).await);
+            }
             Request::ReopenLog { id, answer } => self.reopen_log(&id, answer),
         }
         Then::GoOn
@@ -335,7 +343,10 @@ impl Owner {
     /// The VM ended without being asked.
     async fn vm_ended(&mut self) {
         let files = self.guest.take().map(|guest| guest.files);
-        let cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
+        let mut cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
+        if self.pod.cgroup().is_some_and(cgroup::was_oom_killed) {
+            cause.push_str(": its host cgroup ran out of memory");
+        }
         tracing::warn!(pod = self.pod.id, "{cause}");
         self.lose(&cause);
         if let Err(error) = self.release_vm().await {

@@ -22,6 +22,12 @@ pub enum ProgramError {
     Nul(&'static str),
     #[error(transparent)]
     Capability(#[from] UnknownCapability),
+    #[error("{name} {list:?} is not among those of this host: {online}")]
+    Placement {
+        name: &'static str,
+        list: String,
+        online: String,
+    },
     #[error("resource {name} is {value}")]
     Resource { name: &'static str, value: i64 },
 }
@@ -70,8 +76,7 @@ pub fn describe(
             ambient_capabilities: capabilities::normalize(&security.ambient_capabilities)?,
             no_new_privileges: security.no_new_privileges,
             rlimits: Vec::new(),
-            oom_score_adj: i32::try_from(spec.resources.oom_score_adj.clamp(-1000, 1000))
-                .unwrap_or(0),
+            oom_score_adj: oom_score_adj(&spec.resources),
         }),
         readonly_rootfs: security.readonly_root,
         pid_namespace: pid_namespace.into(),
@@ -179,6 +184,11 @@ fn seccomp(security: &Security) -> protocol::Seccomp {
     }
 }
 
+/// In the kernel's range.
+pub fn oom_score_adj(limits: &Resources) -> i32 {
+    i32::try_from(limits.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0)
+}
+
 /// Limits in the agent's words.
 pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError> {
     for (name, value) in [
@@ -196,8 +206,9 @@ pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError
         cpu_period_us: limits.cpu_period_us,
         cpu_shares: limits.cpu_shares,
         pids_limit: 0,
-        cpuset_cpus: limits.cpuset_cpus.clone(),
-        cpuset_mems: limits.cpuset_mems.clone(),
+        // Those are the host's, and the whole VM's: see `limits`.
+        cpuset_cpus: String::new(),
+        cpuset_mems: String::new(),
         memory_swap_limit_bytes: limits.memory_swap_limit_bytes.max(0),
         unified: limits.unified.clone().into_iter().collect(),
         hugepage_limits: limits

@@ -32,9 +32,22 @@ pub struct PodSpec {
     pub runtime_handler: String,
     pub pid: PidMode,
     pub sysctls: BTreeMap<String, String>,
-    /// What all containers of the pod may use together, as kubelet sums it up; 0: not said.
-    pub memory_limit_bytes: u64,
-    pub cpu_limit_millis: u64,
+    #[serde(default)]
+    pub limits: PodLimits,
+}
+
+/// What a pod may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodLimits {
+    /// All containers together, as kubelet sums it up.
+    pub resources: Resources,
+    /// What the RuntimeClass adds for the VM.
+    pub overhead: Resources,
+    /// The host cgroup that kubelet made for the pod.
+    pub cgroup_parent: String,
+    /// The size of its disk; `None`: the default.
+    pub scratch_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +186,25 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Thousandths of a CPU; 0: none.
+    pub fn cpu_limit_millis(&self) -> u64 {
+        if self.cpu_quota_us <= 0 || self.cpu_period_us <= 0 {
+            return 0;
+        }
+        let millis = i128::from(self.cpu_quota_us) * 1000 / i128::from(self.cpu_period_us);
+        u64::try_from(millis).unwrap_or(u64::MAX)
+    }
+
+    /// What the shares were made of: kubelet gives 1024 a CPU, and 2 to who asks for none.
+    pub fn cpu_request_millis(&self) -> u64 {
+        let shares = u64::try_from(self.cpu_shares).unwrap_or(0);
+        if shares <= 2 {
+            0
+        } else {
+            shares.saturating_mul(1000) / 1024
+        }
+    }
+
     /// Takes over what `change` says and keeps the rest, as CRI's update means it.
     pub fn update(&mut self, change: &Self) {
         let number = |old: &mut i64, new: i64| {
@@ -206,6 +238,26 @@ impl Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpus_are_read_from_quotas_and_shares() {
+        for (quota, period, shares, expected) in [
+            (150_000, 100_000, 1024, (1500, 1000)),
+            (0, 100_000, 2, (0, 0)),
+            (-1, 100_000, 0, (0, 0)),
+            (5, 0, -7, (0, 0)),
+            (i64::MAX, 1, 512, (u64::MAX, 500)),
+        ] {
+            let resources = Resources {
+                cpu_quota_us: quota,
+                cpu_period_us: period,
+                cpu_shares: shares,
+                ..Default::default()
+            };
+            let found = (resources.cpu_limit_millis(), resources.cpu_request_millis());
+            assert_eq!(found, expected, "{quota} {period} {shares}");
+        }
+    }
 
     #[test]
     fn an_update_changes_only_what_it_names() {

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Limits: what is asked for is in force in the guest and on the host, can be changed, and is refused with the
+//! numbers where it cannot be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::cri::{
+    ContainerConfig, HugepageLimit, LinuxContainerConfig, LinuxContainerResources,
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState, UpdateContainerResourcesRequest,
+    UpdatePodSandboxResourcesRequest,
+};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
+use bulkhead_tests::daemon::{Daemon, Networking};
+use bulkhead_tests::registry::Registry;
+use tonic::{Code, Status};
+
+const MIB: i64 = 1 << 20;
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+async fn daemon(config: &str) -> (Daemon, Client, String) {
+    let daemon = Daemon::start_with(Networking::Loopback, config).await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    (daemon, client, busybox)
+}
+
+fn pod_config(client: &Client, name: &str, resources: LinuxContainerResources) -> PodSandboxConfig {
+    let mut config = client.pod_config(name);
+    config.linux = Some(LinuxPodSandboxConfig {
+        resources: Some(resources),
+        ..Default::default()
+    });
+    config
+}
+
+fn sleeper(image: &str, name: &str, resources: LinuxContainerResources) -> ContainerConfig {
+    let mut config = container(name, image, &["sleep", "1000"]);
+    config.linux = Some(LinuxContainerConfig {
+        resources: Some(resources),
+        ..Default::default()
+    });
+    config
+}
+
+async fn start(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
+    let id = client.create(pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    id
+}
+
+fn memory(mebibytes: i64) -> LinuxContainerResources {
+    LinuxContainerResources {
+        memory_limit_in_bytes: mebibytes * MIB,
+        ..Default::default()
+    }
+}
+
+async fn update(
+    client: &mut Client,
+    id: &str,
+    resources: LinuxContainerResources,
+) -> Result<(), Status> {
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.into(),
+        linux: Some(resources),
+        ..Default::default()
+    };
+    let updated = client.runtime.update_container_resources(request).await;
+    updated.map(drop)
+}
+
+async fn resize(
+    client: &mut Client,
+    pod: &Pod,
+    resources: LinuxContainerResources,
+) -> Result<(), Status> {
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        resources: Some(resources),
+        overhead: None,
+    };
+    let resized = client.runtime.update_pod_sandbox_resources(request).await;
+    resized.map(drop)
+}
+
+/// A file of a container's own cgroup, as the container sees it.
+async fn guest_file(client: &mut Client, id: &str, file: &str) -> String {
+    let text = client
+        .shell(id, &format!("cat /sys/fs/cgroup/{file}"))
+        .await;
+    text.trim().to_owned()
+}
+
+/// The host's cgroup of the only VM of a daemon.
+fn host_cgroup(daemon: &Daemon) -> PathBuf {
+    let pids = daemon.vmm_pids();
+    let [pid] = pids.as_slice() else {
+        panic!("one VMM: {pids:?}");
+    };
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup of the VMM");
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    Path::new(CGROUPS).join(path.expect("cgroup v2"))
+}
+
+fn host_file(daemon: &Daemon, file: &str) -> String {
+    let text = fs::read_to_string(host_cgroup(daemon).join(file)).expect("a cgroup file");
+    text.trim().to_owned()
+}
+
+fn host_memory_mib(daemon: &Daemon) -> i64 {
+    let bytes: i64 = host_file(daemon, "memory.max").parse().expect("a limit");
+    bytes / MIB
+}
+
+async fn guest_memory_mib(client: &mut Client, id: &str) -> i64 {
+    let line = client.shell(id, "grep MemTotal: /proc/meminfo").await;
+    let kibibytes: i64 = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .expect("MemTotal");
+    kibibytes / 1024
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
+    let (daemon, mut client, busybox) = daemon("").await;
+    let config = pod_config(
+        &client,
+        "limited",
+        LinuxContainerResources {
+            cpu_quota: 150_000,
+            cpu_period: 100_000,
+            cpu_shares: 512,
+            ..memory(400)
+        },
+    );
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let resources = LinuxContainerResources {
+        cpu_quota: 20_000,
+        cpu_period: 100_000,
+        cpu_shares: 1024,
+        oom_score_adj: 500,
+        cpuset_cpus: "0".into(),
+        unified: [("pids.max".into(), "50".into())].into(),
+        ..memory(64)
+    };
+    let id = start(&mut client, &pod, sleeper(&busybox, "main", resources)).await;
+    for (file, expected) in [
+        ("memory.max", (64 * MIB).to_string()),
+        ("memory.swap.max", "0".into()),
+        ("cpu.max", "20000 100000".into()),
+        ("cpu.weight", "39".into()),
+        ("pids.max", "50".into()),
+    ] {
+        if file == "memory.swap.max"
+            && client
+                .shell(&id, "ls /sys/fs/cgroup")
+                .await
+                .find(file)
+                .is_none()
+        {
+            // A guest kernel without swap has no limit of it.
+            continue;
+        }
+        assert_eq!(guest_file(&mut client, &id, file).await, expected, "{file}");
+    }
+    let score = client.shell(&id, "cat /proc/1/oom_score_adj").await;
+    assert_eq!(score.trim(), "500");
+    // 400 MiB for the containers, and the guest's own.
+    let guest = guest_memory_mib(&mut client, &id).await;
+    assert!((410..520).contains(&guest), "{guest} MiB");
+    let host = host_memory_mib(&daemon);
+    assert!(
+        (guest..guest + 80).contains(&host),
+        "{host} MiB around {guest} MiB"
+    );
+    assert_eq!(host_file(&daemon, "cpu.max"), "150000 100000");
+    assert_eq!(host_file(&daemon, "cpu.weight"), "20");
+    assert_eq!(host_file(&daemon, "cpuset.cpus"), "0");
+    assert_ne!(host_file(&daemon, "pids.max"), "max");
+    let cgroup = host_cgroup(&daemon);
+    client.end_pod(&pod).await;
+    assert!(!cgroup.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_containers_limits_can_be_changed_and_are_remembered() {
+    let (mut daemon, mut client, busybox) = daemon("").await;
+    let pod = client.run_pod("changed").await.expect("run pod");
+    let id = start(&mut client, &pod, sleeper(&busybox, "main", memory(64))).await;
+    let change = LinuxContainerResources {
+        cpu_quota: 40_000,
+        cpu_period: 100_000,
+        cpu_shares: 2048,
+        cpuset_cpus: "0".into(),
+        oom_score_adj: 700,
+        unified: [("pids.max".into(), "60".into())].into(),
+        ..memory(96)
+    };
+    update(&mut client, &id, change).await.expect("update");
+    for (file, expected) in [
+        ("memory.max", (96 * MIB).to_string()),
+        ("cpu.max", "40000 100000".into()),
+        ("cpu.weight", "79".into()),
+        ("pids.max", "60".into()),
+    ] {
+        assert_eq!(guest_file(&mut client, &id, file).await, expected, "{file}");
+    }
+    let score = client.shell(&id, "cat /proc/1/oom_score_adj").await;
+    assert_eq!(score.trim(), "700");
+    assert_eq!(host_file(&daemon, "cpuset.cpus"), "0");
+    client
+        .shell(
+            &id,
+            "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null",
+        )
+        .await;
+    assert_fails(
+        update(&mut client, &id, memory(16)).await,
+        Code::FailedPrecondition,
+        &["16777216", "in use"],
+    );
+    assert_eq!(
+        guest_file(&mut client, &id, "memory.max").await,
+        (96 * MIB).to_string()
+    );
+    client.shell(&id, "rm /dev/shm/x").await;
+    update(&mut client, &id, memory(32))
+        .await
+        .expect("there is room now");
+    assert_fails(
+        update(
+            &mut client,
+            &id,
+            LinuxContainerResources {
+                cpuset_cpus: "4000".into(),
+                ..Default::default()
+            },
+        )
+        .await,
+        Code::InvalidArgument,
+        &["cpuset_cpus", "4000"],
+    );
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    let status = client.status(&id).await.expect("status");
+    let resources = status
+        .resources
+        .and_then(|one| one.linux)
+        .expect("resources");
+    assert_eq!(resources.memory_limit_in_bytes, 32 * MIB);
+    assert_eq!((resources.cpu_quota, resources.cpu_shares), (40_000, 2048));
+    assert_eq!(resources.unified["pids.max"], "60");
+    assert_eq!(resources.cpuset_cpus, "0");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
+    let (daemon, mut client, busybox) = daemon("[sandbox]\nmemory_headroom_mib = 300\n").await;
+    let config = pod_config(&client, "resized", memory(300));
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let id = start(
+        &mut client,
+        &pod,
+        sleeper(&busybox, "main", LinuxContainerResources::default()),
+    )
+    .await;
+    let before = host_memory_mib(&daemon);
+    let guest = guest_memory_mib(&mut client, &id).await;
+    assert!(
+        guest > before,
+        "the VM has {guest} MiB, of which {before} may be filled"
+    );
+    // More than the limit, less than the VM: the containers are held to it together, and the VM lives.
+    let eater = client
+        .run_script(&pod, "eater", &busybox, "head -c 450m /dev/zero | tail")
+        .await;
+    let status = client.exited(&eater).await;
+    assert_eq!(status.exit_code, 137, "{status:?}");
+    assert_eq!(status.reason, "OOMKilled");
+    assert_eq!(
+        client.pod_state(&pod.id).await.expect("state"),
+        PodSandboxState::SandboxReady
+    );
+
+    let more = LinuxContainerResources {
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        cpu_shares: 2048,
+        ..memory(500)
+    };
+    resize(&mut client, &pod, more).await.expect("resize");
+    assert!(host_memory_mib(&daemon) >= before + 190);
+    assert_eq!(host_file(&daemon, "cpu.max"), "50000 100000");
+    assert_eq!(host_file(&daemon, "cpu.weight"), "79");
+    assert_fails(
+        resize(&mut client, &pod, memory(900)).await,
+        Code::ResourceExhausted,
+        &["MiB", "memory_headroom_mib"],
+    );
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_cannot_fit_is_refused_with_the_numbers_and_leaves_nothing() {
+    let (daemon, mut client, _) = daemon("").await;
+    let warm = client.run_pod("warm").await.expect("first pod");
+    client.end_pod(&warm).await;
+    let before = daemon.census();
+    let config = pod_config(&client, "vast", memory(300 << 10));
+    assert_fails(
+        client.run_pod_with(config.clone()).await,
+        Code::ResourceExhausted,
+        &["307200 MiB", "the host has"],
+    );
+    let mut disk = client.pod_config("disk");
+    let annotation = |value: &str| {
+        (
+            "bulkhead.dev/ephemeral-storage".to_owned(),
+            value.to_owned(),
+        )
+    };
+    disk.annotations.extend([annotation("40Ti")]);
+    assert_fails(
+        client.run_pod_with(disk.clone()).await,
+        Code::ResourceExhausted,
+        &["41943040 MiB of disk", "free"],
+    );
+    disk.annotations.extend([annotation("many")]);
+    assert_fails(
+        client.run_pod_with(disk).await,
+        Code::InvalidArgument,
+        &["bulkhead.dev/ephemeral-storage", "many"],
+    );
+    assert!(client.pod_ids().await.is_empty());
+    daemon.census().assert_equals(&before);
+    // Its name is free.
+    let smaller = PodSandboxConfig {
+        linux: None,
+        ..config
+    };
+    let pod = client
+        .run_pod_with(smaller)
+        .await
+        .expect("the same pod, smaller");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ephemeral_storage_is_as_large_as_the_pod_said() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let mut config = client.pod_config("small");
+    config
+        .annotations
+        .insert("bulkhead.dev/ephemeral-storage".into(), "96Mi".into());
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let id = client
+        .run_script(&pod, "main", &busybox, "exec sleep 1000")
+        .await;
+    let full = client
+        .exec(
+            &id,
+            &["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=120"],
+            0,
+        )
+        .await
+        .expect("exec");
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert!(
+        full.exit_code != 0 && said.contains("No space left"),
+        "{said}"
+    );
+    client.shell(&id, "rm /big && echo x > /small").await;
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_lives_below_the_cgroup_that_kubelet_made_and_fits_its_limit() {
+    let (daemon, mut client, busybox) = daemon("").await;
+    let kubepods = Path::new(CGROUPS).join("kubepods-e2e");
+    let parent = kubepods.join("burstable/podx");
+    fs::create_dir_all(&parent).expect("kubelet's cgroup");
+    for directory in [Path::new(CGROUPS), &kubepods, &kubepods.join("burstable")] {
+        fs::write(directory.join("cgroup.subtree_control"), "+memory").expect("controllers");
+    }
+    let below = |client: &Client, name: &str| {
+        let mut config = pod_config(client, name, memory(400));
+        if let Some(linux) = &mut config.linux {
+            linux.cgroup_parent = "/kubepods-e2e/burstable/podx".into();
+        }
+        config
+    };
+    fs::write(parent.join("memory.max"), (300 * MIB).to_string()).expect("a limit");
+    let pod = client
+        .run_pod_with(below(&client, "child"))
+        .await
+        .expect("run pod");
+    assert!(
+        host_cgroup(&daemon).starts_with(&parent),
+        "{:?}",
+        host_cgroup(&daemon)
+    );
+    let id = start(
+        &mut client,
+        &pod,
+        sleeper(&busybox, "main", LinuxContainerResources::default()),
+    )
+    .await;
+    let guest = guest_memory_mib(&mut client, &id).await;
+    assert!((200..300).contains(&guest), "{guest} MiB");
+    client.end_pod(&pod).await;
+    fs::write(parent.join("memory.max"), (40 * MIB).to_string()).expect("a limit");
+    assert_fails(
+        client.run_pod_with(below(&client, "squeezed")).await,
+        Code::ResourceExhausted,
+        &["40 MiB", "RuntimeClass"],
+    );
+    // All that is left is what was there before.
+    fs::remove_dir(&parent).expect("nothing is left below it");
+    fs::remove_dir(kubepods.join("burstable")).expect("remove");
+    fs::remove_dir(&kubepods).expect("remove");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_pages_are_reserved_for_the_pod_and_limited_for_the_container() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let huge = |mebibytes: u64| LinuxContainerResources {
+        hugepage_limits: vec![
+            HugepageLimit {
+                page_size: "2MB".into(),
+                limit: mebibytes << 20,
+            },
+            HugepageLimit {
+                page_size: "1GB".into(),
+                limit: 0,
+            },
+        ],
+        ..Default::default()
+    };
+    let config = pod_config(&client, "huge", huge(16));
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let id = start(&mut client, &pod, sleeper(&busybox, "main", huge(4))).await;
+    let total = client
+        .shell(&id, "grep HugePages_Total: /proc/meminfo")
+        .await;
+    assert_eq!(total.split_whitespace().nth(1), Some("8"), "{total}");
+    let limit = guest_file(&mut client, &id, "hugetlb.2MB.max").await;
+    assert_eq!(limit, (4 * MIB).to_string());
+    client.end_pod(&pod).await;
+}
