@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use bulkhead_proto::agent::{ContainerStatistics, StatisticsRequest, StatisticsResponse};
 
@@ -10,6 +11,9 @@ use super::state::State;
 use super::{Container, Containers};
 use crate::cgroup::{POD, ROOT};
 use crate::statistics::{self, Descriptors};
+
+/// What counting files and descriptors of all containers may take together: the daemon does not wait for long.
+const COUNT_TIME: Duration = Duration::from_secs(2);
 
 impl Containers {
     pub fn statistics(&self, request: &StatisticsRequest) -> StatisticsResponse {
@@ -19,7 +23,8 @@ impl Containers {
             let ids = request.container_ids.iter();
             ids.filter_map(|id| self.get(id).ok()).collect()
         };
-        let of_one = |container: &Arc<Container>| container.statistics(request.processes);
+        let deadline = Instant::now() + COUNT_TIME;
+        let of_one = |container: &Arc<Container>| container.statistics(request.processes, deadline);
         StatisticsResponse {
             containers: wanted.iter().map(of_one).collect(),
             guest: Some(statistics::guest(Path::new(ROOT), Path::new(POD))),
@@ -28,7 +33,7 @@ impl Containers {
 }
 
 impl Container {
-    fn statistics(&self, with_descriptors: bool) -> ContainerStatistics {
+    fn statistics(&self, with_descriptors: bool, deadline: Instant) -> ContainerStatistics {
         let upper = {
             let overlay = self.overlay.lock().unwrap_or_else(PoisonError::into_inner);
             overlay.as_ref().map(|overlay| overlay.upper())
@@ -39,14 +44,14 @@ impl Container {
             State::Created | State::Exited(_) => None,
         };
         let descriptors = if with_descriptors {
-            statistics::descriptors(&pids)
+            statistics::descriptors(&pids, deadline)
         } else {
             Descriptors::default()
         };
         ContainerStatistics {
             id: self.id.clone(),
             cgroup: Some(statistics::cgroup(self.cgroup.path())),
-            writable_layer: upper.map(|upper| self.written.count(&upper)),
+            writable_layer: upper.map(|upper| self.written.count(&upper, deadline)),
             processes: pids.len() as u64,
             file_descriptors: descriptors.open,
             sockets: descriptors.sockets,

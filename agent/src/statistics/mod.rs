@@ -10,7 +10,7 @@ pub mod writable;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bulkhead_proto::agent::{
     CgroupStatistics, DeviceIo, FilesystemStatistics, GuestStatistics, HugepageUsage,
@@ -23,7 +23,6 @@ const FILE_BYTES: u64 = 64 << 10;
 const MAX_HUGEPAGE_SIZES: usize = 8;
 /// Descriptors that are looked at in one container.
 const MAX_DESCRIPTORS: u64 = 65_536;
-const PROCESS_TIME: Duration = Duration::from_secs(1);
 
 /// Descriptors and limits of a container's processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,9 +105,8 @@ fn filesystem(mount: &Path) -> Option<FilesystemStatistics> {
     })
 }
 
-/// Counts the descriptors of processes, up to a bound in number and time.
-pub fn descriptors(pids: &[i32]) -> Descriptors {
-    let deadline = Instant::now() + PROCESS_TIME;
+/// Counts the descriptors of processes, up to a bound in number and until `deadline`.
+pub fn descriptors(pids: &[i32], deadline: Instant) -> Descriptors {
     let mut counted = Descriptors::default();
     for pid in pids {
         let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
@@ -173,15 +171,16 @@ mod tests {
     #[test]
     fn descriptors_of_this_process_are_counted_with_its_sockets() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let before = descriptors(&[own]);
+        let soon = Instant::now() + std::time::Duration::from_secs(10);
+        let before = descriptors(&[own], soon);
         let _pair = std::os::unix::net::UnixStream::pair().unwrap();
-        let after = descriptors(&[own]);
+        let after = descriptors(&[own], soon);
         assert!(
             after.open > 0 && after.sockets >= before.sockets,
             "{before:?} {after:?}"
         );
         assert!(after.sockets >= 2);
-        assert_eq!(descriptors(&[]), Descriptors::default());
+        assert_eq!(descriptors(&[], soon), Descriptors::default());
         assert!(open_files_limit(own) > 0);
     }
 }

@@ -2,8 +2,8 @@
 //! How much a container has written: the upper directory of its overlay, counted inode by inode.
 //!
 //! Counting costs time, so an answer is kept for a while: twenty times as long as the count took, at least a second.
-//! However many files there are and however often is asked, that is at most a twentieth of a CPU. A count that takes
-//! too long is cut, and says so. Blocks; one count at a time.
+//! However many files there are and however often is asked, that is at most a twentieth of a CPU. A count that is not
+//! done when the call must answer is cut, and says so, unless there is an older one. Blocks; one count at a time.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -17,7 +17,6 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, opena
 
 /// What is counted at most.
 const MAX_INODES: u64 = 1_000_000;
-const MAX_TIME: Duration = Duration::from_secs(2);
 /// Inodes with several names that are remembered, so that they count once.
 const MAX_LINKED: usize = 65_536;
 const LEAST_AGE: Duration = Duration::from_secs(1);
@@ -36,14 +35,20 @@ struct Last {
 }
 
 impl Counted {
-    /// Counts what is in `upper`, or says what was counted a moment ago.
-    pub fn count(&self, upper: &Path) -> WritableLayer {
+    /// Counts what is in `upper`, or says what was counted a moment ago, or earlier if there is no time.
+    pub fn count(&self, upper: &Path, deadline: Instant) -> WritableLayer {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
-        if let Some(last) = last.as_ref().filter(|last| started < last.until) {
+        if let Some(last) = last.as_ref()
+            && (started < last.until || started > deadline)
+        {
             return last.layer;
         }
-        let layer = count(upper, started + MAX_TIME);
+        let counted = count(upper, deadline);
+        let layer = match last.as_ref() {
+            Some(whole) if counted.cut && !whole.layer.cut => whole.layer,
+            _ => counted,
+        };
         let age = LEAST_AGE.max(started.elapsed().saturating_mul(AGE_FACTOR));
         *last = Some(Last {
             layer,
@@ -158,7 +163,7 @@ mod tests {
     use std::fs;
 
     fn soon() -> Instant {
-        Instant::now() + MAX_TIME
+        Instant::now() + Duration::from_secs(10)
     }
 
     #[test]
@@ -195,8 +200,8 @@ mod tests {
     fn an_answer_is_kept_for_a_moment() {
         let directory = tempfile::tempdir().unwrap();
         let counted = Counted::default();
-        assert_eq!(counted.count(directory.path()).inodes, 0);
+        assert_eq!(counted.count(directory.path(), soon()).inodes, 0);
         fs::write(directory.path().join("file"), "x").unwrap();
-        assert_eq!(counted.count(directory.path()).inodes, 0);
+        assert_eq!(counted.count(directory.path(), soon()).inodes, 0);
     }
 }

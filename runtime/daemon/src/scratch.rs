@@ -11,12 +11,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use rustix::fs::SeekFrom;
 
 /// What is copied at once between two extents.
 const COPY_BYTES: usize = 1 << 20;
 const MIB: u64 = 1 << 20;
+/// Templates that are kept. Pods choose sizes, and a template takes space.
+const MAX_TEMPLATES: usize = 16;
 
 /// An error about a scratch disk.
 #[derive(Debug, thiserror::Error)]
@@ -61,27 +64,53 @@ impl Scratch {
         })
     }
 
-    fn template(&self, mib: u64) -> Result<PathBuf, ScratchError> {
+    /// Opened here, so that it can be copied also when it is not kept any more.
+    fn template(&self, mib: u64) -> Result<File, ScratchError> {
         let path = self.templates.join(format!("scratch-{mib}m.ext4"));
         let _one = self
             .making
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if path.exists() {
-            return Ok(path);
-        }
         let new = path.with_extension("new");
         let failed = |source| ScratchError::Template {
             path: path.clone(),
             source,
         };
+        match File::options().read(true).write(true).open(&path) {
+            Ok(template) => {
+                // The one used last is the last to go.
+                template.set_modified(SystemTime::now()).map_err(failed)?;
+                return Ok(template);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
         fs::create_dir_all(&self.templates).map_err(failed)?;
+        self.prune();
         let file = File::create(&new).map_err(failed)?;
         file.set_len(mib * MIB).map_err(failed)?;
         format(&new)?;
         file.sync_all().map_err(failed)?;
         fs::rename(&new, &path).map_err(failed)?;
-        Ok(path)
+        File::open(&path).map_err(failed)
+    }
+
+    /// Removes the templates that were used longest ago, until there is room for one more.
+    fn prune(&self) {
+        let entries = fs::read_dir(&self.templates)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut templates: Vec<_> = entries
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        templates.sort();
+        let surplus = (templates.len() + 1).saturating_sub(MAX_TEMPLATES);
+        for (_, path) in templates.into_iter().take(surplus) {
+            if let Err(e) = fs::remove_file(&path) {
+                tracing::warn!("remove {}: {e}", path.display());
+            }
+        }
     }
 }
 
@@ -125,15 +154,14 @@ fn format(path: &Path) -> Result<(), ScratchError> {
 }
 
 /// Copies a file by reflink, or its data and not its holes.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
+fn copy(source: &File, to: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let target = options.open(to)?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+    if rustix::fs::ioctl_ficlone(&target, source).is_ok() {
         return Ok(());
     }
-    copy_extents(&source, &target)
+    copy_extents(source, &target)
 }
 
 fn copy_extents(source: &File, target: &File) -> io::Result<()> {
@@ -203,6 +231,23 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&check.stdout)
         );
+    }
+
+    #[test]
+    fn few_templates_are_kept_whatever_sizes_pods_choose() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = directory.path().join("templates");
+        fs::create_dir(&templates).unwrap();
+        for number in 0..40 {
+            let file = File::create(templates.join(format!("scratch-{number}m.ext4"))).unwrap();
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number);
+            file.set_modified(at).unwrap();
+        }
+        Scratch::new(templates.clone()).prune();
+        let left = fs::read_dir(&templates).unwrap().count();
+        assert_eq!(left, MAX_TEMPLATES - 1);
+        assert!(templates.join("scratch-39m.ext4").exists());
+        assert!(!templates.join("scratch-0m.ext4").exists());
     }
 
     #[test]
