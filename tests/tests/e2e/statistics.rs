@@ -185,6 +185,16 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
         number(memory.working_set_bytes) > working_set(&after),
         "{memory:?}"
     );
+    let cgroup = format!("/sys/fs/cgroup/bulkhead/pod-{}/memory.current", pod.id);
+    let host: u64 = std::fs::read_to_string(&cgroup)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .expect(&cgroup);
+    let said = number(memory.usage_bytes);
+    assert!(
+        said.abs_diff(host) < 8 * MIB,
+        "the VM's cgroup has {host}, {said} is said"
+    );
     assert!(number(of_pod.process.expect("processes").process_count) >= 1);
     assert_eq!(of_pod.containers.len(), 1);
     client.end_pod(&pod).await;

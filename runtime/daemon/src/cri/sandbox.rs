@@ -52,6 +52,8 @@ async fn info(pods: &Pods, view: &View) -> String {
         "pid": view.pod.vmm().map(|identity| identity.pid),
         "runDirectory": view.pod.run_directory(),
         "cause": cause,
+        "vm": view.pod.size,
+        "cgroup": view.pod.cgroup(),
         "layers": view.pod.layers,
         "vmm": statistics,
         "network": view.pod.network().map(|record| pods.host().network.describe(record)),

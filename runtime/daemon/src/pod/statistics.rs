@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use super::rates::CpuUse;
-use super::record::{Held, PodRecord};
+use super::record::PodRecord;
 use super::state::{ContainerState, IllegalMove, PodState};
 use super::{PodError, Pods, View, now};
 use crate::guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
@@ -119,7 +119,7 @@ impl Pods {
         let asking = async {
             tokio::join!(
                 guest.agent.statistics(request, limit),
-                counters(network(&view.pod))
+                counters(view.pod.network())
             )
         };
         // A VM that dies ends the call, whatever the connection does.
@@ -190,13 +190,6 @@ fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
         scratch_bytes: known(pod.size.scratch_bytes),
         cpu: (age + CLOCK_SLACK).saturating_mul(vcpus),
     }
-}
-
-fn network(pod: &PodRecord) -> Option<&NetworkRecord> {
-    pod.held.iter().find_map(|held| match held {
-        Held::Network(record) => Some(&**record),
-        _ => None,
-    })
 }
 
 /// Statistics without a network are better than none.
