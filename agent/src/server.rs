@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::AgentServer;
 use bulkhead_proto::agent::{
-    CONTROL_PORT, LogStream, OpenStream, READY_PORT, Ready, STREAM_PORT, StreamOpened, open_stream,
+    CONTROL_PORT, LogStream, OpenStream, PortForwardStream, READY_PORT, Ready, STREAM_PORT,
+    StreamOpened, open_stream,
 };
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -21,7 +22,7 @@ use crate::container::Containers;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
-use crate::streams::log;
+use crate::streams::{forward, log};
 use crate::volumes::Volumes;
 
 const HOST_CID: u32 = 2;
@@ -30,7 +31,8 @@ const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// Two output streams of the largest size and what is around them.
 const MAX_ANSWER_BYTES: usize = 40 << 20;
 const MAX_STREAMS: usize = 2048;
-const MAX_HEADER_BYTES: usize = 4096;
+/// A command's arguments are in it.
+const MAX_HEADER_BYTES: usize = 1 << 20;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -138,6 +140,32 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
             .await?;
             let (reader, writer) = stream.into_split();
             log::serve(&container.log, start, reader, writer).await
+        }
+        Some(open_stream::Kind::Exec(request)) => {
+            let exec = match containers.exec_stream(request) {
+                Ok(exec) => exec,
+                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+            };
+            write_message(&mut stream, &StreamOpened::default()).await?;
+            let (reader, writer) = stream.into_split();
+            exec.serve(reader, writer).await
+        }
+        Some(open_stream::Kind::Attach(request)) => {
+            let attachment = match containers.attach(&request) {
+                Ok(attachment) => attachment,
+                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+            };
+            write_message(&mut stream, &StreamOpened::default()).await?;
+            let (reader, writer) = stream.into_split();
+            attachment.serve(reader, writer).await
+        }
+        Some(open_stream::Kind::PortForward(PortForwardStream { port })) => {
+            let server = match forward::connect(port).await {
+                Ok(server) => server,
+                Err(e) => return refuse(&mut stream, e).await,
+            };
+            write_message(&mut stream, &StreamOpened::default()).await?;
+            forward::serve(stream, server).await
         }
         None => refuse(&mut stream, "this kind of stream is not known".to_owned()).await,
     }

@@ -20,4 +20,20 @@ pub mod agent {
     pub const STREAM_PORT: u32 = 1025;
     /// vsock port of the host to which the agent reports that it is ready.
     pub const READY_PORT: u32 = 1024;
+
+    /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
+    pub mod record {
+        /// From the host: input, of length 0 at its end. From the agent: how much of it is gone.
+        pub const INPUT: u8 = 0;
+        pub const STDOUT: u8 = 1;
+        pub const STDERR: u8 = 2;
+        pub const END: u8 = 3;
+        pub const WINDOW_SIZE: u8 = 4;
+        /// Kind and length.
+        pub const HEADER_BYTES: usize = 5;
+        /// The longest payload; with the header it fills a vsock packet.
+        pub const MAX_PAYLOAD_BYTES: usize = (64 << 10) - HEADER_BYTES;
+        /// Input that may be under way and not reported as gone.
+        pub const INPUT_WINDOW_BYTES: usize = 256 << 10;
+    }
 }

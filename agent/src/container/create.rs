@@ -107,6 +107,7 @@ fn build(
         pidfd: Mutex::default(),
         identity: OnceLock::new(),
         stdin: Mutex::default(),
+        terminal: Mutex::default(),
         ended: watch::Sender::new(false),
         written: Counted::default(),
         operation: tokio::sync::Mutex::default(),

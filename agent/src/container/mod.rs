@@ -5,8 +5,11 @@
 //! its own. Operations on one container exclude each other by its `operation` lock; its state is
 //! changed only through [`Container::advance`], which publishes the change to the watchers.
 
+mod attach;
+mod command;
 mod create;
-mod exec;
+mod exec_stream;
+mod exec_sync;
 mod launch;
 mod pod_pids;
 mod remove;
@@ -21,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bulkhead_proto::agent::{CreateContainerRequest, Identity, Process, Resources};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError};
@@ -35,10 +39,11 @@ use crate::volumes::Volumes;
 use crate::volumes::mounts::MountError;
 use state::{Event, IllegalMove, State};
 
-pub use exec::ExecRequest;
+pub use exec_sync::ExecRequest;
 
 const MAX_CONTAINERS: usize = 1024;
-const MAX_EXECS: usize = 64;
+/// Under way at once, of both kinds.
+const MAX_EXECS: usize = 256;
 const MAX_ID_BYTES: usize = 128;
 
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +102,10 @@ pub struct Container {
     pidfd: Mutex<Option<Arc<OwnedFd>>>,
     /// Who that is or was; empty until it runs.
     pub identity: OnceLock<Identity>,
-    /// The writing end of its standard input, held so that it does not end.
-    stdin: Mutex<Option<OwnedFd>>,
+    /// The agent's end of its standard input, held so that it does not end.
+    stdin: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
+    /// The agent's side of its terminal, while it runs.
+    terminal: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
     ended: watch::Sender<bool>,
     written: Counted,
     operation: tokio::sync::Mutex<()>,
@@ -125,7 +132,7 @@ struct Shared {
     pod_pids: pod_pids::PodPids,
     /// How many changes there have been.
     changes: watch::Sender<u64>,
-    execs: Semaphore,
+    execs: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +152,7 @@ impl Containers {
                 reaper,
                 pod_pids: pod_pids::PodPids::default(),
                 changes: watch::Sender::new(0),
-                execs: Semaphore::new(MAX_EXECS),
+                execs: Arc::new(Semaphore::new(MAX_EXECS)),
             }),
         }
     }
@@ -242,6 +249,16 @@ impl Container {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         pidfd.ok_or_else(|| self.illegal(event))
+    }
+
+    fn stdin(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
+        let stdin = self.stdin.lock();
+        stdin.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn terminal(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
+        let terminal = self.terminal.lock();
+        terminal.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn versioned(&self) -> MutexGuard<'_, Versioned> {

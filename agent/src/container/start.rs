@@ -18,6 +18,7 @@ use crate::init::Role;
 use crate::init::config::{Failure, InitConfig};
 use crate::reaper::Exit;
 use crate::streams::buffer::Source;
+use crate::sys;
 
 impl Containers {
     /// Returns the process's id in the guest, and who it is, once the program has been executed.
@@ -28,17 +29,14 @@ impl Containers {
             return Err(container.illegal("start"));
         }
         let started_at = SystemTime::now();
-        let (mut launched, mut streams) = self.launch_container(&container)?;
+        let (mut launched, streams) = self.launch_container(&container)?;
         let failure = match launched.wait_for_exec().await {
             Outcome::Executed { terminal, identity } => {
-                streams
-                    .outputs
-                    .extend(terminal.map(|terminal| (Source::Stdout, terminal)));
-                match container.log.attach(streams.outputs) {
+                match connect(&container, streams, terminal) {
                     Ok(()) => {
                         // A container starts once.
                         let _ = container.identity.set(identity.clone());
-                        let pid = self.started(&container, launched, streams.stdin, started_at)?;
+                        let pid = self.started(&container, launched, started_at)?;
                         return Ok((pid, identity));
                     }
                     Err(e) => Failure::other(format!("read the container's output: {e}")),
@@ -65,7 +63,6 @@ impl Containers {
         &self,
         container: &Arc<Container>,
         launched: Launched,
-        stdin: Option<OwnedFd>,
         at: SystemTime,
     ) -> Result<i32, ContainerError> {
         let pid = launched.pid;
@@ -74,10 +71,6 @@ impl Containers {
             .pidfd
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(pidfd);
-        *container
-            .stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = stdin;
         self.advance(container, Event::Started { pid, at })?;
         tokio::spawn(self.clone().follow(Arc::clone(container), launched.exit));
         Ok(pid)
@@ -94,10 +87,9 @@ impl Containers {
             .pidfd
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = None;
-        *container
-            .stdin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        for stream in [&container.stdin, &container.terminal] {
+            *stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         if let Err(e) = self.advance(
             &container,
             Event::Exited {
@@ -172,6 +164,26 @@ impl Containers {
 struct Streams {
     stdin: Option<OwnedFd>,
     outputs: Vec<(Source, OwnedFd)>,
+}
+
+/// The output goes to the log, the rest waits for who attaches.
+fn connect(
+    container: &Container,
+    mut streams: Streams,
+    terminal: Option<OwnedFd>,
+) -> io::Result<()> {
+    let mut stdin = streams.stdin.map(sys::watch).transpose()?.map(Arc::new);
+    if let Some(terminal) = terminal {
+        let output = terminal.try_clone()?;
+        let terminal = Arc::new(sys::watch(terminal)?);
+        streams.outputs.push((Source::Stdout, output));
+        stdin = container.process.stdin.then(|| Arc::clone(&terminal));
+        let place = container.terminal.lock();
+        *place.unwrap_or_else(PoisonError::into_inner) = Some(terminal);
+    }
+    let place = container.stdin.lock();
+    *place.unwrap_or_else(PoisonError::into_inner) = stdin;
+    container.log.attach(streams.outputs)
 }
 
 /// The container's ends.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! container: cgroup -> namespaces -> rootfs -> terminal -> limits -> credentials -> exec
-//! exec:      cgroup -> setns ----------------------------> limits -> credentials -> exec
+//! exec:      cgroup -> setns ----------------> terminal -> limits -> credentials -> exec
 //! ```
 //!
 //! After the pivot nothing of the guest is reachable by path, so an image's symbolic links cannot
@@ -86,8 +86,8 @@ fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infal
         }
     }
     setsid().stage("start a session")?;
-    if process.terminal && role == Role::Container {
-        terminal::attach(reporter)?;
+    if process.terminal {
+        terminal::attach(role, reporter)?;
     }
     if role == Role::Container {
         rootfs::seal(&config)?;

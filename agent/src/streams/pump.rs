@@ -5,7 +5,7 @@
 //! stores is slowed down, as by any pipe.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::sys;
 
 use super::buffer::{BadAcknowledgement, LogBuffer, MAX_RECORD_BYTES, Record, Source};
+use super::tap::Tap;
 
 /// How long a pipe may stay silent, but open, after the container's end: a process that left the
 /// container's cgroup could hold it for ever.
@@ -39,6 +40,25 @@ struct State {
     open_pipes: usize,
     started: bool,
     closed: bool,
+    taps: Vec<Weak<Tap>>,
+}
+
+impl State {
+    fn has_ended(&self) -> bool {
+        self.closed || (self.started && self.open_pipes == 0)
+    }
+
+    /// Those that somebody still reads.
+    fn taps(&mut self) -> impl Iterator<Item = Arc<Tap>> {
+        self.taps.retain(|tap| tap.strong_count() > 0);
+        self.taps.iter().filter_map(Weak::upgrade)
+    }
+
+    fn end_taps(&mut self) {
+        if self.has_ended() {
+            self.taps().for_each(|tap| tap.end());
+        }
+    }
 }
 
 /// What a reader finds at a position.
@@ -76,7 +96,10 @@ impl Log {
             let log = Arc::clone(self);
             tokio::spawn(async move {
                 log.pump(source, &pipe).await;
-                log.lock().open_pipes -= 1;
+                let mut state = log.lock();
+                state.open_pipes -= 1;
+                state.end_taps();
+                drop(state);
                 log.readable.notify_waiters();
             });
         }
@@ -85,14 +108,20 @@ impl Log {
 
     /// The container will write no more, except what its pipes still hold.
     pub fn container_exited(&self) {
-        self.lock().started = true;
+        let mut state = self.lock();
+        state.started = true;
+        state.end_taps();
+        drop(state);
         self.exited.send_replace(true);
         self.readable.notify_waiters();
     }
 
     /// The container is removed: whoever reads gets what is there, then the end.
     pub fn close(&self) {
-        self.lock().closed = true;
+        let mut state = self.lock();
+        state.closed = true;
+        state.end_taps();
+        drop(state);
         self.readable.notify_waiters();
         self.writable.notify_waiters();
     }
@@ -105,9 +134,16 @@ impl Log {
         let state = self.lock();
         match state.buffer.next(position) {
             Some(record) => Next::Record(record),
-            None if state.closed || (state.started && state.open_pipes == 0) => Next::End,
+            None if state.has_ended() => Next::End,
             None => Next::Wait,
         }
+    }
+
+    /// Lets `tap` have the output from now on, for as long as somebody holds it.
+    pub fn tap(&self, tap: &Arc<Tap>) {
+        let mut state = self.lock();
+        state.taps.push(Arc::downgrade(tap));
+        state.end_taps();
     }
 
     /// Resolves when [`Self::next`] may have something new. Make it before asking.
@@ -169,7 +205,10 @@ impl Log {
     }
 
     fn append(&self, source: Source, bytes: &[u8]) {
-        self.lock().buffer.append(source, bytes);
+        let mut state = self.lock();
+        state.buffer.append(source, bytes);
+        state.taps().for_each(|tap| tap.offer(source, bytes));
+        drop(state);
         self.readable.notify_waiters();
     }
 
@@ -192,6 +231,7 @@ async fn silence(exited: &mut watch::Receiver<bool>) {
 mod tests {
     use super::{Log, Next};
     use crate::streams::buffer::Source;
+    use crate::streams::tap::{self, Tap, Wanted};
     use std::io::Write;
     use std::sync::Arc;
     use std::time::Duration;
@@ -226,6 +266,32 @@ mod tests {
         assert!(log.lock().buffer.room() < 100);
         assert_eq!(wait_for_end(&log, 0).await, TOTAL as u64);
         thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn taps_get_what_comes_while_they_are_held_and_the_log_all_of_it() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let log = Arc::new(Log::default());
+        let wanted = Wanted {
+            stdout: true,
+            stderr: true,
+        };
+        let (kept, dropped) = (Arc::new(Tap::new(wanted)), Arc::new(Tap::new(wanted)));
+        log.tap(&kept);
+        log.tap(&dropped);
+        drop(dropped);
+        log.attach(vec![(Source::Stdout, reader)]).unwrap();
+        rustix::io::write(&writer, b"hello").unwrap();
+        let first = kept.next().await;
+        let hello = tap::Next::Output(Source::Stdout, b"hello".to_vec());
+        assert_eq!(first, Some(hello));
+        assert_eq!(log.lock().taps().count(), 1);
+        drop(writer);
+        assert_eq!(kept.next().await, None);
+        assert_eq!(wait_for_end(&log, 0).await, 5);
+        let late = Arc::new(Tap::new(wanted));
+        log.tap(&late);
+        assert_eq!(late.next().await, None);
     }
 
     #[tokio::test(start_paused = true)]

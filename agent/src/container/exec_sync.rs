@@ -1,30 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `ExecSync`: a command in a running container, its output, its exit code.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::launch::{Launched, Outcome, Pids, launch};
-use super::start::null;
-use super::{Container, ContainerError, Containers};
-use crate::cgroup::Cgroup;
-use crate::init::Role;
-use crate::init::config::InitConfig;
-use crate::reaper::Exit;
-use crate::sys;
+use super::command::{Stdio, null, pipe};
+use super::{ContainerError, Containers};
 
 /// What is kept of each stream at most, whatever is asked for.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 /// How long a descendant may hold the output open after the command has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK_BYTES: usize = 32 << 10;
 
 #[derive(Debug)]
@@ -62,9 +52,15 @@ impl Containers {
         let limit = usize::try_from(request.output_limit_bytes)
             .unwrap_or(MAX_OUTPUT_BYTES)
             .min(MAX_OUTPUT_BYTES);
-        let (mut command, stdout, stderr) = self.launch_exec(&container, request.args)?;
-        let mut stdout = Output::new(stdout, limit)?;
-        let mut stderr = Output::new(stderr, limit)?;
+        let (stdout, stdout_writer) = pipe()?;
+        let (stderr, stderr_writer) = pipe()?;
+        let (mut stdout, mut stderr) = (Output::new(stdout, limit), Output::new(stderr, limit));
+        let stdio = Stdio {
+            stdin: null()?,
+            stdout: stdout_writer,
+            stderr: stderr_writer,
+        };
+        let mut command = self.launch_exec(&container, request.args, Some(stdio))?;
 
         let exit = {
             let ended = command.run();
@@ -103,96 +99,6 @@ impl Containers {
             timed_out: exit.is_none(),
         })
     }
-
-    fn launch_exec(
-        &self,
-        container: &Arc<Container>,
-        args: Vec<String>,
-    ) -> Result<(Command, OwnedFd, OwnedFd), ContainerError> {
-        static EXECS: AtomicU64 = AtomicU64::new(0);
-        let pidfd = container.running_pidfd("exec in")?;
-        let system = ContainerError::system;
-        let null = null().map_err(system("open /dev/null"))?;
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("make a pipe")(e.into()));
-        let (stdout, stdout_writer) = pipe()?;
-        let (stderr, stderr_writer) = pipe()?;
-        let number = EXECS.fetch_add(1, Ordering::Relaxed);
-        let group = container.cgroup.create_child(&format!("exec-{number}"))?;
-        let mut process = container.process.clone();
-        process.args = args;
-        process.terminal = false;
-        let config = InitConfig {
-            cgroup_procs: group.procs(),
-            process: Some(process),
-            seccomp: container.seccomp.instructions.clone(),
-            seccomp_flags: container.seccomp.flags,
-            ..InitConfig::default()
-        };
-        let stdio = [null.as_fd(), stdout_writer.as_fd(), stderr_writer.as_fd()];
-        let pids = Pids::Of(pidfd.as_fd());
-        let launched = launch(
-            &self.shared.reaper,
-            Role::Exec,
-            &config,
-            stdio,
-            &pids,
-            Some(pidfd.as_fd()),
-        )
-        .inspect_err(|_| group.remove_if_empty())
-        .map_err(system("make a process"))?;
-        Ok((
-            Command {
-                launched,
-                group,
-                ended: false,
-            },
-            stdout,
-            stderr,
-        ))
-    }
-}
-
-struct Command {
-    launched: Launched,
-    group: Cgroup,
-    ended: bool,
-}
-
-impl Command {
-    /// Until the command's own process has ended.
-    async fn run(&mut self) -> Result<Exit, ContainerError> {
-        let outcome = self.launched.wait_for_exec().await;
-        let exit = (&mut self.launched.exit).await;
-        self.ended = true;
-        match outcome {
-            Outcome::Executed { .. } => {
-                exit.map_err(|_| ContainerError::Exec("the agent lost track of it".to_owned()))
-            }
-            Outcome::Failed(failure) => Err(ContainerError::Exec(format!(
-                "unable to start container process: {}",
-                failure.message
-            ))),
-        }
-    }
-
-    /// It and all its descendants.
-    async fn kill(&mut self) {
-        self.group.kill();
-        self.launched.kill();
-        let _ = timeout(REAP_TIMEOUT, &mut self.launched.exit).await;
-    }
-}
-
-impl Drop for Command {
-    fn drop(&mut self) {
-        if !self.ended {
-            // Nobody waits for it any more.
-            self.group.kill();
-            self.launched.kill();
-        }
-        // What a command left running stays, in its group, until the container is removed.
-        self.group.remove_if_empty();
-    }
 }
 
 /// One stream of a command's output, as much of it as is kept.
@@ -204,14 +110,13 @@ struct Output {
 }
 
 impl Output {
-    fn new(pipe: OwnedFd, limit: usize) -> Result<Self, ContainerError> {
-        let pipe = sys::watch(pipe).map_err(ContainerError::system("read the command's output"))?;
-        Ok(Self {
+    fn new(pipe: AsyncFd<OwnedFd>, limit: usize) -> Self {
+        Self {
             pipe,
             limit,
             bytes: Vec::new(),
             truncated: false,
-        })
+        }
     }
 
     /// What is over the limit is read too, so that the command does not block on it.

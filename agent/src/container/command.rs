@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A command beside a container's first process: how it is made, and how it ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+use super::launch::{Launched, Outcome, Pids, launch};
+use super::{Container, ContainerError, Containers, start};
+use crate::cgroup::Cgroup;
+use crate::init::Role;
+use crate::init::config::InitConfig;
+use crate::reaper::Exit;
+use crate::sys;
+
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The command's ends of its standard streams.
+#[derive(Debug)]
+pub struct Stdio {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// A stream that nobody reads or writes.
+pub fn null() -> Result<OwnedFd, ContainerError> {
+    start::null().map_err(ContainerError::system("open /dev/null"))
+}
+
+/// The agent's end and the command's of a stream that the command writes.
+pub fn pipe() -> Result<(AsyncFd<OwnedFd>, OwnedFd), ContainerError> {
+    let (reader, writer) = raw_pipe()?;
+    Ok((watch(reader)?, writer))
+}
+
+/// The agent's end and the command's of a stream that the command reads.
+pub fn input_pipe() -> Result<(AsyncFd<OwnedFd>, OwnedFd), ContainerError> {
+    let (reader, writer) = raw_pipe()?;
+    Ok((watch(writer)?, reader))
+}
+
+fn raw_pipe() -> Result<(OwnedFd, OwnedFd), ContainerError> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|e| ContainerError::system("make a pipe")(e.into()))
+}
+
+pub fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, ContainerError> {
+    sys::watch(fd).map_err(ContainerError::system("watch a standard stream"))
+}
+
+impl Containers {
+    /// Starts a command in a running container; without `stdio` on a terminal of its own.
+    pub(super) fn launch_exec(
+        &self,
+        container: &Arc<Container>,
+        args: Vec<String>,
+        stdio: Option<Stdio>,
+    ) -> Result<Command, ContainerError> {
+        static EXECS: AtomicU64 = AtomicU64::new(0);
+        let pidfd = container.running_pidfd("exec in")?;
+        let number = EXECS.fetch_add(1, Ordering::Relaxed);
+        let group = container.cgroup.create_child(&format!("exec-{number}"))?;
+        let mut process = container.process.clone();
+        process.args = args;
+        process.terminal = stdio.is_none();
+        let config = InitConfig {
+            cgroup_procs: group.procs(),
+            process: Some(process),
+            seccomp: container.seccomp.instructions.clone(),
+            seccomp_flags: container.seccomp.flags,
+            ..InitConfig::default()
+        };
+        let stdio = match stdio {
+            Some(stdio) => stdio,
+            // Until it has opened its terminal.
+            None => Stdio {
+                stdin: null()?,
+                stdout: null()?,
+                stderr: null()?,
+            },
+        };
+        let stdio = [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsFd::as_fd);
+        let launched = launch(
+            &self.shared.reaper,
+            Role::Exec,
+            &config,
+            stdio,
+            &Pids::Of(pidfd.as_fd()),
+            Some(pidfd.as_fd()),
+        )
+        .inspect_err(|_| group.remove_if_empty())
+        .map_err(ContainerError::system("make a process"))?;
+        Ok(Command {
+            launched,
+            group,
+            ended: false,
+        })
+    }
+}
+
+/// A command on its way. Dropped before its end it is killed; see [`Command::outlive`].
+#[derive(Debug)]
+pub struct Command {
+    launched: Launched,
+    group: Cgroup,
+    ended: bool,
+}
+
+impl Command {
+    /// Until the command's own process has ended.
+    pub async fn run(&mut self) -> Result<Exit, ContainerError> {
+        self.started().await?;
+        self.exited().await
+    }
+
+    /// Until the program runs; with a terminal, the side of it that the agent holds.
+    pub async fn started(&mut self) -> Result<Option<OwnedFd>, ContainerError> {
+        match self.launched.wait_for_exec().await {
+            Outcome::Executed { terminal, .. } => Ok(terminal),
+            Outcome::Failed(failure) => {
+                let _ = self.exited().await;
+                Err(ContainerError::Exec(format!(
+                    "unable to start container process: {}",
+                    failure.message
+                )))
+            }
+        }
+    }
+
+    pub async fn exited(&mut self) -> Result<Exit, ContainerError> {
+        let exit = (&mut self.launched.exit).await;
+        self.ended = true;
+        exit.map_err(|_| ContainerError::Exec("the agent lost track of it".to_owned()))
+    }
+
+    /// Lets it live as long as it likes; the answer is its exit.
+    pub fn outlive(mut self) -> tokio::sync::oneshot::Receiver<Result<Exit, ContainerError>> {
+        let (sender, exit) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let exit = self.exited().await;
+            // Nobody may be waiting any more.
+            let _ = sender.send(exit);
+        });
+        exit
+    }
+
+    /// It and all its descendants.
+    pub async fn kill(&mut self) {
+        self.group.kill();
+        self.launched.kill();
+        let _ = timeout(REAP_TIMEOUT, &mut self.launched.exit).await;
+    }
+}
+
+impl Drop for Command {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Nobody waits for it any more.
+            self.group.kill();
+            self.launched.kill();
+        }
+        // What a command left running stays, in its group, until the container is removed.
+        self.group.remove_if_empty();
+    }
+}

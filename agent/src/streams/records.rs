@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The records of `ExecStream` and `AttachStream`: one byte kind, four bytes length, payload.
+
+use std::io;
+
+use bulkhead_proto::agent::StreamEnd;
+use bulkhead_proto::agent::record::{
+    END, HEADER_BYTES, INPUT, MAX_PAYLOAD_BYTES, STDERR, STDOUT, WINDOW_SIZE,
+};
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::buffer::Source;
+
+/// What the host says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FromHost {
+    Input(Vec<u8>),
+    EndOfInput,
+    WindowSize { columns: u16, rows: u16 },
+}
+
+/// Reads the next record; `None` when the host has left.
+pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<FromHost>> {
+    let kind = match reader.read_u8().await {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        kind => kind?,
+    };
+    let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
+    match (kind, length) {
+        (INPUT, 0) => Ok(Some(FromHost::EndOfInput)),
+        (INPUT, 1..=MAX_PAYLOAD_BYTES) => {
+            let mut bytes = vec![0; length];
+            reader.read_exact(&mut bytes).await?;
+            Ok(Some(FromHost::Input(bytes)))
+        }
+        (WINDOW_SIZE, 4) => Ok(Some(FromHost::WindowSize {
+            columns: reader.read_u16().await?,
+            rows: reader.read_u16().await?,
+        })),
+        _ => {
+            let text = format!("a record of kind {kind} with {length} bytes");
+            Err(io::Error::new(io::ErrorKind::InvalidData, text))
+        }
+    }
+}
+
+/// A record for the host, encoded.
+#[derive(Debug)]
+pub struct ToHost(pub Vec<u8>);
+
+impl ToHost {
+    /// `payload` is cut to what fits, which callers see to.
+    pub fn output(source: Source, payload: &[u8]) -> Self {
+        let kind = match source {
+            Source::Stdout => STDOUT,
+            Source::Stderr => STDERR,
+        };
+        Self::new(kind, payload)
+    }
+
+    /// The process, or nobody, has got so much input since the start of the stream.
+    pub fn input_gone(total: u64) -> Self {
+        Self::new(INPUT, &total.to_be_bytes())
+    }
+
+    pub fn end(end: &StreamEnd) -> Self {
+        Self::new(END, &end.encode_to_vec())
+    }
+
+    fn new(kind: u8, payload: &[u8]) -> Self {
+        let payload = &payload[..payload.len().min(MAX_PAYLOAD_BYTES)];
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        bytes.extend_from_slice(&header(kind, payload.len()));
+        bytes.extend_from_slice(payload);
+        Self(bytes)
+    }
+}
+
+/// The beginning of a record whose payload of `length` bytes follows.
+pub fn header(kind: u8, length: usize) -> [u8; HEADER_BYTES] {
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(0).to_be_bytes();
+    [kind, a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FromHost, ToHost, header, read};
+    use crate::streams::buffer::Source;
+
+    #[tokio::test]
+    async fn what_the_host_says_is_read_until_it_leaves() {
+        let mut bytes: &[u8] = b"\0\0\0\0\x02hi\x04\0\0\0\x04\0\x50\0\x18\0\0\0\0\0";
+        let input = FromHost::Input(b"hi".to_vec());
+        assert_eq!(read(&mut bytes).await.unwrap(), Some(input));
+        let size = FromHost::WindowSize {
+            columns: 80,
+            rows: 24,
+        };
+        assert_eq!(read(&mut bytes).await.unwrap(), Some(size));
+        assert_eq!(read(&mut bytes).await.unwrap(), Some(FromHost::EndOfInput));
+        assert_eq!(read(&mut bytes).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn records_that_make_no_sense_are_refused_before_their_payload() {
+        for (kind, length) in [(0, 65_532), (4, 3), (1, 4), (9, 0), (0, usize::MAX >> 33)] {
+            let bytes = header(kind, length);
+            assert!(read(&mut &bytes[..]).await.is_err(), "{kind} {length}");
+        }
+    }
+
+    #[test]
+    fn output_carries_its_source_and_length() {
+        let ToHost(bytes) = ToHost::output(Source::Stderr, b"no");
+        assert_eq!(bytes, b"\x02\0\0\0\x02no");
+    }
+}
