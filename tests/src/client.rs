@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use bulkhead_proto::cri::image_service_client::ImageServiceClient;
 use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
 use bulkhead_proto::cri::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, ListContainersRequest,
-    ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata, PodSandboxState,
-    PodSandboxStatusRequest, PullImageRequest, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    AttachRequest, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse,
+    ImageSpec, ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxState, PodSandboxStatusRequest, PortForwardRequest, PullImageRequest,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
@@ -218,6 +219,44 @@ impl Client {
             timeout: timeout_seconds,
         };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// The URL of a streaming exec with the streams named in `kinds`.
+    pub async fn exec_url(
+        &mut self,
+        id: &str,
+        command: &[&str],
+        kinds: &[&str],
+    ) -> Result<String, Status> {
+        let request = ExecRequest {
+            container_id: id.into(),
+            cmd: command.iter().map(ToString::to_string).collect(),
+            tty: kinds.contains(&"resize"),
+            stdin: kinds.contains(&"stdin"),
+            stdout: kinds.contains(&"stdout"),
+            stderr: kinds.contains(&"stderr"),
+        };
+        Ok(self.runtime.exec(request).await?.into_inner().url)
+    }
+
+    /// The URL of an attach with the streams named in `kinds`.
+    pub async fn attach_url(&mut self, id: &str, kinds: &[&str]) -> Result<String, Status> {
+        let request = AttachRequest {
+            container_id: id.into(),
+            tty: kinds.contains(&"resize"),
+            stdin: kinds.contains(&"stdin"),
+            stdout: kinds.contains(&"stdout"),
+            stderr: kinds.contains(&"stderr"),
+        };
+        Ok(self.runtime.attach(request).await?.into_inner().url)
+    }
+
+    pub async fn port_forward_url(&mut self, pod: &str, ports: &[i32]) -> Result<String, Status> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.into(),
+            port: ports.to_vec(),
+        };
+        Ok(self.runtime.port_forward(request).await?.into_inner().url)
     }
 
     /// Runs a shell line in a container; its standard output, with exit code 0 required.

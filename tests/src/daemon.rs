@@ -98,6 +98,13 @@ impl Daemon {
         std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
+    /// How many descriptors the daemon holds.
+    pub fn descriptors(&self) -> usize {
+        let pid = self.child.as_ref().expect("a daemon that runs").id();
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        descriptors.expect("the daemon's descriptors").count()
+    }
+
     /// Process ids of the VMMs of this daemon's pods.
     pub fn vmm_pids(&self) -> Vec<i32> {
         let run = self.path("run").display().to_string();

@@ -11,3 +11,4 @@ pub mod client;
 pub mod daemon;
 pub mod kubelet;
 pub mod registry;
+pub mod spdy;

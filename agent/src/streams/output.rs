@@ -49,7 +49,6 @@ pub async fn pump(
         }
         match read(source, pipe) {
             Ok(Some(record)) => {
-                drop(ready);
                 if is_late {
                     sent_late += record.0.len();
                 }

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::network::{self, NetworkConfig, NetworkError};
+use crate::streaming::{StreamingConfig, TlsFiles};
 
 /// Where the file is looked for when none is named; there it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
@@ -36,6 +38,8 @@ pub enum ConfigError {
         found: u64,
         possible: String,
     },
+    #[error("TLS needs a certificate and a key: {0} is missing")]
+    HalfTls(&'static str),
     #[error("{key} is {path}, which is not an absolute path")]
     RelativePath { key: &'static str, path: PathBuf },
     #[error("cni.ip_ranges")]
@@ -62,6 +66,7 @@ pub struct Config {
     pub cni: NetworkConfig,
     /// Where kubelet keeps the volumes of its pods, links followed.
     pub kubelet_roots: Vec<PathBuf>,
+    pub streaming: StreamingConfig,
     images: RawImages,
     pinned_images: Vec<bulkhead_image::Reference>,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
@@ -95,6 +100,7 @@ struct RawConfig {
     sandbox: RawSandbox,
     cni: RawCni,
     volumes: RawVolumes,
+    streaming: RawStreaming,
     images: RawImages,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
 }
@@ -128,6 +134,15 @@ struct RawVolumes {
     kubelet_roots: Vec<PathBuf>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawStreaming {
+    address: IpAddr,
+    port: u16,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawImages {
@@ -149,6 +164,7 @@ impl Default for RawConfig {
             sandbox: RawSandbox::default(),
             cni: RawCni::default(),
             volumes: RawVolumes::default(),
+            streaming: RawStreaming::default(),
             images: RawImages::default(),
             registries: BTreeMap::new(),
         }
@@ -187,6 +203,36 @@ impl Default for RawVolumes {
         Self {
             kubelet_roots: vec!["/var/lib/kubelet".into()],
         }
+    }
+}
+
+impl Default for RawStreaming {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            tls_certificate: None,
+            tls_key: None,
+        }
+    }
+}
+
+impl RawStreaming {
+    fn check(self) -> Result<StreamingConfig, ConfigError> {
+        let tls = match (self.tls_certificate, self.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(TlsFiles {
+                certificate: absolute("streaming.tls_certificate", certificate)?,
+                key: absolute("streaming.tls_key", key)?,
+            }),
+            (Some(_), None) => return Err(ConfigError::HalfTls("streaming.tls_key")),
+            (None, Some(_)) => return Err(ConfigError::HalfTls("streaming.tls_certificate")),
+        };
+        Ok(StreamingConfig {
+            address: self.address,
+            port: self.port,
+            tls,
+        })
     }
 }
 
@@ -264,6 +310,7 @@ impl Config {
                 .iter()
                 .map(|name| name.parse())
                 .collect::<Result<_, _>>()?,
+            streaming: raw.streaming.check()?,
             images: raw.images,
             registries: raw.registries,
         })
@@ -408,6 +455,11 @@ mod tests {
                 "\"10.0.0.0\" is not a subnet",
             ),
             ("[images]\npinned = [\"UPPER\"]", "UPPER"),
+            ("[streaming]\naddress = \"here\"", "address"),
+            (
+                "[streaming]\ntls_key = \"/k\"",
+                "streaming.tls_certificate is missing",
+            ),
         ];
         for (text, word) in table {
             let error = crate::chain(&parse(text).unwrap_err());

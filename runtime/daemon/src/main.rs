@@ -13,6 +13,7 @@ mod problem;
 mod scratch;
 mod serve;
 mod store;
+mod streaming;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -29,6 +29,7 @@ use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
 use crate::store::{Store, StoreError};
+use crate::streaming::{self, StreamingError};
 
 /// The longest request, as other runtimes have it.
 const REQUEST_BYTES: usize = 16 << 20;
@@ -52,6 +53,8 @@ pub enum ServeError {
     Images(#[from] bulkhead_image::StoreError),
     #[error("network")]
     Network(#[from] NetworkError),
+    #[error("streaming server")]
+    Streaming(#[from] StreamingError),
     #[error("wait for signals")]
     Signals(#[source] io::Error),
     #[error("serve CRI")]
@@ -69,8 +72,11 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let _lock = lock(&config.state_dir.join("lock"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let streams = streaming::Server::bind(&config.streaming).await?;
+    let streaming = streams.handle();
     let pods = Pods::new(host(config)?);
     pods.adopt().await?;
+    tokio::spawn(streams.run(pods.clone()));
     warm_up(&pods);
     let listener = listen(&socket)?;
     tracing::info!("serving CRI on unix://{}", socket.display());
@@ -78,7 +84,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let mut told = stopped.clone();
     let server = tonic::transport::Server::builder()
         .add_service(
-            RuntimeServiceServer::new(RuntimeServer::new(pods.clone()))
+            RuntimeServiceServer::new(RuntimeServer::new(pods.clone(), streaming))
                 .max_decoding_message_size(REQUEST_BYTES)
                 .max_encoding_message_size(usize::MAX),
         )

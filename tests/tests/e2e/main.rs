@@ -14,4 +14,5 @@ mod resources;
 mod restart;
 mod security;
 mod statistics;
+mod streaming;
 mod volumes;

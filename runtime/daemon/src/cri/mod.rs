@@ -18,6 +18,7 @@ mod sandbox;
 mod show;
 mod stats;
 mod status;
+mod streaming;
 
 use std::pin::Pin;
 
@@ -67,7 +68,7 @@ impl From<PodError> for Status {
             PodError::Image(error) => image_code(error.kind()),
             PodError::Log(error) => log_code(error),
             PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
-            PodError::Lost { .. } => Code::Unavailable,
+            PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
             PodError::Disk(_) | PodError::Store(_) => Code::Internal,
             PodError::Boot(error) => boot_code(error),
             PodError::Volume(error) => volume_code(error),

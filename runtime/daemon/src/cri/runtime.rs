@@ -5,20 +5,22 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, container, metrics, sandbox, stats, status, stream_list};
+use super::{BoxStream, container, metrics, sandbox, stats, status, stream_list, streaming};
 use crate::pod::Pods;
+use crate::streaming::Streaming;
 
 /// The service; all state is in the pods.
 #[derive(Clone, Debug)]
 pub struct RuntimeServer {
     pods: Pods,
+    streaming: Streaming,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl RuntimeServer {
-    pub fn new(pods: Pods) -> Self {
-        Self { pods }
+    pub fn new(pods: Pods, streaming: Streaming) -> Self {
+        Self { pods, streaming }
     }
 }
 
@@ -26,14 +28,6 @@ impl RuntimeServer {
 fn no_snapshots<T>(rpc: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!(
         "{rpc}: bulkhead {} cannot save a pod's VM and restore it, so nothing can be checkpointed",
-        env!("CARGO_PKG_VERSION")
-    )))
-}
-
-/// For RPCs that are not there yet.
-fn later<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "bulkhead {}: {what} in a later version",
         env!("CARGO_PKG_VERSION")
     )))
 }
@@ -254,19 +248,22 @@ impl RuntimeService for RuntimeServer {
         Ok(Response::new(Box::pin(events)))
     }
 
-    async fn exec(&self, _request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        later("streaming exec comes")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        let url = streaming::exec(&self.pods, &self.streaming, request.into_inner())?;
+        Ok(Response::new(url))
     }
 
-    async fn attach(&self, _request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        later("attach comes")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        let url = streaming::attach(&self.pods, &self.streaming, request.into_inner())?;
+        Ok(Response::new(url))
     }
 
     async fn port_forward(
         &self,
-        _request: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Answer<cri::PortForwardResponse> {
-        later("port forwarding comes")
+        let url = streaming::port_forward(&self.pods, &self.streaming, request.into_inner())?;
+        Ok(Response::new(url))
     }
 
     async fn container_stats(

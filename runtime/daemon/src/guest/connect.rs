@@ -69,6 +69,15 @@ pub async fn open_log(vsock: &Path, container: &str) -> Result<(UnixStream, u64)
     Ok((stream, opened.log_offset))
 }
 
+/// Opens a stream of any other kind.
+pub(super) async fn open(
+    vsock: &Path,
+    kind: open_stream::Kind,
+) -> Result<UnixStream, ConnectError> {
+    let (stream, _) = open_stream(vsock, OpenStream { kind: Some(kind) }).await?;
+    Ok(stream)
+}
+
 async fn open_stream(
     vsock: &Path,
     header: OpenStream,

@@ -3,7 +3,7 @@
 //!
 //! [`launch`] starts a VMM and waits for its agent, or adopts one that an earlier daemon started. [`agent`] is the
 //! client of the agent's calls, [`watch`] its stream of news, [`connect`] the way through the vsock socket,
-//! [`control`] the VMM's control socket, [`process`] the identity and the end of a process.
+//! [`streams`] the byte streams that go there, [`control`] the VMM's control socket, [`process`] the identity and the end of a process.
 //! What comes out of a guest is bounded in size and time here, and checked.
 
 pub mod agent;
@@ -14,6 +14,7 @@ pub mod launch;
 pub mod probe;
 pub mod process;
 pub mod statistics;
+pub mod streams;
 #[allow(unsafe_code)]
 mod sys;
 pub mod usage;

@@ -10,6 +10,7 @@ use super::sizing::Unfit;
 use super::state::IllegalMove;
 use super::volumes::VolumeError;
 use crate::guest::agent::AgentError;
+use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
 use crate::logs::LogError;
@@ -45,6 +46,8 @@ pub enum PodError {
     Agent { id: String, source: AgentError },
     #[error("guest of pod {id}")]
     Guest { id: String, source: AgentError },
+    #[error("{id}")]
+    Stream { id: String, source: ConnectError },
     #[error("the VM of pod {id} ended meanwhile")]
     Lost { id: String },
     #[error("put the container's layers on the image disk")]

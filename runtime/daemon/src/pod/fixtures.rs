@@ -20,6 +20,7 @@ pub fn container_spec() -> ContainerSpec {
         log_path: String::new(),
         mounts: Vec::new(),
         stdin: false,
+        stdin_once: false,
         tty: false,
         security: Security {
             privileged: false,

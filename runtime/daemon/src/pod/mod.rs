@@ -23,6 +23,7 @@ pub mod sizing;
 pub mod spec;
 pub mod state;
 pub mod statistics;
+mod streams;
 pub mod volumes;
 mod wire;
 
@@ -38,7 +39,6 @@ pub use notices::{Notice, NoticeKind};
 use owner::{Answer, Request};
 use record::{ContainerRecord, PodRecord};
 use spec::{ContainerSpec, PodName, PodSpec, Resources};
-use state::ContainerState;
 
 use crate::guest::Guest;
 use crate::guest::agent::ExecOutput;
@@ -297,27 +297,14 @@ impl Pods {
         args: Vec<String>,
         limit: Duration,
     ) -> Result<ExecOutput, PodError> {
-        let (view, record) = self.container(id)?;
-        let id = record.id;
-        let guest = match (&record.state, &view.guest) {
-            (ContainerState::Running { .. }, Some(guest)) => guest.clone(),
-            (state, _) => {
-                return Err(PodError::State {
-                    id,
-                    source: state::IllegalMove {
-                        subject: "container",
-                        state: state.name(),
-                        event: "exec",
-                    },
-                });
-            }
-        };
+        let (record, guest) = self.running(id, "exec")?;
+        let (id, pod) = (record.id, record.pod_id);
         // A VM that dies ends the call, whatever the connection does.
         tokio::select! {
             output = guest.agent.exec(&id, args, limit) => {
                 output.map_err(|source| PodError::Agent { id, source })
             }
-            () = guest.process.ended() => Err(PodError::Lost { id: view.pod.id.clone() }),
+            () = guest.process.ended() => Err(PodError::Lost { id: pod }),
         }
     }
 }
@@ -469,7 +456,7 @@ fn new_id() -> String {
 }
 
 /// Bytes of the kernel's random generator, which does not fail once the host has booted.
-fn random<const N: usize>() -> [u8; N] {
+pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -102,6 +102,9 @@ pub struct ContainerSpec {
     #[serde(default)]
     pub mounts: Vec<Mount>,
     pub stdin: bool,
+    /// Its input ends when the first client that is attached to it goes.
+    #[serde(default)]
+    pub stdin_once: bool,
     pub tty: bool,
     pub security: Security,
     pub resources: Resources,

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The ways to a pod's processes and ports for streaming clients.
+
+use super::state::{ContainerState, IllegalMove, PodState};
+use super::{PodError, Pods, record::ContainerRecord};
+use crate::guest::Guest;
+use crate::guest::protocol::{AttachStream, ExecStream};
+use crate::guest::streams::{self, ProcessStreams};
+
+impl Pods {
+    /// A container that runs, by its id or a unique beginning of it; else why it is of no use for `event`.
+    pub fn running(
+        &self,
+        id: &str,
+        event: &'static str,
+    ) -> Result<(ContainerRecord, Guest), PodError> {
+        let (view, record) = self.container(id)?;
+        match (&record.state, &view.guest) {
+            (ContainerState::Running { .. }, Some(guest)) => Ok((record, guest.clone())),
+            (state, _) => Err(PodError::State {
+                id: record.id.clone(),
+                source: IllegalMove {
+                    subject: "container",
+                    state: state.name(),
+                    event,
+                },
+            }),
+        }
+    }
+
+    /// A pod that is ready, by its id or a unique beginning of it.
+    pub fn ready(&self, id: &str, event: &'static str) -> Result<(String, Guest), PodError> {
+        let view = self.pod(id)?;
+        match (&view.pod.state, &view.guest) {
+            (PodState::Ready, Some(guest)) => Ok((view.pod.id.clone(), guest.clone())),
+            (state, _) => Err(PodError::State {
+                id: view.pod.id.clone(),
+                source: IllegalMove {
+                    subject: "pod",
+                    state: state.name(),
+                    event,
+                },
+            }),
+        }
+    }
+
+    /// Starts a command; `request` names the container.
+    pub async fn exec_stream(&self, mut request: ExecStream) -> Result<ProcessStreams, PodError> {
+        let (record, guest) = self.running(&request.container_id, "exec")?;
+        request.container_id.clone_from(&record.id);
+        let opened = ProcessStreams::exec(&guest.files.vsock(), request).await;
+        opened.map_err(|source| PodError::Stream {
+            id: record.id,
+            source,
+        })
+    }
+
+    /// Takes part in a container's standard streams.
+    pub async fn attach_stream(
+        &self,
+        mut request: AttachStream,
+    ) -> Result<ProcessStreams, PodError> {
+        let (record, guest) = self.running(&request.container_id, "attach")?;
+        request.container_id.clone_from(&record.id);
+        request.stdin_once = record.spec.stdin_once;
+        let opened = ProcessStreams::attach(&guest.files.vsock(), request).await;
+        opened.map_err(|source| PodError::Stream {
+            id: record.id,
+            source,
+        })
+    }
+
+    /// Connects to a port of a pod's loopback.
+    pub async fn port_forward(
+        &self,
+        pod: &str,
+        port: u16,
+    ) -> Result<tokio::net::UnixStream, PodError> {
+        let (id, guest) = self.ready(pod, "port forwarding")?;
+        let connected = streams::port_forward(&guest.files.vsock(), port).await;
+        connected.map_err(|source| PodError::Stream { id, source })
+    }
+}

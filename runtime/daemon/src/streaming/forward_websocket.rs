@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Port-forward over WebSocket: the SPDY connection in binary messages, and the older protocol with two
+//! channels a port (`v4.channel.k8s.io`), whose ports come with the request.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::forward::{self, READ_BYTES};
+use super::peer::Peer;
+use super::spdy::Connection;
+use super::websocket::{Protocol, Receiver, Sender, Socket, close, complaint, payload};
+use crate::pod::Pods;
+use crate::serve::chain;
+
+/// The whole SPDY connection in the messages of a WebSocket.
+pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// Between the WebSocket and SPDY, each way.
+const PIPE_BYTES: usize = 64 << 10;
+/// Messages that wait for the client, of all ports.
+const QUEUED_MESSAGES: usize = 4;
+
+/// Serves a tunnel until the client has left.
+pub async fn tunnel<T>(socket: Socket<T>, pods: Pods, pod: String, peer: Arc<Peer>)
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (spdy, ours) = tokio::io::duplex(PIPE_BYTES);
+    let (reader, writer) = tokio::io::split(spdy);
+    let connection = Connection::new(reader, writer, Arc::clone(&peer));
+    let serving = forward::serve(connection, pods, pod);
+    let (mut sender, receiver) = socket.split();
+    let (mut from_spdy, to_spdy) = tokio::io::split(ours);
+    let wrong = tokio::select! {
+        () = serving => None,
+        wrong = unwrap(receiver, to_spdy, &peer) => wrong.err(),
+        () = wrap(&mut from_spdy, &mut sender) => None,
+    };
+    close(&mut sender, None, wrong).await;
+}
+
+/// What comes in messages goes on as bytes. Ends when the client has left.
+async fn unwrap<T: AsyncRead + AsyncWrite + Unpin>(
+    mut receiver: Receiver<T>,
+    mut spdy: impl AsyncWrite + Unpin,
+    peer: &Peer,
+) -> Result<(), String> {
+    while let Some(message) = receiver.next().await {
+        let message = match message {
+            Ok(Message::Close(_)) => break,
+            Ok(message) => message,
+            Err(e) => return complaint(e),
+        };
+        let Some(bytes) = payload(message) else {
+            continue;
+        };
+        tokio::select! {
+            biased;
+            written = spdy.write_all(&bytes) => if written.is_err() { break },
+            () = peer.left() => break,
+        }
+    }
+    Ok(())
+}
+
+async fn wrap<T: AsyncRead + AsyncWrite + Unpin>(
+    spdy: &mut (impl AsyncRead + Unpin),
+    sender: &mut Sender<T>,
+) {
+    loop {
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        match spdy.read_buf(&mut buffer).await {
+            Ok(length) if length > 0 => {}
+            _ => return,
+        }
+        let message = Message::Binary(buffer.freeze());
+        if sender.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves the older protocol: every port has one connection, made at once, channel 2n for its bytes and
+/// 2n+1 for errors; each begins with its port, two bytes little-endian.
+pub async fn channels<T>(
+    socket: Socket<T>,
+    protocol: Protocol,
+    pods: Pods,
+    pod: String,
+    ports: Vec<u16>,
+) where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, receiver) = socket.split();
+    let (messages, mut queue) = mpsc::channel(QUEUED_MESSAGES);
+    let mut connections = JoinSet::new();
+    let mut inputs = Vec::new();
+    for (number, port) in (0u8..).zip(ports) {
+        let lines = Lines {
+            protocol,
+            data: number.saturating_mul(2),
+            messages: messages.clone(),
+        };
+        let (says, input) = mpsc::channel(1);
+        inputs.push(says);
+        connections.spawn(connection(lines, pods.clone(), pod.clone(), port, input));
+    }
+    drop(messages);
+    let sending = async {
+        while let Some(message) = queue.recv().await {
+            if sender.send(message).await.is_err() {
+                return;
+            }
+        }
+    };
+    let wrong = tokio::select! {
+        wrong = receive(receiver, protocol, &inputs) => wrong.err(),
+        // All connections have ended.
+        () = sending => None,
+    };
+    close(&mut sender, None, wrong).await;
+}
+
+async fn receive<T: AsyncRead + AsyncWrite + Unpin>(
+    mut receiver: Receiver<T>,
+    protocol: Protocol,
+    inputs: &[mpsc::Sender<Bytes>],
+) -> Result<(), String> {
+    while let Some(message) = receiver.next().await {
+        let message = match message {
+            Ok(Message::Close(_)) => break,
+            Ok(message) => message,
+            Err(e) => return complaint(e),
+        };
+        let Some(bytes) = payload(message) else {
+            continue;
+        };
+        let Some((channel, bytes)) = protocol.decode(bytes)? else {
+            continue;
+        };
+        let input = inputs.get(usize::from(channel / 2));
+        let last = inputs.len().saturating_mul(2).saturating_sub(1);
+        let input = input.ok_or_else(|| format!("channel {channel} is not one of 0 to {last}"))?;
+        if channel % 2 == 0 && bytes.has_remaining() {
+            // A connection that has ended takes no more.
+            let _ = input.send(bytes).await;
+        }
+    }
+    Ok(())
+}
+
+/// A connection's two channels.
+struct Lines {
+    protocol: Protocol,
+    data: u8,
+    messages: mpsc::Sender<Message>,
+}
+
+impl Lines {
+    async fn data(&self, bytes: &[u8]) -> bool {
+        self.send(self.data, bytes).await
+    }
+
+    async fn error(&self, bytes: &[u8]) -> bool {
+        self.send(self.data.saturating_add(1), bytes).await
+    }
+
+    async fn send(&self, channel: u8, bytes: &[u8]) -> bool {
+        let message = self.protocol.encode(channel, bytes);
+        self.messages.send(message).await.is_ok()
+    }
+}
+
+async fn connection(
+    lines: Lines,
+    pods: Pods,
+    pod: String,
+    port: u16,
+    mut input: mpsc::Receiver<Bytes>,
+) {
+    let name = port.to_le_bytes();
+    if !lines.data(&name).await || !lines.error(&name).await {
+        return;
+    }
+    let server = match pods.port_forward(&pod, port).await {
+        Ok(server) => server,
+        Err(why) => {
+            let text = format!("error forwarding port {port} to pod {pod}: {}", chain(&why));
+            lines.error(text.as_bytes()).await;
+            return;
+        }
+    };
+    let (mut from_server, to_server) = server.into_split();
+    let answers = async {
+        while let Ok(Some(bytes)) = forward::read(&mut from_server).await {
+            if !lines.data(&bytes).await {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        () = feed(&mut input, to_server) => {}
+    }
+}
+
+/// Never ends before the client leaves: this protocol has no half-close.
+async fn feed(input: &mut mpsc::Receiver<Bytes>, mut server: OwnedWriteHalf) {
+    while let Some(bytes) = input.recv().await {
+        if server.write_all(&bytes).await.is_err() {
+            // What the server still says is wanted.
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The streaming server: exec, attach and port-forward for kubelet and crictl.
+//!
+//! `Exec`, `Attach` and `PortForward` of CRI answer with a URL of this server, good for one request. The
+//! request upgrades its connection to SPDY/3.1 ([`spdy`]) or WebSocket ([`websocket`]); what comes then is a
+//! [`session`] with a process, or [`forward`]ed connections. Bytes go through the daemon to the guest on
+//! a vsock connection each, never through gRPC.
+//!
+//! One task a connection. Everything a client sends is bounded: [`MAX_CONNECTIONS`], the head of its request,
+//! and the windows of its streams.
+
+mod forward;
+mod forward_websocket;
+mod http;
+mod peer;
+mod session;
+mod spdy;
+mod spdy_process;
+mod status;
+pub mod tokens;
+mod websocket;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use self::peer::Peer;
+use self::tokens::{Request, Tokens, TooMany};
+use crate::pod::Pods;
+
+/// Of all clients.
+const MAX_CONNECTIONS: usize = 1024;
+/// How long a client may take for the head of its request, or for its part of TLS.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+const HEAD_BYTES: usize = 32 << 10;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A peer that answers nothing, not even TCP's probes, is given up after about two minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Where the server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamingConfig {
+    pub address: IpAddr,
+    /// 0: any free one.
+    pub port: u16,
+    pub tls: Option<TlsFiles>,
+}
+
+/// In PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why there is no streaming server.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamingError {
+    #[error("listen for streams on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("certificate or key {path} of the streaming server")]
+    Pem {
+        path: PathBuf,
+        source: rustls::pki_types::pem::Error,
+    },
+    #[error("certificate and key of the streaming server")]
+    Tls(#[from] rustls::Error),
+}
+
+/// Makes URLs. Cloning shares the tokens.
+#[derive(Clone, Debug)]
+pub struct Streaming {
+    tokens: Arc<Tokens>,
+    base: String,
+}
+
+impl Streaming {
+    /// Where the client finds what it asked for, once and within a minute.
+    pub fn url(&self, request: Request) -> Result<String, TooMany> {
+        let path = request.path();
+        let token = self.tokens.insert(request)?;
+        Ok(format!("{}/{path}/{token}", self.base))
+    }
+}
+
+/// The listening side.
+pub struct Server {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    tokens: Arc<Tokens>,
+    base: String,
+}
+
+// An acceptor cannot be shown.
+impl std::fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    pub async fn bind(config: &StreamingConfig) -> Result<Self, StreamingError> {
+        let address = SocketAddr::new(config.address, config.port);
+        let failed = |source| StreamingError::Listen { address, source };
+        let tls = config.tls.as_ref().map(acceptor).transpose()?;
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self {
+            listener,
+            tls,
+            tokens: Arc::default(),
+            base: format!("{scheme}://{}", reachable(bound)),
+        })
+    }
+
+    pub fn handle(&self) -> Streaming {
+        Streaming {
+            tokens: Arc::clone(&self.tokens),
+            base: self.base.clone(),
+        }
+    }
+
+    /// Serves for ever.
+    pub async fn run(self, pods: Pods) {
+        tracing::info!("serving streams on {}", self.base);
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok((stream, _)) = self.listener.accept().await else {
+                // Out of descriptors, most likely: not for ever.
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                tracing::warn!("a streaming client is refused: {MAX_CONNECTIONS} are there");
+                continue;
+            };
+            let Ok(peer) = keep_alive(&stream).and_then(|()| Peer::new(&stream, slot)) else {
+                continue;
+            };
+            let clients = Clients {
+                tokens: Arc::clone(&self.tokens),
+                pods: pods.clone(),
+                peer: Arc::new(peer),
+            };
+            match self.tls.clone() {
+                None => drop(tokio::spawn(clients.serve(stream))),
+                Some(tls) => drop(tokio::spawn(async move {
+                    if let Ok(Ok(stream)) = timeout(HEAD_TIME, tls.accept(stream)).await {
+                        clients.serve(stream).await;
+                    }
+                })),
+            }
+        }
+    }
+}
+
+/// What one connection needs.
+#[derive(Clone, Debug)]
+struct Clients {
+    tokens: Arc<Tokens>,
+    pods: Pods,
+    peer: Arc<Peer>,
+}
+
+impl Clients {
+    async fn serve<T>(self, stream: T)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let service = hyper::service::service_fn(move |request| {
+            let clients = self.clone();
+            async move { Ok::<_, std::convert::Infallible>(http::answer(&clients, request)) }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(HEAD_BYTES)
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!("a streaming client: {}", crate::serve::chain(&error));
+        }
+    }
+}
+
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+/// An address that clients on this host can use: kubelet is one.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
+fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StreamingError> {
+    let failed = |path: &PathBuf| {
+        let path = path.clone();
+        move |source| StreamingError::Pem { path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(failed(&files.certificate))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(failed(&files.key))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_address_is_reached_on_loopback() {
+        for (bound, reached) in [
+            ("0.0.0.0:7", "127.0.0.1:7"),
+            ("[::]:7", "[::1]:7"),
+            ("10.0.0.1:7", "10.0.0.1:7"),
+        ] {
+            assert_eq!(reachable(bound.parse().unwrap()).to_string(), reached);
+        }
+    }
+
+    #[tokio::test]
+    async fn urls_name_the_port_that_was_free() {
+        let config = StreamingConfig {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            tls: None,
+        };
+        let server = Server::bind(&config).await.unwrap();
+        let url = server.handle().url(Request::PortForward {
+            pod: "p".into(),
+            ports: Vec::new(),
+        });
+        let url = url.unwrap();
+        assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+        assert!(
+            !url.contains(":0/") && url.contains("/portforward/"),
+            "{url}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_not_there_is_named() {
+        let config = StreamingConfig {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            tls: Some(TlsFiles {
+                certificate: "/no/such/certificate".into(),
+                key: "/no/such/key".into(),
+            }),
+        };
+        let error = Server::bind(&config).await.unwrap_err();
+        assert!(error.to_string().contains("/no/such/certificate"));
+    }
+}

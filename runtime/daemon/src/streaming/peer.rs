@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether a client is still there, also while nothing is read from its connection.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::OwnedSemaphorePermit;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A client that has hung up may have sent something that is still to be delivered: it gets so long for it.
+const LAST_WORDS: u32 = 20;
+
+/// One connection of a client. Its place among the connections is free once nobody holds this.
+#[derive(Debug)]
+pub struct Peer {
+    socket: OwnedFd,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Peer {
+    pub fn new(socket: &impl AsFd, slot: OwnedSemaphorePermit) -> io::Result<Self> {
+        Ok(Self {
+            socket: socket.as_fd().try_clone_to_owned()?,
+            _slot: slot,
+        })
+    }
+
+    /// Resolves a while after the client has hung up. For who does not read, and so does not see the end.
+    pub async fn left(&self) {
+        let mut seen = 0;
+        while seen < LAST_WORDS {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if self.has_hung_up() {
+                seen += 1;
+            }
+        }
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let at_once = Timespec::default();
+        let polled = poll(&mut fds, Some(&at_once));
+        polled.is_ok_and(|count| count > 0)
+    }
+}
+
+#[cfg(test)]
+impl Peer {
+    /// One that never leaves.
+    pub fn fixture() -> std::sync::Arc<Self> {
+        let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let slot = slots.try_acquire_owned().unwrap();
+        std::sync::Arc::new(Self::new(&socket, slot).unwrap())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_client_that_has_hung_up_is_noticed_though_its_bytes_are_unread() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        let slots = Arc::new(tokio::sync::Semaphore::new(1));
+        let peer = Peer::new(&ours, slots.try_acquire_owned().unwrap()).unwrap();
+        client.write_all(b"unread").unwrap();
+        assert!(!peer.has_hung_up());
+        drop(client);
+        assert!(peer.has_hung_up());
+    }
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One connection: a task that reads frames and gives them to streams, and one that writes.
+//!
+//! Memory is bounded: a stream holds at most its window, a connection at most [`MAX_STREAMS`] streams, and
+//! [`QUEUED_FRAMES`] frames wait to be written.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{self, Control, FrameError, GoAway, HEAD_BYTES, Head, Reset};
+use super::headers::{Decoder, Encoder, HeaderError};
+use super::stream::{Chunk, Gone, Stream, WINDOW_BYTES};
+use crate::streaming::peer::Peer;
+
+/// Of one connection at once, both directions of a stream counting once.
+const MAX_STREAMS: usize = 256;
+/// Streams that nobody has looked at yet.
+const NEW_STREAMS: usize = 16;
+const QUEUED_FRAMES: usize = 4;
+/// The most that is read at once.
+const CHUNK_BYTES: usize = 32 << 10;
+/// What keeping a chunk costs at least, as a part of the window.
+const LEAST_CHUNK_BYTES: usize = 256;
+/// How long the last frames may take to be written.
+const FLUSH_TIME: Duration = Duration::from_secs(30);
+/// How long the client may take to hang up after them.
+const LINGER_TIME: Duration = Duration::from_secs(3);
+
+/// Why a connection broke.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error("stream {0}, which is not odd and higher than those before")]
+    StreamId(u32),
+    #[error("connection")]
+    Io(#[from] io::Error),
+    #[error("the client has left")]
+    Left,
+}
+
+impl ConnectionError {
+    fn is_protocol(&self) -> bool {
+        !matches!(self, Self::Io(_) | Self::Left)
+    }
+}
+
+/// See the head of this file. Dropped, it breaks off.
+#[derive(Debug)]
+pub struct Connection {
+    incoming: mpsc::Receiver<Stream>,
+    outbox: Outbox,
+    reading: AbortOnDrop,
+    writing: AbortOnDrop,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Connection {
+    pub fn new<R, W>(reader: R, writer: W, peer: Arc<Peer>) -> Self
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
+        let (new, incoming) = mpsc::channel(NEW_STREAMS);
+        let closed = CancellationToken::new();
+        let outbox = Outbox {
+            frames,
+            encoder: Arc::new(Mutex::new(Encoder::new().ok())),
+            closed: closed.clone(),
+        };
+        let mut reader = Reader {
+            reader: BufReader::with_capacity(CHUNK_BYTES / 2, reader),
+            decoder: Decoder::default(),
+            streams: HashMap::new(),
+            last: 0,
+            discarded: 0,
+            new,
+            outbox: outbox.clone(),
+            peer,
+        };
+        let reading = tokio::spawn(async move {
+            let error = reader.run().await;
+            reader.streams.clear();
+            if error.is_protocol() {
+                tracing::info!("a streaming client is cut off: it sent {error}");
+                let away = frame::go_away(reader.last, GoAway::ProtocolError);
+                reader.outbox.try_send(Out::control(away));
+            }
+            reader.outbox.closed.cancel();
+        });
+        let writing = tokio::spawn(async move {
+            // An error is the client's leaving, which the reader finds out too.
+            let _ = write(queue, writer).await;
+            closed.cancel();
+        });
+        Self {
+            incoming,
+            outbox,
+            reading: AbortOnDrop(reading),
+            writing: AbortOnDrop(writing),
+        }
+    }
+
+    /// The next stream that the client opens; `None` once it has left.
+    pub async fn next(&mut self) -> Option<Stream> {
+        tokio::select! {
+            stream = self.incoming.recv() => stream,
+            () = self.outbox.closed.cancelled() => None,
+        }
+    }
+
+    /// Whatever else the client opens is refused.
+    pub fn refuse_more(&mut self) {
+        self.incoming.close();
+    }
+
+    /// Resolves when the client has left or is cut off.
+    pub fn closed(&self) -> CancellationToken {
+        self.outbox.closed.clone()
+    }
+
+    /// Writes what is queued and says goodbye. Streams should be finished.
+    pub async fn finish(mut self) {
+        drop(self.incoming);
+        let end = self.outbox.send(Out::End).await;
+        if end.is_ok() && timeout(FLUSH_TIME, &mut self.writing.0).await.is_ok() {
+            // Closing a socket with unread input would reset it, and the client might miss our last words.
+            let _ = timeout(LINGER_TIME, &mut self.reading.0).await;
+        }
+    }
+}
+
+/// A frame on its way out.
+#[derive(Debug)]
+pub enum Out {
+    Frame { head: Bytes, payload: Bytes },
+    End,
+}
+
+impl Out {
+    pub fn control(bytes: Vec<u8>) -> Self {
+        Self::Frame {
+            head: bytes.into(),
+            payload: Bytes::new(),
+        }
+    }
+
+    pub fn data(stream: u32, fin: bool, payload: Bytes) -> Self {
+        let head = frame::data(stream, fin, payload.len());
+        Self::Frame {
+            head: Bytes::copy_from_slice(&head),
+            payload,
+        }
+    }
+}
+
+/// The way to the writing task.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    frames: mpsc::Sender<Out>,
+    encoder: Arc<Mutex<Option<Encoder>>>,
+    closed: CancellationToken,
+}
+
+impl Outbox {
+    pub async fn send(&self, frame: Out) -> Result<(), Gone> {
+        self.frames.send(frame).await.map_err(|_| Gone)
+    }
+
+    pub fn try_send(&self, frame: Out) {
+        // Who does not read does not miss it.
+        let _ = self.frames.try_send(frame);
+    }
+
+    pub async fn reply(&self, stream: u32) -> Result<(), Gone> {
+        // The order of blocks in their compression must be the order on the wire.
+        let permit = self.frames.reserve().await.map_err(|_| Gone)?;
+        let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = encoder.as_mut().and_then(|encoder| encoder.empty().ok());
+        permit.send(Out::control(frame::syn_reply(stream, &block.ok_or(Gone)?)));
+        Ok(())
+    }
+
+    pub async fn open_window(&self, stream: u32, bytes: usize) -> Result<(), Gone> {
+        let bytes = u32::try_from(bytes).unwrap_or(0);
+        let mut both = frame::window_update(stream, bytes);
+        both.extend(frame::window_update(0, bytes));
+        self.send(Out::control(both)).await
+    }
+}
+
+async fn write(
+    mut queue: mpsc::Receiver<Out>,
+    mut writer: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    loop {
+        let next = match queue.try_recv() {
+            Ok(next) => Some(next),
+            Err(_) => {
+                writer.flush().await?;
+                queue.recv().await
+            }
+        };
+        match next {
+            Some(Out::Frame { head, payload }) => write_both(&mut writer, head, payload).await?,
+            Some(Out::End) => {
+                writer.write_all(&frame::go_away(0, GoAway::Ok)).await?;
+                return writer.shutdown().await;
+            }
+            None => return writer.shutdown().await,
+        }
+    }
+}
+
+async fn write_both(
+    writer: &mut (impl AsyncWrite + Unpin),
+    head: Bytes,
+    payload: Bytes,
+) -> io::Result<()> {
+    let slices = [IoSlice::new(&head), IoSlice::new(&payload)];
+    let written = writer.write_vectored(&slices).await?;
+    let rest = head.get(written..).unwrap_or_default();
+    writer.write_all(rest).await?;
+    let of_payload = written.saturating_sub(head.len());
+    let rest = payload.get(of_payload..).unwrap_or_default();
+    writer.write_all(rest).await
+}
+
+/// What the reading task knows of a stream.
+#[derive(Debug)]
+struct Entry {
+    chunks: mpsc::UnboundedSender<Chunk>,
+    window: Arc<Semaphore>,
+}
+
+struct Reader<R> {
+    reader: BufReader<R>,
+    decoder: Decoder,
+    /// Those whose client's half is open.
+    streams: HashMap<u32, Entry>,
+    last: u32,
+    /// Bytes for streams that nobody reads, not yet given back to the connection's window.
+    discarded: usize,
+    new: mpsc::Sender<Stream>,
+    outbox: Outbox,
+    peer: Arc<Peer>,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    async fn run(&mut self) -> ConnectionError {
+        loop {
+            if let Err(error) = self.read_frame().await {
+                return error;
+            }
+        }
+    }
+
+    async fn read_frame(&mut self) -> Result<(), ConnectionError> {
+        let mut head = [0; HEAD_BYTES];
+        self.reader.read_exact(&mut head).await?;
+        match Head::parse(head)? {
+            Head::Data {
+                stream,
+                fin,
+                length,
+            } => self.read_data(stream, fin, length).await,
+            Head::Control { kind, fin, length } => {
+                let mut payload = vec![0; length];
+                self.reader.read_exact(&mut payload).await?;
+                self.control(Control::parse(kind, &payload)?, fin).await
+            }
+        }
+    }
+
+    async fn read_data(
+        &mut self,
+        stream: u32,
+        fin: bool,
+        length: usize,
+    ) -> Result<(), ConnectionError> {
+        if stream > self.last {
+            // Never opened. One that has ended already is not worth a word.
+            let reset = frame::rst_stream(stream, Reset::InvalidStream);
+            self.send(reset).await?;
+        }
+        let mut left = length;
+        while left > 0 {
+            let size = left.min(CHUNK_BYTES);
+            let mut chunk = BytesMut::with_capacity(size).limit(size);
+            if self.reader.read_buf(&mut chunk).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            let chunk = chunk.into_inner().freeze();
+            left = left.saturating_sub(chunk.len());
+            self.deliver(stream, chunk).await?;
+        }
+        if fin && let Some(entry) = self.streams.remove(&stream) {
+            // Who has dropped its end does not wait for this one.
+            let _ = entry.chunks.send(Chunk::Fin);
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, stream: u32, chunk: Bytes) -> Result<(), ConnectionError> {
+        let length = chunk.len();
+        if let Some(entry) = self.streams.get(&stream) {
+            let cost = u32::try_from(length.max(LEAST_CHUNK_BYTES)).unwrap_or(u32::MAX);
+            let room = Arc::clone(&entry.window).acquire_many_owned(cost);
+            let room = tokio::select! {
+                biased;
+                room = room => room,
+                () = self.peer.left() => return Err(ConnectionError::Left),
+            };
+            if let Ok(room) = room
+                && entry.chunks.send(Chunk::Data(chunk, room)).is_ok()
+            {
+                return Ok(());
+            }
+        }
+        self.discarded = self.discarded.saturating_add(length);
+        if self.discarded >= CHUNK_BYTES {
+            let bytes = u32::try_from(self.discarded).unwrap_or(u32::MAX);
+            self.discarded = 0;
+            self.send(frame::window_update(0, bytes)).await?;
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, control: Control<'_>, fin: bool) -> Result<(), ConnectionError> {
+        match control {
+            Control::SynStream { stream, block } => {
+                let headers = self.decoder.decode(block)?;
+                if stream % 2 == 0 || stream <= self.last {
+                    return Err(ConnectionError::StreamId(stream));
+                }
+                self.last = stream;
+                self.open(stream, headers, fin).await
+            }
+            Control::Headers { block } => self.decoder.decode(block).map(drop).map_err(Into::into),
+            Control::RstStream { stream } => {
+                self.streams.remove(&stream);
+                Ok(())
+            }
+            Control::Ping { id } if id % 2 == 1 => self.send(frame::ping(id)).await,
+            Control::GoAway => Ok(()),
+            // An answer to a ping that we did not send, too.
+            Control::Ping { .. } | Control::Ignored => Ok(()),
+        }
+    }
+
+    async fn open(
+        &mut self,
+        id: u32,
+        headers: super::headers::Headers,
+        fin: bool,
+    ) -> Result<(), ConnectionError> {
+        // Whoever has dropped its reader has no use for the entry.
+        if self.streams.len() >= MAX_STREAMS {
+            self.streams.retain(|_, entry| !entry.chunks.is_closed());
+        }
+        if self.streams.len() >= MAX_STREAMS {
+            return self.send(frame::rst_stream(id, Reset::RefusedStream)).await;
+        }
+        let (chunks, received) = mpsc::unbounded_channel();
+        let window = Arc::new(Semaphore::new(WINDOW_BYTES));
+        if fin {
+            let _ = chunks.send(Chunk::Fin);
+        } else {
+            let window = Arc::clone(&window);
+            self.streams.insert(id, Entry { chunks, window });
+        }
+        let stream = Stream {
+            id,
+            headers,
+            chunks: received,
+            window,
+            outbox: self.outbox.clone(),
+        };
+        if let Err(refused) = self.new.send(stream).await {
+            self.streams.remove(&id);
+            refused.0.refuse().await;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, frame: Vec<u8>) -> Result<(), ConnectionError> {
+        let sent = self.outbox.send(Out::control(frame)).await;
+        sent.map_err(|Gone| ConnectionError::Left)
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! SPDY/3.1, the server's side, as Kubernetes clients speak it. Knows nothing of pods.
+//!
+//! [`frame`] is the encoding, [`headers`] the compressed header blocks, [`connection`] the streams of one
+//! connection and [`stream`] what their users see.
+//!
+//! Kubernetes' own clients ignore flow control: they send as fast as TCP takes it and never open a window
+//! for us. So a stream's window is kept for those who obey it, and one who does not is held back by not
+//! reading from its connection: nothing but that connection waits. In the other direction TCP alone holds
+//! us back.
+
+mod connection;
+mod frame;
+mod headers;
+mod stream;
+
+pub use connection::Connection;
+pub use stream::{Gone, Stream, StreamReader, StreamWriter};

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One stream of a connection: its two halves, which close alone.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::connection::{Out, Outbox};
+use super::frame::{self, Reset};
+use super::headers::Headers;
+
+/// How much of a stream may wait to be read, as SPDY has it for a client that was told nothing else.
+pub const WINDOW_BYTES: usize = 64 << 10;
+/// So much was read before the client's window is opened again.
+const UPDATE_BYTES: usize = WINDOW_BYTES / 2;
+
+/// The stream was reset or its connection has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has left the stream")]
+pub struct Gone;
+
+/// What the connection hands to a stream's reader.
+#[derive(Debug)]
+pub enum Chunk {
+    /// With the part of the window that it takes.
+    Data(Bytes, OwnedSemaphorePermit),
+    Fin,
+}
+
+/// A stream that the client has opened and nobody has answered yet.
+#[derive(Debug)]
+pub struct Stream {
+    pub id: u32,
+    pub headers: Headers,
+    pub(super) chunks: mpsc::UnboundedReceiver<Chunk>,
+    pub(super) window: Arc<Semaphore>,
+    pub(super) outbox: Outbox,
+}
+
+impl Stream {
+    pub async fn accept(self) -> Result<(StreamReader, StreamWriter), Gone> {
+        self.outbox.reply(self.id).await?;
+        let reader = StreamReader {
+            id: self.id,
+            chunks: self.chunks,
+            window: self.window,
+            outbox: self.outbox.clone(),
+            unreported: 0,
+            ended: false,
+        };
+        let writer = StreamWriter {
+            id: self.id,
+            outbox: self.outbox,
+            finished: false,
+        };
+        Ok((reader, writer))
+    }
+
+    pub async fn refuse(self) {
+        let reset = frame::rst_stream(self.id, Reset::RefusedStream);
+        // Who has left needs no refusal.
+        let _ = self.outbox.send(Out::control(reset)).await;
+    }
+}
+
+/// The client's half of a stream. Dropped early, the rest is thrown away.
+#[derive(Debug)]
+pub struct StreamReader {
+    id: u32,
+    chunks: mpsc::UnboundedReceiver<Chunk>,
+    window: Arc<Semaphore>,
+    outbox: Outbox,
+    unreported: usize,
+    ended: bool,
+}
+
+impl StreamReader {
+    /// The next bytes, `None` once the client has finished its half. May be cancelled without loss.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
+        if self.ended {
+            return Ok(None);
+        }
+        if self.unreported >= UPDATE_BYTES {
+            self.outbox.open_window(self.id, self.unreported).await?;
+            self.unreported = 0;
+        }
+        match self.chunks.recv().await {
+            Some(Chunk::Data(bytes, _window)) => {
+                self.unreported = self.unreported.saturating_add(bytes.len());
+                Ok(Some(bytes))
+            }
+            Some(Chunk::Fin) => {
+                self.ended = true;
+                Ok(None)
+            }
+            None => Err(Gone),
+        }
+    }
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        // The connection must not wait for a window that nobody opens any more.
+        self.window.close();
+    }
+}
+
+/// Our half of a stream. Dropped, it is finished if the connection takes it at once.
+#[derive(Debug)]
+pub struct StreamWriter {
+    id: u32,
+    outbox: Outbox,
+    finished: bool,
+}
+
+impl StreamWriter {
+    /// Sends bytes, at most 16 MiB at once. Waits while the client does not read.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        self.outbox.send(Out::data(self.id, false, bytes)).await
+    }
+
+    /// Nothing more comes.
+    pub async fn finish(mut self) -> Result<(), Gone> {
+        self.finished = true;
+        let fin = Out::data(self.id, true, Bytes::new());
+        self.outbox.send(fin).await
+    }
+}
+
+impl Drop for StreamWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.outbox.try_send(Out::data(self.id, true, Bytes::new()));
+        }
+    }
+}

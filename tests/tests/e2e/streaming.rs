@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Exec, attach and port-forward over SPDY, by the client in `bulkhead_tests::spdy`.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{AttachRequest, ExecRequest};
+use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::daemon::{Daemon, Networking};
+use bulkhead_tests::registry::Registry;
+use bulkhead_tests::spdy::{self, Frame, Outcome, Process};
+use tokio::time::timeout;
+use tonic::Code;
+
+const ALL: [&str; 3] = ["stdin", "stdout", "stderr"];
+const OUTPUT: [&str; 2] = ["stdout", "stderr"];
+const TERMINAL: [&str; 3] = ["stdin", "stdout", "resize"];
+const SUCCESS: &str = "\"status\":\"Success\"";
+
+async fn pod() -> (Daemon, Client, Pod, String) {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let pod = client.run_pod("pod").await.expect("run pod");
+    (daemon, client, pod, busybox)
+}
+
+/// With a container in the pod that does nothing.
+async fn sleeper() -> (Daemon, Client, Pod, String) {
+    let (daemon, mut client, pod, busybox) = pod().await;
+    let id = client
+        .run_script(&pod, "main", &busybox, "exec sleep 10000")
+        .await;
+    (daemon, client, pod, id)
+}
+
+async fn exec(client: &mut Client, id: &str, command: &[&str], kinds: &[&str]) -> Process {
+    let url = client.exec_url(id, command, kinds).await.expect("exec");
+    Process::connect(&url, kinds).await
+}
+
+async fn shell(client: &mut Client, id: &str, line: &str, kinds: &[&str]) -> Process {
+    exec(client, id, &["sh", "-c", line], kinds).await
+}
+
+/// What comes until the server hangs up, within what a test may take.
+async fn end(process: Process) -> Outcome {
+    let ended = timeout(PATIENCE, process.end()).await;
+    ended.expect("the session should have ended")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_carries_three_streams_and_the_exit_code() {
+    let (_daemon, mut client, pod, id) = sleeper().await;
+    let line = "echo out; echo err >&2; exit 3";
+    let outcome = end(shell(&mut client, &id, line, &OUTPUT).await).await;
+    assert_eq!(outcome.stdout, b"out\n");
+    assert_eq!(outcome.stderr, b"err\n");
+    assert!(outcome.status.contains("NonZeroExitCode"), "{outcome:?}");
+    assert!(outcome.status.contains("\"message\":\"3\""), "{outcome:?}");
+
+    // Half-close: `wc` answers once its input has ended, and only then.
+    let mut count = exec(&mut client, &id, &["wc", "-c"], &ALL).await;
+    let input = vec![b'x'; 3_000_000];
+    count.input(&input).await;
+    count.end_input().await;
+    let outcome = end(count).await;
+    assert_eq!(outcome.out().trim(), "3000000");
+    assert!(outcome.status.contains(SUCCESS), "{outcome:?}");
+
+    // All output comes before the exit code, and none is lost.
+    let mut big = shell(&mut client, &id, "head -c 5000000 /dev/zero", &OUTPUT).await;
+    big.until(|seen| !seen.status.is_empty()).await;
+    assert_eq!(end(big).await.stdout.len(), 5_000_000);
+
+    // A command that ends though its input is open, and one that never reads it.
+    for line in ["echo done", "sleep 1; echo done"] {
+        let mut open = shell(&mut client, &id, line, &ALL).await;
+        let _ = open.sender.data(open.stdin.expect("stdin"), &input).await;
+        let outcome = end(open).await;
+        assert_eq!(outcome.out(), "done\n");
+        assert!(outcome.status.contains(SUCCESS), "{outcome:?}");
+    }
+
+    // A child in the background holds the output; the session ends nevertheless.
+    let started = Instant::now();
+    let line = "sleep 1000 & echo started";
+    let outcome = end(shell(&mut client, &id, line, &OUTPUT).await).await;
+    assert_eq!(outcome.out(), "started\n");
+    assert!(started.elapsed() < Duration::from_secs(30), "{started:?}");
+
+    let missing = exec(&mut client, &id, &["no-such-command"], &OUTPUT).await;
+    let outcome = end(missing).await;
+    assert!(outcome.status.contains("InternalError"), "{outcome:?}");
+    assert!(outcome.status.contains("no-such-command"), "{outcome:?}");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_has_the_clients_size_and_hangs_up_when_the_client_leaves() {
+    let (_daemon, mut client, pod, id) = sleeper().await;
+    let line = "trap 'stty size; exit 5' WINCH; tty; echo $TERM; while :; do sleep 0.1; done";
+    let mut process = shell(&mut client, &id, line, &TERMINAL).await;
+    process.until(|seen| seen.out().contains("xterm")).await;
+    assert!(
+        process.seen.out().starts_with("/dev/pts/"),
+        "{:?}",
+        process.seen
+    );
+    process.resize(91, 37).await;
+    let outcome = end(process).await;
+    assert!(outcome.out().contains("37 91"), "{outcome:?}");
+    assert!(outcome.status.contains("\"message\":\"5\""), "{outcome:?}");
+
+    let mut process = exec(&mut client, &id, &["sh"], &TERMINAL).await;
+    process.input(b"echo a$((1+1))b; sleep 4321\n").await;
+    process.until(|seen| seen.out().contains("a2b")).await;
+    drop(process);
+    let line =
+        "for i in $(seq 100); do ps | grep -q '[s]leep 4321' || exit 0; sleep 0.2; done; exit 1";
+    client.shell(&id, line).await;
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_stall_or_leave_stop_only_themselves() {
+    let (daemon, mut client, pod, id) = sleeper().await;
+    // One that does not read, one whose process does not.
+    let stalled = shell(&mut client, &id, "exec cat /dev/zero", &OUTPUT).await;
+    let mut deaf = shell(&mut client, &id, "exec sleep 5432", &ALL).await;
+    let stdin = deaf.stdin.expect("stdin");
+    let flood = tokio::spawn(async move {
+        let _ = deaf.sender.data(stdin, &vec![0; 50 << 20]).await;
+        deaf
+    });
+    let mut many = Vec::new();
+    for number in 0..12 {
+        let line = format!("echo {number}; cat");
+        many.push(shell(&mut client, &id, &line, &ALL).await);
+    }
+    for (number, process) in many.iter_mut().enumerate() {
+        process.input(format!("to {number}\n").as_bytes()).await;
+        process.end_input().await;
+    }
+    for (number, process) in many.into_iter().enumerate() {
+        let outcome = end(process).await;
+        assert_eq!(outcome.out(), format!("{number}\nto {number}\n"));
+    }
+
+    // Leaving at every step leaves nothing behind.
+    flood.abort();
+    drop(stalled);
+    let descriptors = || daemon.descriptors();
+    let before = descriptors();
+    for step in 0..6 {
+        let kinds = ALL;
+        let url = client.exec_url(&id, &["cat"], &kinds).await.expect("exec");
+        if step == 0 {
+            continue;
+        }
+        if step == 1 {
+            let host = url.trim_start_matches("http://").split('/').next();
+            drop(tokio::net::TcpStream::connect(host.expect("host")).await);
+            continue;
+        }
+        let connected = spdy::connect(&url, &spdy::PROCESS_PROTOCOLS).await;
+        let (mut sender, mut receiver) = connected.expect("an upgrade");
+        for kind in ["error", "stdin", "stdout", "stderr"].iter().take(step - 1) {
+            spdy::open(&mut sender, &mut receiver, kind).await;
+        }
+        if step == 5 {
+            sender.data(3, b"hello").await.expect("send");
+        }
+    }
+    let started = Instant::now();
+    // `cat` ends with its input, and the commands above with theirs.
+    while descriptors() > before
+        || !client
+            .shell(&id, "ps | grep -c '[c]at' || true")
+            .await
+            .starts_with("0")
+    {
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{} descriptors, {before} before",
+            descriptors()
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attached_clients_share_a_container_whose_log_goes_on() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let script = "while read line; do echo got $line; echo err $line >&2; done; echo bye";
+    let mut config = container("reader", &busybox, &["sh", "-c", script]);
+    config.stdin = true;
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    let attach = async |client: &mut Client, kinds: &[&str]| {
+        let url = client.attach_url(&id, kinds).await.expect("attach");
+        Process::connect(&url, kinds).await
+    };
+    let mut first = attach(&mut client, &ALL).await;
+    let mut second = attach(&mut client, &OUTPUT).await;
+    first.input(b"one\n").await;
+    for process in [&mut first, &mut second] {
+        process
+            .until(|seen| seen.out().contains("got one") && seen.stderr.ends_with(b"err one\n"))
+            .await;
+    }
+    // Without `stdin_once` the container's input outlives a client.
+    first.end_input().await;
+    drop(first);
+    let mut third = attach(&mut client, &ALL).await;
+    third.input(b"two\n").await;
+    third.until(|seen| seen.out().contains("got two")).await;
+    second.until(|seen| seen.out().contains("got two")).await;
+    client
+        .log_until(&pod, "reader", |log| log.contains("err two"))
+        .await;
+    client.stop(&id, 0).await.expect("stop");
+    assert!(end(second).await.status.contains(SUCCESS));
+
+    let mut config = container("once", &busybox, &["sh", "-c", script]);
+    config.stdin = true;
+    config.stdin_once = true;
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    let url = client.attach_url(&id, &ALL).await.expect("attach");
+    let mut process = Process::connect(&url, &ALL).await;
+    process.input(b"three\n").await;
+    process.end_input().await;
+    let outcome = end(process).await;
+    assert!(outcome.out().ends_with("got three\nbye\n"), "{outcome:?}");
+    assert_eq!(client.exited(&id).await.exit_code, 0);
+
+    let mut config = container("terminal", &busybox, &["sh"]);
+    config.stdin = true;
+    config.tty = true;
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    let url = client.attach_url(&id, &TERMINAL).await.expect("attach");
+    let mut process = Process::connect(&url, &TERMINAL).await;
+    process.resize(100, 40).await;
+    // The size is not ordered with the input.
+    process
+        .input(b"while [ \"$(stty size)\" != '40 100' ]; do :; done; exit 4\n")
+        .await;
+    let outcome = end(process).await;
+    assert!(outcome.status.contains(SUCCESS), "{outcome:?}");
+    assert_eq!(client.exited(&id).await.exit_code, 4);
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_client_that_does_not_read_misses_output_and_is_told() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let script = "sleep 3; head -c 40000000 /dev/zero | tr '\\0' 'x' | fold -w 99; echo; echo end; exec sleep 1000";
+    let id = client.run_script(&pod, "chatty", &busybox, script).await;
+    let url = client.attach_url(&id, &OUTPUT).await.expect("attach");
+    let mut slow = Process::connect(&url, &OUTPUT).await;
+    client
+        .log_until(&pod, "chatty", |log| log.contains("end"))
+        .await;
+    slow.until(|seen| {
+        String::from_utf8_lossy(&seen.stderr).contains("bytes of output are missing")
+    })
+    .await;
+    client.stop(&id, 0).await.expect("stop");
+    client.end_pod(&pod).await;
+}
+
+/// Opens the two streams of a forwarded connection.
+async fn forwarded(
+    sender: &mut spdy::Sender,
+    receiver: &mut spdy::Receiver,
+    port: &str,
+    request: &str,
+) -> (u32, u32) {
+    let headers = |kind| [("streamtype", kind), ("port", port), ("requestid", request)];
+    let error = spdy::open_with(sender, receiver, &headers("error")).await;
+    sender.fin(error).await.expect("finish the error stream");
+    let data = spdy::open_with(sender, receiver, &headers("data")).await;
+    (data, error)
+}
+
+/// All bytes of two streams, until both have ended.
+async fn drain(receiver: &mut spdy::Receiver, one: u32, two: u32) -> (Vec<u8>, Vec<u8>) {
+    let (mut bytes, mut ended) = ((Vec::new(), Vec::new()), [false; 2]);
+    while ended != [true; 2] {
+        let frame = timeout(PATIENCE, receiver.next_but_windows()).await;
+        match frame.expect("a frame in time") {
+            Some(Frame::Data {
+                stream,
+                fin,
+                bytes: more,
+            }) => {
+                if stream == one {
+                    bytes.0.extend(more);
+                    ended[0] |= fin;
+                } else if stream == two {
+                    bytes.1.extend(more);
+                    ended[1] |= fin;
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
+    let (_daemon, mut client, pod, id) = sleeper().await;
+    // Each answers the whole request in capitals, once that has ended.
+    let serve = |address: &str, port: u16| {
+        format!("nc -ll -s {address} -p {port} -e sh -c 'tr a-z A-Z' >/dev/null 2>&1 &")
+    };
+    let line = format!(
+        "{} {} sleep 1",
+        serve("127.0.0.1", 7001),
+        serve("::1", 7002)
+    );
+    client.shell(&id, &line).await;
+    let url = client.port_forward_url(&pod.id, &[]).await.expect("URL");
+    let connected = spdy::connect(&url, &["portforward.k8s.io"]).await;
+    let (mut sender, mut receiver) = connected.expect("an upgrade");
+    let (four, four_error) = forwarded(&mut sender, &mut receiver, "7001", "0").await;
+    let (six, six_error) = forwarded(&mut sender, &mut receiver, "7002", "1").await;
+    sender.data(six, b"six").await.expect("send");
+    sender.data(four, b"four").await.expect("send");
+    sender.fin(four).await.expect("fin");
+    let (answer, error) = drain(&mut receiver, four, four_error).await;
+    assert_eq!((&answer[..], &error[..]), (&b"FOUR"[..], &b""[..]));
+    sender.fin(six).await.expect("fin");
+    let (answer, error) = drain(&mut receiver, six, six_error).await;
+    assert_eq!((&answer[..], &error[..]), (&b"SIX"[..], &b""[..]));
+
+    let (data, error) = forwarded(&mut sender, &mut receiver, "7003", "2").await;
+    let (answer, error) = drain(&mut receiver, data, error).await;
+    let error = String::from_utf8_lossy(&error).into_owned();
+    assert!(answer.is_empty());
+    assert!(
+        error.contains("7003") && error.contains("refused"),
+        "{error}"
+    );
+    sender.ping(1).await;
+    assert_eq!(receiver.next_but_windows().await, Some(Frame::Ping(1)));
+    for headers in [
+        [("streamtype", "data"), ("port", "0")],
+        [("streamtype", "what"), ("port", "80")],
+    ] {
+        let stream = sender.open(&headers).await;
+        let answer = receiver.next_but_windows().await;
+        assert_eq!(answer, Some(Frame::Reset(stream)), "{headers:?}");
+    }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
+    let (daemon, mut client, pod, id) = sleeper().await;
+    let mut other = exec(&mut client, &id, &["cat"], &ALL).await;
+    let before = daemon.descriptors();
+
+    // Tokens: wrong, spent, for another path.
+    let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
+    let refused = |url: String| async move {
+        let refused = spdy::connect(&url, &spdy::PROCESS_PROTOCOLS).await;
+        refused.expect_err("must be refused")
+    };
+    let guessed = format!(
+        "{}/exec/{}",
+        &url[..url.find("/exec").expect("a path")],
+        "0".repeat(48)
+    );
+    for wrong in [guessed, url.replace("/exec/", "/attach/"), url.clone()] {
+        let refused = refused(wrong).await;
+        assert_eq!(refused.code, 404, "{refused:?}");
+        assert!(refused.body.contains("token"), "{refused:?}");
+    }
+    // Handshakes: no upgrade, no protocol in common, a head without end.
+    let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
+    assert_eq!(spdy::request(&url, &[]).await.1, 400);
+    let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
+    let answer = spdy::connect(&url, &["v9.channel.k8s.io"]).await;
+    let answer = answer.expect_err("no protocol in common");
+    assert_eq!(answer.code, 403);
+    assert!(answer.body.contains("v9.channel.k8s.io"), "{answer:?}");
+    let long = "x".repeat(200_000);
+    assert_eq!(spdy::request(&url, &[("X-Long", &long)]).await.1, 431);
+
+    // Frames.
+    let bomb = vec![0; 10 << 20];
+    for case in ["bomb", "version", "length", "zero", "garbage"] {
+        let url = client.exec_url(&id, &["cat"], &ALL).await.expect("URL");
+        let connected = spdy::connect(&url, &spdy::PROCESS_PROTOCOLS).await;
+        let (mut sender, mut receiver) = connected.expect("an upgrade");
+        match case {
+            "bomb" => drop(sender.open_raw(&bomb).await),
+            "version" => sender
+                .raw(&[0x80, 2, 0, 1, 0, 0, 0, 0])
+                .await
+                .expect("send"),
+            "length" => sender
+                .raw(&[0x80, 3, 0, 1, 0, 255, 255, 255])
+                .await
+                .expect("send"),
+            "zero" => sender.raw(&[0, 0, 0, 0, 0, 0, 0, 0]).await.expect("send"),
+            _ => sender.raw(&[0xff; 64]).await.expect("send"),
+        }
+        let end = timeout(PATIENCE, receiver.next()).await.expect("in time");
+        assert_eq!(end, Some(Frame::GoAway(1)), "{case}: a protocol error");
+    }
+
+    // RPCs.
+    let mut request = ExecRequest {
+        container_id: id.clone(),
+        cmd: vec!["true".into()],
+        ..Default::default()
+    };
+    let answer = client.runtime.exec(request.clone()).await;
+    assert_fails(answer, Code::InvalidArgument, &["stdin, stdout and stderr"]);
+    (request.tty, request.stderr) = (true, true);
+    let answer = client.runtime.exec(request.clone()).await;
+    assert_fails(answer, Code::InvalidArgument, &["tty", "stderr"]);
+    let mut attach = AttachRequest {
+        container_id: "nosuchcontainer".into(),
+        stdout: true,
+        ..Default::default()
+    };
+    let answer = client.runtime.attach(attach.clone()).await;
+    assert_fails(answer, Code::NotFound, &["nosuchcontainer"]);
+    let answer = client.port_forward_url(&pod.id, &[70_000]).await;
+    assert_fails(answer, Code::InvalidArgument, &["70000"]);
+
+    // Somebody else's session has seen nothing of it.
+    other.input(b"still here\n").await;
+    other.end_input().await;
+    assert_eq!(end(other).await.out(), "still here\n");
+    let started = Instant::now();
+    while daemon.descriptors() > before {
+        assert!(started.elapsed() < PATIENCE, "{} now", daemon.descriptors());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    client.stop(&id, 0).await.expect("stop");
+    attach.container_id.clone_from(&id);
+    let answer = client.runtime.attach(attach).await;
+    assert_fails(answer, Code::FailedPrecondition, &["exited"]);
+    client.end_pod(&pod).await;
+}
