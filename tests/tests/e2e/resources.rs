@@ -452,3 +452,25 @@ async fn huge_pages_are_reserved_for_the_pod_and_limited_for_the_container() {
     assert_eq!(limit, (4 * MIB).to_string());
     client.end_pod(&pod).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_the_host_kills_for_its_memory_says_so() {
+    let (daemon, mut client, busybox) = daemon("").await;
+    let pod = client.run_pod("killed").await.expect("run pod");
+    let id = start(
+        &mut client,
+        &pod,
+        sleeper(&busybox, "main", LinuxContainerResources::default()),
+    )
+    .await;
+    // Less than it holds, which nothing can be dropped from: what the node's own limits may come to.
+    fs::write(host_cgroup(&daemon).join("memory.max"), MIB.to_string()).expect("set memory.max");
+    let status = client.exited(&id).await;
+    assert_eq!(status.exit_code, 137, "{status:?}");
+    assert!(status.message.contains("ran out of memory"), "{status:?}");
+    assert_eq!(
+        client.pod_state(&pod.id).await.expect("state"),
+        PodSandboxState::SandboxNotready
+    );
+    client.end_pod(&pod).await;
+}

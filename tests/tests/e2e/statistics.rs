@@ -456,7 +456,7 @@ async fn metrics_have_the_labels_of_their_descriptors_and_streams_equal_lists() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_of_events_has_no_gaps_for_a_slow_listener_and_another_hears_the_same() {
-    const ROUNDS: usize = 30;
+    const ROUNDS: usize = 60;
     let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
     let mut slow = listen(&mut client).await;
     let mut fast = listen(&mut client).await;
