@@ -2,10 +2,15 @@
 //! What a pod's interface has carried, as the host counts it: CNI's end in the pod's namespace, out of the guest's
 //! reach. Received is what arrived for the pod.
 
+use tokio::sync::Semaphore;
+
 use super::{INTERFACE, Network, NetworkError, NetworkRecord, netns};
 
 /// The counters of the namespace that the reading thread is in.
 const DEVICES: &str = "/proc/thread-self/net/dev";
+
+/// Each reader is a thread for a moment; a node may have hundreds of pods.
+static READERS: Semaphore = Semaphore::const_new(8);
 
 /// One interface since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,9 +35,10 @@ impl Network {
         let Some(attached) = &record.attached else {
             return Ok(None);
         };
-        let text = netns::inside(&attached.netns, || async {
-            std::fs::read_to_string(DEVICES)
-                .map_err(super::file_error("read", std::path::Path::new(DEVICES)))
+        // An error is a closed semaphore, which this one never is.
+        let _one = READERS.acquire().await.ok();
+        let text = netns::inside_blocking(&attached.netns, || {
+            std::fs::read_to_string(DEVICES).map_err(super::file_error("read", DEVICES.as_ref()))
         })
         .await?;
         Ok(parse(&text, INTERFACE).map(|counters| (INTERFACE, counters)))

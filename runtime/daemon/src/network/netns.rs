@@ -75,16 +75,28 @@ where
     F: Future<Output = Result<T, NetworkError>>,
     W: FnOnce() -> F + Send + 'static,
 {
-    let path = path.to_owned();
-    on_a_thread(path.clone(), move || {
-        let failed = error(&path);
-        let namespace = File::open(&path).map_err(|e| failed("open", e))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+    let failed = error(path);
+    inside_blocking(path, move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| failed("start a runtime in", e))?;
         runtime.block_on(work())
+    })
+    .await
+}
+
+/// The same for work that blocks, briefly.
+pub async fn inside_blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let path = path.to_owned();
+    on_a_thread(path.clone(), move || {
+        let failed = error(&path);
+        let namespace = File::open(&path).map_err(|e| failed("open", e))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+        work()
     })
     .await
 }
