@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::AgentServer;
 use bulkhead_proto::agent::{
-    CONTROL_PORT, LogStream, OpenStream, PortForwardStream, READY_PORT, Ready, STREAM_PORT,
-    StreamOpened, open_stream,
+    CONTROL_PORT, LogStream, MirrorStream, OpenStream, PortForwardStream, READY_PORT, Ready,
+    STREAM_PORT, StreamOpened, open_stream,
 };
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -23,7 +23,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::streams::{forward, log};
-use crate::volumes::Volumes;
+use crate::volumes::{Volumes, mirror_stream};
 
 const HOST_CID: u32 = 2;
 const MAX_CALLS: usize = 128;
@@ -167,6 +167,14 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
             write_message(&mut stream, &StreamOpened::default()).await?;
             forward::serve(stream, server).await
         }
+        Some(open_stream::Kind::Mirror(MirrorStream { volume })) => {
+            let mirror = match containers.volumes().mirror(&volume) {
+                Ok(mirror) => mirror,
+                Err(e) => return refuse(&mut stream, e.to_string()).await,
+            };
+            write_message(&mut stream, &StreamOpened::default()).await?;
+            mirror_stream::serve(mirror, stream).await
+        }
         None => refuse(&mut stream, "this kind of stream is not known".to_owned()).await,
     }
 }
@@ -186,8 +194,16 @@ async fn refuse(stream: &mut VsockStream, error: String) -> io::Result<()> {
 async fn read_message<M: Message + Default>(
     reader: &mut (impl AsyncRead + Unpin),
 ) -> io::Result<M> {
+    read_message_within(reader, MAX_HEADER_BYTES).await
+}
+
+/// A message of at most `limit` bytes.
+pub async fn read_message_within<M: Message + Default>(
+    reader: &mut (impl AsyncRead + Unpin),
+    limit: usize,
+) -> io::Result<M> {
     let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
-    if length > MAX_HEADER_BYTES {
+    if length > limit {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut bytes = vec![0; length];
@@ -195,7 +211,7 @@ async fn read_message<M: Message + Default>(
     M::decode(bytes.as_slice()).map_err(io::Error::other)
 }
 
-async fn write_message(
+pub async fn write_message(
     writer: &mut (impl AsyncWrite + Unpin),
     message: &impl Message,
 ) -> io::Result<()> {

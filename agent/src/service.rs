@@ -329,6 +329,7 @@ fn mount_code(error: &MountError) -> Code {
         MountError::TooMany(_) => Code::ResourceExhausted,
         MountError::Target(_) => Code::InvalidArgument,
         MountError::Source { .. } | MountError::SubPath { .. } => Code::FailedPrecondition,
+        MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
         MountError::Volume { source, .. } => volume_code(source),
     }
 }

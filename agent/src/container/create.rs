@@ -82,7 +82,7 @@ fn build(
         return Err(ContainerError::Invalid("no command is given".to_owned()));
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
-    let mounts = mounts::resolve(volumes, &spec.mounts)?;
+    let mounts = mounts::resolve(volumes, layers, &spec.id, &spec.mounts)?;
     let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?)?;
     let cgroup = match make_cgroup(&spec) {
         Ok(cgroup) => cgroup,
@@ -98,7 +98,8 @@ fn build(
         seccomp,
         cgroup,
         rootfs: overlay.rootfs(),
-        mounts,
+        mounts: mounts.binds,
+        views: Mutex::new(mounts.views),
         overlay: Mutex::new(Some(overlay)),
         state: Mutex::new(Versioned {
             state: State::Created,

@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::disk::layers::{LayerError, Layers};
-use crate::disk::overlay::{Overlay, OverlayError};
+use crate::disk::overlay::{ImageView, Overlay, OverlayError};
 use crate::init::config::BindMount;
 use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
@@ -96,6 +96,8 @@ pub struct Container {
     cgroup: Cgroup,
     rootfs: PathBuf,
     mounts: Vec<BindMount>,
+    /// Images that it mounts as volumes.
+    views: Mutex<Vec<ImageView>>,
     overlay: Mutex<Option<Overlay>>,
     state: Mutex<Versioned>,
     /// Of its first process, while that runs.
@@ -160,6 +162,11 @@ impl Containers {
     pub fn get(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         let found = self.known().containers.get(id).cloned();
         found.ok_or_else(|| ContainerError::NotFound(id.to_owned()))
+    }
+
+    /// Those that containers may mount.
+    pub fn volumes(&self) -> &Volumes {
+        &self.shared.volumes
     }
 
     /// Tells when there may be something new for [`Self::changed_since`].

@@ -28,6 +28,12 @@ impl Containers {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        let views = std::mem::take(
+            &mut *container
+                .views
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         let cgroup = container.cgroup.clone();
         spawn_blocking(move || {
             // First the processes: they hold the mounts.
@@ -35,6 +41,7 @@ impl Containers {
             if let Some(overlay) = overlay {
                 overlay.remove();
             }
+            drop(views);
             removed
         })
         .await

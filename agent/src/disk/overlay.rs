@@ -18,6 +18,9 @@ const MAX_OPTIONS_BYTES: usize = 4095;
 /// Below an image without layers.
 const EMPTY: &str = "/run/empty";
 
+/// Where images that are volumes are mounted.
+const VIEWS: &str = "/run/views";
+
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     #[error("prepare {path}")]
@@ -26,6 +29,70 @@ pub enum OverlayError {
     TooManyLayers(usize),
     #[error("mount the overlay of {layers} layers")]
     Mount { layers: usize, source: io::Error },
+}
+
+/// An image's content at a place of its own, read-only. Dropping it takes it away.
+#[derive(Debug)]
+pub struct ImageView {
+    path: PathBuf,
+    /// Held for as long as it is mounted.
+    _layers: Vec<MountedLayer>,
+}
+
+impl ImageView {
+    /// `layers` bottom first; `name` is nobody else's.
+    pub fn mount(name: &str, layers: Vec<MountedLayer>) -> Result<Self, OverlayError> {
+        let path = Path::new(VIEWS).join(name);
+        for directory in [&path, Path::new(EMPTY)] {
+            fs::create_dir_all(directory).map_err(|source| OverlayError::Prepare {
+                path: directory.to_owned(),
+                source,
+            })?;
+        }
+        let view = Self {
+            path,
+            _layers: layers,
+        };
+        let count = view._layers.len();
+        if count == 0 {
+            return Ok(view);
+        }
+        // An overlay has at least two layers; the empty one also makes whiteouts of the lowest layer hide nothing.
+        let names = view._layers.iter().rev().map(|layer| layer.path.as_path());
+        let names: Vec<_> = names
+            .chain([Path::new(EMPTY)])
+            .map(Path::to_string_lossy)
+            .collect();
+        let options = format!("lowerdir={},index=off,metacopy=off", names.join(":"));
+        if options.len() > MAX_OPTIONS_BYTES {
+            return Err(OverlayError::TooManyLayers(count));
+        }
+        let failed = |source| OverlayError::Mount {
+            layers: count,
+            source,
+        };
+        let options = CString::new(options).map_err(|e| failed(e.into()))?;
+        mount(
+            c"overlay",
+            &view.path,
+            c"overlay",
+            MountFlags::RDONLY | MountFlags::NOATIME,
+            Some(options.as_c_str()),
+        )
+        .map_err(|e| failed(e.into()))?;
+        Ok(view)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ImageView {
+    fn drop(&mut self) {
+        let _ = unmount(&self.path, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.path);
+    }
 }
 
 /// A mounted root file system. [`Overlay::remove`] undoes it.

@@ -5,6 +5,8 @@
 //! Everything here blocks; call it from a thread that may. [`mounts`] turns what a container asks to
 //! have mounted into what its first process does.
 
+pub mod mirror;
+pub mod mirror_stream;
 pub mod mounts;
 mod ownership;
 
@@ -13,12 +15,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::agent::volume::Kind as WantedKind;
 use bulkhead_proto::agent::{Ownership, Volume};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use self::mirror::Mirror;
 use crate::disk::scratch;
 
 /// Where those in memory are mounted.
@@ -53,6 +57,7 @@ enum Kind {
     Directory,
     Memory { size_bytes: u64 },
     File,
+    Mirror { single_file: bool, in_memory: bool },
 }
 
 #[derive(Debug)]
@@ -60,6 +65,8 @@ struct Entry {
     kind: Kind,
     /// As it was last asked for; what containers did to it since then stays until it is asked for otherwise.
     ownership: Ownership,
+    /// How many streams have filled it: only the newest may.
+    streams: Arc<AtomicU64>,
 }
 
 /// All volumes of this guest. Cloning shares them.
@@ -91,8 +98,12 @@ impl Volumes {
                 size_bytes: memory.size_bytes,
             },
             WantedKind::File(_) => Kind::File,
+            WantedKind::Mirror(mirror) => Kind::Mirror {
+                single_file: mirror.single_file,
+                in_memory: mirror.in_memory,
+            },
         };
-        let path = self.path(&name, kind);
+        let (home, path) = (self.home(&name, kind), self.path(&name, kind));
         let mut known = self.lock();
         let full = known.len() >= MAX_VOLUMES;
         match known.get_mut(&name) {
@@ -105,13 +116,19 @@ impl Volumes {
             }
             None if full => Err(VolumeError::TooMany),
             None => {
-                let made = make(kind, &path).map_err(failed("make", &name));
+                let made = make(kind, &home).map_err(failed("make", &name));
                 let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
                 if made.is_err() {
-                    let _ = unmake(kind, &path);
+                    let _ = unmake(kind, &home);
                 }
                 made?;
-                known.insert(name, Entry { kind, ownership });
+                let streams = Arc::default();
+                let entry = Entry {
+                    kind,
+                    ownership,
+                    streams,
+                };
+                known.insert(name, entry);
                 Ok(())
             }
         }
@@ -123,7 +140,7 @@ impl Volumes {
         let Some(kind) = known.get(name).map(|entry| entry.kind) else {
             return Ok(());
         };
-        unmake(kind, &self.path(name, kind)).map_err(failed("remove", name))?;
+        unmake(kind, &self.home(name, kind)).map_err(failed("remove", name))?;
         known.remove(name);
         Ok(())
     }
@@ -139,6 +156,18 @@ impl Volumes {
         read_end(&path, u64::from(limit).min(MAX_READ_BYTES)).map_err(failed("read", name))
     }
 
+    /// The receiving end of a mirrored volume, which takes the place of any other.
+    pub fn mirror(&self, name: &str) -> Result<Mirror, VolumeError> {
+        let known = self.lock();
+        let entry = known.get(name);
+        let entry = entry.ok_or_else(|| VolumeError::NotFound(name.to_owned()))?;
+        let Kind::Mirror { single_file, .. } = entry.kind else {
+            return Err(VolumeError::OtherKind(name.to_owned()));
+        };
+        let home = self.home(name, entry.kind);
+        Ok(Mirror::new(home, single_file, Arc::clone(&entry.streams)))
+    }
+
     /// Where a volume is in the agent's tree.
     fn find(&self, name: &str) -> Result<PathBuf, VolumeError> {
         let known = self.lock();
@@ -147,15 +176,38 @@ impl Volumes {
         Ok(self.path(name, entry.kind))
     }
 
+    /// What containers mount. A mirror's next state grows beside it.
     fn path(&self, name: &str, kind: Kind) -> PathBuf {
+        let home = self.home(name, kind);
         match kind {
-            Kind::Directory | Kind::File => self.on_disk.join(name),
-            Kind::Memory { .. } => Path::new(IN_MEMORY).join(name),
+            Kind::Mirror { .. } => mirror::content(&home),
+            _ => home,
+        }
+    }
+
+    fn home(&self, name: &str, kind: Kind) -> PathBuf {
+        if kind.is_in_memory() {
+            Path::new(IN_MEMORY).join(name)
+        } else {
+            self.on_disk.join(name)
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kind {
+    fn is_in_memory(self) -> bool {
+        matches!(
+            self,
+            Self::Memory { .. }
+                | Self::Mirror {
+                    in_memory: true,
+                    ..
+                }
+        )
     }
 }
 
@@ -168,41 +220,37 @@ fn set_ownership(name: &str, path: &Path, ownership: &Ownership) -> Result<(), V
     ownership::set_at(path, ownership).map_err(failed("set the owner of", name))
 }
 
-fn make(kind: Kind, path: &Path) -> io::Result<()> {
-    if let Some(parent) = path.parent() {
+fn make(kind: Kind, home: &Path) -> io::Result<()> {
+    if let Some(parent) = home.parent() {
         fs::create_dir_all(parent)?;
     }
+    if kind == Kind::File {
+        return File::create_new(home).map(drop);
+    }
+    fs::create_dir(home)?;
+    if kind.is_in_memory() {
+        let size = match kind {
+            Kind::Memory { size_bytes } if size_bytes > 0 => format!(",size={size_bytes}"),
+            _ => String::new(),
+        };
+        let options = std::ffi::CString::new(format!("mode=0755{size}"))?;
+        let options = Some(options.as_c_str());
+        mount(c"tmpfs", home, c"tmpfs", MountFlags::empty(), options)?;
+    }
     match kind {
-        Kind::Directory => fs::create_dir(path),
-        Kind::File => File::create_new(path).map(drop),
-        Kind::Memory { size_bytes } => {
-            fs::create_dir(path)?;
-            let size = match size_bytes {
-                0 => "mode=0777".to_owned(),
-                bytes => format!("mode=0777,size={bytes}"),
-            };
-            let options = std::ffi::CString::new(size)?;
-            let options = Some(options.as_c_str());
-            Ok(mount(
-                c"tmpfs",
-                path,
-                c"tmpfs",
-                MountFlags::empty(),
-                options,
-            )?)
-        }
+        Kind::Mirror { single_file, .. } => mirror::prepare(home, single_file),
+        _ => Ok(()),
     }
 }
 
-fn unmake(kind: Kind, path: &Path) -> io::Result<()> {
+fn unmake(kind: Kind, home: &Path) -> io::Result<()> {
+    if kind.is_in_memory() {
+        // Not mounted if it could not be made.
+        let _ = unmount(home, UnmountFlags::DETACH);
+    }
     let removed = match kind {
-        Kind::Directory => fs::remove_dir_all(path),
-        Kind::File => fs::remove_file(path),
-        Kind::Memory { .. } => {
-            // Not mounted if it could not be made.
-            let _ = unmount(path, UnmountFlags::DETACH);
-            fs::remove_dir(path)
-        }
+        Kind::File => fs::remove_file(home),
+        _ => fs::remove_dir_all(home),
     };
     match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),

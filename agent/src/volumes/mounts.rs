@@ -8,12 +8,15 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::mount::Source;
-use bulkhead_proto::agent::{Mount, Ownership, Propagation};
+use bulkhead_proto::agent::{Layer, Mount, Ownership, Propagation};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use super::{VolumeError, Volumes, ownership};
+use crate::disk::layers::{LayerError, Layers};
+use crate::disk::overlay::{ImageView, OverlayError};
 use crate::init::config::BindMount;
+use crate::init::mounts::is_directory;
 
 /// A container with more is refused. Each is a descriptor of its first process for a moment.
 const MAX_MOUNTS: usize = 8192;
@@ -31,6 +34,13 @@ pub enum MountError {
     },
     #[error("mount at {target}")]
     Volume { target: String, source: VolumeError },
+    #[error("mount at {target}: layers of the image")]
+    Layers { target: String, source: LayerError },
+    #[error("mount at {target}: image")]
+    Image {
+        target: String,
+        source: OverlayError,
+    },
     #[error("mount at {target}: {sub_path:?} of the volume")]
     SubPath {
         target: String,
@@ -39,50 +49,102 @@ pub enum MountError {
     },
 }
 
-/// Finds the sources and says what is to be mounted, parents before what is below them.
-pub fn resolve(volumes: &Volumes, mounts: &[Mount]) -> Result<Vec<BindMount>, MountError> {
+/// What a container's mounts come down to.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// Parents before what is below them.
+    pub binds: Vec<BindMount>,
+    /// Held for as long as the container is there.
+    pub views: Vec<ImageView>,
+}
+
+/// Finds the sources and says what is to be mounted in the container `id`.
+pub fn resolve(
+    volumes: &Volumes,
+    layers: &Layers,
+    id: &str,
+    mounts: &[Mount],
+) -> Result<Resolved, MountError> {
     if mounts.len() > MAX_MOUNTS {
         return Err(MountError::TooMany(mounts.len()));
     }
-    let resolved: Result<Vec<_>, _> = mounts
-        .iter()
-        .map(|mount| resolve_one(volumes, mount))
-        .collect();
-    let mut resolved = resolved?;
+    let mut resolved = Resolved::default();
+    for mount in mounts {
+        let target = target(&mount.container_path)?;
+        let (source, no_exec) = match &mount.source {
+            Some(Source::Image(image)) => {
+                let name = format!("{id}-{}", resolved.views.len());
+                let view = view(layers, &image.layers, &name, &target)?;
+                let source = view.path().to_owned();
+                resolved.views.push(view);
+                (source, true)
+            }
+            other => (find(volumes, other.as_ref(), &target)?, false),
+        };
+        check_sub_path(mount, &source, &target)?;
+        resolved.binds.push(BindMount {
+            source: source.to_string_lossy().into_owned(),
+            sub_path: mount.sub_path.clone(),
+            readonly: mount.readonly || mount.recursive_readonly || no_exec,
+            recursive_readonly: mount.recursive_readonly,
+            follows_host: mount.propagation() == Propagation::HostToContainer,
+            no_exec,
+            target,
+        });
+    }
     // Stable: of two at one place the later one covers the earlier.
-    resolved.sort_by_key(|mount| Path::new(&mount.target).components().count());
+    let depth = |bind: &BindMount| Path::new(&bind.target).components().count();
+    resolved.binds.sort_by_key(depth);
     Ok(resolved)
 }
 
-fn resolve_one(volumes: &Volumes, mount: &Mount) -> Result<BindMount, MountError> {
-    let target = target(&mount.container_path)?;
-    let because = |reason| MountError::Source {
-        target: target.clone(),
-        reason,
-    };
-    let source = match &mount.source {
-        Some(Source::Volume(name)) => volumes.find(name).map_err(|source| MountError::Volume {
-            target: target.clone(),
-            source,
-        })?,
-        Some(Source::Shared(_)) => return Err(because("this agent has no file server")),
-        Some(Source::Image(_)) => return Err(because("this agent mounts no image volumes")),
-        None => return Err(because("nothing is given to be mounted")),
-    };
-    let found = find_sub_path(&source, &mount.sub_path, mount.made_as.as_ref());
-    found.map_err(|source| MountError::SubPath {
-        target: target.clone(),
-        sub_path: mount.sub_path.clone(),
+fn find(volumes: &Volumes, source: Option<&Source>, target: &str) -> Result<PathBuf, MountError> {
+    let target = target.to_owned();
+    match source {
+        Some(Source::Volume(name)) => volumes
+            .find(name)
+            .map_err(|source| MountError::Volume { target, source }),
+        Some(Source::Shared(_)) => Err(MountError::Source {
+            target,
+            reason: "this agent has no file server",
+        }),
+        Some(Source::Image(_)) | None => Err(MountError::Source {
+            target,
+            reason: "nothing is given to be mounted",
+        }),
+    }
+}
+
+fn view(
+    layers: &Layers,
+    wanted: &[Layer],
+    name: &str,
+    target: &str,
+) -> Result<ImageView, MountError> {
+    let acquired = layers.acquire(wanted);
+    let acquired = acquired.map_err(|source| MountError::Layers {
+        target: target.to_owned(),
         source,
     })?;
-    Ok(BindMount {
-        source: source.to_string_lossy().into_owned(),
+    ImageView::mount(name, acquired).map_err(|source| MountError::Image {
+        target: target.to_owned(),
+        source,
+    })
+}
+
+/// Of an image only a directory is a volume.
+fn check_sub_path(mount: &Mount, source: &Path, target: &str) -> Result<(), MountError> {
+    let found = find_sub_path(source, &mount.sub_path, mount.made_as.as_ref());
+    let checked = found.and_then(|found| match mount.source {
+        Some(Source::Image(_)) if !is_directory(&found)? => {
+            Err(io::ErrorKind::NotADirectory.into())
+        }
+        _ => Ok(()),
+    });
+    checked.map_err(|source| MountError::SubPath {
+        target: target.to_owned(),
         sub_path: mount.sub_path.clone(),
-        readonly: mount.readonly || mount.recursive_readonly,
-        recursive_readonly: mount.recursive_readonly,
-        follows_host: mount.propagation() == Propagation::HostToContainer,
-        no_exec: false,
-        target,
+        source,
     })
 }
 
@@ -119,15 +181,19 @@ pub fn open_sub_path(source: &Path, sub_path: &str) -> rustix::io::Result<OwnedF
 }
 
 /// The same, made directory by directory if it is not there and may be made.
-fn find_sub_path(source: &Path, sub_path: &str, made_as: Option<&Ownership>) -> io::Result<()> {
+fn find_sub_path(
+    source: &Path,
+    sub_path: &str,
+    made_as: Option<&Ownership>,
+) -> io::Result<OwnedFd> {
     match (open_sub_path(source, sub_path), made_as) {
         (Err(Errno::NOENT), Some(made_as)) => make_below(source, Path::new(sub_path), made_as),
         (Err(Errno::XDEV), _) => Err(io::Error::other("leads out of the volume")),
-        (found, _) => Ok(found.map(drop)?),
+        (found, _) => Ok(found?),
     }
 }
 
-fn make_below(source: &Path, sub_path: &Path, made_as: &Ownership) -> io::Result<()> {
+fn make_below(source: &Path, sub_path: &Path, made_as: &Ownership) -> io::Result<OwnedFd> {
     let mut so_far = PathBuf::new();
     for part in sub_path.components() {
         let Component::Normal(name) = part else {
@@ -137,7 +203,7 @@ fn make_below(source: &Path, sub_path: &Path, made_as: &Ownership) -> io::Result
         make_directory(&parent, name, made_as)?;
         so_far.push(name);
     }
-    Ok(open_sub_path(source, &sub_path.to_string_lossy()).map(drop)?)
+    Ok(open_sub_path(source, &sub_path.to_string_lossy())?)
 }
 
 fn make_directory(parent: &OwnedFd, name: &OsStr, made_as: &Ownership) -> io::Result<()> {

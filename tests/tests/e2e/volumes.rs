@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes that the guest keeps: emptyDirs, on disk and in memory, whole and by sub-path. The tests make on the host
-//! what kubelet makes there.
+//! Volumes: emptyDirs on disk and in memory, whole and by sub-path; what kubelet refreshes, followed live; termination
+//! logs; images as volumes. The tests make on the host what kubelet makes there.
 
-use bulkhead_proto::cri::MountPropagation;
-use bulkhead_tests::client::{Client, Pod, assert_fails, container};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{ContainerState, Mount, MountPropagation};
+use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container, image_spec};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, readonly, with_mounts};
 use bulkhead_tests::registry::Registry;
@@ -191,5 +195,274 @@ async fn mounts_go_where_they_belong_or_nowhere() {
         client.remove(id).await.expect("remove");
     }
     daemon.census().assert_equals(&before);
+    client.end_pod(&pod).await;
+}
+
+/// Makes a static binary of a program of these tests.
+fn compile(source: &str, binary: &Path) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/programs");
+    let mut command = Command::new("cc");
+    command.args(["-static", "-Os", "-s", "-o"]).arg(binary);
+    let output = command.arg(directory.join(source)).output();
+    let output = output.expect("run cc (apt-get install gcc libc6-dev)");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cc {source}: {said}");
+}
+
+/// Waits until a shell line in the container prints `expected`.
+async fn until(client: &mut Client, id: &str, line: &str, expected: &str) {
+    let started = Instant::now();
+    loop {
+        let answer = client.exec(id, &["sh", "-c", line], 0).await.expect("exec");
+        let printed = String::from_utf8_lossy(&answer.stdout).into_owned();
+        if printed == expected {
+            return;
+        }
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{line} still prints {printed:?} and not {expected:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
+    let (mut daemon, mut client, pod, mut kubelet, busybox) = pod().await;
+    let config = kubelet.volume("kubernetes.io~configmap", "config");
+    kubelet.write(&config, &[("a", "1"), ("b", "1"), ("gone", "x")], 0o644);
+    let secret = kubelet.volume("kubernetes.io~secret", "secret");
+    kubelet.write(&secret, &[("token", "hidden")], 0o400);
+    let key = kubelet.sub_path(&config, "..data/a", "main");
+    let programs = kubelet.volume("kubernetes.io~projected", "programs");
+    compile("watch.c", &programs.join("watch"));
+    // Of one state both keys are always the same.
+    let script = "/programs/watch /config > /tmp/events & \
+        while true; do d=$(readlink -f /config/..data); x=$(cat $d/a); y=$(cat $d/b); \
+        if [ -n \"$x\" -a -n \"$y\" -a \"$x\" != \"$y\" ]; then echo $x $y >> /tmp/torn; fi; \
+        sleep 0.05; done 2> /dev/null";
+    let main = with_mounts(
+        container("main", &busybox, &["sh", "-c", script]),
+        vec![
+            readonly(&config, "/config"),
+            readonly(&secret, "/secret"),
+            readonly(&programs, "/programs"),
+            readonly(&key, "/key"),
+        ],
+    );
+    let id = run(&mut client, &pod, main).await;
+    let seen = client.shell(&id, "cat /config/a /config/gone /key").await;
+    assert_eq!(seen, "1x1");
+    let mode = client.shell(&id, "stat -L -c %a /secret/token").await;
+    assert_eq!(mode, "400\n");
+    let memory = client.shell(&id, "stat -f -c %T /secret").await;
+    assert_eq!(memory, "tmpfs\n", "a secret is not on the disk");
+    let refused = client
+        .exec(&id, &["sh", "-c", "echo x > /config/new"], 0)
+        .await
+        .expect("exec");
+    assert_ne!(refused.exit_code, 0, "read-only");
+
+    kubelet.write(&config, &[("a", "2"), ("b", "2"), ("new", "y")], 0o644);
+    let all = "cat /config/a /config/b /config/new; ls /config";
+    until(&mut client, &id, all, "22ya\nb\nnew\n").await;
+    assert_eq!(client.shell(&id, "cat /key").await, "1", "a sub-path stays");
+    let events = client.shell(&id, "cat /tmp/events").await;
+    assert!(
+        events.lines().any(|line| line == "..data"),
+        "inotify: {events}"
+    );
+    kubelet.write(&secret, &[("token", "changed")], 0o400);
+    until(&mut client, &id, "cat /secret/token", "changed").await;
+
+    // A hundred times a second, and the daemon dies in between.
+    for number in 0..100 {
+        let text = number.to_string();
+        kubelet.write(
+            &config,
+            &[("a", text.as_str()), ("b", text.as_str())],
+            0o644,
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    until(&mut client, &id, "cat /config/a", "99").await;
+    client.shell(&id, "test ! -e /tmp/torn").await;
+    daemon.kill();
+    kubelet.write(&config, &[("a", "while dead"), ("b", "")], 0o644);
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    until(&mut client, &id, "cat /config/a", "while dead").await;
+    kubelet.write(&config, &[("a", "after"), ("b", "")], 0o644);
+    until(&mut client, &id, "cat /config/a", "after").await;
+
+    // The host's vanishes: the last state stays, and a new container is refused with a reason.
+    let other = client.run_pod("other").await.expect("another pod");
+    std::fs::remove_dir_all(&config).expect("remove the volume");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(client.shell(&id, "cat /config/a").await, "after");
+    client.end_pod(&other).await;
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_and_large_volumes_are_mirrored() {
+    let (_daemon, mut client, pod, mut kubelet, busybox) = pod().await;
+    let large = "0123456789abcdef".repeat(300_000);
+    let mut mounts = Vec::new();
+    for number in 0..60 {
+        let name = format!("cm-{number}");
+        let volume = kubelet.volume("kubernetes.io~configmap", &name);
+        let text = if number == 7 {
+            large.as_str()
+        } else {
+            name.as_str()
+        };
+        kubelet.write(&volume, &[("key", text)], 0o644);
+        mounts.push(readonly(&volume, &format!("/many/{name}")));
+    }
+    let config = with_mounts(container("main", &busybox, &SLEEP), mounts);
+    let id = run(&mut client, &pod, config).await;
+    let sizes = client.shell(&id, "cat /many/*/key | wc -c").await;
+    let small: usize = (0..60)
+        .filter(|number| *number != 7)
+        .map(|number: usize| format!("cm-{number}").len())
+        .sum();
+    assert_eq!(sizes.trim(), (large.len() + small).to_string());
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etc_hosts_is_followed_and_a_termination_log_is_there_when_the_exit_is() {
+    let (mut daemon, mut client, pod, kubelet, busybox) = pod().await;
+    let hosts = kubelet.file("etc-hosts", "127.0.0.1 localhost\n10.0.0.9 first\n");
+    let log = kubelet.file("containers/main/0a1b2c", "");
+    let main = with_mounts(
+        container(
+            "main",
+            &busybox,
+            &[
+                "sh",
+                "-c",
+                "cat /etc/hosts; while ! grep -q second /etc/hosts; do sleep 0.1; done; \
+                 echo last words > /dev/termination-log; exit 3",
+            ],
+        ),
+        vec![
+            mount(&hosts, "/etc/hosts"),
+            mount(&log, "/dev/termination-log"),
+        ],
+    );
+    let id = run(&mut client, &pod, main).await;
+    client
+        .log_until(&pod, "main", |text| text.contains("10.0.0.9 first\n"))
+        .await;
+    let shown = client.status(&id).await.expect("status").mounts;
+    assert_eq!(shown.len(), 2, "{shown:?}");
+    std::fs::write(&hosts, "127.0.0.1 localhost\n10.0.0.9 second\n").expect("write");
+    assert_eq!(client.exited(&id).await.exit_code, 3);
+    let text = std::fs::read_to_string(&log).expect("read the log");
+    assert_eq!(text, "last words\n");
+    client.remove(&id).await.expect("remove");
+
+    // An exit that no daemon saw, of a container that wrote more than anybody reads.
+    let log = kubelet.file("containers/late/1", "");
+    let late = with_mounts(
+        container(
+            "late",
+            &busybox,
+            &[
+                "sh",
+                "-c",
+                "sleep 2; yes | head -c 1000000 > /dev/termination-log; echo end >> /dev/termination-log",
+            ],
+        ),
+        vec![mount(&log, "/dev/termination-log")],
+    );
+    let id = run(&mut client, &pod, late).await;
+    daemon.kill();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    let status = client.exited(&id).await;
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+    let text = std::fs::read_to_string(&log).expect("read the log");
+    assert!(text.ends_with("y\nend\n"), "{} bytes", text.len());
+    assert!(
+        (4096..=64 << 10).contains(&text.len()),
+        "{} bytes",
+        text.len()
+    );
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
+    let (mut daemon, mut client, pod, _kubelet, busybox) = pod().await;
+    let oddities = Registry::shared().image("test/oddities");
+    let image = |sub_path: &str, at: &str| Mount {
+        container_path: at.into(),
+        image: Some(image_spec(&oddities)),
+        image_sub_path: sub_path.into(),
+        ..Default::default()
+    };
+    let missing = with_mounts(
+        container("missing", &busybox, &SLEEP),
+        vec![image("", "/image")],
+    );
+    let refused = client.create(&pod, missing).await;
+    assert_fails(refused, Code::NotFound, &["oddities", "pull"]);
+    client.pull(&oddities).await.expect("pull");
+    let config = with_mounts(
+        container("main", &busybox, &SLEEP),
+        vec![image("", "/image"), image("opaque", "/part")],
+    );
+    let id = run(&mut client, &pod, config).await;
+    let seen = client
+        .shell(&id, "cat /image/changed /part/above; ls /part")
+        .await;
+    assert_eq!(seen, "newaboveabove\n");
+    for line in [
+        "echo x > /image/new",
+        "rm /part/above",
+        "/image/bin/busybox true",
+    ] {
+        let refused = client
+            .exec(&id, &["sh", "-c", line], 0)
+            .await
+            .expect("exec");
+        assert_ne!(refused.exit_code, 0, "{line}");
+    }
+    for (number, (sub_path, word)) in [("no/such", "no/such"), ("kept", "directory")]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("refused-{number}");
+        let config = with_mounts(
+            container(&name, &busybox, &SLEEP),
+            vec![image(sub_path, "/image")],
+        );
+        let refused = client.create(&pod, config).await;
+        assert_fails(refused, Code::FailedPrecondition, &["/image", word]);
+    }
+    // Mounted, its layers stay whatever happens to the image and the daemon.
+    client
+        .images
+        .remove_image(bulkhead_proto::cri::RemoveImageRequest {
+            image: Some(image_spec(&oddities)),
+        })
+        .await
+        .expect("remove the image");
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    let seen = client.shell(&id, "cat /image/changed").await;
+    assert_eq!(seen, "new");
+    let layers = || {
+        std::fs::read_dir(daemon.path("state/images/layers"))
+            .expect("list layers")
+            .count()
+    };
+    let held = layers();
+    client.remove(&id).await.expect("remove");
+    assert!(layers() < held, "the layers go with the container");
     client.end_pod(&pod).await;
 }

@@ -79,6 +79,7 @@ mod tests {
             addresses: Vec::new(),
             layers: std::collections::BTreeMap::new(),
             size: crate::pod::sizing::VmSize::default(),
+            mirrors: Default::default(),
         }
     }
 
@@ -160,6 +161,7 @@ mod tests {
             stop_signal: 15,
             log_path: None,
             user: None,
+            termination_log: None,
         };
         let state = |state: ContainerState| {
             Some(ContainerStateValue {

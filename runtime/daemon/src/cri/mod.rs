@@ -150,6 +150,7 @@ fn volume_code(error: &VolumeError) -> Code {
         VolumeError::NotSupported { .. } => Code::Unimplemented,
         VolumeError::Look { .. } | VolumeError::Gone { .. } => Code::FailedPrecondition,
         VolumeError::Make { source, .. } => agent_code(source),
+        VolumeError::Mirror { .. } => Code::FailedPrecondition,
     }
 }
 

@@ -5,7 +5,7 @@ use bulkhead_proto::cri;
 
 use crate::pod::View;
 use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::pod::spec::{PidMode, Resources};
+use crate::pod::spec::{Mount, MountSource, PidMode, Propagation, Resources};
 use crate::pod::state::{ContainerState, PodState};
 
 pub fn pod_state(state: &PodState) -> cri::PodSandboxState {
@@ -137,6 +137,7 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
             linux: Some(resources(&container.spec.resources)),
             windows: None,
         }),
+        mounts: container.spec.mounts.iter().map(mount).collect(),
         user: user(container),
         stop_signal: stop_signal(container.stop_signal).into(),
         ..Default::default()
@@ -153,6 +154,31 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
         }
     }
     status
+}
+
+fn mount(mount: &Mount) -> cri::Mount {
+    let mut shown = cri::Mount {
+        container_path: mount.container_path.clone(),
+        readonly: mount.readonly,
+        recursive_read_only: mount.recursive_readonly,
+        propagation: match mount.propagation {
+            Propagation::Private => cri::MountPropagation::PropagationPrivate,
+            Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+        }
+        .into(),
+        ..Default::default()
+    };
+    match &mount.source {
+        MountSource::Host(path) => shown.host_path = path.display().to_string(),
+        MountSource::Image { image, sub_path } => {
+            shown.image = Some(cri::ImageSpec {
+                image: image.clone(),
+                ..Default::default()
+            });
+            shown.image_sub_path.clone_from(sub_path);
+        }
+    }
+    shown
 }
 
 /// Names are looked up in the guest: before the start it is known only where the pod said it in numbers.

@@ -32,7 +32,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
     let handler = |name: &&str| cri::RuntimeHandler {
         name: (*name).to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: false,
+            recursive_read_only_mounts: true,
             user_namespaces: false,
         }),
     };

@@ -124,6 +124,33 @@ impl Agent {
         within("EnsureVolume", LONG, call).await.map(drop)
     }
 
+    pub async fn remove_volume(&self, name: &str) -> Result<(), AgentError> {
+        let request = protocol::RemoveVolumeRequest {
+            name: name.to_owned(),
+        };
+        let mut client = self.client();
+        let call = client.remove_volume(request);
+        within("RemoveVolume", SHORT, call).await.map(drop)
+    }
+
+    /// At most the last `limit_bytes` of a volume that is a file.
+    pub async fn read_volume(&self, name: &str, limit_bytes: u32) -> Result<Vec<u8>, AgentError> {
+        const CALL: &str = "ReadVolume";
+        let request = protocol::ReadVolumeRequest {
+            name: name.to_owned(),
+            limit_bytes,
+        };
+        let mut client = self.client();
+        let answer = within(CALL, SHORT, client.read_volume(request)).await?;
+        if answer.content.len() > usize::try_from(limit_bytes).unwrap_or(usize::MAX) {
+            return Err(AgentError::Untrusted {
+                call: CALL,
+                what: "more than was asked for",
+            });
+        }
+        Ok(answer.content.into())
+    }
+
     /// Starts a container; returns its process id in the guest, and who it is.
     pub async fn start(&self, id: &str) -> Result<(u32, Option<ProcessUser>), AgentError> {
         let request = protocol::StartContainerRequest { id: id.to_owned() };

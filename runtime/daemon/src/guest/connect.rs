@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_proto::agent::{LogStream, OpenStream, STREAM_PORT, StreamOpened, open_stream};
+use bulkhead_proto::agent::{
+    LogStream, MirrorStream, OpenStream, STREAM_PORT, StreamOpened, open_stream,
+};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -69,6 +71,12 @@ pub async fn open_log(vsock: &Path, container: &str) -> Result<(UnixStream, u64)
     Ok((stream, opened.log_offset))
 }
 
+/// Opens the way by which the states of a mirrored volume go.
+pub async fn open_mirror(vsock: &Path, volume: &str) -> Result<UnixStream, ConnectError> {
+    let volume = volume.to_owned();
+    open(vsock, open_stream::Kind::Mirror(MirrorStream { volume })).await
+}
+
 /// Opens a stream of any other kind.
 pub(super) async fn open(
     vsock: &Path,
@@ -98,7 +106,7 @@ async fn open_stream(
 }
 
 /// Writes a message with its length before it, four bytes big-endian.
-async fn write_message(
+pub async fn write_message(
     stream: &mut (impl AsyncWriteExt + Unpin),
     message: &impl Message,
 ) -> io::Result<()> {

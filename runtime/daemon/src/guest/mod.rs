@@ -23,6 +23,7 @@ pub mod watch;
 
 /// The agent's vocabulary, as `pod` uses it to say what a container is.
 pub use bulkhead_proto::agent as protocol;
+pub use sys::register;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

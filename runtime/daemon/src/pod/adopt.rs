@@ -167,6 +167,7 @@ impl Owner {
                     "adopted"
                 );
                 self.follow_logs(&guest);
+                self.follow_mirrors(&guest);
                 let agent = guest.agent.clone();
                 tokio::spawn(async move { agent.set_clock(now()).await });
                 self.check_network();

@@ -165,6 +165,7 @@ impl Owner {
             self.happened(&id, &killed());
         }
         self.logs.clear();
+        self.mirrors.clear();
         let kept = |held: &Held| matches!(held, Held::RunDirectory(_) | Held::StateDirectory(_));
         self.release_while(|held| !kept(held)).await?;
         if self.pod.state == PodState::Stopping {

@@ -13,6 +13,7 @@ use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
 use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
+use super::volumes::mounting::{FoundMount, termination_log};
 use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
 use crate::guest::agent::AgentError;
 use crate::guest::control::Extent;
@@ -41,12 +42,14 @@ impl Owner {
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
-        let record = self.container_record(&id, spec, &image)?;
+        let mounts = self.find_mounts(&id, &spec.mounts)?;
+        let mut record = self.container_record(&id, spec, &image)?;
+        record.termination_log = termination_log(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
         self.store(Kind::Container, &id, &record)?;
-        let made = self.make(&guest, &image, &record.spec, &mut request).await;
+        let made = self.make(&guest, &image, mounts, &mut request).await;
         if let Err(error) = made {
-            self.unmake(&guest, &id).await;
+            self.unmake(&guest, &record).await;
             return Err(error);
         }
         self.containers.insert(id.clone(), record);
@@ -60,13 +63,28 @@ impl Owner {
         &mut self,
         guest: &Guest,
         image: &Image,
-        spec: &ContainerSpec,
+        mounts: Vec<FoundMount>,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
-        self.prepare_mounts(guest, spec, request).await?;
+        request.layers = self.attach_image(guest, image, &request.id).await?;
+        self.prepare_mounts(guest, mounts, request).await?;
+        let created = guest.agent.create(request.clone()).await;
+        created.map_err(|source| PodError::Agent {
+            id: request.id.clone(),
+            source,
+        })
+    }
+
+    /// Keeps an image's layers for a container and puts those on the image disk that are not there yet; bottom first.
+    pub(super) async fn attach_image(
+        &mut self,
+        guest: &Guest,
+        image: &Image,
+        holder: &str,
+    ) -> Result<Vec<protocol::Layer>, PodError> {
         let images = &self.shared.host.images;
-        let layers = images.lease(image.id.as_str(), &request.id)?;
-        for layer in layers {
+        let mut attached = Vec::new();
+        for layer in images.lease(image.id.as_str(), holder)? {
             let extent = match self.pod.layers.get(&layer.diff_id) {
                 Some(extent) => *extent,
                 None => {
@@ -81,23 +99,21 @@ impl Owner {
                 first_sector,
                 sectors,
             } = extent;
-            request.layers.push(protocol::Layer {
+            attached.push(protocol::Layer {
                 first_sector,
                 sectors,
             });
         }
-        let created = guest.agent.create(request.clone()).await;
-        created.map_err(|source| PodError::Agent {
-            id: request.id.clone(),
-            source,
-        })
+        Ok(attached)
     }
 
     /// Undoes a creation that failed.
-    async fn unmake(&mut self, guest: &Guest, id: &str) {
+    async fn unmake(&mut self, guest: &Guest, record: &ContainerRecord) {
+        let id = &record.id;
         if let Err(error) = guest.agent.remove(id).await {
             self.complain("undo a container in the guest", &error);
         }
+        self.remove_own_volumes(guest, record).await;
         if let Err(error) = self.forget_container(id) {
             self.complain("undo a container", &error);
         }
@@ -127,6 +143,7 @@ impl Owner {
                 .cloned()
                 .unwrap_or_else(|| image.id.to_string()),
             stop_signal,
+            termination_log: None,
             user: None,
         })
     }
@@ -238,6 +255,7 @@ impl Owner {
                 let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
             }
             guest.agent.remove(id).await.map_err(failed)?;
+            self.remove_own_volumes(&guest, self.container(id)?).await;
         }
         self.happened(id, &killed());
         self.forget_container(id)

@@ -145,6 +145,7 @@ impl Pods {
             addresses: Vec::new(),
             layers: BTreeMap::new(),
             size: sizing::VmSize::default(),
+            mirrors: BTreeMap::new(),
             spec,
         };
         self.shared.reserve(&record)?;

@@ -164,6 +164,7 @@ mod tests {
                 held: Vec::new(),
                 addresses: Vec::new(),
                 layers: BTreeMap::new(),
+                mirrors: Default::default(),
                 size: VmSize::default(),
             },
             containers: BTreeMap::new(),

@@ -7,6 +7,7 @@
 //! The order of each change: check, store, memory, publish.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use super::logging::LogTask;
 use super::record::{ContainerRecord, PodRecord};
 use super::spec::{ContainerSpec, Resources};
 use super::state::{ContainerEvent, PodEvent, PodState};
+use super::volumes::mirror::Mirror;
+use super::volumes::termination;
 use super::{Handle, Notice, NoticeKind, PodError, Shared, View, now};
 use crate::guest::process::VmmProcess;
 use crate::guest::user::ProcessUser;
@@ -83,6 +86,8 @@ pub struct Owner {
     pub(super) containers: BTreeMap<String, ContainerRecord>,
     pub(super) guest: Option<Guest>,
     pub(super) logs: HashMap<String, LogTask>,
+    /// By the volume's name in the guest.
+    pub(super) mirrors: HashMap<String, Mirror>,
     pub(super) news: mpsc::Receiver<News>,
     news_sender: mpsc::Sender<News>,
     /// Exits whose log is whole now, or late.
@@ -154,6 +159,7 @@ impl Owner {
             containers,
             guest: None,
             logs: HashMap::new(),
+            mirrors: HashMap::new(),
             news,
             news_sender,
             settled,
@@ -230,20 +236,34 @@ impl Owner {
 
     /// News wait for the log's rest if they tell of an exit.
     pub(super) fn take_news(&mut self, news: News) {
-        let log = match &news {
-            News::Exited { id, .. } => self.logs.get(id).filter(|log| !log.is_done()),
-            _ => None,
+        let News::Exited { id, .. } = &news else {
+            return self.apply_news(news);
         };
-        let Some(mut done) = log.map(LogTask::done) else {
-            self.apply_news(news);
-            return;
-        };
+        let log = self.logs.get(id).filter(|log| !log.is_done());
+        let log = log.map(LogTask::done);
+        let last_words = self.last_words(id);
+        if log.is_none() && last_words.is_none() {
+            return self.apply_news(news);
+        }
         let settled = self.settled_sender.clone();
         tokio::spawn(async move {
-            // The time limit is for processes that outlive their container's first one and keep its pipes.
-            let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            if let Some((guest, id, path)) = last_words {
+                termination::copy_back(&guest, &id, &path).await;
+            }
+            if let Some(mut done) = log {
+                // The time limit is for processes that outlive their container's first one and keep its pipes.
+                let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            }
             let _ = settled.send(news).await;
         });
+    }
+
+    /// What kubelet's file is still to get from a container that has run.
+    fn last_words(&self, id: &str) -> Option<(Guest, String, PathBuf)> {
+        let container = self.containers.get(id)?;
+        let path = container.termination_log.clone()?;
+        let guest = self.guest.clone()?;
+        (!container.state.is_exited()).then(|| (guest, id.to_owned(), path))
     }
 
     fn apply_news(&mut self, news: News) {
@@ -357,6 +377,7 @@ impl Owner {
     /// Takes note that the VM is gone: the pod is not ready, its containers have ended.
     pub(super) fn lose(&mut self, cause: &str) {
         self.guest = None;
+        self.mirrors.clear();
         let event = PodEvent::Lost {
             cause: cause.to_owned(),
         };

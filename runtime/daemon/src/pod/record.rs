@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::sizing::VmSize;
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
+use super::volumes::mirror;
 use crate::guest::control::Extent;
 use crate::guest::process::Identity;
 use crate::guest::user::ProcessUser;
@@ -35,6 +36,9 @@ pub struct PodRecord {
     /// Of its VM; zeros before that is known.
     #[serde(default)]
     pub size: VmSize,
+    /// Volumes of the guest that follow the host's, by their name in the guest.
+    #[serde(default)]
+    pub mirrors: BTreeMap<String, mirror::Source>,
 }
 
 /// Something on the host that belongs to the pod.
@@ -66,6 +70,9 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     /// `None`: nobody wants the log.
     pub log_path: Option<PathBuf>,
+    /// kubelet's file for what the container says last.
+    #[serde(default)]
+    pub termination_log: Option<PathBuf>,
     /// Known once it has run.
     pub user: Option<ProcessUser>,
 }

@@ -159,6 +159,7 @@ mod tests {
             stop_signal: 15,
             log_path: None,
             user: None,
+            termination_log: None,
         };
         let pod = PodRecord {
             id: "p".into(),
@@ -168,6 +169,7 @@ mod tests {
             held: Vec::new(),
             addresses: Vec::new(),
             layers: BTreeMap::new(),
+            mirrors: Default::default(),
             size: VmSize::default(),
         };
         let pressure = || {

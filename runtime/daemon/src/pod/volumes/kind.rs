@@ -14,11 +14,12 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::mountinfo::Mounts;
+use super::mountinfo::{Mounts, join};
 
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+const CONFIG_MAP: &str = "kubernetes.io~configmap";
 const MIRRORED: [&str; 4] = [
-    "kubernetes.io~configmap",
+    CONFIG_MAP,
     "kubernetes.io~secret",
     "kubernetes.io~projected",
     "kubernetes.io~downward-api",
@@ -38,6 +39,8 @@ pub enum Place {
         volume: String,
         directory: PathBuf,
         sub_path: PathBuf,
+        /// kubelet keeps it in memory, for it may be secret.
+        in_memory: bool,
     },
     /// The pod's /etc/hosts.
     EtcHosts,
@@ -96,6 +99,7 @@ fn volume_place(plugin: &str, volume: &str, directory: &Path, sub_path: PathBuf)
             volume,
             directory,
             sub_path,
+            in_memory: plugin != CONFIG_MAP,
         };
     }
     Place::Shared
@@ -126,6 +130,18 @@ fn sub_path(volume: &str, path: &Path, candidates: &[PathBuf], mounts: &Mounts) 
     }
     // Of a volume whose directory is elsewhere, as a local persistent volume's.
     Place::Shared
+}
+
+/// What a sub-path of a mirrored volume is called in the volume's newest state: kubelet resolves the link to the
+/// directory of the state that is current then, and that one may be gone by now.
+pub fn in_newest_state(sub_path: &Path) -> PathBuf {
+    let mut parts = sub_path.components();
+    match parts.next() {
+        Some(Component::Normal(first)) if first.to_string_lossy().starts_with("..") => {
+            join(Path::new("..data"), parts.as_path())
+        }
+        _ => sub_path.to_owned(),
+    }
 }
 
 /// Kubernetes' names of volumes are DNS labels. Others are no volumes of kubelet's.
@@ -183,6 +199,7 @@ mod tests {
                 volume: "cm".into(),
                 directory: path.clone().into(),
                 sub_path: PathBuf::new(),
+                in_memory: plugin != CONFIG_MAP,
             };
             assert_eq!(at(&path), expected);
         }
@@ -229,5 +246,17 @@ mod tests {
             "the same path of another file system"
         );
         assert_eq!(at(&format!("{sub_paths}/data/main/9")), Place::Lost);
+    }
+
+    #[test]
+    fn a_state_of_a_mirror_is_its_newest() {
+        for (path, expected) in [
+            ("..2026_1/key", "..data/key"),
+            ("..2026_1", "..data"),
+            ("key", "key"),
+            ("", ""),
+        ] {
+            assert_eq!(in_newest_state(Path::new(path)), Path::new(expected));
+        }
     }
 }

@@ -3,20 +3,28 @@
 //!
 //! [`kind`] tells by a host path's place which of kubelet's volumes it is, [`mountinfo`] is what the host has mounted,
 //! this file makes of both what the guest is told. [`mounting`] is the owner's part: it has the guest make what is
-//! missing when a container is created.
+//! missing when a container is created. [`mirror`] keeps copies in the guest what kubelet's originals are, with
+//! [`watcher`] and [`walk`]; [`termination`] brings a container's last words back.
 //!
 //! What an emptyDir holds on the host is not carried in: kubelet makes it empty, and only mode and owner matter.
 
 pub mod kind;
+pub mod mirror;
 pub mod mountinfo;
-mod mounting;
+pub(super) mod mounting;
+pub mod termination;
+mod walk;
+pub mod watcher;
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use self::kind::Place;
+use self::mirror::MirrorError;
 use self::mountinfo::{Mounts, join};
+use self::watcher::Watcher;
 use crate::guest::agent::AgentError;
 use crate::guest::protocol::{self, Ownership, volume::Kind};
 
@@ -31,6 +39,11 @@ pub enum VolumeError {
     Gone { path: PathBuf },
     #[error("make volume {name} in the guest")]
     Make { name: String, source: AgentError },
+    #[error("bring {path} into the guest")]
+    Mirror {
+        path: PathBuf,
+        source: Arc<MirrorError>,
+    },
 }
 
 /// A host path that a container mounts, found out.
@@ -48,17 +61,32 @@ pub struct InGuest {
     pub sub_path: PathBuf,
     /// How the sub-path is made where the volume lacks it.
     pub made_as: Option<Ownership>,
+    pub host: HostSide,
+}
+
+/// What the host has to do with a volume that the guest keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostSide {
+    Nothing,
+    /// The guest's follows it.
+    Mirrored(mirror::Source),
+    /// This file gets what the guest's has when its container exits.
+    CopiedBack(PathBuf),
 }
 
 /// Finds out what host paths are.
 #[derive(Debug)]
 pub struct Volumes {
     kubelet_roots: Vec<PathBuf>,
+    pub watcher: Watcher,
 }
 
 impl Volumes {
     pub fn new(kubelet_roots: Vec<PathBuf>) -> Self {
-        Self { kubelet_roots }
+        Self {
+            kubelet_roots,
+            watcher: Watcher::default(),
+        }
     }
 
     /// For a container `id` of a pod with the Kubernetes uid `uid`. Blocks. A path that is not there becomes a
@@ -75,7 +103,6 @@ impl Volumes {
         let metadata = real.symlink_metadata().map_err(look)?;
         let mounts = Mounts::read().map_err(look)?;
         let place = self.place(uid, &real, &mounts);
-        let made_as = Some(ownership(&metadata));
         match place {
             Place::EmptyDir {
                 volume,
@@ -83,25 +110,44 @@ impl Volumes {
                 sub_path,
             } => Ok(Found::Guest(InGuest {
                 volume: empty_dir(&volume, &directory, &mounts)?,
-                made_as: made_as.filter(|_| !sub_path.as_os_str().is_empty()),
+                made_as: Some(ownership(&metadata)).filter(|_| !sub_path.as_os_str().is_empty()),
                 sub_path,
+                host: HostSide::Nothing,
             })),
             Place::TerminationLog if metadata.is_file() => Ok(Found::Guest(InGuest {
                 volume: protocol::Volume {
-                    name: format!("termination-log-{id}"),
-                    ownership: made_as,
+                    name: termination::volume_name(id),
+                    ownership: Some(ownership(&metadata)),
                     kind: Some(Kind::File(protocol::WritableFile {})),
                 },
                 sub_path: PathBuf::new(),
                 made_as: None,
+                host: HostSide::CopiedBack(real),
             })),
             Place::Lost => Err(VolumeError::Gone {
                 path: path.to_owned(),
             }),
-            Place::Mirrored { .. } | Place::EtcHosts => Err(VolumeError::NotSupported {
-                what: "a volume that is mirrored",
-                path: path.to_owned(),
-            }),
+            Place::Mirrored {
+                volume,
+                directory,
+                sub_path,
+                in_memory,
+            } => mirrored(
+                format!("mirror-{volume}"),
+                directory,
+                kind::in_newest_state(&sub_path),
+                protocol::Mirror {
+                    single_file: false,
+                    in_memory,
+                },
+            ),
+            Place::EtcHosts => {
+                let file = protocol::Mirror {
+                    single_file: true,
+                    in_memory: false,
+                };
+                mirrored("etc-hosts".to_owned(), real, PathBuf::new(), file)
+            }
             Place::TerminationLog | Place::Shared => {
                 let kind = metadata.file_type();
                 if kind.is_block_device() || kind.is_char_device() {
@@ -170,6 +216,30 @@ fn empty_dir(
     })
 }
 
+fn mirrored(
+    name: String,
+    path: PathBuf,
+    sub_path: PathBuf,
+    kind: protocol::Mirror,
+) -> Result<Found, VolumeError> {
+    let metadata = path
+        .symlink_metadata()
+        .map_err(|source| VolumeError::Look {
+            path: path.clone(),
+            source,
+        })?;
+    Ok(Found::Guest(InGuest {
+        volume: protocol::Volume {
+            name,
+            ownership: Some(ownership(&metadata)),
+            kind: Some(Kind::Mirror(kind)),
+        },
+        sub_path,
+        made_as: None,
+        host: HostSide::Mirrored(mirror::Source { path }),
+    }))
+}
+
 fn ownership(metadata: &std::fs::Metadata) -> Ownership {
     Ownership {
         mode: metadata.mode() & 0o7777,
@@ -227,6 +297,36 @@ mod tests {
         let path = root.join("pods/uid/containers/main/0a1b");
         let guest = in_guest(volumes.find("uid", "c", &path).unwrap());
         assert_eq!(guest.volume.name, "termination-log-c");
+        let host = path.canonicalize().unwrap();
+        assert_eq!(guest.host, HostSide::CopiedBack(host));
+    }
+
+    #[test]
+    fn what_kubelet_refreshes_is_mirrored_and_what_is_secret_stays_in_memory() {
+        let (_directory, volumes, root) = kubelet();
+        let pod = root.join("pods/uid");
+        std::fs::write(pod.join("etc-hosts"), "").unwrap();
+        for (path, name, single_file, in_memory) in [
+            (
+                "volumes/kubernetes.io~configmap/cm",
+                "mirror-cm",
+                false,
+                false,
+            ),
+            ("volumes/kubernetes.io~secret/s", "mirror-s", false, true),
+            ("etc-hosts", "etc-hosts", true, false),
+        ] {
+            let path = pod.join(path);
+            let guest = in_guest(volumes.find("uid", "c", &path).unwrap());
+            assert_eq!(guest.volume.name, name);
+            let expected = protocol::Mirror {
+                single_file,
+                in_memory,
+            };
+            assert_eq!(guest.volume.kind, Some(Kind::Mirror(expected)));
+            let path = path.canonicalize().unwrap();
+            assert_eq!(guest.host, HostSide::Mirrored(mirror::Source { path }));
+        }
     }
 
     #[test]

@@ -1,70 +1,172 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing and
-//! fills in the mounts of the agent's request.
+//! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing, has
+//! mirrors follow the host, and fills in the mounts of the agent's request.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use super::{Found, VolumeError, text};
+use bulkhead_image::Image;
+
+use super::mirror::{Mirror, Source};
+use super::{Found, HostSide, InGuest, VolumeError, termination, text};
 use crate::guest::{Guest, protocol};
 use crate::pod::PodError;
 use crate::pod::owner::Owner;
-use crate::pod::spec::{ContainerSpec, Mount, MountSource, Propagation};
+use crate::pod::record::ContainerRecord;
+use crate::pod::spec::{Mount, MountSource, Propagation};
+
+/// A mount whose source has been found.
+#[derive(Debug)]
+pub(in crate::pod) struct FoundMount {
+    mount: Mount,
+    source: FoundSource,
+}
+
+#[derive(Debug)]
+enum FoundSource {
+    Host(Found),
+    Image { image: Box<Image>, sub_path: String },
+}
 
 impl Owner {
+    /// Finds the sources of what the container `id` is to mount. Nothing is changed in the guest yet.
+    pub(in crate::pod) fn find_mounts(
+        &self,
+        id: &str,
+        mounts: &[Mount],
+    ) -> Result<Vec<FoundMount>, PodError> {
+        let find = |mount: &Mount| {
+            Ok(FoundMount {
+                source: self.find_source(id, &mount.source)?,
+                mount: mount.clone(),
+            })
+        };
+        tokio::task::block_in_place(|| mounts.iter().map(find).collect())
+    }
+
+    fn find_source(&self, id: &str, source: &MountSource) -> Result<FoundSource, PodError> {
+        let host = &self.shared.host;
+        match source {
+            MountSource::Host(path) => {
+                let found = host.volumes.find(&self.pod.spec.name.uid, id, path)?;
+                Ok(FoundSource::Host(found))
+            }
+            MountSource::Image { image, sub_path } => {
+                let found = host.images.find(image)?;
+                let found = found.ok_or_else(|| PodError::NoImage(image.clone()))?;
+                Ok(FoundSource::Image {
+                    image: Box::new(found),
+                    sub_path: sub_path.clone(),
+                })
+            }
+        }
+    }
+
     /// Prepares every mount of a container that is about to be created.
     pub(in crate::pod) async fn prepare_mounts(
         &mut self,
         guest: &Guest,
-        spec: &ContainerSpec,
+        mounts: Vec<FoundMount>,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
-        for mount in &spec.mounts {
-            let prepared = match &mount.source {
-                MountSource::Host(path) => self.prepare_host(guest, &request.id, path).await?,
-                MountSource::Image { image, .. } => {
+        for FoundMount { mount, source } in mounts {
+            let prepared = match source {
+                FoundSource::Host(Found::Guest(found)) => {
+                    self.prepare_in_guest(guest, found).await?
+                }
+                FoundSource::Host(Found::Shared(path)) => {
                     return Err(VolumeError::NotSupported {
-                        what: "an image volume",
-                        path: image.into(),
+                        what: "a directory of the host's",
+                        path,
                     }
                     .into());
                 }
+                FoundSource::Image { image, sub_path } => {
+                    let layers = self.attach_image(guest, &image, &request.id).await?;
+                    let image = protocol::ImageVolume { layers };
+                    protocol::Mount {
+                        source: Some(protocol::mount::Source::Image(image)),
+                        sub_path,
+                        ..Default::default()
+                    }
+                }
             };
-            request.mounts.push(described(mount, prepared));
+            request.mounts.push(described(&mount, prepared));
         }
         Ok(())
     }
 
-    async fn prepare_host(
+    async fn prepare_in_guest(
         &mut self,
         guest: &Guest,
-        id: &str,
-        path: &Path,
+        found: InGuest,
     ) -> Result<protocol::Mount, PodError> {
-        let volumes = &self.shared.host.volumes;
-        let uid = &self.pod.spec.name.uid;
-        let found = tokio::task::block_in_place(|| volumes.find(uid, id, path))?;
-        match found {
-            Found::Guest(found) => {
-                let name = found.volume.name.clone();
-                let made = guest.agent.ensure_volume(found.volume).await;
-                made.map_err(|source| VolumeError::Make {
-                    name: name.clone(),
-                    source,
-                })?;
-                Ok(protocol::Mount {
-                    source: Some(protocol::mount::Source::Volume(name)),
-                    sub_path: text(&found.sub_path),
-                    made_as: found.made_as,
-                    ..Default::default()
-                })
-            }
-            Found::Shared(path) => Err(VolumeError::NotSupported {
-                what: "a directory of the host's",
-                path,
-            }
-            .into()),
+        let name = found.volume.name.clone();
+        let made = guest.agent.ensure_volume(found.volume).await;
+        made.map_err(|source| VolumeError::Make {
+            name: name.clone(),
+            source,
+        })?;
+        if let HostSide::Mirrored(source) = found.host {
+            self.follow(guest, &name, source).await?;
+        }
+        Ok(protocol::Mount {
+            source: Some(protocol::mount::Source::Volume(name)),
+            sub_path: text(&found.sub_path),
+            made_as: found.made_as,
+            ..Default::default()
+        })
+    }
+
+    /// Has a volume of the guest follow the host's from now on, and waits until it has what that holds now.
+    async fn follow(&mut self, guest: &Guest, name: &str, source: Source) -> Result<(), PodError> {
+        if self.pod.mirrors.get(name) != Some(&source) {
+            let (name, source) = (name.to_owned(), source.clone());
+            self.mirrors.remove(&name);
+            self.change_pod(|pod| drop(pod.mirrors.insert(name, source)))?;
+        }
+        let path = source.path.clone();
+        let watcher = &self.shared.host.volumes.watcher;
+        let mirror = self.mirrors.entry(name.to_owned()).or_insert_with(|| {
+            let vsock = guest.files.vsock();
+            Mirror::start(vsock, name.to_owned(), source, watcher.clone())
+        });
+        let synced = mirror.synced().await;
+        Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
+    }
+
+    /// Takes up the mirrors of an earlier daemon.
+    pub(in crate::pod) fn follow_mirrors(&mut self, guest: &Guest) {
+        let watcher = &self.shared.host.volumes.watcher;
+        let started = self.pod.mirrors.iter().map(|(name, source)| {
+            let vsock = guest.files.vsock();
+            let mirror = Mirror::start(vsock, name.clone(), source.clone(), watcher.clone());
+            (name.clone(), mirror)
+        });
+        self.mirrors = started.collect();
+    }
+
+    /// Takes away what only this container had in the guest.
+    pub(in crate::pod) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
+        if record.termination_log.is_some()
+            && let Err(error) = guest
+                .agent
+                .remove_volume(&termination::volume_name(&record.id))
+                .await
+        {
+            self.complain("remove the termination log in the guest", &error);
         }
     }
+}
+
+/// The file on the host for what the container says last, if it mounts one.
+pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
+    mounts.iter().find_map(|found| match &found.source {
+        FoundSource::Host(Found::Guest(InGuest {
+            host: HostSide::CopiedBack(path),
+            ..
+        })) => Some(path.clone()),
+        _ => None,
+    })
 }
 
 /// What does not depend on the kind of volume.

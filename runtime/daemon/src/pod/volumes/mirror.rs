@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The task that keeps a volume of the guest what a host directory is.
+//!
+//! It sends the whole state at first, and again when the host's changes; while one state is under way, however many
+//! changes make one more. Memory holds a batch of records. What goes wrong is tried again, and the guest keeps the
+//! last state meanwhile; a container that is being created waits for a state of now, or hears what is wrong.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncWriteExt, BufStream};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::{sleep, timeout};
+
+use super::walk::{Walk, WalkError};
+use super::watcher::{Watch, Watcher};
+use crate::guest::connect::{self, ConnectError};
+use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
+use crate::serve::chain;
+
+/// Changes come in bursts; after the first one this long is waited for more.
+const BURST: Duration = Duration::from_millis(20);
+/// Between attempts after something went wrong, and between looks at what cannot be watched.
+const RETRY: Duration = Duration::from_secs(3);
+/// How often a state that changes while it is read is begun anew before that is an error.
+const ATTEMPTS: usize = 100;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(5);
+/// How long the guest may take to write a batch, and to answer a commit.
+const GUEST_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_BYTES: u32 = 4 << 10;
+
+/// What a mirror is made from, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// On the host: a directory or a single file.
+    pub path: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    #[error("connect to the guest")]
+    Connect(#[from] ConnectError),
+    #[error("send it to the guest")]
+    Send(#[source] io::Error),
+    #[error("the guest: {0}")]
+    Guest(String),
+    #[error("the guest does not take it within {GUEST_LIMIT:?}")]
+    Slow,
+    #[error("the mirror has ended")]
+    Ended,
+}
+
+type Synced = oneshot::Sender<Result<(), Arc<MirrorError>>>;
+
+/// A mirror at work. Dropped, it ends.
+#[derive(Debug)]
+pub struct Mirror {
+    requests: mpsc::UnboundedSender<Synced>,
+    abort: AbortHandle,
+}
+
+impl Mirror {
+    /// Mirrors `source` into `volume` of the guest behind the VMM's socket `vsock`.
+    pub fn start(vsock: PathBuf, volume: String, source: Source, watcher: Watcher) -> Self {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let task = Task {
+            vsock,
+            volume,
+            source,
+            connection: None,
+        };
+        let running = tokio::spawn(task.run(watcher, inbox));
+        Self {
+            requests,
+            abort: running.abort_handle(),
+        }
+    }
+
+    /// Waits until the guest has a state that is not older than this call.
+    pub async fn synced(&self) -> Result<(), Arc<MirrorError>> {
+        let (answer, synced) = oneshot::channel();
+        let ended = |_| Arc::new(MirrorError::Ended);
+        self.requests
+            .send(answer)
+            .map_err(|_| Arc::new(MirrorError::Ended))?;
+        synced.await.map_err(ended)?
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+struct Task {
+    vsock: PathBuf,
+    volume: String,
+    source: Source,
+    connection: Option<BufStream<UnixStream>>,
+}
+
+impl Task {
+    async fn run(mut self, watcher: Watcher, mut inbox: mpsc::UnboundedReceiver<Synced>) {
+        let mut waiting: Vec<Synced> = Vec::new();
+        let mut was_well = true;
+        loop {
+            // Before reading, so that no change is missed.
+            let watch = watcher.watch(&self.source.path);
+            while let Ok(one) = inbox.try_recv() {
+                waiting.push(one);
+            }
+            let result = self.send_state().await.map_err(Arc::new);
+            let is_well = result.is_ok();
+            if let Err(error) = &result {
+                self.connection = None;
+                if was_well {
+                    tracing::warn!(
+                        volume = self.volume,
+                        path = %self.source.path.display(),
+                        "the guest keeps the last state of a volume: {}",
+                        chain(error)
+                    );
+                }
+            }
+            was_well = is_well;
+            for one in waiting.drain(..) {
+                // Who asked may have gone.
+                let _ = one.send(result.clone());
+            }
+            tokio::select! {
+                () = changed(watch, is_well) => sleep(BURST).await,
+                one = inbox.recv() => match one {
+                    Some(one) => waiting.push(one),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Sends one whole state and waits until containers see it.
+    async fn send_state(&mut self) -> Result<(), MirrorError> {
+        if self.connection.is_none() {
+            let stream = connect::open_mirror(&self.vsock, &self.volume).await?;
+            self.connection = Some(BufStream::new(stream));
+        }
+        let Some(stream) = &mut self.connection else {
+            return Err(MirrorError::Ended);
+        };
+        for _ in 0..ATTEMPTS {
+            match send_walk(stream, self.source.path.clone()).await {
+                Err(MirrorError::Walk(WalkError::Changed(_))) => {}
+                sent => {
+                    sent?;
+                    return commit(stream).await;
+                }
+            }
+            send(stream, vec![Record::Restart(true)]).await?;
+            sleep(ATTEMPT_PAUSE).await;
+        }
+        Err(WalkError::Changed(self.source.path.clone()).into())
+    }
+}
+
+async fn changed(watch: io::Result<Watch>, is_well: bool) {
+    match watch {
+        Ok(watch) if is_well => watch.changed().await,
+        Ok(watch) => {
+            // Something else than the host's directory may mend it.
+            let _ = timeout(RETRY, watch.changed()).await;
+        }
+        Err(_) => sleep(RETRY).await,
+    }
+}
+
+async fn send_walk(stream: &mut BufStream<UnixStream>, root: PathBuf) -> Result<(), MirrorError> {
+    let mut walk = blocking(move || Walk::begin(&root)).await??;
+    loop {
+        let (kept, batch) = blocking(move || {
+            let batch = walk.next_batch();
+            (walk, batch)
+        })
+        .await?;
+        walk = kept;
+        let batch = batch?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        send(stream, batch).await?;
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, MirrorError> {
+    spawn_blocking(work).await.map_err(|_| MirrorError::Ended)
+}
+
+async fn send(stream: &mut BufStream<UnixStream>, records: Vec<Record>) -> Result<(), MirrorError> {
+    let sending = async {
+        for record in records {
+            let record = Some(record);
+            connect::write_message(stream, &MirrorRecord { record }).await?;
+        }
+        Ok(())
+    };
+    let sent = timeout(GUEST_LIMIT, sending).await;
+    sent.map_err(|_| MirrorError::Slow)?
+        .map_err(MirrorError::Send)
+}
+
+async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
+    send(stream, vec![Record::Commit(true)]).await?;
+    let answering = async {
+        stream.flush().await?;
+        connect::read_message::<MirrorAnswer>(stream, ANSWER_BYTES).await
+    };
+    let answer = timeout(GUEST_LIMIT, answering).await;
+    let answer = answer
+        .map_err(|_| MirrorError::Slow)?
+        .map_err(MirrorError::Send)?;
+    if answer.error.is_empty() {
+        return Ok(());
+    }
+    Err(MirrorError::Guest(crate::guest::agent::bounded(
+        &answer.error,
+    )))
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container's last words: what it wrote to its termination log in the guest goes to kubelet's file on the host, before
+//! anybody hears that it has exited.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use crate::guest::Guest;
+use crate::serve::chain;
+
+/// kubelet reads the last 4 KiB.
+const MOST_BYTES: u32 = 32 << 10;
+
+/// The name of a container's log among the volumes of the guest.
+pub fn volume_name(container: &str) -> String {
+    format!("termination-log-{container}")
+}
+
+/// Brings the log of `container` to `path`. What goes wrong costs the log and nothing else.
+pub async fn copy_back(guest: &Guest, container: &str, path: &Path) {
+    let content = match guest
+        .agent
+        .read_volume(&volume_name(container), MOST_BYTES)
+        .await
+    {
+        Ok(content) => content,
+        Err(error) => {
+            return tracing::warn!(container, "read the termination log: {}", chain(&error));
+        }
+    };
+    let owned = path.to_owned();
+    let written = tokio::task::spawn_blocking(move || write(&owned, &content)).await;
+    if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        tracing::warn!(container, "write {}: {error}", path.display());
+    }
+}
+
+/// Into the file that kubelet made, and into nothing else.
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let mut file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    file.set_len(0)?;
+    file.write_all(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::write;
+
+    #[test]
+    fn only_a_regular_file_that_is_there_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        assert!(write(&path, b"x").is_err());
+        std::fs::write(&path, "an older and longer one").unwrap();
+        write(&path, b"last words").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"last words");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(write(&link, b"x").is_err());
+        assert!(write(directory.path(), b"x").is_err());
+    }
+}
