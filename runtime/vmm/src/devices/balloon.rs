@@ -18,7 +18,6 @@ const F_REPORTING: u64 = 1 << 5;
 /// A balloon page, whatever the guest's pages are.
 const PAGE_SHIFT: u32 = 12;
 const INFLATE: usize = 0;
-const DEFLATE: usize = 1;
 /// Queues that are not offered have no number, so this one follows at once.
 const REPORTING: usize = 2;
 const BUDGET: usize = 64;
@@ -124,16 +123,7 @@ impl VirtioDevice for Balloon {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(index);
         let ring = ring.ok_or(RingError::NoQueue(index))?;
-        let mut turn = Turn::More;
-        for _ in 0..BUDGET {
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.rearm(memory)? {
-                    continue;
-                }
-                turn = Turn::Idle;
-                break;
-            };
-            let head = chain.head_index();
+        ring.serve(memory, BUDGET, |chain| {
             match index {
                 REPORTING => self.counters.reported(release_reported(memory, chain)),
                 INFLATE => {
@@ -142,14 +132,11 @@ impl VirtioDevice for Balloon {
                         self.counters.inflated(bytes);
                     }
                 }
-                // The guest takes pages back by touching them.
-                DEFLATE => {}
-                other => return Err(RingError::NoQueue(other)),
+                // The other one deflates: the guest takes pages back by touching them.
+                _ => {}
             }
-            ring.push(memory, head, 0)?;
-        }
-        ring.signal(memory)?;
-        Ok(turn)
+            0
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Turn;
 use crate::memory::Memory;
 
 /// Interrupt status bits (virtio 1.2, 4.2.2.1).
@@ -155,6 +156,31 @@ impl Ring {
         self.queue
             .enable_notification(memory)
             .map_err(RingError::Broken)
+    }
+
+    /// Serves chains until there are none or `budget` is used up, and signals once. `serve` does one and returns how
+    /// many bytes it wrote.
+    pub fn serve<'m>(
+        &mut self,
+        memory: &'m Memory,
+        budget: usize,
+        mut serve: impl FnMut(DescriptorChain<&'m Memory>) -> usize,
+    ) -> Result<Turn, RingError> {
+        let mut turn = Turn::More;
+        for _ in 0..budget {
+            let Some(chain) = self.pop(memory)? else {
+                if self.rearm(memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            let len = serve(chain);
+            self.push(memory, head, u32::try_from(len).unwrap_or(u32::MAX))?;
+        }
+        self.signal(memory)?;
+        Ok(turn)
     }
 
     /// Interrupts the guest if chains were returned and it wants to know.

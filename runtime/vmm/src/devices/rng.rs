@@ -85,25 +85,14 @@ impl<S: Read + Send> VirtioDevice for Rng<S> {
         };
         let memory = &*active.memory;
         let ring = active.rings.first_mut().ok_or(RingError::NoQueue(0))?;
-        let mut turn = Turn::More;
-        for _ in 0..BUDGET {
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.rearm(memory)? {
-                    continue;
-                }
-                turn = Turn::Idle;
-                break;
-            };
-            let head = chain.head_index();
+        ring.serve(memory, BUDGET, |chain| {
             let len = match Chain::resolve(chain, memory, 16) {
                 Ok(chain) => Self::fill(&mut self.source, &chain),
                 Err(_) => self.counters.fail(),
             };
             self.counters.read(len);
-            ring.push(memory, head, u32::try_from(len).unwrap_or(0))?;
-        }
-        ring.signal(memory)?;
-        Ok(turn)
+            len
+        })
     }
 }
 

@@ -290,23 +290,11 @@ impl<D: Disk> Blk<D> {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(index);
         let ring = ring.ok_or(RingError::NoQueue(index))?;
-        let mut turn = Turn::More;
-        for _ in 0..BUDGET {
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.rearm(memory)? {
-                    continue;
-                }
-                turn = Turn::Idle;
-                break;
-            };
-            let head = chain.head_index();
-            let len = match Chain::resolve(chain, memory, CHAIN_MAX) {
+        ring.serve(memory, BUDGET, |chain| {
+            match Chain::resolve(chain, memory, CHAIN_MAX) {
                 Ok(chain) => self.serve(chain),
                 Err(_) => self.counters.fail(),
-            };
-            ring.push(memory, head, u32::try_from(len).unwrap_or(u32::MAX))?;
-        }
-        ring.signal(memory)?;
-        Ok(turn)
+            }
+        })
     }
 }

@@ -107,6 +107,79 @@ fn a_large_frame_fills_several_buffers_and_says_how_many() {
 }
 
 #[test]
+fn a_segment_of_64_kib_goes_out_and_comes_in_whole() {
+    let driver = Driver::new();
+    let features = F_MRG_RXBUF
+        | offload::F_CSUM
+        | offload::F_GUEST_CSUM
+        | offload::F_HOST_TSO4
+        | offload::F_GUEST_TSO4;
+    let (mut net, wire) = net(&driver, features);
+    let mut header = [0; HEADER_BYTES];
+    header[..10].copy_from_slice(&[1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0]);
+    let frame: Vec<u8> = (0..65_549u32)
+        .map(|n| u8::try_from(n % 251).unwrap())
+        .collect();
+    driver.write(DATA, &header);
+    driver.write(DATA + 0x1000, &frame);
+    let len = u32::try_from(frame.len()).unwrap();
+    driver.offer(TX, 0, &[(DATA, 12, NEXT, 1), (DATA + 0x1000, len, 0, 0)]);
+    assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle);
+    let mut sent = vec![0; 70_000];
+    let got = wire.recv(&mut sent).unwrap();
+    assert_eq!(sent[..got], [&header[..], &frame[..]].concat());
+
+    for index in 0..4 {
+        let at = DATA + 0x10_0000 + u64::from(index) * 0x4000;
+        driver.offer(RX, index, &[(at, 0x4000, WRITE, 0)]);
+    }
+    wire.send(&sent[..got]).unwrap();
+    assert_eq!(net.host_ready().unwrap(), Turn::Idle);
+    assert_eq!(driver.used(RX), [], "64 KiB hold no header and 64 KiB");
+    driver.offer(RX, 4, &[(DATA + 0x11_0000, 0x4000, WRITE, 0)]);
+    assert_eq!(net.queue_ready(RX).unwrap(), Turn::Idle);
+    let full = 0x4000;
+    assert_eq!(
+        driver.used(RX),
+        [(0, full), (1, full), (2, full), (3, full), (4, 25)]
+    );
+    let whole = driver.read(DATA + 0x10_0000, got);
+    assert_eq!(whole[..10], header[..10]);
+    assert_eq!(whole[10..12], [5, 0]);
+    assert_eq!(whole[12..], frame);
+}
+
+#[test]
+fn headers_that_ask_for_what_was_not_negotiated_do_not_reach_the_host() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, offload::F_CSUM);
+    let mut count = 0;
+    for (case, header) in [
+        ("segments", [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0]),
+        ("fragments of UDP", [1, 3, 42, 0, 100, 0, 34, 0, 6, 0, 0, 0]),
+        (
+            "checksum outside",
+            [1, 0, 0, 0, 0, 0, 255, 255, 16, 0, 0, 0],
+        ),
+    ] {
+        driver.write(DATA, &[&header[..], &FRAME].concat());
+        driver.offer(TX, 0, &[(DATA, 72, 0, 0)]);
+        assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle, "{case}");
+        assert_eq!(driver.used(TX), [(0, 0)], "{case}");
+        assert!(wire.recv(&mut [0; 16]).is_err(), "{case} was sent");
+        count += 1;
+        assert_eq!(net.counters.snapshot().failures, count, "{case}");
+    }
+    let sane = [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 9, 9];
+    driver.write(DATA, &[&sane[..], &FRAME].concat());
+    driver.offer(TX, 0, &[(DATA, 72, 0, 0)]);
+    assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle);
+    let mut sent = [0; 72];
+    assert_eq!(wire.recv(&mut sent).unwrap(), 72);
+    assert_eq!(sent[..12], [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+}
+
+#[test]
 fn receive_chains_without_room_come_back_unused() {
     let driver = Driver::new();
     let (mut net, wire) = net(&driver, 0);

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The header in front of every frame (virtio 1.2, 5.1.6): what it asks the receiver to finish, a checksum or the cut
+//! into segments.
+//!
+//! The guest's goes to the host's network stack, which checks it against the frame but not against what was
+//! negotiated. So a copy is checked here, and only kinds of work that the device offers get through.
+
+use super::offload::{F_CSUM, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
+
+/// `struct virtio_net_hdr_v1`.
+pub const HEADER_BYTES: usize = 12;
+/// Where the device writes how many buffers a received frame has.
+pub const NUM_BUFFERS: usize = 10;
+const ETHERNET_BYTES: u16 = 14;
+
+/// The checksum from `csum_start` on is missing.
+const NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+/// With a TCP kind: the first segment has congestion marks.
+const GSO_ECN: u8 = 0x80;
+
+/// A header that is not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    #[error("a checksum is asked for that was not negotiated")]
+    Checksum,
+    #[error("the checksum is outside of the frame")]
+    ChecksumPlace,
+    #[error("segmentation of kind {0:#x} was not negotiated")]
+    Segmentation(u8),
+    #[error("segments without a size or a checksum")]
+    Segments,
+}
+
+/// The header to send with a frame of `frame_bytes`, for a driver that accepted `features`.
+pub fn check(
+    raw: [u8; HEADER_BYTES],
+    frame_bytes: usize,
+    features: u64,
+) -> Result<[u8; HEADER_BYTES], HeaderError> {
+    let [flags, kind, a, b, c, d, e, f, g, h, _, _] = raw;
+    let header_bytes = u16::from_le_bytes([a, b]);
+    let segment_bytes = u16::from_le_bytes([c, d]);
+    let sum_start = u16::from_le_bytes([e, f]);
+    let sum_offset = u16::from_le_bytes([g, h]);
+    let has = |feature: u64| features & feature != 0;
+    // Flags that a device does not know are ignored.
+    let needs_sum = flags & NEEDS_CSUM != 0;
+    if needs_sum {
+        if !has(F_CSUM) {
+            return Err(HeaderError::Checksum);
+        }
+        let end = usize::from(sum_start)
+            .saturating_add(usize::from(sum_offset))
+            .saturating_add(2);
+        if sum_start < ETHERNET_BYTES || end > frame_bytes {
+            return Err(HeaderError::ChecksumPlace);
+        }
+    }
+    let wanted = match kind & !GSO_ECN {
+        GSO_NONE if kind == GSO_NONE => None,
+        GSO_TCPV4 => Some(F_HOST_TSO4),
+        GSO_TCPV6 => Some(F_HOST_TSO6),
+        GSO_UDP_L4 if kind == GSO_UDP_L4 => Some(F_HOST_USO),
+        _ => return Err(HeaderError::Segmentation(kind)),
+    };
+    if let Some(feature) = wanted {
+        if !has(feature) || (kind & GSO_ECN != 0 && !has(F_HOST_ECN)) {
+            return Err(HeaderError::Segmentation(kind));
+        }
+        if segment_bytes == 0 || !needs_sum {
+            return Err(HeaderError::Segments);
+        }
+    }
+    let most = u16::try_from(frame_bytes).unwrap_or(u16::MAX);
+    let kept = |number: u16, keep: bool| if keep { number } else { 0 }.to_le_bytes();
+    // Its length is a hint: a wrong one is made to fit.
+    let [a, b] = kept(header_bytes.min(most), wanted.is_some());
+    let [c, d] = kept(segment_bytes, wanted.is_some());
+    let [e, f] = kept(sum_start, needs_sum);
+    let [g, h] = kept(sum_offset, needs_sum);
+    Ok([flags & NEEDS_CSUM, kind, a, b, c, d, e, f, g, h, 0, 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_USO;
+
+    fn header(flags: u8, kind: u8, lens: [u16; 2], sum: [u16; 2]) -> [u8; HEADER_BYTES] {
+        let numbers = [lens, sum, [0xffff, 0]].concat();
+        let numbers: Vec<u8> = numbers.into_iter().flat_map(u16::to_le_bytes).collect();
+        let raw = [&[flags, kind], &numbers[..HEADER_BYTES.saturating_sub(2)]].concat();
+        raw.try_into().unwrap()
+    }
+
+    fn tcp(kind: u8) -> [u8; HEADER_BYTES] {
+        header(NEEDS_CSUM, kind, [54, 1448], [34, 16])
+    }
+
+    #[test]
+    fn what_was_negotiated_gets_through_without_what_nobody_needs() {
+        let plain = header(0, GSO_NONE, [9, 9], [9, 9]);
+        assert_eq!(check(plain, 60, 0), Ok([0; HEADER_BYTES]));
+        for kind in [GSO_TCPV4, GSO_TCPV4 | GSO_ECN, GSO_TCPV6, GSO_UDP_L4] {
+            let mut expected = tcp(kind);
+            expected[NUM_BUFFERS..].fill(0);
+            assert_eq!(check(tcp(kind), 60_000, ALL), Ok(expected), "{kind}");
+        }
+        let unknown_flags = header(0xfe, GSO_NONE, [0, 0], [0, 0]);
+        assert_eq!(check(unknown_flags, 60, ALL), Ok([0; HEADER_BYTES]));
+        let long = header(NEEDS_CSUM, GSO_TCPV4, [60_000, 1448], [34, 16]);
+        assert_eq!(check(long, 100, ALL).unwrap()[2..4], [100, 0]);
+    }
+
+    #[test]
+    fn what_was_not_negotiated_or_makes_no_sense_is_refused() {
+        let sum = |start, offset| header(NEEDS_CSUM, GSO_NONE, [0, 0], [start, offset]);
+        let table = [
+            (tcp(GSO_TCPV4), ALL & !F_CSUM, HeaderError::Checksum),
+            (
+                tcp(GSO_TCPV4),
+                ALL & !F_HOST_TSO4,
+                HeaderError::Segmentation(1),
+            ),
+            (
+                tcp(GSO_TCPV6),
+                ALL & !F_HOST_TSO6,
+                HeaderError::Segmentation(4),
+            ),
+            (
+                tcp(GSO_TCPV6 | GSO_ECN),
+                ALL & !F_HOST_ECN,
+                HeaderError::Segmentation(0x84),
+            ),
+            (
+                tcp(GSO_UDP_L4),
+                ALL & !F_HOST_USO,
+                HeaderError::Segmentation(5),
+            ),
+            (
+                tcp(GSO_UDP_L4 | GSO_ECN),
+                ALL,
+                HeaderError::Segmentation(0x85),
+            ),
+            // Fragments of UDP, which nobody offers any more.
+            (tcp(3), ALL, HeaderError::Segmentation(3)),
+            (tcp(GSO_ECN), ALL, HeaderError::Segmentation(0x80)),
+            (tcp(0x7f), ALL, HeaderError::Segmentation(0x7f)),
+            (
+                header(NEEDS_CSUM, GSO_TCPV4, [54, 0], [34, 16]),
+                ALL,
+                HeaderError::Segments,
+            ),
+            (
+                header(0, GSO_TCPV4, [54, 1448], [34, 16]),
+                ALL,
+                HeaderError::Segments,
+            ),
+            (sum(13, 0), ALL, HeaderError::ChecksumPlace),
+            (sum(34, 99), ALL, HeaderError::ChecksumPlace),
+            (sum(u16::MAX, u16::MAX), ALL, HeaderError::ChecksumPlace),
+        ];
+        for (raw, features, expected) in table {
+            assert_eq!(check(raw, 100, features), Err(expected), "{raw:x?}");
+        }
+    }
+}
