@@ -4,6 +4,7 @@ boot   VMM start to agent ready, VM exits until then, and the VMM's private memo
        against QEMU's microvm machine with the same kernel, initramfs and devices.
 pod    a pod with one container that ends at once, from nothing to nothing; and a command in a running container;
        against containerd with runc, both without a network, both with the image at hand.
+net    iperf3 between host and pod, both ways; against a veth on the same bridge.
 pull   a 200 MB image of 6 layers until it can be run, and the daemon's peak memory; against containerd.
 """
 import json
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import bench_network
 
 PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -223,8 +226,9 @@ class Ours:
     def pod(self, image):
         run(self.command("run", image, "true"))
 
-    def start(self, image):
-        self.background = subprocess.Popen(self.command("run", image, "sleep", "1000"))
+    def start(self, image, *words):
+        command = self.command("run", image, *(words or ("sleep", "1000")))
+        self.background = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         def running():
             rows = subprocess.run(self.command("ps"), check=True, capture_output=True, text=True).stdout.splitlines()
             self.container = next((row.split()[3] for row in rows if "Running" in row), None)
@@ -327,6 +331,24 @@ def bench_pod():
             child.wait()
 
 
+def bench_net():
+    with Work() as work:
+        child, registry = start_registry(work)
+        ours = Ours(work, registry)
+        try:
+            push_images(registry, "iperf3")
+            bench_network.configure(ours.state)
+            image = f"{registry}/bench/iperf3:latest"
+            ours.pull(image)
+            ours.start(image, "iperf3", "-s")
+            bench_network.measure(ours, report, statistics.median)
+            ours.stop()
+        finally:
+            ours.close()
+            child.kill()
+            child.wait()
+
+
 def bench_pull():
     with Work() as work:
         child, registry = start_registry(work)
@@ -351,7 +373,7 @@ def push_images(registry, name):
     run([sys.executable, f"{PROJECT}/tests/images/make_images.py", "--registry", f"http://{registry}", "--only", name])
 
 
-BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "pull": bench_pull}
+BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "pull": bench_pull}
 
 
 def main():

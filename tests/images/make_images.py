@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 
@@ -232,14 +233,38 @@ def image_bench(registry, options):
     push(registry, "bench/six-layers", ["latest"], [noise_layer(seed, size) for seed in range(6)])
 
 
+def image_udp(registry, _):
+    """busybox has nothing that answers over UDP."""
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "udp-echo.c")
+    with tempfile.TemporaryDirectory() as directory:
+        program = os.path.join(directory, "udp-echo")
+        subprocess.run(["gcc", "-O1", "-static", "-s", "-Wall", "-Werror", "-o", program, source], check=True)
+        with open(program, "rb") as file:
+            layer = Layer().add("bin/udp-echo", data=file.read(), mode=0o755).done()
+    push(registry, "test/udp", ["latest"], [busybox_layer(), layer])
+
+
+def image_iperf3(registry, _):
+    """This machine's iperf3 with the libraries that it names."""
+    names = subprocess.run(["ldd", "/usr/bin/iperf3"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    layer = Layer()
+    for path in ["/usr/bin/iperf3", *(word for word in names.split() if word.startswith("/"))]:
+        with open(path, "rb") as file:
+            layer.add(path.lstrip("/"), data=file.read(), mode=0o755)
+    push(registry, "bench/iperf3", ["latest"], [layer.directory("tmp", mode=0o1777).done()], how="none")
+
+
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
-          "hostile": image_hostile, "bench": image_bench}
+          "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
+          "iperf3": image_iperf3}
+# Made only when asked for.
+RARE = ("bench", "udp", "iperf3")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--registry", required=True)
-    parser.add_argument("--only", nargs="+", choices=IMAGES, default=[name for name in IMAGES if name != "bench"])
+    parser.add_argument("--only", nargs="+", choices=IMAGES, default=[name for name in IMAGES if name not in RARE])
     parser.add_argument("--bench-mib", type=int, default=200)
     options = parser.parse_args()
     if not os.path.exists("/bin/busybox"):
