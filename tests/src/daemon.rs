@@ -2,6 +2,7 @@
 //! One `bulkhead serve` with directories of its own, for one test.
 
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +80,19 @@ impl Daemon {
         Census::take(&[&self.path("run/pods"), &self.path("state/pods")])
     }
 
+    /// Writes a file of the CNI configuration; it is the network if it is the first by name.
+    pub fn configure_network(&self, name: &str, text: &str) {
+        std::fs::write(self.path("cni").join(name), text).expect("CNI configuration");
+    }
+
+    /// Makes a CNI plugin of a shell script. What it writes beside itself, as "$0.name", is at `plugins/TYPE.name`.
+    pub fn plugin(&self, name: &str, script: &str) {
+        let path = self.path("plugins").join(name);
+        std::fs::create_dir_all(self.path("plugins")).expect("directory of plugins");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("write a plugin");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+
     /// Kills the daemon as `kill -9` does; its pods live on.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -134,11 +148,13 @@ impl Daemon {
         write!(
             text,
             "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n{extra}\n\
-             [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
+             [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
+             plugin_timeout_seconds = 15\n\
              [registries.\"{registry}\"]\nplain_http = true\n",
             run = self.path("run").display(),
             state = self.path("state").display(),
             cni = cni.display(),
+            plugins = self.path("plugins").display(),
             extra = self.extra_config,
         )
         .expect("format the configuration");

@@ -28,6 +28,11 @@ impl Registry {
         format!("{}/{name}", self.address)
     }
 
+    /// Makes and pushes an image that most tests do not need.
+    pub fn push(&self, name: &str) {
+        push_images(self.address, &["--only", name]);
+    }
+
     fn start() -> Self {
         let directory = tempfile::tempdir().expect("directory for the registry");
         let storage = directory.path().join("storage");
@@ -44,7 +49,7 @@ impl Registry {
         .expect("write the registry's configuration");
         spawn(config);
         wait_for(address);
-        push_images(address);
+        push_images(address, &[]);
         Self {
             address,
             storage,
@@ -84,12 +89,13 @@ fn wait_for(address: SocketAddr) {
     }
 }
 
-fn push_images(address: SocketAddr) {
+fn push_images(address: SocketAddr, arguments: &[&str]) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/make_images.py");
     let output = Command::new("python3")
         .arg(script)
         .arg("--registry")
         .arg(format!("http://{address}"))
+        .args(arguments)
         .output()
         .expect("run make_images.py");
     assert!(

@@ -4,6 +4,7 @@
 
 mod cli;
 mod clients;
+mod cni;
 mod containers;
 mod failures;
 mod images;

@@ -1,67 +1,335 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Addresses: what CNI gave is what the guest has.
+//! Traffic: what CNI gave is what the guest has, and what pods, host and ports of the host say to each other arrives.
 
-use bulkhead_proto::cri::PodSandboxStatusRequest;
-use bulkhead_tests::client::Client;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{
+    NetworkConfig, PodSandboxNetworkStatus, PodSandboxStatusRequest, PortMapping, Protocol,
+    RuntimeConfig, UpdateRuntimeConfigRequest,
+};
+use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use tonic::Code;
 
-async fn address(client: &mut Client, id: &str) -> String {
+const GATEWAY: &str = "10.88.0.1";
+
+pub async fn addresses(client: &mut Client, id: &str) -> PodSandboxNetworkStatus {
     let request = PodSandboxStatusRequest {
         pod_sandbox_id: id.into(),
         verbose: false,
     };
-    let status = client
-        .runtime
-        .pod_sandbox_status(request)
-        .await
-        .expect("status")
-        .into_inner()
-        .status
-        .expect("a status");
-    status.network.map(|network| network.ip).unwrap_or_default()
+    let answer = client.runtime.pod_sandbox_status(request).await;
+    let status = answer.expect("status").into_inner().status;
+    status.and_then(|status| status.network).expect("a network")
+}
+
+/// A pod with one container that sleeps; their ids and the pod's first address.
+async fn start(client: &mut Client, name: &str, image: &str) -> (Pod, String, String) {
+    let pod = client.run_pod(name).await.expect("run pod");
+    start_in(client, pod, image).await
+}
+
+async fn start_in(client: &mut Client, pod: Pod, image: &str) -> (Pod, String, String) {
+    let id = client
+        .run_script(&pod, "main", image, "exec sleep 1000")
+        .await;
+    let address = addresses(client, &pod.id).await.ip;
+    (pod, id, address)
+}
+
+/// Sends `bytes` to who connects to the returned address, and returns what came back until the end.
+fn serve_once(address: &str, bytes: Vec<u8>) -> (SocketAddr, std::thread::JoinHandle<Vec<u8>>) {
+    let address: IpAddr = address.parse().expect("an address");
+    let listener = TcpListener::bind((address, 0)).expect("listen");
+    let at = listener.local_addr().expect("its address");
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        stream.set_read_timeout(Some(PATIENCE)).expect("time limit");
+        let mut writer = stream.try_clone().expect("clone");
+        let writing = std::thread::spawn(move || {
+            // A client may take the end of what it reads for the end of all.
+            if !bytes.is_empty() {
+                writer.write_all(&bytes).expect("send");
+                writer.shutdown(std::net::Shutdown::Write).expect("end");
+            }
+        });
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).expect("receive");
+        writing.join().expect("the writer");
+        back
+    });
+    (at, served)
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state: u32 = 1;
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    (0..len).map(next).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
     let daemon = Daemon::start().await;
     let mut client = daemon.client().await;
-    let busybox = Registry::shared().image("test/busybox");
-    client.pull(&busybox).await.expect("pull");
-    let mut pods = Vec::new();
-    for name in ["one", "two"] {
-        let pod = client.run_pod(name).await.expect("run pod");
-        let id = client
-            .run_script(&pod, "main", &busybox, "exec sleep 1000")
-            .await;
-        let address = address(&mut client, &pod.id).await;
-        assert!(address.starts_with("10.88."), "{address}");
-        let shown = client.shell(&id, "ip -4 addr show eth0").await;
-        assert!(shown.contains(&address), "{shown}");
-        pods.push((pod, id, address));
-    }
-    let gateway = "10.88.0.1";
-    for target in [gateway, &pods[1].2] {
-        let answer = client
-            .shell(&pods[0].1, &format!("ping -c 2 -W 10 {target}"))
-            .await;
+    Registry::shared().push("udp");
+    let image = Registry::shared().image("test/udp");
+    client.pull(&image).await.expect("pull");
+    let (pod, one, _) = start(&mut client, "one", &image).await;
+    let (other, two, address) = start(&mut client, "two", &image).await;
+    assert!(address.starts_with("10.88."), "{address}");
+    let shown = client.shell(&two, "ip -4 addr show eth0").await;
+    assert!(shown.contains(&address), "{shown}");
+    for target in [GATEWAY, &address] {
+        let line = format!("ping -c 2 -W 10 {target}");
+        let answer = client.shell(&one, &line).await;
         assert!(answer.contains(" 0% packet loss"), "{target}: {answer}");
     }
-    // TCP, with enough bytes to need segmentation. Busybox's nc ends at the end of its input: the reader's stays open.
+    // Busybox's nc ends at the end of its input: the reader's stays open.
     client
         .shell(
-            &pods[1].1,
-            "(head -c 2000000 /dev/zero | nc -l -p 8000 >/dev/null 2>&1) & sleep 0.5",
+            &two,
+            "udp-echo 53 >/dev/null 2>&1 &
+             (head -c 2000000 /dev/zero | nc -l -p 8000 >/dev/null 2>&1) & sleep 0.5",
         )
         .await;
-    let line = format!(
-        "mkfifo /open; sleep 60 >/open & nc -w 20 {} 8000 </open | wc -c; kill $!",
-        pods[1].2
-    );
-    assert_eq!(client.shell(&pods[0].1, &line).await, "2000000\n");
-    for (pod, _, _) in &pods {
+    let line =
+        format!("mkfifo /open; sleep 60 >/open & nc -w 20 {address} 8000 </open | wc -c; kill $!");
+    assert_eq!(client.shell(&one, &line).await, "2000000\n");
+    // UDP, also with datagrams that need fragments.
+    for len in [5, 5000] {
+        let line = format!("udp-echo {address} 53 $(head -c {len} /dev/zero | tr '\\0' x) | wc -c");
+        assert_eq!(client.shell(&one, &line).await, format!("{}\n", len + 1));
+    }
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+    ask(&socket, &format!("{address}:53"));
+    for pod in [&pod, &other] {
         client.end_pod(pod).await;
     }
+}
+
+/// Asks a `udp-echo` until it answers.
+fn ask(socket: &UdpSocket, address: &str) {
+    let limit = Some(Duration::from_secs(1));
+    socket.set_read_timeout(limit).expect("time limit");
+    let started = Instant::now();
+    let mut answer = [0; 16];
+    loop {
+        socket.send_to(b"question", address).expect("send");
+        match socket.recv_from(&mut answer) {
+            Ok((len, _)) => return assert_eq!(&answer[..len], b"question"),
+            Err(_) => assert!(started.elapsed() < PATIENCE, "{address} does not answer"),
+        }
+    }
+}
+
+const DUAL_STACK: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "bulkhead-dual",
+  "plugins": [{
+    "type": "bridge", "bridge": "bulkhead-dual", "isGateway": true, "mtu": 1400,
+    "dns": { "nameservers": ["10.89.0.53"], "search": ["from.cni"] },
+    "ipam": {
+      "type": "host-local", "dataDir": "/run/bulkhead-tests-ipam",
+      "ranges": [[{ "subnet": "10.89.0.0/24" }], [{ "subnet": "fd00:89::/64" }]],
+      "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }, { "dst": "172.30.0.0/16", "gw": "10.89.0.77" }]
+    }
+  }]
+}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dual_stack_pod_has_addresses_routes_mtu_and_dns_and_carries_ten_megabytes_unchanged() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    daemon.configure_network("10-dual.conflist", DUAL_STACK);
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let (pod, id, _) = start(&mut client, "dual", &busybox).await;
+    let network = addresses(&mut client, &pod.id).await;
+    assert!(network.ip.starts_with("10.89.0."), "{network:?}");
+    let six = &network.additional_ips[0].ip;
+    assert!(six.starts_with("fd00:89::"), "{network:?}");
+    let shown = client
+        .shell(
+            &id,
+            "ip addr show eth0; ip route; ip -6 route; cat /etc/resolv.conf",
+        )
+        .await;
+    for expected in [
+        "mtu 1400",
+        &network.ip,
+        &format!("{six}/64"),
+        "default via 10.89.0.1 dev eth0",
+        "172.30.0.0/16 via 10.89.0.77 dev eth0",
+        "default via fd00:89::1 dev eth0",
+        "nameserver 10.89.0.53",
+        "search from.cni",
+    ] {
+        assert!(shown.contains(expected), "{expected:?} is not in {shown}");
+    }
+    assert!(!shown.contains("tentative"), "{shown}");
+    // Without privilege, as containerd's pods.
+    let line =
+        "cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let settings = client.shell(&id, line).await;
+    assert_eq!(settings, "0\t2147483647\n0\n");
+    for gateway in ["10.89.0.1", "fd00:89::1"] {
+        let answer = client
+            .shell(&id, &format!("ping -c 1 -W 10 {gateway}"))
+            .await;
+        assert!(answer.contains(" 0% packet loss"), "{answer}");
+        // Into the pod, and out of it again.
+        let sent = noise(10_000_000);
+        let (at, served) = serve_once(gateway, sent.clone());
+        let line = format!(
+            "mkfifo /open; sleep 60 >/open & nc {} {} </open >/data; kill $!; rm /open",
+            at.ip(),
+            at.port()
+        );
+        client.shell(&id, &line).await;
+        assert_eq!(served.join().expect("the server"), b"");
+        let (at, served) = serve_once(gateway, Vec::new());
+        let line = format!("nc {} {} </data; rm /data", at.ip(), at.port());
+        client.shell(&id, &line).await;
+        let back = served.join().expect("the server");
+        assert!(back == sent, "{} bytes came back changed", back.len());
+    }
+    client.end_pod(&pod).await;
+}
+
+/// A bridge whose addresses the runtime says, ports of the host, and limits.
+const CAPABLE: &str = r#"{
+  "cniVersion": "1.0.0",
+  "name": "bulkhead-capable",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "bulkhead-cap", "isGateway": true, "hairpinMode": true,
+      "capabilities": { "ipRanges": true },
+      "ipam": { "type": "host-local", "dataDir": "/run/bulkhead-tests-ipam", "routes": [{ "dst": "0.0.0.0/0" }] }
+    },
+    { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
+    { "type": "bandwidth", "capabilities": { "bandwidth": true } }
+  ]
+}"#;
+
+fn published(
+    protocol: Protocol,
+    container_port: i32,
+    host_port: i32,
+    host_ip: &str,
+) -> PortMapping {
+    PortMapping {
+        protocol: protocol.into(),
+        container_port,
+        host_port,
+        host_ip: host_ip.into(),
+    }
+}
+
+/// The first line that a TCP server on `address` says; `None` if nobody answers.
+fn greeting(address: &str) -> Option<String> {
+    let address: SocketAddr = address.parse().expect("an address");
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_limits_and_address_ranges_reach_the_plugins_that_want_them() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    daemon.configure_network("10-capable.conflist", CAPABLE);
+    let mut client = daemon.client().await;
+    Registry::shared().push("udp");
+    let image = Registry::shared().image("test/udp");
+    client.pull(&image).await.expect("pull");
+    let cidr = |pod_cidr: &str| UpdateRuntimeConfigRequest {
+        runtime_config: Some(RuntimeConfig {
+            network_config: Some(NetworkConfig {
+                pod_cidr: pod_cidr.into(),
+            }),
+        }),
+    };
+    let refused = client.runtime.update_runtime_config(cidr("10.87")).await;
+    assert_fails(refused, Code::InvalidArgument, &["10.87", "subnet"]);
+    let told = client
+        .runtime
+        .update_runtime_config(cidr("10.87.3.0/24"))
+        .await;
+    told.expect("tell the pods' subnet");
+
+    let mut config = client.pod_config("server");
+    config.port_mappings = vec![
+        published(Protocol::Tcp, 80, 18080, ""),
+        published(Protocol::Udp, 53, 18053, ""),
+        published(Protocol::Tcp, 80, 18081, "10.87.3.1"),
+    ];
+    let ingress = "kubernetes.io/ingress-bandwidth".to_owned();
+    let egress = "kubernetes.io/egress-bandwidth".to_owned();
+    config.annotations.insert(ingress.clone(), "64M".into());
+    config.annotations.insert(egress, "much".into());
+    let refused = client.run_pod_with(config.clone()).await;
+    assert_fails(
+        refused,
+        Code::InvalidArgument,
+        &["egress-bandwidth", "much"],
+    );
+    config.annotations.retain(|name, _| *name == ingress);
+    let before = qdiscs();
+    assert!(!before.contains("tbf"), "{before}");
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let (server, id, address) = start_in(&mut client, pod, &image).await;
+    assert!(address.starts_with("10.87.3."), "{address}");
+    let during = qdiscs();
+    assert!(
+        during.contains("tbf") && during.contains("64Mbit"),
+        "{during}"
+    );
+
+    let (asker, from, _) = start(&mut client, "asker", &image).await;
+    let serving = "udp-echo 53 >/dev/null 2>&1 &
+        (while true; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 & sleep 0.5";
+    client.shell(&id, serving).await;
+    for address in ["127.0.0.1:18080", "10.0.2.15:18080", "10.87.3.1:18081"] {
+        let said = tokio::task::block_in_place(|| greeting(address));
+        assert_eq!(said.as_deref(), Some("hello\n"), "{address}");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let elsewhere = tokio::task::block_in_place(|| greeting("10.0.2.15:18081"));
+    assert_eq!(elsewhere, None, "published on one address of the host only");
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+    tokio::task::block_in_place(|| ask(&socket, "10.0.2.15:18053"));
+    // From another pod, and from the pod itself, which the bridge sends back.
+    for id in [&from, &id] {
+        let said = client
+            .shell(id, "nc -w 20 10.0.2.15 18080 </dev/null")
+            .await;
+        assert_eq!(said, "hello\n");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let line = "udp-echo 10.0.2.15 18053 datagram";
+    assert_eq!(client.shell(&from, line).await, "datagram\n");
+    for pod in [&server, &asker] {
+        client.end_pod(pod).await;
+    }
+    assert_eq!(greeting("127.0.0.1:18080"), None);
+    let after = qdiscs();
+    assert!(!after.contains("tbf"), "{after}");
+}
+
+fn qdiscs() -> String {
+    let output = std::process::Command::new("tc")
+        .args(["qdisc", "show"])
+        .output();
+    String::from_utf8_lossy(&output.expect("run tc").stdout).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,11 +338,8 @@ async fn without_a_cni_configuration_a_pod_has_loopback_only() {
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
-    let pod = client.run_pod("alone").await.expect("run pod");
-    let id = client
-        .run_script(&pod, "main", &busybox, "exec sleep 1000")
-        .await;
-    assert_eq!(address(&mut client, &pod.id).await, "");
+    let (pod, id, address) = start(&mut client, "alone", &busybox).await;
+    assert_eq!(address, "");
     client.shell(&id, "ping -c 1 -W 5 127.0.0.1").await;
     client.end_pod(&pod).await;
 }
