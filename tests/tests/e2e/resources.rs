@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{
-    ContainerConfig, HugepageLimit, LinuxContainerConfig, LinuxContainerResources,
-    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState, UpdateContainerResourcesRequest,
-    UpdatePodSandboxResourcesRequest,
+    ContainerConfig, ContainerState, ContainerStatsRequest, HugepageLimit, LinuxContainerConfig,
+    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState,
+    UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
-use bulkhead_tests::client::{Client, Pod, assert_fails, container};
+use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use tonic::{Code, Status};
@@ -91,6 +92,32 @@ async fn guest_file(client: &mut Client, id: &str, file: &str) -> String {
         .shell(id, &format!("cat /sys/fs/cgroup/{file}"))
         .await;
     text.trim().to_owned()
+}
+
+async fn guest_number(client: &mut Client, id: &str, file: &str) -> i64 {
+    let text = guest_file(client, id, file).await;
+    text.parse().expect("a number")
+}
+
+/// CPUs that a container uses, over two seconds.
+async fn cpu_share(client: &mut Client, id: &str) -> f64 {
+    let request = ContainerStatsRequest {
+        container_id: id.into(),
+    };
+    let mut samples = Vec::new();
+    for _ in 0..2 {
+        let answer = client.runtime.container_stats(request.clone()).await;
+        let stats = answer.expect("stats").into_inner().stats;
+        let cpu = stats.and_then(|stats| stats.cpu).expect("CPU");
+        let used = cpu.usage_core_nano_seconds.expect("a number").value;
+        samples.push((Duration::from_nanos(used), cpu.timestamp));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let [(before, from), (after, to)] = samples.as_slice() else {
+        panic!("two samples");
+    };
+    let time = Duration::from_nanos(u64::try_from(to - from).expect("time goes on"));
+    (*after - *before).as_secs_f64() / time.as_secs_f64()
 }
 
 /// The host's cgroup of the only VM of a daemon.
@@ -181,6 +208,15 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
     assert_eq!(host_file(&daemon, "cpu.weight"), "20");
     assert_eq!(host_file(&daemon, "cpuset.cpus"), "0");
     assert_ne!(host_file(&daemon, "pids.max"), "max");
+    // Last: it leaves no room for another process.
+    let many = "i=0; while [ $i -lt 60 ]; do sleep 100 >/dev/null 2>&1 & i=$((i+1)); done";
+    let answer = client.exec(&id, &["sh", "-c", many], 0).await;
+    let answer = answer.expect("exec");
+    let said = String::from_utf8_lossy(&answer.stderr);
+    assert!(
+        said.contains("can't fork"),
+        "60 processes where 50 may be: {said}"
+    );
     let cgroup = host_cgroup(&daemon);
     client.end_pod(&pod).await;
     assert!(!cgroup.exists());
@@ -191,6 +227,22 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
     let (mut daemon, mut client, busybox) = daemon("").await;
     let pod = client.run_pod("changed").await.expect("run pod");
     let id = start(&mut client, &pod, sleeper(&busybox, "main", memory(64))).await;
+    let busy = client
+        .run_script(&pod, "busy", &busybox, "while :; do :; done")
+        .await;
+    let fast = cpu_share(&mut client, &busy).await;
+    let quota = LinuxContainerResources {
+        cpu_quota: 10_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    };
+    update(&mut client, &busy, quota).await.expect("update");
+    let slow = cpu_share(&mut client, &busy).await;
+    assert!(
+        slow < 0.2 && slow * 2.0 < fast,
+        "{fast} of a CPU, then {slow}"
+    );
+    client.remove(&busy).await.expect("remove");
     let change = LinuxContainerResources {
         cpu_quota: 40_000,
         cpu_period: 100_000,
@@ -297,6 +349,27 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
     assert!(host_memory_mib(&daemon) >= before + 190);
     assert_eq!(host_file(&daemon, "cpu.max"), "50000 100000");
     assert_eq!(host_file(&daemon, "cpu.weight"), "79");
+    // The pod's cgroup in the guest: a limit below what is in use is refused, and kills nobody.
+    let holder = client
+        .run_script(
+            &pod,
+            "holder",
+            &busybox,
+            "(head -c 220m /dev/zero; sleep 1000) | tail",
+        )
+        .await;
+    let started = Instant::now();
+    while guest_number(&mut client, &holder, "memory.current").await < 220 * MIB {
+        assert!(started.elapsed() < PATIENCE, "it does not fill its memory");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_fails(
+        resize(&mut client, &pod, memory(160)).await,
+        Code::FailedPrecondition,
+        &["167772160", "in use"],
+    );
+    let status = client.status(&holder).await.expect("status");
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
     assert_fails(
         resize(&mut client, &pod, memory(900)).await,
         Code::ResourceExhausted,

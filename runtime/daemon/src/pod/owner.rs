@@ -355,7 +355,11 @@ impl Owner {
         if let Err(error) = self.store(Kind::Container, id, &record) {
             self.complain("remember what happened", &error);
         }
+        let ended = record.state.is_exited();
         self.containers.insert(id.to_owned(), record);
+        if ended {
+            self.place();
+        }
         self.publish();
         self.notify(kind, id);
     }
