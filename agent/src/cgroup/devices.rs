@@ -5,6 +5,7 @@
 
 const CHARACTER: u32 = 2;
 const ACCESS_MKNOD: u32 = 1;
+const ALL_ACCESS: u32 = ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE;
 /// (major, minor); no minor: all of them.
 const ALLOWED: [(u32, Option<u32>); 9] = [
     (1, Some(3)), // null
@@ -28,8 +29,20 @@ const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// One instruction each, as the kernel lays them out.
-pub fn program() -> Vec<u64> {
+/// A character device that a container was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub major: u32,
+    pub minor: u32,
+    /// What may be done with it: bits of `BPF_DEVCG_ACC_*` (linux/bpf.h).
+    pub access: u32,
+}
+
+pub const ACCESS_READ: u32 = 2;
+pub const ACCESS_WRITE: u32 = 4;
+
+/// One instruction each, as the kernel lays them out. `given` is allowed beside the usual.
+pub fn program(given: &[Rule]) -> Vec<u64> {
     let mut code = vec![
         instruction(LOAD_WORD, 2, 1, 0, 0),
         instruction(COPY, 3, 2, 0, 0),
@@ -58,6 +71,15 @@ pub fn program() -> Vec<u64> {
         }
         code.extend(verdict(1));
     }
+    for rule in given {
+        code.push(instruction(JUMP_NOT_EQUAL, 4, 0, 6, rule.major));
+        code.push(instruction(JUMP_NOT_EQUAL, 5, 0, 5, rule.minor));
+        // What is asked for beyond what is allowed; nothing is what it takes.
+        code.push(instruction(COPY, 0, 3, 0, 0));
+        code.push(instruction(AND, 0, 0, 0, !rule.access & ALL_ACCESS));
+        code.push(instruction(JUMP_NOT_EQUAL, 0, 0, 2, 0));
+        code.extend(verdict(1));
+    }
     code.extend(verdict(0));
     code
 }
@@ -66,4 +88,69 @@ fn instruction(opcode: u8, destination: u8, source: u8, offset: i16, immediate: 
     let [o0, o1] = offset.to_le_bytes();
     let [i0, i1, i2, i3] = immediate.to_le_bytes();
     u64::from_le_bytes([opcode, source << 4 | destination, o0, o1, i0, i1, i2, i3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the program says, by the few instructions that it uses.
+    fn verdict(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> u64 {
+        let context = [access << 16 | kind, major, minor];
+        let mut registers = [0u64; 6];
+        let mut at = 0;
+        loop {
+            let [opcode, who, o0, o1, i0, i1, i2, i3] = code[at].to_le_bytes();
+            let (to, from) = (usize::from(who & 15), usize::from(who >> 4));
+            let offset = usize::try_from(i16::from_le_bytes([o0, o1])).unwrap();
+            let immediate = u64::from(u32::from_le_bytes([i0, i1, i2, i3]));
+            at += 1;
+            match opcode {
+                LOAD_WORD => registers[to] = context[offset / 4].into(),
+                SHIFT_RIGHT => registers[to] >>= immediate,
+                AND => registers[to] &= immediate,
+                MOVE => registers[to] = immediate,
+                COPY => registers[to] = registers[from],
+                JUMP_EQUAL if registers[to] == immediate => at += offset,
+                JUMP_NOT_EQUAL if registers[to] != immediate => at += offset,
+                JUMP_EQUAL | JUMP_NOT_EQUAL => {}
+                EXIT => return registers[0],
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_given_device_may_be_used_as_it_was_given_and_no_other() {
+        const BLOCK: u32 = 1;
+        let (fuse, tun) = ((10, 229), (10, 200));
+        let code = program(&[
+            Rule {
+                major: fuse.0,
+                minor: fuse.1,
+                access: ACCESS_READ,
+            },
+            Rule {
+                major: tun.0,
+                minor: tun.1,
+                access: ACCESS_READ | ACCESS_WRITE,
+            },
+        ]);
+        let both = ACCESS_READ | ACCESS_WRITE;
+        for (kind, access, device, expected) in [
+            (CHARACTER, ACCESS_READ, fuse, 1),
+            (CHARACTER, ACCESS_WRITE, fuse, 0),
+            (CHARACTER, both, fuse, 0),
+            (CHARACTER, both, tun, 1),
+            (CHARACTER, both, (10, 1), 0),
+            (CHARACTER, both, (1, 3), 1),
+            (CHARACTER, ACCESS_MKNOD, (10, 1), 1),
+            (BLOCK, ACCESS_READ, tun, 0),
+            (BLOCK, ACCESS_MKNOD, tun, 1),
+        ] {
+            let said = verdict(&code, kind, access, device.0, device.1);
+            assert_eq!(said, expected, "{kind} {access} {device:?}");
+        }
+        assert_eq!(verdict(&program(&[]), CHARACTER, both, fuse.0, fuse.1), 0);
+    }
 }

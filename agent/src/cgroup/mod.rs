@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::Resources;
 
+use self::devices::Rule;
+
 /// The whole guest.
 pub const ROOT: &str = "/sys/fs/cgroup";
 /// All containers together.
@@ -184,9 +186,9 @@ impl Cgroup {
     }
 
     /// Lets the container's processes use the standard devices only.
-    pub fn restrict_devices(&self) -> Result<(), CgroupError> {
+    pub fn restrict_devices(&self, given: &[Rule]) -> Result<(), CgroupError> {
         let directory = File::open(&self.path).map_err(CgroupError::Devices)?;
-        crate::sys::bpf::attach_device_program(directory.as_fd(), &devices::program())
+        crate::sys::bpf::attach_device_program(directory.as_fd(), &devices::program(given))
             .map_err(CgroupError::Devices)
     }
 

@@ -7,12 +7,14 @@ use bulkhead_proto::agent::CreateContainerRequest;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::given;
 use super::state::State;
 use super::{Container, ContainerError, Containers, MAX_CONTAINERS, Versioned, check_id};
 use crate::cgroup::Cgroup;
 use crate::cgroup::limits::When;
 use crate::disk::layers::Layers;
 use crate::disk::overlay::Overlay;
+use crate::init::config::GivenDevice;
 use crate::seccomp;
 use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
@@ -82,9 +84,10 @@ fn build(
         return Err(ContainerError::Invalid("no command is given".to_owned()));
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
+    let devices = given::find(&spec.devices)?;
     let mounts = mounts::resolve(volumes, layers, &spec.id, &spec.mounts)?;
     let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?)?;
-    let cgroup = match make_cgroup(&spec) {
+    let cgroup = match make_cgroup(&spec, &devices) {
         Ok(cgroup) => cgroup,
         Err(e) => {
             overlay.remove();
@@ -99,6 +102,7 @@ fn build(
         cgroup,
         rootfs: overlay.rootfs(),
         mounts: mounts.binds,
+        devices,
         views: Mutex::new(mounts.views),
         overlay: Mutex::new(Some(overlay)),
         state: Mutex::new(Versioned {
@@ -116,14 +120,18 @@ fn build(
     })
 }
 
-fn make_cgroup(spec: &CreateContainerRequest) -> Result<Cgroup, ContainerError> {
+fn make_cgroup(
+    spec: &CreateContainerRequest,
+    devices: &[GivenDevice],
+) -> Result<Cgroup, ContainerError> {
+    let rules: Vec<_> = devices.iter().map(given::rule).collect();
     let cgroup = Cgroup::create(&spec.id)?;
     let resources = spec.resources.clone().unwrap_or_default();
     let limited = cgroup.apply(&resources, When::Creation).and_then(|()| {
         if spec.privileged {
             Ok(())
         } else {
-            cgroup.restrict_devices()
+            cgroup.restrict_devices(&rules)
         }
     });
     match limited {

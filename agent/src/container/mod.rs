@@ -10,6 +10,7 @@ mod command;
 mod create;
 mod exec_stream;
 mod exec_sync;
+mod given;
 mod launch;
 mod pod_pids;
 mod remove;
@@ -30,7 +31,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::disk::layers::{LayerError, Layers};
 use crate::disk::overlay::{ImageView, Overlay, OverlayError};
-use crate::init::config::BindMount;
+use crate::init::config::{BindMount, GivenDevice};
 use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
 use crate::statistics::writable::Counted;
@@ -96,6 +97,7 @@ pub struct Container {
     cgroup: Cgroup,
     rootfs: PathBuf,
     mounts: Vec<BindMount>,
+    devices: Vec<GivenDevice>,
     /// Images that it mounts as volumes.
     views: Mutex<Vec<ImageView>>,
     overlay: Mutex<Option<Overlay>>,

@@ -122,6 +122,7 @@ impl Containers {
             seccomp: container.seccomp.instructions.clone(),
             seccomp_flags: container.seccomp.flags,
             mounts: container.mounts.clone(),
+            devices: container.devices.clone(),
         };
         let shared = self.pid_namespace(container)?;
         let pids = match (spec.pid_namespace(), &shared) {

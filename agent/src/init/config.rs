@@ -43,6 +43,23 @@ pub struct InitConfig {
     /// In the order in which they are made.
     #[prost(message, repeated, tag = "10")]
     pub mounts: Vec<BindMount>,
+    #[prost(message, repeated, tag = "11")]
+    pub devices: Vec<GivenDevice>,
+}
+
+/// A character device that the container gets beside the usual ones.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GivenDevice {
+    /// Absolute, in the container's tree.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    #[prost(uint32, tag = "2")]
+    pub major: u32,
+    #[prost(uint32, tag = "3")]
+    pub minor: u32,
+    /// As the cgroup's program has it.
+    #[prost(uint32, tag = "4")]
+    pub access: u32,
 }
 
 /// Something of the agent's tree that appears in the container's.

@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat, symlinkat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
-use super::config::{Failure, Stage};
+use super::config::{Failure, GivenDevice, Stage};
 use super::paths;
 
 const STANDARD: [(&str, u32, u32); 6] = [
@@ -75,6 +75,26 @@ fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
             });
         }
     }
+}
+
+/// Makes the nodes that the container was given, in place of what the image or a default has there.
+pub fn place_given(given: &[GivenDevice]) -> Result<(), Failure> {
+    for device in given {
+        let path = Path::new(&device.path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Failure::other(format!("device {path:?} has no name")));
+        };
+        let parent = paths::ensure_directory(parent).stage_on("make a place for", &device.path)?;
+        match unlinkat(&parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e).stage_on("make room for device", &device.path),
+        }
+        let mode = Mode::from_raw_mode(0o666);
+        let number = makedev(device.major, device.minor);
+        mknodat(&parent, name, FileType::CharacterDevice, mode, number)
+            .stage_on("make device", &device.path)?;
+    }
+    Ok(())
 }
 
 /// Fills the fresh `/dev`. Call after the pivot, with no umask.

@@ -78,7 +78,8 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
         let place = paths::ensure_file(Path::new(target)).stage_on("make", target)?;
         mounts::attach(mount, place).stage_on("mount", target)?;
     }
-    binds::place(volumes)
+    binds::place(volumes)?;
+    devices::place_given(&config.devices)
 }
 
 /// Whether one of the container's own mounts takes the place of what we would have mounted.

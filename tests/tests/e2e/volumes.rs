@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bulkhead_proto::cri::{ContainerState, Mount, MountPropagation};
+use bulkhead_proto::cri::{ContainerState, Device, Mount, MountPropagation};
 use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container, image_spec};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, readonly, with_mounts};
@@ -464,5 +464,37 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
     let held = layers();
     client.remove(&id).await.expect("remove");
     assert!(layers() < held, "the layers go with the container");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_every_kernel_has_are_given_and_others_refused() {
+    let (_daemon, mut client, pod, _kubelet, busybox) = pod().await;
+    let device = |host_path: &str, container_path: &str, permissions: &str| Device {
+        host_path: host_path.into(),
+        container_path: container_path.into(),
+        permissions: permissions.into(),
+    };
+    let mut config = container("main", &busybox, &SLEEP);
+    config.devices = vec![
+        device("/dev/fuse", "/dev/fuse", "rw"),
+        device("/dev/net/tun", "/dev/net/tun", "r"),
+        device("/dev/zero", "/dev/a/zero", "rw"),
+    ];
+    let id = run(&mut client, &pod, config).await;
+    client.shell(&id, "exec 3<> /dev/fuse").await;
+    client.shell(&id, "exec 3< /dev/net/tun").await;
+    client.shell(&id, "head -c 4 /dev/a/zero").await;
+    let beyond = client
+        .exec(&id, &["sh", "-c", "exec 3<> /dev/net/tun"], 0)
+        .await
+        .expect("exec");
+    assert_ne!(beyond.exit_code, 0, "only reading was given");
+    for path in ["/dev/vda", "/dev/kvm", "/dev/no-such"] {
+        let mut config = container("refused", &busybox, &SLEEP);
+        config.devices = vec![device(path, "/dev/x", "rw")];
+        let refused = client.create(&pod, config).await;
+        assert_fails(refused, Code::Unimplemented, &[path]);
+    }
     client.end_pod(&pod).await;
 }

@@ -11,6 +11,7 @@ mod images;
 mod limits;
 mod metrics;
 mod parse;
+mod parse_devices;
 mod parse_mounts;
 mod quantity;
 mod runtime;

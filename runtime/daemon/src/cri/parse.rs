@@ -9,7 +9,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::security_profile::ProfileType;
 
 use super::limits;
-use super::parse_mounts;
+use super::{parse_devices, parse_mounts};
 use crate::pod::signal;
 use crate::pod::spec::{
     ContainerSpec, Dns, Labels, PidMode, PodName, PodSpec, PortMapping, Protocol, Seccomp,
@@ -165,6 +165,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         annotations: labels(config.annotations),
         log_path: config.log_path,
         mounts: parse_mounts::mounts(config.mounts)?,
+        devices: parse_devices::devices(config.devices)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
@@ -175,9 +176,6 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
 }
 
 fn refuse_what_is_not_there(config: &cri::ContainerConfig) -> Result<(), ParseError> {
-    if let Some(device) = config.devices.first() {
-        return Err(not_yet("device", &device.host_path));
-    }
     if let Some(device) = config.cdi_devices.first() {
         return Err(not_yet("CDI device", &device.name));
     }

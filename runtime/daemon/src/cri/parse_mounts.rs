@@ -81,8 +81,8 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
 }
 
 /// As containerd takes it: a relative path begins at the root.
-fn container_path(given: &str) -> Result<String, ParseError> {
-    let refused = || wrong("container_path of a mount", given);
+pub(super) fn container_path(given: &str) -> Result<String, ParseError> {
+    let refused = || wrong("container_path", given);
     let mut path = Path::new("/").to_owned();
     for part in Path::new(given).components() {
         match part {

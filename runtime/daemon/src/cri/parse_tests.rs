@@ -93,18 +93,13 @@ fn the_hosts_network_and_ipc_are_refused_for_pods_and_containers() {
 }
 
 #[test]
-fn devices_are_refused_by_name() {
+fn devices_by_cdi_name_are_refused() {
     let mut config = container_config();
-    config.devices = vec![cri::Device {
-        host_path: "/dev/fuse".into(),
-        ..Default::default()
+    config.cdi_devices = vec![cri::CdiDevice {
+        name: "vendor.com/gpu=0".into(),
     }];
-    assert!(
-        container(Some(config))
-            .unwrap_err()
-            .to_string()
-            .contains("/dev/fuse")
-    );
+    let error = container(Some(config)).unwrap_err();
+    assert!(error.to_string().contains("vendor.com/gpu=0"), "{error}");
 }
 
 #[test]

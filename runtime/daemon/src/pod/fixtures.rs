@@ -19,6 +19,7 @@ pub fn container_spec() -> ContainerSpec {
         annotations: Labels::new(),
         log_path: String::new(),
         mounts: Vec::new(),
+        devices: Vec::new(),
         stdin: false,
         stdin_once: false,
         tty: false,

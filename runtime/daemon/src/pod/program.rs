@@ -5,7 +5,7 @@
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
-use super::spec::{ContainerSpec, PidMode, Resources, Seccomp, Security};
+use super::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 use crate::guest::protocol;
 
 /// Where programs are looked for if neither the image nor the pod says.
@@ -87,7 +87,16 @@ pub fn describe(
         privileged: security.privileged,
         seccomp: Some(seccomp(security)),
         mounts: Vec::new(),
+        devices: spec.devices.iter().map(device).collect(),
     })
+}
+
+fn device(device: &Device) -> protocol::Device {
+    protocol::Device {
+        container_path: device.container_path.clone(),
+        guest_path: device.guest_path.clone(),
+        permissions: device.permissions.clone(),
+    }
 }
 
 /// A command replaces the entry point and the image's arguments; arguments replace only those.

@@ -101,6 +101,8 @@ pub struct ContainerSpec {
     pub log_path: String,
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub devices: Vec<Device>,
     pub stdin: bool,
     /// Its input ends when the first client that is attached to it goes.
     #[serde(default)]
@@ -129,6 +131,16 @@ pub enum MountSource {
     Host(PathBuf),
     /// What is at `sub_path` in an image; empty: all of it.
     Image { image: String, sub_path: String },
+}
+
+/// A device of the guest that a container gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute.
+    pub container_path: String,
+    pub guest_path: String,
+    /// Some of `r`, `w`, `m`.
+    pub permissions: String,
 }
 
 /// Whether what the host mounts below a source later appears in the container.
