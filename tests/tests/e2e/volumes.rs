@@ -296,11 +296,25 @@ async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
     until(&mut client, &id, "cat /config/a", "after").await;
 
     // The host's vanishes: the last state stays, and a new container is refused with a reason.
-    let other = client.run_pod("other").await.expect("another pod");
     std::fs::remove_dir_all(&config).expect("remove the volume");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let late = with_mounts(
+        container("late", &busybox, &SLEEP),
+        vec![readonly(&config, "/config")],
+    );
+    let refused = client.create(&pod, late).await;
+    assert_fails(refused, Code::FailedPrecondition, &["config", "gone"]);
+    let late = with_mounts(
+        container("late", &busybox, &SLEEP),
+        vec![readonly(&key, "/key")],
+    );
+    let refused = client.create(&pod, late).await;
+    assert_fails(
+        refused,
+        Code::FailedPrecondition,
+        &["volume-subpaths", "gone"],
+    );
     assert_eq!(client.shell(&id, "cat /config/a").await, "after");
-    client.end_pod(&other).await;
+    assert_eq!(client.shell(&id, "cat /secret/token").await, "changed");
     client.end_pod(&pod).await;
 }
 

@@ -35,7 +35,7 @@ pub enum VolumeError {
     NotSupported { what: &'static str, path: PathBuf },
     #[error("mount of {path}")]
     Look { path: PathBuf, source: io::Error },
-    #[error("mount of {path}: the volume it was made from is gone")]
+    #[error("mount of {path}: that volume is gone")]
     Gone { path: PathBuf },
     #[error("make volume {name} in the guest")]
     Make { name: String, source: AgentError },
@@ -90,13 +90,19 @@ impl Volumes {
     }
 
     /// For a container `id` of a pod with the Kubernetes uid `uid`. Blocks. A path that is not there becomes a
-    /// directory, as with other runtimes.
+    /// directory, as with other runtimes, but for kubelet's own.
     pub fn find(&self, uid: &str, id: &str, path: &Path) -> Result<Found, VolumeError> {
         let look = |source| VolumeError::Look {
             path: path.to_owned(),
             source,
         };
         if !path.exists() {
+            if self.is_kubelets(path) {
+                // It made it before it asked; an empty one would hide that it is lost.
+                return Err(VolumeError::Gone {
+                    path: path.to_owned(),
+                });
+            }
             std::fs::create_dir_all(path).map_err(look)?;
         }
         let real = path.canonicalize().map_err(look)?;
@@ -159,6 +165,13 @@ impl Volumes {
                 Ok(Found::Shared(real))
             }
         }
+    }
+
+    fn is_kubelets(&self, path: &Path) -> bool {
+        let is_below = |root: PathBuf| path.starts_with(root.join("pods"));
+        let real = |root: &PathBuf| root.canonicalize().ok();
+        let mut roots = self.kubelet_roots.iter();
+        roots.any(|root| is_below(root.clone()) || real(root).is_some_and(is_below))
     }
 
     fn place(&self, uid: &str, real: &Path, mounts: &Mounts) -> Place {
@@ -317,6 +330,9 @@ mod tests {
             ("etc-hosts", "etc-hosts", true, false),
         ] {
             let path = pod.join(path);
+            if !single_file {
+                std::fs::create_dir_all(&path).unwrap();
+            }
             let guest = in_guest(volumes.find("uid", "c", &path).unwrap());
             assert_eq!(guest.volume.name, name);
             let expected = protocol::Mirror {
@@ -343,10 +359,22 @@ mod tests {
             matches!(volumes.find("uid", "c", &link).unwrap(), Found::Shared(real) if real == path)
         );
         let others = root.join("pods/other/volumes/kubernetes.io~empty-dir/data");
+        std::fs::create_dir_all(&others).unwrap();
         assert!(matches!(
             volumes.find("uid", "c", &others).unwrap(),
             Found::Shared(_)
         ));
+    }
+
+    #[test]
+    fn a_volume_of_kubelets_that_is_gone_is_not_made_again() {
+        let (_directory, volumes, root) = kubelet();
+        let below = "pods/uid/volumes/kubernetes.io~configmap/gone";
+        for path in [root.join(below), root.canonicalize().unwrap().join(below)] {
+            let error = volumes.find("uid", "c", &path).unwrap_err();
+            assert!(matches!(error, VolumeError::Gone { .. }), "{error}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]
