@@ -314,14 +314,13 @@ async fn drain(receiver: &mut spdy::Receiver, one: u32, two: u32) -> (Vec<u8>, V
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
     let (_daemon, mut client, pod, id) = sleeper().await;
-    // Each answers the whole request in capitals, once that has ended.
-    let serve = |address: &str, port: u16| {
-        format!("nc -ll -s {address} -p {port} -e sh -c 'tr a-z A-Z' >/dev/null 2>&1 &")
-    };
+    // A page by either address only, and who answers in capitals once the client has sent all.
+    let serve = |address: &str| format!("httpd -p '{address}' -h /page;");
     let line = format!(
-        "{} {} sleep 1",
-        serve("127.0.0.1", 7001),
-        serve("::1", 7002)
+        "mkdir /page; echo a page > /page/index.html; {} {} \
+         (nc -ll -p 7004 -e tr a-z A-Z >/dev/null 2>&1 &) ; sleep 1",
+        serve("127.0.0.1:7001"),
+        serve("[::1]:7002")
     );
     client.shell(&id, &line).await;
     let url = client.port_forward_url(&pod.id, &[]).await.expect("URL");
@@ -329,14 +328,21 @@ async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
     let (mut sender, mut receiver) = connected.expect("an upgrade");
     let (four, four_error) = forwarded(&mut sender, &mut receiver, "7001", "0").await;
     let (six, six_error) = forwarded(&mut sender, &mut receiver, "7002", "1").await;
-    sender.data(six, b"six").await.expect("send");
-    sender.data(four, b"four").await.expect("send");
-    sender.fin(four).await.expect("fin");
-    let (answer, error) = drain(&mut receiver, four, four_error).await;
-    assert_eq!((&answer[..], &error[..]), (&b"FOUR"[..], &b""[..]));
-    sender.fin(six).await.expect("fin");
-    let (answer, error) = drain(&mut receiver, six, six_error).await;
-    assert_eq!((&answer[..], &error[..]), (&b"SIX"[..], &b""[..]));
+    for (data, error) in [(six, six_error), (four, four_error)] {
+        let request = b"GET / HTTP/1.0\r\n\r\n";
+        sender.data(data, request).await.expect("send");
+        let (answer, error) = drain(&mut receiver, data, error).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.ends_with("a page\n"), "{answer}");
+        assert_eq!(error, b"");
+    }
+    let (half, half_error) = forwarded(&mut sender, &mut receiver, "7004", "3").await;
+    let text = vec![b'x'; 500_000];
+    sender.data(half, &text).await.expect("send");
+    sender.fin(half).await.expect("fin");
+    let (answer, error) = drain(&mut receiver, half, half_error).await;
+    assert_eq!((answer.len(), &error[..]), (text.len(), &b""[..]));
+    assert!(answer.iter().all(|byte| *byte == b'X'));
 
     let (data, error) = forwarded(&mut sender, &mut receiver, "7003", "2").await;
     let (answer, error) = drain(&mut receiver, data, error).await;
@@ -357,6 +363,93 @@ async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
         assert_eq!(answer, Some(Frame::Reset(stream)), "{headers:?}");
     }
     client.end_pod(&pod).await;
+}
+
+/// The Python clients in `websocket_clients.py`: `kubernetes` and `websocket-client`.
+#[tokio::test(flavor = "multi_thread")]
+async fn websocket_clients_that_others_wrote_get_the_same() {
+    let tls = Certificate::make();
+    let daemon = Daemon::start_with(Networking::Loopback, &tls.config()).await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let pod = client.run_pod("pod").await.expect("run pod");
+    let id = client
+        .run_script(&pod, "main", &busybox, "exec sleep 10000")
+        .await;
+    let line = "mkdir /page; echo a page > /page/index.html; httpd -p 127.0.0.1:7001 -h /page";
+    client.shell(&id, line).await;
+    let line = "echo out; echo err >&2; exit 3";
+    let mut urls = Vec::new();
+    for (name, command, kinds) in [
+        ("v4-exit", &["sh", "-c", line][..], &OUTPUT[..]),
+        ("v4-input", &["head", "-c", "400000"], &ALL),
+        ("v4-terminal", &["sh"], &TERMINAL),
+        ("v5-half-close", &["wc", "-c"], &ALL),
+        ("v5-out-of-range", &["cat"], &ALL),
+        ("v5-too-long", &["cat"], &ALL),
+        ("base64", &["cat"], &ALL),
+        ("unknown-protocol", &["cat"], &ALL),
+    ] {
+        let url = client.exec_url(&id, command, kinds).await.expect("exec");
+        urls.push(format!("{name}={url}"));
+    }
+    let ports = [7001, 7003];
+    let url = client.port_forward_url(&pod.id, &ports).await.expect("URL");
+    urls.push(format!("ports={url}"));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/websocket_clients.py");
+    // Debian's, where its packages are.
+    let output = tokio::process::Command::new("/usr/bin/python3")
+        .arg(script)
+        .arg(tls.path("certificate.pem"))
+        .args(&urls)
+        .output();
+    let output = timeout(PATIENCE, output).await.expect("in time");
+    let output = output.expect("run Python");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let wrong = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}{wrong}");
+    assert_eq!(said.lines().count(), urls.len(), "{said}{wrong}");
+    client.end_pod(&pod).await;
+}
+
+/// A certificate for 127.0.0.1 that signs itself.
+struct Certificate(tempfile::TempDir);
+
+impl Certificate {
+    fn make() -> Self {
+        let made = Self(tempfile::tempdir().expect("a directory"));
+        let output = std::process::Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ])
+            .args(["-nodes", "-days", "1", "-subj", "/CN=bulkhead"])
+            .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+            .arg(made.path("key.pem"))
+            .arg("-out")
+            .arg(made.path("certificate.pem"))
+            .output()
+            .expect("run openssl");
+        assert!(output.status.success(), "{output:?}");
+        made
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "[streaming]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
+            self.path("certificate.pem").display(),
+            self.path("key.pem").display()
+        )
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

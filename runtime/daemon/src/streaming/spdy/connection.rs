@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,8 @@ const CHUNK_BYTES: usize = 32 << 10;
 const LEAST_CHUNK_BYTES: usize = 256;
 /// How long the last frames may take to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
+/// How long the last frame may take when the client is cut off.
+const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// How long the client may take to hang up after them.
 const LINGER_TIME: Duration = Duration::from_secs(3);
 
@@ -60,16 +63,15 @@ impl ConnectionError {
 pub struct Connection {
     incoming: mpsc::Receiver<Stream>,
     outbox: Outbox,
-    reading: AbortOnDrop,
-    writing: AbortOnDrop,
+    reading: JoinHandle<()>,
+    writing: JoinHandle<()>,
 }
 
-#[derive(Debug)]
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        self.reading.abort();
+        // The writer may be at its last frame; it ends by itself.
+        self.outbox.closed.cancel();
     }
 }
 
@@ -108,15 +110,22 @@ impl Connection {
             reader.outbox.closed.cancel();
         });
         let writing = tokio::spawn(async move {
-            // An error is the client's leaving, which the reader finds out too.
-            let _ = write(queue, writer).await;
+            let late = async {
+                closed.cancelled().await;
+                tokio::time::sleep(GOODBYE_TIME).await;
+            };
+            tokio::select! {
+                // An error is the client's leaving, which the reader finds out too.
+                _ = write(queue, writer) => {}
+                () = late => {}
+            }
             closed.cancel();
         });
         Self {
             incoming,
             outbox,
-            reading: AbortOnDrop(reading),
-            writing: AbortOnDrop(writing),
+            reading,
+            writing,
         }
     }
 
@@ -140,11 +149,11 @@ impl Connection {
 
     /// Writes what is queued and says goodbye. Streams should be finished.
     pub async fn finish(mut self) {
-        drop(self.incoming);
+        self.incoming.close();
         let end = self.outbox.send(Out::End).await;
-        if end.is_ok() && timeout(FLUSH_TIME, &mut self.writing.0).await.is_ok() {
+        if end.is_ok() && timeout(FLUSH_TIME, &mut self.writing).await.is_ok() {
             // Closing a socket with unread input would reset it, and the client might miss our last words.
-            let _ = timeout(LINGER_TIME, &mut self.reading.0).await;
+            let _ = timeout(LINGER_TIME, &mut self.reading).await;
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::devices::chain::Buffers;
 use crate::sys;
 
 /// How much of a stream may wait here for the host; the guest knows (`buf_alloc`).
-pub const WINDOW_BYTES: u32 = 64 << 10;
+pub const WINDOW_BYTES: u32 = 256 << 10;
 
 /// The two ports of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,166 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""WebSocket clients that others wrote, at a streaming server with TLS.
+
+v4 is spoken by the stream module of the kubernetes package, the rest by websocket-client itself.
+
+    websocket_clients.py CERTIFICATE NAME=URL ...
+
+Prints a line for each URL that was served as it should be; ends with an error at the first that was not.
+"""
+import base64
+import json
+import socket
+import ssl
+import struct
+import sys
+
+import websocket
+from kubernetes.client import Configuration
+from kubernetes.stream import ws_client
+
+TIMEOUT = 60
+certificate = sys.argv[1]
+
+
+def kubernetes(url):
+    configuration = Configuration()
+    configuration.ssl_ca_cert = certificate
+    client = ws_client.WSClient(configuration, ws_client.get_websocket_url(url), None, True)
+    client.sock.settimeout(TIMEOUT)
+    return client
+
+
+def plain(url, protocol):
+    connection = websocket.WebSocket(sslopt={"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": certificate})
+    connection.settimeout(TIMEOUT)
+    connection.connect(url.replace("https:", "wss:"), subprotocols=[protocol])
+    assert connection.getsubprotocol() == protocol, connection.getsubprotocol()
+    return connection
+
+
+def messages(connection):
+    """What comes until the close frame: bytes by channel, then the code and the reason."""
+    channels = {}
+    while True:
+        opcode, frame = connection.recv_data_frame(True)
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            code = struct.unpack(">H", frame.data[:2])[0]
+            connection.close()
+            return channels, code, frame.data[2:].decode()
+        if opcode in (websocket.ABNF.OPCODE_BINARY, websocket.ABNF.OPCODE_TEXT):
+            channel, data = frame.data[0], frame.data[1:]
+            channels[channel] = channels.get(channel, b"") + data
+
+
+def v4_exit(url):
+    client = kubernetes(url)
+    client.run_forever(timeout=TIMEOUT)
+    assert client.returncode == 3, client.returncode
+    output = client.read_all()
+    assert "out\n" in output and "err\n" in output, output
+
+
+def v4_input(url):
+    client = kubernetes(url)
+    # As one message of text and many of bytes; with v4 only the program can end it.
+    client.write_stdin("x" * 300_000)
+    for _ in range(100):
+        client.write_stdin(b"y" * 1000)
+    client.run_forever(timeout=TIMEOUT)
+    output = client.read_all()
+    assert output == "x" * 300_000 + "y" * 100_000, len(output)
+    assert client.returncode == 0, client.returncode
+
+
+def v4_terminal(url):
+    client = kubernetes(url)
+    client.write_channel(ws_client.RESIZE_CHANNEL, json.dumps({"Width": 123, "Height": 45}))
+    client.write_stdin("until [ \"$(stty size)\" = '45 123' ]; do sleep 0.1; done; exit 9\n")
+    client.run_forever(timeout=TIMEOUT)
+    assert client.returncode == 9, client.returncode
+
+
+def v5_half_close(url):
+    connection = plain(url, "v5.channel.k8s.io")
+    connection.send_binary(b"\0" + b"x" * 250_000)
+    connection.ping("there?")
+    connection.send_binary(b"\xff\0")
+    channels, code, _ = messages(connection)
+    assert channels[1].strip() == b"250000", channels
+    assert json.loads(channels[3])["status"] == "Success", channels
+    assert code == 1000, code
+
+
+def v5_out_of_range(url):
+    connection = plain(url, "v5.channel.k8s.io")
+    connection.send_binary(b"\x07x")
+    _, code, reason = messages(connection)
+    assert code == 1002 and "channel 7" in reason, (code, reason)
+
+
+def v5_too_long(url):
+    connection = plain(url, "v5.channel.k8s.io")
+    # A header that announces 2^40 bytes: nobody waits for them.
+    connection.sock.sendall(b"\x82\xff" + struct.pack(">Q", 1 << 40) + b"mask")
+    _, code, reason = messages(connection)
+    assert code == 1002, (code, reason)
+
+
+def base64_variant(url):
+    connection = plain(url, "v4.base64.channel.k8s.io")
+    connection.send("0" + base64.b64encode(b"hello").decode())
+    while True:
+        message = connection.recv()
+        if len(message) > 1:
+            break
+    assert message == "1" + base64.b64encode(b"hello").decode(), message
+    connection.close()
+
+
+def unknown_protocol(url):
+    try:
+        plain(url, "v9.channel.k8s.io")
+    except websocket.WebSocketBadStatusException as error:
+        assert error.status_code == 403, error
+    else:
+        raise AssertionError("a protocol that nobody knows was accepted")
+
+
+def ports(url):
+    configuration = Configuration()
+    configuration.ssl_ca_cert = certificate
+    connection = ws_client.create_websocket(configuration, ws_client.get_websocket_url(url))
+    forward = ws_client.PortForward(connection, [7001, 7003])
+    page = forward.socket(7001)
+    page.settimeout(TIMEOUT)
+    page.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"a page\n"):
+        more = page.recv(4096)
+        assert more, answer
+        answer += more
+    refused = forward.socket(7003)
+    refused.settimeout(TIMEOUT)
+    assert refused.recv(1) == b"", "nobody serves that port"
+    assert "refused" in forward.error(7003), forward.error(7003)
+    forward.close()
+
+
+CLIENTS = {
+    "v4-exit": v4_exit,
+    "v4-input": v4_input,
+    "v4-terminal": v4_terminal,
+    "v5-half-close": v5_half_close,
+    "v5-out-of-range": v5_out_of_range,
+    "v5-too-long": v5_too_long,
+    "base64": base64_variant,
+    "unknown-protocol": unknown_protocol,
+    "ports": ports,
+}
+
+socket.setdefaulttimeout(TIMEOUT)
+for argument in sys.argv[2:]:
+    name, url = argument.split("=", 1)
+    CLIENTS[name](url)
+    print(name, flush=True)
