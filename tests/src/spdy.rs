@@ -334,7 +334,8 @@ pub async fn open_with(
     headers: &[(&str, &str)],
 ) -> u32 {
     let stream = sender.open(headers).await;
-    let reply = receiver.next_but_windows().await;
+    let reply = timeout(PATIENCE, receiver.next_but_windows()).await;
+    let reply = reply.expect("a reply in time");
     assert_eq!(reply, Some(Frame::Reply(stream)), "{headers:?}");
     stream
 }

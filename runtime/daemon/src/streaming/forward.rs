@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::spdy::{Connection, Gone, Stream, StreamReader, StreamWriter};
 use crate::pod::Pods;
@@ -20,6 +21,8 @@ pub const READ_BYTES: usize = 64 << 10;
 
 /// How long the second stream of a pair may take, as other runtimes have it.
 const PAIR_TIME: Duration = Duration::from_secs(30);
+/// How long a client may go on when the server has ended; socat and other runtimes have the same.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Connections of one client at once, with half-made ones.
 const MAX_CONNECTIONS: usize = 128;
 
@@ -118,14 +121,18 @@ async fn forward(pods: Pods, pod: String, data: Half, error: Half) {
     let failure = match pods.port_forward(&pod, port).await {
         Ok(server) => {
             let (from_server, to_server) = server.into_split();
-            let copied = tokio::join!(
-                to_pod(data.reader, to_server),
-                to_client(from_server, data.writer),
-            );
-            match copied {
-                (_, Err(why)) => Some(why),
-                _ => None,
-            }
+            let sending = to_pod(data.reader, to_server);
+            let receiving = to_client(from_server, data.writer);
+            tokio::pin!(sending, receiving);
+            let received = tokio::select! {
+                received = &mut receiving => {
+                    // What the client still says is wanted by few servers, and some clients never end.
+                    let _ = timeout(LAST_WORDS, sending).await;
+                    received
+                }
+                () = &mut sending => receiving.await,
+            };
+            received.err()
         }
         Err(why) => Some(chain(&why)),
     };
