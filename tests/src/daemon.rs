@@ -121,6 +121,16 @@ impl Daemon {
 
     /// Process ids of the VMMs of this daemon's pods.
     pub fn vmm_pids(&self) -> Vec<i32> {
+        self.pids_of_role("run")
+    }
+
+    /// Process ids of the file servers of this daemon's pods.
+    pub fn file_server_pids(&self) -> Vec<i32> {
+        self.pids_of_role("share")
+    }
+
+    /// Processes of the VMM's program that have been started as `role`; of a file server the outer one.
+    fn pids_of_role(&self, role: &str) -> Vec<i32> {
         let run = self.path("run").display().to_string();
         let Ok(entries) = std::fs::read_dir("/proc") else {
             return Vec::new();
@@ -131,7 +141,12 @@ impl Daemon {
             .filter(|pid| {
                 let directory = PathBuf::from(format!("/proc/{pid}"));
                 let comm = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
-                comm.trim() == "bulkhead-vmm" && holds_file_below(&directory, &run)
+                let line = std::fs::read(directory.join("cmdline")).unwrap_or_default();
+                let is_role = line.split(|&byte| byte == 0).nth(1) == Some(role.as_bytes());
+                comm.trim() == "bulkhead-vmm"
+                    && is_role
+                    && !is_in_a_pid_namespace(&directory)
+                    && holds_file_below(&directory, &run)
             })
             .collect()
     }
@@ -202,7 +217,7 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             eprintln!("---- the daemon said:\n{}", self.output());
         }
-        for pid in self.vmm_pids() {
+        for pid in self.vmm_pids().into_iter().chain(self.file_server_pids()) {
             // Only a failed test leaves any; the next test must not see them.
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
@@ -215,6 +230,13 @@ pub fn program(name: &str) -> PathBuf {
     let directory = std::env::var_os(PROGRAMS_VARIABLE)
         .unwrap_or_else(|| panic!("{PROGRAMS_VARIABLE} is not set: run scripts/test"));
     Path::new(&directory).join(name)
+}
+
+/// Whether a process has a number in a namespace below ours too.
+fn is_in_a_pid_namespace(process: &Path) -> bool {
+    let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1)
 }
 
 fn holds_file_below(process: &Path, prefix: &str) -> bool {

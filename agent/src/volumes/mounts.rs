@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::{VolumeError, Volumes, ownership};
 use crate::disk::layers::{LayerError, Layers};
 use crate::disk::overlay::{ImageView, OverlayError};
+use crate::disk::shared;
 use crate::init::config::BindMount;
 use crate::init::mounts::is_directory;
 
@@ -41,6 +42,8 @@ pub enum MountError {
         target: String,
         source: OverlayError,
     },
+    #[error("mount at {target} of the host's files")]
+    Shared { target: String, source: io::Error },
     #[error("mount at {target}: {sub_path:?} of the volume")]
     SubPath {
         target: String,
@@ -104,10 +107,9 @@ fn find(volumes: &Volumes, source: Option<&Source>, target: &str) -> Result<Path
         Some(Source::Volume(name)) => volumes
             .find(name)
             .map_err(|source| MountError::Volume { target, source }),
-        Some(Source::Shared(_)) => Err(MountError::Source {
-            target,
-            reason: "this agent has no file server",
-        }),
+        Some(Source::Shared(name)) => {
+            shared::path(name).map_err(|source| MountError::Shared { target, source })
+        }
         Some(Source::Image(_)) | None => Err(MountError::Source {
             target,
             reason: "nothing is given to be mounted",

@@ -6,9 +6,9 @@
 //! what the `bulkhead-vmm` binary is made of.
 //!
 //! ```text
-//!  main thread        vcpu threads (one per vCPU)      disk worker       io worker
-//!  control socket     KVM_RUN, MMIO registers,         image disk        vsock, net,
-//!  and the end        serial port                      scratch disk      rng, balloon
+//!  main thread        vcpu threads (one per vCPU)      disk worker     io worker     files worker
+//!  control socket     KVM_RUN, MMIO registers,         image disk      vsock, net,   shared
+//!  and the end        serial port                      scratch disk    rng, balloon  directories
 //! ```
 //!
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
@@ -22,6 +22,7 @@ pub mod jail;
 pub mod memory;
 pub mod probe;
 pub mod report;
+pub mod share;
 pub mod statistics;
 #[allow(unsafe_code)]
 mod sys;

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead-vmm run` runs one microVM; `bulkhead-vmm probe` tells whether this host can.
+//! `bulkhead-vmm run` runs one microVM; `bulkhead-vmm probe` tells whether this host can;
+//! `bulkhead-vmm share` is the file server of one.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use bulkhead_vmm::config::VmConfig;
 use bulkhead_vmm::report::{ExitReason, ExitReport, ReportFile};
-use bulkhead_vmm::{chain, probe, vm};
+use bulkhead_vmm::{chain, probe, share, vm};
 
-const USAGE: &str = "usage: bulkhead-vmm run < CONFIGURATION | bulkhead-vmm probe [--json]";
+const USAGE: &str = "usage: bulkhead-vmm run < CONFIGURATION | bulkhead-vmm share < CONFIGURATION | \
+    bulkhead-vmm probe [--json]";
 
 fn main() -> ExitCode {
     let origin = Instant::now();
@@ -17,6 +19,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["run"] => ExitCode::from(run(origin).exit_code()),
+        ["share"] => serve_files(),
         ["probe"] => print_probe(false),
         ["probe", "--json"] => print_probe(true),
         _ => {
@@ -51,6 +54,16 @@ fn run(origin: Instant) -> ExitReason {
         eprintln!("bulkhead-vmm: write exit report: {e}");
     }
     report.reason
+}
+
+fn serve_files() -> ExitCode {
+    match share::run(std::io::stdin().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("bulkhead-vmm share: {}", chain(&e));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn print_probe(json: bool) -> ExitCode {

@@ -65,6 +65,9 @@ pub struct Statistics {
     pub scratch_disk: DeviceStatistics,
     pub rng: DeviceStatistics,
     pub balloon: BalloonStatistics,
+    /// Shared directories.
+    #[serde(default)]
+    pub files: DeviceStatistics,
     /// Times since the VMM's process began; absent: not yet.
     pub uptime_us: u64,
     pub vcpus_started_us: Option<u64>,

@@ -229,3 +229,28 @@ pub fn use_one_malloc_arena() {
     // SAFETY: called before the first thread is made; takes no pointer.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
+
+/// Splits this process in two; returns the child's id in the parent, nothing in the child.
+pub fn fork() -> io::Result<Option<i32>> {
+    // SAFETY: called while there is one thread, so the child's memory is whole.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
+        nix::unistd::ForkResult::Child => Ok(None),
+    }
+}
+
+/// Leaves namespaces of the parent.
+pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: the flags are of namespaces; UNSHARE_FILES, which would take descriptors away from
+    // other threads, is not used.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+/// What `fstat` says of an open file, as the C library spells it.
+pub fn stat(file: &File) -> io::Result<libc::stat64> {
+    // SAFETY: `stat64` is plain data for which all zeroes is a valid value.
+    let mut found: libc::stat64 = unsafe { std::mem::zeroed() };
+    // SAFETY: `found` is of the size that the call writes.
+    check(unsafe { libc::fstat64(file.as_raw_fd(), &raw mut found) } as isize)?;
+    Ok(found)
+}

@@ -14,6 +14,7 @@ mod pods;
 mod resources;
 mod restart;
 mod security;
+mod shares;
 mod statistics;
 mod streaming;
 mod volumes;

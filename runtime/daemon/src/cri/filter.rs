@@ -80,6 +80,8 @@ mod tests {
             layers: std::collections::BTreeMap::new(),
             size: crate::pod::sizing::VmSize::default(),
             mirrors: Default::default(),
+            shares: Vec::new(),
+            shares_made: 0,
         }
     }
 

@@ -33,6 +33,7 @@ pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
+use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
 use crate::pod::volumes::VolumeError;
 use crate::pod::{BootError, PodError};
@@ -74,6 +75,7 @@ impl From<PodError> for Status {
             PodError::Boot(error) => boot_code(error),
             PodError::Volume(error) => volume_code(error),
             PodError::Unfit(_) => Code::ResourceExhausted,
+            PodError::Share(error) => share_code(error),
             PodError::Stuck { .. } => Code::DeadlineExceeded,
         };
         Status::new(code, chain(&error))
@@ -96,6 +98,17 @@ impl From<parse::ParseError> for Status {
             | parse::ParseError::Profile { .. } => Code::InvalidArgument,
         };
         Status::new(code, chain(&error))
+    }
+}
+
+fn share_code(error: &ShareError) -> Code {
+    match error {
+        ShareError::Kind { .. } | ShareError::Contradiction { .. } => Code::InvalidArgument,
+        ShareError::Source { .. } | ShareError::NotPropagated { .. } | ShareError::Ended => {
+            Code::FailedPrecondition
+        }
+        ShareError::TooMany(_) => Code::ResourceExhausted,
+        ShareError::Server { .. } | ShareError::Join(_) => Code::Internal,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +45,15 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
         first_sector: extent.first_sector,
         sectors: extent.sectors,
     })
+}
+
+/// Gives the guest a file server, by the VMM's end of a connection to it.
+pub async fn connect_files(socket: &Path, server: OwnedFd) -> Result<(), ControlError> {
+    let request = "connect files";
+    ask(request, socket, move |client| {
+        client.connect_files(server.as_fd())
+    })
+    .await
 }
 
 /// The VMM's counters as JSON.

@@ -3,7 +3,8 @@
 //!
 //! [`launch`] starts a VMM and waits for its agent, or adopts one that an earlier daemon started. [`agent`] is the
 //! client of the agent's calls, [`watch`] its stream of news, [`connect`] the way through the vsock socket,
-//! [`streams`] the byte streams that go there, [`control`] the VMM's control socket, [`process`] the identity and the end of a process.
+//! [`streams`] the byte streams that go there, [`control`] the VMM's control socket, [`process`] the identity and the end of a process,
+//! [`shares`] the file server of a guest that has directories of the host.
 //! What comes out of a guest is bounded in size and time here, and checked.
 
 pub mod agent;
@@ -13,6 +14,7 @@ pub mod control;
 pub mod launch;
 pub mod probe;
 pub mod process;
+pub mod shares;
 pub mod statistics;
 pub mod streams;
 #[allow(unsafe_code)]
@@ -82,6 +84,11 @@ impl Files {
     /// What the VMM prints.
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("vmm.log")
+    }
+
+    /// What the file server prints.
+    pub fn share_log(&self) -> PathBuf {
+        self.0.join("share.log")
     }
 
     /// Why the VM ended, in one sentence.

@@ -29,6 +29,13 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Whether that process, and not another one with its id, is there.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|found| found == *self)
+    }
+}
+
 /// The name in parentheses may hold anything, so fields are counted after the last one.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;

@@ -168,6 +168,7 @@ impl Owner {
                 );
                 self.follow_logs(&guest);
                 self.follow_mirrors(&guest);
+                self.adopt_file_server(Arc::clone(&guest.process));
                 let agent = guest.agent.clone();
                 tokio::spawn(async move { agent.set_clock(now()).await });
                 self.check_network();

@@ -2,7 +2,7 @@
 //! What a pod takes on the host, in order, and how it gives it back.
 //!
 //! ```text
-//! run directory, state directory, network, cgroup, VMM      each on the Held stack before the next
+//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before the next
 //! ```
 //! A stop gives back all but the directories, a removal everything, both from the top of the stack.
 
@@ -216,8 +216,9 @@ impl Owner {
 
     /// Gives back what belonged to a VM that has ended.
     pub(super) async fn release_vm(&mut self) -> Result<(), BootError> {
-        self.release_while(|held| matches!(held, Held::Vmm(_) | Held::Cgroup(_)))
-            .await
+        let of_vm =
+            |held: &Held| matches!(held, Held::FileServer(_) | Held::Vmm(_) | Held::Cgroup(_));
+        self.release_while(of_vm).await
     }
 
     async fn release_while(&mut self, wanted: impl Fn(&Held) -> bool) -> Result<(), BootError> {
@@ -232,7 +233,7 @@ impl Owner {
 
     async fn give_back(&self, held: &Held) -> Result<(), BootError> {
         match held {
-            Held::Vmm(identity) => kill(*identity).await,
+            Held::Vmm(identity) | Held::FileServer(identity) => kill(*identity).await,
             Held::Cgroup(path) => {
                 let path = path.clone();
                 tokio::task::spawn_blocking(move || cgroup::remove(&path))

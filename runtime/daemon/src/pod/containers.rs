@@ -114,6 +114,7 @@ impl Owner {
             self.complain("undo a container in the guest", &error);
         }
         self.remove_own_volumes(guest, record).await;
+        self.unshare(id).await;
         if let Err(error) = self.forget_container(id) {
             self.complain("undo a container", &error);
         }
@@ -257,6 +258,7 @@ impl Owner {
             guest.agent.remove(id).await.map_err(failed)?;
             self.remove_own_volumes(&guest, self.container(id)?).await;
         }
+        self.unshare(id).await;
         self.happened(id, &killed());
         self.forget_container(id)
     }

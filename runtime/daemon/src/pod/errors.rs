@@ -13,6 +13,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
+use crate::guest::shares::ShareError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
 use crate::problem::Problem;
@@ -56,6 +57,8 @@ pub enum PodError {
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    #[error("mount of the container")]
+    Share(#[from] ShareError),
     #[error("remember the state")]
     Store(#[from] StoreError),
     #[error("run pod")]

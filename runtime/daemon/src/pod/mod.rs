@@ -18,6 +18,7 @@ mod owner;
 pub mod program;
 pub mod rates;
 pub mod record;
+mod shares;
 pub mod signal;
 pub mod sizing;
 pub mod spec;
@@ -146,6 +147,8 @@ impl Pods {
             layers: BTreeMap::new(),
             size: sizing::VmSize::default(),
             mirrors: BTreeMap::new(),
+            shares: Vec::new(),
+            shares_made: 0,
             spec,
         };
         self.shared.reserve(&record)?;

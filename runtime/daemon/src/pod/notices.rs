@@ -165,6 +165,8 @@ mod tests {
                 addresses: Vec::new(),
                 layers: BTreeMap::new(),
                 mirrors: Default::default(),
+                shares: Vec::new(),
+                shares_made: 0,
                 size: VmSize::default(),
             },
             containers: BTreeMap::new(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::shares::ShareRecord;
 use super::sizing::VmSize;
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
@@ -39,6 +40,12 @@ pub struct PodRecord {
     /// Volumes of the guest that follow the host's, by their name in the guest.
     #[serde(default)]
     pub mirrors: BTreeMap<String, mirror::Source>,
+    /// Directories and files of the host that are mounted in the guest.
+    #[serde(default)]
+    pub shares: Vec<ShareRecord>,
+    /// The number of the last share that was made.
+    #[serde(default)]
+    pub shares_made: u16,
 }
 
 /// Something on the host that belongs to the pod.
@@ -51,6 +58,8 @@ pub enum Held {
     Network(Box<NetworkRecord>),
     Cgroup(PathBuf),
     Vmm(Identity),
+    /// Serves host directories to the VM.
+    FileServer(Identity),
 }
 
 /// A container as it is stored.
@@ -88,6 +97,13 @@ impl PodRecord {
     pub fn network(&self) -> Option<&NetworkRecord> {
         self.held.iter().find_map(|held| match held {
             Held::Network(record) => Some(record.as_ref()),
+            _ => None,
+        })
+    }
+
+    pub fn file_server(&self) -> Option<Identity> {
+        self.held.iter().find_map(|held| match held {
+            Held::FileServer(identity) => Some(*identity),
             _ => None,
         })
     }

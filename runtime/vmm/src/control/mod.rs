@@ -9,7 +9,7 @@ pub mod server;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Request {
     /// Comes with a descriptor: a regular file, open for reading only.
     AttachExtent,
+    /// Comes with a descriptor: a stream socket whose other end is a file server.
+    ConnectFiles,
     Statistics,
     /// Returns once no vCPU runs.
     Pause,
@@ -93,8 +95,16 @@ impl Client {
 
     /// Appends a file to the image disk.
     pub fn attach_extent(&mut self, file: &File) -> Result<Extent, ClientError> {
-        match self.call(Request::AttachExtent, Some(file))? {
+        match self.call(Request::AttachExtent, Some(file.as_fd()))? {
             Reply::Extent(extent) => Ok(extent),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    /// Gives the guest a file server.
+    pub fn connect_files(&mut self, server: BorrowedFd<'_>) -> Result<(), ClientError> {
+        match self.call(Request::ConnectFiles, Some(server))? {
+            Reply::Done => Ok(()),
             _ => Err(ClientError::WrongReply),
         }
     }
@@ -125,7 +135,11 @@ impl Client {
         }
     }
 
-    fn call(&mut self, request: Request, file: Option<&File>) -> Result<Reply, ClientError> {
+    fn call(
+        &mut self,
+        request: Request,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Reply, ClientError> {
         let mut line = serde_json::to_vec(&request).map_err(ClientError::Parse)?;
         line.push(b'\n');
         self.send(&line, file).map_err(ClientError::Send)?;
@@ -143,10 +157,10 @@ impl Client {
         }
     }
 
-    fn send(&mut self, line: &[u8], file: Option<&File>) -> io::Result<()> {
+    fn send(&mut self, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = file.map(|file| [file.as_fd()]);
+        let fds = file.map(|file| [file]);
         if let Some(fds) = &fds {
             control.push(SendAncillaryMessage::ScmRights(fds));
         }

@@ -20,6 +20,7 @@ const MAX_CLIENTS: usize = 16;
 /// What requests act on.
 pub trait Target {
     fn attach_extent(&self, file: File) -> Result<Extent, String>;
+    fn connect_files(&self, server: OwnedFd) -> Result<(), String>;
     fn statistics(&self) -> Statistics;
     fn pause(&self) -> Result<(), String>;
     fn resume(&self);
@@ -40,7 +41,7 @@ struct Client {
     /// The beginning of a request.
     line: Vec<u8>,
     /// A descriptor that came with it.
-    file: Option<File>,
+    file: Option<OwnedFd>,
 }
 
 /// What becomes of a client.
@@ -156,7 +157,7 @@ impl Client {
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = part {
                 // One at a time: all but the last are closed.
-                self.file = fds.last().map(File::from);
+                self.file = fds.last();
             }
         }
         Ok(message.bytes)
@@ -170,10 +171,15 @@ impl Client {
             Err(e) => return (failed(format!("parse request: {e}")), Next::Keep),
         };
         let reply = match (request, file) {
-            (Request::AttachExtent, None) => failed("no descriptor came with it".to_owned()),
+            (Request::AttachExtent | Request::ConnectFiles, None) => {
+                failed("no descriptor came with it".to_owned())
+            }
             (Request::AttachExtent, Some(file)) => target
-                .attach_extent(file)
+                .attach_extent(File::from(file))
                 .map_or_else(failed, Reply::Extent),
+            (Request::ConnectFiles, Some(server)) => target
+                .connect_files(server)
+                .map_or_else(failed, |()| Reply::Done),
             (Request::Statistics, _) => Reply::Statistics(Box::new(target.statistics())),
             (Request::Pause, _) => target.pause().map_or_else(failed, |()| Reply::Done),
             (Request::Resume, _) => {

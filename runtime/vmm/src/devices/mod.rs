@@ -14,6 +14,7 @@ pub mod blk;
 pub mod chain;
 #[cfg(test)]
 mod driver;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod ring;

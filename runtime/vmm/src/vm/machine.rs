@@ -19,6 +19,7 @@ use crate::cpu::{self, CpuError};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
 use crate::devices::blk::disk::ImageDisk;
+use crate::devices::fs::Fs;
 use crate::devices::mmio::{MmioTransport, QUEUE_NOTIFY, SLOT_BYTES, SharedDevice};
 use crate::devices::net::Net;
 use crate::devices::rng::{HostRandom, Rng};
@@ -33,8 +34,10 @@ use crate::sys;
 /// Pages that KVM on Intel needs for itself, below the BIOS area.
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TSS: usize = 0xfffb_d000;
-/// Positions of the two disks in the fixed order of devices.
+/// Positions in the fixed order of devices, by the worker that serves them.
 const DISKS: [usize; 2] = [2, 3];
+const FILES: [usize; 1] = [6];
+const OTHERS: [usize; 4] = [0, 1, 4, 5];
 const DEFAULT_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const DEFAULT_MTU: u16 = 1500;
 
@@ -81,8 +84,10 @@ pub struct Machine {
     pub memory: Arc<Memory>,
     pub bus: Bus,
     pub image: Arc<Mutex<Blk<ImageDisk>>>,
+    pub files: Arc<Mutex<Fs>>,
     pub disk_worker: Worker,
     pub io_worker: Worker,
+    pub files_worker: Worker,
 }
 
 /// What the machine takes from [`Resources`]; the rest is for others.
@@ -131,8 +136,10 @@ impl Machine {
             Arc::clone(&observed.vsock),
             Arc::clone(&observed.vsock_ready),
         );
+        let files = Fs::new(Arc::clone(&observed.files)).map_err(device("shared directories"))?;
+        let files = Arc::new(Mutex::new(files));
         // The order is part of the interface: the guest's /dev/vda is the image disk.
-        let devices: [SharedDevice; 6] = [
+        let devices: [SharedDevice; 7] = [
             Arc::new(Mutex::new(vsock)),
             Arc::new(Mutex::new(Net::new(
                 resources.tap,
@@ -144,6 +151,7 @@ impl Machine {
             Arc::new(Mutex::new(Blk::new(resources.scratch, "scratch", scratch))),
             Arc::new(Mutex::new(Rng::new(HostRandom, Arc::clone(&observed.rng)))),
             Arc::new(Mutex::new(Balloon::new(Arc::clone(&observed.balloon)))),
+            Arc::clone(&files) as SharedDevice,
         ];
         let mut transports = Vec::new();
         for (slot, (shared, irq)) in (0u64..).zip(devices.into_iter().zip(DEVICE_IRQS)) {
@@ -152,13 +160,11 @@ impl Machine {
             connect(&vm, &transport, MMIO_BASE + slot * SLOT_BYTES, irq)?;
             transports.push(transport);
         }
-        let is_disk = |index: &usize| DISKS.contains(index);
-        let of = |disks: bool| {
-            let chosen = transports.iter().enumerate();
-            let chosen = chosen.filter(move |(index, _)| is_disk(index) == disks);
-            Worker::new(chosen.map(|(_, transport)| transport)).map_err(device("worker"))
+        let of = |positions: &[usize]| {
+            let chosen = positions.iter().filter_map(|&at| transports.get(at));
+            Worker::new(chosen).map_err(device("worker"))
         };
-        let (disk_worker, io_worker) = (of(true)?, of(false)?);
+        let (disk_worker, io_worker, files_worker) = (of(&DISKS)?, of(&OTHERS)?, of(&FILES)?);
 
         let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let line = line.map_err(device("serial port"))?;
@@ -181,8 +187,10 @@ impl Machine {
             memory,
             bus,
             image,
+            files,
             disk_worker,
             io_worker,
+            files_worker,
         };
         let remaining = super::Remaining {
             control: resources.control,

@@ -14,7 +14,7 @@ pub mod resources;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -32,6 +32,7 @@ use crate::control::Extent;
 use crate::control::server::{self, Target};
 use crate::devices::blk::Blk;
 use crate::devices::blk::disk::ImageDisk;
+use crate::devices::fs::Fs;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::jail::{self, JailError};
@@ -136,6 +137,7 @@ struct Running {
     gate: Arc<Gate>,
     vcpus: Vec<JoinHandle<()>>,
     image: Arc<Mutex<Blk<ImageDisk>>>,
+    files: Arc<Mutex<Fs>>,
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
@@ -167,11 +169,17 @@ impl Running {
             memory,
             bus,
             image,
+            files,
             disk_worker,
             io_worker,
+            files_worker,
             ..
         } = machine;
-        let workers = [disk_worker, io_worker];
+        let workers = [
+            ("disks", disk_worker),
+            ("io", io_worker),
+            ("files", files_worker),
+        ];
         let (sender, outcomes) = mpsc::channel();
         let ended = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let announce = Announce {
@@ -185,13 +193,14 @@ impl Running {
             gate,
             vcpus: Vec::new(),
             image,
+            files,
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
             _vm: vm,
             _memory: memory,
         };
-        for (name, worker) in ["disks", "io"].into_iter().zip(workers) {
+        for (name, worker) in workers {
             spawn_worker(name, worker, announce.clone())?;
         }
         running.observed.vcpus_started.reached();
@@ -279,6 +288,15 @@ impl Target for Running {
             first_sector: placed.first_sector,
             sectors: placed.sectors,
         })
+    }
+
+    fn connect_files(&self, server: OwnedFd) -> Result<(), String> {
+        let kind = rustix::net::sockopt::socket_type(&server).map_err(|e| e.to_string())?;
+        if kind != rustix::net::SocketType::STREAM {
+            return Err("descriptor is not a stream socket".to_owned());
+        }
+        let connected = lock(&self.files).connect(UnixStream::from(server));
+        connected.map_err(|e| e.to_string())
     }
 
     fn statistics(&self) -> Statistics {

@@ -8,10 +8,12 @@ use bulkhead_image::Image;
 
 use super::mirror::{Mirror, Source};
 use super::{Found, HostSide, InGuest, VolumeError, termination, text};
+use crate::guest::shares::mounts::{self as shares, Access};
 use crate::guest::{Guest, protocol};
 use crate::pod::PodError;
 use crate::pod::owner::Owner;
 use crate::pod::record::ContainerRecord;
+use crate::pod::shares::Wanted;
 use crate::pod::spec::{Mount, MountSource, Propagation};
 
 /// A mount whose source has been found.
@@ -74,11 +76,11 @@ impl Owner {
                     self.prepare_in_guest(guest, found).await?
                 }
                 FoundSource::Host(Found::Shared(path)) => {
-                    return Err(VolumeError::NotSupported {
-                        what: "a directory of the host's",
-                        path,
+                    let share = self.share(&request.id, &wanted(&mount, path)).await?;
+                    protocol::Mount {
+                        source: Some(protocol::mount::Source::Shared(share)),
+                        ..Default::default()
                     }
-                    .into());
                 }
                 FoundSource::Image { image, sub_path } => {
                     let layers = self.attach_image(guest, &image, &request.id).await?;
@@ -167,6 +169,21 @@ pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> 
         })) => Some(path.clone()),
         _ => None,
     })
+}
+
+fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
+    Wanted {
+        path,
+        access: match (mount.readonly, mount.recursive_readonly) {
+            (_, true) => Access::ReadRecursive,
+            (true, false) => Access::Read,
+            (false, false) => Access::Write,
+        },
+        propagation: match mount.propagation {
+            Propagation::Private => shares::Propagation::Private,
+            Propagation::HostToContainer => shares::Propagation::Slave,
+        },
+    }
 }
 
 /// What does not depend on the kind of volume.

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Requests that wait for their reply, each under a number of ours. Bounded; no neighbours but the
+//! device.
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestAddress, GuestMemory};
+
+use super::{CHAIN_MAX, QUEUE_SIZES};
+use crate::devices::chain::Buffers;
+use crate::memory::Memory;
+
+/// No driver that keeps to the rules has more in flight than its request queue has places.
+const MOST: usize = QUEUE_SIZES[1] as usize;
+/// The slot is in the low bits of a number, how often it was used above them.
+const SLOT_BITS: u32 = 16;
+
+/// A piece of guest memory that was checked when its chain was taken.
+pub type Place = (GuestAddress, usize);
+
+/// A request that the server has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub queue: usize,
+    pub head: u16,
+    /// The guest's number of it.
+    pub unique: u64,
+    /// Where the reply goes.
+    pub room: Vec<Place>,
+}
+
+#[derive(Debug, Default)]
+pub struct Flight {
+    slots: Vec<Slot>,
+    count: usize,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    uses: u64,
+    waiting: Option<Waiting>,
+}
+
+impl Flight {
+    pub fn is_full(&self) -> bool {
+        self.count >= MOST
+    }
+
+    /// Remembers a request; returns its number, or nothing if there are too many.
+    pub fn begin(&mut self, waiting: Waiting) -> Option<u64> {
+        let free = self.slots.iter().position(|slot| slot.waiting.is_none());
+        let index = match free {
+            Some(index) => index,
+            None if self.slots.len() < MOST => {
+                self.slots.push(Slot::default());
+                self.slots.len().checked_sub(1)?
+            }
+            None => return None,
+        };
+        let slot = self.slots.get_mut(index)?;
+        slot.uses = slot.uses.wrapping_add(1);
+        slot.waiting = Some(waiting);
+        self.count = self.count.saturating_add(1);
+        Some(slot.uses << SLOT_BITS | u64::try_from(index).ok()?)
+    }
+
+    /// The request of that number, if it waits.
+    pub fn get(&self, number: u64) -> Option<&Waiting> {
+        let (index, uses) = split(number);
+        let slot = self.slots.get(index)?;
+        slot.waiting.as_ref().filter(|_| slot.uses == uses)
+    }
+
+    /// Ends the request of that number.
+    pub fn end(&mut self, number: u64) -> Option<Waiting> {
+        let (index, uses) = split(number);
+        let slot = self.slots.get_mut(index).filter(|slot| slot.uses == uses)?;
+        let waiting = slot.waiting.take()?;
+        self.count = self.count.saturating_sub(1);
+        Some(waiting)
+    }
+
+    /// Ends all.
+    pub fn take_all(&mut self) -> Vec<Waiting> {
+        self.count = 0;
+        let slots = self.slots.iter_mut();
+        slots.filter_map(|slot| slot.waiting.take()).collect()
+    }
+}
+
+fn split(number: u64) -> (usize, u64) {
+    let index = number & ((1 << SLOT_BITS) - 1);
+    (
+        usize::try_from(index).unwrap_or(usize::MAX),
+        number >> SLOT_BITS,
+    )
+}
+
+/// The writable pieces of a chain, each checked; to be found again when the reply comes.
+pub fn places(chain: DescriptorChain<&Memory>, memory: &Memory) -> Vec<Place> {
+    chain
+        .filter(|d| d.is_write_only())
+        .take(CHAIN_MAX)
+        .filter_map(|d| Some((d.addr(), usize::try_from(d.len()).ok()?)))
+        .filter(|&(address, len)| memory.get_slice(address, len).is_ok())
+        .collect()
+}
+
+/// The pieces again.
+pub fn resolve<'m>(memory: &'m Memory, places: &[Place]) -> Buffers<'m> {
+    let mut buffers = Buffers::default();
+    for &(address, len) in places {
+        // Cannot fail: it was there when the chain was taken, and memory does not move.
+        if let Ok(slice) = memory.get_slice(address, len) {
+            buffers.append(slice);
+        }
+    }
+    buffers
+}

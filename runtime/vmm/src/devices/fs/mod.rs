@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+//! virtio-fs (virtio 1.2, 5.11) without the file system: FUSE requests go to a file server over a
+//! stream socket, and its replies come back. Runs on the files worker.
+//!
+//! The device is there in every VM; a server is connected later or never. Without one, requests
+//! are answered with ENOTCONN; when it has gone away, with EIO. This file checks what
+//! the guest says, [`flight`] remembers what waits for a reply, [`link`] owns the socket and checks
+//! what the server says.
+//!
+//! ```text
+//! guest chain -> copy, check, own number -> socket -> server -> socket -> check -> guest chain
+//! ```
+
+mod flight;
+mod link;
+
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::{fmt, io};
+
+use super::chain::{Buffers, Chain};
+use super::ring::RingError;
+use super::{Active, Turn, VirtioDevice, read_space};
+use crate::memory::Memory;
+use crate::statistics::DeviceCounters;
+use flight::{Flight, Waiting};
+use link::{Arrived, Link};
+
+const DEVICE_ID: u32 = 26;
+/// What the guest mounts.
+pub const TAG: &[u8] = b"bulkhead";
+/// `tag` and `num_request_queues` (virtio 1.2, 5.11.4).
+const TAG_BYTES: usize = 36;
+/// Only for requests without a reply (FORGET) and interrupts.
+const HIPRIO: usize = 0;
+const REQUESTS: usize = 1;
+const QUEUE_SIZES: [u16; 2] = [128, 256];
+/// The driver uses at most as many buffers as its queue has places.
+const CHAIN_MAX: usize = 256;
+/// `struct fuse_in_header` and `struct fuse_out_header` of FUSE 7.
+pub const REQUEST_HEADER: usize = 40;
+pub const REPLY_HEADER: usize = 16;
+/// The longest message: a MiB of data and a page of headers, as the server agrees with the driver.
+pub const MOST_BYTES: usize = (1 << 20) + 4096;
+/// Requests taken, or replies given, before others have their turn.
+const BUDGET: usize = 64;
+
+/// Requests that have no reply (FUSE_FORGET, FUSE_INTERRUPT, FUSE_BATCH_FORGET).
+pub const UNANSWERED: [u32; 3] = [2, 36, 42];
+
+/// What the server is told of a request: `struct fuse_in_header`, of which the rest is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RequestHeader {
+    len: u32,
+    opcode: u32,
+    unique: u64,
+}
+
+impl RequestHeader {
+    fn parse(bytes: &[u8; REQUEST_HEADER]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = *bytes;
+        Self {
+            len: u32::from_le_bytes([a, b, c, d]),
+            opcode: u32::from_le_bytes([e, f, g, h]),
+            unique: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+        }
+    }
+}
+
+/// `struct fuse_out_header` of a reply that says no more than an error.
+pub fn failure(unique: u64, errno: i32) -> [u8; REPLY_HEADER] {
+    reply_header(16, errno.wrapping_neg(), unique)
+}
+
+fn reply_header(len: u32, error: i32, unique: u64) -> [u8; REPLY_HEADER] {
+    let mut bytes = [0; REPLY_HEADER];
+    let parts = len
+        .to_le_bytes()
+        .into_iter()
+        .chain(error.to_le_bytes())
+        .chain(unique.to_le_bytes());
+    for (to, from) in bytes.iter_mut().zip(parts) {
+        *to = from;
+    }
+    bytes
+}
+
+/// The shared directories of one guest.
+pub struct Fs {
+    link: Link,
+    flight: Flight,
+    active: Option<Active>,
+    counters: Arc<DeviceCounters>,
+}
+
+impl fmt::Debug for Fs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fs")
+            .field("link", &self.link)
+            .field("flight", &self.flight)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fs {
+    pub fn new(counters: Arc<DeviceCounters>) -> io::Result<Self> {
+        Ok(Self {
+            link: Link::new()?,
+            flight: Flight::default(),
+            active: None,
+            counters,
+        })
+    }
+
+    /// Connects the file server. There can be one; another one only after it has gone.
+    pub fn connect(&mut self, server: UnixStream) -> io::Result<()> {
+        self.link.connect(server)
+    }
+
+    /// Takes requests from the guest for as long as the server takes them.
+    fn take(&mut self, active: &mut Active, queue: usize) -> Result<Turn, RingError> {
+        let memory = Arc::clone(&active.memory);
+        let ring = active.rings.get_mut(queue);
+        let ring = ring.ok_or(RingError::NoQueue(queue))?;
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            // What is left waits in the ring until the server has taken or answered something.
+            if !self.link.takes_output() || self.flight.is_full() {
+                turn = Turn::Idle;
+                break;
+            }
+            let Some(chain) = ring.pop(&memory)? else {
+                if ring.rearm(&memory)? {
+                    continue;
+                }
+                turn = Turn::Idle;
+                break;
+            };
+            let head = chain.head_index();
+            let room = flight::places(chain.clone(), &memory);
+            let request = Chain::resolve(chain, &memory, CHAIN_MAX);
+            let waiting = Waiting {
+                queue,
+                head,
+                unique: 0,
+                room,
+            };
+            let sent = match request {
+                Ok(chain) => self.send(&memory, &chain.readable, waiting),
+                Err(_) => Some(self.counters.fail()),
+            };
+            if let Some(len) = sent {
+                ring.push(&memory, head, u32::try_from(len).unwrap_or(0))?;
+            }
+        }
+        ring.signal(&memory)?;
+        Ok(turn)
+    }
+
+    /// Checks a request once, on a copy, and sends the copy to the server. What does not wait for a
+    /// reply goes back with as many bytes as this returns.
+    fn send(
+        &mut self,
+        memory: &Memory,
+        request: &Buffers<'_>,
+        mut waiting: Waiting,
+    ) -> Option<usize> {
+        let mut start = [0; REQUEST_HEADER];
+        if request.copy_to(&mut start) < REQUEST_HEADER {
+            return Some(self.counters.fail());
+        }
+        let header = RequestHeader::parse(&start);
+        waiting.unique = header.unique;
+        let room = flight::resolve(memory, &waiting.room);
+        let refuse = |errno| match room.len() >= REPLY_HEADER {
+            true => Some(room.copy_from(&failure(header.unique, errno))),
+            false => Some(0),
+        };
+        let len = request.len();
+        let answered = !UNANSWERED.contains(&header.opcode);
+        if u32::try_from(len) != Ok(header.len)
+            || len > MOST_BYTES
+            || (answered && room.len() < REPLY_HEADER)
+        {
+            self.counters.fail();
+            return refuse(libc::EINVAL);
+        }
+        if let Some(errno) = self.link.refusal() {
+            self.counters.fail();
+            return refuse(errno);
+        }
+        let mut message = vec![0; len];
+        request.copy_to(&mut message);
+        if answered {
+            // Its own number instead of the guest's: no two requests in flight share one.
+            let Some(number) = self.flight.begin(waiting) else {
+                return refuse(libc::EBUSY);
+            };
+            if let Some(unique) = start.get_mut(8..16) {
+                unique.copy_from_slice(&number.to_le_bytes());
+            }
+        }
+        // The guest may have changed its header meanwhile: what was checked is what is sent.
+        if let Some(first) = message.get_mut(..REQUEST_HEADER) {
+            first.copy_from_slice(&start);
+        }
+        self.counters.written(len);
+        self.link.send(message);
+        if answered { None } else { Some(0) }
+    }
+
+    /// Gives replies to the guest.
+    fn give(&mut self, active: &mut Active) -> Result<Turn, RingError> {
+        let memory = Arc::clone(&active.memory);
+        let mut turn = Turn::More;
+        for _ in 0..BUDGET {
+            let (waiting, len) = match self.link.receive(&memory, &mut self.flight) {
+                Arrived::Reply { waiting, len } => (waiting, len),
+                Arrived::Nothing => {
+                    turn = Turn::Idle;
+                    break;
+                }
+                Arrived::End => {
+                    self.fail_all(active)?;
+                    turn = Turn::Idle;
+                    break;
+                }
+            };
+            let bytes = usize::try_from(len).unwrap_or(0);
+            self.counters.read(bytes);
+            let ring = active.rings.get_mut(waiting.queue);
+            let ring = ring.ok_or(RingError::NoQueue(waiting.queue))?;
+            ring.push(&memory, waiting.head, len)?;
+        }
+        for ring in &mut active.rings {
+            ring.signal(&memory)?;
+        }
+        Ok(turn)
+    }
+
+    /// The server has gone: whoever waits for it hears so.
+    fn fail_all(&mut self, active: &mut Active) -> Result<(), RingError> {
+        let memory = Arc::clone(&active.memory);
+        for waiting in self.flight.take_all() {
+            self.counters.fail();
+            let room = flight::resolve(&memory, &waiting.room);
+            let len = room.copy_from(&failure(waiting.unique, libc::EIO));
+            let ring = active.rings.get_mut(waiting.queue);
+            let ring = ring.ok_or(RingError::NoQueue(waiting.queue))?;
+            ring.push(&memory, waiting.head, u32::try_from(len).unwrap_or(0))?;
+        }
+        Ok(())
+    }
+
+    fn with_active(
+        &mut self,
+        work: impl FnOnce(&mut Self, &mut Active) -> Result<Turn, RingError>,
+    ) -> Result<Turn, RingError> {
+        let Some(mut active) = self.active.take() else {
+            return Ok(Turn::Idle);
+        };
+        let result = work(self, &mut active);
+        self.active = Some(active);
+        result
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; TAG_BYTES + 4];
+        for (to, from) in space.iter_mut().zip(TAG) {
+            *to = *from;
+        }
+        if let Some(queues) = space.get_mut(TAG_BYTES) {
+            *queues = 1;
+        }
+        read_space(&space, offset, data);
+    }
+
+    fn activate(&mut self, active: Active) {
+        self.active = Some(active);
+    }
+
+    fn deactivate(&mut self) {
+        self.active = None;
+        self.flight = Flight::default();
+        // The server's idea of the session is of no use to a driver that starts anew.
+        self.link.close();
+    }
+
+    fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
+        match index {
+            HIPRIO | REQUESTS => self.with_active(|fs, active| {
+                let turn = fs.take(active, index)?;
+                if fs.link.is_lost() {
+                    fs.give(active)?;
+                }
+                Ok(turn)
+            }),
+            other => Err(RingError::NoQueue(other)),
+        }
+    }
+
+    fn host_source(&self) -> Option<RawFd> {
+        Some(self.link.event_source())
+    }
+
+    fn host_ready(&mut self) -> Result<Turn, RingError> {
+        self.link.poll();
+        self.with_active(|fs, active| {
+            let mut turn = fs.give(active)?;
+            // There may be room again for what waits in the rings.
+            for queue in [HIPRIO, REQUESTS] {
+                if fs.take(active, queue)? == Turn::More {
+                    turn = Turn::More;
+                }
+            }
+            Ok(turn)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The workers of a file server: each takes a request from the VMM's socket, has it served, and
+//! writes the reply. The guest's request is bytes in memory of ours that nobody else changes.
+//!
+//! fuse-backend-rs wants its messages in a descriptor chain, so each worker has a queue of one
+//! chain in a memory of its own: the request in one piece, room for the reply in another.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+
+use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, ReadVolatile, WriteVolatile};
+
+use super::tree::Tree;
+use crate::devices::fs::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
+
+/// Requests that are served at once. Each may wait for a slow disk.
+const WORKERS: usize = 4;
+const STACK_BYTES: usize = 512 << 10;
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+
+const TABLE: u64 = 0;
+const AVAILABLE: u64 = 0x100;
+const USED: u64 = 0x200;
+const REPLY: u64 = 0x1000;
+const REQUEST: u64 = 0x20_0000;
+const MEMORY_BYTES: usize = 0x40_0000;
+
+/// Where the workers wait, started and idle, until the process is confined.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<Barrier>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(Arc::new(Barrier::new(WORKERS + 1)))
+    }
+
+    /// Returns once every worker has done what a thread does at its start.
+    pub fn wait(&self) {
+        self.0.wait();
+    }
+
+    pub fn open(&self) {
+        self.0.wait();
+    }
+
+    fn pass(&self) {
+        self.0.wait();
+        self.0.wait();
+    }
+}
+
+/// The socket, of which one worker at a time reads and one writes.
+struct Line {
+    input: Mutex<UnixStream>,
+    output: Mutex<UnixStream>,
+}
+
+/// Starts the workers. The process ends with the first that finds the VMM gone.
+pub fn start(socket: &UnixStream, tree: &Arc<Tree>) -> io::Result<Gate> {
+    let gate = Gate::new();
+    let line = Arc::new(Line {
+        input: Mutex::new(socket.try_clone()?),
+        output: Mutex::new(socket.try_clone()?),
+    });
+    let server = Arc::new(Server::new(Arc::clone(tree)));
+    for number in 0..WORKERS {
+        let mut desk = Desk::new()?;
+        let (gate, line, server) = (gate.clone(), Arc::clone(&line), Arc::clone(&server));
+        let builder = std::thread::Builder::new().name(format!("files{number}"));
+        builder.stack_size(STACK_BYTES).spawn(move || {
+            gate.pass();
+            let end = loop {
+                if let Err(e) = turn(&line, &server, &mut desk) {
+                    break e;
+                }
+            };
+            // The VMM that ended is the usual reason.
+            let usual = end.kind() == io::ErrorKind::UnexpectedEof;
+            if !usual {
+                eprintln!("bulkhead-vmm share: {end}");
+            }
+            std::process::exit(i32::from(!usual));
+        })?;
+    }
+    Ok(gate)
+}
+
+fn turn<F: FileSystem + Sync>(line: &Line, server: &Server<F>, desk: &mut Desk) -> io::Result<()> {
+    let len = {
+        let mut input = line.input.lock().unwrap_or_else(PoisonError::into_inner);
+        desk.receive(&mut input)?
+    };
+    let Some(len) = desk.serve(server, len)? else {
+        return Ok(());
+    };
+    let mut output = line.output.lock().unwrap_or_else(PoisonError::into_inner);
+    let sent = desk.send(&mut output, len);
+    if sent.is_err() {
+        let _ = output.shutdown(Shutdown::Both);
+    }
+    sent
+}
+
+/// One worker's queue and memory.
+struct Desk {
+    memory: GuestMemoryMmap<()>,
+    queue: Queue,
+    offered: u16,
+}
+
+impl Desk {
+    fn new() -> io::Result<Self> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]);
+        let mut queue = Queue::new(2).map_err(io::Error::other)?;
+        let low = |address: u64| u32::try_from(address).ok();
+        queue.set_desc_table_address(low(TABLE), Some(0));
+        queue.set_avail_ring_address(low(AVAILABLE), Some(0));
+        queue.set_used_ring_address(low(USED), Some(0));
+        queue.set_ready(true);
+        Ok(Self {
+            memory: memory.map_err(io::Error::other)?,
+            queue,
+            offered: 0,
+        })
+    }
+
+    fn put<T: vm_memory::ByteValued>(&self, address: u64, value: T) -> io::Result<()> {
+        let put = self.memory.write_obj(value, GuestAddress(address));
+        put.map_err(io::Error::other)
+    }
+
+    /// Reads one request: its length, which its first four bytes say, and the rest.
+    fn receive(&self, input: &mut UnixStream) -> io::Result<usize> {
+        self.fill(input, REQUEST, 4)?;
+        let len: Result<u32, _> = self.memory.read_obj(GuestAddress(REQUEST));
+        let len = usize::try_from(len.map_err(io::Error::other)?).unwrap_or(usize::MAX);
+        if !(REQUEST_HEADER..=MOST_BYTES).contains(&len) {
+            return Err(io::Error::other(format!("a request of {len} bytes")));
+        }
+        self.fill(input, REQUEST + 4, len - 4)?;
+        Ok(len)
+    }
+
+    fn fill(&self, input: &mut UnixStream, at: u64, len: usize) -> io::Result<()> {
+        let slice = self.memory.get_slice(GuestAddress(at), len);
+        let mut slice = slice.map_err(io::Error::other)?;
+        input.read_exact_volatile(&mut slice).map_err(gone)
+    }
+
+    /// Writes the reply, which is `len` bytes long.
+    fn send(&self, output: &mut UnixStream, len: usize) -> io::Result<()> {
+        let slice = self.memory.get_slice(GuestAddress(REPLY), len);
+        let slice = slice.map_err(io::Error::other)?;
+        output.write_all_volatile(&slice).map_err(gone)
+    }
+
+    /// Serves the request of `len` bytes; returns the length of the reply, if there is one.
+    fn serve<F: FileSystem + Sync>(
+        &mut self,
+        server: &Server<F>,
+        len: usize,
+    ) -> io::Result<Option<usize>> {
+        let bad = io::Error::other::<vm_memory::GuestMemoryError>;
+        let opcode: u32 = self
+            .memory
+            .read_obj(GuestAddress(REQUEST + 4))
+            .map_err(bad)?;
+        let unique: u64 = self
+            .memory
+            .read_obj(GuestAddress(REQUEST + 8))
+            .map_err(bad)?;
+        // No reply yet.
+        self.put(REPLY, [0u8; REPLY_HEADER])?;
+        let served = self.hand_over(server, len)?;
+        if UNANSWERED.contains(&opcode) {
+            return Ok(None);
+        }
+        let said: u32 = self.memory.read_obj(GuestAddress(REPLY)).map_err(bad)?;
+        let said = usize::try_from(said).unwrap_or(usize::MAX);
+        if (REPLY_HEADER..=MOST_BYTES).contains(&said) {
+            return Ok(Some(said));
+        }
+        // The library has no answer to what it cannot read.
+        let errno = if served { libc::EIO } else { libc::EINVAL };
+        self.put(REPLY, failure(unique, errno))?;
+        Ok(Some(REPLY_HEADER))
+    }
+
+    /// Makes a chain of the request and the room for its reply. False: it made no sense.
+    fn hand_over<F: FileSystem + Sync>(
+        &mut self,
+        server: &Server<F>,
+        len: usize,
+    ) -> io::Result<bool> {
+        let length = |len: usize| u32::try_from(len).map_err(io::Error::other);
+        self.put(TABLE, Descriptor::new(REQUEST, length(len)?, F_NEXT, 1))?;
+        let room = Descriptor::new(REPLY, length(MOST_BYTES)?, F_WRITE, 0);
+        self.put(TABLE + 16, room)?;
+        // The head of the only chain is 0, which is what the ring's places hold.
+        self.offered = self.offered.wrapping_add(1);
+        self.put(AVAILABLE + 2, self.offered)?;
+        let chain = self
+            .queue
+            .iter(&self.memory)
+            .map_err(io::Error::other)?
+            .next();
+        let chain = chain.ok_or_else(|| io::Error::other("the own queue is empty"))?;
+        let reader = Reader::from_descriptor_chain(&self.memory, chain.clone());
+        let reader = reader.map_err(|e| io::Error::other(e.to_string()))?;
+        let writer = VirtioFsWriter::new(&self.memory, chain);
+        let writer = writer.map_err(|e| io::Error::other(e.to_string()))?;
+        Ok(server
+            .handle_message(reader, writer.into(), None, None)
+            .is_ok())
+    }
+}
+
+/// What goes wrong with a socket between two processes of one machine is that the other one ended.
+fn gone(_error: vm_memory::VolatileMemoryError) -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One worker without threads: messages in, messages out.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::share::tree::tests::tree;
+
+const LOOKUP: u32 = 1;
+const INIT: u32 = 26;
+const ROOT: u64 = 1;
+
+fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(REQUEST_HEADER + body.len()).unwrap();
+    let mut bytes = vec![0; REQUEST_HEADER];
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+    bytes[8..16].copy_from_slice(&4711u64.to_le_bytes());
+    bytes[16..24].copy_from_slice(&node.to_le_bytes());
+    [&bytes, body].concat()
+}
+
+fn init() -> Vec<u8> {
+    // Version 7.36, read-ahead, all flags of the first word but the one that announces a second.
+    let words = [7u32, 36, 1 << 20, !(1 << 30)].map(u32::to_le_bytes);
+    request(INIT, 0, words.as_flattened())
+}
+
+/// What the server answers to a request: `None` is no reply.
+fn answer<F: FileSystem + Sync>(
+    desk: &mut Desk,
+    server: &Server<F>,
+    bytes: &[u8],
+) -> Option<Vec<u8>> {
+    desk.memory
+        .write_slice(bytes, GuestAddress(REQUEST))
+        .unwrap();
+    let len = desk.serve(server, bytes.len()).unwrap()?;
+    let mut reply = vec![0; len];
+    desk.memory
+        .read_slice(&mut reply, GuestAddress(REPLY))
+        .unwrap();
+    Some(reply)
+}
+
+fn error_of(reply: &[u8]) -> i32 {
+    i32::from_le_bytes(reply[4..8].try_into().unwrap())
+}
+
+#[test]
+fn a_session_begins_and_a_share_is_found() {
+    let (_directory, tree) = tree();
+    let server = Server::new(Arc::new(tree));
+    let mut desk = Desk::new().unwrap();
+    let reply = answer(&mut desk, &server, &init()).unwrap();
+    assert_eq!(error_of(&reply), 0);
+    let reply = answer(&mut desk, &server, &request(LOOKUP, ROOT, b"p1\0")).unwrap();
+    assert_eq!(error_of(&reply), 0);
+    assert_eq!(reply[16..24], (1u64 << 48 | 1).to_le_bytes());
+    let reply = answer(&mut desk, &server, &request(LOOKUP, ROOT, b"p7\0")).unwrap();
+    assert_eq!(error_of(&reply), -libc::ENOENT);
+    let forget = request(UNANSWERED[0], 1 << 48 | 1, &[1; 8]);
+    assert_eq!(answer(&mut desk, &server, &forget), None);
+}
+
+#[test]
+fn a_message_goes_through_the_socket_both_ways_and_the_end_is_seen() {
+    let (_directory, tree) = tree();
+    let server = Server::new(Arc::new(tree));
+    let mut desk = Desk::new().unwrap();
+    let (mut vmm, ours) = UnixStream::pair().unwrap();
+    let line = Line {
+        input: Mutex::new(ours.try_clone().unwrap()),
+        output: Mutex::new(ours),
+    };
+    use std::io::{Read, Write};
+    vmm.write_all(&request(LOOKUP, ROOT, b"p7\0")).unwrap();
+    turn(&line, &server, &mut desk).unwrap();
+    let mut reply = [0; REPLY_HEADER];
+    vmm.read_exact(&mut reply).unwrap();
+    assert_eq!(reply, failure(4711, libc::ENOENT));
+    // More than a socket holds: it comes in pieces.
+    let large = request(LOOKUP, ROOT, &vec![b'x'; 1 << 20]);
+    let mut sender = vmm.try_clone().unwrap();
+    let sending = std::thread::spawn(move || sender.write_all(&large).unwrap());
+    turn(&line, &server, &mut desk).unwrap();
+    sending.join().unwrap();
+    vmm.read_exact(&mut reply).unwrap();
+    assert_eq!(reply, failure(4711, libc::EINVAL));
+    vmm.write_all(&39u32.to_le_bytes()).unwrap();
+    let end = turn(&line, &server, &mut desk).unwrap_err();
+    assert!(end.to_string().contains("39 bytes"), "{end}");
+    drop(vmm);
+    let end = turn(&line, &server, &mut desk).unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+proptest! {
+    /// Whatever a guest says, there is one well-formed reply, or none where there is to be none.
+    #[test]
+    fn no_message_breaks_the_server(
+        messages in proptest::collection::vec(
+            (0u32..50, prop_oneof![Just(ROOT), Just(1u64 << 48 | 1), Just(1u64 << 48 | 2), any::<u64>()],
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..200),
+                    // Handles and sizes that may be right, then a name.
+                    (0u64..4, any::<u32>(), 0u32..8).prop_map(|(handle, word, small)| {
+                        let mut body = handle.to_le_bytes().to_vec();
+                        body.extend(u64::from(small).to_le_bytes());
+                        body.extend(word.to_le_bytes());
+                        body.extend([0; 20]);
+                        body.extend(b"p1\0a\0");
+                        body
+                    }),
+                    Just(b"a\0".to_vec()),
+                ]),
+            1..40),
+    ) {
+        let (_directory, tree) = tree();
+        let server = Server::new(Arc::new(tree));
+        let mut desk = Desk::new().unwrap();
+        answer(&mut desk, &server, &init());
+        for (opcode, node, body) in messages {
+            let reply = answer(&mut desk, &server, &request(opcode, node, &body));
+            prop_assert_eq!(reply.is_none(), UNANSWERED.contains(&opcode));
+            if let Some(reply) = reply {
+                prop_assert_eq!(&reply[8..16], &4711u64.to_le_bytes());
+                prop_assert!((-4095..=0).contains(&error_of(&reply)), "{}", error_of(&reply));
+            }
+        }
+    }
+}
