@@ -24,6 +24,7 @@ mod statistics;
 mod streams;
 #[allow(unsafe_code)]
 mod sys;
+mod users;
 mod volumes;
 
 use std::process::ExitCode;

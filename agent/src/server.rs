@@ -23,6 +23,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
 use crate::streams::{forward, log};
+use crate::users::PodUsers;
 use crate::volumes::{Volumes, mirror_stream};
 
 const HOST_CID: u32 = 2;
@@ -41,11 +42,12 @@ pub async fn serve() -> io::Result<()> {
     let control = listen(CONTROL_PORT)?;
     let streams = listen(STREAM_PORT)?;
     let reaper = Reaper::default();
-    let volumes = Volumes::default();
-    let containers = Containers::new(reaper.clone(), volumes.clone());
+    let users = PodUsers::default();
+    let volumes = Volumes::new(users.clone());
+    let containers = Containers::new(reaper.clone(), volumes.clone(), users.clone());
     let service = Service {
         volumes,
-        sandbox: Arc::new(Sandbox::default()),
+        sandbox: Arc::new(Sandbox::new(users)),
         containers: containers.clone(),
     };
     let server = AgentServer::new(service)

@@ -86,9 +86,9 @@ impl Containers {
         };
         let stdio = [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsFd::as_fd);
         let launched = launch(
-            &self.shared.reaper,
+            (&self.shared.reaper, &self.shared.users),
             Role::Exec,
-            &config,
+            config,
             stdio,
             &Pids::Of(pidfd.as_fd()),
             Some(pidfd.as_fd()),

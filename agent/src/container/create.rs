@@ -9,23 +9,22 @@ use tokio::task::spawn_blocking;
 
 use super::given;
 use super::state::State;
-use super::{Container, ContainerError, Containers, MAX_CONTAINERS, Versioned, check_id};
+use super::{Container, ContainerError, Containers, MAX_CONTAINERS, Shared, Versioned, check_id};
 use crate::cgroup::Cgroup;
 use crate::cgroup::limits::When;
-use crate::disk::layers::Layers;
 use crate::disk::overlay::Overlay;
 use crate::init::config::GivenDevice;
 use crate::seccomp;
 use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
-use crate::volumes::{Volumes, mounts};
+use crate::volumes::mounts;
 
 impl Containers {
     pub async fn create(&self, spec: CreateContainerRequest) -> Result<(), ContainerError> {
         check_id(&spec.id)?;
         let _reservation = self.reserve(&spec.id)?;
         let shared = Arc::clone(&self.shared);
-        let container = spawn_blocking(move || build(&shared.layers, &shared.volumes, spec))
+        let container = spawn_blocking(move || build(&shared, spec))
             .await
             .map_err(|e| {
                 ContainerError::system("create the container")(std::io::Error::other(e))
@@ -71,11 +70,7 @@ impl Drop for Reservation {
 }
 
 /// Blocks. What was made is undone on an error.
-fn build(
-    layers: &Layers,
-    volumes: &Volumes,
-    spec: CreateContainerRequest,
-) -> Result<Container, ContainerError> {
+fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, ContainerError> {
     let process = spec
         .process
         .clone()
@@ -85,8 +80,9 @@ fn build(
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
     let devices = given::find(&spec.devices)?;
+    let (volumes, layers) = (&shared.volumes, &shared.layers);
     let mounts = mounts::resolve(volumes, layers, &spec.id, &spec.mounts)?;
-    let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?)?;
+    let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?, &shared.users)?;
     let cgroup = match make_cgroup(&spec, &devices) {
         Ok(cgroup) => cgroup,
         Err(e) => {

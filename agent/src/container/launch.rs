@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Starting a process that becomes a container's program, and hearing from it until the exec.
 
+use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::Identity;
 use prost::Message;
+use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
     recvmsg, socketpair,
@@ -26,7 +28,8 @@ use crate::init::{self, Role};
 use crate::power;
 use crate::reaper::{Exit, Reaper};
 use crate::sys;
-use crate::sys::spawn::{PidNamespace, spawn_self};
+use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
+use crate::users::PodUsers;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REPORT_BYTES: usize = 16 << 10;
@@ -62,13 +65,25 @@ pub enum Outcome {
 
 /// Makes the process. `stdio` and `target` are borrowed: the caller closes its copies after.
 pub fn launch(
-    reaper: &Reaper,
+    (reaper, users): (&Reaper, &PodUsers),
     role: Role,
-    config: &InitConfig,
+    mut config: InitConfig,
     stdio: [BorrowedFd<'_>; 3],
     pids: &Pids<'_>,
     target: Option<BorrowedFd<'_>>,
 ) -> io::Result<Launched> {
+    config.own_users = users.namespace().is_some();
+    let cgroup = if config.own_users {
+        own_pipes(&stdio, users)?;
+        Some(File::options().write(true).open(&config.cgroup_procs)?)
+    } else {
+        None
+    };
+    let inside = users.namespace().map(|users| Inside {
+        users,
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+    });
+    let score = config.process.as_ref().map_or(0, |one| one.oom_score_adj);
     let config = memory_file(&config.encode_to_vec())?;
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
@@ -85,21 +100,37 @@ pub fn launch(
     };
     let reports = sys::watch(ours)?;
     let pid = match pids {
-        Pids::New => spawn_self(role, &fds, PidNamespace::New)?,
-        Pids::Guest => spawn_self(role, &fds, PidNamespace::OfChildren)?,
-        Pids::Of(pidfd) => {
-            in_pid_namespace(*pidfd, || spawn_self(role, &fds, PidNamespace::OfChildren))?
-        }
+        Pids::New => spawn_self(role, &fds, PidNamespace::New, inside)?,
+        Pids::Guest => spawn_self(role, &fds, PidNamespace::OfChildren, inside)?,
+        Pids::Of(pidfd) => in_pid_namespace(*pidfd, || {
+            spawn_self(role, &fds, PidNamespace::OfChildren, inside)
+        })?,
     };
     // No await since the process was made: it cannot have been collected.
     let exit = reaper.register(pid);
     let pidfd = pidfd(pid).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
+    if inside.is_some() {
+        // It may not lower its own; it is still on its way, or gone.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
+    }
     Ok(Launched {
         pid,
         pidfd: Arc::new(pidfd),
         exit,
         reports,
     })
+}
+
+/// So that a program with users of its own can open `/dev/stdout`: pipes are its root's.
+fn own_pipes(stdio: &[BorrowedFd<'_>], users: &PodUsers) -> io::Result<()> {
+    let (uid, gid) = users.in_guest(0, 0)?;
+    for fd in stdio {
+        let kind = FileType::from_raw_mode(fstat(fd)?.st_mode);
+        if kind == FileType::Fifo {
+            fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
+    }
+    Ok(())
 }
 
 impl Launched {

@@ -36,6 +36,7 @@ use crate::reaper::Reaper;
 use crate::seccomp::{Program, SeccompError};
 use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
+use crate::users::PodUsers;
 use crate::volumes::Volumes;
 use crate::volumes::mounts::MountError;
 use state::{Event, IllegalMove, State};
@@ -132,6 +133,7 @@ struct Shared {
     known: Mutex<Known>,
     layers: Layers,
     volumes: Volumes,
+    users: PodUsers,
     reaper: Reaper,
     pod_pids: pod_pids::PodPids,
     /// How many changes there have been.
@@ -147,12 +149,13 @@ struct Known {
 }
 
 impl Containers {
-    pub fn new(reaper: Reaper, volumes: Volumes) -> Self {
+    pub fn new(reaper: Reaper, volumes: Volumes, users: PodUsers) -> Self {
         Self {
             shared: Arc::new(Shared {
                 known: Mutex::default(),
                 layers: Layers::default(),
                 volumes,
+                users,
                 reaper,
                 pod_pids: pod_pids::PodPids::default(),
                 changes: watch::Sender::new(0),

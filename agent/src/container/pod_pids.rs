@@ -10,7 +10,8 @@ use rustix::fs::{Mode, OFlags, open};
 use super::launch::pidfd;
 use crate::pause;
 use crate::reaper::Reaper;
-use crate::sys::spawn::{PidNamespace, spawn_self};
+use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
+use crate::users::PodUsers;
 
 #[derive(Clone, Debug, Default)]
 pub struct PodPids {
@@ -19,14 +20,18 @@ pub struct PodPids {
 
 impl PodPids {
     /// A pidfd of the pause process. If that died, a new one with a new namespace takes its place.
-    pub fn get(&self, reaper: &Reaper) -> io::Result<Arc<OwnedFd>> {
+    pub fn get(&self, reaper: &Reaper, users: &PodUsers) -> io::Result<Arc<OwnedFd>> {
         let mut pause = self.lock();
         if let Some(pidfd) = pause.as_ref() {
             return Ok(Arc::clone(pidfd));
         }
         let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
         let stdio = [null.as_fd(), null.as_fd(), null.as_fd()];
-        let pid = spawn_self(pause::ROLE_ARG, &stdio, PidNamespace::New)?;
+        let inside = users.namespace().map(|users| Inside {
+            users,
+            cgroup: None,
+        });
+        let pid = spawn_self(pause::ROLE_ARG, &stdio, PidNamespace::New, inside)?;
         let exit = reaper.register(pid);
         let pidfd = Arc::new(pidfd(pid)?);
         *pause = Some(Arc::clone(&pidfd));

@@ -123,6 +123,7 @@ impl Containers {
             seccomp_flags: container.seccomp.flags,
             mounts: container.mounts.clone(),
             devices: container.devices.clone(),
+            ..InitConfig::default()
         };
         let shared = self.pid_namespace(container)?;
         let pids = match (spec.pid_namespace(), &shared) {
@@ -131,9 +132,9 @@ impl Containers {
             (_, None) => Pids::New,
         };
         let launched = launch(
-            &self.shared.reaper,
+            (&self.shared.reaper, &self.shared.users),
             Role::Container,
-            &config,
+            config,
             child.borrow(),
             &pids,
             None,
@@ -147,7 +148,8 @@ impl Containers {
         match container.spec.pid_namespace() {
             PidNamespace::Container | PidNamespace::Guest => Ok(None),
             PidNamespace::Pod => {
-                let pause = self.shared.pod_pids.get(&self.shared.reaper);
+                let shared = &self.shared;
+                let pause = shared.pod_pids.get(&shared.reaper, &shared.users);
                 pause
                     .map(Some)
                     .map_err(ContainerError::system("make the pod's PID namespace"))

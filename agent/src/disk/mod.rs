@@ -5,6 +5,7 @@
 
 mod dm;
 pub mod layers;
+pub mod lower;
 pub mod overlay;
 pub mod scratch;
 pub mod shared;

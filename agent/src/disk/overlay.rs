@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::layers::MountedLayer;
+use super::lower::Lower;
 use super::scratch;
+use crate::users::PodUsers;
 
 /// The kernel takes one page of options.
 const MAX_OPTIONS_BYTES: usize = 4095;
@@ -25,6 +27,8 @@ const VIEWS: &str = "/run/views";
 pub enum OverlayError {
     #[error("prepare {path}")]
     Prepare { path: PathBuf, source: io::Error },
+    #[error("map the owners of a layer to the pod's users")]
+    MapOwners(#[source] io::Error),
     #[error("{0} layers are too many for one overlay")]
     TooManyLayers(usize),
     #[error("mount the overlay of {layers} layers")]
@@ -36,12 +40,16 @@ pub enum OverlayError {
 pub struct ImageView {
     path: PathBuf,
     /// Held for as long as it is mounted.
-    _layers: Vec<MountedLayer>,
+    _lower: Lower,
 }
 
 impl ImageView {
-    /// `layers` bottom first; `name` is nobody else's.
-    pub fn mount(name: &str, layers: Vec<MountedLayer>) -> Result<Self, OverlayError> {
+    /// `layers` bottom first, owned by `users`; `name` is nobody else's.
+    pub fn mount(
+        name: &str,
+        layers: Vec<MountedLayer>,
+        users: &PodUsers,
+    ) -> Result<Self, OverlayError> {
         let path = Path::new(VIEWS).join(name);
         for directory in [&path, Path::new(EMPTY)] {
             fs::create_dir_all(directory).map_err(|source| OverlayError::Prepare {
@@ -51,18 +59,15 @@ impl ImageView {
         }
         let view = Self {
             path,
-            _layers: layers,
+            _lower: Lower::new(layers, users).map_err(OverlayError::MapOwners)?,
         };
-        let count = view._layers.len();
+        let count = view._lower.len();
         if count == 0 {
             return Ok(view);
         }
         // An overlay has at least two layers; the empty one also makes whiteouts of the lowest layer hide nothing.
-        let names = view._layers.iter().rev().map(|layer| layer.path.as_path());
-        let names: Vec<_> = names
-            .chain([Path::new(EMPTY)])
-            .map(Path::to_string_lossy)
-            .collect();
+        let mut names = view._lower.names();
+        names.push(EMPTY.to_owned());
         let options = format!("lowerdir={},index=off,metacopy=off", names.join(":"));
         if options.len() > MAX_OPTIONS_BYTES {
             return Err(OverlayError::TooManyLayers(count));
@@ -100,18 +105,21 @@ impl Drop for ImageView {
 pub struct Overlay {
     directory: PathBuf,
     /// Held for as long as the overlay is mounted.
-    _layers: Vec<MountedLayer>,
+    lower: Lower,
 }
 
 impl Overlay {
-    /// `layers` bottom first.
-    pub fn mount(container_id: &str, layers: Vec<MountedLayer>) -> Result<Self, OverlayError> {
+    /// `layers` bottom first. What is in them and what is written belongs to `users`.
+    pub fn mount(
+        container_id: &str,
+        layers: Vec<MountedLayer>,
+        users: &PodUsers,
+    ) -> Result<Self, OverlayError> {
         let directory = Path::new(scratch::CONTAINERS).join(container_id);
-        let overlay = Self {
-            directory,
-            _layers: layers,
-        };
-        let mounted = overlay.prepare().and_then(|()| overlay.mount_prepared());
+        let lower = Lower::new(layers, users).map_err(OverlayError::MapOwners)?;
+        let overlay = Self { directory, lower };
+        let prepared = overlay.prepare(users);
+        let mounted = prepared.and_then(|()| overlay.mount_prepared());
         if mounted.is_err() {
             let _ = fs::remove_dir_all(&overlay.directory);
         }
@@ -127,7 +135,7 @@ impl Overlay {
         self.directory.join("up")
     }
 
-    fn prepare(&self) -> Result<(), OverlayError> {
+    fn prepare(&self, users: &PodUsers) -> Result<(), OverlayError> {
         // What an earlier attempt left is not this container's.
         let _ = fs::remove_dir_all(&self.directory);
         for path in [
@@ -138,17 +146,18 @@ impl Overlay {
         ] {
             fs::create_dir_all(&path).map_err(|source| OverlayError::Prepare { path, source })?;
         }
-        Ok(())
+        let upper = self.upper();
+        let own = |(uid, gid)| std::os::unix::fs::chown(&upper, Some(uid), Some(gid));
+        let owned = users.in_guest(0, 0).and_then(own);
+        owned.map_err(|source| OverlayError::Prepare {
+            path: upper,
+            source,
+        })
     }
 
     fn mount_prepared(&self) -> Result<(), OverlayError> {
-        let layers = self._layers.len();
-        let mut lower: Vec<String> = self
-            ._layers
-            .iter()
-            .rev()
-            .map(|layer| layer.path.to_string_lossy().into_owned())
-            .collect();
+        let layers = self.lower.len();
+        let mut lower = self.lower.names();
         if lower.is_empty() {
             lower.push(EMPTY.to_owned());
         }

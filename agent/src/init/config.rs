@@ -45,6 +45,9 @@ pub struct InitConfig {
     pub mounts: Vec<BindMount>,
     #[prost(message, repeated, tag = "11")]
     pub devices: Vec<GivenDevice>,
+    /// The process is in the pod's own user namespace and in its cgroup already.
+    #[prost(bool, tag = "12")]
+    pub own_users: bool,
 }
 
 /// A character device that the container gets beside the usual ones.

@@ -2,14 +2,15 @@
 //! What is in a container's `/dev`, which is a tmpfs of its own.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, makedev, mknodat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
-use super::config::{Failure, GivenDevice, Stage};
-use super::paths;
+use super::config::{Failure, GivenDevice, InitConfig, Stage};
+use super::{mounts, paths};
 
 const STANDARD: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
@@ -27,25 +28,43 @@ const LINKS: [(&str, &str); 6] = [
     ("/proc/kcore", "/dev/core"),
     ("pts/ptmx", "/dev/ptmx"),
 ];
-/// Directories of the agent's `/dev` that are file systems of their own in a container.
-const NOT_COPIED: [&str; 3] = ["pts", "shm", "mqueue"];
+/// What of the agent's `/dev` is a container's own.
+const NOT_COPIED: [&str; 4] = ["pts", "shm", "mqueue", "ptmx"];
 const MAX_DEPTH: usize = 3;
 const MAX_DEVICES: usize = 1024;
 
-/// A device of the guest that a privileged container gets.
+/// A device of the guest that a container gets.
 #[derive(Debug)]
 pub struct Node {
     path: PathBuf,
     kind: FileType,
     mode: Mode,
     number: u64,
+    /// The guest's own node, where the container's users may not make one.
+    view: Option<OwnedFd>,
 }
 
-/// Every device node of the guest. Call before the pivot.
-pub fn list_all() -> Vec<Node> {
-    let mut nodes = Vec::new();
-    list(Path::new("/dev"), MAX_DEPTH, &mut nodes);
-    nodes
+/// The devices that the container gets: all of the guest's if it is privileged. Call before the pivot.
+pub fn take_along(config: &InitConfig) -> Result<Vec<Node>, Failure> {
+    let standard = STANDARD.into_iter().map(|(name, major, minor)| Node {
+        path: Path::new("/dev").join(name),
+        kind: FileType::CharacterDevice,
+        mode: Mode::from_raw_mode(0o666),
+        number: makedev(major, minor),
+        view: None,
+    });
+    let mut nodes: Vec<Node> = standard.collect();
+    if config.privileged {
+        list(Path::new("/dev"), MAX_DEPTH, &mut nodes);
+    }
+    if config.own_users {
+        for node in &mut nodes {
+            let view = mounts::clone_path(&node.path);
+            let view = view.stage_on("take along device", &node.path.to_string_lossy())?;
+            node.view = Some(view);
+        }
+    }
+    Ok(nodes)
 }
 
 fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
@@ -57,9 +76,11 @@ fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
             continue;
         };
         let kind = metadata.file_type();
+        if NOT_COPIED.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
         if kind.is_dir() {
-            let known = NOT_COPIED.iter().any(|name| entry.file_name() == *name);
-            if depth > 1 && !known {
+            if depth > 1 {
                 list(&entry.path(), depth - 1, nodes);
             }
         } else if (kind.is_char_device() || kind.is_block_device()) && nodes.len() < MAX_DEVICES {
@@ -72,6 +93,7 @@ fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
                 },
                 mode: Mode::from_raw_mode(metadata.mode() & 0o777),
                 number: metadata.rdev(),
+                view: None,
             });
         }
     }
@@ -98,29 +120,23 @@ pub fn place_given(given: &[GivenDevice]) -> Result<(), Failure> {
 }
 
 /// Fills the fresh `/dev`. Call after the pivot, with no umask.
-pub fn populate(extra: &[Node]) -> Result<(), Failure> {
-    for (name, major, minor) in STANDARD {
-        let path = Path::new("/dev").join(name);
-        let mode = Mode::from_raw_mode(0o666);
-        mknodat(
-            CWD,
-            &path,
-            FileType::CharacterDevice,
-            mode,
-            makedev(major, minor),
-        )
-        .stage_on("make device", name)?;
-    }
+pub fn populate(nodes: Vec<Node>) -> Result<(), Failure> {
     for (target, link) in LINKS {
         symlinkat(target, CWD, link).stage_on("make link", link)?;
     }
-    for node in extra {
+    for node in nodes {
+        let name = node.path.to_string_lossy().into_owned();
         if let Some(parent) = node.path.parent() {
             paths::ensure_directory(parent).stage("make a directory of /dev")?;
         }
+        if let Some(view) = node.view {
+            let place = paths::ensure_file(&node.path).stage_on("make device", &name)?;
+            mounts::attach(view, place).stage_on("mount device", &name)?;
+            continue;
+        }
         match mknodat(CWD, &node.path, node.kind, node.mode, node.number) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(e).stage_on("make device", &node.path.to_string_lossy()),
+            Err(e) => return Err(e).stage_on("make device", &name),
         }
     }
     Ok(())

@@ -73,8 +73,10 @@ fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infal
         .process
         .clone()
         .ok_or_else(|| Failure::other("no process configured"))?;
-    fs::write(&config.cgroup_procs, "0").stage_on("join cgroup", &config.cgroup_procs)?;
-    limits::set_oom_score_adj(process.oom_score_adj)?;
+    if !config.own_users {
+        fs::write(&config.cgroup_procs, "0").stage_on("join cgroup", &config.cgroup_procs)?;
+        limits::set_oom_score_adj(process.oom_score_adj)?;
+    }
     match role {
         Role::Container => {
             sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).stage("make namespaces")?;

@@ -8,7 +8,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
@@ -39,37 +38,27 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
         .map(|(source, target)| Ok((mounts::clone_path(Path::new(source))?, *target)))
         .collect::<rustix::io::Result<Vec<_>>>()
         .stage("take the pod's files along")?;
-    let shm = mounts::clone_path(Path::new(files::SHM)).stage("take the pod's /dev/shm along")?;
-    let device_nodes = if config.privileged {
-        devices::list_all()
-    } else {
-        Vec::new()
-    };
-
-    rustix::process::umask(rustix::fs::Mode::empty());
-    let root = rustix::fs::openat(
-        CWD,
-        config.rootfs.as_str(),
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .stage("open the root file system")?;
-    mounts::pivot_into(&root).stage("pivot into the root file system")?;
-    drop(root);
-
-    place(new(c"proc", &[], NO_SUID | NO_EXEC | NO_DEV)?, "/proc")?;
-    if !is_given(config, "/dev") {
-        place_dev(config, shm, &device_nodes)?;
-    }
     let writable = if config.privileged {
         MountAttrFlags::empty()
     } else {
         READ_ONLY
     };
-    place(
-        new(c"sysfs", &[], NO_SUID | NO_EXEC | NO_DEV | writable)?,
-        "/sys",
-    )?;
+    let kernel = Kernel::take_along(config, writable)?;
+    let device_nodes = devices::take_along(config)?;
+
+    rustix::process::umask(rustix::fs::Mode::empty());
+    // A view of our own: the agent's is locked where our users are others than its.
+    let root = mounts::clone_path(Path::new(&config.rootfs)).stage("open the root file system")?;
+    let path = std::ffi::CString::new(config.rootfs.as_str()).stage("name the root file system")?;
+    mounts::attach_at(&root, &path).stage("mount the root file system")?;
+    mounts::pivot_into(&root).stage("pivot into the root file system")?;
+    drop(root);
+
+    place(kernel.proc, "/proc")?;
+    if !is_given(config, "/dev") {
+        place_dev(config, kernel.shm, kernel.mqueue, device_nodes)?;
+    }
+    place(kernel.sys, "/sys")?;
     place(
         new(c"cgroup2", &[], NO_SUID | NO_EXEC | NO_DEV | writable)?,
         "/sys/fs/cgroup",
@@ -82,6 +71,40 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     devices::place_given(&config.devices)
 }
 
+/// File systems of the kernel that show more than the container's own, mounted nowhere yet.
+struct Kernel {
+    proc: OwnedFd,
+    sys: OwnedFd,
+    mqueue: OwnedFd,
+    shm: OwnedFd,
+}
+
+impl Kernel {
+    /// With users of its own, a process may mount processes only while it sees those of the guest, and devices and
+    /// message queues, which belong to the guest's users, not at all: it gets a view of the agent's.
+    fn take_along(config: &InitConfig, writable: MountAttrFlags) -> Result<Self, Failure> {
+        let plain = NO_SUID | NO_EXEC | NO_DEV;
+        let (sys, mqueue) = if config.own_users {
+            let open = paths::find(Path::new("/sys")).stage("open /sys")?;
+            let view = mounts::clone_fd(open, true).stage("take /sys along")?;
+            sys::set_mount_attributes(view.as_fd(), read_only_attribute(), true)
+                .stage("make /sys read-only")?;
+            let queues = mounts::clone_path(Path::new(files::MQUEUE));
+            (view, queues.stage("take message queues along")?)
+        } else {
+            let sys = new(c"sysfs", &[], plain | writable)?;
+            (sys, new(c"mqueue", &[], plain)?)
+        };
+        let shm = mounts::clone_path(Path::new(files::SHM));
+        Ok(Self {
+            proc: new(c"proc", &[], plain)?,
+            sys,
+            mqueue,
+            shm: shm.stage("take the pod's /dev/shm along")?,
+        })
+    }
+}
+
 /// Whether one of the container's own mounts takes the place of what we would have mounted.
 fn is_given(config: &InitConfig, target: &str) -> bool {
     config.mounts.iter().any(|mount| mount.target == target)
@@ -90,7 +113,8 @@ fn is_given(config: &InitConfig, target: &str) -> bool {
 fn place_dev(
     config: &InitConfig,
     shm: OwnedFd,
-    device_nodes: &[devices::Node],
+    mqueue: OwnedFd,
+    device_nodes: Vec<devices::Node>,
 ) -> Result<(), Failure> {
     let dev = new(c"tmpfs", &[("mode", "755"), ("size", "65536k")], NO_SUID)?;
     place(dev, "/dev")?;
@@ -106,10 +130,7 @@ fn place_dev(
         place(shm, "/dev/shm")?;
     }
     if !is_given(config, "/dev/mqueue") {
-        place(
-            new(c"mqueue", &[], NO_SUID | NO_EXEC | NO_DEV)?,
-            "/dev/mqueue",
-        )?;
+        place(mqueue, "/dev/mqueue")?;
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ pub const RESOLV_CONF: &str = "/run/pod/resolv.conf";
 pub const HOSTS: &str = "/run/pod/hosts";
 pub const HOSTNAME: &str = "/run/pod/hostname";
 pub const SHM: &str = "/run/pod/shm";
+/// The pod's message queues, where its users are its own and may not mount them themselves.
+pub const MQUEUE: &str = "/run/pod/mqueue";
 const MACHINE_ID: &str = "/run/machine-id";
 
 pub fn write(request: &ConfigureSandboxRequest) -> io::Result<()> {

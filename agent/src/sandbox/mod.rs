@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use crate::disk::scratch;
 use crate::network::{self, NetworkError};
 use crate::sys;
+use crate::users::PodUsers;
 
 pub use limits::{LimitError, limit};
 
@@ -49,12 +50,21 @@ pub enum SandboxError {
 }
 
 /// Which sandbox this guest is, once it is one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sandbox {
     configured: Mutex<Option<ConfigureSandboxRequest>>,
+    users: PodUsers,
 }
 
 impl Sandbox {
+    /// Not configured yet; will make the pod's users in `users`.
+    pub fn new(users: PodUsers) -> Self {
+        Self {
+            configured: Mutex::default(),
+            users,
+        }
+    }
+
     pub async fn configure(&self, request: ConfigureSandboxRequest) -> Result<(), SandboxError> {
         let mut configured = self.configured.lock().await;
         // Who asks again has a new time and new entropy, which never hurt.
@@ -69,6 +79,14 @@ impl Sandbox {
             Some(known) if *known == identity => return Ok(()),
             Some(_) => return Err(SandboxError::AnotherSandbox),
             None => {}
+        }
+        if let Some(wanted) = &identity.user_namespace {
+            self.users
+                .make(wanted)
+                .map_err(|source| SandboxError::Step {
+                    what: "make the pod's user namespace",
+                    source,
+                })?;
         }
         apply(&identity).await?;
         *configured = Some(identity);
@@ -97,6 +115,9 @@ async fn apply(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
     })?;
     files::write(request).map_err(step("write the pod's files"))?;
     mount_shm(request.shm_bytes).map_err(step("mount the pod's /dev/shm"))?;
+    if request.user_namespace.is_some() {
+        mount_mqueue().map_err(step("mount the pod's message queues"))?;
+    }
     sysctl::set_defaults()?;
     for (name, value) in &request.sysctls {
         sysctl::set(name, value)?;
@@ -138,6 +159,15 @@ fn add_entropy(entropy: &[u8]) -> Result<(), SandboxError> {
             what: "add entropy",
             source,
         })
+}
+
+fn mount_mqueue() -> io::Result<()> {
+    if fs::exists(files::MQUEUE)? {
+        return Ok(());
+    }
+    fs::create_dir_all(files::MQUEUE)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(mount(c"mqueue", files::MQUEUE, c"mqueue", flags, None)?)
 }
 
 fn mount_shm(bytes: u64) -> io::Result<()> {

@@ -161,6 +161,17 @@ pub fn set_propagation(
     mount_setattr(target, &attr, true)
 }
 
+/// Has the tree at `target`, which is mounted nowhere yet, show its owners as a user namespace maps them.
+pub fn map_owners(target: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd().unsigned_abs().into(),
+    };
+    mount_setattr(target, &attr, false)
+}
+
 fn mount_setattr(
     target: BorrowedFd<'_>,
     attr: &libc::mount_attr,

@@ -3,8 +3,11 @@
 //!
 //! No page table is copied and one call makes the PID namespace too, so a container costs one
 //! process. Between clone and exec the child only makes system calls, on a stack of its own.
+//!
+//! With users of its own, a container costs a second, short-lived process: a PID namespace belongs to the
+//! user namespace of whoever makes it, and only a process without threads can enter one.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -13,9 +16,11 @@ use rustix::io::fcntl_dupfd_cloexec;
 use super::{check, set_signal_mask};
 
 const STACK_BYTES: usize = 64 << 10;
+const STACK_WORDS: usize = STACK_BYTES / size_of::<u128>();
 /// Inherited descriptors are first moved above the numbers they will get in the child.
 const FIRST_FREE_FD: RawFd = 64;
 const THIS_BINARY: &CStr = c"/proc/self/exe";
+const NONE: RawFd = -1;
 
 /// Whether the child is the first process of a new PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,33 +29,66 @@ pub enum PidNamespace {
     OfChildren,
 }
 
+/// A user namespace to be root in, and the cgroup to join before, because nobody in there may.
+#[derive(Clone, Copy, Debug)]
+pub struct Inside<'a> {
+    pub users: BorrowedFd<'a>,
+    /// `cgroup.procs`, opened for writing; none: the agent's own.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
 struct Child {
     args: [*const c_char; 3],
     env: [*const c_char; 1],
     fds: *const RawFd,
     fd_count: c_int,
+    users: RawFd,
+    cgroup: RawFd,
+    /// The end of the second process's stack; null where there is none.
+    second_stack: *mut c_void,
+    second_pid: c_int,
     error: c_int,
 }
 
 /// Runs this binary as `role` with `fds` as its descriptors 0, 1, 2, ... and no others.
-pub fn spawn_self(role: &CStr, fds: &[BorrowedFd<'_>], namespace: PidNamespace) -> io::Result<i32> {
-    let moved = fds
+pub fn spawn_self(
+    role: &CStr,
+    fds: &[BorrowedFd<'_>],
+    namespace: PidNamespace,
+    inside: Option<Inside<'_>>,
+) -> io::Result<i32> {
+    let moved = |fd: BorrowedFd<'_>| fcntl_dupfd_cloexec(fd, FIRST_FREE_FD);
+    let given = fds
         .iter()
-        .map(|fd| fcntl_dupfd_cloexec(fd, FIRST_FREE_FD))
+        .map(|fd| moved(*fd))
         .collect::<Result<Vec<OwnedFd>, _>>()?;
-    let numbers: Vec<RawFd> = moved.iter().map(AsRawFd::as_raw_fd).collect();
+    let users = inside.map(|inside| moved(inside.users)).transpose()?;
+    let cgroup = inside.and_then(|inside| inside.cgroup);
+    let cgroup = cgroup.map(moved).transpose()?;
+    let number = |fd: &Option<OwnedFd>| fd.as_ref().map_or(NONE, AsRawFd::as_raw_fd);
+    let numbers: Vec<RawFd> = given.iter().map(AsRawFd::as_raw_fd).collect();
+    let is_second_needed = inside.is_some() && namespace == PidNamespace::New;
+    let mut second_stack = vec![0u128; if is_second_needed { STACK_WORDS } else { 0 }];
     let mut child = Child {
         args: [c"bulkhead-agent".as_ptr(), role.as_ptr(), std::ptr::null()],
         env: [std::ptr::null()],
         fds: numbers.as_ptr(),
         fd_count: c_int::try_from(numbers.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        users: number(&users),
+        cgroup: number(&cgroup),
+        second_stack: if is_second_needed {
+            second_stack.as_mut_ptr_range().end.cast::<c_void>()
+        } else {
+            std::ptr::null_mut()
+        },
+        second_pid: 0,
         error: 0,
     };
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    if namespace == PidNamespace::New {
+    if namespace == PidNamespace::New && !is_second_needed {
         flags |= libc::CLONE_NEWPID;
     }
-    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
+    let mut stack = vec![0u128; STACK_WORDS];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
     // The child has no handlers of ours to run: it must not see a signal before it has exec'd.
     set_signal_mask(u64::MAX)?;
@@ -64,7 +102,11 @@ pub fn spawn_self(role: &CStr, fds: &[BorrowedFd<'_>], namespace: PidNamespace) 
         // It exited before the exec; the reaper collects it.
         return Err(io::Error::from_raw_os_error(child.error));
     }
-    Ok(pid)
+    Ok(if is_second_needed {
+        child.second_pid
+    } else {
+        pid
+    })
 }
 
 /// The child. Shares the parent's memory, so: no allocation, no lock, no return into Rust's runtime.
@@ -72,6 +114,57 @@ extern "C" fn start(argument: *mut c_void) -> c_int {
     let child = argument.cast::<Child>();
     // SAFETY: the parent passed the address of its `Child` and is suspended: we alone use it.
     let child = unsafe { &mut *child };
+    if child.users == NONE {
+        return become_role(child);
+    }
+    // SAFETY: reads one byte that lives as long as the program.
+    let join = || unsafe { libc::write(child.cgroup, c"0".as_ptr().cast::<c_void>(), 1) };
+    if child.cgroup != NONE && join() != 1 {
+        return fail(child);
+    }
+    // SAFETY: takes no pointer.
+    if unsafe { libc::setns(child.users, libc::CLONE_NEWUSER) } != 0 {
+        return fail(child);
+    }
+    if child.second_stack.is_null() {
+        return become_root(child);
+    }
+    // A sibling of ours, so that the agent is its parent; the signal of its end is ours.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT | libc::CLONE_NEWPID;
+    // SAFETY: as in the parent: the stack and `child` live until the second process has exec'd or exited.
+    let pid = unsafe { libc::clone(second, child.second_stack, flags, argument) };
+    if pid < 0 {
+        return fail(child);
+    }
+    child.second_pid = pid;
+    // SAFETY: takes no pointer; what the agent would do at its exit must not be done here.
+    unsafe { libc::_exit(0) }
+}
+
+extern "C" fn second(argument: *mut c_void) -> c_int {
+    // SAFETY: the first process passed on the address of the agent's `Child` and is suspended like the agent.
+    become_root(unsafe { &mut *argument.cast::<Child>() })
+}
+
+/// Only root keeps its capabilities over an exec. Not by libc, whose calls would change the agent's threads too.
+fn become_root(child: &mut Child) -> c_int {
+    let zero: c_long = 0;
+    // SAFETY: an empty list is not read.
+    if unsafe { libc::syscall(libc::SYS_setgroups, zero, std::ptr::null::<libc::gid_t>()) } != 0 {
+        return fail(child);
+    }
+    // SAFETY: takes no pointer.
+    if unsafe { libc::syscall(libc::SYS_setresgid, zero, zero, zero) } != 0 {
+        return fail(child);
+    }
+    // SAFETY: takes no pointer.
+    if unsafe { libc::syscall(libc::SYS_setresuid, zero, zero, zero) } != 0 {
+        return fail(child);
+    }
+    become_role(child)
+}
+
+fn become_role(child: &mut Child) -> c_int {
     for number in 0..child.fd_count {
         // SAFETY: `fds` holds `fd_count` numbers.
         let from = unsafe { child.fds.add(number.unsigned_abs() as usize) };
@@ -99,4 +192,25 @@ fn fail(child: &mut Child) -> c_int {
     // SAFETY: that place is always valid; the parent, whose errno it is, is suspended.
     child.error = unsafe { *errno };
     127
+}
+
+/// Calls `look` with a process that is alone in a new user namespace, and ends that process after.
+pub fn in_new_user_namespace<T>(look: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
+    let mut stack = vec![0u128; STACK_WORDS];
+    let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: `top` is the 16-byte aligned end of a stack, which the child has a copy of.
+    let pid = unsafe { libc::clone(wait_for_end, top, flags, std::ptr::null_mut()) };
+    check(pid.into())?;
+    let seen = look(pid);
+    super::kill(pid, libc::SIGKILL)?;
+    seen
+}
+
+/// A copy of this process that does nothing.
+extern "C" fn wait_for_end(_argument: *mut c_void) -> c_int {
+    loop {
+        // SAFETY: takes no pointer.
+        unsafe { libc::pause() };
+    }
 }

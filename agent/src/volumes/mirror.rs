@@ -29,6 +29,7 @@ use rustix::fs::{
 };
 
 use super::ownership;
+use crate::users::PodUsers;
 
 /// kubelet's link to the current state, which readers rely on to change all at once.
 const CURRENT: &str = "..data";
@@ -54,6 +55,7 @@ pub fn prepare(home: &Path, single_file: bool) -> io::Result<()> {
 pub struct Mirror {
     home: PathBuf,
     single_file: bool,
+    users: PodUsers,
     streams: Arc<AtomicU64>,
     /// Which stream this is.
     number: u64,
@@ -76,10 +78,16 @@ impl Mirror {
         Self {
             home,
             single_file,
+            users: PodUsers::default(),
             streams,
             number,
             next: None,
         }
+    }
+
+    /// Owners in what comes are users of the pod.
+    pub fn owned_by(self, users: PodUsers) -> Self {
+        Self { users, ..self }
     }
 
     /// Takes one record of the next state. After an error the state is given up.
@@ -114,6 +122,7 @@ impl Mirror {
         let ownership = entry
             .ownership
             .ok_or_else(|| invalid("an entry without an owner"))?;
+        let ownership = self.users.owned(&ownership)?;
         next.file = None;
         if entry.path.is_empty() {
             let is_file = matches!(kind, Kind::File(_));

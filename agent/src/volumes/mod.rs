@@ -24,6 +24,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use self::mirror::Mirror;
 use crate::disk::scratch;
+use crate::users::PodUsers;
 
 /// Where those in memory are mounted.
 const IN_MEMORY: &str = "/run/volumes";
@@ -73,25 +74,29 @@ struct Entry {
 #[derive(Clone, Debug)]
 pub struct Volumes {
     on_disk: PathBuf,
+    /// Whom what is made belongs to.
+    users: PodUsers,
     known: Arc<Mutex<HashMap<String, Entry>>>,
 }
 
-impl Default for Volumes {
-    fn default() -> Self {
+impl Volumes {
+    /// None yet.
+    pub fn new(users: PodUsers) -> Self {
         Self {
             on_disk: Path::new(scratch::MOUNT).join("volumes"),
+            users,
             known: Arc::default(),
         }
     }
-}
 
-impl Volumes {
     /// Makes a volume, or sees that it is there.
     pub fn ensure(&self, volume: Option<Volume>) -> Result<(), VolumeError> {
         let volume = volume.ok_or(VolumeError::Missing("a description"))?;
         let name = volume.name;
         check_name(&name)?;
         let ownership = volume.ownership.ok_or(VolumeError::Missing("an owner"))?;
+        let ownership = self.users.owned(&ownership);
+        let ownership = ownership.map_err(failed("find the owner of", &name))?;
         let kind = match volume.kind.ok_or(VolumeError::Missing("a kind"))? {
             WantedKind::Directory(_) => Kind::Directory,
             WantedKind::Memory(memory) => Kind::Memory {
@@ -165,7 +170,8 @@ impl Volumes {
             return Err(VolumeError::OtherKind(name.to_owned()));
         };
         let home = self.home(name, entry.kind);
-        Ok(Mirror::new(home, single_file, Arc::clone(&entry.streams)))
+        let mirror = Mirror::new(home, single_file, Arc::clone(&entry.streams));
+        Ok(mirror.owned_by(self.users.clone()))
     }
 
     /// Where a volume is in the agent's tree.
@@ -295,7 +301,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let volumes = Volumes {
             on_disk: directory.path().join("volumes"),
-            known: Arc::default(),
+            ..Volumes::new(PodUsers::default())
         };
         (directory, volumes)
     }

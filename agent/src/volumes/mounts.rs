@@ -8,12 +8,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::mount::Source;
-use bulkhead_proto::agent::{Layer, Mount, Ownership, Propagation};
+use bulkhead_proto::agent::{Mount, Ownership, Propagation};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
 use super::{VolumeError, Volumes, ownership};
-use crate::disk::layers::{LayerError, Layers};
+use crate::disk::layers::{LayerError, Layers, MountedLayer};
 use crate::disk::overlay::{ImageView, OverlayError};
 use crate::disk::shared;
 use crate::init::config::BindMount;
@@ -77,14 +77,15 @@ pub fn resolve(
         let (source, no_exec) = match &mount.source {
             Some(Source::Image(image)) => {
                 let name = format!("{id}-{}", resolved.views.len());
-                let view = view(layers, &image.layers, &name, &target)?;
+                let acquired = layers.acquire(&image.layers);
+                let view = view(volumes, acquired, &name, &target)?;
                 let source = view.path().to_owned();
                 resolved.views.push(view);
                 (source, true)
             }
             other => (find(volumes, other.as_ref(), &target)?, false),
         };
-        check_sub_path(mount, &source, &target)?;
+        check_sub_path(volumes, mount, &source, &target)?;
         resolved.binds.push(BindMount {
             source: source.to_string_lossy().into_owned(),
             sub_path: mount.sub_path.clone(),
@@ -118,25 +119,31 @@ fn find(volumes: &Volumes, source: Option<&Source>, target: &str) -> Result<Path
 }
 
 fn view(
-    layers: &Layers,
-    wanted: &[Layer],
+    volumes: &Volumes,
+    acquired: Result<Vec<MountedLayer>, LayerError>,
     name: &str,
     target: &str,
 ) -> Result<ImageView, MountError> {
-    let acquired = layers.acquire(wanted);
     let acquired = acquired.map_err(|source| MountError::Layers {
         target: target.to_owned(),
         source,
     })?;
-    ImageView::mount(name, acquired).map_err(|source| MountError::Image {
+    ImageView::mount(name, acquired, &volumes.users).map_err(|source| MountError::Image {
         target: target.to_owned(),
         source,
     })
 }
 
 /// Of an image only a directory is a volume.
-fn check_sub_path(mount: &Mount, source: &Path, target: &str) -> Result<(), MountError> {
-    let found = find_sub_path(source, &mount.sub_path, mount.made_as.as_ref());
+fn check_sub_path(
+    volumes: &Volumes,
+    mount: &Mount,
+    source: &Path,
+    target: &str,
+) -> Result<(), MountError> {
+    let made_as = mount.made_as.as_ref();
+    let made_as = made_as.map(|owner| volumes.users.owned(owner)).transpose();
+    let found = made_as.and_then(|owner| find_sub_path(source, &mount.sub_path, owner.as_ref()));
     let checked = found.and_then(|found| match mount.source {
         Some(Source::Image(_)) if !is_directory(&found)? => {
             Err(io::ErrorKind::NotADirectory.into())

@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use bulkhead_proto::cri::{
-    Capability, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
+    Capability, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
+    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace,
+    security_profile::ProfileType,
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
@@ -294,6 +295,99 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
     let refused = bench.create(by_name, &["true"]).await;
     assert_fails(refused, Code::Unimplemented, &["AppArmor", "strict"]);
     bench.client.end_pod(&bench.pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_users_of_its_own_has_roots_that_are_nobody_outside() {
+    let mut bench = Bench::new().await;
+    bench.client.end_pod(&bench.pod).await;
+    let mapping = IdMapping {
+        host_id: 100_000,
+        container_id: 0,
+        length: 65536,
+    };
+    let options = |pid: NamespaceMode| NamespaceOption {
+        pid: pid.into(),
+        userns_options: Some(UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: vec![mapping],
+            gids: vec![mapping],
+        }),
+        ..Default::default()
+    };
+    for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
+        let mut config = bench.client.pod_config(&format!("users-{}", pid as i32));
+        config.linux = Some(LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(options(pid)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        bench.pod = bench.client.run_pod_with(config).await.expect("run pod");
+        let root = Context {
+            namespace_options: Some(options(pid)),
+            masked_paths: names(&["/proc/kcore"]),
+            readonly_paths: names(&["/proc/sys"]),
+            seccomp: profile(ProfileType::RuntimeDefault, ""),
+            ..Default::default()
+        };
+        let id = bench.start(root.clone()).await;
+        let script = "awk '{print $1, $2, $3}' /proc/self/uid_map; id -u; \
+                      touch /new && stat -c '%u:%g' /new /bin/busybox /dev/shm /etc/hosts; \
+                      chown 33:33 /new && stat -c '%u' /new; echo x > /dev/null; cat /sys/class/net/lo/mtu";
+        let shown = bench.client.shell(&id, script).await;
+        assert_eq!(
+            shown, "0 100000 65536\n0\n0:0\n0:0\n65534:65534\n65534:65534\n33\n65536\n",
+            "{pid:?}"
+        );
+        // What is not the pod's own is out of reach, whatever root holds.
+        for line in [
+            "chown 0 /etc/hosts",
+            "mknod /x c 1 3 && cat /x",
+            "echo 1 > /proc/sys/vm/overcommit_memory",
+            "hostname other",
+        ] {
+            let answer = bench.client.exec(&id, &["sh", "-c", line], 0).await;
+            assert_ne!(answer.expect("exec").exit_code, 0, "{line} must fail");
+        }
+        let user = Context {
+            run_as_username: "www-data".into(),
+            ..root
+        };
+        let id = bench.start(user).await;
+        let shown = bench
+            .client
+            .shell(&id, "id -u; id -G; echo out > /dev/stdout")
+            .await;
+        assert_eq!(shown, "33\n33 1234\nout\n", "{pid:?}");
+        bench.client.end_pod(&bench.pod).await;
+    }
+    let mut config = bench.client.pod_config("other-users");
+    let pod = bench.client.run_pod_with(config.clone()).await;
+    bench.pod = pod.expect("run pod");
+    let foreign = Context {
+        namespace_options: Some(options(NamespaceMode::Container)),
+        ..Default::default()
+    };
+    assert_fails(
+        bench.create(foreign, &["true"]).await,
+        Code::InvalidArgument,
+        &["user namespace"],
+    );
+    bench.client.end_pod(&bench.pod).await;
+    config.linux = Some(LinuxPodSandboxConfig {
+        security_context: Some(LinuxSandboxSecurityContext {
+            namespace_options: Some(options(NamespaceMode::Node)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    assert_fails(
+        bench.client.run_pod_with(config).await,
+        Code::InvalidArgument,
+        &["NODE"],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

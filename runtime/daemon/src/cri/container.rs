@@ -7,7 +7,7 @@ use std::time::Duration;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::{filter, limits, parse, show};
+use super::{filter, limits, parse, parse_security, show};
 use crate::pod::{Notice, NoticeKind, Pods};
 
 /// Of all grace periods; kubelet's are far below.
@@ -18,6 +18,8 @@ pub async fn create(
     request: cri::CreateContainerRequest,
 ) -> Result<cri::CreateContainerResponse, Status> {
     let spec = parse::container(request.config)?;
+    let pod = pods.pod(&request.pod_sandbox_id)?;
+    parse_security::check_users(&pod.pod.spec, &spec)?;
     let container_id = pods.create_container(&request.pod_sandbox_id, spec).await?;
     Ok(cri::CreateContainerResponse { container_id })
 }

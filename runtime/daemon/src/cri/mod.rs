@@ -13,6 +13,7 @@ mod metrics;
 mod parse;
 mod parse_devices;
 mod parse_mounts;
+mod parse_security;
 mod quantity;
 mod runtime;
 mod sandbox;
@@ -28,7 +29,7 @@ use tokio_stream::Stream;
 use tonic::{Code, Status};
 
 pub use images::{ImageServer, PULL_INFO};
-pub use parse::{MASKED_PATHS, READONLY_PATHS};
+pub use parse_security::{MASKED_PATHS, READONLY_PATHS};
 pub use runtime::RuntimeServer;
 
 use crate::guest::agent::AgentError;

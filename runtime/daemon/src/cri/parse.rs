@@ -2,48 +2,18 @@
 //! CRI's messages in our own words. What we cannot do is refused here, by name, never ignored.
 
 use std::collections::HashMap;
-use std::io::Read;
-use std::path::Path;
 
 use bulkhead_proto::cri;
-use bulkhead_proto::cri::security_profile::ProfileType;
 
 use super::limits;
-use super::{parse_devices, parse_mounts};
+use super::{parse_devices, parse_mounts, parse_security};
 use crate::pod::signal;
-use crate::pod::spec::{
-    ContainerSpec, Dns, Labels, PidMode, PodName, PodSpec, PortMapping, Protocol, Seccomp,
-    Security, User,
-};
+use crate::pod::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
 
 /// The names under which kubelet may ask for us.
 pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
 /// The longest host name that Linux takes.
 const HOSTNAME_BYTES: usize = 64;
-const PROFILE_BYTES: u64 = 1 << 20;
-
-/// What a container without a security context may not see, as other runtimes have it.
-pub const MASKED_PATHS: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-pub const READONLY_PATHS: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
 
 /// A request that we do not take.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +73,7 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
     let linux = config.linux.unwrap_or_default();
     let limits = limits::pod(&linux, &config.annotations)?;
     let context = linux.security_context.unwrap_or_default();
+    let namespaces = parse_security::namespaces(context.namespace_options)?;
     Ok(PodSpec {
         name: PodName {
             name: metadata.name,
@@ -125,7 +96,8 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
         labels: labels(config.labels),
         annotations: labels(config.annotations),
         runtime_handler: handler,
-        pid: pid_mode(context.namespace_options)?,
+        pid: namespaces.pid,
+        users: namespaces.users,
         sysctls: labels(linux.sysctls),
         limits,
     })
@@ -169,7 +141,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        security: security(linux.security_context)?,
+        security: parse_security::security(linux.security_context)?,
         resources: linux.resources.map(limits::resources).unwrap_or_default(),
         stop_signal,
     })
@@ -180,159 +152,6 @@ fn refuse_what_is_not_there(config: &cri::ContainerConfig) -> Result<(), ParseEr
         return Err(not_yet("CDI device", &device.name));
     }
     Ok(())
-}
-
-fn security(context: Option<cri::LinuxContainerSecurityContext>) -> Result<Security, ParseError> {
-    let strings = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
-    let Some(context) = context else {
-        return Ok(Security {
-            privileged: false,
-            add_capabilities: Vec::new(),
-            drop_capabilities: Vec::new(),
-            ambient_capabilities: Vec::new(),
-            user: User::default(),
-            no_new_privileges: false,
-            readonly_root: false,
-            masked_paths: strings(&MASKED_PATHS),
-            readonly_paths: strings(&READONLY_PATHS),
-            seccomp: Seccomp::Unconfined,
-            pid: PidMode::Container,
-        });
-    };
-    if let Some(name) = apparmor_profile(&context) {
-        return Err(not_yet("AppArmor profile", name));
-    }
-    if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
-        return Err(wrong("a user by number and name", &context.run_as_username));
-    }
-    let strict = context.supplemental_groups_policy() == cri::SupplementalGroupsPolicy::Strict;
-    let user = User {
-        uid: context.run_as_user.map(|value| value.value),
-        gid: context.run_as_group.map(|value| value.value),
-        strict_groups: strict,
-        name: context.run_as_username,
-        supplemental_groups: context.supplemental_groups,
-    };
-    if user.gid.is_some() && user.uid.is_none() && user.name.is_empty() {
-        return Err(ParseError::Missing(
-            "run_as_user, which run_as_group needs,",
-        ));
-    }
-    let numbers = user
-        .uid
-        .iter()
-        .chain(&user.gid)
-        .chain(&user.supplemental_groups);
-    for number in numbers {
-        if u32::try_from(*number).is_err() {
-            return Err(wrong("user or group", number));
-        }
-    }
-    let capabilities = context.capabilities.unwrap_or_default();
-    let privileged = context.privileged;
-    Ok(Security {
-        privileged,
-        add_capabilities: capabilities.add_capabilities,
-        drop_capabilities: capabilities.drop_capabilities,
-        ambient_capabilities: capabilities.add_ambient_capabilities,
-        user,
-        no_new_privileges: context.no_new_privs,
-        readonly_root: context.readonly_rootfs,
-        // As containerd: the lists as they are, and none for a privileged container.
-        masked_paths: if privileged {
-            Vec::new()
-        } else {
-            context.masked_paths
-        },
-        readonly_paths: if privileged {
-            Vec::new()
-        } else {
-            context.readonly_paths
-        },
-        seccomp: seccomp(context.seccomp, &context.seccomp_profile_path)?,
-        pid: pid_mode(context.namespace_options)?,
-    })
-}
-
-/// The profile that is asked for by name. A guest has no AppArmor: the default is none, as on hosts without it.
-fn apparmor_profile(context: &cri::LinuxContainerSecurityContext) -> Option<&str> {
-    if let Some(profile) = &context.apparmor {
-        let by_name = profile.profile_type() == ProfileType::Localhost;
-        return by_name.then_some(&profile.localhost_ref);
-    }
-    // Older kubelets say it this way only.
-    context.apparmor_profile.strip_prefix("localhost/")
-}
-
-/// A profile of the host's is read here and goes into the guest as text.
-fn seccomp(profile: Option<cri::SecurityProfile>, old: &str) -> Result<Seccomp, ParseError> {
-    if let Some(profile) = profile {
-        return match profile.profile_type() {
-            ProfileType::RuntimeDefault => Ok(Seccomp::RuntimeDefault),
-            ProfileType::Unconfined => Ok(Seccomp::Unconfined),
-            ProfileType::Localhost => read_profile(&profile.localhost_ref),
-        };
-    }
-    match old {
-        "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
-        // Nothing said is unconfined, as with other runtimes: kubelet always says what it wants.
-        "" | "unconfined" => Ok(Seccomp::Unconfined),
-        other => match other.strip_prefix("localhost/") {
-            Some(path) => read_profile(path),
-            None => Err(wrong("seccomp profile", other)),
-        },
-    }
-}
-
-fn read_profile(path: &str) -> Result<Seccomp, ParseError> {
-    if !Path::new(path).is_absolute() {
-        return Err(wrong("seccomp profile path", path));
-    }
-    let failed = |source| ParseError::Profile {
-        path: path.to_owned(),
-        source,
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut text = Vec::new();
-    file.take(PROFILE_BYTES + 1)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
-    let is_json = serde_json::from_slice::<serde_json::Value>(&text).is_ok_and(|v| v.is_object());
-    if text.len() as u64 > PROFILE_BYTES || !is_json {
-        return Err(wrong(
-            "seccomp profile without a JSON object, or too long:",
-            path,
-        ));
-    }
-    Ok(Seccomp::Profile(text))
-}
-
-/// Without options a container has processes of its own. What is shared with the node is refused but for
-/// processes: the guest's are meant.
-fn pid_mode(options: Option<cri::NamespaceOption>) -> Result<PidMode, ParseError> {
-    let Some(options) = options else {
-        return Ok(PidMode::Container);
-    };
-    if options.network() == cri::NamespaceMode::Node {
-        return Err(ParseError::NotIsolated { what: "network" });
-    }
-    if options.ipc() == cri::NamespaceMode::Node {
-        return Err(ParseError::NotIsolated { what: "IPC" });
-    }
-    let users = options.userns_options.as_ref();
-    if users.is_some_and(|users| users.mode() != cri::NamespaceMode::Node && !users.uids.is_empty())
-    {
-        return Err(not_yet("user namespace", "POD"));
-    }
-    Ok(match options.pid() {
-        cri::NamespaceMode::Pod => PidMode::Pod,
-        cri::NamespaceMode::Container => PidMode::Container,
-        cri::NamespaceMode::Node => PidMode::Node,
-        cri::NamespaceMode::Target if options.target_id.is_empty() => {
-            return Err(ParseError::Missing("target_id of the namespace options"));
-        }
-        cri::NamespaceMode::Target => PidMode::Target(options.target_id),
-    })
 }
 
 fn port_mapping(mapping: cri::PortMapping) -> Result<PortMapping, ParseError> {

@@ -6,7 +6,8 @@ use std::path::{Component, Path};
 use bulkhead_proto::cri;
 
 use super::parse::{ParseError, not_yet, wrong};
-use crate::pod::spec::{Mount, MountSource, Propagation};
+use super::parse_security::id_range;
+use crate::pod::spec::{Mount, MountSource, Propagation, UserNamespace};
 
 /// What may be covered below /proc; the agent has the last word, which knows where links lead.
 const PROC: &str = "/proc";
@@ -27,9 +28,14 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
             ));
         }
     };
-    if !given.uid_mappings.is_empty() || !given.gid_mappings.is_empty() {
-        return Err(not_yet("mount with mapped ids at", container_path));
-    }
+    let users = if given.uid_mappings.is_empty() && given.gid_mappings.is_empty() {
+        None
+    } else {
+        Some(UserNamespace {
+            uids: id_range(&given.uid_mappings)?,
+            gids: id_range(&given.gid_mappings)?,
+        })
+    };
     if let Some(option) = given.mount_options.first() {
         return Err(not_yet("mount option", option));
     }
@@ -76,6 +82,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         source,
         readonly,
         recursive_readonly: given.recursive_read_only,
+        users,
         propagation,
     })
 }
@@ -135,6 +142,7 @@ mod tests {
                 readonly: true,
                 recursive_readonly: true,
                 propagation: Propagation::Private,
+                users: None,
             }
         );
     }
@@ -175,7 +183,7 @@ mod tests {
             (|m| m.propagation = 2, "bidirectional"),
             (
                 |m| m.uid_mappings = vec![cri::IdMapping::default()],
-                "mapped",
+                "mapping",
             ),
             (|m| m.recursive_read_only = true, "without readonly"),
             (

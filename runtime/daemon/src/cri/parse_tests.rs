@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tests of [`super`]: what is refused, and what the defaults are.
 
+use bulkhead_proto::cri::security_profile::ProfileType;
+
 use super::*;
+use crate::cri::parse_security::check_users;
+use crate::pod::spec::Seccomp;
 
 fn pod_config() -> cri::PodSandboxConfig {
     cri::PodSandboxConfig {
@@ -90,6 +94,65 @@ fn the_hosts_network_and_ipc_are_refused_for_pods_and_containers() {
         let refused = with_context(|context| context.namespace_options = Some(options));
         assert!(matches!(refused, Err(ParseError::NotIsolated { .. })));
     }
+}
+
+fn with_users(change: impl FnOnce(&mut cri::UserNamespace)) -> Result<PodSpec, ParseError> {
+    let mapping = cri::IdMapping {
+        host_id: 65536,
+        container_id: 0,
+        length: 65536,
+    };
+    let mut users = cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: vec![mapping],
+        gids: vec![mapping],
+    };
+    change(&mut users);
+    let mut config = pod_config();
+    config.linux = Some(cri::LinuxPodSandboxConfig {
+        security_context: Some(cri::LinuxSandboxSecurityContext {
+            namespace_options: Some(cri::NamespaceOption {
+                userns_options: Some(users),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    pod(Some(config), String::new())
+}
+
+#[test]
+fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
+    let spec = with_users(|_| {}).unwrap();
+    assert_eq!(spec.users.unwrap().gids.first, 65536);
+    let node = with_users(|users| {
+        *users = cri::UserNamespace {
+            mode: cri::NamespaceMode::Node.into(),
+            ..Default::default()
+        };
+    });
+    assert_eq!(node.unwrap().users, None);
+    type Change = fn(&mut cri::UserNamespace);
+    let changes: [Change; 7] = [
+        |users| users.uids.clear(),
+        |users| users.gids.extend_from_within(..),
+        |users| users.uids[0].container_id = 1,
+        |users| users.uids[0].length = 0,
+        |users| users.gids[0].length = u32::MAX,
+        |users| users.mode = cri::NamespaceMode::Container.into(),
+        |users| users.mode = cri::NamespaceMode::Target.into(),
+    ];
+    for change in changes {
+        assert!(matches!(with_users(change), Err(ParseError::Wrong { .. })));
+    }
+
+    let mut container = container(Some(container_config())).unwrap();
+    check_users(&spec, &container).unwrap();
+    container.security.users = spec.users;
+    check_users(&spec, &container).unwrap();
+    let other = pod(Some(pod_config()), String::new()).unwrap();
+    assert!(check_users(&other, &container).is_err());
 }
 
 #[test]

@@ -5,7 +5,9 @@ use bulkhead_proto::cri;
 
 use crate::pod::View;
 use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::pod::spec::{Mount, MountSource, PidMode, Propagation, Resources};
+use crate::pod::spec::{
+    IdRange, Mount, MountSource, PidMode, Propagation, Resources, UserNamespace,
+};
 use crate::pod::state::{ContainerState, PodState};
 
 pub fn pod_state(state: &PodState) -> cri::PodSandboxState {
@@ -55,6 +57,7 @@ pub fn pod_status(pod: &PodRecord) -> cri::PodSandboxStatus {
         network: cri::NamespaceMode::Pod.into(),
         pid: pid_mode(&pod.spec.pid).into(),
         ipc: cri::NamespaceMode::Pod.into(),
+        userns_options: pod.spec.users.map(users),
         ..Default::default()
     };
     cri::PodSandboxStatus {
@@ -74,6 +77,19 @@ pub fn pod_status(pod: &PodRecord) -> cri::PodSandboxStatus {
         labels: pod.spec.labels.clone().into_iter().collect(),
         annotations: pod.spec.annotations.clone().into_iter().collect(),
         runtime_handler: pod.spec.runtime_handler.clone(),
+    }
+}
+
+fn users(users: UserNamespace) -> cri::UserNamespace {
+    let mapping = |range: IdRange| cri::IdMapping {
+        host_id: range.first,
+        container_id: 0,
+        length: range.length,
+    };
+    cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: vec![mapping(users.uids)],
+        gids: vec![mapping(users.gids)],
     }
 }
 

@@ -33,7 +33,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
         name: (*name).to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: true,
         }),
     };
     let mut info = HashMap::new();

@@ -35,6 +35,7 @@ pub fn container_spec() -> ContainerSpec {
             readonly_paths: Vec::new(),
             seccomp: Seccomp::RuntimeDefault,
             pid: PidMode::Container,
+            users: None,
         },
         resources: Resources::default(),
         stop_signal: None,
@@ -57,6 +58,7 @@ pub fn pod_spec() -> PodSpec {
         annotations: Labels::new(),
         runtime_handler: String::new(),
         pid: PidMode::Container,
+        users: None,
         sysctls: std::collections::BTreeMap::new(),
         limits: super::spec::PodLimits::default(),
     }

@@ -31,6 +31,8 @@ pub struct PodSpec {
     pub annotations: Labels,
     pub runtime_handler: String,
     pub pid: PidMode,
+    #[serde(default)]
+    pub users: Option<UserNamespace>,
     pub sysctls: BTreeMap<String, String>,
     #[serde(default)]
     pub limits: PodLimits,
@@ -123,6 +125,9 @@ pub struct Mount {
     /// With everything that is mounted below it.
     pub recursive_readonly: bool,
     pub propagation: Propagation,
+    /// Whose the files are, where the pod's users are its own.
+    #[serde(default)]
+    pub users: Option<UserNamespace>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +168,21 @@ pub struct Security {
     pub readonly_paths: Vec<String>,
     pub seccomp: Seccomp,
     pub pid: PidMode,
+    #[serde(default)]
+    pub users: Option<UserNamespace>,
+}
+
+/// Users that are a pod's own: 0 and up in its containers are these in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    pub uids: IdRange,
+    pub gids: IdRange,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub first: u32,
+    pub length: u32,
 }
 
 /// Who to be, beyond what the image says.

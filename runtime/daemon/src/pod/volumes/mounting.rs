@@ -75,6 +75,13 @@ impl Owner {
                 FoundSource::Host(Found::Guest(found)) => {
                     self.prepare_in_guest(guest, found).await?
                 }
+                FoundSource::Host(Found::Shared(path)) if self.pod.spec.users.is_some() => {
+                    return Err(VolumeError::NotSupported {
+                        what: "a directory of the host's in a pod with users of its own",
+                        path,
+                    }
+                    .into());
+                }
                 FoundSource::Host(Found::Shared(path)) => {
                     let share = self.share(&request.id, &wanted(&mount, path)).await?;
                     protocol::Mount {

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The layers below an overlay, as the pod's users are to see them.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::layers::{MOUNTS, MountedLayer};
+use crate::init::mounts;
+use crate::users::PodUsers;
+
+/// Layers in use, bottom first. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Lower {
+    /// The same layers with their owners mapped; empty where the pod's users are the guest's.
+    mapped: Vec<MappedLayer>,
+    layers: Vec<MountedLayer>,
+}
+
+/// A second view of a layer. Dropping it unmounts it.
+#[derive(Debug)]
+struct MappedLayer(PathBuf);
+
+impl Lower {
+    pub fn new(layers: Vec<MountedLayer>, users: &PodUsers) -> io::Result<Self> {
+        let mapped = match users.namespace() {
+            Some(_) => layers
+                .iter()
+                .map(|layer| MappedLayer::mount(layer, users))
+                .collect::<io::Result<_>>()?,
+            None => Vec::new(),
+        };
+        Ok(Self { mapped, layers })
+    }
+
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Where the layers are, the top one first, as an overlay's options name them.
+    pub fn names(&self) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut names: Vec<String> = if self.mapped.is_empty() {
+            self.layers.iter().map(|layer| text(&layer.path)).collect()
+        } else {
+            self.mapped.iter().map(|layer| text(&layer.0)).collect()
+        };
+        names.reverse();
+        names
+    }
+}
+
+impl MappedLayer {
+    fn mount(layer: &MountedLayer, users: &PodUsers) -> io::Result<Self> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let view = mounts::clone_path(&layer.path)?;
+        users.map_owners(&view)?;
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let mapped = Self(format!("{MOUNTS}/u{number:x}").into());
+        fs::create_dir(&mapped.0)?;
+        let path = CString::new(mapped.0.as_os_str().as_bytes())?;
+        mounts::attach_at(&view, &path)?;
+        Ok(mapped)
+    }
+}
+
+impl Drop for MappedLayer {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
