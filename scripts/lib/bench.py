@@ -5,6 +5,7 @@ boot   VMM start to agent ready, VM exits until then, and the VMM's private memo
 pod    a pod with one container that ends at once, from nothing to nothing; and a command in a running container;
        against containerd with runc, both without a network, both with the image at hand.
 net    iperf3 between host and pod, both ways; against a veth on the same bridge.
+files  fio and small files on a container's root, an emptyDir and a hostPath; against the host's disk below them.
 pull   a 200 MB image of 6 layers until it can be run, and the daemon's peak memory; against containerd.
 """
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 
+import bench_files
 import bench_network
 
 PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
@@ -206,14 +208,14 @@ def peak_mib(pid):
 class Ours:
     """bulkhead serve with directories of its own."""
 
-    def __init__(self, work, registry):
+    def __init__(self, work, registry, more=""):
         self.state = tempfile.mkdtemp(dir=work.name)
         self.socket = f"{self.state}/run/s.sock"
         config = os.path.join(self.state, "config.toml")
         with open(config, "w") as file:
             file.write(f'socket = "{self.socket}"\nstate_dir = "{self.state}/state"\nrun_dir = "{self.state}/run"\n'
                        f'cgroup_parent = "bench"\n[cni]\nconf_dir = "{self.state}/cni"\n'
-                       f'[registries."{registry}"]\nplain_http = true\n')
+                       f'[registries."{registry}"]\nplain_http = true\n{more}')
         self.daemon = subprocess.Popen([program("bulkhead"), "serve", "--config", config], stderr=subprocess.DEVNULL)
         wait_until(lambda: os.path.exists(self.socket), "bulkhead serve")
 
@@ -349,6 +351,22 @@ def bench_net():
             child.wait()
 
 
+def bench_file_systems():
+    with Work() as work:
+        child, registry = start_registry(work)
+        ours = Ours(work, registry, bench_files.config(work))
+        try:
+            push_images(registry, "fio")
+            image = f"{registry}/bench/fio:latest"
+            ours.pull(image)
+            cri = bench_files.Cri(ours.socket, PROJECT, work.name)
+            bench_files.measure(cri, work, image, report, statistics.mean)
+        finally:
+            ours.close()
+            child.kill()
+            child.wait()
+
+
 def bench_pull():
     with Work() as work:
         child, registry = start_registry(work)
@@ -373,7 +391,7 @@ def push_images(registry, name):
     run([sys.executable, f"{PROJECT}/tests/images/make_images.py", "--registry", f"http://{registry}", "--only", name])
 
 
-BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "pull": bench_pull}
+BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "files": bench_file_systems, "pull": bench_pull}
 
 
 def main():

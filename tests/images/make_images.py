@@ -244,21 +244,30 @@ def image_udp(registry, _):
     push(registry, "test/udp", ["latest"], [busybox_layer(), layer])
 
 
-def image_iperf3(registry, _):
-    """This machine's iperf3 with the libraries that it names."""
-    names = subprocess.run(["ldd", "/usr/bin/iperf3"], stdout=subprocess.PIPE, check=True, text=True).stdout
+def program_layer(path):
+    """This machine's program with the libraries that it names."""
+    names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
     layer = Layer()
-    for path in ["/usr/bin/iperf3", *(word for word in names.split() if word.startswith("/"))]:
-        with open(path, "rb") as file:
-            layer.add(path.lstrip("/"), data=file.read(), mode=0o755)
-    push(registry, "bench/iperf3", ["latest"], [layer.directory("tmp", mode=0o1777).done()], how="none")
+    for one in [path, *(word for word in names.split() if word.startswith("/"))]:
+        with open(one, "rb") as file:
+            layer.add(one.lstrip("/"), data=file.read(), mode=0o755)
+    return layer.directory("tmp", mode=0o1777).done()
+
+
+def image_iperf3(registry, _):
+    push(registry, "bench/iperf3", ["latest"], [program_layer("/usr/bin/iperf3")], how="none")
+
+
+def image_fio(registry, _):
+    layers = [busybox_layer(), program_layer("/usr/bin/fio"), Layer().directory("bench").done()]
+    push(registry, "bench/fio", ["latest"], layers, how="none")
 
 
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
           "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
-          "iperf3": image_iperf3}
+          "iperf3": image_iperf3, "fio": image_fio}
 # Made only when asked for.
-RARE = ("bench", "udp", "iperf3")
+RARE = ("bench", "udp", "iperf3", "fio")
 
 
 def main():
