@@ -54,7 +54,6 @@ fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
     let view = mounts::clone_fd(source, true)?;
     let mut attributes = MountAttrFlags::empty();
     attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, mount.readonly);
-    attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, mount.no_exec);
     if !attributes.is_empty() {
         let attributes = u64::from(attributes.bits());
         sys::set_mount_attributes(view.as_fd(), attributes, mount.recursive_readonly)?;

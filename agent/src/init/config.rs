@@ -84,8 +84,6 @@ pub struct BindMount {
     /// What is mounted below the source later appears in the container too.
     #[prost(bool, tag = "6")]
     pub follows_host: bool,
-    #[prost(bool, tag = "7")]
-    pub no_exec: bool,
 }
 
 /// What the new process says, in order: perhaps `Terminal`, then `Executing`, then either a failure

@@ -74,25 +74,26 @@ pub fn resolve(
     let mut resolved = Resolved::default();
     for mount in mounts {
         let target = target(&mount.container_path)?;
-        let (source, no_exec) = match &mount.source {
+        let source = match &mount.source {
             Some(Source::Image(image)) => {
                 let name = format!("{id}-{}", resolved.views.len());
                 let acquired = layers.acquire(&image.layers);
                 let view = view(volumes, acquired, &name, &target)?;
                 let source = view.path().to_owned();
                 resolved.views.push(view);
-                (source, true)
+                source
             }
-            other => (find(volumes, other.as_ref(), &target)?, false),
+            other => find(volumes, other.as_ref(), &target)?,
         };
+        // Of a share the file server keeps what is read-only, and what the host has mounted below it writable.
+        let is_share = matches!(mount.source, Some(Source::Shared(_)));
         check_sub_path(volumes, mount, &source, &target)?;
         resolved.binds.push(BindMount {
             source: source.to_string_lossy().into_owned(),
             sub_path: mount.sub_path.clone(),
-            readonly: mount.readonly || mount.recursive_readonly || no_exec,
+            readonly: (mount.readonly && !is_share) || mount.recursive_readonly,
             recursive_readonly: mount.recursive_readonly,
             follows_host: mount.propagation() == Propagation::HostToContainer,
-            no_exec,
             target,
         });
     }

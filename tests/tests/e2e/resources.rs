@@ -313,7 +313,7 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
     let (daemon, mut client, busybox) = daemon("[sandbox]\nmemory_headroom_mib = 300\n").await;
-    let config = pod_config(&client, "resized", memory(300));
+    let config = pod_config(&client, "resized", memory(170));
     let pod = client.run_pod_with(config).await.expect("run pod");
     let id = start(
         &mut client,
@@ -329,7 +329,12 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
     );
     // More than the limit, less than the VM: the containers are held to it together, and the VM lives.
     let eater = client
-        .run_script(&pod, "eater", &busybox, "head -c 360m /dev/zero | tail")
+        .run_script(
+            &pod,
+            "eater",
+            &busybox,
+            "awk 'BEGIN { s = \"x\"; while (1) s = s s }'",
+        )
         .await;
     let status = client.exited(&eater).await;
     assert_eq!(status.exit_code, 137, "{status:?}");
@@ -343,7 +348,7 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
         cpu_quota: 50_000,
         cpu_period: 100_000,
         cpu_shares: 2048,
-        ..memory(500)
+        ..memory(370)
     };
     resize(&mut client, &pod, more).await.expect("resize");
     assert!(host_memory_mib(&daemon) >= before + 190);
@@ -355,11 +360,11 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
             &pod,
             "holder",
             &busybox,
-            "(head -c 220m /dev/zero; sleep 1000) | tail",
+            "(head -c 180m /dev/zero; sleep 1000) | tail",
         )
         .await;
     let started = Instant::now();
-    while guest_number(&mut client, &holder, "memory.current").await < 220 * MIB {
+    while guest_number(&mut client, &holder, "memory.current").await < 180 * MIB {
         assert!(started.elapsed() < PATIENCE, "it does not fill its memory");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }

@@ -308,6 +308,8 @@ async fn read_only_holds_on_the_host_and_beside_a_writable_share_of_the_same_dir
         assert!(said.contains("Read-only"), "{line}: {said}");
     }
     setting.client.shell(&id, "echo more >> /rw/file").await;
+    // Read-only but not recursively: what the host has mounted below stays as it is.
+    setting.client.shell(&id, "echo x > /ro/below/new").await;
     assert_eq!(
         fs::read_to_string(shared.join("file")).expect("read"),
         "kept\nmore\n"

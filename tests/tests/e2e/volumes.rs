@@ -417,6 +417,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
         container_path: at.into(),
         image: Some(image_spec(&oddities)),
         image_sub_path: sub_path.into(),
+        readonly: true,
         ..Default::default()
     };
     let missing = with_mounts(
@@ -425,7 +426,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
     );
     let refused = client.create(&pod, missing).await;
     assert_fails(refused, Code::NotFound, &["oddities", "pull"]);
-    client.pull(&oddities).await.expect("pull");
+    let pulled = client.pull(&oddities).await.expect("pull");
     let config = with_mounts(
         container("main", &busybox, &SLEEP),
         vec![image("", "/image"), image("opaque", "/part")],
@@ -435,11 +436,20 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
         .shell(&id, "cat /image/changed /part/above; ls /part")
         .await;
     assert_eq!(seen, "newaboveabove\n");
-    for line in [
-        "echo x > /image/new",
-        "rm /part/above",
-        "/image/bin/busybox true",
-    ] {
+    let ran = client.shell(&id, "/image/bin/busybox echo ran").await;
+    assert_eq!(ran, "ran\n");
+    let shown = client.status(&id).await.expect("status").mounts;
+    let shown: Vec<_> = shown.into_iter().filter_map(|mount| mount.image).collect();
+    assert!(
+        shown.iter().all(|image| image.image_ref == pulled) && shown.len() == 2,
+        "{shown:?}"
+    );
+    let mut writable = image("", "/image");
+    writable.readonly = false;
+    let writable = with_mounts(container("writable", &busybox, &SLEEP), vec![writable]);
+    let refused = client.create(&pod, writable).await;
+    assert_fails(refused, Code::InvalidArgument, &["read-only", "/image"]);
+    for line in ["echo x > /image/new", "rm /part/above"] {
         let refused = client
             .exec(&id, &["sh", "-c", line], 0)
             .await

@@ -54,7 +54,12 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         }
     }
     let image = given.image.filter(|image| !image.image.is_empty());
-    let readonly = given.readonly || image.is_some();
+    if image.is_some() && !given.readonly {
+        return Err(wrong(
+            "mount of an image that is not read-only at",
+            container_path,
+        ));
+    }
     let source = match image {
         Some(_) if !given.host_path.is_empty() => {
             return Err(wrong(
@@ -65,6 +70,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         Some(image) => MountSource::Image {
             image: image.image,
             sub_path: sub_path(given.image_sub_path)?,
+            id: String::new(),
         },
         None if !given.image_sub_path.is_empty() => {
             return Err(wrong(
@@ -80,7 +86,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
     Ok(Mount {
         container_path,
         source,
-        readonly,
+        readonly: given.readonly,
         recursive_readonly: given.recursive_read_only,
         users,
         propagation,
@@ -148,24 +154,24 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_always_mounted_read_only() {
-        let image = Some(cri::ImageSpec {
-            image: "busybox".into(),
-            ..Default::default()
-        });
-        let parsed = mount(cri::Mount {
+    fn an_image_is_mounted_read_only_or_not_at_all() {
+        let image = |readonly| cri::Mount {
             host_path: String::new(),
-            image,
+            image: Some(cri::ImageSpec {
+                image: "busybox".into(),
+                ..Default::default()
+            }),
             image_sub_path: "etc".into(),
+            readonly,
             ..given()
-        })
-        .unwrap();
-        assert!(parsed.readonly);
+        };
+        assert!(mount(image(false)).is_err());
         assert_eq!(
-            parsed.source,
+            mount(image(true)).unwrap().source,
             MountSource::Image {
                 image: "busybox".into(),
-                sub_path: "etc".into()
+                sub_path: "etc".into(),
+                id: String::new(),
             }
         );
     }

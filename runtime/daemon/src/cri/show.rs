@@ -186,9 +186,14 @@ fn mount(mount: &Mount) -> cri::Mount {
     };
     match &mount.source {
         MountSource::Host(path) => shown.host_path = path.display().to_string(),
-        MountSource::Image { image, sub_path } => {
+        MountSource::Image {
+            image,
+            sub_path,
+            id,
+        } => {
             shown.image = Some(cri::ImageSpec {
                 image: image.clone(),
+                image_ref: id.clone(),
                 ..Default::default()
             });
             shown.image_sub_path.clone_from(sub_path);

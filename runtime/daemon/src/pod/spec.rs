@@ -135,7 +135,13 @@ pub enum MountSource {
     /// A path of the host's, which may be one of kubelet's volumes.
     Host(PathBuf),
     /// What is at `sub_path` in an image; empty: all of it.
-    Image { image: String, sub_path: String },
+    Image {
+        image: String,
+        sub_path: String,
+        /// Which image that was when the container was created.
+        #[serde(default)]
+        id: String,
+    },
 }
 
 /// A device of the guest that a container gets.

@@ -52,7 +52,9 @@ impl Owner {
                 let found = host.volumes.find(&self.pod.spec.name.uid, id, path)?;
                 Ok(FoundSource::Host(found))
             }
-            MountSource::Image { image, sub_path } => {
+            MountSource::Image {
+                image, sub_path, ..
+            } => {
                 let found = host.images.find(image)?;
                 let found = found.ok_or_else(|| PodError::NoImage(image.clone()))?;
                 Ok(FoundSource::Image {
