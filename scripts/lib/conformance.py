@@ -95,6 +95,8 @@ def run_critest(options, endpoint):
         command.append(f"-ginkgo.focus={options.focus}")
     if options.parallel > 1:
         command.append(f"-parallel={options.parallel}")
+    # For the test runner of --parallel.
+    os.environ["PATH"] = os.path.dirname(options.critest) + ":" + os.environ["PATH"]
     with open(os.path.join(options.result, "critest.log"), "wb") as output:
         code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
     try:
