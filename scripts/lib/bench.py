@@ -6,6 +6,9 @@ pod    a pod with one container that ends at once, from nothing to nothing; and 
        against containerd with runc, both without a network, both with the image at hand.
 net    iperf3 between host and pod, both ways; against a veth on the same bridge.
 files  fio and small files on a container's root, an emptyDir and a hostPath; against the host's disk below them.
+streaming
+       commands, containers and streams, each through the CRI socket: times, throughput, system calls, VM exits;
+       against containerd with runc. BULKHEAD_BENCH_STREAM_MIB (32) goes through a stream; on hardware, take 1024.
 pull   a 200 MB image of 6 layers until it can be run, and the daemon's peak memory; against containerd.
 """
 import json
@@ -21,6 +24,7 @@ import time
 
 import bench_files
 import bench_network
+import bench_streaming
 
 PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -367,6 +371,19 @@ def bench_file_systems():
             child.wait()
 
 
+def bench_streams():
+    with Work() as work:
+        child, registry = start_registry(work)
+        ours = Ours(work, registry)
+        try:
+            push_images(registry, "busybox")
+            bench_streaming.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
+        finally:
+            ours.close()
+            child.kill()
+            child.wait()
+
+
 def bench_pull():
     with Work() as work:
         child, registry = start_registry(work)
@@ -391,7 +408,8 @@ def push_images(registry, name):
     run([sys.executable, f"{PROJECT}/tests/images/make_images.py", "--registry", f"http://{registry}", "--only", name])
 
 
-BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "files": bench_file_systems, "pull": bench_pull}
+BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "files": bench_file_systems,
+              "streaming": bench_streams, "pull": bench_pull}
 
 
 def main():
