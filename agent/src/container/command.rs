@@ -86,7 +86,7 @@ impl Containers {
         };
         let stdio = [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(AsFd::as_fd);
         let launched = launch(
-            (&self.shared.reaper, &self.shared.users),
+            &self.shared,
             Role::Exec,
             config,
             stdio,

@@ -23,10 +23,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::Shared;
 use crate::init::config::{Event, Failure, InitConfig, Report};
 use crate::init::{self, Role};
 use crate::power;
-use crate::reaper::{Exit, Reaper};
+use crate::reaper::Exit;
 use crate::sys;
 use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
 use crate::users::PodUsers;
@@ -65,13 +66,14 @@ pub enum Outcome {
 
 /// Makes the process. `stdio` and `target` are borrowed: the caller closes its copies after.
 pub fn launch(
-    (reaper, users): (&Reaper, &PodUsers),
+    shared: &Shared,
     role: Role,
     mut config: InitConfig,
     stdio: [BorrowedFd<'_>; 3],
     pids: &Pids<'_>,
     target: Option<BorrowedFd<'_>>,
 ) -> io::Result<Launched> {
+    let users = &shared.users;
     config.own_users = users.namespace().is_some();
     let cgroup = if config.own_users {
         own_pipes(&stdio, users)?;
@@ -107,7 +109,7 @@ pub fn launch(
         })?,
     };
     // No await since the process was made: it cannot have been collected.
-    let exit = reaper.register(pid);
+    let exit = shared.reaper.register(pid);
     let pidfd = pidfd(pid).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
     if inside.is_some() {
         // It may not lower its own; it is still on its way, or gone.

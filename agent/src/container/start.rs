@@ -132,7 +132,7 @@ impl Containers {
             (_, None) => Pids::New,
         };
         let launched = launch(
-            (&self.shared.reaper, &self.shared.users),
+            &self.shared,
             Role::Container,
             config,
             child.borrow(),

@@ -66,22 +66,13 @@ fn labels(selector: &HashMap<String, String>, labels: &Labels) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::{fixtures, state};
+    use crate::pod::fixtures;
     use bulkhead_proto::cri::{ContainerStateValue, PodSandboxStateValue};
 
     fn record() -> PodRecord {
         PodRecord {
             id: "abcdef".into(),
-            spec: fixtures::pod_spec(),
-            state: state::PodState::Ready,
-            created_at: 1,
-            held: Vec::new(),
-            addresses: Vec::new(),
-            layers: std::collections::BTreeMap::new(),
-            size: crate::pod::sizing::VmSize::default(),
-            mirrors: Default::default(),
-            shares: Vec::new(),
-            shares_made: 0,
+            ..fixtures::pod_record()
         }
     }
 
@@ -155,15 +146,7 @@ mod tests {
         let container_record = ContainerRecord {
             id: "1234".into(),
             pod_id: "abcdef".into(),
-            spec: fixtures::container_spec(),
-            state: state::ContainerState::Created,
-            created_at: 1,
-            image_id: String::new(),
-            image_ref: String::new(),
-            stop_signal: 15,
-            log_path: None,
-            user: None,
-            termination_log: None,
+            ..fixtures::container_record()
         };
         let state = |state: ContainerState| {
             Some(ContainerStateValue {

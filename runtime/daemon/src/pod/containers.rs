@@ -11,7 +11,7 @@ use super::limits::check_placement;
 pub use super::logging::LogTask;
 use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
-use super::spec::{ContainerSpec, MountSource, PidMode, Resources};
+use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
 use super::volumes::mounting::{FoundMount, termination_log};
 use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
@@ -36,14 +36,13 @@ impl Owner {
         self.check_name(&spec)?;
         check_placement(&spec.resources)?;
         self.resolve_target(&mut spec)?;
-        self.resolve_images(&mut spec)?;
         let images = &self.shared.host.images;
         let image = images.find(&spec.image)?;
         let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
-        let mounts = self.find_mounts(&id, &spec.mounts)?;
+        let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
@@ -386,18 +385,6 @@ impl Owner {
                 holder: holder.id.clone(),
             }),
         }
-    }
-
-    /// Writes down which images are mounted; one that is not here is found missing later, by name.
-    fn resolve_images(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
-        for mount in &mut spec.mounts {
-            if let MountSource::Image { image, id, .. } = &mut mount.source
-                && let Some(found) = self.shared.host.images.find(image)?
-            {
-                *id = found.id.to_string();
-            }
-        }
-        Ok(())
     }
 
     /// Makes the whole id of the container whose processes are to be shared.

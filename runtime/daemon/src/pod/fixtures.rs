@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Examples for tests.
 
+use super::record::{ContainerRecord, PodRecord};
+use super::signal::SIGTERM;
+use super::sizing::VmSize;
 use super::spec::{
     ContainerSpec, Labels, PidMode, PodName, PodSpec, Resources, Seccomp, Security, User,
 };
+use super::state::{ContainerState, PodState};
 
 pub fn container_spec() -> ContainerSpec {
     ContainerSpec {
@@ -61,5 +65,39 @@ pub fn pod_spec() -> PodSpec {
         users: None,
         sysctls: std::collections::BTreeMap::new(),
         limits: super::spec::PodLimits::default(),
+    }
+}
+
+/// A pod that is ready and holds nothing.
+pub fn pod_record() -> PodRecord {
+    PodRecord {
+        id: "pod".into(),
+        spec: pod_spec(),
+        state: PodState::Ready,
+        created_at: 1,
+        held: Vec::new(),
+        addresses: Vec::new(),
+        layers: std::collections::BTreeMap::new(),
+        size: VmSize::default(),
+        mirrors: std::collections::BTreeMap::new(),
+        shares: Vec::new(),
+        shares_made: 0,
+    }
+}
+
+/// A container of [`pod_record`] that has not been started.
+pub fn container_record() -> ContainerRecord {
+    ContainerRecord {
+        id: "container".into(),
+        pod_id: "pod".into(),
+        spec: container_spec(),
+        state: ContainerState::Created,
+        created_at: 1,
+        image_id: String::new(),
+        image_ref: String::new(),
+        stop_signal: SIGTERM,
+        log_path: None,
+        user: None,
+        termination_log: None,
     }
 }

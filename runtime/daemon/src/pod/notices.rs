@@ -147,9 +147,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::pod::fixtures;
     use crate::pod::record::PodRecord;
-    use crate::pod::sizing::VmSize;
-    use crate::pod::{fixtures, state::PodState};
 
     fn view(annotation_bytes: usize) -> Arc<View> {
         let mut spec = fixtures::pod_spec();
@@ -157,17 +156,8 @@ mod tests {
             .insert("large".into(), "x".repeat(annotation_bytes));
         Arc::new(View {
             pod: PodRecord {
-                id: "p".into(),
                 spec,
-                state: PodState::Ready,
-                created_at: 1,
-                held: Vec::new(),
-                addresses: Vec::new(),
-                layers: BTreeMap::new(),
-                mirrors: Default::default(),
-                shares: Vec::new(),
-                shares_made: 0,
-                size: VmSize::default(),
+                ..fixtures::pod_record()
             },
             containers: BTreeMap::new(),
             guest: None,

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::forward::{self, READ_BYTES};
 use super::peer::Peer;
 use super::spdy::Connection;
-use super::websocket::{Protocol, Receiver, Sender, Socket, close, complaint, payload};
+use super::websocket::{Protocol, Receiver, Sender, Socket, close, next};
 use crate::pod::Pods;
 use crate::serve::chain;
 
@@ -52,15 +52,7 @@ async fn unwrap<T: AsyncRead + AsyncWrite + Unpin>(
     mut spdy: impl AsyncWrite + Unpin,
     peer: &Peer,
 ) -> Result<(), String> {
-    while let Some(message) = receiver.next().await {
-        let message = match message {
-            Ok(Message::Close(_)) => break,
-            Ok(message) => message,
-            Err(e) => return complaint(e),
-        };
-        let Some(bytes) = payload(message) else {
-            continue;
-        };
+    while let Some(bytes) = next(&mut receiver).await? {
         tokio::select! {
             biased;
             written = spdy.write_all(&bytes) => if written.is_err() { break },
@@ -133,15 +125,7 @@ async fn receive<T: AsyncRead + AsyncWrite + Unpin>(
     protocol: Protocol,
     inputs: &[mpsc::Sender<Bytes>],
 ) -> Result<(), String> {
-    while let Some(message) = receiver.next().await {
-        let message = match message {
-            Ok(Message::Close(_)) => break,
-            Ok(message) => message,
-            Err(e) => return complaint(e),
-        };
-        let Some(bytes) = payload(message) else {
-            continue;
-        };
+    while let Some(bytes) = next(&mut receiver).await? {
         let Some((channel, bytes)) = protocol.decode(bytes)? else {
             continue;
         };

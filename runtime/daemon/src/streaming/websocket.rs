@@ -108,13 +108,22 @@ pub async fn accept<T: AsyncRead + AsyncWrite + Unpin>(connection: T) -> Socket<
     WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await
 }
 
-/// The bytes of a message; text counts as bytes, as some clients send that. `None` for other messages.
-pub fn payload(message: Message) -> Option<Bytes> {
-    match message {
-        Message::Binary(bytes) => Some(bytes),
-        Message::Text(text) => Some(text.into()),
-        _ => None,
+/// The bytes of the next message; text counts as bytes, as some clients send that. `None` when the client has left;
+/// an error is what it did wrong.
+pub async fn next<T: AsyncRead + AsyncWrite + Unpin>(
+    receiver: &mut Receiver<T>,
+) -> Result<Option<Bytes>, String> {
+    while let Some(message) = receiver.next().await {
+        match message {
+            Ok(Message::Binary(bytes)) => return Ok(Some(bytes)),
+            Ok(Message::Text(text)) => return Ok(Some(text.into())),
+            Ok(Message::Close(_)) => return Ok(None),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+            // The end of the connection without a close frame is a client's leaving too.
+            Err(e) => return complaint(e).map(|()| None),
+        }
     }
+    Ok(None)
 }
 
 /// Our half of a client's connection.
@@ -186,17 +195,8 @@ struct Listener<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Listener<T> {
     /// Until the client has left; an error is what it did wrong.
     async fn run(mut self) -> Result<(), String> {
-        while let Some(message) = self.receiver.next().await {
-            // The end of the connection without a close frame is a client's leaving too.
-            let message = match message {
-                Ok(message) => message,
-                Err(e) => return complaint(e),
-            };
-            if let Message::Close(_) = message {
-                return Ok(());
-            }
-            if let Some(bytes) = payload(message)
-                && let Some((channel, payload)) = self.protocol.decode(bytes)?
+        while let Some(bytes) = next(&mut self.receiver).await? {
+            if let Some((channel, payload)) = self.protocol.decode(bytes)?
                 && !self.take(channel, payload).await?
             {
                 return Ok(());
@@ -241,7 +241,7 @@ fn out_of_range(channel: u8) -> String {
 }
 
 /// What the client did wrong, if that is what broke the connection.
-pub fn complaint(error: tokio_tungstenite::tungstenite::Error) -> Result<(), String> {
+fn complaint(error: tokio_tungstenite::tungstenite::Error) -> Result<(), String> {
     use tokio_tungstenite::tungstenite::Error;
     use tokio_tungstenite::tungstenite::error::ProtocolError;
     match error {

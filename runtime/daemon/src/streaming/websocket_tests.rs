@@ -91,7 +91,7 @@ fn the_base64_variant_is_text_both_ways() {
     let protocol = Protocol::V4Base64;
     let message = protocol.encode(1, b"hi");
     assert_eq!(message, Message::Text("1aGk=".into()));
-    let (channel, bytes) = protocol.decode(payload(message).unwrap()).unwrap().unwrap();
+    let (channel, bytes) = protocol.decode(message.into_data()).unwrap().unwrap();
     assert_eq!((channel, &bytes[..]), (1, &b"hi"[..]));
     assert!(protocol.decode(Bytes::from_static(b"0!")).is_err());
 }

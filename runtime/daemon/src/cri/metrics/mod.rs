@@ -121,8 +121,7 @@ mod tests {
     use crate::guest::usage::{HostPressure, HostUsage};
     use crate::network::Counters;
     use crate::pod::rates::CpuUse;
-    use crate::pod::sizing::VmSize;
-    use crate::pod::state::{ContainerState, PodState};
+    use crate::pod::state::ContainerState;
     use crate::pod::{View, fixtures, record::PodRecord};
 
     /// What critest wants described by a runtime on a node with cgroup v2, but for what has no source there.
@@ -153,26 +152,11 @@ mod tests {
                 pid: 1,
                 started_at: 5_000_000_000,
             },
-            created_at: 1,
-            image_id: String::new(),
-            image_ref: String::new(),
-            stop_signal: 15,
-            log_path: None,
-            user: None,
-            termination_log: None,
+            ..fixtures::container_record()
         };
         let pod = PodRecord {
             id: "p".into(),
-            spec: fixtures::pod_spec(),
-            state: PodState::Ready,
-            created_at: 1,
-            held: Vec::new(),
-            addresses: Vec::new(),
-            layers: BTreeMap::new(),
-            mirrors: Default::default(),
-            shares: Vec::new(),
-            shares_made: 0,
-            size: VmSize::default(),
+            ..fixtures::pod_record()
         };
         let pressure = || {
             Some(guest::Pressure {

@@ -30,33 +30,42 @@ enum FoundSource {
 }
 
 impl Owner {
-    /// Finds the sources of what the container `id` is to mount. Nothing is changed in the guest yet.
+    /// Finds the sources of what the container `id` is to mount, and writes down which images those are. Nothing is
+    /// changed in the guest yet.
     pub(in crate::pod) fn find_mounts(
         &self,
         id: &str,
-        mounts: &[Mount],
+        mounts: &mut [Mount],
     ) -> Result<Vec<FoundMount>, PodError> {
-        let find = |mount: &Mount| {
+        let find = |mount: &mut Mount| {
             Ok(FoundMount {
-                source: self.find_source(id, &mount.source)?,
+                source: self.find_source(id, &mut mount.source)?,
                 mount: mount.clone(),
             })
         };
-        tokio::task::block_in_place(|| mounts.iter().map(find).collect())
+        tokio::task::block_in_place(|| mounts.iter_mut().map(find).collect())
     }
 
-    fn find_source(&self, id: &str, source: &MountSource) -> Result<FoundSource, PodError> {
+    fn find_source(
+        &self,
+        container: &str,
+        source: &mut MountSource,
+    ) -> Result<FoundSource, PodError> {
         let host = &self.shared.host;
         match source {
             MountSource::Host(path) => {
-                let found = host.volumes.find(&self.pod.spec.name.uid, id, path)?;
+                let uid = &self.pod.spec.name.uid;
+                let found = host.volumes.find(uid, container, path)?;
                 Ok(FoundSource::Host(found))
             }
             MountSource::Image {
-                image, sub_path, ..
+                image,
+                sub_path,
+                id,
             } => {
                 let found = host.images.find(image)?;
                 let found = found.ok_or_else(|| PodError::NoImage(image.clone()))?;
+                *id = found.id.to_string();
                 Ok(FoundSource::Image {
                     image: Box::new(found),
                     sub_path: sub_path.clone(),
