@@ -25,6 +25,7 @@ import time
 import bench_files
 import bench_network
 import bench_streaming
+from registry import Registry, wait_until
 
 PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -171,37 +172,6 @@ def bench_boot():
         print("exits until ready:", json.dumps(exits[-1]))
 
 
-def start_registry(work):
-    port = free_port()
-    config = work.path("registry.yml")
-    with open(config, "w") as file:
-        file.write(f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: "
-                   f"{{rootdirectory: {work.path('registry')}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n")
-    child = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
-    wait_until(lambda: can_connect(port), "docker-registry")
-    return child, f"127.0.0.1:{port}"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def can_connect(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            sys.exit(f"{what} did not come up in a minute")
-        time.sleep(0.05)
-
-
 def peak_mib(pid):
     for line in open(f"/proc/{pid}/status"):
         if line.startswith("VmHWM:"):
@@ -253,6 +223,12 @@ class Ours:
         self.daemon.wait()
         shutil.rmtree(self.state)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
 
 class Containerd:
     """containerd with runc and directories of its own, without its CRI plugin."""
@@ -296,6 +272,12 @@ class Containerd:
         self.daemon.wait()
         shutil.rmtree(self.state, ignore_errors=True)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
 
 def run(command):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -314,94 +296,58 @@ def side_by_side(name, ours, theirs, times):
 
 
 def bench_pod():
-    with Work() as work:
-        child, registry = start_registry(work)
-        ours, theirs = Ours(work, registry), Containerd(work)
-        try:
-            push_images(registry, "busybox")
-            image = f"{registry}/test/busybox:latest"
-            for contender in (ours, theirs):
-                contender.pull(image)
-                contender.pod(image)
-            side_by_side("pod: run, end, remove", lambda: ours.pod(image), lambda: theirs.pod(image), PODS)
-            for contender in (ours, theirs):
-                contender.start(image)
-                contender.execute()
-            side_by_side("exec in a running container", ours.execute, theirs.execute, EXECS)
-            for contender in (ours, theirs):
-                contender.stop()
-        finally:
-            ours.close()
-            theirs.close()
-            child.kill()
-            child.wait()
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry) as ours, Containerd(work) as theirs:
+        push_images(registry, "busybox")
+        image = f"{registry}/test/busybox:latest"
+        for contender in (ours, theirs):
+            contender.pull(image)
+            contender.pod(image)
+        side_by_side("pod: run, end, remove", lambda: ours.pod(image), lambda: theirs.pod(image), PODS)
+        for contender in (ours, theirs):
+            contender.start(image)
+            contender.execute()
+        side_by_side("exec in a running container", ours.execute, theirs.execute, EXECS)
+        for contender in (ours, theirs):
+            contender.stop()
 
 
 def bench_net():
-    with Work() as work:
-        child, registry = start_registry(work)
-        ours = Ours(work, registry)
-        try:
-            push_images(registry, "iperf3")
-            bench_network.configure(ours.state)
-            image = f"{registry}/bench/iperf3:latest"
-            ours.pull(image)
-            ours.start(image, "iperf3", "-s")
-            bench_network.measure(ours, report, statistics.median)
-            ours.stop()
-        finally:
-            ours.close()
-            child.kill()
-            child.wait()
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry) as ours:
+        push_images(registry, "iperf3")
+        bench_network.configure(ours.state)
+        image = f"{registry}/bench/iperf3:latest"
+        ours.pull(image)
+        ours.start(image, "iperf3", "-s")
+        bench_network.measure(ours, report, statistics.median)
+        ours.stop()
 
 
 def bench_file_systems():
-    with Work() as work:
-        child, registry = start_registry(work)
-        ours = Ours(work, registry, bench_files.config(work))
-        try:
-            push_images(registry, "fio")
-            image = f"{registry}/bench/fio:latest"
-            ours.pull(image)
-            cri = bench_files.Cri(ours.socket, PROJECT, work.name)
-            bench_files.measure(cri, work, image, report, statistics.mean)
-        finally:
-            ours.close()
-            child.kill()
-            child.wait()
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry, bench_files.config(work)) as ours:
+        push_images(registry, "fio")
+        image = f"{registry}/bench/fio:latest"
+        ours.pull(image)
+        cri = bench_files.Cri(ours.socket, PROJECT, work.name)
+        bench_files.measure(cri, work, image, report, statistics.mean)
 
 
 def bench_streams():
-    with Work() as work:
-        child, registry = start_registry(work)
-        ours = Ours(work, registry)
-        try:
-            push_images(registry, "busybox")
-            bench_streaming.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
-        finally:
-            ours.close()
-            child.kill()
-            child.wait()
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry) as ours:
+        push_images(registry, "busybox")
+        bench_streaming.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
 
 
 def bench_pull():
-    with Work() as work:
-        child, registry = start_registry(work)
-        try:
-            push_images(registry, "bench")
-            image = f"{registry}/bench/six-layers:latest"
-            times, peaks = [], []
-            for _ in range(PULLS):
-                contenders = [Ours(work, registry), Containerd(work)]
-                times.append([timed(contender.pull, image) for contender in contenders])
-                peaks.append([peak_mib(contender.daemon.pid) for contender in contenders])
-                for contender in contenders:
-                    contender.close()
-            report("pull: 200 MB in 6 layers, median", *map(statistics.median, zip(*times)), "ms")
-            report("pull: peak memory of the daemon", *map(max, zip(*peaks)), "MiB")
-        finally:
-            child.kill()
-            child.wait()
+    with Work() as work, Registry(work.name) as registry:
+        push_images(registry, "bench")
+        image = f"{registry}/bench/six-layers:latest"
+        times, peaks = [], []
+        for _ in range(PULLS):
+            with Ours(work, registry) as ours, Containerd(work) as theirs:
+                times.append([timed(contender.pull, image) for contender in (ours, theirs)])
+                peaks.append([peak_mib(contender.daemon.pid) for contender in (ours, theirs)])
+        report("pull: 200 MB in 6 layers, median", *map(statistics.median, zip(*times)), "ms")
+        report("pull: peak memory of the daemon", *map(max, zip(*peaks)), "MiB")
 
 
 def push_images(registry, name):

@@ -10,18 +10,15 @@ import time
 SECONDS = 4
 ROUNDS = 3
 NAMESPACE, NEIGHBOR, BRIDGE = "bench-veth", "10.85.0.250", "bench-br"
-CONFLIST = {
-    "cniVersion": "1.0.0", "name": "bench",
-    "plugins": [{"type": "bridge", "bridge": BRIDGE, "isGateway": True,
-                 "ipam": {"type": "host-local", "subnet": "10.85.0.0/24", "rangeEnd": "10.85.0.200"}}]}
 
 
-def configure(state):
+def configure(state, bridge=BRIDGE, prefix="10.85.0"):
     """Writes the network of a daemon with its state in `state`; it is read when the first pod comes."""
+    ipam = {"type": "host-local", "subnet": f"{prefix}.0/24", "rangeEnd": f"{prefix}.200", "dataDir": f"{state}/ipam"}
     os.makedirs(f"{state}/cni")
-    CONFLIST["plugins"][0]["ipam"]["dataDir"] = f"{state}/ipam"
     with open(f"{state}/cni/1.conflist", "w") as file:
-        json.dump(CONFLIST, file)
+        json.dump({"cniVersion": "1.0.0", "name": "bench",
+                   "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": True, "ipam": ipam}]}, file)
 
 
 class Veth:

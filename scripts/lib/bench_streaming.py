@@ -18,6 +18,8 @@ import tempfile
 import time
 
 import bench_files
+import bench_network
+from registry import wait_until
 from spdy import Forward, Process
 
 MIB = int(os.environ.get("BULKHEAD_BENCH_STREAM_MIB", "32"))
@@ -48,14 +50,6 @@ nc -ll -p {SOURCE_PORT} -e {SOURCE} &
 nc -ll -p {SINK_PORT} -e sh -c '{SINK} 2>&1' &
 wait
 """
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what}: not in {PATIENCE} s")
-        time.sleep(0.02)
 
 
 class Stopwatch:
@@ -155,7 +149,7 @@ class Containerd:
                        f'[grpc]\naddress = "{self.socket}"\n[{cri}]\nsandbox_image = "{pause}"\n'
                        f'stream_server_address = "127.0.0.1"\nstream_server_port = "0"\n'
                        f'[{cri}.cni]\nbin_dir = "/usr/lib/cni"\nconf_dir = "{self.state}/cni"\n')
-        configure_network(self.state, "bench-br1", "10.86.0.0/24")
+        bench_network.configure(self.state, "bench-br1", "10.86.0")
         self.daemon = subprocess.Popen(["containerd", "--config", config], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL)
         wait_until(self.up, "containerd with its CRI plugin")
@@ -168,14 +162,6 @@ class Containerd:
         self.daemon.terminate()
         self.daemon.wait()
         shutil.rmtree(self.state, ignore_errors=True)
-
-
-def configure_network(state, bridge, subnet):
-    os.makedirs(f"{state}/cni")
-    ipam = {"type": "host-local", "subnet": subnet, "dataDir": f"{state}/ipam"}
-    with open(f"{state}/cni/1.conflist", "w") as file:
-        json.dump({"cniVersion": "1.0.0", "name": "bench",
-                   "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": True, "ipam": ipam}]}, file)
 
 
 def push_pause(registry, project):
@@ -420,7 +406,7 @@ def counts(ours, theirs, daemons, sleepers, report):
 
 def measure(daemon, work, registry, project, image, report):
     """`daemon` is Bulkhead's, with its socket and its directory."""
-    configure_network(daemon.state, "bench-br0", "10.85.0.0/24")
+    bench_network.configure(daemon.state, "bench-br0", "10.85.0")
     containerd, sides = Containerd(work, push_pause(registry, project)), []
     report = Report(report)
     try:

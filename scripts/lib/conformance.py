@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
+
+from registry import Registry, wait_until
 
 PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-REGISTRY = "127.0.0.1:5055"
 # Names under which critest asks for its images.
 MIRRORED = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]
 # A regular expression for the whole name of a spec, and why it says nothing about a runtime like this one.
@@ -34,32 +34,12 @@ def start(command, log):
                                 stderr=subprocess.STDOUT)
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            sys.exit(f"conformance: {what} did not come up")
-        time.sleep(0.1)
-
-
-def answers(address):
-    host, port = address.split(":")
-    return subprocess.run(["bash", "-c", f"exec 3<>/dev/tcp/{host}/{port}"], stderr=subprocess.DEVNULL).returncode == 0
-
-
-def start_registry(work, images):
-    config = os.path.join(work, "registry.yml")
-    with open(config, "w") as file:
-        file.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-                   f"storage: {{filesystem: {{rootdirectory: {work}/registry}}}}\nhttp: {{addr: '{REGISTRY}'}}\n")
-    process = start(["docker-registry", "serve", config], os.path.join(work, "registry.log"))
-    wait_until(lambda: answers(REGISTRY), "docker-registry")
+def push_images(registry, images):
     subprocess.run([sys.executable, os.path.join(PROJECT, "tests/images/conformance_images.py"), "--from", images,
-                    "--registry", f"http://{REGISTRY}"], check=True)
-    return process
+                    "--registry", f"http://{registry}"], check=True)
 
 
-def start_daemon(work, result):
+def start_daemon(work, registry, result):
     cni = os.path.join(work, "cni")
     os.mkdir(cni)
     bridge = {"type": "bridge", "bridge": "bulkhead2", "isGateway": True, "hairpinMode": True,
@@ -73,9 +53,9 @@ def start_daemon(work, result):
     with open(config, "w") as file:
         file.write(f'socket = "{socket}"\nrun_dir = "{work}/run"\nstate_dir = "{work}/state"\n'
                    f'[cni]\nconf_dir = "{cni}"\n[sandbox]\nboot_timeout_seconds = 120\n'
-                   f'[registries."{REGISTRY}"]\nplain_http = true\n')
+                   f'[registries."{registry}"]\nplain_http = true\n')
         for name in MIRRORED:
-            file.write(f'[registries."{name}"]\nmirrors = ["{REGISTRY}"]\n')
+            file.write(f'[registries."{name}"]\nmirrors = ["{registry}"]\n')
     process = start([os.path.join(PROGRAMS, "bulkhead"), "serve", "--config", config], os.path.join(result, "daemon.log"))
     wait_until(lambda: os.path.exists(socket), "bulkhead serve")
     return process, f"unix://{socket}"
@@ -160,17 +140,17 @@ def main():
     parser.add_argument("--focus")
     options = parser.parse_args()
     os.makedirs("/var/lib/bulkhead", exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work:
-        registry = start_registry(work, options.images)
-        daemon, endpoint = start_daemon(work, options.result)
+    with (tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work,
+          Registry(work) as registry):
+        push_images(registry, options.images)
+        daemon, endpoint = start_daemon(work, registry, options.result)
         try:
             code, report = run_critest(options, endpoint)
             if daemon.poll() is not None:
                 sys.exit(f"conformance: the daemon ended with {daemon.returncode}")
         finally:
-            for process in (daemon, registry):
-                process.terminate()
-                process.wait()
+            daemon.terminate()
+            daemon.wait()
     passed = summary(report, options.websocket)
     # critest's own verdict counts too: a suite that broke down has no failed specs.
     sys.exit(0 if passed and code == 0 else 1)
