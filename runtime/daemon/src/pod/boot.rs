@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::containers;
 use super::owner::Owner;
 use super::record::Held;
-use super::spec::{Dns, IdRange, PidMode, PodSpec};
+use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
 use crate::guest::cgroup;
@@ -346,16 +346,7 @@ fn configuration(
         entropy: random::<64>().to_vec().into(),
         shared_pid_namespace: spec.pid == PidMode::Pod,
         shm_bytes: 0,
-        user_namespace: spec.users.map(|users| {
-            let range = |range: IdRange| protocol::IdRange {
-                first: range.first,
-                length: range.length,
-            };
-            protocol::UserNamespace {
-                uids: Some(range(users.uids)),
-                gids: Some(range(users.gids)),
-            }
-        }),
+        user_namespace: spec.users.map(wire::user_namespace),
         machine_id: random::<16>()
             .iter()
             .map(|byte| format!("{byte:02x}"))

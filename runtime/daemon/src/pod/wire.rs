@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod and its network in each other's words: what CNI is told of the pod, and the guest of what CNI made.
+//! A pod in others' words: what CNI is told of it, and the guest of what CNI made and of the pod's users.
 
-use super::spec::{PodSpec, Protocol};
+use super::spec::{IdRange, PodSpec, Protocol, UserNamespace};
 use crate::guest::protocol;
 use crate::network::{self, AttachRequest, Attachment};
 
@@ -65,4 +65,15 @@ pub fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
 
 fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+pub fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
+    let range = |range: IdRange| protocol::IdRange {
+        first: range.first,
+        length: range.length,
+    };
+    protocol::UserNamespace {
+        uids: Some(range(users.uids)),
+        gids: Some(range(users.gids)),
+    }
 }
