@@ -391,7 +391,7 @@ impl Owner {
     fn resolve_target(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
         if let PidMode::Target(target) = &mut spec.security.pid {
             let ids: BTreeMap<_, _> = self.containers.iter().collect();
-            *target = super::find(ids.keys().map(|id| id.as_str()), target, "container")?;
+            *target = super::registry::find(ids.keys().map(|id| id.as_str()), target, "container")?;
         }
         Ok(())
     }

@@ -13,11 +13,13 @@ mod cpulist;
 mod errors;
 mod limits;
 mod logging;
+mod news;
 pub mod notices;
 mod owner;
 pub mod program;
 pub mod rates;
 pub mod record;
+mod registry;
 mod shares;
 pub mod signal;
 pub mod sizing;
@@ -28,18 +30,19 @@ mod streams;
 pub mod volumes;
 mod wire;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 
 pub use errors::{BootError, PodError};
 pub use notices::{Notice, NoticeKind};
 use owner::{Answer, Request};
 use record::{ContainerRecord, PodRecord};
-use spec::{ContainerSpec, PodName, PodSpec, Resources};
+use registry::{Handle, Registry, not_found};
+use spec::{ContainerSpec, PodSpec, Resources};
 
 use crate::guest::Guest;
 use crate::guest::agent::ExecOutput;
@@ -53,8 +56,6 @@ use volumes::Volumes;
 
 /// How long a killed container may take to be reported dead.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The shortest part of an id that names something.
-const ID_PREFIX: usize = 4;
 
 /// What pods are made with.
 #[derive(Debug)]
@@ -94,20 +95,6 @@ struct Shared {
     registry: Mutex<Registry>,
     rates: rates::Rates,
     notices: notices::Notices,
-}
-
-#[derive(Debug, Default)]
-struct Registry {
-    pods: HashMap<String, Handle>,
-    names: HashMap<PodName, String>,
-}
-
-/// The way to one pod's owner.
-#[derive(Clone, Debug)]
-struct Handle {
-    id: String,
-    inbox: mpsc::Sender<Request>,
-    view: watch::Receiver<Arc<View>>,
 }
 
 impl Pods {
@@ -313,136 +300,6 @@ impl Pods {
     }
 }
 
-impl Shared {
-    fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the name of a pod, or says who has it.
-    fn reserve(&self, record: &PodRecord) -> Result<(), PodError> {
-        let mut registry = self.registry();
-        let name = &record.spec.name;
-        if let Some(holder) = registry.names.get(name) {
-            return Err(PodError::Exists {
-                what: "pod",
-                name: format!(
-                    "{}/{} ({}, attempt {})",
-                    name.namespace, name.name, name.uid, name.attempt
-                ),
-                holder: holder.clone(),
-            });
-        }
-        registry.names.insert(name.clone(), record.id.clone());
-        Ok(())
-    }
-
-    fn register(&self, handle: Handle) {
-        self.registry().pods.insert(handle.id.clone(), handle);
-    }
-
-    fn forget(&self, record: &PodRecord) {
-        let mut registry = self.registry();
-        registry.pods.remove(&record.id);
-        registry.names.remove(&record.spec.name);
-    }
-
-    fn pod(&self, id: &str) -> Result<Handle, PodError> {
-        let registry = self.registry();
-        let ids = registry.pods.keys().map(String::as_str);
-        let full = find(ids, id, "pod")?;
-        registry
-            .pods
-            .get(&full)
-            .cloned()
-            .ok_or_else(|| not_found("pod", id))
-    }
-
-    fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
-        let handles: Vec<Handle> = self.registry().pods.values().cloned().collect();
-        let views: Vec<_> = handles.iter().map(Handle::view).collect();
-        let ids = views.iter().flat_map(|view| view.containers.keys());
-        let full = find(ids.map(String::as_str), id, "container")?;
-        let owner = handles
-            .into_iter()
-            .zip(&views)
-            .find(|(_, view)| view.containers.contains_key(&full));
-        let (handle, _) = owner.ok_or_else(|| not_found("container", id))?;
-        Ok((handle, full))
-    }
-}
-
-impl Handle {
-    fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.borrow())
-    }
-
-    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, PodError> {
-        let gone = || PodError::Gone {
-            id: self.id.clone(),
-        };
-        let (answer, answered) = oneshot::channel();
-        self.inbox.send(request(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
-    }
-
-    async fn signal(&self, id: &str, signal: i32) -> Result<(), PodError> {
-        let id = id.to_owned();
-        self.ask(|answer| Request::Signal { id, signal, answer })
-            .await
-    }
-
-    fn running(&self, id: &str) -> Option<ContainerRecord> {
-        let record = self.view().containers.get(id).cloned();
-        record.filter(|record| record.state.is_running())
-    }
-
-    /// Waits until the container does not run any more, and says whether that was in time.
-    async fn exits_within(&self, id: &str, limit: Duration) -> bool {
-        let mut view = self.view.clone();
-        let over = |view: &Arc<View>| {
-            let record = view.containers.get(id);
-            !record.is_some_and(|record| record.state.is_running())
-        };
-        // A pod that went away has no running containers either.
-        tokio::time::timeout(limit, view.wait_for(over))
-            .await
-            .is_ok()
-    }
-}
-
-/// Finds the only id that begins with `wanted`.
-fn find<'a>(
-    ids: impl Iterator<Item = &'a str>,
-    wanted: &str,
-    what: &'static str,
-) -> Result<String, PodError> {
-    let mut found = None;
-    for id in ids {
-        if id == wanted {
-            return Ok(id.to_owned());
-        }
-        if wanted.len() >= ID_PREFIX && id.starts_with(wanted) {
-            if found.is_some() {
-                return Err(PodError::Ambiguous {
-                    what,
-                    id: wanted.to_owned(),
-                });
-            }
-            found = Some(id);
-        }
-    }
-    found
-        .map(str::to_owned)
-        .ok_or_else(|| not_found(what, wanted))
-}
-
-fn not_found(what: &'static str, id: &str) -> PodError {
-    PodError::NotFound {
-        what,
-        id: id.to_owned(),
-    }
-}
-
 /// Nanoseconds since 1970.
 pub fn now() -> i64 {
     let since = SystemTime::now()
@@ -475,21 +332,6 @@ pub mod fixtures;
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_are_found_by_a_unique_beginning() {
-        let ids = ["aaaa1111", "aaaa2222", "bbbb1111", "bbbb"];
-        let find = |wanted| find(ids.iter().copied(), wanted, "pod");
-        assert_eq!(find("aaaa1").unwrap(), "aaaa1111");
-        assert_eq!(find("bbbb").unwrap(), "bbbb", "an exact match wins");
-        assert!(matches!(find("aaaa"), Err(PodError::Ambiguous { .. })));
-        for unknown in ["", "a", "cccc", "aaaa11112"] {
-            assert!(
-                matches!(find(unknown), Err(PodError::NotFound { .. })),
-                "{unknown}"
-            );
-        }
-    }
 
     #[test]
     fn ids_have_64_hex_digits_and_differ() {

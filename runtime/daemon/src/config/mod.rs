@@ -4,13 +4,14 @@
 //! [`RawConfig`] is the file as written: every key has a default, unknown keys are errors. [`Config`] is what the
 //! program uses. Every key is described in docs/operating.md.
 
+mod raw;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
 
 use crate::network::{self, NetworkConfig, NetworkError};
 use crate::streaming::{StreamingConfig, TlsFiles};
@@ -87,136 +88,6 @@ pub struct SandboxConfig {
     pub run_as: Option<(u32, u32)>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawConfig {
-    socket: PathBuf,
-    state_dir: PathBuf,
-    run_dir: PathBuf,
-    kernel: Option<PathBuf>,
-    initramfs: Option<PathBuf>,
-    vmm: Option<PathBuf>,
-    cgroup_parent: String,
-    sandbox: RawSandbox,
-    cni: RawCni,
-    volumes: RawVolumes,
-    streaming: RawStreaming,
-    images: RawImages,
-    registries: BTreeMap<String, bulkhead_image::HostConfig>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawSandbox {
-    vcpus: u8,
-    memory_mib: u32,
-    memory_headroom_mib: u32,
-    scratch_disk_gib: u64,
-    boot_timeout_seconds: u64,
-    extra_cmdline: String,
-    run_as_uid: Option<u32>,
-    run_as_gid: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawCni {
-    conf_dir: PathBuf,
-    bin_dirs: Vec<PathBuf>,
-    cache_dir: Option<PathBuf>,
-    plugin_timeout_seconds: u64,
-    ip_ranges: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawVolumes {
-    kubelet_roots: Vec<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawStreaming {
-    address: IpAddr,
-    port: u16,
-    tls_certificate: Option<PathBuf>,
-    tls_key: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawImages {
-    max_parallel_layers: usize,
-    stall_timeout_seconds: u64,
-    pinned: Vec<String>,
-}
-
-impl Default for RawConfig {
-    fn default() -> Self {
-        Self {
-            socket: DEFAULT_SOCKET.into(),
-            state_dir: "/var/lib/bulkhead".into(),
-            run_dir: "/run/bulkhead".into(),
-            kernel: None,
-            initramfs: None,
-            vmm: None,
-            cgroup_parent: "bulkhead".to_owned(),
-            sandbox: RawSandbox::default(),
-            cni: RawCni::default(),
-            volumes: RawVolumes::default(),
-            streaming: RawStreaming::default(),
-            images: RawImages::default(),
-            registries: BTreeMap::new(),
-        }
-    }
-}
-
-impl Default for RawSandbox {
-    fn default() -> Self {
-        Self {
-            vcpus: 1,
-            memory_mib: 256,
-            memory_headroom_mib: 0,
-            scratch_disk_gib: 10,
-            boot_timeout_seconds: 30,
-            extra_cmdline: String::new(),
-            run_as_uid: None,
-            run_as_gid: None,
-        }
-    }
-}
-
-impl Default for RawCni {
-    fn default() -> Self {
-        Self {
-            conf_dir: "/etc/cni/net.d".into(),
-            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
-            cache_dir: None,
-            plugin_timeout_seconds: 60,
-            ip_ranges: Vec::new(),
-        }
-    }
-}
-
-impl Default for RawVolumes {
-    fn default() -> Self {
-        Self {
-            kubelet_roots: vec!["/var/lib/kubelet".into()],
-        }
-    }
-}
-
-impl Default for RawStreaming {
-    fn default() -> Self {
-        Self {
-            address: Ipv4Addr::LOCALHOST.into(),
-            port: 0,
-            tls_certificate: None,
-            tls_key: None,
-        }
-    }
-}
-
 impl RawStreaming {
     fn check(self) -> Result<StreamingConfig, ConfigError> {
         let tls = match (self.tls_certificate, self.tls_key) {
@@ -233,16 +104,6 @@ impl RawStreaming {
             port: self.port,
             tls,
         })
-    }
-}
-
-impl Default for RawImages {
-    fn default() -> Self {
-        Self {
-            max_parallel_layers: 3,
-            stall_timeout_seconds: 30,
-            pinned: Vec::new(),
-        }
     }
 }
 

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The configuration file as written, with the default of every key.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::DEFAULT_SOCKET;
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawConfig {
+    pub socket: PathBuf,
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub kernel: Option<PathBuf>,
+    pub initramfs: Option<PathBuf>,
+    pub vmm: Option<PathBuf>,
+    pub cgroup_parent: String,
+    pub sandbox: RawSandbox,
+    pub cni: RawCni,
+    pub volumes: RawVolumes,
+    pub streaming: RawStreaming,
+    pub images: RawImages,
+    pub registries: BTreeMap<String, bulkhead_image::HostConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawSandbox {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+    pub memory_headroom_mib: u32,
+    pub scratch_disk_gib: u64,
+    pub boot_timeout_seconds: u64,
+    pub extra_cmdline: String,
+    pub run_as_uid: Option<u32>,
+    pub run_as_gid: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawCni {
+    pub conf_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+    pub cache_dir: Option<PathBuf>,
+    pub plugin_timeout_seconds: u64,
+    pub ip_ranges: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawVolumes {
+    pub kubelet_roots: Vec<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawStreaming {
+    pub address: IpAddr,
+    pub port: u16,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawImages {
+    pub max_parallel_layers: usize,
+    pub stall_timeout_seconds: u64,
+    pub pinned: Vec<String>,
+}
+
+impl Default for RawConfig {
+    fn default() -> Self {
+        Self {
+            socket: DEFAULT_SOCKET.into(),
+            state_dir: "/var/lib/bulkhead".into(),
+            run_dir: "/run/bulkhead".into(),
+            kernel: None,
+            initramfs: None,
+            vmm: None,
+            cgroup_parent: "bulkhead".to_owned(),
+            sandbox: RawSandbox::default(),
+            cni: RawCni::default(),
+            volumes: RawVolumes::default(),
+            streaming: RawStreaming::default(),
+            images: RawImages::default(),
+            registries: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for RawSandbox {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            memory_headroom_mib: 0,
+            scratch_disk_gib: 10,
+            boot_timeout_seconds: 30,
+            extra_cmdline: String::new(),
+            run_as_uid: None,
+            run_as_gid: None,
+        }
+    }
+}
+
+impl Default for RawCni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: None,
+            plugin_timeout_seconds: 60,
+            ip_ranges: Vec::new(),
+        }
+    }
+}
+
+impl Default for RawVolumes {
+    fn default() -> Self {
+        Self {
+            kubelet_roots: vec!["/var/lib/kubelet".into()],
+        }
+    }
+}
+
+impl Default for RawStreaming {
+    fn default() -> Self {
+        Self {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            tls_certificate: None,
+            tls_key: None,
+        }
+    }
+}
+
+impl Default for RawImages {
+    fn default() -> Self {
+        Self {
+            max_parallel_layers: 3,
+            stall_timeout_seconds: 30,
+            pinned: Vec::new(),
+        }
+    }
+}

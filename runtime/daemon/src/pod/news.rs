@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What happened to a pod without being asked for: containers that started or ended, a VM that died.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::logging::LogTask;
+use super::owner::Owner;
+use super::state::{ContainerEvent, PodEvent};
+use super::volumes::termination;
+use super::{NoticeKind, now};
+use crate::guest::user::ProcessUser;
+use crate::guest::watch::News;
+use crate::guest::{Guest, cgroup};
+use crate::store::Kind;
+
+/// How long an exit waits for the rest of the log, so that who sees the exit finds the log whole.
+const LOG_REST: Duration = Duration::from_secs(2);
+
+impl Owner {
+    /// News wait for the log's rest if they tell of an exit.
+    pub(super) fn take_news(&mut self, news: News) {
+        let News::Exited { id, .. } = &news else {
+            return self.apply_news(news);
+        };
+        let log = self.logs.get(id).filter(|log| !log.is_done());
+        let log = log.map(LogTask::done);
+        let last_words = self.last_words(id);
+        if log.is_none() && last_words.is_none() {
+            return self.apply_news(news);
+        }
+        let settled = self.settled_sender.clone();
+        tokio::spawn(async move {
+            if let Some((guest, id, path)) = last_words {
+                termination::copy_back(&guest, &id, &path).await;
+            }
+            if let Some(mut done) = log {
+                // The time limit is for processes that outlive their container's first one and keep its pipes.
+                let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            }
+            let _ = settled.send(news).await;
+        });
+    }
+
+    /// What kubelet's file is still to get from a container that has run.
+    fn last_words(&self, id: &str) -> Option<(Guest, String, PathBuf)> {
+        let container = self.containers.get(id)?;
+        let path = container.termination_log.clone()?;
+        let guest = self.guest.clone()?;
+        (!container.state.is_exited()).then(|| (guest, id.to_owned(), path))
+    }
+
+    pub(super) fn apply_news(&mut self, news: News) {
+        let (id, user, event) = match news {
+            News::Created | News::CaughtUp => return,
+            News::Running {
+                id,
+                pid,
+                started_at,
+                user,
+            } => (
+                id,
+                user,
+                ContainerEvent::Started {
+                    pid,
+                    at: started_at,
+                },
+            ),
+            News::Exited {
+                id,
+                code,
+                start_failed: true,
+                message,
+                finished_at,
+                user,
+                ..
+            } => (
+                id,
+                user,
+                ContainerEvent::StartFailed {
+                    code,
+                    message,
+                    at: finished_at,
+                },
+            ),
+            News::Exited {
+                id,
+                code,
+                oom_killed,
+                message,
+                finished_at,
+                user,
+                ..
+            } => (
+                id,
+                user,
+                ContainerEvent::Died {
+                    code,
+                    oom_killed,
+                    message,
+                    at: finished_at,
+                },
+            ),
+        };
+        // A container that was removed meanwhile has no news.
+        if let Some(container) = self.containers.get(&id) {
+            if matches!(event, ContainerEvent::Started { .. }) && container.state.is_exited() {
+                return;
+            }
+            self.is_user(&id, user);
+            self.happened(&id, &event);
+        }
+    }
+
+    /// Takes note of who a container's process is; it is stored with what happened.
+    pub(super) fn is_user(&mut self, id: &str, user: Option<ProcessUser>) {
+        if let (Some(container), Some(user)) = (self.containers.get_mut(id), user) {
+            container.user = Some(user);
+        }
+    }
+
+    /// Takes note of what has happened to a container. It is true whether or not it can be stored.
+    pub(super) fn happened(&mut self, id: &str, event: &ContainerEvent) {
+        let Some(old) = self.containers.get(id) else {
+            return;
+        };
+        let state = match old.state.after(event) {
+            Ok(state) if state == old.state => return,
+            Ok(state) => state,
+            Err(error) => return self.complain("news of a container", &error),
+        };
+        let mut record = old.clone();
+        let kind = if state.is_running() {
+            NoticeKind::Started
+        } else {
+            NoticeKind::Stopped
+        };
+        record.state = state;
+        if let Err(error) = self.store(Kind::Container, id, &record) {
+            self.complain("remember what happened", &error);
+        }
+        let ended = record.state.is_exited();
+        self.containers.insert(id.to_owned(), record);
+        if ended {
+            self.place();
+        }
+        self.publish();
+        self.notify(kind, id);
+    }
+
+    /// The VM ended without being asked.
+    pub(super) async fn vm_ended(&mut self) {
+        let files = self.guest.take().map(|guest| guest.files);
+        let mut cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
+        if self.pod.cgroup().is_some_and(cgroup::was_oom_killed) {
+            cause.push_str(": its host cgroup ran out of memory");
+        }
+        tracing::warn!(pod = self.pod.id, "{cause}");
+        self.lose(&cause);
+        if let Err(error) = self.release_vm().await {
+            self.complain("give back what the VM had", &error);
+        }
+    }
+
+    /// Takes note that the VM is gone: the pod is not ready, its containers have ended.
+    pub(super) fn lose(&mut self, cause: &str) {
+        self.guest = None;
+        self.mirrors.clear();
+        let event = PodEvent::Lost {
+            cause: cause.to_owned(),
+        };
+        if let Err(error) = self.move_pod(&event) {
+            self.complain("remember that the VM is gone", &error);
+        }
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            let event = ContainerEvent::Lost {
+                cause: cause.to_owned(),
+                at: now(),
+            };
+            self.happened(&id, &event);
+        }
+        for log in self.logs.values() {
+            log.finish();
+        }
+    }
+}
