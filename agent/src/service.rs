@@ -316,6 +316,7 @@ impl From<ContainerError> for Status {
             }
             ContainerError::Mount(error) => mount_code(error),
             ContainerError::Layers(_)
+            | ContainerError::Block(_)
             | ContainerError::Overlay(_)
             | ContainerError::Cgroup(_)
             | ContainerError::System { .. } => Code::Internal,

@@ -29,11 +29,13 @@ const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// A character device that a container was given.
+/// A device that a container was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub major: u32,
     pub minor: u32,
+    /// Else a character device.
+    pub block: bool,
     /// What may be done with it: bits of `BPF_DEVCG_ACC_*` (linux/bpf.h).
     pub access: u32,
 }
@@ -51,15 +53,14 @@ pub fn program(given: &[Rule]) -> Vec<u64> {
         instruction(LOAD_WORD, 4, 1, 4, 0),
         instruction(LOAD_WORD, 5, 1, 8, 0),
     ];
-    let verdict = |allowed: u32| {
-        [
-            instruction(MOVE, 0, 0, 0, allowed),
-            instruction(EXIT, 0, 0, 0, 0),
-        ]
-    };
     code.push(instruction(JUMP_NOT_EQUAL, 3, 0, 2, ACCESS_MKNOD));
     code.extend(verdict(1));
-    code.push(instruction(JUMP_EQUAL, 2, 0, 2, CHARACTER));
+    let (blocks, characters): (Vec<Rule>, Vec<Rule>) = given.iter().partition(|rule| rule.block);
+    let of_blocks = rules(&blocks);
+    // What is not taken for a character device: `given` is bounded, so that the jump is as well.
+    let beyond = i16::try_from(of_blocks.len() + 2).unwrap_or(0);
+    code.push(instruction(JUMP_EQUAL, 2, 0, beyond, CHARACTER));
+    code.extend(of_blocks);
     code.extend(verdict(0));
     for (major, minor) in ALLOWED {
         match minor {
@@ -71,6 +72,14 @@ pub fn program(given: &[Rule]) -> Vec<u64> {
         }
         code.extend(verdict(1));
     }
+    code.extend(rules(&characters));
+    code.extend(verdict(0));
+    code
+}
+
+/// Allows what the rules say and goes on otherwise.
+fn rules(given: &[Rule]) -> Vec<u64> {
+    let mut code = Vec::new();
     for rule in given {
         code.push(instruction(JUMP_NOT_EQUAL, 4, 0, 6, rule.major));
         code.push(instruction(JUMP_NOT_EQUAL, 5, 0, 5, rule.minor));
@@ -80,8 +89,14 @@ pub fn program(given: &[Rule]) -> Vec<u64> {
         code.push(instruction(JUMP_NOT_EQUAL, 0, 0, 2, 0));
         code.extend(verdict(1));
     }
-    code.extend(verdict(0));
     code
+}
+
+fn verdict(allowed: u32) -> [u64; 2] {
+    [
+        instruction(MOVE, 0, 0, 0, allowed),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
 }
 
 fn instruction(opcode: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> u64 {
@@ -95,7 +110,7 @@ mod tests {
     use super::*;
 
     /// What the program says, by the few instructions that it uses.
-    fn verdict(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> u64 {
+    fn said(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> u64 {
         let context = [access << 16 | kind, major, minor];
         let mut registers = [0u64; 6];
         let mut at = 0;
@@ -123,17 +138,25 @@ mod tests {
     #[test]
     fn a_given_device_may_be_used_as_it_was_given_and_no_other() {
         const BLOCK: u32 = 1;
-        let (fuse, tun) = ((10, 229), (10, 200));
+        let (fuse, tun, disk) = ((10, 229), (10, 200), (252, 3));
         let code = program(&[
             Rule {
                 major: fuse.0,
                 minor: fuse.1,
+                block: false,
                 access: ACCESS_READ,
             },
             Rule {
                 major: tun.0,
                 minor: tun.1,
+                block: false,
                 access: ACCESS_READ | ACCESS_WRITE,
+            },
+            Rule {
+                major: disk.0,
+                minor: disk.1,
+                block: true,
+                access: ACCESS_READ,
             },
         ]);
         let both = ACCESS_READ | ACCESS_WRITE;
@@ -146,11 +169,16 @@ mod tests {
             (CHARACTER, both, (1, 3), 1),
             (CHARACTER, ACCESS_MKNOD, (10, 1), 1),
             (BLOCK, ACCESS_READ, tun, 0),
+            (BLOCK, ACCESS_READ, disk, 1),
+            (BLOCK, both, disk, 0),
+            (BLOCK, ACCESS_READ, (252, 0), 0),
+            (BLOCK, ACCESS_READ, (1, 3), 0),
+            (CHARACTER, ACCESS_READ, disk, 0),
             (BLOCK, ACCESS_MKNOD, tun, 1),
         ] {
-            let said = verdict(&code, kind, access, device.0, device.1);
+            let said = said(&code, kind, access, device.0, device.1);
             assert_eq!(said, expected, "{kind} {access} {device:?}");
         }
-        assert_eq!(verdict(&program(&[]), CHARACTER, both, fuse.0, fuse.1), 0);
+        assert_eq!(said(&program(&[]), CHARACTER, both, fuse.0, fuse.1), 0);
     }
 }

@@ -79,7 +79,9 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
         return Err(ContainerError::Invalid("no command is given".to_owned()));
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
-    let devices = given::find(&spec.devices)?;
+    let mut devices = given::find(&spec.devices)?;
+    let (block_devices, blocks) = given::map(&shared.blocks, &spec.block_devices)?;
+    devices.extend(block_devices);
     let (volumes, layers) = (&shared.volumes, &shared.layers);
     let mounts = mounts::resolve(volumes, layers, &spec.id, &spec.mounts)?;
     let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?, &shared.users)?;
@@ -99,6 +101,7 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
         rootfs: overlay.rootfs(),
         mounts: mounts.binds,
         devices,
+        blocks: Mutex::new(blocks),
         views: Mutex::new(mounts.views),
         overlay: Mutex::new(Some(overlay)),
         state: Mutex::new(Versioned {

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The devices that a container is given beside the usual ones: those of this guest, found when it is created.
+//! The devices that a container is given beside the usual ones, found when it is created: those of this guest, and
+//! block devices of the host that are ranges of the volume disk.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path};
 
-use bulkhead_proto::agent::Device;
+use bulkhead_proto::agent::{BlockDevice, Device, Ownership};
 use rustix::fs::{major, minor};
 
 use super::ContainerError;
 use crate::cgroup::devices::{ACCESS_READ, ACCESS_WRITE, Rule};
+use crate::disk::blocks::{Blocks, MappedBlock};
+use crate::disk::window::{Access, Range};
 use crate::init::config::GivenDevice;
 
 const MAX_DEVICES: usize = 64;
@@ -40,19 +43,60 @@ fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
         }
     });
     let number = found.map_err(|e| invalid(&format!("{path:?} of this guest: {e}")))?;
-    let may = |letter, bit| {
-        if wanted.permissions.contains(letter) {
-            bit
-        } else {
-            0
-        }
-    };
     Ok(GivenDevice {
         path: wanted.container_path.clone(),
         major: major(number),
         minor: minor(number),
-        access: may('r', ACCESS_READ) | may('w', ACCESS_WRITE),
+        access: access(&wanted.permissions),
+        block: false,
+        mode: 0o666,
+        uid: 0,
+        gid: 0,
     })
+}
+
+/// Makes devices of the guest's of what the host put on the volume disk; they live as long as the second result.
+pub fn map(
+    blocks: &Blocks,
+    wanted: &[BlockDevice],
+) -> Result<(Vec<GivenDevice>, Vec<MappedBlock>), ContainerError> {
+    if wanted.len() > MAX_DEVICES {
+        return Err(ContainerError::TooMany("block devices"));
+    }
+    let (mut devices, mut mapped) = (Vec::new(), Vec::new());
+    for device in wanted {
+        if !Path::new(&device.container_path).is_absolute() {
+            let text = format!("block device {:?} has no place", device.container_path);
+            return Err(ContainerError::Invalid(text));
+        }
+        let range = Range {
+            first: device.first_sector,
+            sectors: device.sectors,
+        };
+        let how = match device.readonly {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let block = blocks.acquire(range, how)?;
+        let Ownership { mode, uid, gid } = device.ownership.unwrap_or_default();
+        devices.push(GivenDevice {
+            path: device.container_path.clone(),
+            major: major(block.number),
+            minor: minor(block.number),
+            access: access(&device.permissions),
+            block: true,
+            mode,
+            uid,
+            gid,
+        });
+        mapped.push(block);
+    }
+    Ok((devices, mapped))
+}
+
+fn access(permissions: &str) -> u32 {
+    let may = |letter, bit| if permissions.contains(letter) { bit } else { 0 };
+    may('r', ACCESS_READ) | may('w', ACCESS_WRITE)
 }
 
 /// What the cgroup is to allow for it. Nodes may be made of any device, as with runc.
@@ -60,6 +104,7 @@ pub fn rule(device: &GivenDevice) -> Rule {
     Rule {
         major: device.major,
         minor: device.minor,
+        block: device.block,
         access: device.access,
     }
 }
@@ -81,6 +126,7 @@ mod tests {
             Rule {
                 major: 1,
                 minor: 3,
+                block: false,
                 access: ACCESS_READ
             }
         );

@@ -29,6 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::disk::blocks::{BlockError, Blocks, MappedBlock};
 use crate::disk::layers::{LayerError, Layers};
 use crate::disk::overlay::{ImageView, Overlay, OverlayError};
 use crate::init::config::{BindMount, GivenDevice};
@@ -62,6 +63,8 @@ pub enum ContainerError {
     State(#[from] IllegalMove),
     #[error("layers")]
     Layers(#[from] LayerError),
+    #[error(transparent)]
+    Block(#[from] BlockError),
     #[error("root file system")]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
@@ -99,6 +102,8 @@ pub struct Container {
     rootfs: PathBuf,
     mounts: Vec<BindMount>,
     devices: Vec<GivenDevice>,
+    /// Block devices of the host that it has.
+    blocks: Mutex<Vec<MappedBlock>>,
     /// Images that it mounts as volumes.
     views: Mutex<Vec<ImageView>>,
     overlay: Mutex<Option<Overlay>>,
@@ -132,6 +137,7 @@ pub struct Containers {
 struct Shared {
     known: Mutex<Known>,
     layers: Layers,
+    blocks: Blocks,
     volumes: Volumes,
     users: PodUsers,
     reaper: Reaper,
@@ -154,6 +160,7 @@ impl Containers {
             shared: Arc::new(Shared {
                 known: Mutex::default(),
                 layers: Layers::default(),
+                blocks: Blocks::default(),
                 volumes,
                 users,
                 reaper,

@@ -34,6 +34,12 @@ impl Containers {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         );
+        let blocks = std::mem::take(
+            &mut *container
+                .blocks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         let cgroup = container.cgroup.clone();
         spawn_blocking(move || {
             // First the processes: they hold the mounts.
@@ -42,6 +48,7 @@ impl Containers {
                 overlay.remove();
             }
             drop(views);
+            drop(blocks);
             removed
         })
         .await

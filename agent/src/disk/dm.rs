@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Device-mapper: one linear target over a range of the image disk. The structures are those of
+//! Device-mapper: one linear target over a range of a disk. The structures are those of
 //! `linux/dm-ioctl.h`, version 4.
 
 use std::ffi::c_ulong;
 use std::fs::File;
 use std::io;
 
+use super::window::{Access, Range};
 use crate::sys;
 
 const HEADER_BYTES: usize = 312;
@@ -43,20 +44,24 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Makes `/dev/dm-<minor>`, `sectors` long, of what is at `first_sector` of `disk` ("major:minor").
+    /// Makes `/dev/dm-<minor>` of `range` of `disk` ("major:minor").
     pub fn create_linear(
         &self,
         name: &str,
         disk: &str,
-        first_sector: u64,
-        sectors: u64,
+        range: Range,
+        access: Access,
     ) -> io::Result<u32> {
-        let mut request = header(name, 0, READ_ONLY);
+        let flags = match access {
+            Access::ReadOnly => READ_ONLY,
+            Access::ReadWrite => 0,
+        };
+        let mut request = header(name, 0, flags);
         self.call(DEVICE_CREATE, &mut request)?;
         let minor = minor(&request);
         let loaded = self
-            .call(TABLE_LOAD, &mut table(name, disk, first_sector, sectors))
-            .and_then(|()| self.call(DEVICE_SUSPEND, &mut header(name, 0, READ_ONLY)));
+            .call(TABLE_LOAD, &mut table(name, disk, range, flags))
+            .and_then(|()| self.call(DEVICE_SUSPEND, &mut header(name, 0, flags)));
         if let Err(e) = loaded {
             let _ = self.remove(name);
             return Err(e);
@@ -98,10 +103,11 @@ fn header(name: &str, payload_bytes: usize, flags: u32) -> Vec<u8> {
     bytes
 }
 
-fn table(name: &str, disk: &str, first_sector: u64, sectors: u64) -> Vec<u8> {
-    let parameters = format!("{disk} {first_sector}\0");
+fn table(name: &str, disk: &str, range: Range, flags: u32) -> Vec<u8> {
+    let Range { first, sectors } = range;
+    let parameters = format!("{disk} {first}\0");
     let target_bytes = (TARGET_BYTES + parameters.len()).next_multiple_of(8);
-    let mut bytes = header(name, target_bytes, READ_ONLY);
+    let mut bytes = header(name, target_bytes, flags);
     put(&mut bytes, AT_TARGET_COUNT, &1u32.to_ne_bytes());
     // dm_target_spec: start, length, status, next, type[16]; the parameters follow.
     put(&mut bytes, HEADER_BYTES + 8, &sectors.to_ne_bytes());
@@ -136,7 +142,7 @@ fn minor(answer: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{AT_DEVICE, header, minor, request_number, table};
+    use super::{AT_DEVICE, READ_ONLY, Range, header, minor, request_number, table};
 
     #[test]
     fn requests_have_the_layout_of_dm_ioctl_h() {
@@ -152,9 +158,18 @@ mod tests {
 
     #[test]
     fn a_table_is_one_target_and_its_parameters() {
-        let bytes = table("layer", "254:0", 8, 0x1234);
+        let bytes = table(
+            "layer",
+            "254:0",
+            Range {
+                first: 8,
+                sectors: 0x1234,
+            },
+            READ_ONLY,
+        );
         assert_eq!(bytes.len(), 312 + 48);
         assert_eq!(bytes[20..24], [1, 0, 0, 0]);
+        assert_eq!(bytes[28..32], [1, 0, 0, 0]);
         let target = &bytes[312..];
         assert_eq!(target[..8], [0; 8]);
         assert_eq!(target[8..16], [0x34, 0x12, 0, 0, 0, 0, 0, 0]);

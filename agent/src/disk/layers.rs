@@ -9,34 +9,20 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use bulkhead_proto::agent::Layer;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::dm::Control;
+use super::window::{self, Access, Range, WindowError};
 
 /// Short, because an overlay names all its layers in one page.
 pub const MOUNTS: &str = "/run/l";
 const DISK: &str = "vda";
-/// How long the disk may take to show the capacity that the host has announced.
-const CAPACITY_TIMEOUT: Duration = Duration::from_secs(5);
-const CAPACITY_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error("image disk")]
-    NoDisk(#[source] io::Error),
-    #[error("layer of {sectors} sectors at {first} is empty or too large")]
-    BadRange { first: u64, sectors: u64 },
-    #[error("layer ends at sector {end}, the image disk at {capacity}")]
-    BeyondDisk { end: u64, capacity: u64 },
-    #[error("map {sectors} sectors of the image disk at {first}")]
-    Map {
-        first: u64,
-        sectors: u64,
-        source: io::Error,
-    },
+    Window(#[from] WindowError),
     #[error("mount the layer of {sectors} sectors at {first}")]
     Mount {
         first: u64,
@@ -51,12 +37,6 @@ pub struct MountedLayer {
     pub path: PathBuf,
     range: Range,
     layers: Layers,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Range {
-    first: u64,
-    sectors: u64,
 }
 
 #[derive(Debug)]
@@ -130,9 +110,7 @@ impl Layers {
             .unwrap_or_default();
         let _ = unmount(&path, UnmountFlags::DETACH);
         let _ = fs::remove_dir(&path);
-        if let Ok(control) = Control::open() {
-            let _ = control.remove(&device_name(range));
-        }
+        window::unmap(&device_name(range));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -152,18 +130,7 @@ fn device_name(range: Range) -> String {
 
 fn mount_layer(range: Range, path: &PathBuf) -> Result<(), LayerError> {
     let Range { first, sectors } = range;
-    let end = first.checked_add(sectors).filter(|_| sectors > 0);
-    wait_for_capacity(end.ok_or(LayerError::BadRange { first, sectors })?)?;
-    let map = |source| LayerError::Map {
-        first,
-        sectors,
-        source,
-    };
-    let disk = fs::read_to_string(format!("/sys/block/{DISK}/dev")).map_err(LayerError::NoDisk)?;
-    let control = Control::open().map_err(map)?;
-    let minor = control
-        .create_linear(&device_name(range), disk.trim(), first, sectors)
-        .map_err(map)?;
+    let minor = window::map(DISK, &device_name(range), range, Access::ReadOnly)?;
     let mounted = fs::create_dir_all(path).and_then(|()| {
         let flags = MountFlags::RDONLY | MountFlags::NOATIME;
         Ok(mount(
@@ -176,28 +143,11 @@ fn mount_layer(range: Range, path: &PathBuf) -> Result<(), LayerError> {
     });
     mounted.map_err(|source| {
         let _ = fs::remove_dir(path);
-        let _ = control.remove(&device_name(range));
+        window::unmap(&device_name(range));
         LayerError::Mount {
             first,
             sectors,
             source,
         }
     })
-}
-
-/// The host raises the disk's capacity, then calls; the interrupt that says so may come after the call.
-fn wait_for_capacity(end: u64) -> Result<(), LayerError> {
-    let deadline = Instant::now() + CAPACITY_TIMEOUT;
-    loop {
-        let size =
-            fs::read_to_string(format!("/sys/block/{DISK}/size")).map_err(LayerError::NoDisk)?;
-        let capacity = size.trim().parse().unwrap_or(0);
-        if end <= capacity {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(LayerError::BeyondDisk { end, capacity });
-        }
-        std::thread::sleep(CAPACITY_PAUSE);
-    }
 }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's two disks: the image disk, a window of read-only layers ([`layers`], through [`dm`]), and
-//! the scratch disk, where everything that containers write goes ([`scratch`]). And what is no disk:
+//! The pod's three disks: the image disk, a window of read-only layers ([`layers`], through [`dm`]), and
+//! the scratch disk, where everything that containers write goes ([`scratch`]), and the volume disk, a [`window`] too,
+//! with block devices of the host ([`blocks`]). And what is no disk:
 //! directories of the host ([`shared`]).
 
+pub mod blocks;
 mod dm;
 pub mod layers;
 pub mod lower;
 pub mod overlay;
 pub mod scratch;
 pub mod shared;
+pub mod window;

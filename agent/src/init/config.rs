@@ -50,7 +50,7 @@ pub struct InitConfig {
     pub own_users: bool,
 }
 
-/// A character device that the container gets beside the usual ones.
+/// A device that the container gets beside the usual ones.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GivenDevice {
     /// Absolute, in the container's tree.
@@ -63,6 +63,16 @@ pub struct GivenDevice {
     /// As the cgroup's program has it.
     #[prost(uint32, tag = "4")]
     pub access: u32,
+    /// Else a character device.
+    #[prost(bool, tag = "5")]
+    pub block: bool,
+    /// Permission bits of the node.
+    #[prost(uint32, tag = "6")]
+    pub mode: u32,
+    #[prost(uint32, tag = "7")]
+    pub uid: u32,
+    #[prost(uint32, tag = "8")]
+    pub gid: u32,
 }
 
 /// Something of the agent's tree that appears in the container's.

@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, makedev, mknodat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::config::{Failure, GivenDevice, InitConfig, Stage};
@@ -111,10 +113,23 @@ pub fn place_given(given: &[GivenDevice]) -> Result<(), Failure> {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(e) => return Err(e).stage_on("make room for device", &device.path),
         }
-        let mode = Mode::from_raw_mode(0o666);
         let number = makedev(device.major, device.minor);
-        mknodat(&parent, name, FileType::CharacterDevice, mode, number)
-            .stage_on("make device", &device.path)?;
+        let kind = if device.block {
+            FileType::BlockDevice
+        } else {
+            FileType::CharacterDevice
+        };
+        let mode = Mode::from_raw_mode(device.mode & 0o777);
+        mknodat(&parent, name, kind, mode, number).stage_on("make device", &device.path)?;
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        chownat(
+            &parent,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .stage_on("give device to its owner", &device.path)?;
     }
     Ok(())
 }

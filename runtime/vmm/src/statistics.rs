@@ -63,6 +63,9 @@ pub struct Statistics {
     pub net: DeviceStatistics,
     pub image_disk: DeviceStatistics,
     pub scratch_disk: DeviceStatistics,
+    /// Block devices of the host.
+    #[serde(default)]
+    pub volume_disk: DeviceStatistics,
     pub rng: DeviceStatistics,
     pub balloon: BalloonStatistics,
     /// Shared directories.

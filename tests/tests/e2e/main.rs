@@ -2,6 +2,7 @@
 //! End-to-end tests: everything through the CRI socket, on a real VM. One binary, so that one emulated
 //! host and one registry serve them all.
 
+mod block;
 mod cli;
 mod clients;
 mod cni;

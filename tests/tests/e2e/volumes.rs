@@ -514,11 +514,9 @@ async fn devices_that_every_kernel_has_are_given_and_others_refused() {
         .await
         .expect("exec");
     assert_ne!(beyond.exit_code, 0, "only reading was given");
-    for path in ["/dev/vda", "/dev/kvm", "/dev/no-such"] {
-        let mut config = container("refused", &busybox, &SLEEP);
-        config.devices = vec![device(path, "/dev/x", "rw")];
-        let refused = client.create(&pod, config).await;
-        assert_fails(refused, Code::Unimplemented, &[path]);
-    }
+    let mut config = container("refused", &busybox, &SLEEP);
+    config.devices = vec![device("/dev/kvm", "/dev/x", "rw")];
+    let refused = client.create(&pod, config).await;
+    assert_fails(refused, Code::Unimplemented, &["/dev/kvm"]);
     client.end_pod(&pod).await;
 }

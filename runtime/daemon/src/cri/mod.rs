@@ -36,6 +36,7 @@ use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
 use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
+use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
 use crate::pod::{BootError, PodError};
 use crate::serve::chain;
@@ -76,6 +77,7 @@ impl From<PodError> for Status {
             PodError::Boot(error) => boot_code(error),
             PodError::Volume(error) => volume_code(error),
             PodError::Unfit(_) => Code::ResourceExhausted,
+            PodError::Block(error) => block_code(error),
             PodError::Share(error) => share_code(error),
             PodError::Stuck { .. } => Code::DeadlineExceeded,
         };
@@ -99,6 +101,17 @@ impl From<parse::ParseError> for Status {
             | parse::ParseError::Profile { .. } => Code::InvalidArgument,
         };
         Status::new(code, chain(&error))
+    }
+}
+
+fn block_code(error: &BlockError) -> Code {
+    match error {
+        BlockError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Code::NotFound
+        }
+        BlockError::Open { .. } | BlockError::Empty { .. } => Code::FailedPrecondition,
+        BlockError::Kind { .. } => Code::InvalidArgument,
+        BlockError::Character { .. } => Code::Unimplemented,
     }
 }
 

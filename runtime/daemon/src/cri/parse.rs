@@ -124,6 +124,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
     };
     let linux = config.linux.unwrap_or_default();
     let entry = |pair: cri::KeyValue| (pair.key, pair.value);
+    let (devices, block_devices) = parse_devices::devices(config.devices)?;
     Ok(ContainerSpec {
         name: metadata.name,
         attempt: metadata.attempt,
@@ -137,7 +138,8 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         annotations: labels(config.annotations),
         log_path: config.log_path,
         mounts: parse_mounts::mounts(config.mounts)?,
-        devices: parse_devices::devices(config.devices)?,
+        devices,
+        block_devices,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's devices in our own words. A pod has a kernel of its own: only those that mean the same in every kernel can be
-//! given to a container, and they are the guest's.
+//! CRI's devices in our own words. A pod has a kernel of its own: character devices that mean the same in every kernel
+//! are the guest's; of the host's, a container can have block devices.
+
+use std::path::{Component, Path};
 
 use bulkhead_proto::cri;
 
-use super::parse::{ParseError, not_yet, wrong};
+use super::parse::{ParseError, wrong};
 use super::parse_mounts::container_path;
-use crate::pod::spec::Device;
+use crate::pod::spec::{BlockDevice, Device};
 
 /// By their paths on the host, which are those in the guest.
 const IN_EVERY_KERNEL: [&str; 8] = [
@@ -21,30 +23,55 @@ const IN_EVERY_KERNEL: [&str; 8] = [
 ];
 const ALL_ACCESS: &str = "rwm";
 
-pub fn devices(given: Vec<cri::Device>) -> Result<Vec<Device>, ParseError> {
-    given.into_iter().map(device).collect()
+/// The devices of the guest, and those of the host, which must be block devices.
+pub fn devices(given: Vec<cri::Device>) -> Result<(Vec<Device>, Vec<BlockDevice>), ParseError> {
+    let (mut of_guest, mut of_host) = (Vec::new(), Vec::new());
+    for one in given {
+        if IN_EVERY_KERNEL.contains(&one.host_path.as_str()) {
+            of_guest.push(device(one)?);
+        } else {
+            of_host.push(block_device(one)?);
+        }
+    }
+    Ok((of_guest, of_host))
 }
 
 fn device(given: cri::Device) -> Result<Device, ParseError> {
-    if !IN_EVERY_KERNEL.contains(&given.host_path.as_str()) {
-        return Err(not_yet("device of the host", given.host_path));
+    Ok(Device {
+        container_path: place(&given)?,
+        permissions: permissions(&given)?,
+        guest_path: given.host_path,
+    })
+}
+
+/// What is at the path is looked at when the container is created.
+fn block_device(given: cri::Device) -> Result<BlockDevice, ParseError> {
+    let path = Path::new(&given.host_path);
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(plain) || given.host_path.contains('\0') {
+        return Err(wrong("path of a device on the host", &given.host_path));
     }
-    let known = |access: char| ALL_ACCESS.contains(access);
-    if !given.permissions.chars().all(known) {
-        return Err(wrong("permissions of a device", given.permissions));
-    }
-    let place = match given.container_path.as_str() {
+    Ok(BlockDevice {
+        container_path: place(&given)?,
+        permissions: permissions(&given)?,
+        path: given.host_path.into(),
+    })
+}
+
+fn place(given: &cri::Device) -> Result<String, ParseError> {
+    container_path(match given.container_path.as_str() {
         "" => given.host_path.as_str(),
         path => path,
-    };
-    Ok(Device {
-        container_path: container_path(place)?,
-        guest_path: given.host_path,
-        permissions: match given.permissions.as_str() {
-            "" => ALL_ACCESS.to_owned(),
-            _ => given.permissions,
-        },
     })
+}
+
+fn permissions(given: &cri::Device) -> Result<String, ParseError> {
+    let known = |access: char| ALL_ACCESS.contains(access);
+    match given.permissions.as_str() {
+        "" => Ok(ALL_ACCESS.to_owned()),
+        some if some.chars().all(known) => Ok(some.to_owned()),
+        other => Err(wrong("permissions of a device", other)),
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_kernel_has_is_given_and_all_else_refused_by_name() {
+    fn what_every_kernel_has_is_the_guests_and_all_else_a_block_device_of_the_host() {
         let fuse = device(given("/dev/fuse", "", "")).unwrap();
         assert_eq!(fuse.container_path, "/dev/fuse");
         assert_eq!(fuse.permissions, "rwm");
@@ -70,17 +97,23 @@ mod tests {
             ("/dev/net/tun", "rw")
         );
         assert_eq!(tun.container_path, "/dev/mine");
-        for path in [
-            "/dev/sda",
-            "/dev/vda",
-            "/dev/kvm",
-            "/dev/mapper/control",
-            "/srv",
-            "",
-        ] {
-            let error = device(given(path, "/dev/x", "rw")).unwrap_err();
-            assert!(matches!(&error, ParseError::NotYet { value, .. } if value == path));
+        let block = block_device(given(
+            "/var/lib/kubelet/pods/p/volumeDevices/v",
+            "/dev/xvda",
+            "r",
+        ));
+        let block = block.unwrap();
+        assert_eq!(
+            (block.container_path.as_str(), block.writes()),
+            ("/dev/xvda", false)
+        );
+        assert!(block_device(given("/dev/loop0", "", "")).unwrap().writes());
+        for path in ["", "dev/sda", "/dev/../etc", "/dev/a\0b"] {
+            assert!(block_device(given(path, "/dev/x", "rw")).is_err(), "{path}");
         }
+        let mixed = vec![given("/dev/null", "", ""), given("/dev/sda", "", "")];
+        let (of_guest, of_host) = devices(mixed).unwrap();
+        assert_eq!((of_guest.len(), of_host.len()), (1, 1));
         assert!(device(given("/dev/null", "/dev/x", "rx")).is_err());
         assert!(device(given("/dev/null", "/dev/../..", "r")).is_err());
     }

@@ -246,6 +246,16 @@ pub fn check_users(pod: &PodSpec, container: &ContainerSpec) -> Result<(), Parse
             &device.guest_path,
         ));
     }
+    if let Some(device) = container
+        .block_devices
+        .first()
+        .filter(|_| pod.users.is_some())
+    {
+        return Err(not_yet(
+            "a pod with users of its own and the block device",
+            device.path.display(),
+        ));
+    }
     let of_mounts = container.mounts.iter().map(|mount| &mount.users);
     let mut asked = of_mounts.chain([&container.security.users]).flatten();
     match asked.find(|users| Some(*users) != pod.users.as_ref()) {

@@ -27,7 +27,7 @@ pub enum ControlError {
     Timeout { request: &'static str },
 }
 
-/// Where a layer lies on the image disk.
+/// Where a layer lies on the image disk, or a device on the volume disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     pub first_sector: u64,
@@ -45,6 +45,25 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
         first_sector: extent.first_sector,
         sectors: extent.sectors,
     })
+}
+
+/// Puts a block device on the volume disk.
+pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
+    let request = "attach volume";
+    let extent = ask(request, socket, move |client| client.attach_volume(&device)).await?;
+    Ok(Extent {
+        first_sector: extent.first_sector,
+        sectors: extent.sectors,
+    })
+}
+
+/// Takes a block device off the volume disk.
+pub async fn detach_volume(socket: &Path, extent: Extent) -> Result<(), ControlError> {
+    let first = extent.first_sector;
+    ask("detach volume", socket, move |client| {
+        client.detach_volume(first)
+    })
+    .await
 }
 
 /// Gives the guest a file server, by the VMM's end of a connection to it.

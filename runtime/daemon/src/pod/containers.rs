@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bulkhead_image::Image;
 
+use super::blocks::{self, OpenBlock};
 use super::boot::{hostname, killed};
 use super::limits::check_placement;
 pub use super::logging::LogTask;
@@ -29,6 +30,12 @@ const LOG_REST: Duration = Duration::from_secs(1);
 /// A start that failed for a reason that nobody named.
 const START_FAILED_EXIT_CODE: i32 = 128;
 
+/// What of the host a container is to have.
+struct Parts {
+    mounts: Vec<FoundMount>,
+    opened: Vec<OpenBlock>,
+}
+
 impl Owner {
     /// Makes a container; returns its id.
     pub(super) async fn create(&mut self, mut spec: ContainerSpec) -> Result<String, PodError> {
@@ -42,12 +49,14 @@ impl Owner {
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
+        let opened = blocks::open(&spec.block_devices)?;
         let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
         self.store(Kind::Container, &id, &record)?;
-        let made = self.make(&guest, &image, mounts, &mut request).await;
+        let parts = Parts { mounts, opened };
+        let made = self.make(&guest, &image, parts, &mut request).await;
         if let Err(error) = made {
             self.unmake(&guest, &record).await;
             return Err(error);
@@ -63,11 +72,12 @@ impl Owner {
         &mut self,
         guest: &Guest,
         image: &Image,
-        mounts: Vec<FoundMount>,
+        parts: Parts,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
         request.layers = self.attach_image(guest, image, &request.id).await?;
-        self.prepare_mounts(guest, mounts, request).await?;
+        self.attach_blocks(guest, parts.opened, request).await?;
+        self.prepare_mounts(guest, parts.mounts, request).await?;
         let created = guest.agent.create(request.clone()).await;
         created.map_err(|source| PodError::Agent {
             id: request.id.clone(),
@@ -115,6 +125,7 @@ impl Owner {
         }
         self.remove_own_volumes(guest, record).await;
         self.unshare(id).await;
+        self.detach_blocks(id).await;
         if let Err(error) = self.forget_container(id) {
             self.complain("undo a container", &error);
         }
@@ -259,6 +270,7 @@ impl Owner {
             self.remove_own_volumes(&guest, self.container(id)?).await;
         }
         self.unshare(id).await;
+        self.detach_blocks(id).await;
         self.happened(id, &killed());
         self.forget_container(id)
     }

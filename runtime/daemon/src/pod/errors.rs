@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::blocks::BlockError;
 use super::program::ProgramError;
 use super::sizing::Unfit;
 use super::state::IllegalMove;
@@ -51,10 +52,12 @@ pub enum PodError {
     Stream { id: String, source: ConnectError },
     #[error("the VM of pod {id} ended meanwhile")]
     Lost { id: String },
-    #[error("put the container's layers on the image disk")]
+    #[error("put what the container needs on the disks of its VM")]
     Disk(#[from] ControlError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Block(#[from] BlockError),
     #[error(transparent)]
     Unfit(#[from] Unfit),
     #[error("mount of the container")]

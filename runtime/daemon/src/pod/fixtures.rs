@@ -24,6 +24,7 @@ pub fn container_spec() -> ContainerSpec {
         log_path: String::new(),
         mounts: Vec::new(),
         devices: Vec::new(),
+        block_devices: Vec::new(),
         stdin: false,
         stdin_once: false,
         tty: false,
@@ -82,6 +83,7 @@ pub fn pod_record() -> PodRecord {
         mirrors: std::collections::BTreeMap::new(),
         shares: Vec::new(),
         shares_made: 0,
+        blocks: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@
 //! happen (a graceful stop, an exec) is done here, in the caller's task, between requests.
 
 pub mod adopt;
+pub mod blocks;
 mod boot;
 pub mod capabilities;
 mod containers;
@@ -136,6 +137,7 @@ impl Pods {
             mirrors: BTreeMap::new(),
             shares: Vec::new(),
             shares_made: 0,
+            blocks: Vec::new(),
             spec,
         };
         self.shared.reserve(&record)?;

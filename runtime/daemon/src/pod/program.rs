@@ -88,6 +88,7 @@ pub fn describe(
         seccomp: Some(seccomp(security)),
         mounts: Vec::new(),
         devices: spec.devices.iter().map(device).collect(),
+        block_devices: Vec::new(),
     })
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::blocks::BlockRecord;
 use super::shares::ShareRecord;
 use super::sizing::VmSize;
 use super::spec::{ContainerSpec, PodSpec};
@@ -46,6 +47,9 @@ pub struct PodRecord {
     /// The number of the last share that was made.
     #[serde(default)]
     pub shares_made: u16,
+    /// Block devices of the host that containers have.
+    #[serde(default)]
+    pub blocks: Vec<BlockRecord>,
 }
 
 /// Something on the host that belongs to the pod.

@@ -105,6 +105,8 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     #[serde(default)]
     pub devices: Vec<Device>,
+    #[serde(default)]
+    pub block_devices: Vec<BlockDevice>,
     pub stdin: bool,
     /// Its input ends when the first client that is attached to it goes.
     #[serde(default)]
@@ -152,6 +154,23 @@ pub struct Device {
     pub guest_path: String,
     /// Some of `r`, `w`, `m`.
     pub permissions: String,
+}
+
+/// A block device of the host that a container gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// Absolute, on the host.
+    pub path: PathBuf,
+    /// Absolute.
+    pub container_path: String,
+    /// Some of `r`, `w`, `m`.
+    pub permissions: String,
+}
+
+impl BlockDevice {
+    pub fn writes(&self) -> bool {
+        self.permissions.contains('w')
+    }
 }
 
 /// Whether what the host mounts below a source later appears in the container.

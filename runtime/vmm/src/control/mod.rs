@@ -28,6 +28,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Request {
     /// Comes with a descriptor: a regular file, open for reading only.
     AttachExtent,
+    /// Comes with a descriptor: a block device, open for reading, or for that and synchronous writes.
+    AttachVolume,
+    /// Closes the device that was given this place; none there is fine.
+    DetachVolume {
+        first_sector: u64,
+    },
     /// Comes with a descriptor: a stream socket whose other end is a file server.
     ConnectFiles,
     Statistics,
@@ -47,7 +53,7 @@ pub enum Reply {
     Failed { message: String },
 }
 
-/// Where an image is on the image disk, in sectors of 512 bytes.
+/// Where an image is on the image disk, or a device on the volume disk, in sectors of 512 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     pub first_sector: u64,
@@ -99,6 +105,19 @@ impl Client {
             Reply::Extent(extent) => Ok(extent),
             _ => Err(ClientError::WrongReply),
         }
+    }
+
+    /// Puts a block device on the volume disk.
+    pub fn attach_volume(&mut self, device: &File) -> Result<Extent, ClientError> {
+        match self.call(Request::AttachVolume, Some(device.as_fd()))? {
+            Reply::Extent(extent) => Ok(extent),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    /// Takes a block device off the volume disk.
+    pub fn detach_volume(&mut self, first_sector: u64) -> Result<(), ClientError> {
+        self.expect_done(Request::DetachVolume { first_sector })
     }
 
     /// Gives the guest a file server.

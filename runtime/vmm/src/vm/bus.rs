@@ -13,7 +13,7 @@ use crate::vcpu::Outcome;
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// Interrupt lines of the devices, in order. 4 is the serial port; 8 and 12 are left to the
 /// drivers of a PC's clock and mouse, which a kernel may have.
-pub const DEVICE_IRQS: [u32; 7] = [5, 6, 7, 9, 10, 11, 14];
+pub const DEVICE_IRQS: [u32; 8] = [5, 6, 7, 9, 10, 11, 14, 15];
 pub const SERIAL_IRQ: u32 = 4;
 
 const SERIAL_FIRST: u16 = 0x3f8;

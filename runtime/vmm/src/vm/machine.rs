@@ -18,7 +18,7 @@ use crate::config::{MacAddress, VmConfig};
 use crate::cpu::{self, CpuError};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
-use crate::devices::blk::disk::ImageDisk;
+use crate::devices::blk::disk::{ImageDisk, VolumeDisk};
 use crate::devices::fs::Fs;
 use crate::devices::mmio::{MmioTransport, QUEUE_NOTIFY, SLOT_BYTES, SharedDevice};
 use crate::devices::net::Net;
@@ -37,6 +37,8 @@ const TSS: usize = 0xfffb_d000;
 /// Positions in the fixed order of devices, by the worker that serves them.
 const DISKS: [usize; 2] = [2, 3];
 const FILES: [usize; 1] = [6];
+/// Alone, because a volume may be slow or hang.
+const VOLUMES: [usize; 1] = [7];
 const OTHERS: [usize; 4] = [0, 1, 4, 5];
 const DEFAULT_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const DEFAULT_MTU: u16 = 1500;
@@ -85,9 +87,11 @@ pub struct Machine {
     pub bus: Bus,
     pub image: Arc<Mutex<Blk<ImageDisk>>>,
     pub files: Arc<Mutex<Fs>>,
+    pub volumes: Arc<Mutex<Blk<VolumeDisk>>>,
     pub disk_worker: Worker,
     pub io_worker: Worker,
     pub files_worker: Worker,
+    pub volume_worker: Worker,
 }
 
 /// What the machine takes from [`Resources`]; the rest is for others.
@@ -138,8 +142,11 @@ impl Machine {
         );
         let files = Fs::new(Arc::clone(&observed.files)).map_err(device("shared directories"))?;
         let files = Arc::new(Mutex::new(files));
-        // The order is part of the interface: the guest's /dev/vda is the image disk.
-        let devices: [SharedDevice; 7] = [
+        let volumes = Arc::clone(&observed.volume_disk);
+        let volumes = Blk::new(VolumeDisk::default(), "volumes", volumes);
+        let volumes = Arc::new(Mutex::new(volumes));
+        // The order is part of the interface: the guest's /dev/vda is the image disk, vdb the scratch disk, vdc the volume disk.
+        let devices: [SharedDevice; 8] = [
             Arc::new(Mutex::new(vsock)),
             Arc::new(Mutex::new(Net::new(
                 resources.tap,
@@ -152,6 +159,7 @@ impl Machine {
             Arc::new(Mutex::new(Rng::new(HostRandom, Arc::clone(&observed.rng)))),
             Arc::new(Mutex::new(Balloon::new(Arc::clone(&observed.balloon)))),
             Arc::clone(&files) as SharedDevice,
+            Arc::clone(&volumes) as SharedDevice,
         ];
         let mut transports = Vec::new();
         for (slot, (shared, irq)) in (0u64..).zip(devices.into_iter().zip(DEVICE_IRQS)) {
@@ -165,6 +173,7 @@ impl Machine {
             Worker::new(chosen).map_err(device("worker"))
         };
         let (disk_worker, io_worker, files_worker) = (of(&DISKS)?, of(&OTHERS)?, of(&FILES)?);
+        let volume_worker = of(&VOLUMES)?;
 
         let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let line = line.map_err(device("serial port"))?;
@@ -188,9 +197,11 @@ impl Machine {
             bus,
             image,
             files,
+            volumes,
             disk_worker,
             io_worker,
             files_worker,
+            volume_worker,
         };
         let remaining = super::Remaining {
             control: resources.control,

@@ -24,6 +24,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::boot::{self, BootError};
@@ -31,7 +32,7 @@ use crate::config::VmConfig;
 use crate::control::Extent;
 use crate::control::server::{self, Target};
 use crate::devices::blk::Blk;
-use crate::devices::blk::disk::ImageDisk;
+use crate::devices::blk::disk::{ImageDisk, VolumeDisk};
 use crate::devices::fs::Fs;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
@@ -43,7 +44,7 @@ use crate::vcpu::{Gate, Outcome, Vcpu, kick_signal};
 use bus::{Bus, DEVICE_IRQS, MMIO_BASE};
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
-use resources::{ResourceError, Resources, regular_size};
+use resources::{ResourceError, Resources, device_size, regular_size};
 
 /// What a thread of ours needs at most, with room to spare.
 const STACK_BYTES: usize = 256 << 10;
@@ -138,6 +139,7 @@ struct Running {
     vcpus: Vec<JoinHandle<()>>,
     image: Arc<Mutex<Blk<ImageDisk>>>,
     files: Arc<Mutex<Fs>>,
+    volumes: Arc<Mutex<Blk<VolumeDisk>>>,
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
@@ -170,15 +172,18 @@ impl Running {
             bus,
             image,
             files,
+            volumes,
             disk_worker,
             io_worker,
             files_worker,
+            volume_worker,
             ..
         } = machine;
         let workers = [
             ("disks", disk_worker),
             ("io", io_worker),
             ("files", files_worker),
+            ("volumes", volume_worker),
         ];
         let (sender, outcomes) = mpsc::channel();
         let ended = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
@@ -194,6 +199,7 @@ impl Running {
             vcpus: Vec::new(),
             image,
             files,
+            volumes,
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
@@ -288,6 +294,26 @@ impl Target for Running {
             first_sector: placed.first_sector,
             sectors: placed.sectors,
         })
+    }
+
+    fn attach_volume(&self, device: File) -> Result<Extent, String> {
+        let flags = rustix::fs::fcntl_getfl(&device).map_err(|e| e.to_string())?;
+        let readonly = flags & OFlags::RWMODE == OFlags::RDONLY;
+        if !readonly && !flags.contains(OFlags::DSYNC) {
+            return Err("descriptor is not open for synchronous writes (O_DSYNC)".to_owned());
+        }
+        let bytes = device_size(&device)
+            .ok_or_else(|| "descriptor is not a block device of at least a sector".to_owned())?;
+        let placed = lock(&self.volumes).append(device, bytes);
+        let placed = placed.map_err(|e| e.to_string())?;
+        Ok(Extent {
+            first_sector: placed.first_sector,
+            sectors: placed.sectors,
+        })
+    }
+
+    fn detach_volume(&self, first_sector: u64) {
+        drop(lock(&self.volumes).remove(first_sector));
     }
 
     fn connect_files(&self, server: OwnedFd) -> Result<(), String> {

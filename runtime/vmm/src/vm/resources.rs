@@ -99,6 +99,14 @@ pub(super) fn regular_size(file: &File) -> Option<u64> {
     Some(metadata.len()).filter(|&len| metadata.is_file() && len > 0)
 }
 
+/// The size of a block device that is not empty, in whole sectors.
+pub(super) fn device_size(device: &File) -> Option<u64> {
+    let is_block = device.metadata().ok()?.file_type().is_block_device();
+    let mut end = device;
+    let bytes = end.seek(SeekFrom::End(0)).ok().filter(|_| is_block)?;
+    Some(bytes - bytes % SECTOR_BYTES).filter(|&bytes| bytes > 0)
+}
+
 fn open_scratch(path: Option<&Path>) -> Result<ScratchDisk, ResourceError> {
     let Some(path) = path else {
         return Ok(ScratchDisk::new(None, 0));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is behind the two disks: the window of read-only extents, and a sparse scratch file.
+//! What is behind the three disks: the window of read-only extents, a sparse scratch file, and the window of
+//! block devices of the host.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +23,8 @@ pub struct DiskRange {
 pub trait Disk: Send {
     /// Tells which of the requests that change something exist.
     const WRITABLE: bool;
+    /// Tells whether what was written may be lost until the next flush.
+    const WRITE_CACHE: bool = Self::WRITABLE;
 
     fn sectors(&self) -> u64;
     /// Fills `to`, which is as long as the range.
@@ -56,6 +59,29 @@ fn read_file(file: &File, start: u64, to: &Buffers<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Writes all of `from` to `file`.
+fn write_file(file: &File, start: u64, from: &Buffers<'_>) -> io::Result<()> {
+    let mut done = 0;
+    while done < from.len() {
+        let rest = from.part(done, from.len());
+        let at = u64::try_from(done).ok().and_then(|d| start.checked_add(d));
+        let at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        match sys::write_at(file, rest.slices(), at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => done = done.saturating_add(count),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Frees a range, which reads as zeroes from then on.
+fn punch(file: &File, start: u64, len: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, flags, start, len)?)
 }
 
 /// The image disk. Read-only; extents may be added at any time.
@@ -119,22 +145,7 @@ impl Disk for ScratchDisk {
     }
 
     fn write(&self, range: DiskRange, from: &Buffers<'_>) -> io::Result<()> {
-        let file = self.file()?;
-        let mut done = 0;
-        while done < from.len() {
-            let rest = from.part(done, from.len());
-            let at = u64::try_from(done)
-                .ok()
-                .and_then(|d| range.start.checked_add(d));
-            let at = at.ok_or(io::ErrorKind::InvalidInput)?;
-            match sys::write_at(file, rest.slices(), at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => done = done.saturating_add(count),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+        write_file(self.file()?, range.start, from)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -148,12 +159,82 @@ impl Disk for ScratchDisk {
         if range.len == 0 {
             return Ok(());
         }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(
-            self.file()?,
-            flags,
-            range.start,
-            range.len,
-        )?)
+        punch(self.file()?, range.start, range.len)
+    }
+}
+
+/// The volume disk: block devices of the host. They come open for synchronous writes (O_DSYNC), so there is no write
+/// cache: an error is that of the request that caused it, and one volume's flush never waits for another.
+#[derive(Debug, Default)]
+pub struct VolumeDisk {
+    window: Window<File>,
+}
+
+impl VolumeDisk {
+    /// Adds a whole device.
+    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
+        let placed = self.window.append(file, bytes)?;
+        Ok(Placed {
+            sectors: bytes / SECTOR_BYTES,
+            ..placed
+        })
+    }
+
+    /// Closes the device at `first_sector`.
+    pub fn remove(&mut self, first_sector: u64) -> Option<File> {
+        self.window.remove(first_sector)
+    }
+
+    /// Does something with each device in the range; a range with a hole fails as a whole.
+    fn each(
+        &self,
+        range: DiskRange,
+        mut work: impl FnMut(&File, u64, DiskRange) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let pieces = || self.window.pieces(range.start, range.len);
+        let held = pieces().fold(0u64, |sum, piece| sum.saturating_add(piece.len));
+        if held != range.len {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let mut start = 0u64;
+        for piece in pieces() {
+            let of_buffers = DiskRange {
+                start,
+                len: piece.len,
+            };
+            work(piece.file, piece.offset, of_buffers)?;
+            start = start.saturating_add(piece.len);
+        }
+        Ok(())
+    }
+}
+
+/// The part of the buffers that a piece is about.
+fn part<'b>(buffers: &Buffers<'b>, of: DiskRange) -> io::Result<Buffers<'b>> {
+    let number = |value: u64| usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    Ok(buffers.part(number(of.start)?, number(of.len)?))
+}
+
+impl Disk for VolumeDisk {
+    const WRITABLE: bool = true;
+    const WRITE_CACHE: bool = false;
+
+    fn sectors(&self) -> u64 {
+        self.window.len() / SECTOR_BYTES
+    }
+
+    fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
+        self.each(range, |file, at, of| read_file(file, at, &part(to, of)?))
+    }
+
+    fn write(&self, range: DiskRange, from: &Buffers<'_>) -> io::Result<()> {
+        self.each(range, |file, at, of| write_file(file, at, &part(from, of)?))
+    }
+
+    fn discard(&self, range: DiskRange) -> io::Result<()> {
+        self.each(range, |file, at, of| {
+            punch(file, at, of.len)?;
+            file.sync_data()
+        })
     }
 }

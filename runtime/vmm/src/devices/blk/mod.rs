@@ -14,7 +14,7 @@ use super::chain::{Buffers, Chain, ChainError};
 use super::ring::RingError;
 use super::{Active, Turn, VirtioDevice, read_space};
 use crate::statistics::DeviceCounters;
-use disk::{Disk, DiskRange, ImageDisk};
+use disk::{Disk, DiskRange, ImageDisk, VolumeDisk};
 use window::{Placed, WindowError};
 
 pub const SECTOR_BYTES: u64 = 512;
@@ -160,7 +160,7 @@ impl<D: Disk> Blk<D> {
             }
             // Write to a read-only disk: an error, not an unknown request (5.2.6.2).
             T_OUT => Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem).into()),
-            T_FLUSH if D::WRITABLE => {
+            T_FLUSH if D::WRITE_CACHE => {
                 self.disk.flush()?;
                 self.counters.written(0);
                 Ok(0)
@@ -202,6 +202,12 @@ impl<D: Disk> Blk<D> {
         Ok(())
     }
 
+    fn tell_capacity(&self) {
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+    }
+
     fn config(&self) -> [u8; 60] {
         let mut space = [0; 60];
         let mut put = |at: usize, bytes: &[u8]| {
@@ -230,10 +236,24 @@ impl Blk<ImageDisk> {
     /// Adds an extent to the running disk and tells the driver.
     pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
         let placed = self.disk.append(file, bytes)?;
-        if let Some(active) = &self.active {
-            active.interrupt.config_changed();
-        }
+        self.tell_capacity();
         Ok(placed)
+    }
+}
+
+impl Blk<VolumeDisk> {
+    /// Adds a device of the host to the running disk and tells the driver.
+    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
+        let placed = self.disk.append(file, bytes)?;
+        self.tell_capacity();
+        Ok(placed)
+    }
+
+    /// Takes the device at `first_sector` away and tells the driver; there may be none.
+    pub fn remove(&mut self, first_sector: u64) -> Option<File> {
+        let file = self.disk.remove(first_sector)?;
+        self.tell_capacity();
+        Some(file)
     }
 }
 
@@ -252,8 +272,9 @@ impl<D: Disk> VirtioDevice for Blk<D> {
 
     fn features(&self) -> u64 {
         let common = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY;
+        let flush = if D::WRITE_CACHE { F_FLUSH } else { 0 };
         if D::WRITABLE {
-            common | F_FLUSH | F_DISCARD | F_WRITE_ZEROES
+            common | flush | F_DISCARD | F_WRITE_ZEROES
         } else {
             common | F_RO
         }

@@ -139,6 +139,49 @@ fn image_reads_across_extents_and_grows() {
 }
 
 #[test]
+fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
+    let (driver, mut blk) = (
+        Driver::new(),
+        Blk::new(VolumeDisk::default(), "volumes", Arc::default()),
+    );
+    driver.activate(&mut blk);
+    let readonly = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(readonly.path(), [3; 4096]).unwrap();
+    let first = file(&[1; 4096]);
+    blk.append(first.try_clone().unwrap(), 4096).unwrap();
+    blk.append(File::open(readonly.path()).unwrap(), 4096)
+        .unwrap();
+    let odd = blk.append(file(&[2; 4608]), 4608).unwrap();
+    assert_eq!((odd.first_sector, odd.sectors), (16, 9));
+    assert_eq!(blk.features() & F_FLUSH, 0);
+
+    driver.0.write(DATA, &[9; 512]);
+    assert_eq!(driver.request(&mut blk, T_OUT, 7, 512, false), S_OK);
+    let mut end = [0; 513];
+    std::os::unix::fs::FileExt::read_exact_at(&first, &mut end, 3583).unwrap();
+    assert_eq!((end[0], end[1]), (1, 9));
+    assert_eq!(driver.request(&mut blk, T_OUT, 8, 512, false), S_IOERR);
+    let mut range = [0; 16];
+    (range[0], range[8]) = (8, 8);
+    driver.0.write(DATA, &range);
+    assert_eq!(driver.request(&mut blk, T_DISCARD, 0, 16, false), S_IOERR);
+    assert_eq!(std::fs::read(readonly.path()).unwrap(), [3; 4096]);
+    assert_eq!(driver.request(&mut blk, T_IN, 8, 1024, true), S_OK);
+    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_UNSUPP);
+
+    drop(blk.remove(8).unwrap());
+    assert!(blk.remove(8).is_none());
+    for (kind, sector, write) in [(T_IN, 8, true), (T_OUT, 15, false), (T_IN, 7, true)] {
+        let status = driver.request(&mut blk, kind, sector, 1024, write);
+        assert_eq!(status, S_IOERR, "{kind} {sector}");
+    }
+    assert_eq!(driver.request(&mut blk, T_IN, 7, 512, true), S_OK);
+    assert_eq!(driver.request(&mut blk, T_IN, 16, 4096, true), S_OK);
+    blk.remove(16).unwrap();
+    assert_eq!(driver.request(&mut blk, T_IN, 16, 512, true), S_IOERR);
+}
+
+#[test]
 fn bad_requests_fail_alone() {
     let (driver, mut blk) = (Driver::new(), scratch());
     driver.activate(&mut blk);

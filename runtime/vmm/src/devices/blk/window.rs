@@ -42,7 +42,7 @@ struct Extent<F> {
     end: u64,
 }
 
-/// Extents in the order in which they were appended, without gaps.
+/// Extents in the order in which they were appended; there are gaps where some were removed.
 #[derive(Debug)]
 pub struct Window<F> {
     extents: Vec<Extent<F>>,
@@ -90,7 +90,16 @@ impl<F> Window<F> {
         })
     }
 
-    /// The pieces that hold `[start, start + len)`, in order; what lies beyond the end is missing.
+    /// Takes out the extent at `first_sector`. Its place stays empty, unless it was the last one.
+    pub fn remove(&mut self, first_sector: u64) -> Option<F> {
+        let start = first_sector.checked_mul(SECTOR_BYTES)?;
+        let at = self
+            .extents
+            .binary_search_by_key(&start, |extent| extent.start);
+        Some(self.extents.remove(at.ok()?).file)
+    }
+
+    /// The pieces that hold `[start, start + len)`, in order; what no extent holds is missing.
     pub fn pieces(&self, start: u64, len: u64) -> impl Iterator<Item = Piece<'_, F>> {
         let end = start.saturating_add(len);
         let first = self.extents.partition_point(|extent| extent.end <= start);
@@ -143,6 +152,23 @@ mod tests {
             let pieces: Vec<_> = pieces.iter().map(|p| (*p.file, p.offset, p.len)).collect();
             assert_eq!(pieces, expected, "{start} {len}");
         }
+    }
+
+    #[test]
+    fn what_was_removed_is_a_gap() {
+        let mut window = Window::default();
+        for name in ['a', 'b', 'c'] {
+            window.append(name, 4096).unwrap();
+        }
+        assert_eq!(window.remove(8), Some('b'));
+        assert_eq!((window.remove(8), window.remove(1)), (None, None));
+        assert_eq!(window.remove(u64::MAX), None);
+        assert_eq!(window.len(), 12288);
+        let pieces: Vec<_> = window.pieces(0, 12288).map(|p| (*p.file, p.len)).collect();
+        assert_eq!(pieces, [('a', 4096), ('c', 4096)]);
+        assert_eq!(window.pieces(4096, 4096).count(), 0);
+        assert_eq!(window.remove(16), Some('c'));
+        assert_eq!(window.append('d', 1).unwrap().first_sector, 8);
     }
 
     #[test]
