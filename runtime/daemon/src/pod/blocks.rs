@@ -112,12 +112,9 @@ fn open_device(path: &Path, write: bool) -> io::Result<(File, bool)> {
     let open = |write: bool| {
         let mut options = OpenOptions::new();
         options.read(true).write(write);
-        let synchronous = if write {
-            OFlags::DSYNC
-        } else {
-            OFlags::empty()
-        };
-        options.custom_flags(flags(synchronous | OFlags::NONBLOCK));
+        if write {
+            options.custom_flags(flags(OFlags::DSYNC));
+        }
         options.open(path)
     };
     match open(write) {
