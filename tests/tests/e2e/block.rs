@@ -173,6 +173,33 @@ async fn a_device_is_read_only_where_it_was_given_so_or_is_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_lost_its_medium_fails_alone() {
+    let (daemon, mut client, pod, busybox) = pod().await;
+    let (lost, other) = (Loop::new(&[]), Loop::new(&[]));
+    let mut config = with_device("main", &busybox, lost.path(), "rwm");
+    config.devices.push(Device {
+        host_path: other.path(),
+        container_path: "/dev/xvdb".into(),
+        permissions: "rwm".into(),
+    });
+    let id = run(&mut client, &pod, config).await;
+    lost.file.as_file().set_len(1 << 20).expect("shrink");
+    run_on_host(&["losetup", "--set-capacity", &lost.path()]);
+    let beyond = "bs=512 count=1";
+    let read = format!("dd if=/dev/xvda of=/dev/null skip=8192 {beyond}");
+    fails(&mut client, &id, &read).await;
+    let write = |device: &str| {
+        format!("dd if=/dev/zero of=/dev/{device} seek=8192 conv=fsync,notrunc {beyond}")
+    };
+    fails(&mut client, &id, &write("xvda")).await;
+    client.shell(&id, &write("xvdb")).await;
+    assert_eq!(daemon.vmm_pids().len(), 1);
+    client.end_pod(&pod).await;
+    lost.assert_can_be_detached();
+    other.assert_can_be_detached();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_system_of_the_host_is_mounted_by_a_privileged_container() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     let volume = Loop::new(&[]);

@@ -43,22 +43,26 @@ pub trait Disk: Send {
 
 /// Reads all of `to` from `file`; zeroes where the file ends early.
 fn read_file(file: &File, start: u64, to: &Buffers<'_>) -> io::Result<()> {
+    let done = read_to_end(file, start, to)?;
+    to.part(done, to.len()).fill_zero();
+    Ok(())
+}
+
+/// Reads into `to` until that is full or `file` ends; returns how many bytes there were.
+fn read_to_end(file: &File, start: u64, to: &Buffers<'_>) -> io::Result<usize> {
     let mut done = 0;
     while done < to.len() {
         let rest = to.part(done, to.len());
         let at = u64::try_from(done).ok().and_then(|d| start.checked_add(d));
         let at = at.ok_or(io::ErrorKind::InvalidInput)?;
         match sys::read_at(file, rest.slices(), at) {
-            Ok(0) => {
-                rest.fill_zero();
-                return Ok(());
-            }
+            Ok(0) => break,
             Ok(count) => done = done.saturating_add(count),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 /// Writes all of `from` to `file`.
@@ -224,7 +228,14 @@ impl Disk for VolumeDisk {
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
-        self.each(range, |file, at, of| read_file(file, at, &part(to, of)?))
+        self.each(range, |file, at, of| {
+            let to = part(to, of)?;
+            // A device that vanished or shrank has an end, and no zeroes there.
+            match read_to_end(file, at, &to)? {
+                done if done == to.len() => Ok(()),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        })
     }
 
     fn write(&self, range: DiskRange, from: &Buffers<'_>) -> io::Result<()> {

@@ -177,6 +177,11 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     }
     assert_eq!(driver.request(&mut blk, T_IN, 7, 512, true), S_OK);
     assert_eq!(driver.request(&mut blk, T_IN, 16, 4096, true), S_OK);
+    // The rest of the last page is nothing, and so is what a device lost.
+    assert_eq!(driver.request(&mut blk, T_IN, 25, 512, true), S_IOERR);
+    first.set_len(512).unwrap();
+    assert_eq!(driver.request(&mut blk, T_IN, 1, 512, true), S_IOERR);
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
     blk.remove(16).unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 16, 512, true), S_IOERR);
 }
