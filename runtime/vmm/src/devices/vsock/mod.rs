@@ -5,6 +5,7 @@
 mod handshake;
 pub mod muxer;
 pub mod packet;
+mod rooms;
 mod stream;
 
 use std::os::fd::RawFd;
@@ -16,6 +17,7 @@ use super::{Active, Turn, VirtioDevice, read_space};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
 use packet::{HEADER_BYTES, Header};
+use rooms::Rooms;
 
 const DEVICE_ID: u32 = 19;
 const RX: usize = 0;
@@ -24,6 +26,8 @@ const TX: usize = 1;
 const EVENT: usize = 2;
 const CHAIN_MAX: usize = 64;
 const BUDGET: usize = 128;
+/// Buffers that one turn of a stream fills at most: Linux's driver has 4 KiB in each.
+const BURST: usize = 16;
 
 /// The vsock device of one guest.
 #[derive(Debug)]
@@ -98,34 +102,32 @@ impl Vsock {
     fn receive(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
+        let mut rooms = Rooms::default();
         let mut turn = Turn::More;
+        let mut wanted = 1;
         for _ in 0..BUDGET {
             if !self.muxer.has_output() {
                 turn = Turn::Idle;
                 break;
             }
-            let Some(chain) = ring.pop(memory)? else {
+            rooms.take(wanted, ring, memory, &self.counters)?;
+            if rooms.is_empty() {
                 if ring.rearm(memory)? {
                     continue;
                 }
                 turn = Turn::Idle;
                 break;
-            };
-            let head = chain.head_index();
-            let chain = Chain::resolve(chain, memory, CHAIN_MAX);
-            let Ok((start, room)) = chain.and_then(|c| c.writable.split(HEADER_BYTES)) else {
-                self.counters.fail();
-                ring.push(memory, head, 0)?;
-                continue;
-            };
+            }
+            let room = rooms.data();
             let Some(header) = self.muxer.next_packet(&room) else {
-                ring.undo_pop();
                 continue;
             };
-            start.copy_from(&header.bytes());
-            let bytes = u32::try_from(HEADER_BYTES).unwrap_or(0);
-            ring.push(memory, head, header.len.saturating_add(bytes))?;
+            rooms.give(header, ring, memory)?;
+            // A stream that fills what it gets is read in large pieces.
+            let is_full = usize::try_from(header.len).is_ok_and(|len| len >= room.len());
+            wanted = if is_full { BURST } else { 1 };
         }
+        rooms.put_back(ring);
         ring.signal(memory)?;
         Ok(turn)
     }
