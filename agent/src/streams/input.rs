@@ -16,8 +16,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::records::ToHost;
 
-/// So much is gone before the host is told.
-const REPORT_BYTES: usize = INPUT_WINDOW_BYTES / 8;
+/// So much is gone before the host is told: it never needs the last of its window.
+const REPORT_BYTES: usize = INPUT_WINDOW_BYTES / 4;
 
 #[derive(Debug, Default)]
 pub struct Input {
@@ -69,7 +69,7 @@ impl Input {
             }
             total += chunk.len() as u64;
             unreported += chunk.len();
-            if unreported >= REPORT_BYTES || self.is_empty() {
+            if unreported >= REPORT_BYTES {
                 self.lock().bytes -= unreported;
                 unreported = 0;
                 // A host that has left may still have sent something worth writing.
@@ -98,10 +98,6 @@ impl Input {
             }
             self.changed.notified().await;
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.lock().chunks.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -163,6 +159,21 @@ mod tests {
         }
         assert_eq!(last[5..], (4 * CHUNK as u64).to_be_bytes());
         assert_eq!(input.lock().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn the_host_is_not_told_of_every_key() {
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let input = Input::default();
+        for _ in 0..100 {
+            input.push(vec![b'x']).unwrap();
+        }
+        input.end();
+        let (host, mut told) = mpsc::channel(8);
+        input
+            .feed(Some(Arc::new(sys::watch(writer).unwrap())), &host)
+            .await;
+        assert!(told.try_recv().is_err());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -26,8 +26,10 @@ const MAX_STREAMS: usize = 256;
 /// Streams that nobody has looked at yet.
 const NEW_STREAMS: usize = 16;
 const QUEUED_FRAMES: usize = 4;
-/// The most that is read at once.
+/// The most that a stream is given at once, which is what Kubernetes' clients send in a frame.
 const CHUNK_BYTES: usize = 32 << 10;
+/// Read from the client at once: two such frames.
+const READ_BYTES: usize = 2 * (HEAD_BYTES + CHUNK_BYTES);
 /// What keeping a chunk costs at least, as a part of the window.
 const LEAST_CHUNK_BYTES: usize = 256;
 /// How long the last frames may take to be written.
@@ -90,7 +92,7 @@ impl Connection {
             closed: closed.clone(),
         };
         let mut reader = Reader {
-            reader: BufReader::with_capacity(CHUNK_BYTES / 2, reader),
+            reader: BufReader::with_capacity(READ_BYTES, reader),
             decoder: Decoder::default(),
             streams: HashMap::new(),
             last: 0,
@@ -314,13 +316,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let mut left = length;
         while left > 0 {
             let size = left.min(CHUNK_BYTES);
-            let mut chunk = BytesMut::with_capacity(size).limit(size);
-            if self.reader.read_buf(&mut chunk).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-            let chunk = chunk.into_inner().freeze();
-            left = left.saturating_sub(chunk.len());
-            self.deliver(stream, chunk).await?;
+            let mut chunk = BytesMut::zeroed(size);
+            self.reader.read_exact(&mut chunk).await?;
+            left = left.saturating_sub(size);
+            self.deliver(stream, chunk.freeze()).await?;
         }
         if fin && let Some(entry) = self.streams.remove(&stream) {
             // Who has dropped its end does not wait for this one.
