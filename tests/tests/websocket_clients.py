@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """WebSocket clients that others wrote, at a streaming server with TLS.
 
-v4 is spoken by the stream module of the kubernetes package, the rest by websocket-client itself.
+v4 is spoken by the stream module of the kubernetes package, the rest by websocket-client itself; SPDY in a WebSocket, of
+which no Python client is known, by as much of SPDY/3.1 as a port-forward takes.
 
     websocket_clients.py CERTIFICATE NAME=URL ...
 
@@ -14,6 +15,7 @@ import socket
 import ssl
 import struct
 import sys
+import zlib
 
 import websocket
 from kubernetes.client import Configuration
@@ -35,7 +37,8 @@ def plain(url, protocol):
     connection = websocket.WebSocket(sslopt={"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": certificate})
     connection.settimeout(TIMEOUT)
     connection.connect(url.replace("https:", "wss:"), subprotocols=[protocol])
-    assert connection.getsubprotocol() == protocol, connection.getsubprotocol()
+    # websocket-client tells it in lower case.
+    assert connection.getsubprotocol() == protocol.lower(), connection.getsubprotocol()
     return connection
 
 
@@ -148,6 +151,70 @@ def ports(url):
     forward.close()
 
 
+class Tunnel:
+    """SPDY whose bytes are cut into messages without regard to frames."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.received = b""
+        self.compress = zlib.compressobj()
+
+    def syn_stream(self, stream, headers):
+        plain = struct.pack(">I", len(headers))
+        for text in (text for pair in headers.items() for text in pair):
+            plain += struct.pack(">I", len(text)) + text.encode()
+        block = self.compress.compress(plain) + self.compress.flush(zlib.Z_SYNC_FLUSH)
+        return struct.pack(">HHIIIH", 0x8003, 1, 10 + len(block), stream, 0, 0) + block
+
+    def read(self, count):
+        while len(self.received) < count:
+            message = self.connection.recv()
+            assert message, "the server hung up"
+            self.received += message
+        data, self.received = self.received[:count], self.received[count:]
+        return data
+
+    def frame(self):
+        """Its first word, its flags and its payload."""
+        first, second = struct.unpack(">II", self.read(8))
+        return first, second >> 24, self.read(second & 0xffffff)
+
+    def streams(self, *wanted):
+        """What comes on these streams, until all have ended."""
+        found, open_ones = {stream: b"" for stream in wanted}, set(wanted)
+        while open_ones:
+            first, flags, payload = self.frame()
+            if first in found:
+                found[first] += payload
+                if flags & 1:
+                    open_ones.discard(first)
+        return found
+
+
+def tunnel(url):
+    connection = plain(url, "SPDY/3.1+portforward.k8s.io")
+    spdy = Tunnel(connection)
+
+    def pair(stream, port):
+        return b"".join(spdy.syn_stream(stream + 2 * index, {"streamtype": kind, "port": str(port), "requestid": str(stream)})
+                        for index, kind in enumerate(("error", "data")))
+
+    request = b"GET / HTTP/1.0\r\n\r\n"
+    sent = pair(1, 7001) + struct.pack(">II", 3, len(request)) + request + pair(5, 7003)
+    # A message ends in the middle of a head, another in the middle of data; the last has what is left of many frames.
+    for part in (sent[:5], sent[5:-40], sent[-40:]):
+        connection.send_binary(part)
+    found = spdy.streams(1, 3, 5, 7)
+    assert found[3].endswith(b"a page\n") and found[1] == b"", found
+    assert b"7003" in found[5] and b"refused" in found[5] and found[7] == b"", found
+    connection.send_binary(struct.pack(">HHI", 0x8009, 1, 0))
+    first, _, payload = spdy.frame()
+    while first != 0x80030007:
+        first, _, payload = spdy.frame()
+    assert payload[4:] == struct.pack(">I", 1), "a protocol error in the server's goodbye"
+    connection.close()
+
+
 CLIENTS = {
     "v4-exit": v4_exit,
     "v4-input": v4_input,
@@ -158,6 +225,7 @@ CLIENTS = {
     "base64": base64_variant,
     "unknown-protocol": unknown_protocol,
     "ports": ports,
+    "tunnel": tunnel,
 }
 
 socket.setdefaulttimeout(TIMEOUT)

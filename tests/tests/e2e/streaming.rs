@@ -396,8 +396,10 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
         urls.push(format!("{name}={url}"));
     }
     let ports = [7001, 7003];
-    let url = client.port_forward_url(&pod.id, &ports).await.expect("URL");
-    urls.push(format!("ports={url}"));
+    for name in ["ports", "tunnel"] {
+        let url = client.port_forward_url(&pod.id, &ports).await.expect("URL");
+        urls.push(format!("{name}={url}"));
+    }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/websocket_clients.py");
     // Debian's, where its packages are.
     let output = tokio::process::Command::new("/usr/bin/python3")

@@ -10,11 +10,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::forward::{self, READ_BYTES};
 use super::peer::Peer;
-use super::spdy::Connection;
+use super::spdy::{Connection, GOODBYE_TIME};
 use super::websocket::{Protocol, Receiver, Sender, Socket, close, next};
 use crate::pod::Pods;
 use crate::serve::chain;
@@ -38,10 +39,17 @@ where
     let serving = forward::serve(connection, pods, pod);
     let (mut sender, receiver) = socket.split();
     let (mut from_spdy, to_spdy) = tokio::io::split(ours);
+    let served = async {
+        let mut wrapping = std::pin::pin!(wrap(&mut from_spdy, &mut sender));
+        tokio::select! {
+            // What SPDY says to a client that broke its rules still goes out.
+            () = serving => drop(timeout(GOODBYE_TIME, wrapping).await),
+            () = &mut wrapping => {}
+        }
+    };
     let wrong = tokio::select! {
-        () = serving => None,
+        () = served => None,
         wrong = unwrap(receiver, to_spdy, &peer) => wrong.err(),
-        () = wrap(&mut from_spdy, &mut sender) => None,
     };
     close(&mut sender, None, wrong).await;
 }

@@ -35,7 +35,7 @@ const LEAST_CHUNK_BYTES: usize = 256;
 /// How long the last frames may take to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
 /// How long the last frame may take when the client is cut off.
-const GOODBYE_TIME: Duration = Duration::from_secs(2);
+pub const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// How long the client may take to hang up after them.
 const LINGER_TIME: Duration = Duration::from_secs(3);
 

@@ -14,5 +14,5 @@ mod frame;
 mod headers;
 mod stream;
 
-pub use connection::Connection;
+pub use connection::{Connection, GOODBYE_TIME};
 pub use stream::{Gone, Stream, StreamReader, StreamWriter};
