@@ -3,11 +3,14 @@
 
 # stage NAME COMMAND...: the command's output and exit code are its own.
 stage() {
-    local name=$1 started=$EPOCHREALTIME code=0
+    local name=$1 started=$EPOCHREALTIME code
     shift
     printf -- '--- %s\n' "$name" >&2
-    # In a subshell with errexit set again: a condition around the call must not switch it off.
-    ( set -e; "$@" ) || code=$?
+    # Not in a condition, which would switch errexit off in all of the command, a subshell's `set -e` or not.
+    set +e
+    ( set -e; "$@" )
+    code=$?
+    set -e
     local micros=$((${EPOCHREALTIME/./} - ${started/./}))
     if [ "$code" != 0 ]; then
         printf -- '--- %s: failed with exit code %d after %d.%03d s\n' "$name" "$code" $((micros / 1000000)) $((micros / 1000 % 1000)) >&2
