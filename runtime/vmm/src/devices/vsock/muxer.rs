@@ -3,8 +3,8 @@
 //!
 //! The host connects to the socket and says `CONNECT <port>\n`; the answer is `OK <port>\n` and
 //! then the bytes are the guest's. The guest's connection to host port P goes to `<socket>_<P>`.
-//! Streams take turns, one packet or a burst of them each, so none starves another; what a slow peer leaves behind
-//! is bounded by the credit that the other side was given.
+//! Streams take turns, one packet or a burst of them each, so none starves another; what a slow
+//! peer leaves behind is bounded by the credit that the other side was given.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
