@@ -275,6 +275,7 @@ impl Client {
         let path = self.log_path(pod, name);
         let started = Instant::now();
         loop {
+            let looking = Instant::now();
             let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
             let payload = log_payload(&text);
             if enough(&payload) {
@@ -285,7 +286,9 @@ impl Client {
                 "log {} stays {payload:?}",
                 path.display()
             );
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            // A log of many megabytes grows slowly if looking at all of it takes the CPU that it needs.
+            let pause = Duration::from_millis(50).max(looking.elapsed() * 4);
+            tokio::time::sleep(pause).await;
         }
     }
 
