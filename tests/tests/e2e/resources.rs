@@ -360,7 +360,7 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
             &pod,
             "holder",
             &busybox,
-            "(head -c 180m /dev/zero; sleep 1000) | tail",
+            "dd if=/dev/zero bs=180M count=1 | sleep 1000",
         )
         .await;
     let started = Instant::now();
