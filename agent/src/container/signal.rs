@@ -6,6 +6,7 @@
 //! here its signal waits for the handler.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,8 @@ use super::{ContainerError, Containers};
 use crate::sys;
 
 const MAX_SIGNAL: i32 = 64;
-/// How long a signal waits for a handler.
-const HANDLER_LIMIT: Duration = Duration::from_secs(5);
-const HANDLER_PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks for a handler: a tenth of the time waited so far, within these.
+const HANDLER_PAUSE: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
 
 impl Containers {
     pub fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), ContainerError> {
@@ -51,11 +51,13 @@ impl Containers {
     }
 }
 
+/// Waits as long as the process lives: who wants it gone ends it by SIGKILL, after a grace period that is theirs.
 /// The pidfd keeps a new process with the same number from getting it.
 async fn send_once_handled(pidfd: Arc<OwnedFd>, pid: i32, signal: i32) {
-    let deadline = Instant::now() + HANDLER_LIMIT;
-    while would_be_dropped(pid, signal) && Instant::now() < deadline {
-        sleep(HANDLER_PAUSE).await;
+    let started = Instant::now();
+    while would_be_dropped(pid, signal) {
+        let pause = started.elapsed() / 10;
+        sleep(pause.clamp(*HANDLER_PAUSE.start(), *HANDLER_PAUSE.end())).await;
     }
     // The process may be gone.
     let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal);

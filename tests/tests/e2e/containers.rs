@@ -239,7 +239,7 @@ async fn stop_asks_with_the_images_signal_and_kills_who_does_not_listen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_waits_for_the_handler_of_a_program_that_has_just_started() {
     let (_daemon, mut client, pod, busybox) = pod().await;
-    let script = "echo started; sleep 1; trap 'exit 9' TERM; while true; do sleep 0.1; done";
+    let script = "echo started; sleep 6; trap 'exit 9' TERM; while true; do sleep 0.1; done";
     let id = client.run_script(&pod, "early", &busybox, script).await;
     client
         .log_until(&pod, "early", |log| log.contains("started"))
