@@ -58,38 +58,58 @@ pub fn create(bytes: u64, path: Option<&Path>) -> Result<Memory, MemoryError> {
         Some(path) => {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false);
-            options.open(path).map_err(MemoryError::Open)?
+            let file = options.open(path).map_err(MemoryError::Open)?;
+            set_len(&file, bytes)?;
+            file
         }
-        None => anonymous_file().map_err(MemoryError::Open)?,
+        None => anonymous_file("guest-memory", bytes)?,
     };
-    file.set_len(bytes)
-        .map_err(|source| MemoryError::Resize { bytes, source })?;
-    if path.is_none() {
-        // Nobody may shrink it under the mapping, which would make every access a SIGBUS.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| MemoryError::Open(e.into()))?;
-    }
     let file = Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges(bytes) {
-        let size = usize::try_from(len).map_err(|_| MemoryError::TooLarge(bytes))?;
-        let mapping = sys::map_memory(&file, offset, size);
-        let mapping = mapping.map_err(|source| MemoryError::Map {
-            start,
-            bytes: len,
-            source,
-        })?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
-        regions.push(region.ok_or(MemoryError::TooLarge(bytes))?);
+        regions.push(map(&file, offset, start, len)?);
         offset += len;
     }
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
 }
 
-fn anonymous_file() -> io::Result<File> {
+/// Makes and maps memory that is none of the guest's RAM: pages of devices.
+pub fn create_at(start: u64, bytes: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let file = Arc::new(anonymous_file("device-memory", bytes)?);
+    map(&file, 0, start, bytes)
+}
+
+fn map(
+    file: &Arc<File>,
+    offset: u64,
+    start: u64,
+    bytes: u64,
+) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes))?;
+    let mapping = sys::map_memory(file, offset, size);
+    let mapping = mapping.map_err(|source| MemoryError::Map {
+        start,
+        bytes,
+        source,
+    })?;
+    GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::TooLarge(bytes))
+}
+
+fn set_len(file: &File, bytes: u64) -> Result<(), MemoryError> {
+    file.set_len(bytes)
+        .map_err(|source| MemoryError::Resize { bytes, source })
+}
+
+fn anonymous_file(name: &str, bytes: u64) -> Result<File, MemoryError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    Ok(File::from(rustix::fs::memfd_create("guest-memory", flags)?))
+    let file = rustix::fs::memfd_create(name, flags).map_err(|e| MemoryError::Open(e.into()))?;
+    let file = File::from(file);
+    set_len(&file, bytes)?;
+    // Nobody may shrink it under the mapping, which would make every access a SIGBUS.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| MemoryError::Open(e.into()))?;
+    Ok(file)
 }
 
 /// Backs the huge pages that `[start, end)` touches with huge pages of the host, if it can. The

@@ -186,6 +186,7 @@ fn run() -> Result<(), ProbeError> {
         (Cap::Irqfd, "irqfd"),
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::UserMemory, "user memory"),
+        (Cap::ReadonlyMem, "read-only memory"),
     ];
     for (cap, name) in needed {
         if !kvm.check_extension(cap) {
@@ -196,7 +197,7 @@ fn run() -> Result<(), ProbeError> {
     let vm = kvm.create_vm().map_err(failed("create VM"))?;
     let memory = guest_memory()?;
     for (slot, region) in (0..).zip(memory.iter()) {
-        sys::set_memory_region(&vm, slot, region)
+        sys::set_memory_region(&vm, slot, region, sys::Access::ReadWrite)
             .map_err(|e| ProbeError::Prepare(e.to_string()))?;
     }
     let vcpu = make_vcpu(&kvm, &vm)?;

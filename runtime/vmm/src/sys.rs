@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
@@ -32,11 +32,27 @@ fn check(ret: isize) -> io::Result<usize> {
     usize::try_from(ret).map_err(|_| io::Error::last_os_error())
 }
 
-/// Gives guest memory to KVM. The caller keeps `region` mapped for as long as the VM exists.
-pub fn set_memory_region(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> io::Result<()> {
+/// What a guest may do with a region. Writes to what it may only read are MMIO exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Gives memory to KVM. The caller keeps `region` mapped for as long as the VM exists.
+pub fn set_memory_region(
+    vm: &VmFd,
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+    access: Access,
+) -> io::Result<()> {
+    let flags = match access {
+        Access::ReadWrite => 0,
+        Access::ReadOnly => KVM_MEM_READONLY,
+    };
     let kvm_region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: region.start_addr().0,
         memory_size: region.len(),
         userspace_addr: region.as_ptr() as u64,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::chain::{Buffers, Chain};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice, read_space};
+use super::{Active, Turn, VirtioDevice};
 use crate::memory::{self, Memory};
 use crate::statistics::BalloonCounters;
 
@@ -92,13 +92,9 @@ impl VirtioDevice for Balloon {
         &[64, 64, 64]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config(&self) -> Vec<u8> {
         // num_pages, the target, is always zero.
-        let mut space = [0; 8];
-        for (to, from) in space.iter_mut().skip(4).zip(self.actual_pages) {
-            *to = from;
-        }
-        read_space(&space, offset, data);
+        [[0; 4], self.actual_pages].concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -10,6 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::registers::RegisterPage;
 use super::ring::{Interrupt, Ring};
 use super::{Active, VirtioDevice};
 use crate::memory::Memory;
@@ -29,7 +30,9 @@ pub type Piece = (u64, u32, u16, u16);
 /// A driver with as many queues as its device has.
 pub struct Driver {
     pub memory: Arc<Memory>,
-    pub interrupt: Arc<Interrupt>,
+    /// What the driver reads.
+    pub registers: RegisterPage,
+    interrupt: Arc<Interrupt>,
     queues: RefCell<Vec<Progress>>,
 }
 
@@ -44,11 +47,17 @@ struct Progress {
 
 impl Driver {
     pub fn new() -> Self {
+        let registers = RegisterPage::alone();
         Self {
             memory: Arc::new(crate::memory::create(MEMORY_BYTES, None).unwrap()),
-            interrupt: Arc::new(Interrupt::new().unwrap()),
+            interrupt: Arc::new(Interrupt::new(registers.clone()).unwrap()),
+            registers,
             queues: RefCell::default(),
         }
+    }
+
+    pub fn interrupt_status(&self) -> u32 {
+        self.registers.word_at(0x60)
     }
 
     /// Gives the device its queues, as the transport does at DRIVER_OK.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The virtio-mmio transport, version 2 (virtio 1.2, 4.2): registers, status handshake, feature
-//! negotiation, queue setup, reset. Runs on vCPU threads, under the lock of its bus slot.
+//! negotiation, queue setup, reset. Runs on vCPU threads, under the lock of its bus slot, when the driver writes; what
+//! it reads is in the [`RegisterPage`].
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,19 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::ring::{Interrupt, Ring};
+use super::registers::{CONFIG_SPACE, RegisterPage};
+use super::ring::{DEVICE_STATUS, Interrupt, Ring};
 use super::{Active, VirtioDevice};
 use crate::memory::Memory;
 
-/// The registers of a device take one page.
-pub const SLOT_BYTES: u64 = 0x1000;
 /// Where the driver writes a queue's number to notify it.
 pub const QUEUE_NOTIFY: u64 = 0x50;
+/// Where it says which interrupts it has seen.
+pub const INTERRUPT_ACK: u64 = 0x64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"BULK");
-const CONFIG_SPACE: u64 = 0x100;
 
 const F_INDIRECT_DESC: u64 = 1 << 28;
 const F_EVENT_IDX: u64 = 1 << 29;
@@ -32,7 +33,6 @@ mod status {
     pub const DRIVER: u32 = 2;
     pub const DRIVER_OK: u32 = 4;
     pub const FEATURES_OK: u32 = 8;
-    pub const NEEDS_RESET: u32 = 0x40;
     pub const FAILED: u32 = 0x80;
     pub const KNOWN: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 }
@@ -45,10 +45,10 @@ pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 pub struct MmioTransport {
     device: SharedDevice,
     memory: Arc<Memory>,
+    registers: RegisterPage,
     interrupt: Arc<Interrupt>,
     notifiers: Arc<[EventFd]>,
     queues: Vec<Queue>,
-    device_id: u32,
     offered: u64,
     accepted: u64,
     status: u32,
@@ -63,8 +63,12 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl MmioTransport {
-    pub fn new(device: SharedDevice, memory: Arc<Memory>) -> io::Result<Self> {
-        let interrupt = Arc::new(Interrupt::new()?);
+    pub fn new(
+        device: SharedDevice,
+        memory: Arc<Memory>,
+        registers: RegisterPage,
+    ) -> io::Result<Self> {
+        let interrupt = Arc::new(Interrupt::new(registers.clone())?);
         let (device_id, offered, sizes) = {
             let device = lock(&device);
             (device.device_id(), device.features(), device.queue_sizes())
@@ -72,20 +76,34 @@ impl MmioTransport {
         let queues: Result<Vec<_>, _> = sizes.iter().map(|&size| Queue::new(size)).collect();
         let flags = libc::EFD_NONBLOCK | libc::EFD_CLOEXEC;
         let notifiers: io::Result<Vec<_>> = sizes.iter().map(|_| EventFd::new(flags)).collect();
-        Ok(Self {
+        for (offset, value) in [
+            (0x00, MAGIC),
+            (0x04, VERSION),
+            (0x08, device_id),
+            (0x0c, VENDOR),
+        ] {
+            registers.show(offset, value);
+        }
+        // No shared memory region has this length: it does not exist.
+        for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
+            registers.show(offset, u32::MAX);
+        }
+        let transport = Self {
             device,
             memory,
+            registers,
             interrupt,
             notifiers: notifiers?.into(),
             queues: queues.map_err(io::Error::other)?,
-            device_id,
             offered: offered | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC,
             accepted: 0,
             status: 0,
             offered_half: 0,
             accepted_half: 0,
             selected: 0,
-        })
+        };
+        transport.show();
+        Ok(transport)
     }
 
     #[must_use]
@@ -104,48 +122,32 @@ impl MmioTransport {
         Arc::clone(&self.notifiers)
     }
 
-    /// The driver reads `data.len()` bytes at `offset` of the slot.
+    /// Shows the driver what its write to a register may have changed.
+    fn show(&self) {
+        let (size, ready) = self.queue().map_or((0, false), |queue| {
+            (u32::from(queue.max_size()), queue.ready())
+        });
+        self.registers
+            .show(0x10, half(self.offered, self.offered_half));
+        self.registers.show(0x34, size);
+        self.registers.show(0x44, u32::from(ready));
+        self.registers.set_bits(DEVICE_STATUS, self.status);
+    }
+
+    /// What the driver finds at `offset` of the slot. Normally it reads the page without us.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            lock(&self.device).read_config(offset, data);
-        } else if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
-            *register = self.read_register(offset).to_le_bytes();
-        }
-    }
-
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            0x00 => MAGIC,
-            0x04 => VERSION,
-            0x08 => self.device_id,
-            0x0c => VENDOR,
-            0x10 => half(self.offered, self.offered_half),
-            0x34 => self.queue().map_or(0, |q| u32::from(q.max_size())),
-            0x44 => self.queue().map_or(0, |q| u32::from(q.ready())),
-            0x60 => self.interrupt.status(),
-            0x70 => self.read_status(),
-            // No shared memory region has this length: it does not exist.
-            0xb0 | 0xb4 | 0xb8 | 0xbc => u32::MAX,
-            0xfc => self.interrupt.generation(),
-            _ => 0,
-        }
-    }
-
-    fn read_status(&self) -> u32 {
-        if self.interrupt.has_failed() {
-            self.status | status::NEEDS_RESET
-        } else {
-            self.status
-        }
+        self.registers.read(offset, data);
     }
 
     /// The driver writes `data` at `offset` of the slot.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            lock(&self.device).write_config(offset, data);
+            let mut device = lock(&self.device);
+            device.write_config(offset, data);
+            self.registers.show_config(&device.config());
         } else if let Ok(bytes) = data.try_into() {
             self.write_register(offset, u32::from_le_bytes(bytes));
+            self.show();
         }
     }
 
@@ -158,8 +160,8 @@ impl MmioTransport {
             0x24 => self.accepted_half = value,
             0x30 => self.selected = value,
             QUEUE_NOTIFY => self.notify(value),
-            0x64 => self.interrupt.acknowledge(value),
-            0x70 => self.write_status(value),
+            INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            DEVICE_STATUS => self.write_status(value),
             _ if self.is(status::FEATURES_OK) && !self.is(status::DRIVER_OK) => {
                 self.write_queue(offset, value);
             }
@@ -234,6 +236,9 @@ impl MmioTransport {
         self.status |= new;
         if new & status::DRIVER_OK != 0 {
             self.activate();
+        } else {
+            // The driver reads it next; changes are told from DRIVER_OK on.
+            self.registers.show_config(&lock(&self.device).config());
         }
     }
 
@@ -267,7 +272,13 @@ impl MmioTransport {
             features: self.accepted,
             interrupt: Arc::clone(&self.interrupt),
         };
-        lock(&self.device).activate(active);
+        let mut device = lock(&self.device);
+        device.activate(active);
+        let space = device.config();
+        if self.registers.show_config(&space) {
+            self.interrupt.config_changed(&space);
+        }
+        drop(device);
         // Chains may be there already, and the driver need not notify of them again.
         for notifier in self.notifiers.iter() {
             let _ = notifier.write(1);
@@ -301,6 +312,7 @@ fn half(features: u64, which: u32) -> u32 {
 #[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
+    use crate::devices::ring::INTERRUPT_STATUS;
     use crate::devices::{RingError, Turn};
 
     #[derive(Default)]
@@ -319,8 +331,8 @@ mod tests {
         fn queue_sizes(&self) -> &'static [u16] {
             &[8, 16]
         }
-        fn read_config(&self, offset: u64, data: &mut [u8]) {
-            crate::devices::read_space(&self.config, offset, data);
+        fn config(&self) -> Vec<u8> {
+            self.config.to_vec()
         }
         fn write_config(&mut self, _offset: u64, data: &[u8]) {
             self.config = data.try_into().unwrap();
@@ -343,7 +355,8 @@ mod tests {
             let probe = Arc::new(Mutex::new(Probe::default()));
             let memory = Arc::new(crate::memory::create(32 << 20, None).unwrap());
             let device: SharedDevice = probe.clone();
-            Self(MmioTransport::new(device, memory).unwrap(), probe)
+            let transport = MmioTransport::new(device, memory, RegisterPage::alone());
+            Self(transport.unwrap(), probe)
         }
         fn read(&self, offset: u64) -> u32 {
             let mut bytes = [0; 4];
@@ -402,11 +415,13 @@ mod tests {
 
         driver.0.interrupt().used_ring();
         assert_eq!(driver.read(0x60), 1);
-        driver.write(0x64, 1);
-        assert_eq!(driver.read(0x60), 0);
-        driver.0.interrupt().config_changed();
-        assert_eq!(driver.read(0x60), 2);
-        assert_eq!(driver.read(0xfc), 1);
+        driver.write(INTERRUPT_ACK, 1);
+        assert_eq!(driver.read(INTERRUPT_STATUS), 1, "stays");
+        driver.0.interrupt().config_changed(&[5, 0, 0, 0]);
+        assert_eq!(driver.read(INTERRUPT_STATUS), 3);
+        assert_eq!((driver.read(0xfc), driver.read(0x100)), (1, 5));
+        driver.write(INTERRUPT_ACK, 3);
+        assert_eq!(driver.read(INTERRUPT_STATUS), 1);
 
         driver.write(0x70, 0);
         assert!(!driver.is_active());
@@ -417,6 +432,22 @@ mod tests {
         assert_eq!(driver.negotiate(0, 1), 11);
         driver.write(0x70, 15);
         assert!(driver.is_active());
+    }
+
+    #[test]
+    fn a_driver_is_told_of_a_change_between_its_reading_and_its_start() {
+        let mut driver = Driver::new();
+        driver.1.lock().unwrap().config = [1, 0, 0, 0];
+        driver.negotiate(0, 1);
+        assert_eq!(driver.read(0x100), 1);
+        driver.1.lock().unwrap().config = [2, 0, 0, 0];
+        driver.write(0x70, 15);
+        assert_eq!(driver.read(0x100), 2);
+        assert_eq!(
+            (driver.read(INTERRUPT_STATUS), driver.read(0xfc)),
+            (2, 1),
+            "read before"
+        );
     }
 
     #[test]
@@ -447,7 +478,7 @@ mod tests {
         let mut driver = Driver::new();
         let mut data = [1; 8];
         driver.0.read(0, &mut data);
-        assert_eq!(data, [0; 8]);
+        assert_eq!(&data, b"virt\x02\0\0\0");
         driver.0.read(u64::MAX, &mut data);
         driver.0.write(0x70, &[1]);
         assert_eq!(driver.read(0x70), 0);

@@ -17,6 +17,7 @@ mod driver;
 pub mod fs;
 pub mod mmio;
 pub mod net;
+pub mod registers;
 pub mod ring;
 pub mod rng;
 pub mod serial;
@@ -54,7 +55,8 @@ pub trait VirtioDevice: Send {
     /// Its own feature bits; the transport adds those of the ring.
     fn features(&self) -> u64;
     fn queue_sizes(&self) -> &'static [u16];
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Its configuration space.
+    fn config(&self) -> Vec<u8>;
     /// Most devices have nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     fn activate(&mut self, active: Active);
@@ -69,14 +71,5 @@ pub trait VirtioDevice: Send {
     /// The host descriptor has something.
     fn host_ready(&mut self) -> Result<Turn, RingError> {
         Ok(Turn::Idle)
-    }
-}
-
-/// Copies the part of a configuration space that `data` at `offset` asks for; zeroes beyond it.
-pub(crate) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
-    data.fill(0);
-    let rest = usize::try_from(offset).ok().and_then(|o| space.get(o..));
-    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-        *to = *from;
     }
 }

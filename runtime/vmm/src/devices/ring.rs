@@ -4,17 +4,25 @@
 use std::io;
 use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Turn;
+use super::registers::RegisterPage;
 use crate::memory::Memory;
 
-/// Interrupt status bits (virtio 1.2, 4.2.2.1).
+/// Registers that a device changes by itself (virtio 1.2, 4.2.2).
+pub const INTERRUPT_STATUS: u64 = 0x60;
+pub const DEVICE_STATUS: u64 = 0x70;
+pub const CONFIG_GENERATION: u64 = 0xfc;
+
+/// Interrupt status bits.
 pub const USED_RING: u32 = 1;
-pub const CONFIG_CHANGE: u32 = 2;
+const CONFIG_CHANGE: u32 = 2;
+/// A device status bit (2.1).
+const NEEDS_RESET: u32 = 0x40;
 
 /// A ring that cannot be used any more. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
@@ -27,22 +35,18 @@ pub enum RingError {
     NoQueue(usize),
 }
 
-/// The interrupt line of one device, and what its status registers say of it.
+/// The interrupt line of one device, and what its registers say of it.
 #[derive(Debug)]
 pub struct Interrupt {
     line: EventFd,
-    status: AtomicU32,
-    failed: AtomicBool,
-    generation: AtomicU32,
+    registers: RegisterPage,
 }
 
 impl Interrupt {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(registers: RegisterPage) -> io::Result<Self> {
         Ok(Self {
             line: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-            status: AtomicU32::new(0),
-            failed: AtomicBool::new(false),
-            generation: AtomicU32::new(0),
+            registers,
         })
     }
 
@@ -53,7 +57,7 @@ impl Interrupt {
     }
 
     fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.registers.set_bits(INTERRUPT_STATUS, bit);
         // Fails only if the counter is at its maximum, and then the line is high anyway.
         let _ = self.line.write(1);
     }
@@ -62,40 +66,29 @@ impl Interrupt {
         self.raise(USED_RING);
     }
 
-    /// The configuration space has changed; call after changing it.
-    pub fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+    /// The configuration space is `space` from now on.
+    pub fn config_changed(&self, space: &[u8]) {
+        self.registers.show_config(space);
+        self.registers.increment(CONFIG_GENERATION);
         self.raise(CONFIG_CHANGE);
     }
 
     /// The device gave up on its rings (DEVICE_NEEDS_RESET).
     pub fn needs_reset(&self) {
-        self.failed.store(true, Ordering::SeqCst);
+        self.registers.set_bits(DEVICE_STATUS, NEEDS_RESET);
         self.raise(CONFIG_CHANGE);
     }
 
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
-    }
-
-    #[must_use]
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
-    }
-
-    #[must_use]
-    pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
-    }
-
+    /// The driver has seen these bits. That of used buffers stays: a driver looks into its rings at every interrupt,
+    /// and saying that it did (alone, [`USED_RING`]) need not come here.
     pub fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
+        self.registers
+            .clear_bits(INTERRUPT_STATUS, bits & !USED_RING);
     }
 
     pub fn reset(&self) {
-        self.status.store(0, Ordering::SeqCst);
-        self.failed.store(false, Ordering::SeqCst);
+        self.registers.show(INTERRUPT_STATUS, 0);
+        self.registers.show(DEVICE_STATUS, 0);
     }
 }
 

@@ -67,8 +67,8 @@ impl<S: Read + Send> VirtioDevice for Rng<S> {
         &[16]
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn activate(&mut self, active: Active) {
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(len, 30);
         assert_eq!(driver.read(DATA, 11), [&[7; 10][..], &[0]].concat());
         assert_eq!(driver.read(DATA + 100, 20), [7; 20]);
-        assert_eq!(driver.interrupt.status(), 1);
+        assert_eq!(driver.interrupt_status(), 1);
         let (_, len) = served(&[(DATA, 4000, WRITE, 0)]);
         assert_eq!(len, 1024);
     }

@@ -4,7 +4,8 @@
 
 use std::sync::Mutex;
 
-use crate::devices::mmio::{MmioTransport, SLOT_BYTES, lock};
+use crate::devices::mmio::{MmioTransport, lock};
+use crate::devices::registers::SLOT_BYTES;
 use crate::devices::serial::SerialPort;
 use crate::report::ExitReason;
 use crate::vcpu::Outcome;

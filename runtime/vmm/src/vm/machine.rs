@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::GuestMemory;
+use vm_memory::{GuestMemory, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::{Bus, DEVICE_IRQS, MMIO_BASE, SERIAL_IRQ};
@@ -20,8 +20,10 @@ use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
 use crate::devices::blk::disk::{ImageDisk, VolumeDisk};
 use crate::devices::fs::Fs;
-use crate::devices::mmio::{MmioTransport, QUEUE_NOTIFY, SLOT_BYTES, SharedDevice};
+use crate::devices::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY, SharedDevice};
 use crate::devices::net::Net;
+use crate::devices::registers::{self, RegisterPage, SLOT_BYTES};
+use crate::devices::ring::USED_RING;
 use crate::devices::rng::{HostRandom, Rng};
 use crate::devices::serial::SerialPort;
 use crate::devices::vsock::Vsock;
@@ -29,7 +31,7 @@ use crate::devices::vsock::muxer::Muxer;
 use crate::devices::worker::Worker;
 use crate::memory::Memory;
 use crate::statistics::KvmExits;
-use crate::sys;
+use crate::sys::{self, Access};
 
 /// Pages that KVM on Intel needs for itself, below the BIOS area.
 const IDENTITY_MAP: u64 = 0xfffb_c000;
@@ -111,14 +113,12 @@ impl Machine {
         let kvm_fd = Kvm::new().map_err(MachineError::OpenKvm)?;
         let vm = create_vm(&kvm_fd)?;
         let Parts { resources, memory } = parts;
-        for (slot, region) in (0..).zip(memory.iter()) {
-            use vm_memory::GuestMemoryRegion;
-            let result = sys::set_memory_region(&vm, slot, region);
-            result.map_err(|source| MachineError::Memory {
-                start: region.start_addr().0,
-                bytes: region.len(),
-                source,
-            })?;
+        let registers = registers::create(MMIO_BASE, DEVICE_IRQS.len());
+        let registers = registers.map_err(device("device registers"))?;
+        let ram = memory.iter().map(|region| (region, Access::ReadWrite));
+        let all = ram.chain([(&*registers, Access::ReadOnly)]);
+        for (slot, (region, access)) in (0..).zip(all) {
+            give_memory(&vm, slot, region, access)?;
         }
         let image = Blk::new(resources.image, "image", Arc::clone(&observed.image_disk));
         let image = Arc::new(Mutex::new(image));
@@ -161,11 +161,16 @@ impl Machine {
             Arc::clone(&files) as SharedDevice,
             Arc::clone(&volumes) as SharedDevice,
         ];
+        let unheard = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let unheard = unheard.map_err(device("an eventfd"))?;
         let mut transports = Vec::new();
-        for (slot, (shared, irq)) in (0u64..).zip(devices.into_iter().zip(DEVICE_IRQS)) {
-            let transport = MmioTransport::new(shared, Arc::clone(&memory));
+        for (slot, (shared, irq)) in devices.into_iter().zip(DEVICE_IRQS).enumerate() {
+            let page = RegisterPage::new(&registers, slot);
+            let transport =
+                page.and_then(|page| MmioTransport::new(shared, Arc::clone(&memory), page));
             let transport = transport.map_err(device("virtio transport"))?;
-            connect(&vm, &transport, MMIO_BASE + slot * SLOT_BYTES, irq)?;
+            let base = MMIO_BASE + slot as u64 * SLOT_BYTES;
+            connect(&vm, &transport, base, irq, &unheard)?;
             transports.push(transport);
         }
         let of = |positions: &[usize]| {
@@ -221,6 +226,20 @@ impl Machine {
     }
 }
 
+fn give_memory(
+    vm: &VmFd,
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+    access: Access,
+) -> Result<(), MachineError> {
+    let result = sys::set_memory_region(vm, slot, region, access);
+    result.map_err(|source| MachineError::Memory {
+        start: region.start_addr().0,
+        bytes: region.len(),
+        source,
+    })
+}
+
 fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     let vm = kvm_fd.create_vm().map_err(kvm("create VM"))?;
     vm.set_identity_map_address(IDENTITY_MAP)
@@ -232,8 +251,18 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     Ok(vm)
 }
 
-/// Lets notifications and interrupts pass without this process.
-fn connect(vm: &VmFd, transport: &MmioTransport, base: u64, irq: u32) -> Result<(), MachineError> {
+/// Lets notifications, interrupts and their acknowledgements pass without this process.
+fn connect(
+    vm: &VmFd,
+    transport: &MmioTransport,
+    base: u64,
+    irq: u32,
+    unheard: &EventFd,
+) -> Result<(), MachineError> {
+    // See `Interrupt::acknowledge`.
+    let address = IoEventAddress::Mmio(base + INTERRUPT_ACK);
+    vm.register_ioevent(unheard, &address, USED_RING)
+        .map_err(kvm("connect acknowledgement"))?;
     let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
     for (queue, notifier) in (0u32..).zip(transport.notifiers().iter()) {
         vm.register_ioevent(notifier, &address, queue)

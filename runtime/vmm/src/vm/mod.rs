@@ -108,7 +108,7 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
 fn cmdline(extra: &str) -> String {
     let mut line = CMDLINE.to_owned();
     for (slot, irq) in DEVICE_IRQS.iter().enumerate() {
-        let base = MMIO_BASE + slot as u64 * crate::devices::mmio::SLOT_BYTES;
+        let base = MMIO_BASE + slot as u64 * crate::devices::registers::SLOT_BYTES;
         line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{irq}"));
     }
     if !extra.is_empty() {

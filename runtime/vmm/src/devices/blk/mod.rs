@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::chain::{Buffers, Chain, ChainError};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice, read_space};
+use super::{Active, Turn, VirtioDevice};
 use crate::statistics::DeviceCounters;
 use disk::{Disk, DiskRange, ImageDisk, VolumeDisk};
 use window::{Placed, WindowError};
@@ -204,31 +204,8 @@ impl<D: Disk> Blk<D> {
 
     fn tell_capacity(&self) {
         if let Some(active) = &self.active {
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&self.config());
         }
-    }
-
-    fn config(&self) -> [u8; 60] {
-        let mut space = [0; 60];
-        let mut put = |at: usize, bytes: &[u8]| {
-            for (to, from) in space.iter_mut().skip(at).zip(bytes) {
-                *to = *from;
-            }
-        };
-        put(0, &self.disk.sectors().to_le_bytes());
-        put(12, &SEG_MAX.to_le_bytes());
-        put(20, &512u32.to_le_bytes());
-        // Eight logical blocks in a physical one: 4 KiB.
-        put(24, &[3]);
-        if D::WRITABLE {
-            put(36, &RANGE_SECTORS_MAX.to_le_bytes());
-            put(40, &RANGES_MAX.to_le_bytes());
-            put(44, &8u32.to_le_bytes());
-            put(48, &RANGE_SECTORS_MAX.to_le_bytes());
-            put(52, &RANGES_MAX.to_le_bytes());
-            put(56, &[1]);
-        }
-        space
     }
 }
 
@@ -284,8 +261,27 @@ impl<D: Disk> VirtioDevice for Blk<D> {
         &[QUEUE_SIZE]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_space(&self.config(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        let mut space = vec![0; 60];
+        let mut put = |at: usize, bytes: &[u8]| {
+            for (to, from) in space.iter_mut().skip(at).zip(bytes) {
+                *to = *from;
+            }
+        };
+        put(0, &self.disk.sectors().to_le_bytes());
+        put(12, &SEG_MAX.to_le_bytes());
+        put(20, &512u32.to_le_bytes());
+        // Eight logical blocks in a physical one: 4 KiB.
+        put(24, &[3]);
+        if D::WRITABLE {
+            put(36, &RANGE_SECTORS_MAX.to_le_bytes());
+            put(40, &RANGES_MAX.to_le_bytes());
+            put(44, &8u32.to_le_bytes());
+            put(48, &RANGE_SECTORS_MAX.to_le_bytes());
+            put(52, &RANGES_MAX.to_le_bytes());
+            put(56, &[1]);
+        }
+        space
     }
 
     fn activate(&mut self, active: Active) {

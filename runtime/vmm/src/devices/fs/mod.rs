@@ -21,7 +21,7 @@ use std::{fmt, io};
 
 use super::chain::{Buffers, Chain};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice, read_space};
+use super::{Active, Turn, VirtioDevice};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
 use flight::{Flight, Waiting};
@@ -279,15 +279,15 @@ impl VirtioDevice for Fs {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut space = [0; TAG_BYTES + 4];
+    fn config(&self) -> Vec<u8> {
+        let mut space = vec![0; TAG_BYTES + 4];
         for (to, from) in space.iter_mut().zip(TAG) {
             *to = *from;
         }
         if let Some(queues) = space.get_mut(TAG_BYTES) {
             *queues = 1;
         }
-        read_space(&space, offset, data);
+        space
     }
 
     fn activate(&mut self, active: Active) {

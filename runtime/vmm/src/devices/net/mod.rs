@@ -18,7 +18,7 @@ use vm_memory::{GuestAddress, GuestMemory, VolatileSlice};
 use self::header::{HEADER_BYTES, NUM_BUFFERS};
 use super::chain::{Buffers, Chain};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice, read_space};
+use super::{Active, Turn, VirtioDevice};
 use crate::config::MacAddress;
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
@@ -275,12 +275,11 @@ impl VirtioDevice for Net {
         &[256, 256]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config(&self) -> Vec<u8> {
         let [a, b, c, d, e, f] = self.mac.0;
         let [up, _] = u16::from(self.tap.is_some()).to_le_bytes();
         let [low, high] = self.mtu.to_le_bytes();
-        let space = [a, b, c, d, e, f, up, 0, 1, 0, low, high];
-        read_space(&space, offset, data);
+        vec![a, b, c, d, e, f, up, 0, 1, 0, low, high]
     }
 
     fn activate(&mut self, active: Active) {

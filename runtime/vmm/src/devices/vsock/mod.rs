@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice, read_space};
+use super::{Active, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
 use packet::{HEADER_BYTES, Header};
@@ -170,8 +170,8 @@ impl VirtioDevice for Vsock {
         &[128, 128, 16]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_space(&self.guest_cid.to_le_bytes(), offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.guest_cid.to_le_bytes().to_vec()
     }
 
     fn activate(&mut self, active: Active) {
