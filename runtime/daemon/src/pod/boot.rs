@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::containers;
+use super::logging::LogTask;
 use super::owner::Owner;
 use super::record::Held;
 use super::spec::{Dns, PidMode, PodSpec};
@@ -28,8 +28,6 @@ use crate::store::Kind;
 const END_STEP: Duration = Duration::from_secs(3);
 /// How long a killed process may take.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long the last log lines of killed containers may take.
-const LOG_REST: Duration = Duration::from_secs(2);
 /// Digits of the id in the run directory's name: a unix socket's path has at most 107 bytes.
 const RUN_NAME_DIGITS: usize = 16;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -205,13 +203,7 @@ impl Owner {
                 return self.complain("kill a container", &error);
             }
         }
-        let logs: Vec<_> = self.logs.values().map(containers::LogTask::done).collect();
-        let rest = async {
-            for mut done in logs {
-                let _ = done.wait_for(|done| *done).await;
-            }
-        };
-        let _ = tokio::time::timeout(LOG_REST, rest).await;
+        LogTask::rest_of(self.logs.values()).await;
     }
 
     /// Gives back what belonged to a VM that has ended.

@@ -25,8 +25,6 @@ use crate::store::Kind;
 
 /// How long the news of a failed start may take; they have its exit code.
 const START_NEWS: Duration = Duration::from_secs(3);
-/// How long the last lines of a killed container may take.
-const LOG_REST: Duration = Duration::from_secs(1);
 /// A start that failed for a reason that nobody named.
 const START_FAILED_EXIT_CODE: i32 = 128;
 
@@ -262,10 +260,7 @@ impl Owner {
                     .await
                     .map_err(failed)?;
             }
-            if let Some(log) = self.logs.get(id) {
-                let mut done = log.done();
-                let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
-            }
+            LogTask::rest_of(self.logs.get(id)).await;
             guest.agent.remove(id).await.map_err(failed)?;
             self.remove_own_volumes(&guest, self.container(id)?).await;
         }

@@ -15,6 +15,9 @@ use crate::serve::chain;
 const RETRY: Duration = Duration::from_millis(300);
 /// How long what is still on its way may take once the VM is gone.
 const LAST_BYTES: Duration = Duration::from_secs(1);
+/// How long those wait for the rest of logs who want them whole. It is for processes that outlive their container's
+/// first one and keep its pipes.
+const REST: Duration = Duration::from_secs(2);
 
 /// The log of a container that was started. Dropped, it ends.
 #[derive(Debug)]
@@ -45,8 +48,17 @@ impl LogTask {
         *self.done.borrow() || self.abort.is_finished()
     }
 
-    pub fn done(&self) -> watch::Receiver<bool> {
-        self.done.clone()
+    /// Waits until everything of these has been written, but not for long.
+    pub fn rest_of<'a>(
+        logs: impl IntoIterator<Item = &'a Self>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let logs: Vec<_> = logs.into_iter().map(|log| log.done.clone()).collect();
+        let rest = async {
+            for mut done in logs {
+                let _ = done.wait_for(|done| *done).await;
+            }
+        };
+        async { drop(tokio::time::timeout(REST, rest).await) }
     }
 
     /// Hands a request to the task; gives it back if the task has ended.

@@ -2,7 +2,6 @@
 //! What happened to a pod without being asked for: containers that started or ended, a VM that died.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::logging::LogTask;
 use super::owner::Owner;
@@ -14,19 +13,16 @@ use crate::guest::watch::News;
 use crate::guest::{Guest, cgroup};
 use crate::store::Kind;
 
-/// How long an exit waits for the rest of the log, so that who sees the exit finds the log whole.
-const LOG_REST: Duration = Duration::from_secs(2);
-
 impl Owner {
-    /// News wait for the log's rest if they tell of an exit.
+    /// News wait for the log's rest if they tell of an exit, so that who sees the exit finds the log whole.
     pub(super) fn take_news(&mut self, news: News) {
         let News::Exited { id, .. } = &news else {
             return self.apply_news(news);
         };
         let log = self.logs.get(id).filter(|log| !log.is_done());
-        let log = log.map(LogTask::done);
+        let rest = log.map(|log| LogTask::rest_of([log]));
         let last_words = self.last_words(id);
-        if log.is_none() && last_words.is_none() {
+        if rest.is_none() && last_words.is_none() {
             return self.apply_news(news);
         }
         let settled = self.settled_sender.clone();
@@ -34,9 +30,8 @@ impl Owner {
             if let Some((guest, id, path)) = last_words {
                 termination::copy_back(&guest, &id, &path).await;
             }
-            if let Some(mut done) = log {
-                // The time limit is for processes that outlive their container's first one and keep its pipes.
-                let _ = tokio::time::timeout(LOG_REST, done.wait_for(|done| *done)).await;
+            if let Some(rest) = rest {
+                rest.await;
             }
             let _ = settled.send(news).await;
         });
