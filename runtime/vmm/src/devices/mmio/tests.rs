@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+use super::*;
+use crate::devices::ring::INTERRUPT_STATUS;
+use crate::devices::{RingError, Turn};
+
+#[derive(Default)]
+struct Probe {
+    rings: Option<usize>,
+    config: [u8; 4],
+}
+
+impl VirtioDevice for Probe {
+    fn device_id(&self) -> u32 {
+        4
+    }
+    fn features(&self) -> u64 {
+        1 << 5
+    }
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[8, 16]
+    }
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
+    }
+    fn write_config(&mut self, _offset: u64, data: &[u8]) {
+        self.config = data.try_into().unwrap();
+    }
+    fn activate(&mut self, active: Active) {
+        self.rings = Some(active.rings.len());
+    }
+    fn deactivate(&mut self) {
+        self.rings = None;
+    }
+    fn queue_ready(&mut self, _index: usize) -> Result<Turn, RingError> {
+        Ok(Turn::Idle)
+    }
+}
+
+struct Driver(MmioTransport, Arc<Mutex<Probe>>);
+
+impl Driver {
+    fn new() -> Self {
+        let probe = Arc::new(Mutex::new(Probe::default()));
+        let memory = Arc::new(crate::memory::create(32 << 20, None).unwrap());
+        let device: SharedDevice = probe.clone();
+        let transport = MmioTransport::new(device, memory, RegisterPage::alone());
+        Self(transport.unwrap(), probe)
+    }
+    fn read(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.0.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+    fn write(&mut self, offset: u64, value: u32) {
+        self.0.write(offset, &value.to_le_bytes());
+    }
+    fn negotiate(&mut self, low: u32, high: u32) -> u32 {
+        self.write(0x70, 1);
+        self.write(0x70, 3);
+        self.write(0x24, 0);
+        self.write(0x20, low);
+        self.write(0x24, 1);
+        self.write(0x20, high);
+        self.write(0x70, 11);
+        self.read(0x70)
+    }
+    fn set_up_queue(&mut self, index: u32, base: u32) {
+        self.write(0x30, index);
+        self.write(0x38, 8);
+        self.write(0x80, base);
+        self.write(0x90, base + 0x1000);
+        self.write(0xa0, base + 0x2000);
+        self.write(0x44, 1);
+    }
+    fn is_active(&self) -> bool {
+        self.1.lock().unwrap().rings.is_some()
+    }
+}
+
+#[test]
+fn a_driver_brings_the_device_up_and_down() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.read(0), 0x7472_6976);
+    assert_eq!(driver.read(4), 2);
+    assert_eq!(driver.read(8), 4);
+    driver.write(0x14, 1);
+    assert_eq!(driver.read(0x10), 1);
+    driver.write(0x30, 1);
+    assert_eq!(driver.read(0x34), 16);
+    driver.write(0x30, 2);
+    assert_eq!(driver.read(0x34), 0);
+    driver.write(0x30, u32::MAX);
+    assert_eq!(driver.read(0x44), 0);
+
+    assert_eq!(driver.negotiate(1 << 5, 1), 11);
+    driver.set_up_queue(0, 0x10_0000);
+    driver.set_up_queue(1, 0x20_0000);
+    assert_eq!(driver.read(0x44), 1);
+    driver.write(0x70, 15);
+    assert!(driver.is_active());
+    assert_eq!(driver.read(0x70), 15);
+    assert_eq!(driver.1.lock().unwrap().rings, Some(2));
+
+    driver.0.interrupt().used_ring();
+    assert_eq!(driver.read(0x60), 1);
+    driver.write(INTERRUPT_ACK, 1);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1, "stays");
+    driver.0.interrupt().config_changed(&[5, 0, 0, 0]);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 3);
+    assert_eq!((driver.read(0xfc), driver.read(0x100)), (1, 5));
+    driver.write(INTERRUPT_ACK, 3);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+
+    driver.write(0x70, 0);
+    assert!(!driver.is_active());
+    assert_eq!(driver.read(0x70), 0);
+    assert_eq!(driver.read(0x60), 0);
+    driver.write(0x30, 0);
+    assert_eq!(driver.read(0x44), 0);
+    assert_eq!(driver.negotiate(0, 1), 11);
+    driver.write(0x70, 15);
+    assert!(driver.is_active());
+}
+
+#[test]
+fn a_driver_is_told_of_a_change_between_its_reading_and_its_start() {
+    let mut driver = Driver::new();
+    driver.1.lock().unwrap().config = [1, 0, 0, 0];
+    driver.negotiate(0, 1);
+    assert_eq!(driver.read(0x100), 1);
+    driver.1.lock().unwrap().config = [2, 0, 0, 0];
+    driver.write(0x70, 15);
+    assert_eq!(driver.read(0x100), 2);
+    assert_eq!(
+        (driver.read(INTERRUPT_STATUS), driver.read(0xfc)),
+        (2, 1),
+        "read before"
+    );
+}
+
+#[test]
+fn bad_features_are_not_accepted() {
+    let mut driver = Driver::new();
+    assert_eq!(driver.negotiate(1 << 5, 0), 3, "no VERSION_1");
+    driver.write(0x70, 0);
+    assert_eq!(driver.negotiate(1 << 6, 1), 3, "a feature never offered");
+    driver.write(0x70, 15);
+    assert!(!driver.is_active());
+}
+
+#[test]
+fn bad_queues_make_the_device_need_a_reset() {
+    let mut driver = Driver::new();
+    driver.negotiate(0, 1);
+    driver.set_up_queue(0, 0xff00_0000);
+    driver.write(0x70, 15);
+    assert!(!driver.is_active());
+    assert_eq!(driver.read(0x70), 15 | 0x40);
+    assert_eq!(driver.read(0x60), 2);
+    driver.write(0x70, 0);
+    assert_eq!(driver.read(0x70), 0);
+}
+
+#[test]
+fn odd_accesses_are_harmless() {
+    let mut driver = Driver::new();
+    let mut data = [1; 8];
+    driver.0.read(0, &mut data);
+    assert_eq!(&data, b"virt\x02\0\0\0");
+    driver.0.read(u64::MAX, &mut data);
+    driver.0.write(0x70, &[1]);
+    assert_eq!(driver.read(0x70), 0);
+    driver.set_up_queue(0, 0x1000);
+    assert_eq!(driver.read(0x44), 0, "no queue before FEATURES_OK");
+    driver.write(0x100, 0x0403_0201);
+    assert_eq!(driver.read(0x100), 0x0403_0201);
+    assert_eq!(driver.read(0x102), 0x0403);
+    driver.write(QUEUE_NOTIFY, 9);
+    driver.write(QUEUE_NOTIFY, 1);
+    assert_eq!(driver.0.notifiers()[1].read().unwrap(), 1);
+}
