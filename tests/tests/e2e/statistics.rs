@@ -124,6 +124,37 @@ async fn a_containers_cpu_time_is_the_guests_and_rises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn time_that_the_host_gave_to_others_is_not_a_containers() {
+    let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
+    // Together more than a host with one CPU has. A host with more has enough for both, and shows less.
+    let mut busy = Vec::new();
+    for name in ["one", "two"] {
+        let pod = client.run_pod(name).await.expect("run pod");
+        let script = "while :; do :; done";
+        let id = client.run_script(&pod, name, &busybox, script).await;
+        busy.push((pod, id));
+    }
+    let (pod, id) = &busy[0];
+    let of_pod = async |client: &mut Client| {
+        let linux = pod_stats(client, pod).await.linux.expect("linux");
+        number(linux.cpu.expect("CPU").usage_core_nano_seconds)
+    };
+    // The host's figures around the guest's.
+    let pod_before = of_pod(&mut client).await;
+    let before = cpu_ns(&stats(&mut client, id).await);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let used = cpu_ns(&stats(&mut client, id).await) - before;
+    let pod_used = of_pod(&mut client).await - pod_before;
+    assert!(
+        used > 1_000_000_000 && used <= pod_used,
+        "{used} ns in the guest, {pod_used} ns on the host"
+    );
+    for (pod, _) in &busy {
+        client.end_pod(pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
     let (daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
     let pod = client.run_pod("eater").await.expect("run pod");
