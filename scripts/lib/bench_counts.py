@@ -113,7 +113,13 @@ def stream(title, mib, ours, theirs, daemons, action, line):
     print(f"  {exits(ours, lambda: action(ours)) / mib:.0f} VM exits a MiB of {title}", flush=True)
     woken = [wake_ups(pids, lambda: action(side)) / mib for side, pids in zip((ours, theirs), zip(daemons, pods))]
     line(f"wake-ups a MiB of {title}", *woken, "")
-    for name, pid in (("bulkhead", daemons[0]), ("bulkhead-vmm", pods[0]), ("containerd", daemons[1])):
-        calls = system_calls(pid, lambda: action(theirs if name == "containerd" else ours))
-        total = calls.pop("total") / mib
-        print(f"  {name}: {total:.0f} system calls a MiB of {title}; most: {most(calls, mib)}", flush=True)
+    totals = []
+    for side, processes in ((ours, (("bulkhead", daemons[0]), ("bulkhead-vmm", pods[0]))),
+                            (theirs, (("containerd", daemons[1]), ("shim", pods[1])))):
+        totals.append(0)
+        for name, pid in processes:
+            calls = system_calls(pid, lambda: action(side))
+            total = calls.pop("total") / mib
+            totals[-1] += total
+            print(f"  {name}: {total:.0f} system calls a MiB of {title}; most: {most(calls, mib)}", flush=True)
+    line(f"system calls a MiB of {title}, both processes", *totals, "")

@@ -190,12 +190,14 @@ def forward_into(side):
         return fill(connection, connection.stream, connection.receive)
 
 
-def forwards(sides, report):
-    def connect(side):
-        with side.forward(ONE_BYTE_PORT) as connection:
-            if connection.receive() != b"\n":
-                raise ConnectionError("no byte")
+def connect(side):
+    with side.forward(ONE_BYTE_PORT) as connection:
+        if connection.receive() != b"\n":
+            raise ConnectionError("no byte")
 
+
+def serve_ports(sides):
+    """Starts what serves the ports, in every pod that has none yet."""
     def up(side):
         try:
             connect(side)
@@ -203,13 +205,18 @@ def forwards(sides, report):
         except (ConnectionError, EOFError):
             return False
 
+    for side in sides:
+        if not up(side):
+            side.start("sh", "-c", PORTS)
+            wait_until(lambda: up(side), "a port of the pod")
+
+
+def forwards(sides, report):
     def out(side):
         with side.forward(SOURCE_PORT) as connection:
             return drain(connection.receive)
 
-    for side in sides:
-        side.start("sh", "-c", PORTS)
-        wait_until(lambda: up(side), "a port of the pod")
+    serve_ports(sides)
     report.rates("port-forward: out,", alternate(sides, BULKS, out))
     report.rates("port-forward: in,", alternate(sides, BULKS, forward_into))
     report.medians("port-forward: to the first byte", alternate(
@@ -233,7 +240,9 @@ def attaches(sides, report):
 
 def counts(sides, daemons, sleepers, report):
     bench_counts.commands(*sides, daemons, sleepers, report.line)
-    bench_counts.stream("input", MIB, *sides, daemons, lambda side: exec_into(side, sleepers[side]), report.line)
+    bench_counts.stream("exec's input", MIB, *sides, daemons, lambda side: exec_into(side, sleepers[side]), report.line)
+    serve_ports(sides)
+    bench_counts.stream("port-forward's input", MIB, *sides, daemons, forward_into, report.line)
 
 
 def measure(daemon, work, registry, project, image, report):
