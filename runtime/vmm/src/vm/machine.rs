@@ -259,7 +259,7 @@ fn connect(
     irq: u32,
     unheard: &EventFd,
 ) -> Result<(), MachineError> {
-    // See `Interrupt::acknowledge`.
+    // See `Interrupt::acknowledge`. KVM keeps what it writes to when we close it.
     let address = IoEventAddress::Mmio(base + INTERRUPT_ACK);
     vm.register_ioevent(unheard, &address, USED_RING)
         .map_err(kvm("connect acknowledgement"))?;
