@@ -257,10 +257,13 @@ async fn attached_clients_share_a_container_whose_log_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attached_client_that_does_not_read_misses_output_and_is_told() {
     let (_daemon, mut client, pod, busybox) = pod().await;
-    let script = "sleep 3; head -c 40000000 /dev/zero | tr '\\0' 'x' | fold -w 99; echo; echo end; exec sleep 1000";
+    // More than the sockets on the way and the agent keep for one client; one line, which is cheap to log.
+    let script = "until [ -e /go ]; do sleep 0.1; done; \
+                  head -c 16000000 /dev/zero | tr '\\0' 'x'; echo; echo end; exec sleep 1000";
     let id = client.run_script(&pod, "chatty", &busybox, script).await;
     let url = client.attach_url(&id, &OUTPUT).await.expect("attach");
     let mut slow = Process::connect(&url, &OUTPUT).await;
+    client.shell(&id, "touch /go").await;
     client
         .log_until(&pod, "chatty", |log| log.contains("end"))
         .await;

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, FrameError, GoAway, HEAD_BYTES, Head, Reset};
 use super::headers::{Decoder, Encoder, HeaderError};
-use super::stream::{Chunk, Gone, Stream, WINDOW_BYTES};
+use super::stream::{Chunk, Gone, Stream, Window};
 use crate::streaming::peer::Peer;
 
 /// Of one connection at once, both directions of a stream counting once.
@@ -30,8 +30,6 @@ const QUEUED_FRAMES: usize = 4;
 const CHUNK_BYTES: usize = 32 << 10;
 /// Read from the client at once: two such frames.
 const READ_BYTES: usize = 2 * (HEAD_BYTES + CHUNK_BYTES);
-/// What keeping a chunk costs at least, as a part of the window.
-const LEAST_CHUNK_BYTES: usize = 256;
 /// How long the last frames may take to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
 /// How long the last frame may take when the client is cut off.
@@ -260,7 +258,7 @@ async fn write_both(
 #[derive(Debug)]
 struct Entry {
     chunks: mpsc::UnboundedSender<Chunk>,
-    window: Arc<Semaphore>,
+    window: Arc<Window>,
 }
 
 struct Reader<R> {
@@ -331,14 +329,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     async fn deliver(&mut self, stream: u32, chunk: Bytes) -> Result<(), ConnectionError> {
         let length = chunk.len();
         if let Some(entry) = self.streams.get(&stream) {
-            let cost = u32::try_from(length.max(LEAST_CHUNK_BYTES)).unwrap_or(u32::MAX);
-            let room = Arc::clone(&entry.window).acquire_many_owned(cost);
             let room = tokio::select! {
                 biased;
-                room = room => room,
+                room = entry.window.room(length) => room,
                 () = self.peer.left() => return Err(ConnectionError::Left),
             };
-            if let Ok(room) = room
+            if let Some(room) = room
                 && entry.chunks.send(Chunk::Data(chunk, room)).is_ok()
             {
                 return Ok(());
@@ -389,7 +385,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             return self.send(frame::rst_stream(id, Reset::RefusedStream)).await;
         }
         let (chunks, received) = mpsc::unbounded_channel();
-        let window = Arc::new(Semaphore::new(WINDOW_BYTES));
+        let window = Arc::new(Window::new());
         if fin {
             let _ = chunks.send(Chunk::Fin);
         } else {

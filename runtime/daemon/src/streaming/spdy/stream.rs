@@ -2,6 +2,7 @@
 //! One stream of a connection: its two halves, which close alone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -14,6 +15,8 @@ use super::headers::Headers;
 pub const WINDOW_BYTES: usize = 64 << 10;
 /// So much was read before the client's window is opened again.
 const UPDATE_BYTES: usize = WINDOW_BYTES / 2;
+/// What keeping a chunk costs at least, as a part of the window.
+const LEAST_CHUNK_BYTES: usize = 256;
 
 /// The stream was reset or its connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +31,51 @@ pub enum Chunk {
     Fin,
 }
 
+/// How much the client may send: held against what waits to be read, whether it heeds it or not.
+#[derive(Debug)]
+pub struct Window {
+    room: Arc<Semaphore>,
+    /// Bytes that the client may still send by what it was told.
+    left: AtomicI64,
+    /// It has sent more than that once, so telling it is a system call for nothing.
+    is_heeded: AtomicBool,
+}
+
+impl Window {
+    pub fn new() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(WINDOW_BYTES)),
+            left: AtomicI64::new(WINDOW_BYTES as i64),
+            is_heeded: AtomicBool::new(true),
+        }
+    }
+
+    /// Room for a chunk that came, once there is some; `None` if nobody reads the stream any more.
+    pub async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let length = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.left.fetch_sub(length, Ordering::Relaxed) < length {
+            self.is_heeded.store(false, Ordering::Relaxed);
+        }
+        let cost = u32::try_from(bytes.max(LEAST_CHUNK_BYTES)).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).acquire_many_owned(cost).await.ok()
+    }
+
+    /// So many bytes were read. Whether the client should be told.
+    fn open(&self, bytes: usize) -> bool {
+        // Before the client is told: it must not send by a leave that is not here yet.
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+        self.is_heeded.load(Ordering::Relaxed)
+    }
+}
+
 /// A stream that the client has opened and nobody has answered yet.
 #[derive(Debug)]
 pub struct Stream {
     pub id: u32,
     pub headers: Headers,
     pub(super) chunks: mpsc::UnboundedReceiver<Chunk>,
-    pub(super) window: Arc<Semaphore>,
+    pub(super) window: Arc<Window>,
     pub(super) outbox: Outbox,
 }
 
@@ -69,7 +110,7 @@ impl Stream {
 pub struct StreamReader {
     id: u32,
     chunks: mpsc::UnboundedReceiver<Chunk>,
-    window: Arc<Semaphore>,
+    window: Arc<Window>,
     outbox: Outbox,
     unreported: usize,
     ended: bool,
@@ -82,7 +123,9 @@ impl StreamReader {
             return Ok(None);
         }
         if self.unreported >= UPDATE_BYTES {
-            self.outbox.open_window(self.id, self.unreported).await?;
+            if self.window.open(self.unreported) {
+                self.outbox.open_window(self.id, self.unreported).await?;
+            }
             self.unreported = 0;
         }
         match self.chunks.recv().await {
@@ -102,7 +145,7 @@ impl StreamReader {
 impl Drop for StreamReader {
     fn drop(&mut self) {
         // The connection must not wait for a window that nobody opens any more.
-        self.window.close();
+        self.window.room.close();
     }
 }
 

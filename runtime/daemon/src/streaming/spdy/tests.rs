@@ -2,6 +2,7 @@
 //! A connection with a client played by the test.
 
 use super::super::frame::MAX_CONTROL_BYTES;
+use super::super::stream::WINDOW_BYTES;
 use super::*;
 use flate2::{Compress, Compression, FlushCompress};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
@@ -115,21 +116,52 @@ async fn a_window_is_opened_again_as_its_bytes_are_read() {
     client.open(1, "stdin").await;
     let (mut reader, _writer) = connection.next().await.unwrap().accept().await.unwrap();
     client.receive().await.unwrap();
+    for _ in 0..2 {
+        client.data(1, false, &[0; WINDOW_BYTES]).await;
+        let mut read = 0;
+        while read < WINDOW_BYTES {
+            read += reader.next().await.unwrap().unwrap().len();
+        }
+        // What was read is told of when the next is asked for.
+        assert!(
+            timeout(Duration::from_millis(10), reader.next())
+                .await
+                .is_err()
+        );
+        let mut opened = [0; 2];
+        while opened != [WINDOW_BYTES; 2] {
+            let (head, payload) = client.receive().await.unwrap();
+            let [.., stream, a, b, c, d] = payload[..] else {
+                panic!("{payload:?}")
+            };
+            assert_eq!((head[3], stream < 2), (9, true));
+            opened[usize::from(stream)] += u32::from_be_bytes([a, b, c, d]) as usize;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_ignores_its_window_is_told_of_it_no_more() {
+    let (mut client, mut connection) = pair();
+    client.open(1, "stdin").await;
+    let (mut reader, mut writer) = connection.next().await.unwrap().accept().await.unwrap();
+    client.receive().await.unwrap();
     let writing = tokio::spawn(async move {
-        client.data(1, false, &[0; 2 * WINDOW_BYTES]).await;
+        client.data(1, false, &[0; 4 * WINDOW_BYTES]).await;
         client.data(1, true, &[]).await;
         client
     });
+    // So much comes that a chunk more than the window is there before anything is read.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     let mut read = 0;
     while let Some(bytes) = reader.next().await.unwrap() {
         read += bytes.len();
     }
-    assert_eq!(read, 2 * WINDOW_BYTES);
+    assert_eq!(read, 4 * WINDOW_BYTES);
     let mut client = writing.await.unwrap();
+    writer.send(Bytes::from_static(b"answer")).await.unwrap();
     let (head, payload) = client.receive().await.unwrap();
-    assert_eq!((head[3], payload[3]), (9, 1));
-    let (head, payload) = client.receive().await.unwrap();
-    assert_eq!((head[3], payload[3]), (9, 0), "and that of the connection");
+    assert_eq!((head[3], &payload[..]), (1, &b"answer"[..]));
 }
 
 #[tokio::test]
