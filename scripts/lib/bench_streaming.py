@@ -4,7 +4,8 @@ own CRI socket with the same client, both with a bridge network and pods of one 
 The client is Python on the same CPUs and takes its part of every time; for throughput that part is told. containerd 1.6
 streams by SPDY only, so the streams are SPDY/3.1 on both sides. Throughput out counts from the first data to the end,
 in until the sink says what it got. bench_counts counts besides what emulation distorts less.
-BULKHEAD_BENCH_STREAM_PARTS names parts, as `measure` has them, if not all are wanted.
+BULKHEAD_BENCH_STREAM_PARTS names parts, as `measure` has them, if not all are wanted; _MIB and _RUNS are how much goes
+through a stream, and how often.
 """
 import os
 import signal
@@ -21,7 +22,7 @@ MIB = int(os.environ.get("BULKHEAD_BENCH_STREAM_MIB", "32"))
 EXECS = 15
 CONTAINERS = 7
 CONNECTS = 9
-BULKS = 3
+BULKS = int(os.environ.get("BULKHEAD_BENCH_STREAM_RUNS", "3"))
 BLOCK = 32 << 10  # as kubectl sends
 HANDLED = 7
 ONE_BYTE_PORT, SOURCE_PORT, SINK_PORT = 7000, 7001, 7002
