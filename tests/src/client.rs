@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 /// How long a test waits for anything before it calls it a failure. Generous: under emulation a boot
 /// takes seconds.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A connection to one daemon.
 #[derive(Clone, Debug)]

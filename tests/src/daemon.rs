@@ -162,7 +162,8 @@ impl Daemon {
         let mut text = String::new();
         write!(
             text,
-            "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n{extra}\n\
+            "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n\
+             sandbox.boot_timeout_seconds = 120\n{extra}\n\
              [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
              plugin_timeout_seconds = 15\n\
              [registries.\"{registry}\"]\nplain_http = true\n",

@@ -65,6 +65,14 @@ impl Kubelet {
         path
     }
 
+    /// An emptyDir of huge pages.
+    pub fn huge_page_dir(&mut self, name: &str, page_size: &str) -> PathBuf {
+        let path = self.empty_dir(name);
+        let size = format!("mode=0777,pagesize={page_size}");
+        self.mount(&["-t", "hugetlbfs", "-o", &size, "nodev"], &path);
+        path
+    }
+
     /// Gives a volume to a group as `fsGroup` does.
     pub fn set_group(&self, volume: &Path, gid: u32) {
         chown(volume, None, Some(gid)).expect("chown");

@@ -57,6 +57,7 @@ pub enum VolumeError {
 enum Kind {
     Directory,
     Memory { size_bytes: u64 },
+    HugePages { page_size_bytes: u64 },
     File,
     Mirror { single_file: bool, in_memory: bool },
 }
@@ -101,6 +102,9 @@ impl Volumes {
             WantedKind::Directory(_) => Kind::Directory,
             WantedKind::Memory(memory) => Kind::Memory {
                 size_bytes: memory.size_bytes,
+            },
+            WantedKind::HugePages(huge) => Kind::HugePages {
+                page_size_bytes: huge.page_size_bytes,
             },
             WantedKind::File(_) => Kind::File,
             WantedKind::Mirror(mirror) => Kind::Mirror {
@@ -209,6 +213,7 @@ impl Kind {
         matches!(
             self,
             Self::Memory { .. }
+                | Self::HugePages { .. }
                 | Self::Mirror {
                     in_memory: true,
                     ..
@@ -235,13 +240,19 @@ fn make(kind: Kind, home: &Path) -> io::Result<()> {
     }
     fs::create_dir(home)?;
     if kind.is_in_memory() {
-        let size = match kind {
-            Kind::Memory { size_bytes } if size_bytes > 0 => format!(",size={size_bytes}"),
-            _ => String::new(),
+        let (filesystem, size) = match kind {
+            Kind::Memory { size_bytes } if size_bytes > 0 => {
+                (c"tmpfs", format!(",size={size_bytes}"))
+            }
+            // The kernel refuses a size that it has no pool of.
+            Kind::HugePages { page_size_bytes } => {
+                (c"hugetlbfs", format!(",pagesize={page_size_bytes}"))
+            }
+            _ => (c"tmpfs", String::new()),
         };
         let options = std::ffi::CString::new(format!("mode=0755{size}"))?;
         let options = Some(options.as_c_str());
-        mount(c"tmpfs", home, c"tmpfs", MountFlags::empty(), options)?;
+        mount(filesystem, home, filesystem, MountFlags::empty(), options)?;
     }
     match kind {
         Kind::Mirror { single_file, .. } => mirror::prepare(home, single_file),

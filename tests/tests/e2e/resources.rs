@@ -13,6 +13,7 @@ use bulkhead_proto::cri::{
 };
 use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
+use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
 use bulkhead_tests::registry::Registry;
 use tonic::{Code, Status};
 
@@ -312,8 +313,8 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
-    let (daemon, mut client, busybox) = daemon("[sandbox]\nmemory_headroom_mib = 300\n").await;
-    let config = pod_config(&client, "resized", memory(170));
+    let (daemon, mut client, busybox) = daemon("sandbox.memory_headroom_mib = 300\n").await;
+    let config = pod_config(&client, "resized", memory(90));
     let pod = client.run_pod_with(config).await.expect("run pod");
     let id = start(
         &mut client,
@@ -348,10 +349,10 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
         cpu_quota: 50_000,
         cpu_period: 100_000,
         cpu_shares: 2048,
-        ..memory(370)
+        ..memory(190)
     };
     resize(&mut client, &pod, more).await.expect("resize");
-    assert!(host_memory_mib(&daemon) >= before + 190);
+    assert!(host_memory_mib(&daemon) >= before + 95);
     assert_eq!(host_file(&daemon, "cpu.max"), "50000 100000");
     assert_eq!(host_file(&daemon, "cpu.weight"), "79");
     // The pod's cgroup in the guest: a limit below what is in use is refused, and kills nobody.
@@ -360,18 +361,18 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
             &pod,
             "holder",
             &busybox,
-            "dd if=/dev/zero bs=180M count=1 | sleep 1000",
+            "dd if=/dev/zero bs=90M count=1 | sleep 1000",
         )
         .await;
     let started = Instant::now();
-    while guest_number(&mut client, &holder, "memory.current").await < 180 * MIB {
+    while guest_number(&mut client, &holder, "memory.current").await < 90 * MIB {
         assert!(started.elapsed() < PATIENCE, "it does not fill its memory");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert_fails(
-        resize(&mut client, &pod, memory(160)).await,
+        resize(&mut client, &pod, memory(80)).await,
         Code::FailedPrecondition,
-        &["167772160", "in use"],
+        &["83886080", "in use"],
     );
     let status = client.status(&holder).await.expect("status");
     assert_eq!(status.state(), ContainerState::ContainerRunning);
@@ -504,8 +505,9 @@ async fn a_vm_lives_below_the_cgroup_that_kubelet_made_and_fits_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn huge_pages_are_reserved_for_the_pod_and_limited_for_the_container() {
-    let (_daemon, mut client, busybox) = daemon("").await;
+async fn huge_pages_are_reserved_for_the_pod_limited_for_the_container_and_there_as_a_volume() {
+    let mut kubelet = Kubelet::new("uid-huge");
+    let (_daemon, mut client, busybox) = daemon(&kubelet.config()).await;
     let huge = |mebibytes: u64| LinuxContainerResources {
         hugepage_limits: vec![
             HugepageLimit {
@@ -521,13 +523,24 @@ async fn huge_pages_are_reserved_for_the_pod_and_limited_for_the_container() {
     };
     let config = pod_config(&client, "huge", huge(16));
     let pod = client.run_pod_with(config).await.expect("run pod");
-    let id = start(&mut client, &pod, sleeper(&busybox, "main", huge(4))).await;
+    let volume = kubelet.huge_page_dir("pages", "2M");
+    let config = with_mounts(
+        sleeper(&busybox, "main", huge(4)),
+        vec![mount(&volume, "/pages")],
+    );
+    let id = start(&mut client, &pod, config).await;
     let total = client
         .shell(&id, "grep HugePages_Total: /proc/meminfo")
         .await;
     assert_eq!(total.split_whitespace().nth(1), Some("8"), "{total}");
     let limit = guest_file(&mut client, &id, "hugetlb.2MB.max").await;
     assert_eq!(limit, (4 * MIB).to_string());
+    let line = "fallocate -l 4194304 /pages/two; grep HugePages_Free: /proc/meminfo";
+    let free = client.shell(&id, line).await;
+    assert_eq!(free.split_whitespace().nth(1), Some("6"), "{free}");
+    let third = ["fallocate", "-l", "2097152", "/pages/third"];
+    let third = client.exec(&id, &third, 0).await.expect("exec");
+    assert_ne!(third.exit_code, 0, "the container's limit holds there too");
     client.end_pod(&pod).await;
 }
 

@@ -100,7 +100,7 @@ impl Default for RawSandbox {
             memory_mib: 256,
             memory_headroom_mib: 0,
             scratch_disk_gib: 10,
-            boot_timeout_seconds: 30,
+            boot_timeout_seconds: 60,
             extra_cmdline: String::new(),
             run_as_uid: None,
             run_as_gid: None,

@@ -207,20 +207,19 @@ fn empty_dir(
         source,
     };
     let metadata = directory.symlink_metadata().map_err(look)?;
-    let medium = mounts.at(directory);
-    let kind = match medium.map(|mounted| mounted.kind.as_str()) {
-        // Of a disk that kubelet mounted for it, the guest's takes the place.
-        None => Kind::Directory(protocol::ScratchDirectory {}),
-        Some("tmpfs") => Kind::Memory(protocol::MemoryDirectory {
-            size_bytes: medium.and_then(|mounted| mounted.size_bytes()).unwrap_or(0),
+    let medium = mounts.at(directory).map(|mounted| {
+        let size = |option| mounted.size_bytes(option).unwrap_or(0);
+        (mounted.kind.as_str(), size)
+    });
+    let kind = match medium {
+        Some(("tmpfs", size)) => Kind::Memory(protocol::MemoryDirectory {
+            size_bytes: size("size"),
         }),
-        Some("hugetlbfs") => {
-            return Err(VolumeError::NotSupported {
-                what: "an emptyDir of huge pages",
-                path: directory.to_owned(),
-            });
-        }
-        Some(_) => Kind::Directory(protocol::ScratchDirectory {}),
+        Some(("hugetlbfs", size)) => Kind::HugePages(protocol::HugePageDirectory {
+            page_size_bytes: size("pagesize"),
+        }),
+        // Of a disk that kubelet mounted for it, the guest's takes the place.
+        Some(_) | None => Kind::Directory(protocol::ScratchDirectory {}),
     };
     Ok(protocol::Volume {
         name: format!("empty-dir-{volume}"),

@@ -58,12 +58,10 @@ impl Mounted {
         self.root.to_string_lossy().ends_with(DELETED)
     }
 
-    /// A size among the options of a tmpfs, in bytes.
-    pub fn size_bytes(&self) -> Option<u64> {
-        let size = self
-            .options
-            .split(',')
-            .find_map(|option| option.strip_prefix("size="))?;
+    /// A size among the options, such as `size` of a tmpfs or `pagesize` of a hugetlbfs, in bytes.
+    pub fn size_bytes(&self, option: &str) -> Option<u64> {
+        let mut options = self.options.split(',').filter_map(|one| one.split_once('='));
+        let (_, size) = options.find(|(name, _)| *name == option)?;
         let (number, unit) = match size.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
             Some((end, unit)) => (size.get(..end)?, Some(unit)),
             None => (size, None),
@@ -153,9 +151,10 @@ nonsense\n\
             .at(Path::new("/k/pods/u/volumes/kubernetes.io~empty-dir/mem"))
             .unwrap();
         assert_eq!(
-            (memory.kind.as_str(), memory.size_bytes()),
+            (memory.kind.as_str(), memory.size_bytes("size")),
             ("tmpfs", Some(1 << 20))
         );
+        assert_eq!(memory.size_bytes("pagesize"), None);
         let bind = mounts.at(Path::new("/k/sub/0")).unwrap();
         assert!(bind.root.ends_with("d/a b"), "{bind:?}");
         assert!(mounts.at(Path::new("/k/sub/1")).unwrap().is_deleted());
@@ -180,7 +179,7 @@ nonsense\n\
         let of = |options: &str| {
             let mut mounted = Mounts::parse(TEXT).0.remove(0);
             mounted.options = options.into();
-            mounted.size_bytes()
+            mounted.size_bytes("size")
         };
         assert_eq!(of("rw,size=7"), Some(7));
         assert_eq!(of("rw,size=2m,nr_inodes=1"), Some(2 << 20));
