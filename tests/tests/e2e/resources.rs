@@ -313,7 +313,8 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
-    let (daemon, mut client, busybox) = daemon("sandbox.memory_headroom_mib = 300\n").await;
+    let (daemon, mut client, busybox) =
+        daemon("sandbox.memory_mib = 128\nsandbox.memory_headroom_mib = 300\n").await;
     let config = pod_config(&client, "resized", memory(90));
     let pod = client.run_pod_with(config).await.expect("run pod");
     let id = start(

@@ -60,7 +60,10 @@ impl Mounted {
 
     /// A size among the options, such as `size` of a tmpfs or `pagesize` of a hugetlbfs, in bytes.
     pub fn size_bytes(&self, option: &str) -> Option<u64> {
-        let mut options = self.options.split(',').filter_map(|one| one.split_once('='));
+        let mut options = self
+            .options
+            .split(',')
+            .filter_map(|one| one.split_once('='));
         let (_, size) = options.find(|(name, _)| *name == option)?;
         let (number, unit) = match size.char_indices().find(|(_, c)| !c.is_ascii_digit()) {
             Some((end, unit)) => (size.get(..end)?, Some(unit)),
