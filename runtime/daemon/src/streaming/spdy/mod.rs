@@ -5,9 +5,9 @@
 //! connection and [`stream`] what their users see.
 //!
 //! Kubernetes' own clients ignore flow control: they send as fast as TCP takes it and never open a window
-//! for us. So a stream's window is kept for those who obey it, and one who does not is held back by not
-//! reading from its connection: nothing but that connection waits. In the other direction TCP alone holds
-//! us back.
+//! for us. So a stream's window is kept for those who obey it, and one who does not is told of it no more and
+//! held back by not reading from its connection: nothing but that connection waits. In the other direction TCP
+//! alone holds us back.
 
 mod connection;
 mod frame;
