@@ -10,5 +10,6 @@ pub mod census;
 pub mod client;
 pub mod daemon;
 pub mod kubelet;
+pub mod kubepods;
 pub mod registry;
 pub mod spdy;

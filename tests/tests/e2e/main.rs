@@ -8,6 +8,7 @@ mod clients;
 mod cni;
 mod containers;
 mod failures;
+mod growth;
 mod images;
 mod many;
 mod network;
