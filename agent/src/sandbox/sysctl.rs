@@ -9,10 +9,12 @@ use super::SandboxError;
 const ROOT: &str = "/proc/sys";
 
 /// What containerd gives every pod: `ping` and low ports without privilege. In a namespace of the pod's own, which the
-/// guest is, they take nothing from anybody.
-const DEFAULTS: [(&str, &str); 2] = [
+/// guest is, they take nothing from anybody. And what kubelet sets on a node: a program may reserve more memory than the
+/// guest has just now, which may get more.
+const DEFAULTS: [(&str, &str); 3] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
     ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("vm.overcommit_memory", "1"),
 ];
 
 /// To be called before the pod's own are set, which win.

@@ -328,6 +328,7 @@ mod tests {
         assert_eq!((given.memory_bytes, given.is_cpu_limited), (None, false));
         let below = cgroups.place("x", Some(&given), None).unwrap();
         assert_eq!(below, parent.join("bulkhead-x"));
+        assert_eq!(cgroups.memory_limit(&below), None);
         fs::write(parent.join("memory.max"), "5000\n").unwrap();
         fs::write(parent.join("cpu.max"), "50000 100000\n").unwrap();
         let given = cgroups.of_pod("/kubepods/p").unwrap();
@@ -348,7 +349,6 @@ mod tests {
             ..given
         };
         assert_eq!(cgroups.place("x", Some(&top), Some(5001)), Some(own));
-        assert_eq!(cgroups.memory_limit(&below), None);
         fs::write(parent.join("memory.max"), "max\n").unwrap();
         fs::write(root.path().join("kubepods/memory.max"), "4096\n").unwrap();
         assert_eq!(cgroups.memory_limit(&below), Some(4096));

@@ -119,12 +119,15 @@ fn an_ambient_capability_is_among_the_others_too() {
 }
 
 #[test]
-fn negative_limits_are_refused_but_for_the_quota() {
+fn negative_limits_of_memory_and_quota_mean_none_and_others_are_refused() {
     let mut limits = Resources {
         cpu_quota_us: -1,
         ..Default::default()
     };
     assert!(resources(&limits).is_ok());
-    limits.memory_limit_bytes = -1;
+    // kubelet takes the overhead from the -1 that stands for none.
+    limits.memory_limit_bytes = -1 - (180 << 20);
+    assert_eq!(resources(&limits).unwrap().memory_limit_bytes, -1);
+    limits.cpu_shares = -1;
     assert!(resources(&limits).is_err());
 }
