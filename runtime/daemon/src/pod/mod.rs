@@ -17,6 +17,7 @@ mod logging;
 mod news;
 pub mod notices;
 mod owner;
+pub mod peaks;
 pub mod program;
 pub mod rates;
 pub mod record;
@@ -95,6 +96,7 @@ struct Shared {
     host: Host,
     registry: Mutex<Registry>,
     rates: rates::Rates,
+    peaks: peaks::Peaks,
     notices: notices::Notices,
 }
 
@@ -105,6 +107,7 @@ impl Pods {
                 host,
                 registry: Mutex::default(),
                 rates: rates::Rates::default(),
+                peaks: peaks::Peaks::default(),
                 notices: notices::Notices::default(),
             }),
         }
