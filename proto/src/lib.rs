@@ -21,6 +21,9 @@ pub mod agent {
     /// vsock port of the host to which the agent reports that it is ready.
     pub const READY_PORT: u32 = 1024;
 
+    /// How the agent's words begin when a volume that is an image cannot be made.
+    pub const IMAGE_VOLUME: &str = "image volume";
+
     /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
     pub mod record {
         /// From the host: input, of length 0 at its end. From the agent: how much of it is gone.
