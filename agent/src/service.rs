@@ -340,9 +340,10 @@ fn mount_code(error: &MountError) -> Code {
     match error {
         MountError::TooMany(_) => Code::ResourceExhausted,
         MountError::Target(_) => Code::InvalidArgument,
-        MountError::Source { .. } | MountError::Shared { .. } | MountError::SubPath { .. } => {
-            Code::FailedPrecondition
-        }
+        MountError::Source { .. }
+        | MountError::Shared { .. }
+        | MountError::InImage { .. }
+        | MountError::SubPath { .. } => Code::FailedPrecondition,
         MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
         MountError::Volume { source, .. } => volume_code(source),
     }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::mount::Source;
-use bulkhead_proto::agent::{Mount, Ownership, Propagation};
+use bulkhead_proto::agent::{IMAGE_VOLUME, Mount, Ownership, Propagation};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
@@ -35,12 +35,18 @@ pub enum MountError {
     },
     #[error("mount at {target}")]
     Volume { target: String, source: VolumeError },
-    #[error("mount at {target}: layers of the image")]
+    #[error("{IMAGE_VOLUME} at {target}: layers")]
     Layers { target: String, source: LayerError },
-    #[error("mount at {target}: image")]
+    #[error("{IMAGE_VOLUME} at {target}")]
     Image {
         target: String,
         source: OverlayError,
+    },
+    #[error("{IMAGE_VOLUME} at {target}: {sub_path:?} in it")]
+    InImage {
+        target: String,
+        sub_path: String,
+        source: io::Error,
     },
     #[error("mount at {target} of the host's files")]
     Shared { target: String, source: io::Error },
@@ -151,10 +157,20 @@ fn check_sub_path(
         }
         _ => Ok(()),
     });
-    checked.map_err(|source| MountError::SubPath {
-        target: target.to_owned(),
-        sub_path: mount.sub_path.clone(),
-        source,
+    checked.map_err(|source| {
+        let (target, sub_path) = (target.to_owned(), mount.sub_path.clone());
+        match mount.source {
+            Some(Source::Image(_)) => MountError::InImage {
+                target,
+                sub_path,
+                source,
+            },
+            _ => MountError::SubPath {
+                target,
+                sub_path,
+                source,
+            },
+        }
     })
 }
 

@@ -223,6 +223,61 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
     assert!(!cgroup.exists());
 }
 
+/// What kubelet in a cgroup of its own sends for every container, on a node with swap also that it may use some.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_a_guest_cannot_have_are_kept_if_they_ask_for_what_is_true() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let pod = client.run_pod("kubelets").await.expect("run pod");
+    let of = |keys: &[(&str, &str)]| LinuxContainerResources {
+        unified: keys
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        hugepage_limits: vec![HugepageLimit {
+            page_size: "64KB".into(),
+            limit: 0,
+        }],
+        ..memory(64)
+    };
+    let kubelets = [
+        ("memory.oom.group", "1"),
+        ("memory.min", "0"),
+        ("memory.low", "0"),
+        ("memory.swap.max", "0"),
+    ];
+    let id = start(&mut client, &pod, sleeper(&busybox, "main", of(&kubelets))).await;
+    assert_eq!(
+        guest_file(&mut client, &id, "memory.oom.group").await,
+        "1",
+        "what the guest has is set"
+    );
+    let limited_swap = of(&[("memory.swap.max", "104857600")]);
+    start(
+        &mut client,
+        &pod,
+        sleeper(&busybox, "swapping", limited_swap),
+    )
+    .await;
+    update(&mut client, &id, of(&[("memory.swap.max", "max")]))
+        .await
+        .expect("update");
+    for (number, (key, value, word)) in [
+        ("memory.swap.max", "lots", "no swap"),
+        ("hugetlb.64KB.max", "65536", "huge pages"),
+        ("memory.hihg", "max", "leave this key out"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = sleeper(&busybox, &format!("refused-{number}"), of(&[(key, value)]));
+        let refused = client.create(&pod, config).await.expect_err(key);
+        for word in [key, value, word] {
+            assert!(refused.message().contains(word), "{word}: {refused:?}");
+        }
+    }
+    client.end_pod(&pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_containers_limits_can_be_changed_and_are_remembered() {
     let (mut daemon, mut client, busybox) = daemon("").await;

@@ -6,6 +6,7 @@
 //! place where our errors become gRPC codes, and no protobuf type of CRI's goes below this module.
 
 mod container;
+mod credentials;
 mod filter;
 mod images;
 mod limits;
@@ -25,6 +26,7 @@ mod streaming;
 use std::pin::Pin;
 
 use bulkhead_image::FailureKind;
+use bulkhead_proto::agent::IMAGE_VOLUME;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -41,6 +43,8 @@ use crate::pod::volumes::VolumeError;
 use crate::pod::{BootError, PodError};
 use crate::serve::chain;
 
+/// What kubelet looks for at the beginning of an error of `CreateContainer`.
+const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 /// Items of a streamed list that go in one message.
 const STREAM_CHUNK: usize = 100;
 
@@ -59,29 +63,49 @@ where
     Box::pin(tokio_stream::iter(messages))
 }
 
-/// Exhaustive on purpose: a new error cannot be added without choosing a code.
 impl From<PodError> for Status {
     fn from(error: PodError) -> Self {
-        let code = match &error {
-            PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => {
-                Code::NotFound
-            }
-            PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
-            PodError::Exists { .. } => Code::AlreadyExists,
-            PodError::State { .. } => Code::FailedPrecondition,
-            PodError::Image(error) => image_code(error.kind()),
-            PodError::Log(error) => log_code(error),
-            PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
-            PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
-            PodError::Disk(_) | PodError::Store(_) => Code::Internal,
-            PodError::Boot(error) => boot_code(error),
-            PodError::Volume(error) => volume_code(error),
-            PodError::Unfit(_) => Code::ResourceExhausted,
-            PodError::Block(error) => block_code(error),
-            PodError::Share(error) => share_code(error),
-            PodError::Stuck { .. } => Code::DeadlineExceeded,
-        };
-        Status::new(code, chain(&error))
+        let words = chain(&error);
+        if is_of_image_volume(&error) {
+            return Self::new(
+                pod_code(&error),
+                format!("{IMAGE_VOLUME_MOUNT_FAILED}: {words}"),
+            );
+        }
+        Self::new(pod_code(&error), words)
+    }
+}
+
+/// Exhaustive on purpose: a new error cannot be added without choosing a code.
+fn pod_code(error: &PodError) -> Code {
+    match error {
+        PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
+        PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
+        PodError::Exists { .. } => Code::AlreadyExists,
+        PodError::State { .. } => Code::FailedPrecondition,
+        PodError::Image(error) => image_code(error.kind()),
+        PodError::ImageVolume { source, .. } => pod_code(source),
+        PodError::Log(error) => log_code(error),
+        PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
+        PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
+        PodError::Disk(_) | PodError::Store(_) => Code::Internal,
+        PodError::Boot(error) => boot_code(error),
+        PodError::Volume(error) => volume_code(error),
+        PodError::Unfit(_) => Code::ResourceExhausted,
+        PodError::Block(error) => block_code(error),
+        PodError::Share(error) => share_code(error),
+        PodError::Stuck { .. } => Code::DeadlineExceeded,
+    }
+}
+
+fn is_of_image_volume(error: &PodError) -> bool {
+    match error {
+        PodError::ImageVolume { .. } => true,
+        PodError::Agent {
+            source: AgentError::Refused { message, .. },
+            ..
+        } => message.starts_with(IMAGE_VOLUME),
+        _ => false,
     }
 }
 
@@ -251,5 +275,38 @@ mod tests {
             Status::from(PodError::NoImage("i".into())).code(),
             Code::NotFound
         );
+    }
+
+    #[test]
+    fn image_volumes_that_fail_are_named_as_kubelet_looks_for_them() {
+        let missing = PodError::ImageVolume {
+            image: "i".into(),
+            source: Box::new(PodError::NoImage("i".into())),
+        };
+        let status = Status::from(missing);
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(
+            status.message(),
+            "ImageVolumeMountFailed: image volume i: image i is not here: pull it first"
+        );
+        for (message, expected) in [
+            (
+                "image volume at /x: \"y\" in it: not found",
+                "ImageVolumeMountFailed: container abc: image volume at /x: \"y\" in it: not found",
+            ),
+            (
+                "mount at /image volume: no",
+                "container abc: mount at /image volume: no",
+            ),
+        ] {
+            let refused = PodError::Agent {
+                id: "abc".into(),
+                source: AgentError::Refused {
+                    code: Code::FailedPrecondition,
+                    message: message.into(),
+                },
+            };
+            assert_eq!(Status::from(refused).message(), expected);
+        }
     }
 }

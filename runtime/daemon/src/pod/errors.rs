@@ -42,6 +42,11 @@ pub enum PodError {
     NoImage(String),
     #[error("image of the container")]
     Image(#[from] bulkhead_image::StoreError),
+    #[error("image volume {image}")]
+    ImageVolume {
+        image: String,
+        source: Box<PodError>,
+    },
     #[error("container log")]
     Log(#[from] LogError),
     #[error("container {id}")]

@@ -17,6 +17,7 @@ mod logging;
 mod news;
 pub mod notices;
 mod owner;
+pub mod peaks;
 pub mod program;
 pub mod rates;
 pub mod record;
@@ -96,6 +97,7 @@ struct Shared {
     host: Host,
     registry: Mutex<Registry>,
     rates: rates::Rates,
+    peaks: peaks::Peaks,
     notices: notices::Notices,
 }
 
@@ -106,6 +108,7 @@ impl Pods {
                 host,
                 registry: Mutex::default(),
                 rates: rates::Rates::default(),
+                peaks: peaks::Peaks::default(),
                 notices: notices::Notices::default(),
             }),
         }

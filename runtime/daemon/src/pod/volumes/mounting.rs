@@ -63,8 +63,10 @@ impl Owner {
                 sub_path,
                 id,
             } => {
-                let found = host.images.find(image)?;
-                let found = found.ok_or_else(|| PodError::NoImage(image.clone()))?;
+                let found = host.images.find(image).map_err(PodError::from);
+                let found = found
+                    .and_then(|found| found.ok_or_else(|| PodError::NoImage(image.clone())))
+                    .map_err(|error| of_volume(image, error))?;
                 *id = found.id.to_string();
                 Ok(FoundSource::Image {
                     image: Box::new(found),
@@ -101,7 +103,8 @@ impl Owner {
                     }
                 }
                 FoundSource::Image { image, sub_path } => {
-                    let layers = self.attach_image(guest, &image, &request.id).await?;
+                    let attached = self.attach_image(guest, &image, &request.id).await;
+                    let layers = attached.map_err(|error| of_volume(image.id.as_str(), error))?;
                     let image = protocol::ImageVolume { layers };
                     protocol::Mount {
                         source: Some(protocol::mount::Source::Image(image)),
@@ -175,6 +178,13 @@ impl Owner {
         {
             self.complain("remove the termination log in the guest", &error);
         }
+    }
+}
+
+fn of_volume(image: &str, error: PodError) -> PodError {
+    PodError::ImageVolume {
+        image: image.to_owned(),
+        source: Box::new(error),
     }
 }
 
