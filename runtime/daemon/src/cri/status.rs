@@ -43,7 +43,8 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             "kernel": host.launcher.kernel,
             "initramfs": host.launcher.initramfs,
             "sandbox": { "vcpus": host.sizing.vcpus, "memoryMib": host.sizing.memory_mib,
-                "memoryHeadroomMib": host.sizing.headroom_mib, "scratchBytes": host.sizing.scratch_bytes },
+                "memoryHeadroomMib": host.sizing.headroom_mib, "scratchBytes": host.sizing.scratch_bytes,
+                "parallelBoots": host.admission.parallel() },
         });
         info.insert("config".to_owned(), details.to_string());
     }
