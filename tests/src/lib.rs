@@ -7,6 +7,7 @@
 //! say so.
 
 pub mod census;
+pub mod cgroups;
 pub mod client;
 pub mod daemon;
 pub mod kubelet;

@@ -15,6 +15,7 @@ mod parse;
 mod parse_devices;
 mod parse_mounts;
 mod parse_security;
+mod patience;
 mod quantity;
 mod runtime;
 mod sandbox;
@@ -156,7 +157,9 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
-        BootError::Launch(error) => match error {
+        BootError::NoTurn(_) => Code::Unavailable,
+        BootError::Abandoned => Code::Cancelled,
+        BootError::Launch { source, .. } => match source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
             LaunchError::Files { .. }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::admission::Turn;
 use super::logging::LogTask;
 use super::record::{ContainerRecord, PodRecord};
 use super::registry::Handle;
@@ -95,11 +96,13 @@ pub struct Owner {
     pub(super) announced: bool,
 }
 
-/// Starts the task of a new pod, whose name is reserved. `answer` hears how its boot went.
-pub fn start_new(shared: Arc<Shared>, record: PodRecord, answer: Answer<()>) {
+/// Starts the task of a new pod, whose name is reserved and whose turn it is. `answer` hears how its boot went.
+pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer: Answer<()>) {
     let mut owner = Owner::new(shared, record, BTreeMap::new());
     tokio::spawn(async move {
-        let booted = owner.boot().await;
+        let booted = owner.boot(&turn, &mut answer).await;
+        // What is to be undone waits for nobody's boot, and the next boot not for it.
+        drop(turn);
         let abandoned = match booted {
             Ok(()) => answer.send(Ok(())).is_err(),
             Err(error) => {
