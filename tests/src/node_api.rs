@@ -101,6 +101,23 @@ impl Api {
         self.get(&path).await.unwrap_or_else(|error| error)
     }
 
+    /// The same once `enough` of it is there, or after a while what is there.
+    pub async fn logs_until(
+        &self,
+        pod: &str,
+        container: &str,
+        enough: impl Fn(&str) -> bool,
+    ) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.logs(pod, container).await;
+            if enough(&log) || started.elapsed() > ANSWER {
+                return log;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// What a command prints that kubelet runs in a container; its words have no blanks.
     pub async fn run(&self, pod: &str, container: &str, command: &str) -> Result<String, String> {
         let command = url_escape(command);

@@ -60,7 +60,8 @@ async fn a_static_pod_runs_and_ends() {
         .api
         .until("first", PATIENCE, |pod| is_ready(pod).then_some(()));
     running.await.expect("the pod gets ready");
-    assert_eq!(node.api.logs("first", "main").await, "hello\n");
+    let log = node.api.logs_until("first", "main", |log| !log.is_empty());
+    assert_eq!(log.await, "hello\n");
     // kubelet sends this only from a cgroup of its own, and only then all that it sends on a real node.
     let swap = node
         .api

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
 
 use bulkhead_tests::node::{Node, PATIENCE, pod, script, with};
 use bulkhead_tests::node_api::is_ready;
@@ -244,12 +243,9 @@ async fn containers_find_volumes_rights_and_limits_as_their_pods_say() {
         ("own-users", "main", "user-namespace"),
         ("limited", "main", "held"),
     ] {
-        for _ in 0..60 {
-            if told(&node.api.logs(pod, container).await, last) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+        node.api
+            .logs_until(pod, container, |log| told(log, last))
+            .await;
     }
     compare(
         &node,
