@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bulkhead_proto::cri::{ListPodSandboxRequest, PodSandboxState};
 use serde_json::{Value, json};
 
 use crate::certificate::Certificate;
@@ -154,7 +155,7 @@ impl Node {
         let processes = [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat();
         self.daemon.kill();
         for pid in processes {
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            kill(pid);
         }
         let run = self.daemon.path("run");
         unmount_below(&run);
@@ -167,6 +168,32 @@ impl Node {
         remove_cgroup(&Path::new(CGROUPS).join("kubepods"));
         self.daemon.restart().await;
         self.start_kubelet().await;
+    }
+
+    /// Waits until no VM of a pod is left, which kubelet itself does not show: it forgets a deleted pod at once.
+    pub async fn until_stopped(&self, name: &str) -> Result<(), String> {
+        let mut client = self.daemon.client().await;
+        let started = Instant::now();
+        loop {
+            let request = ListPodSandboxRequest::default();
+            let answer = client.runtime.list_pod_sandbox(request).await;
+            let mut sandboxes = answer
+                .map_err(|status| status.to_string())?
+                .into_inner()
+                .items;
+            sandboxes.retain(|pod| {
+                let metadata = pod.metadata.as_ref();
+                let is_it = metadata.is_some_and(|one| one.name == format!("{name}-{NAME}"));
+                is_it && pod.state() == PodSandboxState::SandboxReady
+            });
+            if sandboxes.is_empty() {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(format!("{name} does not stop: {sandboxes:?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
     }
 
     /// Ends all pods as kubelet does and asserts that the daemon holds none of them.
@@ -232,7 +259,7 @@ impl Drop for Node {
         }
         for pid in [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat() {
             // Only a failed test leaves any; they hold kubelet's volumes and cgroups.
-            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            kill(pid);
         }
         unmount_below(self.directory.path());
         remove_cgroup(&Path::new(CGROUPS).join("kubepods"));
@@ -305,6 +332,11 @@ fn address_of_this_machine() -> String {
     let addresses = String::from_utf8_lossy(&output.stdout).into_owned();
     let first = addresses.split_whitespace().next();
     first.expect("an address besides loopback").to_owned()
+}
+
+fn kill(pid: i32) {
+    // It may be gone: a file server ends with its VMM.
+    let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
 }
 
 fn unmount_below(directory: &Path) {

@@ -92,7 +92,7 @@ fn probes() -> Value {
             json!({"readinessProbe": probe(command("test -e /tmp/there"))}),
         ),
         with(
-            agnhost("http", &["netexec", "--http-port=8081", "--udp-port=-1"]),
+            agnhost("http", &["netexec", "--http-port=8081", "--udp-port=8081"]),
             json!({"readinessProbe": probe(json!({"httpGet": {"path": "/healthz", "port": 8081}}))}),
         ),
         with(
@@ -414,9 +414,9 @@ async fn containers_come_are_watched_and_go_as_their_pods_say() {
     let begun = Instant::now();
     node.delete("hooks");
     node.delete("stubborn");
-    let gone = |pod: &Value| pod.is_null().then(|| begun.elapsed());
-    let hooks = node.api.until("hooks", PATIENCE, gone).await;
-    let stubborn = node.api.until("stubborn", PATIENCE, gone).await;
+    let hooks = node.until_stopped("hooks").await.map(|()| begun.elapsed());
+    let stubborn = node.until_stopped("stubborn").await;
+    let stubborn = stubborn.map(|()| begun.elapsed());
     // Less than its grace of 30 s: it ended when it was told to.
     let grace = hooks
         .as_ref()

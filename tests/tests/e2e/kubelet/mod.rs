@@ -5,6 +5,7 @@
 //! spares static pods.
 
 mod lifecycle;
+mod resize;
 mod restarts;
 mod settings;
 mod streams;

@@ -122,22 +122,8 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     node.kill_kubelet();
     node.delete("probed");
     node.start_kubelet().await;
-    let gone = node
-        .api
-        .until("probed", PATIENCE, |pod| pod.is_null().then_some(()))
-        .await;
-    for _ in 0..60 {
-        if node.daemon.vmm_pids().len() == 1 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    let vmms = node.daemon.vmm_pids().len();
-    table.row(
-        "deleted while kubelet was away",
-        gone.is_ok() && vmms == 1,
-        format!("{vmms} VMs"),
-    );
+    let stopped = node.until_stopped("probed").await;
+    table.equal("deleted while kubelet was away", stopped, Ok(()));
 
     let before = running(&node).await;
     for pid in node.daemon.vmm_pids() {

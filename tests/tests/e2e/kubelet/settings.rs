@@ -68,10 +68,9 @@ async fn come_and_go(node: &Node, table: &mut Table, what: &str) {
     let ready = until_ready(node, "goes").await;
     node.delete("ends");
     node.delete("goes");
-    let gone = |pod: &Value| pod.is_null().then_some(());
-    let goes = node.api.until("goes", PATIENCE, gone).await;
-    let gone = node.api.until("ends", PATIENCE, gone).await;
-    let right = ends.and(ready).and(goes).and(gone);
+    let gone = node.until_stopped("goes").await;
+    let left = node.until_stopped("ends").await;
+    let right = ends.and(ready).and(gone).and(left);
     let seen = format!("{right:?} in {} s", begun.elapsed().as_secs());
     table.row(&format!("{what}: pods come and go"), right.is_ok(), seen);
 }
