@@ -11,6 +11,7 @@ mod boot;
 mod cgroup;
 mod container;
 mod disk;
+mod hotplug;
 mod init;
 mod network;
 mod pause;

@@ -19,6 +19,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use tonic::transport::Server;
 
 use crate::container::Containers;
+use crate::hotplug::Hotplug;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
@@ -48,6 +49,7 @@ pub async fn serve() -> io::Result<()> {
     let service = Service {
         volumes,
         sandbox: Arc::new(Sandbox::new(users)),
+        hotplug: Hotplug::default(),
         containers: containers.clone(),
     };
     let server = AgentServer::new(service)

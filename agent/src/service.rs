@@ -19,6 +19,7 @@ use crate::cgroup::CgroupError;
 use crate::container::state::State;
 use crate::container::{Container, ContainerError, Containers, ExecRequest};
 use crate::disk::scratch;
+use crate::hotplug::{Hotplug, HotplugError};
 use crate::power;
 use crate::sandbox::{self, LimitError, Sandbox, SandboxError};
 use crate::volumes::mounts::MountError;
@@ -31,6 +32,7 @@ const START_ERROR: &str = "StartError";
 #[derive(Clone, Debug)]
 pub struct Service {
     pub sandbox: Arc<Sandbox>,
+    pub hotplug: Hotplug,
     pub containers: Containers,
     pub volumes: Volumes,
 }
@@ -173,6 +175,15 @@ impl Agent for Service {
         let resources = request.into_inner().resources.unwrap_or_default();
         blocking(move || sandbox::limit(&resources)).await?;
         Ok(Response::new(proto::UpdateSandboxResourcesResponse {}))
+    }
+
+    async fn size_sandbox(
+        &self,
+        request: Request<proto::SizeSandboxRequest>,
+    ) -> Result<Response<proto::SizeSandboxResponse>, Status> {
+        let hotplug = self.hotplug.clone();
+        let answer = blocking(move || hotplug.size(&request.into_inner())).await?;
+        Ok(Response::new(answer))
     }
 
     async fn statistics(
@@ -363,6 +374,20 @@ impl From<LimitError> for Status {
             LimitError::Cgroup(_) => Code::Internal,
             LimitError::PageSize(_) => Code::InvalidArgument,
             LimitError::Hugepages { .. } => Code::ResourceExhausted,
+        };
+        Self::new(code, crate::chain(&error))
+    }
+}
+
+impl From<HotplugError> for Status {
+    fn from(error: HotplugError) -> Self {
+        let code = match &error {
+            HotplugError::Ranges => Code::InvalidArgument,
+            HotplugError::Full { .. } => Code::ResourceExhausted,
+            HotplugError::Unable(_) => Code::Unimplemented,
+            HotplugError::Add { .. } | HotplugError::Online { .. } | HotplugError::Gate(_) => {
+                Code::Internal
+            }
         };
         Self::new(code, crate::chain(&error))
     }

@@ -21,6 +21,11 @@ pub mod agent {
     /// vsock port of the host to which the agent reports that it is ready.
     pub const READY_PORT: u32 = 1024;
 
+    /// What a guest's kernel and agent take whatever its memory: 34 MiB, and what the kernel keeps free for itself, 70 MiB.
+    pub const GUEST_FIXED_BYTES: u64 = 96 << 20;
+    /// One part in so many of the memory describes it: 2 per cent were seen, 64 bytes a page of 4096 among them.
+    pub const GUEST_PARTS: u64 = 40;
+
     /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
     pub mod record {
         /// From the host: input, of length 0 at its end. From the agent: how much of it is gone.

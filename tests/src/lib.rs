@@ -11,6 +11,7 @@ pub mod certificate;
 pub mod client;
 pub mod daemon;
 pub mod kubelet;
+pub mod kubepods;
 pub mod node;
 pub mod node_api;
 pub mod registry;

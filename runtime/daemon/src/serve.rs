@@ -122,7 +122,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         sizing: Defaults {
             vcpus: sandbox.vcpus,
             memory_mib: sandbox.memory_mib,
-            headroom_mib: sandbox.memory_headroom_mib,
+            memory_max_mib: sandbox.memory_max_mib,
             scratch_bytes: sandbox.scratch_bytes,
         },
         store: Store::open(&config.state_dir.join("pods.redb"))?,

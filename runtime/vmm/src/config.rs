@@ -11,6 +11,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Guest-physical addresses that memory has.
+pub use crate::memory::ranges as memory_ranges;
+
 /// The most bytes of configuration that are read.
 const CONFIG_BYTES: u64 = 1 << 20;
 /// APIC ids are eight bits in the MP table, and its room is bounded.
@@ -33,8 +36,12 @@ pub enum ConfigError {
     Parse(#[source] serde_json::Error),
     #[error("vcpus is {0}, possible are 1 to {MAX_VCPUS}")]
     Vcpus(u8),
+    #[error("boot_vcpus is {boot}, possible are 0 to {vcpus}, the number of vcpus")]
+    BootVcpus { boot: u8, vcpus: u8 },
     #[error("memory_mib is {0}, possible are {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory(u32),
+    #[error("memory_max_mib is {0}, the most possible is {MAX_MEMORY_MIB}")]
+    MemoryMax(u32),
     #[error("guest_cid is {0}, the least is 3")]
     GuestCid(u32),
     #[error("extra_cmdline is longer than {EXTRA_CMDLINE_BYTES} bytes or not printable ASCII")]
@@ -57,8 +64,17 @@ pub struct VmConfig {
     /// Appended to the command line that the VMM makes.
     #[serde(default)]
     pub extra_cmdline: String,
+    /// All vCPUs that the guest can have.
     pub vcpus: u8,
+    /// How many of them run from the start, 0: all. The guest brings up the others itself.
+    #[serde(default)]
+    pub boot_vcpus: u8,
+    /// Memory that the guest finds at its start.
     pub memory_mib: u32,
+    /// Memory that the guest can have: addresses up to here are backed when they are touched, and the guest may add what
+    /// lies beyond `memory_mib` while it runs. Less than `memory_mib`: no more than that.
+    #[serde(default)]
+    pub memory_max_mib: u32,
     /// The file that is the guest's memory; an anonymous one if absent.
     #[serde(default)]
     pub memory_file: Option<PathBuf>,
@@ -140,6 +156,15 @@ impl VmConfig {
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory(self.memory_mib));
         }
+        if self.boot_vcpus > self.vcpus {
+            return Err(ConfigError::BootVcpus {
+                boot: self.boot_vcpus,
+                vcpus: self.vcpus,
+            });
+        }
+        if self.memory_max_mib > MAX_MEMORY_MIB {
+            return Err(ConfigError::MemoryMax(self.memory_max_mib));
+        }
         // u32::MAX is VMADDR_CID_ANY.
         if self.vsock.guest_cid < 3 || self.vsock.guest_cid == u32::MAX {
             return Err(ConfigError::GuestCid(self.vsock.guest_cid));
@@ -163,10 +188,16 @@ impl VmConfig {
         Ok(())
     }
 
-    /// Guest memory in bytes.
+    /// Memory that the guest finds at its start, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
+    }
+
+    /// Memory that the guest can have, in bytes.
+    #[must_use]
+    pub fn memory_max_bytes(&self) -> u64 {
+        u64::from(self.memory_max_mib.max(self.memory_mib)) << 20
     }
 }
 
@@ -248,13 +279,19 @@ mod tests {
     fn refuses_what_is_wrong() {
         type Wrong = fn(&ConfigError) -> bool;
         let parse: Wrong = |e| matches!(e, ConfigError::Parse(_));
-        let cases: [(&str, serde_json::Value, Wrong); 11] = [
+        let cases: [(&str, serde_json::Value, Wrong); 13] = [
             ("/unknown", 1.into(), parse),
             ("/vcpus", 0.into(), |e| matches!(e, ConfigError::Vcpus(0))),
             ("/vcpus", 65.into(), |e| matches!(e, ConfigError::Vcpus(65))),
             ("/vcpus", 256.into(), parse),
             ("/memory_mib", 1.into(), |e| {
                 matches!(e, ConfigError::Memory(1))
+            }),
+            ("/boot_vcpus", 3.into(), |e| {
+                matches!(e, ConfigError::BootVcpus { boot: 3, vcpus: 2 })
+            }),
+            ("/memory_max_mib", u32::MAX.into(), |e| {
+                matches!(e, ConfigError::MemoryMax(_))
             }),
             ("/vsock/guest_cid", 2.into(), |e| {
                 matches!(e, ConfigError::GuestCid(2))

@@ -42,7 +42,7 @@ pub enum MemoryError {
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
 
-/// Where `bytes` of memory lie: `(guest address, length)`, in order.
+/// Where `bytes` of memory lie: `(guest address, length)`, in order. Less memory lies where the beginning of more does.
 #[must_use]
 pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
     if bytes <= GAP_START {

@@ -9,6 +9,7 @@ mod cni;
 mod containers;
 mod crictl;
 mod failures;
+mod growth;
 mod images;
 mod kubelet;
 mod many;

@@ -17,10 +17,10 @@ use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
 use bulkhead_tests::registry::Registry;
 use tonic::{Code, Status};
 
-const MIB: i64 = 1 << 20;
+pub const MIB: i64 = 1 << 20;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-async fn daemon(config: &str) -> (Daemon, Client, String) {
+pub async fn daemon(config: &str) -> (Daemon, Client, String) {
     let daemon = Daemon::start_with(Networking::Loopback, config).await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
@@ -37,7 +37,7 @@ fn pod_config(client: &Client, name: &str, resources: LinuxContainerResources) -
     config
 }
 
-fn sleeper(image: &str, name: &str, resources: LinuxContainerResources) -> ContainerConfig {
+pub fn sleeper(image: &str, name: &str, resources: LinuxContainerResources) -> ContainerConfig {
     let mut config = container(name, image, &["sleep", "1000"]);
     config.linux = Some(LinuxContainerConfig {
         resources: Some(resources),
@@ -46,20 +46,20 @@ fn sleeper(image: &str, name: &str, resources: LinuxContainerResources) -> Conta
     config
 }
 
-async fn start(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
+pub async fn start(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
     let id = client.create(pod, config).await.expect("create");
     client.start(&id).await.expect("start");
     id
 }
 
-fn memory(mebibytes: i64) -> LinuxContainerResources {
+pub fn memory(mebibytes: i64) -> LinuxContainerResources {
     LinuxContainerResources {
         memory_limit_in_bytes: mebibytes * MIB,
         ..Default::default()
     }
 }
 
-async fn update(
+pub async fn update(
     client: &mut Client,
     id: &str,
     resources: LinuxContainerResources,
@@ -95,7 +95,7 @@ async fn guest_file(client: &mut Client, id: &str, file: &str) -> String {
     text.trim().to_owned()
 }
 
-async fn guest_number(client: &mut Client, id: &str, file: &str) -> i64 {
+pub async fn guest_number(client: &mut Client, id: &str, file: &str) -> i64 {
     let text = guest_file(client, id, file).await;
     text.parse().expect("a number")
 }
@@ -122,7 +122,7 @@ async fn cpu_share(client: &mut Client, id: &str) -> f64 {
 }
 
 /// The host's cgroup of the only VM of a daemon.
-fn host_cgroup(daemon: &Daemon) -> PathBuf {
+pub fn host_cgroup(daemon: &Daemon) -> PathBuf {
     let pids = daemon.vmm_pids();
     let [pid] = pids.as_slice() else {
         panic!("one VMM: {pids:?}");
@@ -142,7 +142,7 @@ fn host_memory_mib(daemon: &Daemon) -> i64 {
     bytes / MIB
 }
 
-async fn guest_memory_mib(client: &mut Client, id: &str) -> i64 {
+pub async fn guest_memory_mib(client: &mut Client, id: &str) -> i64 {
     let line = client.shell(id, "grep MemTotal: /proc/meminfo").await;
     let kibibytes: i64 = line
         .split_whitespace()
@@ -312,24 +312,23 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
-    let (daemon, mut client, busybox) =
-        daemon("sandbox.memory_mib = 128\nsandbox.memory_headroom_mib = 300\n").await;
-    let config = pod_config(&client, "resized", memory(90));
+async fn a_pods_containers_share_its_limit_which_can_be_changed() {
+    let (daemon, mut client, busybox) = daemon("").await;
+    let limits = LinuxContainerResources {
+        // As kubelet sends it: meant for containers, not for all of them together.
+        unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+        ..memory(90)
+    };
+    let config = pod_config(&client, "shared", limits);
     let pod = client.run_pod_with(config).await.expect("run pod");
-    let id = start(
+    let calm = start(
         &mut client,
         &pod,
-        sleeper(&busybox, "main", LinuxContainerResources::default()),
+        sleeper(&busybox, "calm", LinuxContainerResources::default()),
     )
     .await;
     let before = host_memory_mib(&daemon);
-    let guest = guest_memory_mib(&mut client, &id).await;
-    assert!(
-        guest > before,
-        "the VM has {guest} MiB, of which {before} may be filled"
-    );
-    // More than the limit, less than the VM: the containers are held to it together, and the VM lives.
+    // The containers are held to the limit together; the one that takes too much is killed, and nobody else.
     let eater = client
         .run_script(
             &pod,
@@ -345,6 +344,8 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
         client.pod_state(&pod.id).await.expect("state"),
         PodSandboxState::SandboxReady
     );
+    let status = client.status(&calm).await.expect("status");
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
 
     let more = LinuxContainerResources {
         cpu_quota: 50_000,
@@ -378,9 +379,9 @@ async fn a_pod_is_resized_within_its_vm_and_its_containers_share_the_limit() {
     let status = client.status(&holder).await.expect("status");
     assert_eq!(status.state(), ContainerState::ContainerRunning);
     assert_fails(
-        resize(&mut client, &pod, memory(900)).await,
+        resize(&mut client, &pod, memory(100 << 10)).await,
         Code::ResourceExhausted,
-        &["MiB", "memory_headroom_mib"],
+        &["MiB", "memory_max_mib"],
     );
     client.end_pod(&pod).await;
 }
@@ -456,53 +457,6 @@ async fn ephemeral_storage_is_as_large_as_the_pod_said() {
     );
     client.shell(&id, "rm /big && echo x > /small").await;
     client.end_pod(&pod).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_vm_lives_below_the_cgroup_that_kubelet_made_and_fits_its_limit() {
-    let (daemon, mut client, busybox) = daemon("").await;
-    let kubepods = Path::new(CGROUPS).join("kubepods-e2e");
-    let parent = kubepods.join("burstable/podx");
-    fs::create_dir_all(&parent).expect("kubelet's cgroup");
-    for directory in [Path::new(CGROUPS), &kubepods, &kubepods.join("burstable")] {
-        fs::write(directory.join("cgroup.subtree_control"), "+memory").expect("controllers");
-    }
-    let below = |client: &Client, name: &str| {
-        let mut config = pod_config(client, name, memory(400));
-        if let Some(linux) = &mut config.linux {
-            linux.cgroup_parent = "/kubepods-e2e/burstable/podx".into();
-        }
-        config
-    };
-    fs::write(parent.join("memory.max"), (300 * MIB).to_string()).expect("a limit");
-    let pod = client
-        .run_pod_with(below(&client, "child"))
-        .await
-        .expect("run pod");
-    assert!(
-        host_cgroup(&daemon).starts_with(&parent),
-        "{:?}",
-        host_cgroup(&daemon)
-    );
-    let id = start(
-        &mut client,
-        &pod,
-        sleeper(&busybox, "main", LinuxContainerResources::default()),
-    )
-    .await;
-    let guest = guest_memory_mib(&mut client, &id).await;
-    assert!((200..300).contains(&guest), "{guest} MiB");
-    client.end_pod(&pod).await;
-    fs::write(parent.join("memory.max"), (40 * MIB).to_string()).expect("a limit");
-    assert_fails(
-        client.run_pod_with(below(&client, "squeezed")).await,
-        Code::ResourceExhausted,
-        &["40 MiB", "RuntimeClass"],
-    );
-    // All that is left is what was there before.
-    fs::remove_dir(&parent).expect("nothing is left below it");
-    fs::remove_dir(kubepods.join("burstable")).expect("remove");
-    fs::remove_dir(&kubepods).expect("remove");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,9 +77,10 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
     pub vcpus: u8,
+    /// What the VM of a pod without a memory limit is born with.
     pub memory_mib: u32,
-    /// Memory beyond its limit that a VM is started with, for the limit to grow into.
-    pub memory_headroom_mib: u32,
+    /// What no VM may go beyond.
+    pub memory_max_mib: u32,
     pub scratch_bytes: u64,
     pub ready_timeout: Duration,
     /// Added to the guest kernel's command line.
@@ -203,10 +204,11 @@ impl RawSandbox {
             least.into(),
             most.into(),
         )?;
+        let memory_max_mib = self.memory_max_mib.unwrap_or(most);
         range(
-            "sandbox.memory_headroom_mib",
-            self.memory_headroom_mib.into(),
-            0,
+            "sandbox.memory_max_mib",
+            memory_max_mib.into(),
+            self.memory_mib.into(),
             most.into(),
         )?;
         range(
@@ -224,7 +226,7 @@ impl RawSandbox {
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
-            memory_headroom_mib: self.memory_headroom_mib,
+            memory_max_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             extra_cmdline: self.extra_cmdline,
@@ -281,7 +283,7 @@ mod tests {
     fn an_empty_file_gives_the_defaults() {
         let config = parse("").unwrap();
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
-        assert_eq!(config.sandbox.memory_mib, 256);
+        assert_eq!(config.sandbox.memory_mib, 512);
         assert_eq!(config.sandbox.scratch_bytes, 10 << 30);
         assert_eq!(config.cgroup_parent.as_deref(), Some(Path::new("bulkhead")));
         assert_eq!(config.cni.cache_dir, Path::new("/var/lib/bulkhead/cni"));

@@ -32,7 +32,7 @@ pub struct RawConfig {
 pub struct RawSandbox {
     pub vcpus: u8,
     pub memory_mib: u32,
-    pub memory_headroom_mib: u32,
+    pub memory_max_mib: Option<u32>,
     pub scratch_disk_gib: u64,
     pub boot_timeout_seconds: u64,
     pub extra_cmdline: String,
@@ -97,8 +97,8 @@ impl Default for RawSandbox {
     fn default() -> Self {
         Self {
             vcpus: 1,
-            memory_mib: 256,
-            memory_headroom_mib: 0,
+            memory_mib: 512,
+            memory_max_mib: None,
             scratch_disk_gib: 10,
             boot_timeout_seconds: 60,
             extra_cmdline: String::new(),

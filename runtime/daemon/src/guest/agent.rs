@@ -215,6 +215,15 @@ impl Agent {
             .map(drop)
     }
 
+    /// Gives the guest more memory and CPUs.
+    pub async fn size(&self, request: protocol::SizeSandboxRequest) -> Result<(), AgentError> {
+        let mut client = self.client();
+        // What it says that it has is of no use: it is the guest's word.
+        within("SizeSandbox", LONG, client.size_sandbox(request))
+            .await
+            .map(drop)
+    }
+
     /// What the guest counts; nothing of it has been checked.
     pub async fn statistics(
         &self,

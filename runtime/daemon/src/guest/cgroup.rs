@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host cgroup of a pod's VM, where the host has cgroup v2: it bounds, accounts and ends what is in it.
 //!
-//! It is below the cgroup that kubelet made for the pod, where it says one that is there; else below our own. A host
-//! without cgroup v2, or where we may not make one, runs pods all the same: the isolation is the VM's.
+//! It is below the cgroup that kubelet made for the pod, where it says one that is there and the VM fits into it. One that
+//! allows only what the containers may use, because the RuntimeClass has no overhead, is too small for a VM: then the VM's
+//! cgroup is beside it, with a bound of its own. Without kubelet it is below our own. A host without cgroup v2, or where
+//! we may not make one, runs pods all the same: the isolation is the VM's.
 
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Once;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Turned on for pods, each by itself: a host may lack one.
@@ -22,6 +25,15 @@ const SLICE: &str = ".slice";
 pub struct Cgroups {
     root: PathBuf,
     parent: Option<PathBuf>,
+}
+
+/// A cgroup that kubelet made for a pod, and what it allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    pub path: PathBuf,
+    /// `None`: no limit of its own.
+    pub memory_bytes: Option<u64>,
+    pub is_cpu_limited: bool,
 }
 
 /// What a VM may use of the host; `None` and empty: as much as there is.
@@ -53,24 +65,48 @@ impl Cgroups {
         }
     }
 
-    /// The cgroup of one pod, below `wanted` if that is one that exists.
-    pub fn path(&self, pod: &str, wanted: &str) -> Option<PathBuf> {
-        let own = self.parent.as_ref()?;
+    /// The cgroup that `wanted`, a pod's cgroup parent in CRI, says, if it is there.
+    pub fn of_pod(&self, wanted: &str) -> Option<PodCgroup> {
+        self.parent.as_ref()?;
         if wanted.is_empty() {
-            return Some(own.join(format!("pod-{pod}")));
+            return None;
         }
-        match relative(wanted).map(|path| self.root.join(path)) {
-            Some(parent) if parent.join("cgroup.procs").exists() => {
-                Some(parent.join(format!("bulkhead-{pod}")))
+        let path = relative(wanted).map(|path| self.root.join(path));
+        let Some(path) = path.filter(|path| path.join("cgroup.procs").exists()) else {
+            tracing::warn!("the cgroup parent {wanted:?} of a pod is not there");
+            return None;
+        };
+        let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+        Some(PodCgroup {
+            memory_bytes: read("memory.max").trim().parse().ok(),
+            is_cpu_limited: !matches!(
+                read("cpu.max").split_whitespace().next(),
+                None | Some("max")
+            ),
+            path,
+        })
+    }
+
+    /// Where the VM of a pod is to be that takes up to `needed` bytes of memory; `None` for the cgroup: nowhere.
+    pub fn place(
+        &self,
+        pod: &str,
+        given: Option<&PodCgroup>,
+        needed: Option<u64>,
+    ) -> Option<PathBuf> {
+        let own = self.parent.as_ref()?.join(format!("pod-{pod}"));
+        let Some(given) = given else {
+            return Some(own);
+        };
+        let name = format!("bulkhead-{pod}");
+        match (given.memory_bytes, needed) {
+            (Some(allowed), Some(needed)) if allowed < needed => {
+                warn_of_no_overhead(&given.path, allowed, needed);
+                let parent = given.path.parent();
+                let parent = parent.filter(|parent| *parent != self.root);
+                Some(parent.map_or(own, |parent| parent.join(name)))
             }
-            _ => {
-                tracing::warn!(
-                    pod,
-                    "the pod's cgroup parent {wanted:?} is not there; its VM is put below {}",
-                    own.display()
-                );
-                Some(own.join(format!("pod-{pod}")))
-            }
+            _ => Some(given.path.join(name)),
         }
     }
 
@@ -114,6 +150,27 @@ impl Cgroups {
     }
 }
 
+/// Once: every pod of a RuntimeClass without an overhead is like that.
+fn warn_of_no_overhead(given: &Path, allowed: u64, needed: u64) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing::warn!(
+            "{} allows {} MiB of memory and the pod's VM can take {} MiB: it is put beside that cgroup, with a bound of \
+             its own, so that kubelet's view of the cgroup does not count it. Give the RuntimeClass an overhead \
+             (docs/operating.md). This is said once",
+            given.display(),
+            allowed >> 20,
+            needed >> 20
+        );
+    });
+}
+
+/// How much memory a cgroup holds, with those below it.
+pub fn held_bytes(path: &Path) -> Option<u64> {
+    let text = fs::read_to_string(path.join("memory.current")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// Moves a process into the cgroup `path`.
 pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())
@@ -143,8 +200,7 @@ fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
     let Some(limit) = limit else {
         return Some("max".to_owned());
     };
-    let held = fs::read_to_string(path.join("memory.current")).unwrap_or_default();
-    let held: u64 = held.trim().parse().unwrap_or(0);
+    let held = held_bytes(path).unwrap_or(0);
     if held > limit {
         tracing::warn!(
             "{}: the VM holds {held} bytes, more than its new limit of {limit}: the host keeps the old limit, the guest \
@@ -258,22 +314,47 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_below_its_parent_if_that_is_there() {
+    fn a_vm_is_in_its_pods_cgroup_if_that_is_there_and_has_room_and_else_beside_it() {
         let root = tempfile::tempdir().unwrap();
         let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")));
         let own = root.path().join("bulkhead/pod-x");
-        assert_eq!(cgroups.path("x", ""), Some(own.clone()));
-        assert_eq!(cgroups.path("x", "/kubepods/p"), Some(own));
+        assert_eq!(cgroups.of_pod(""), None);
+        assert_eq!(cgroups.of_pod("/kubepods/p"), None);
+        assert_eq!(cgroups.place("x", None, Some(1)), Some(own.clone()));
         let parent = root.path().join("kubepods/p");
         fs::create_dir_all(&parent).unwrap();
         fs::write(parent.join("cgroup.procs"), "").unwrap();
-        let below = cgroups.path("x", "/kubepods/p").unwrap();
+        let given = cgroups.of_pod("/kubepods/p").unwrap();
+        assert_eq!((given.memory_bytes, given.is_cpu_limited), (None, false));
+        let below = cgroups.place("x", Some(&given), None).unwrap();
         assert_eq!(below, parent.join("bulkhead-x"));
+        fs::write(parent.join("memory.max"), "5000\n").unwrap();
+        fs::write(parent.join("cpu.max"), "50000 100000\n").unwrap();
+        let given = cgroups.of_pod("/kubepods/p").unwrap();
+        assert_eq!(
+            (given.memory_bytes, given.is_cpu_limited),
+            (Some(5000), true)
+        );
+        for (needed, expected) in [
+            (Some(5000), &below),
+            (None, &below),
+            (Some(5001), &root.path().join("kubepods/bulkhead-x")),
+        ] {
+            let found = cgroups.place("x", Some(&given), needed);
+            assert_eq!(found.as_ref(), Some(expected), "{needed:?}");
+        }
+        let top = PodCgroup {
+            path: root.path().join("p"),
+            ..given
+        };
+        assert_eq!(cgroups.place("x", Some(&top), Some(5001)), Some(own));
         assert_eq!(cgroups.memory_limit(&below), None);
         fs::write(parent.join("memory.max"), "max\n").unwrap();
         fs::write(root.path().join("kubepods/memory.max"), "4096\n").unwrap();
         assert_eq!(cgroups.memory_limit(&below), Some(4096));
-        assert_eq!(Cgroups::below(root.path(), None).path("x", ""), None);
+        let none = Cgroups::below(root.path(), None);
+        assert_eq!(none.of_pod("/kubepods/p"), None);
+        assert_eq!(none.place("x", None, None), None);
     }
 
     #[test]

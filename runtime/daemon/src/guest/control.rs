@@ -75,6 +75,12 @@ pub async fn connect_files(socket: &Path, server: OwnedFd) -> Result<(), Control
     .await
 }
 
+/// Asks the guest to put so many pages of 4 KiB into its balloon; 0 gives them back to it.
+pub async fn balloon(socket: &Path, pages: u64) -> Result<(), ControlError> {
+    let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+    ask("balloon", socket, move |client| client.balloon(pages)).await
+}
+
 /// The VMM's counters as JSON.
 pub async fn statistics(socket: &Path) -> Result<serde_json::Value, ControlError> {
     let statistics = ask("statistics", socket, |client| client.statistics()).await?;

@@ -75,8 +75,12 @@ pub struct Launcher {
 /// What is particular about one VM.
 #[derive(Debug)]
 pub struct Machine {
+    /// All that it can have, and those that start.
     pub vcpus: u8,
+    pub boot_vcpus: u8,
+    /// At the boot, and at most.
     pub memory_mib: u32,
+    pub memory_max_mib: u32,
     pub scratch: PathBuf,
     pub net: Option<Net>,
 }
@@ -164,7 +168,9 @@ impl Launcher {
             initramfs: self.initramfs.clone(),
             extra_cmdline: self.extra_cmdline.clone(),
             vcpus: machine.vcpus,
+            boot_vcpus: machine.boot_vcpus,
             memory_mib: machine.memory_mib,
+            memory_max_mib: machine.memory_max_mib,
             memory_file: None,
             console_log: files.console(),
             control_socket: files.control(),

@@ -36,8 +36,11 @@ impl Owner {
     /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
     pub(super) async fn boot(&mut self) -> Result<(), BootError> {
         let started = Instant::now();
-        let (size, cgroup) = self.plan()?;
-        self.change_pod(|pod| pod.size = size)?;
+        let plan = self.plan()?;
+        self.change_pod(|pod| {
+            pod.size = plan.size;
+            pod.allowance = plan.allowance;
+        })?;
         let host = &self.shared.host;
         let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
         let run = host.run_pods.join(name);
@@ -56,7 +59,7 @@ impl Owner {
         let attachment = self.attach_and_make_scratch(&scratch).await?;
         let prepared = started.elapsed();
         let guest = self
-            .launch(Files::new(run), &attachment, scratch, cgroup)
+            .launch(Files::new(run), &attachment, scratch, plan.cgroup)
             .await?;
         let launched = started.elapsed();
         let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
@@ -121,7 +124,9 @@ impl Owner {
         let size = self.pod.size;
         let machine = Machine {
             vcpus: size.vcpus,
+            boot_vcpus: size.boot_vcpus,
             memory_mib: size.memory_mib,
+            memory_max_mib: size.memory_max_mib,
             scratch,
             net,
         };

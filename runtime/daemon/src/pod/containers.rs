@@ -12,6 +12,7 @@ use super::limits::check_placement;
 pub use super::logging::LogTask;
 use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
+use super::resize::asked_mib;
 use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
 use super::volumes::mounting::{FoundMount, termination_log};
@@ -47,6 +48,7 @@ impl Owner {
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
+        self.make_room(&guest, asked_mib(&spec.resources)).await?;
         let opened = blocks::open(&spec.block_devices)?;
         let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
@@ -303,6 +305,9 @@ impl Owner {
                 event: "an update",
             },
         })?;
+        let before = asked_mib(&self.container(id)?.spec.resources);
+        let more = asked_mib(&record.spec.resources).saturating_sub(before);
+        self.make_room(&guest, more).await?;
         let updated = guest.agent.update(id, limits, score).await;
         updated.map_err(|source| PodError::Agent {
             id: id.to_owned(),

@@ -3,7 +3,7 @@
 
 use super::record::{ContainerRecord, PodRecord};
 use super::signal::SIGTERM;
-use super::sizing::VmSize;
+use super::sizing::{Allowance, VmSize};
 use super::spec::{
     ContainerSpec, Labels, PidMode, PodName, PodSpec, Resources, Seccomp, Security, User,
 };
@@ -80,6 +80,7 @@ pub fn pod_record() -> PodRecord {
         addresses: Vec::new(),
         layers: std::collections::BTreeMap::new(),
         size: VmSize::default(),
+        allowance: Allowance::default(),
         mirrors: std::collections::BTreeMap::new(),
         shares: Vec::new(),
         shares_made: 0,

@@ -3,10 +3,13 @@
 //!
 //! ```text
 //! host cgroup of the VM    memory.max: guest memory for the limit + VMM; cpu.max, cpu.weight: the pod's; cpuset: see below
-//!   guest memory           fixed at the boot
+//!   guest memory           for the limit at the boot; more is added for a higher one, and for a pod without one as it needs it
 //!     guest's pod cgroup   memory.max: the pod's limit
 //!       container          its own limits
 //! ```
+//! kubelet's cgroup of the pod says whether the pod has a limit at all: in CRI, kubelet sums up the limits that there are,
+//! also where some container has none.
+//!
 //! CPUs and NUMA nodes that kubelet names are the host's, which the guest does not know. The VM runs on those of all its
 //! containers together; a container without any lets it run everywhere. Likewise the host's memory killer sees the VM
 //! with the lowest score of its containers.
@@ -16,38 +19,71 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::owner::Owner;
-use super::program::{self, ProgramError};
-use super::record::ContainerRecord;
-use super::sizing::{self, Defaults, Room, VmSize, Wanted, vmm_mib};
+use super::program::ProgramError;
+use super::record::{ContainerRecord, PodRecord};
+use super::sizing::{self, Allowance, Room, VmSize, Wanted};
 use super::spec::{PodLimits, Resources};
-use super::{BootError, PodError, cpulist};
-use crate::guest::cgroup::{self, HostLimits};
+use super::{BootError, cpulist};
+use crate::guest::cgroup::{self, HostLimits, PodCgroup};
 use crate::guest::{Guest, protocol};
 
-const MIB: u64 = 1 << 20;
 const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
 const ONLINE_NODES: &str = "/sys/devices/system/node/online";
+/// A cgroup's file that kubelet names for the pod but means for its containers: in the pod's cgroup it would have one
+/// container's end be the end of all.
+const OOM_GROUP: &str = "memory.oom.group";
+/// Moved by the agent in a pod without a limit.
+const GATE: &str = "memory.high";
 
 impl PodLimits {
-    pub fn wanted(&self) -> Wanted {
+    /// What the containers may use together when the pod is made. `cgroup` is kubelet's of the pod.
+    pub fn allowance(&self, cgroup: Option<&PodCgroup>) -> Allowance {
         let limits = &self.resources;
-        let huge = limits.hugepage_limits.iter().map(|(_, bytes)| *bytes);
+        let is_limited = cgroup.is_none_or(|cgroup| cgroup.memory_bytes.is_some());
+        let is_cpu_limited = cgroup.is_none_or(|cgroup| cgroup.is_cpu_limited);
+        Allowance {
+            memory_bytes: positive(limits.memory_limit_bytes).filter(|_| is_limited),
+            cpu_millis: Some(limits.cpu_limit_millis())
+                .filter(|millis| *millis > 0 && is_cpu_limited),
+        }
+    }
+
+    pub fn wanted(&self, allowance: Allowance) -> Wanted {
+        let huge = self.resources.hugepage_limits.iter();
         Wanted {
-            memory_limit_bytes: u64::try_from(limits.memory_limit_bytes).unwrap_or(0),
-            hugepage_bytes: huge.fold(0, u64::saturating_add),
-            cpu_limit_millis: limits.cpu_limit_millis(),
-            cpu_request_millis: limits.cpu_request_millis(),
+            allowance,
+            hugepage_bytes: huge.map(|(_, bytes)| *bytes).fold(0, u64::saturating_add),
+            cpu_request_millis: self.resources.cpu_request_millis(),
             scratch_bytes: self.scratch_bytes,
         }
     }
 }
 
+impl PodRecord {
+    pub(super) fn wanted(&self) -> Wanted {
+        self.spec.limits.wanted(self.allowance)
+    }
+}
+
+/// What is known of a pod's VM before anything is taken for it.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub size: VmSize,
+    pub allowance: Allowance,
+    pub cgroup: Option<PathBuf>,
+}
+
 impl Owner {
     /// How large the VM will be, and its cgroup; or why there is no room for it. Nothing is taken yet.
-    pub(super) fn plan(&self) -> Result<(VmSize, Option<PathBuf>), BootError> {
+    pub(super) fn plan(&self) -> Result<Plan, BootError> {
         let host = &self.shared.host;
         let limits = &self.pod.spec.limits;
-        let cgroup = host.cgroups.path(&self.pod.id, &limits.cgroup_parent);
+        let given = host.cgroups.of_pod(&limits.cgroup_parent);
+        let allowance = limits.allowance(given.as_ref());
+        let wanted = limits.wanted(allowance);
+        let cgroup = host
+            .cgroups
+            .place(&self.pod.id, given.as_ref(), wanted.host_bytes());
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let disk = host.state_pods.parent().unwrap_or(&host.state_pods);
         let disk = rustix::fs::statvfs(disk).map_err(|e| BootError::Directory {
@@ -63,12 +99,19 @@ impl Owner {
                 .and_then(|path| host.cgroups.memory_limit(path)),
             disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
         };
-        let size = sizing::size(&limits.wanted(), &host.sizing, &room)?;
-        Ok((size, cgroup))
+        Ok(Plan {
+            size: sizing::size(&wanted, &host.sizing, &room)?,
+            allowance,
+            cgroup,
+        })
     }
 
     /// What the host lets the VM use, by the pod and its containers.
     pub(super) fn host_limits(&self) -> HostLimits {
+        self.host_limits_for(&self.pod.wanted())
+    }
+
+    pub(super) fn host_limits_for(&self, wanted: &Wanted) -> HostLimits {
         let limits = &self.pod.spec.limits;
         let containers: Vec<&Resources> = self
             .containers
@@ -78,8 +121,8 @@ impl Owner {
             .collect();
         let together = |list: fn(&Resources) -> &str| union(containers.iter().map(|one| list(one)));
         HostLimits {
-            memory_bytes: host_memory(limits, &self.shared.host.sizing, &self.pod.size),
-            cpu_millis: host_cpu(limits),
+            memory_bytes: wanted.host_bytes(),
+            cpu_millis: host_cpu(wanted.allowance, limits),
             cpu_shares: shares(limits),
             cpus: together(|one| &one.cpuset_cpus),
             nodes: together(|one| &one.cpuset_mems),
@@ -107,39 +150,11 @@ impl Owner {
 
     /// Limits the pod's containers together, in the guest.
     pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
-        let limits = guest_limits(
-            &self.pod.spec.limits,
-            &self.shared.host.sizing,
-            self.pod.cgroup(),
-        );
+        let limits = guest_limits(&self.pod.spec.limits, self.pod.allowance, self.pod.cgroup());
         if limits == protocol::Resources::default() {
             return Ok(());
         }
         Ok(guest.agent.limit(limits).await?)
-    }
-
-    /// `UpdatePodSandboxResources`: checked against the VM, then the guest, which may refuse, then the host.
-    pub(super) async fn resize(
-        &mut self,
-        resources: &Resources,
-        overhead: &Resources,
-    ) -> Result<(), PodError> {
-        let guest = self.ready_guest("a resize")?;
-        program::resources(resources)?;
-        check_placement(resources)?;
-        let mut changed = self.pod.spec.limits.clone();
-        changed.resources.update(resources);
-        changed.overhead.update(overhead);
-        sizing::resize(&changed.wanted(), &self.pod.size, cpus())?;
-        let limits = guest_limits(&changed, &self.shared.host.sizing, self.pod.cgroup());
-        let limited = guest.agent.limit(limits).await;
-        limited.map_err(|source| PodError::Guest {
-            id: self.pod.id.clone(),
-            source,
-        })?;
-        self.change_pod(|pod| pod.spec.limits = changed)?;
-        self.place();
-        Ok(())
     }
 }
 
@@ -181,26 +196,10 @@ fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
     cpulist::format(&all)
 }
 
-/// What of the guest's memory the pod may fill, and the VMM's own. A VM of an earlier version has no size and no limit.
-fn host_memory(limits: &PodLimits, defaults: &Defaults, size: &VmSize) -> Option<u64> {
-    let whole = u64::from(size.memory_mib);
-    if whole == 0 {
-        return None;
-    }
-    let wanted = limits.wanted();
-    let filled = if wanted.memory_limit_bytes == 0 {
-        whole
-    } else {
-        let least = u64::from(defaults.memory_mib);
-        wanted.memory_mib().max(least).min(whole)
-    };
-    Some((filled + vmm_mib(whole)) * MIB)
-}
-
 /// The containers' limit, and what the RuntimeClass adds for the VM.
-fn host_cpu(limits: &PodLimits) -> Option<u64> {
-    let millis = limits.resources.cpu_limit_millis();
-    (millis > 0).then(|| millis.saturating_add(limits.overhead.cpu_limit_millis()))
+fn host_cpu(allowance: Allowance, limits: &PodLimits) -> Option<u64> {
+    let millis = allowance.cpu_millis?;
+    Some(millis.saturating_add(limits.overhead.cpu_limit_millis()))
 }
 
 fn shares(limits: &PodLimits) -> Option<u64> {
@@ -209,27 +208,26 @@ fn shares(limits: &PodLimits) -> Option<u64> {
     u64::try_from(all).ok().filter(|_| shares > 0)
 }
 
-/// What containers may use together. A pod with a small limit may use no less than one without: kubelet sums up the
-/// limits that there are, also where some container has none.
-fn guest_limits(
+/// What containers may use together, by the guest's cgroup around them.
+pub(super) fn guest_limits(
     limits: &PodLimits,
-    defaults: &Defaults,
+    allowance: Allowance,
     cgroup: Option<&Path>,
 ) -> protocol::Resources {
     let resources = &limits.resources;
-    let least = sizing::containers_mib(u64::from(defaults.memory_mib)) * MIB;
-    let least = i64::try_from(least).unwrap_or(i64::MAX);
     let hugepages = resources.hugepage_limits.iter();
     // Where the host cannot hold the VM to it, the guest at least holds its containers to it.
-    let cpu = cgroup.is_none() && resources.cpu_quota_us > 0;
+    let cpu = cgroup.is_none() && allowance.cpu_millis.is_some();
+    let memory = allowance.memory_bytes;
+    let meant = |file: &str| file != OOM_GROUP && (file != GATE || memory.is_some());
+    let unified = resources.unified.iter().filter(|(file, _)| meant(file));
     protocol::Resources {
-        memory_limit_bytes: match resources.memory_limit_bytes {
-            limit if limit > 0 => limit.max(least),
-            limit => limit,
-        },
+        memory_limit_bytes: memory.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
         cpu_quota_us: if cpu { resources.cpu_quota_us } else { 0 },
         cpu_period_us: if cpu { resources.cpu_period_us } else { 0 },
-        unified: resources.unified.clone().into_iter().collect(),
+        unified: unified
+            .map(|(file, value)| (file.clone(), value.clone()))
+            .collect(),
         hugepage_limits: hugepages
             .filter(|(_, bytes)| *bytes > 0)
             .map(|(page_size, limit_bytes)| protocol::HugepageLimit {
@@ -241,11 +239,16 @@ fn guest_limits(
     }
 }
 
-fn cpus() -> usize {
+/// `None`: no limit, or none that was said.
+pub(super) fn positive(number: i64) -> Option<u64> {
+    u64::try_from(number).ok().filter(|number| *number > 0)
+}
+
+pub(super) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn meminfo(text: &str, name: &str) -> u64 {
+pub(super) fn meminfo(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0).saturating_mul(1024)
@@ -254,13 +257,6 @@ fn meminfo(text: &str, name: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DEFAULTS: Defaults = Defaults {
-        vcpus: 1,
-        memory_mib: 256,
-        headroom_mib: 0,
-        scratch_bytes: 1 << 30,
-    };
 
     fn limits(memory_mib: i64, quota_us: i64) -> PodLimits {
         PodLimits {
@@ -274,66 +270,92 @@ mod tests {
         }
     }
 
+    fn allowed(memory_mib: Option<u64>, cpu_millis: Option<u64>) -> Allowance {
+        Allowance {
+            memory_bytes: memory_mib.map(|mebibytes| mebibytes << 20),
+            cpu_millis,
+        }
+    }
+
     #[test]
-    fn a_vm_is_bound_on_the_host_by_its_limit_and_never_below_the_default() {
-        let size = VmSize {
-            memory_mib: 2000,
-            ..Default::default()
+    fn kubelets_cgroup_says_whether_the_sum_of_limits_is_a_limit() {
+        let cgroup = |memory_bytes, is_cpu_limited| PodCgroup {
+            path: "/p".into(),
+            memory_bytes,
+            is_cpu_limited,
         };
-        let bound = |memory| host_memory(&limits(memory, 0), &DEFAULTS, &size).unwrap() / MIB;
-        assert_eq!(bound(0), 2000 + vmm_mib(2000), "no limit: the whole VM");
-        let needed = limits(512, 0).wanted().memory_mib();
-        assert_eq!(bound(512), needed + vmm_mib(2000));
-        assert_eq!(bound(1), 256 + vmm_mib(2000));
-        assert_eq!(
-            bound(90_000),
-            2000 + vmm_mib(2000),
-            "never more than there is"
-        );
-        assert_eq!(
-            host_memory(&limits(512, 0), &DEFAULTS, &VmSize::default()),
-            None
-        );
+        for (cgroup, expected) in [
+            (None, allowed(Some(64), Some(500))),
+            (Some(cgroup(None, false)), allowed(None, None)),
+            (Some(cgroup(Some(1), false)), allowed(Some(64), None)),
+            (Some(cgroup(None, true)), allowed(None, Some(500))),
+        ] {
+            let found = limits(64, 50_000).allowance(cgroup.as_ref());
+            assert_eq!(found, expected, "{cgroup:?}");
+        }
+        let none = limits(0, 0).allowance(Some(&cgroup(Some(1 << 30), true)));
+        assert_eq!(none, Allowance::default(), "somebody else's cgroup");
     }
 
     #[test]
     fn the_overhead_of_the_runtime_class_is_the_vms_too() {
         let mut limits = limits(0, 150_000);
         limits.resources.cpu_shares = 512;
+        let allowance = allowed(None, Some(1500));
         assert_eq!(
-            (host_cpu(&limits), shares(&limits)),
+            (host_cpu(allowance, &limits), shares(&limits)),
             (Some(1500), Some(512))
         );
         limits.overhead.cpu_quota_us = 25_000;
         limits.overhead.cpu_period_us = 100_000;
         limits.overhead.cpu_shares = 102;
         assert_eq!(
-            (host_cpu(&limits), shares(&limits)),
+            (host_cpu(allowance, &limits), shares(&limits)),
             (Some(1750), Some(614))
         );
-        assert_eq!(host_cpu(&PodLimits::default()), None);
+        assert_eq!(host_cpu(Allowance::default(), &limits), None);
         assert_eq!(shares(&PodLimits::default()), None);
     }
 
     #[test]
     fn the_guest_limits_cpu_only_where_the_host_does_not() {
         let limits = limits(512, 150_000);
-        let by_host = guest_limits(&limits, &DEFAULTS, Some(Path::new("/x")));
+        let allowance = allowed(Some(512), Some(1500));
+        let by_host = guest_limits(&limits, allowance, Some(Path::new("/x")));
         assert_eq!(
             (by_host.memory_limit_bytes, by_host.cpu_quota_us),
             (512 << 20, 0)
         );
-        let alone = guest_limits(&limits, &DEFAULTS, None);
+        let alone = guest_limits(&limits, allowance, None);
         assert_eq!(
             (alone.cpu_quota_us, alone.cpu_period_us),
             (150_000, 100_000)
         );
-        let small = guest_limits(&self::limits(1, 0), &DEFAULTS, None);
-        assert!(small.memory_limit_bytes > 128 << 20, "{small:?}");
+        let small = guest_limits(&limits, allowed(Some(1), None), None);
+        assert_eq!(small.memory_limit_bytes, 1 << 20, "exactly");
         assert_eq!(
-            guest_limits(&PodLimits::default(), &DEFAULTS, None),
+            guest_limits(&limits, Allowance::default(), None),
             protocol::Resources::default()
         );
+    }
+
+    #[test]
+    fn what_is_meant_for_containers_is_not_set_for_all_of_them_together() {
+        let mut limits = limits(64, 0);
+        limits.resources.unified = [
+            (OOM_GROUP.to_owned(), "1".to_owned()),
+            (GATE.to_owned(), "5".to_owned()),
+            ("io.weight".to_owned(), "7".to_owned()),
+        ]
+        .into();
+        let files = |allowance| {
+            let unified = guest_limits(&limits, allowance, None).unified;
+            let mut files: Vec<String> = unified.into_keys().collect();
+            files.sort();
+            files
+        };
+        assert_eq!(files(allowed(Some(64), None)), ["io.weight", GATE]);
+        assert_eq!(files(Allowance::default()), ["io.weight"]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod program;
 pub mod rates;
 pub mod record;
 mod registry;
+mod resize;
 mod shares;
 pub mod signal;
 pub mod sizing;
@@ -134,6 +135,7 @@ impl Pods {
             addresses: Vec::new(),
             layers: BTreeMap::new(),
             size: sizing::VmSize::default(),
+            allowance: sizing::Allowance::default(),
             mirrors: BTreeMap::new(),
             shares: Vec::new(),
             shares_made: 0,

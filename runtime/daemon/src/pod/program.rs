@@ -202,7 +202,6 @@ pub fn oom_score_adj(limits: &Resources) -> i32 {
 /// Limits in the agent's words.
 pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError> {
     for (name, value) in [
-        ("memory_limit_in_bytes", limits.memory_limit_bytes),
         ("cpu_period", limits.cpu_period_us),
         ("cpu_shares", limits.cpu_shares),
     ] {
@@ -211,7 +210,8 @@ pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError
         }
     }
     Ok(protocol::Resources {
-        memory_limit_bytes: limits.memory_limit_bytes,
+        // Any number below 0 means none: kubelet calculates with the -1 that it read.
+        memory_limit_bytes: limits.memory_limit_bytes.max(-1),
         cpu_quota_us: limits.cpu_quota_us,
         cpu_period_us: limits.cpu_period_us,
         cpu_shares: limits.cpu_shares,

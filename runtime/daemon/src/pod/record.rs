@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockRecord;
 use super::shares::ShareRecord;
-use super::sizing::VmSize;
+use super::sizing::{Allowance, VmSize};
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
 use super::volumes::mirror;
@@ -38,6 +38,9 @@ pub struct PodRecord {
     /// Of its VM; zeros before that is known.
     #[serde(default)]
     pub size: VmSize,
+    /// What its containers may use together.
+    #[serde(default)]
+    pub allowance: Allowance,
     /// Volumes of the guest that follow the host's, by their name in the guest.
     #[serde(default)]
     pub mirrors: BTreeMap<String, mirror::Source>,

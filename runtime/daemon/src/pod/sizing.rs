@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How large a pod's VM is, and whether it fits. Pure.
 //!
-//! A VM has the memory that the pod's containers may use together, and what its own kernel and agent take of it,
-//! which grows with the memory (docs/design.md has the measurement). The host gives memory as the guest touches it,
-//! so what counts against it at a boot is what a boot touches: limits may be promised that the host has not free,
-//! as Kubernetes overcommits them, but never more to one pod than the host has at all. A pod under a cgroup with a
-//! limit (kubelet's, where the RuntimeClass has an overhead or not) is made to fit below it: then the guest runs out of
-//! memory and kills one process, not the host the whole VM.
+//! A VM is born with the memory that the pod's containers may use together, and what its own kernel and agent take of it,
+//! which grows with the memory (docs/design.md has the measurement). It can get more while it runs: for a higher limit,
+//! and for a pod without a limit whenever that needs some. The host gives memory as the guest touches it, so what counts
+//! against it at a boot is what a boot touches: limits may be promised that the host has not free, as Kubernetes
+//! overcommits them, but never more to one pod than the host has at all.
 
+use bulkhead_proto::agent::{GUEST_FIXED_BYTES, GUEST_PARTS};
 use bulkhead_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
 use serde::{Deserialize, Serialize};
 
 const MIB: u64 = 1 << 20;
-/// What a guest's kernel and agent take whatever its memory: 34 MiB, and what the kernel keeps free for itself, 70 MiB.
-const GUEST_FIXED_MIB: u64 = 96;
-/// One part in so many of the memory describes it: 2 per cent were seen, 64 bytes a page of 4096 among them.
-const GUEST_PARTS: u64 = 40;
+const GUEST_FIXED_MIB: u64 = GUEST_FIXED_BYTES / MIB;
 /// What a guest has touched once its agent is ready.
 const GUEST_START_MIB: u64 = 48;
 /// What a VMM takes beside the guest's memory.
@@ -24,36 +21,56 @@ const VMM_FIXED_MIB: u64 = 16;
 const VMM_PARTS: u64 = 256;
 /// Below this no guest starts.
 const LEAST_MIB: u64 = 64;
+/// Memory is added in blocks (of 128 MiB): what describes the rest of the last one.
+const BLOCK_SLACK_MIB: u64 = 4;
 /// Free disk without which no pod is begun: the file system's own structures and a little to write.
 const LEAST_DISK_BYTES: u64 = 64 * MIB;
+/// A CPU limit may be raised to twice what it was, or to so many CPUs, while the VM runs.
+const SPARE_VCPUS: u8 = 4;
 
-/// What a VM was booted with.
+/// What a VM was booted with, and what it can get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSize {
+    /// All CPUs that it can have.
     pub vcpus: u8,
+    /// Those that its kernel started with; 0, of an earlier version: all.
+    #[serde(default)]
+    pub boot_vcpus: u8,
+    /// At the boot.
     pub memory_mib: u32,
+    /// At most; 0, of an earlier version: what it was booted with.
+    #[serde(default)]
+    pub memory_max_mib: u32,
     pub scratch_bytes: u64,
+}
+
+/// What the containers of a pod may use together; `None`: as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowance {
+    /// Without huge pages.
+    pub memory_bytes: Option<u64>,
+    pub cpu_millis: Option<u64>,
 }
 
 /// What a pod wants; 0: not said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// All containers together, without huge pages.
-    pub memory_limit_bytes: u64,
+    pub allowance: Allowance,
     pub hugepage_bytes: u64,
-    pub cpu_limit_millis: u64,
     pub cpu_request_millis: u64,
     /// The pod's ephemeral storage.
     pub scratch_bytes: Option<u64>,
 }
 
-/// The VM of a pod that wants nothing.
+/// What an administrator wants of VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Defaults {
+    /// At least.
     pub vcpus: u8,
+    /// What the VM of a pod without a memory limit is born with.
     pub memory_mib: u32,
-    /// Memory beyond the limit that a VM is booted with, for the limit to grow into.
-    pub headroom_mib: u32,
+    /// What no VM may go beyond.
+    pub memory_max_mib: u32,
     pub scratch_bytes: u64,
 }
 
@@ -79,43 +96,54 @@ pub enum Unfit {
     #[error("a VM takes {needed} MiB of memory to start, the host has {available} MiB available")]
     Available { needed: u64, available: u64 },
     #[error(
-        "a VM needs {needed} MiB of memory at least, the cgroup that the pod is to be in allows {allowed} MiB: raise the \
-         pod's limit, or give the RuntimeClass an overhead"
+        "the pod's VM needs {needed} MiB of memory at least, the cgroup that it is to be in allows {allowed} MiB: raise that \
+         cgroup's limit, or lower the pod's"
     )]
     Cgroup { needed: u64, allowed: u64 },
     #[error("the pod needs {needed} MiB of disk, {free} MiB are free")]
     Disk { needed: u64, free: u64 },
     #[error(
-        "the pod's containers would need a VM of {needed} MiB, this one was started with {memory} MiB: make the pod anew, or \
-         start VMs with sandbox.memory_headroom_mib"
+        "the pod's containers would need a VM of {needed} MiB, this one can have {most}: make the pod anew on a larger node, \
+         or raise sandbox.memory_max_mib"
     )]
-    Memory { needed: u64, memory: u64 },
-    #[error("the pod would need {needed} CPUs, its VM was started with {vcpus}: make the pod anew")]
+    Memory { needed: u64, most: u64 },
+    #[error(
+        "the pod's VM would need {needed} MiB beside its containers, the RuntimeClass's overhead is {overhead} MiB: raise the \
+         overhead and make the pod anew"
+    )]
+    Overhead { needed: u64, overhead: u64 },
+    #[error("the pod would need {needed} CPUs, its VM can have {vcpus}: make the pod anew")]
     Cpus { needed: u64, vcpus: u64 },
+    #[error(
+        "the pod's VM holds {held} MiB of the host's memory, of which {most} MiB would be allowed, and its guest gives back no \
+         more: stop what uses the memory first"
+    )]
+    Held { held: u64, most: u64 },
 }
 
 impl Wanted {
-    /// Memory of the VM in which the containers can use all that they may.
-    pub fn memory_mib(&self) -> u64 {
-        let for_containers =
-            mib(self.memory_limit_bytes) + mib(self.hugepage_bytes) + GUEST_FIXED_MIB;
+    /// Memory of the VM in which the containers can use all that they may; `None`: there is no end to it.
+    pub fn memory_mib(&self) -> Option<u64> {
+        Some(self.with_containers(mib(self.allowance.memory_bytes?)))
+    }
+
+    /// Memory of the VM in which containers can use `container_mib`, beside the pod's huge pages.
+    pub fn with_containers(&self, container_mib: u64) -> u64 {
+        let inside = container_mib
+            .saturating_add(mib(self.hugepage_bytes))
+            .saturating_add(GUEST_FIXED_MIB);
         // With x of the whole describing it: whole = part / (1 - 1/x).
-        (for_containers.saturating_mul(GUEST_PARTS)).div_ceil(GUEST_PARTS - 1)
+        inside.saturating_mul(GUEST_PARTS).div_ceil(GUEST_PARTS - 1)
     }
 
-    fn cpus(&self) -> u64 {
-        let millis = match self.cpu_limit_millis {
-            0 => self.cpu_request_millis,
-            limit => limit,
-        };
-        millis.div_ceil(1000)
+    /// What the VM may take of the host's memory; `None`: there is no end to it.
+    pub fn host_bytes(&self) -> Option<u64> {
+        let whole = self.memory_mib()?;
+        let all = whole
+            .saturating_add(vmm_mib(whole))
+            .saturating_add(BLOCK_SLACK_MIB);
+        Some(all.saturating_mul(MIB))
     }
-}
-
-/// What containers can use of a VM of `memory_mib`: the other way round.
-pub fn containers_mib(memory_mib: u64) -> u64 {
-    let described = memory_mib.div_ceil(GUEST_PARTS);
-    memory_mib.saturating_sub(described + GUEST_FIXED_MIB)
 }
 
 /// What the VMM takes beside a guest of `memory_mib`.
@@ -126,33 +154,66 @@ pub fn vmm_mib(memory_mib: u64) -> u64 {
 /// How large the VM is to be, or why there can be none.
 pub fn size(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<VmSize, Unfit> {
     let scratch_bytes = scratch(wanted, defaults, room)?;
-    let memory_mib = memory(wanted, defaults, room)?;
-    let host = u8::try_from(room.cpus).unwrap_or(MAX_VCPUS);
-    let vcpus = u8::try_from(wanted.cpus()).unwrap_or(u8::MAX);
+    let (memory_mib, memory_max_mib) = memory(wanted, defaults, room)?;
+    let (vcpus, boot_vcpus) = cpus(wanted, defaults, room.cpus);
     Ok(VmSize {
-        vcpus: vcpus
-            .min(host)
-            .clamp(defaults.vcpus, MAX_VCPUS.max(defaults.vcpus)),
+        vcpus,
+        boot_vcpus,
         memory_mib,
+        memory_max_mib,
         scratch_bytes,
     })
 }
 
-fn memory(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u32, Unfit> {
-    let mut whole = u64::from(defaults.memory_mib);
-    if wanted.memory_limit_bytes > 0 || wanted.hugepage_bytes > 0 {
-        whole = whole.max(wanted.memory_mib() + u64::from(defaults.headroom_mib));
-    }
+/// All CPUs, and those at the boot.
+fn cpus(wanted: &Wanted, defaults: &Defaults, host_cpus: usize) -> (u8, u8) {
+    let whole = |millis: u64| u8::try_from(millis.div_ceil(1000)).unwrap_or(u8::MAX);
+    let host = u8::try_from(host_cpus)
+        .unwrap_or(MAX_VCPUS)
+        .clamp(1, MAX_VCPUS);
+    let limit = wanted.allowance.cpu_millis.map(whole);
+    let boot = limit
+        .unwrap_or_else(|| whole(wanted.cpu_request_millis))
+        .min(host)
+        .max(defaults.vcpus);
+    let most = match limit {
+        None => host,
+        Some(_) => host.min(boot.saturating_mul(2).max(SPARE_VCPUS)),
+    };
+    (most.max(boot), boot)
+}
+
+/// Memory at the boot, and at most.
+fn memory(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<(u32, u32), Unfit> {
     let total = room.memory_bytes / MIB;
-    let most = u64::from(MAX_MEMORY_MIB);
-    if whole + vmm_mib(whole) > total || whole > most {
-        return Err(Unfit::Host {
-            needed: whole.saturating_add(vmm_mib(whole)),
-            limit: mib(wanted.memory_limit_bytes),
-            total: total.min(most),
-        });
-    }
-    let start = GUEST_START_MIB + whole / GUEST_PARTS + vmm_mib(whole);
+    let ceiling = total
+        .saturating_sub(vmm_mib(total))
+        .min(u64::from(MAX_MEMORY_MIB.min(defaults.memory_max_mib)));
+    let allowed = room.cgroup_bytes.map(|bytes| bytes / MIB);
+    let (boot, most) = match wanted.memory_mib() {
+        Some(needed) => {
+            if needed > ceiling {
+                return Err(Unfit::Host {
+                    needed: needed.saturating_add(vmm_mib(needed)),
+                    limit: wanted.allowance.memory_bytes.map_or(0, mib),
+                    total: total.min(ceiling.saturating_add(vmm_mib(ceiling))),
+                });
+            }
+            let needed = needed.max(LEAST_MIB);
+            check_cgroup(needed + vmm_mib(needed), allowed)?;
+            (needed, ceiling.max(needed))
+        }
+        None => {
+            // Made to fit: it asked for nothing that it would not get.
+            let below = |allowed: u64| allowed.saturating_sub(vmm_mib(allowed));
+            let most = allowed.map_or(ceiling, |allowed| below(allowed).min(ceiling));
+            let needed = wanted.with_containers(0).max(LEAST_MIB);
+            check_cgroup(needed + vmm_mib(needed), allowed)?;
+            let boot = u64::from(defaults.memory_mib).max(needed).min(most);
+            (boot, most)
+        }
+    };
+    let start = GUEST_START_MIB + boot / GUEST_PARTS + vmm_mib(boot);
     let available = room.available_bytes / MIB;
     if start > available {
         return Err(Unfit::Available {
@@ -160,17 +221,15 @@ fn memory(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u32, Unfi
             available,
         });
     }
-    if let Some(allowed) = room.cgroup_bytes.map(|bytes| bytes / MIB) {
-        let least = LEAST_MIB + vmm_mib(LEAST_MIB);
-        if allowed < least {
-            return Err(Unfit::Cgroup {
-                needed: least,
-                allowed,
-            });
-        }
-        whole = whole.min(allowed - vmm_mib(whole.min(allowed)).min(allowed - LEAST_MIB));
+    let bounded = |mebibytes| u32::try_from(mebibytes).unwrap_or(MAX_MEMORY_MIB);
+    Ok((bounded(boot), bounded(most)))
+}
+
+fn check_cgroup(needed: u64, allowed: Option<u64>) -> Result<(), Unfit> {
+    match allowed {
+        Some(allowed) if allowed < needed => Err(Unfit::Cgroup { needed, allowed }),
+        _ => Ok(()),
     }
-    Ok(u32::try_from(whole).unwrap_or(MAX_MEMORY_MIB))
 }
 
 /// The disk is sparse. What a pod asked for must be free; a default, which nobody asked for, need not be.
@@ -185,177 +244,58 @@ fn scratch(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u64, Unf
     Ok(wanted.scratch_bytes.unwrap_or(defaults.scratch_bytes))
 }
 
-/// Whether a VM that runs can hold what its pod is now to have.
-pub fn resize(wanted: &Wanted, size: &VmSize, host_cpus: usize) -> Result<(), Unfit> {
-    let memory = u64::from(size.memory_mib);
-    let limited = wanted.memory_limit_bytes > 0 || wanted.hugepage_bytes > 0;
-    if limited && wanted.memory_mib() > memory {
-        return Err(Unfit::Memory {
-            needed: wanted.memory_mib(),
-            memory,
-        });
+/// Whether a VM that runs can hold what its pod is now to have. What does not grow is not asked about. `overhead_bytes` is
+/// what there is for the VM beside the containers, where it lives in kubelet's cgroup of the pod.
+pub fn resize(
+    old: &Wanted,
+    new: &Wanted,
+    size: &VmSize,
+    host_cpus: usize,
+    overhead_bytes: Option<u64>,
+) -> Result<(), Unfit> {
+    if grows(old.allowance.memory_bytes, new.allowance.memory_bytes)
+        && let Some(needed) = new.memory_mib()
+    {
+        let most = u64::from(size.memory_max_mib.max(size.memory_mib));
+        if needed > most {
+            return Err(Unfit::Memory { needed, most });
+        }
+        // What the guest keeps free for itself it does not touch.
+        let beside = GUEST_START_MIB + needed / GUEST_PARTS + vmm_mib(needed);
+        if let Some(overhead) = overhead_bytes.map(|bytes| bytes / MIB)
+            && beside > overhead
+        {
+            return Err(Unfit::Overhead {
+                needed: beside,
+                overhead,
+            });
+        }
     }
-    // A limit beyond the host's CPUs is none.
-    let vcpus = u64::from(size.vcpus);
-    let needed = wanted.cpu_limit_millis.div_ceil(1000);
-    if needed > vcpus && vcpus < host_cpus as u64 {
-        return Err(Unfit::Cpus { needed, vcpus });
+    if grows(old.allowance.cpu_millis, new.allowance.cpu_millis)
+        && let Some(millis) = new.allowance.cpu_millis
+    {
+        // A limit beyond the host's CPUs is none.
+        let (needed, vcpus) = (millis.div_ceil(1000), u64::from(size.vcpus));
+        if needed > vcpus && vcpus < host_cpus as u64 {
+            return Err(Unfit::Cpus { needed, vcpus });
+        }
     }
     Ok(())
 }
 
-fn mib(bytes: u64) -> u64 {
+/// Whether there is more than before; `None` is no end.
+pub fn grows(old: Option<u64>, new: Option<u64>) -> bool {
+    match (old, new) {
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => new > old,
+        (None, _) => false,
+    }
+}
+
+pub fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(MIB)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DEFAULTS: Defaults = Defaults {
-        vcpus: 1,
-        memory_mib: 256,
-        headroom_mib: 0,
-        scratch_bytes: 10 << 30,
-    };
-    const ROOM: Room = Room {
-        cpus: 8,
-        memory_bytes: 16 << 30,
-        available_bytes: 4 << 30,
-        cgroup_bytes: None,
-        disk_bytes: 2 << 30,
-    };
-
-    fn limit(mebibytes: u64) -> Wanted {
-        Wanted {
-            memory_limit_bytes: mebibytes * MIB,
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn a_vm_holds_its_pods_limits_beside_its_own_needs_and_is_never_smaller_than_the_default() {
-        for (wanted, expected) in [(0, 256), (1, 256), (512, 624), (8192, 8501)] {
-            let size = size(&limit(wanted), &DEFAULTS, &ROOM).unwrap();
-            assert_eq!(size.memory_mib, expected, "{wanted}");
-            let own = GUEST_FIXED_MIB + u64::from(size.memory_mib) / GUEST_PARTS;
-            assert!(u64::from(size.memory_mib) >= wanted + own, "{wanted}");
-        }
-        let headroom = Defaults {
-            headroom_mib: 1000,
-            ..DEFAULTS
-        };
-        assert_eq!(
-            size(&limit(512), &headroom, &ROOM).unwrap().memory_mib,
-            1624
-        );
-        assert_eq!(size(&limit(0), &headroom, &ROOM).unwrap().memory_mib, 256);
-        let huge = Wanted {
-            hugepage_bytes: 512 * MIB,
-            ..limit(0)
-        };
-        assert_eq!(size(&huge, &DEFAULTS, &ROOM).unwrap().memory_mib, 624);
-    }
-
-    #[test]
-    fn cpus_are_the_limit_rounded_up_else_the_request_and_never_more_than_the_host_has() {
-        for (limit, request, expected) in [
-            (0, 0, 1),
-            (1001, 0, 2),
-            (0, 2500, 3),
-            (1000, 4000, 1),
-            (100_000, 0, 8),
-            (u64::MAX, 0, 8),
-        ] {
-            let wanted = Wanted {
-                cpu_limit_millis: limit,
-                cpu_request_millis: request,
-                ..Default::default()
-            };
-            let size = size(&wanted, &DEFAULTS, &ROOM).unwrap();
-            assert_eq!(size.vcpus, expected, "{limit} {request}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_fit_is_refused_with_the_numbers() {
-        let too_much = size(&limit(20_000), &DEFAULTS, &ROOM).unwrap_err();
-        let text = too_much.to_string();
-        assert!(text.contains("20000") && text.contains("16384"), "{text}");
-        assert!(size(&limit(u64::MAX / MIB), &DEFAULTS, &ROOM).is_err());
-        let busy = Room {
-            available_bytes: 50 * MIB,
-            ..ROOM
-        };
-        let text = size(&limit(0), &DEFAULTS, &busy).unwrap_err().to_string();
-        assert!(text.contains("50 MiB available"), "{text}");
-        let disk = Wanted {
-            scratch_bytes: Some(3 << 30),
-            ..Default::default()
-        };
-        assert_eq!(
-            size(&disk, &DEFAULTS, &ROOM),
-            Err(Unfit::Disk {
-                needed: 3072,
-                free: 2048
-            })
-        );
-        assert_eq!(
-            size(&limit(0), &DEFAULTS, &ROOM).unwrap().scratch_bytes,
-            10 << 30
-        );
-    }
-
-    #[test]
-    fn a_vm_is_made_to_fit_below_its_cgroups_limit() {
-        let below = |mebibytes: u64| Room {
-            cgroup_bytes: Some(mebibytes * MIB),
-            ..ROOM
-        };
-        let wide = size(&limit(512), &DEFAULTS, &below(2000)).unwrap();
-        assert_eq!(wide.memory_mib, 624);
-        for allowed in [512, 300, 120] {
-            let tight = size(&limit(512), &DEFAULTS, &below(allowed)).unwrap();
-            let memory = u64::from(tight.memory_mib);
-            assert!(memory + vmm_mib(memory) <= allowed, "{allowed}: {memory}");
-            assert!(memory >= LEAST_MIB, "{allowed}: {memory}");
-        }
-        let error = size(&limit(64), &DEFAULTS, &below(64)).unwrap_err();
-        assert!(
-            matches!(error, Unfit::Cgroup { allowed: 64, .. }),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_vm_that_runs_is_resized_within_what_it_was_started_with() {
-        let booted = VmSize {
-            vcpus: 2,
-            memory_mib: 624,
-            scratch_bytes: 0,
-        };
-        assert_eq!(resize(&limit(512), &booted, 8), Ok(()));
-        assert_eq!(resize(&limit(0), &booted, 8), Ok(()));
-        assert!(matches!(
-            resize(&limit(700), &booted, 8),
-            Err(Unfit::Memory { .. })
-        ));
-        let cpus = |millis| Wanted {
-            cpu_limit_millis: millis,
-            ..Default::default()
-        };
-        assert_eq!(resize(&cpus(2000), &booted, 8), Ok(()));
-        assert_eq!(
-            resize(&cpus(2001), &booted, 8),
-            Err(Unfit::Cpus {
-                needed: 3,
-                vcpus: 2
-            })
-        );
-        assert_eq!(
-            resize(&cpus(9000), &booted, 2),
-            Ok(()),
-            "more than the host has is no limit"
-        );
-    }
-}
+#[path = "sizing_tests.rs"]
+mod tests;

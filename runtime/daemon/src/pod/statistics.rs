@@ -186,7 +186,7 @@ fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
         vcpus => vcpus,
     };
     Bounds {
-        memory_bytes: known(u64::from(pod.size.memory_mib) << 20),
+        memory_bytes: known(u64::from(pod.size.memory_max_mib.max(pod.size.memory_mib)) << 20),
         scratch_bytes: known(pod.size.scratch_bytes),
         cpu: (age + CLOCK_SLACK).saturating_mul(vcpus),
     }

@@ -14,9 +14,9 @@ use std::io::{self, Seek};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::loader::{Elf, KernelLoader};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::memory::{Memory, expect_use};
+use crate::memory::{GAP_START, Memory, expect_use, ranges};
 
 const GDT: u64 = 0x500;
 const STACK: u64 = 0x6ff0;
@@ -74,15 +74,17 @@ pub struct Entry {
     pub page_table: u64,
 }
 
-/// Loads everything. The files are read straight into guest memory.
+/// Loads everything. The files are read straight into guest memory, of which the kernel is told the first
+/// `memory_bytes`.
 pub fn load(
     memory: &Memory,
+    memory_bytes: u64,
     kernel: &mut File,
     initramfs: &mut File,
     cmdline: &str,
     vcpus: u8,
 ) -> Result<Entry, BootError> {
-    let low_end = memory.iter().next().map_or(0, GuestMemoryRegion::len);
+    let low_end = memory_bytes.min(GAP_START);
     let size = initramfs.metadata().map_err(BootError::Measure)?.len();
     let kernel_size = kernel.metadata().map_err(BootError::Measure)?.len();
     expect_use(memory, 0, HIGH_MEMORY);
@@ -117,7 +119,7 @@ pub fn load(
     write(&mptable::build(MP_TABLE, vcpus), MP_TABLE.into()).map_err(BootError::Write)?;
     let gdt_limit = write_gdt(memory).map_err(BootError::Write)?;
     write_page_tables(memory).map_err(BootError::Write)?;
-    let params = zero_page(memory, cmdline.len(), address, size);
+    let params = zero_page(memory_bytes, cmdline.len(), address, size);
     memory
         .write_obj(params, GuestAddress(ZERO_PAGE))
         .map_err(BootError::Write)?;
@@ -172,7 +174,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError>
     Ok(())
 }
 
-fn zero_page(memory: &Memory, cmdline: usize, initramfs: u64, size: u64) -> boot_params {
+fn zero_page(memory_bytes: u64, cmdline: usize, initramfs: u64, size: u64) -> boot_params {
     let mut params = boot_params::default();
     let low = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     params.hdr.type_of_loader = 0xff;
@@ -190,9 +192,9 @@ fn zero_page(memory: &Memory, cmdline: usize, initramfs: u64, size: u64) -> boot
         (0, mp_table, E820_RAM),
         (mp_table, HIGH_MEMORY - mp_table, E820_RESERVED),
     ];
-    for region in memory.iter() {
-        let start = region.start_addr().0.max(HIGH_MEMORY);
-        let end = region.start_addr().0 + region.len();
+    for (start, len) in ranges(memory_bytes) {
+        let end = start + len;
+        let start = start.max(HIGH_MEMORY);
         map.push((start, end - start, E820_RAM));
     }
     for (to, &(addr, size, type_)) in params.e820_table.iter_mut().zip(&map) {
@@ -213,14 +215,13 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0; 4096]).unwrap();
         let mut other = tempfile::tempfile().unwrap();
-        let result = load(&memory, &mut file, &mut other, "", 1);
+        let result = load(&memory, 32 << 20, &mut file, &mut other, "", 1);
         assert!(matches!(result, Err(BootError::Kernel(_))));
     }
 
     #[test]
     fn the_memory_map_goes_around_the_gap() {
-        let memory = crate::memory::create(4 << 30, None).unwrap();
-        let params = zero_page(&memory, 0, 0, 0);
+        let params = zero_page(4 << 30, 0, 0, 0);
         let last = params.e820_table[3];
         assert_eq!(params.e820_entries, 4);
         assert_eq!(({ last.addr }, { last.size }), (1 << 32, 1 << 30));

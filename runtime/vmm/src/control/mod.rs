@@ -36,6 +36,11 @@ pub enum Request {
     },
     /// Comes with a descriptor: a stream socket whose other end is a file server.
     ConnectFiles,
+    /// How many pages of 4 KiB the guest is to put into its balloon, from which the host takes them back; 0 lets it take
+    /// them again. The statistics say how far it is.
+    Balloon {
+        pages: u32,
+    },
     Statistics,
     /// Returns once no vCPU runs.
     Pause,
@@ -126,6 +131,11 @@ impl Client {
             Reply::Done => Ok(()),
             _ => Err(ClientError::WrongReply),
         }
+    }
+
+    /// Asks the guest to put so many pages of 4 KiB into its balloon.
+    pub fn balloon(&mut self, pages: u32) -> Result<(), ClientError> {
+        self.expect_done(Request::Balloon { pages })
     }
 
     pub fn statistics(&mut self) -> Result<Statistics, ClientError> {

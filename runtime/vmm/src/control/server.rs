@@ -23,6 +23,7 @@ pub trait Target {
     fn attach_volume(&self, device: File) -> Result<Extent, String>;
     fn detach_volume(&self, first_sector: u64);
     fn connect_files(&self, server: OwnedFd) -> Result<(), String>;
+    fn balloon(&self, pages: u32);
     fn statistics(&self) -> Statistics;
     fn pause(&self) -> Result<(), String>;
     fn resume(&self);
@@ -189,6 +190,10 @@ impl Client {
             (Request::ConnectFiles, Some(server)) => target
                 .connect_files(server)
                 .map_or_else(failed, |()| Reply::Done),
+            (Request::Balloon { pages }, _) => {
+                target.balloon(pages);
+                Reply::Done
+            }
             (Request::Statistics, _) => Reply::Statistics(Box::new(target.statistics())),
             (Request::Pause, _) => target.pause().map_or_else(failed, |()| Reply::Done),
             (Request::Resume, _) => {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-balloon (virtio 1.2, 5.5): its use here is free page reporting, by which the guest
-//! tells which memory it does not use and the host takes it back. Runs on the io worker.
+//! virtio-balloon (virtio 1.2, 5.5). By free page reporting the guest tells which memory it does not use, and the host
+//! takes it back. Runs on the io worker.
 //!
-//! Inflating and deflating work as the specification says; the target stays at zero.
+//! Reporting is slow and knows only large runs of pages. When a pod's limit shrinks, memory must come back at once: then the
+//! control socket sets a target, and the guest puts pages into the balloon until it is reached or no page is free.
 
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ const BUDGET: usize = 64;
 pub struct Balloon {
     /// How many pages the guest says it gave.
     actual_pages: [u8; 4],
+    /// How many it is asked to give.
+    target_pages: u32,
     active: Option<Active>,
     counters: Arc<BalloonCounters>,
 }
@@ -36,8 +39,17 @@ impl Balloon {
     pub fn new(counters: Arc<BalloonCounters>) -> Self {
         Self {
             actual_pages: [0; 4],
+            target_pages: 0,
             active: None,
             counters,
+        }
+    }
+
+    /// Asks the guest to have so many pages of 4 KiB in the balloon.
+    pub fn set_target(&mut self, pages: u32) {
+        self.target_pages = pages;
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed(&self.config());
         }
     }
 }
@@ -93,8 +105,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn config(&self) -> Vec<u8> {
-        // num_pages, the target, is always zero.
-        [[0; 4], self.actual_pages].concat()
+        [self.target_pages.to_le_bytes(), self.actual_pages].concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -181,6 +192,17 @@ mod tests {
         assert_eq!(counters.snapshot().inflated_bytes, 3 * PAGE);
         let first = [0, 1, 2, 3].map(|page| driver.read(PAGES + page * PAGE, 1)[0]);
         assert_eq!(first, [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_target_is_shown_and_told() {
+        let driver = Driver::new();
+        let (mut balloon, _) = balloon(&driver);
+        assert_eq!(balloon.config(), [0; 8]);
+        balloon.set_target(0x0102);
+        assert_eq!(balloon.config()[..4], [2, 1, 0, 0]);
+        balloon.write_config(4, &[7, 0, 0, 0]);
+        assert_eq!(balloon.config(), [2, 1, 0, 0, 7, 0, 0, 0]);
     }
 
     #[test]

@@ -90,6 +90,7 @@ pub struct Machine {
     pub image: Arc<Mutex<Blk<ImageDisk>>>,
     pub files: Arc<Mutex<Fs>>,
     pub volumes: Arc<Mutex<Blk<VolumeDisk>>>,
+    pub balloon: Arc<Mutex<Balloon>>,
     pub disk_worker: Worker,
     pub io_worker: Worker,
     pub files_worker: Worker,
@@ -145,6 +146,7 @@ impl Machine {
         let volumes = Arc::clone(&observed.volume_disk);
         let volumes = Blk::new(VolumeDisk::default(), "volumes", volumes);
         let volumes = Arc::new(Mutex::new(volumes));
+        let balloon = Arc::new(Mutex::new(Balloon::new(Arc::clone(&observed.balloon))));
         // The order is part of the interface: the guest's /dev/vda is the image disk, vdb the scratch disk, vdc the volume disk.
         let devices: [SharedDevice; 8] = [
             Arc::new(Mutex::new(vsock)),
@@ -157,7 +159,7 @@ impl Machine {
             Arc::clone(&image) as SharedDevice,
             Arc::new(Mutex::new(Blk::new(resources.scratch, "scratch", scratch))),
             Arc::new(Mutex::new(Rng::new(HostRandom, Arc::clone(&observed.rng)))),
-            Arc::new(Mutex::new(Balloon::new(Arc::clone(&observed.balloon)))),
+            Arc::clone(&balloon) as SharedDevice,
             Arc::clone(&files) as SharedDevice,
             Arc::clone(&volumes) as SharedDevice,
         ];
@@ -203,6 +205,7 @@ impl Machine {
             image,
             files,
             volumes,
+            balloon,
             disk_worker,
             io_worker,
             files_worker,

@@ -31,6 +31,7 @@ use crate::boot::{self, BootError};
 use crate::config::VmConfig;
 use crate::control::Extent;
 use crate::control::server::{self, Target};
+use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
 use crate::devices::blk::disk::{ImageDisk, VolumeDisk};
 use crate::devices::fs::Fs;
@@ -84,7 +85,7 @@ pub struct Remaining {
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
     let resources = Resources::open(config)?;
-    let bytes = config.memory_bytes();
+    let bytes = config.memory_max_bytes();
     let memory = Arc::new(memory::create(bytes, config.memory_file.as_deref())?);
     let parts = Parts { resources, memory };
     let (machine, remaining) = Machine::build(config, parts, &mut observed)?;
@@ -93,9 +94,15 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         mut kernel,
         mut initramfs,
     } = remaining;
-    let cmdline = cmdline(&config.extra_cmdline);
-    let memory = &machine.memory;
-    let entry = boot::load(memory, &mut kernel, &mut initramfs, &cmdline, config.vcpus)?;
+    let cmdline = cmdline(config);
+    let entry = boot::load(
+        &machine.memory,
+        config.memory_bytes(),
+        &mut kernel,
+        &mut initramfs,
+        &cmdline,
+        config.vcpus,
+    )?;
     drop((kernel, initramfs));
     machine.set_entry(&entry)?;
     let signals = block_signals().map_err(SetupError::Threads)?;
@@ -105,15 +112,18 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
     Ok(running.finish(ended))
 }
 
-fn cmdline(extra: &str) -> String {
+fn cmdline(config: &VmConfig) -> String {
     let mut line = CMDLINE.to_owned();
+    if (1..config.vcpus).contains(&config.boot_vcpus) {
+        line.push_str(&format!(" maxcpus={}", config.boot_vcpus));
+    }
     for (slot, irq) in DEVICE_IRQS.iter().enumerate() {
         let base = MMIO_BASE + slot as u64 * crate::devices::registers::SLOT_BYTES;
         line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{irq}"));
     }
-    if !extra.is_empty() {
+    if !config.extra_cmdline.is_empty() {
         line.push(' ');
-        line.push_str(extra);
+        line.push_str(&config.extra_cmdline);
     }
     line
 }
@@ -140,6 +150,7 @@ struct Running {
     image: Arc<Mutex<Blk<ImageDisk>>>,
     files: Arc<Mutex<Fs>>,
     volumes: Arc<Mutex<Blk<VolumeDisk>>>,
+    balloon: Arc<Mutex<Balloon>>,
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
@@ -173,6 +184,7 @@ impl Running {
             image,
             files,
             volumes,
+            balloon,
             disk_worker,
             io_worker,
             files_worker,
@@ -200,6 +212,7 @@ impl Running {
             image,
             files,
             volumes,
+            balloon,
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
@@ -323,6 +336,10 @@ impl Target for Running {
         }
         let connected = lock(&self.files).connect(UnixStream::from(server));
         connected.map_err(|e| e.to_string())
+    }
+
+    fn balloon(&self, pages: u32) {
+        lock(&self.balloon).set_target(pages);
     }
 
     fn statistics(&self) -> Statistics {
