@@ -89,7 +89,7 @@ pub fn resolve(
                 resolved.views.push(view);
                 source
             }
-            other => find(volumes, other.as_ref(), &target)?,
+            _ => find(volumes, mount, &target)?,
         };
         // Of a share the file server keeps what is read-only, and what the host has mounted below it writable.
         let is_share = matches!(mount.source, Some(Source::Shared(_)));
@@ -109,14 +109,16 @@ pub fn resolve(
     Ok(resolved)
 }
 
-fn find(volumes: &Volumes, source: Option<&Source>, target: &str) -> Result<PathBuf, MountError> {
+fn find(volumes: &Volumes, mount: &Mount, target: &str) -> Result<PathBuf, MountError> {
     let target = target.to_owned();
-    match source {
+    match &mount.source {
         Some(Source::Volume(name)) => volumes
             .find(name)
             .map_err(|source| MountError::Volume { target, source }),
         Some(Source::Shared(name)) => {
-            shared::path(name).map_err(|source| MountError::Shared { target, source })
+            let seen_by = mount.map_owners.then_some(&volumes.users);
+            let found = shared::path(name, seen_by);
+            found.map_err(|source| MountError::Shared { target, source })
         }
         Some(Source::Image(_)) | None => Err(MountError::Source {
             target,

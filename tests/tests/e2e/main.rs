@@ -21,4 +21,5 @@ mod security;
 mod shares;
 mod statistics;
 mod streaming;
+mod users;
 mod volumes;

@@ -248,6 +248,16 @@ fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
     check_users(&spec, &container).unwrap();
     let other = pod(Some(pod_config()), String::new()).unwrap();
     assert!(check_users(&other, &container).is_err());
+
+    container.security.users = None;
+    container.block_devices.push(crate::pod::spec::BlockDevice {
+        path: "/dev/sdx".into(),
+        container_path: "/dev/x".into(),
+        permissions: "rw".into(),
+    });
+    check_users(&other, &container).unwrap();
+    let refused = check_users(&spec, &container).unwrap_err().to_string();
+    assert!(refused.contains("/dev/sdx"), "{refused}");
 }
 
 #[test]

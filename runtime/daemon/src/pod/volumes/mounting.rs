@@ -88,13 +88,6 @@ impl Owner {
                 FoundSource::Host(Found::Guest(found)) => {
                     self.prepare_in_guest(guest, found).await?
                 }
-                FoundSource::Host(Found::Shared(path)) if self.pod.spec.users.is_some() => {
-                    return Err(VolumeError::NotSupported {
-                        what: "a directory of the host's in a pod with users of its own",
-                        path,
-                    }
-                    .into());
-                }
                 FoundSource::Host(Found::Shared(path)) => {
                     let share = self.share(&request.id, &wanted(&mount, path)).await?;
                     protocol::Mount {
@@ -224,6 +217,7 @@ fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
         container_path: mount.container_path.clone(),
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_readonly,
+        map_owners: mount.users.is_some(),
         propagation: propagation.into(),
         ..prepared
     }
