@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod cni;
 mod containers;
+mod empty_dirs;
 mod failures;
 mod images;
 mod many;

@@ -4,6 +4,8 @@
 //! It is below the cgroup that kubelet made for the pod, where it says one that is there; else below our own. A host
 //! without cgroup v2, or where we may not make one, runs pods all the same: the isolation is the VM's.
 
+pub mod pids;
+
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};

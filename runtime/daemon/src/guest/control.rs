@@ -47,7 +47,7 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
     })
 }
 
-/// Puts a block device on the volume disk.
+/// Puts a block device, or a file with a file system of the guest's, on the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
     let extent = ask(request, socket, move |client| client.attach_volume(&device)).await?;

@@ -22,6 +22,7 @@ use crate::guest::launch::{self, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
 use crate::network::Attachment;
+use crate::scratch::Purpose;
 use crate::store::Kind;
 
 /// How long a VMM may take to end at each step: shut down, stop.
@@ -62,6 +63,7 @@ impl Owner {
         let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
         guest.agent.configure(request).await?;
         self.limit_guest(&guest).await?;
+        self.limit_pids(&guest).await?;
         self.serve_guest(guest);
         self.move_pod(&PodEvent::Booted)
             .map_err(|error| match error {
@@ -85,7 +87,10 @@ impl Owner {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
         let bytes = self.pod.size.scratch_bytes;
-        let making = tokio::task::spawn_blocking(move || shared.host.scratch.make(&path, bytes));
+        let making = tokio::task::spawn_blocking(move || {
+            let scratch = &shared.host.scratch;
+            scratch.make(Purpose::Scratch, &path, bytes)
+        });
         let request = wire::attach_request(&self.pod.id, &self.pod.spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
@@ -156,7 +161,7 @@ impl Owner {
         self.move_pod(&PodEvent::StopRequested)?;
         if let Some(guest) = self.guest.take() {
             self.kill_containers(&guest).await;
-            end_vm(&guest).await;
+            end_vm(&guest, self.shutdown_limit()).await;
         }
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in ids {
@@ -243,11 +248,11 @@ impl Owner {
 }
 
 /// Ends a VM: by the guest, else by the VMM, else by force.
-async fn end_vm(guest: &Guest) {
+async fn end_vm(guest: &Guest, limit: Duration) {
     let process = &guest.process;
     tokio::select! {
         () = process.ended() => return,
-        () = guest.agent.shutdown() => {}
+        () = guest.agent.shutdown(limit) => {}
     }
     if within(process).await {
         return;

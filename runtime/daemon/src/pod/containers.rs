@@ -14,7 +14,7 @@ use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
 use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
-use super::volumes::mounting::{FoundMount, termination_log};
+use super::volumes::mounting::{FoundMount, empty_dirs, termination_log};
 use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
 use crate::guest::agent::AgentError;
 use crate::guest::control::Extent;
@@ -51,10 +51,14 @@ impl Owner {
         let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
+        record.empty_dirs = empty_dirs(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
         self.store(Kind::Container, &id, &record)?;
         let parts = Parts { mounts, opened };
-        let made = self.make(&guest, &image, parts, &mut request).await;
+        let resources = record.spec.resources.clone();
+        let made = self
+            .make(&guest, &image, parts, &resources, &mut request)
+            .await;
         if let Err(error) = made {
             self.unmake(&guest, &record).await;
             return Err(error);
@@ -71,8 +75,16 @@ impl Owner {
         guest: &Guest,
         image: &Image,
         parts: Parts,
+        resources: &Resources,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
+        let limited = self.limit_pids(guest).await;
+        limited.map_err(|source| PodError::Guest {
+            id: self.pod.id.clone(),
+            source,
+        })?;
+        self.reserve_hugepages(guest, &request.id, resources)
+            .await?;
         request.layers = self.attach_image(guest, image, &request.id).await?;
         self.attach_blocks(guest, parts.opened, request).await?;
         self.prepare_mounts(guest, parts.mounts, request).await?;
@@ -121,6 +133,8 @@ impl Owner {
         if let Err(error) = guest.agent.remove(id).await {
             self.complain("undo a container in the guest", &error);
         }
+        self.give_back_hugepages(guest, id, &record.spec.resources)
+            .await;
         self.remove_own_volumes(guest, record).await;
         self.unshare(id).await;
         self.detach_blocks(id).await;
@@ -154,6 +168,7 @@ impl Owner {
                 .unwrap_or_else(|| image.id.to_string()),
             stop_signal,
             termination_log: None,
+            empty_dirs: BTreeMap::new(),
             user: None,
         })
     }
@@ -267,7 +282,12 @@ impl Owner {
         self.unshare(id).await;
         self.detach_blocks(id).await;
         self.happened(id, &killed());
-        self.forget_container(id)
+        let resources = self.container(id)?.spec.resources.clone();
+        self.forget_container(id)?;
+        if let Some(guest) = self.guest.clone() {
+            self.give_back_hugepages(&guest, id, &resources).await;
+        }
+        Ok(())
     }
 
     /// Gives back what a container holds on the host, and forgets it: lease, record, memory.
@@ -303,11 +323,20 @@ impl Owner {
                 event: "an update",
             },
         })?;
+        self.reserve_hugepages(&guest, id, &record.spec.resources)
+            .await?;
         let updated = guest.agent.update(id, limits, score).await;
-        updated.map_err(|source| PodError::Agent {
-            id: id.to_owned(),
-            source,
-        })?;
+        if let Err(source) = updated {
+            let before = self.container(id)?.spec.resources.clone();
+            let kept = self.reserve_hugepages(&guest, id, &before).await;
+            if let Err(error) = kept {
+                self.complain("keep huge pages as they were", &error);
+            }
+            return Err(PodError::Agent {
+                id: id.to_owned(),
+                source,
+            });
+        }
         self.store(Kind::Container, id, &record)?;
         self.containers.insert(id.to_owned(), record);
         self.place();

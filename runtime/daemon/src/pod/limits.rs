@@ -138,6 +138,9 @@ impl Owner {
             source,
         })?;
         self.change_pod(|pod| pod.spec.limits = changed)?;
+        // The pod's own, which came along, may be fewer than its containers have.
+        self.reserve_hugepages(&guest, "", &Resources::default())
+            .await?;
         self.place();
         Ok(())
     }

@@ -28,6 +28,7 @@ pub mod spec;
 pub mod state;
 pub mod statistics;
 mod streams;
+mod together;
 pub mod volumes;
 mod wire;
 
@@ -138,6 +139,7 @@ impl Pods {
             shares: Vec::new(),
             shares_made: 0,
             blocks: Vec::new(),
+            disks: Some(BTreeMap::new()),
             spec,
         };
         self.shared.reserve(&record)?;

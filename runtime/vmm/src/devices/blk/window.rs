@@ -99,6 +99,11 @@ impl<F> Window<F> {
         Some(self.extents.remove(at.ok()?).file)
     }
 
+    /// What is behind the extents.
+    pub fn files(&self) -> impl Iterator<Item = &F> {
+        self.extents.iter().map(|extent| &extent.file)
+    }
+
     /// The pieces that hold `[start, start + len)`, in order; what no extent holds is missing.
     pub fn pieces(&self, start: u64, len: u64) -> impl Iterator<Item = Piece<'_, F>> {
         let end = start.saturating_add(len);
