@@ -78,13 +78,7 @@ impl Owner {
         resources: &Resources,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
-        let limited = self.limit_pids(guest).await;
-        limited.map_err(|source| PodError::Guest {
-            id: self.pod.id.clone(),
-            source,
-        })?;
-        self.reserve_hugepages(guest, &request.id, resources)
-            .await?;
+        self.limit_together(guest, &request.id, resources).await?;
         request.layers = self.attach_image(guest, image, &request.id).await?;
         self.attach_blocks(guest, parts.opened, request).await?;
         self.prepare_mounts(guest, parts.mounts, request).await?;
@@ -326,17 +320,13 @@ impl Owner {
         self.reserve_hugepages(&guest, id, &record.spec.resources)
             .await?;
         let updated = guest.agent.update(id, limits, score).await;
-        if let Err(source) = updated {
-            let before = self.container(id)?.spec.resources.clone();
-            let kept = self.reserve_hugepages(&guest, id, &before).await;
-            if let Err(error) = kept {
-                self.complain("keep huge pages as they were", &error);
-            }
-            return Err(PodError::Agent {
-                id: id.to_owned(),
-                source,
-            });
+        if updated.is_err() {
+            self.keep_known_hugepages(&guest).await;
         }
+        updated.map_err(|source| PodError::Agent {
+            id: id.to_owned(),
+            source,
+        })?;
         self.store(Kind::Container, id, &record)?;
         self.containers.insert(id.to_owned(), record);
         self.place();

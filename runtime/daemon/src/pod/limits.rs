@@ -139,8 +139,7 @@ impl Owner {
         })?;
         self.change_pod(|pod| pod.spec.limits = changed)?;
         // The pod's own, which came along, may be fewer than its containers have.
-        self.reserve_hugepages(&guest, "", &Resources::default())
-            .await?;
+        self.keep_known_hugepages(&guest).await;
         self.place();
         Ok(())
     }

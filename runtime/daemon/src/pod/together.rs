@@ -43,6 +43,21 @@ impl Owner {
         Ok(())
     }
 
+    /// Makes room for the container `id`, which is to have `resources`.
+    pub(super) async fn limit_together(
+        &mut self,
+        guest: &Guest,
+        id: &str,
+        resources: &Resources,
+    ) -> Result<(), PodError> {
+        let limited = self.limit_pids(guest).await;
+        limited.map_err(|source| PodError::Guest {
+            id: self.pod.id.clone(),
+            source,
+        })?;
+        self.reserve_hugepages(guest, id, resources).await
+    }
+
     /// Has the guest keep the huge pages of its live containers and of `id`, which is to have `resources`.
     pub(super) async fn reserve_hugepages(
         &self,
@@ -60,8 +75,14 @@ impl Owner {
     /// Gives back the huge pages of `id`, which had `resources` and is gone, or was never made.
     pub(super) async fn give_back_hugepages(&self, guest: &Guest, id: &str, resources: &Resources) {
         if let Err(error) = self.keep_hugepages(guest, id, resources, false).await {
-            self.complain("give back huge pages", &error);
+            self.complain("keep and give back huge pages", &error);
         }
+    }
+
+    /// Of the containers as they are known, after a change that was refused or that was of something else.
+    pub(super) async fn keep_known_hugepages(&self, guest: &Guest) {
+        self.give_back_hugepages(guest, "", &Resources::default())
+            .await;
     }
 
     async fn keep_hugepages(
@@ -151,7 +172,8 @@ mod tests {
         let expected = [("2MB".to_owned(), 12), ("64KB".to_owned(), 0)];
         assert_eq!(sums(&none, &known, &[small, large]), expected);
         let idle = wants(&[("2MB", 0), ("1GB", 0)]);
-        assert_eq!(sums(&none, &[idle.clone()], &[idle]), []);
+        let idle = [idle];
+        assert_eq!(sums(&none, &idle, &idle), []);
         let greedy = wants(&[("2MB", u64::MAX)]);
         let both = [greedy.clone(), greedy];
         assert_eq!(sums(&none, &both, &both), [("2MB".to_owned(), u64::MAX)]);

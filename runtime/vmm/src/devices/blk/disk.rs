@@ -267,7 +267,11 @@ impl Disk for VolumeDisk {
             Volume::File(file) => Some(file),
             Volume::Device(_) => None,
         });
-        files.fold(Ok(()), |done, file| done.and(file.sync_data()))
+        let mut done = Ok(());
+        for file in files {
+            done = done.and(file.sync_data());
+        }
+        done
     }
 
     fn discard(&self, range: DiskRange) -> io::Result<()> {
