@@ -219,14 +219,14 @@ async fn a_full_empty_dir_or_a_full_host_is_an_error_and_no_dead_vm() {
         ],
     );
     let id = run(&mut client, &pod, config).await;
-    let fill = async |client: &mut Client, directory: &str| {
-        let line = format!("dd if=/dev/zero of={directory}/big bs=1M count=100 conv=fsync && sync");
+    let fill = async |client: &mut Client, directory: &str, mib: u32| {
+        let line = format!("dd if=/dev/zero of={directory}/big bs=1M count={mib} conv=fsync");
         let answer = client.exec(&id, &["sh", "-c", &line], 0).await;
         let answer = answer.expect("exec");
         assert_ne!(answer.exit_code, 0, "{directory}");
         String::from_utf8_lossy(&answer.stderr).into_owned()
     };
-    let said = fill(&mut client, "/data").await;
+    let said = fill(&mut client, "/data", 100).await;
     assert!(said.contains("No space left"), "{said}");
     let room = client
         .shell(&id, "wc -c < /data/big; rm /data/big; echo x > /data/small")
@@ -234,7 +234,7 @@ async fn a_full_empty_dir_or_a_full_host_is_an_error_and_no_dead_vm() {
     let room: u64 = room.trim().parse().expect("a number");
     assert!(room > 56 * MIB, "{room} of 64 MiB could be written");
     // The host's disk is full before the guest's.
-    let said = fill(&mut client, "/cramped").await;
+    let said = fill(&mut client, "/cramped", 40).await;
     assert!(said.contains("error"), "{said}");
     client
         .shell(

@@ -57,6 +57,22 @@ pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, Contro
     })
 }
 
+/// Where a file is on the volume disk. `None`: that VMM does not have it.
+pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, ControlError> {
+    let request = "find volume";
+    match ask(request, socket, move |client| client.find_volume(&file)).await {
+        Ok(extent) => Ok(Some(Extent {
+            first_sector: extent.first_sector,
+            sectors: extent.sectors,
+        })),
+        Err(ControlError::Request {
+            source: ClientError::Refused(_),
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Takes a block device off the volume disk.
 pub async fn detach_volume(socket: &Path, extent: Extent) -> Result<(), ControlError> {
     let first = extent.first_sector;

@@ -321,6 +321,15 @@ impl Target for Running {
             sectors: placed.sectors,
         })
     }
+    fn find_volume(&self, file: &File) -> Result<Extent, String> {
+        let found = lock(&self.volumes).find(file).map_err(|e| e.to_string())?;
+        let placed = found.ok_or_else(|| "it is not on the volume disk".to_owned())?;
+        Ok(Extent {
+            first_sector: placed.first_sector,
+            sectors: placed.sectors,
+        })
+    }
+
     fn detach_volume(&self, first_sector: u64) {
         drop(lock(&self.volumes).remove(first_sector));
     }

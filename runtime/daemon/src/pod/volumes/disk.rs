@@ -79,10 +79,20 @@ impl Owner {
         }
         let shared = Arc::clone(&self.shared);
         let bytes = self.pod.size.scratch_bytes;
-        let file = tokio::task::block_in_place(|| open(&shared.host.scratch, directory, bytes))
-            .map_err(super::VolumeError::from)?;
+        let opened = tokio::task::block_in_place(|| open(&shared.host.scratch, directory, bytes));
         let socket = guest.files.control();
-        let extent = control::attach_volume(&socket, file).await?;
+        let extent = match opened.map_err(super::VolumeError::from)? {
+            Opened::Ours(file) => control::attach_volume(&socket, file).await?,
+            // Perhaps this very VM's, of a call that nobody could take note of.
+            Opened::Locked(file) => {
+                let found = control::find_volume(&socket, file).await?;
+                found.ok_or_else(|| {
+                    super::VolumeError::from(DiskError::InUse {
+                        path: directory.join(IMAGE),
+                    })
+                })?
+            }
+        };
         let record = DiskRecord {
             directory: directory.to_owned(),
             extent,
@@ -109,8 +119,15 @@ impl Owner {
     }
 }
 
-/// Opens and locks the disk in `directory`, made with room for `bytes` if it is not there.
-fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<File, DiskError> {
+#[derive(Debug)]
+enum Opened {
+    Ours(File),
+    /// A VM has it.
+    Locked(File),
+}
+
+/// Opens the disk in `directory`, made with room for `bytes` if it is not there, and locks it if nobody else has.
+fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, DiskError> {
     let path = directory.join(IMAGE);
     let failed = |source| DiskError::File {
         path: path.clone(),
@@ -136,8 +153,8 @@ fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<File, DiskErr
         return Err(other("a file with other names"));
     }
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DiskError::InUse { path }),
+        Ok(()) => Ok(Opened::Ours(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Opened::Locked(file)),
         Err(e) => Err(failed(e.into())),
     }
 }
@@ -188,16 +205,19 @@ mod tests {
     #[test]
     fn a_disk_is_made_once_and_one_vm_has_it_at_a_time() {
         let (_directory, scratch, volume) = host();
-        let first = open(&scratch, &volume, 64 << 20).unwrap();
+        let ours = |bytes| match open(&scratch, &volume, bytes).unwrap() {
+            Opened::Ours(file) => Some(file),
+            Opened::Locked(_) => None,
+        };
+        let first = ours(64 << 20).unwrap();
         let inode = |file: &File| file.metadata().unwrap().ino();
         let made = inode(&first);
         // As a VMM has it.
         let passed_on = first.try_clone().unwrap();
         drop(first);
-        let error = open(&scratch, &volume, 64 << 20).unwrap_err();
-        assert!(matches!(error, DiskError::InUse { .. }), "{error}");
+        assert!(ours(64 << 20).is_none());
         drop(passed_on);
-        assert_eq!(inode(&open(&scratch, &volume, 1).unwrap()), made);
+        assert_eq!(inode(&ours(1).unwrap()), made);
         let names: Vec<_> = fs::read_dir(&volume)
             .unwrap()
             .map(|entry| entry.unwrap().file_name())

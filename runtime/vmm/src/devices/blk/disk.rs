@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::FallocateFlags;
 
@@ -199,6 +200,16 @@ impl VolumeDisk {
             sectors: bytes / SECTOR_BYTES,
             ..placed
         })
+    }
+
+    /// Where a file is that may be one of the volumes, by any descriptor of it.
+    pub fn find(&self, file: &File) -> io::Result<Option<Placed>> {
+        let identity = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
+        let wanted = identity(file)?;
+        Ok(self.window.find(|volume| match volume {
+            Volume::File(file) => identity(file).is_ok_and(|found| found == wanted),
+            Volume::Device(_) => false,
+        }))
     }
 
     /// Closes the volume at `first_sector`.

@@ -226,6 +226,11 @@ impl Blk<VolumeDisk> {
         Ok(placed)
     }
 
+    /// Where a file is that may be one of the volumes.
+    pub fn find(&self, file: &File) -> std::io::Result<Option<Placed>> {
+        self.disk.find(file)
+    }
+
     /// Takes the volume at `first_sector` away and tells the driver; there may be none.
     pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
         let volume = self.disk.remove(first_sector)?;

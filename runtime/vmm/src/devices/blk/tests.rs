@@ -198,6 +198,10 @@ fn a_file_gives_back_to_the_host_what_is_freed_and_a_flush_that_fails_says_so() 
     let sparse = file(&[1; 64 << 10]);
     blk.append(Volume::File(sparse.try_clone().unwrap()), 64 << 10)
         .unwrap();
+    let other = file(&[1; 4096]);
+    assert_eq!(blk.find(&other).unwrap(), None);
+    let found = blk.find(&sparse).unwrap().unwrap();
+    assert_eq!((found.first_sector, found.sectors), (0, 128));
     let before = sparse.metadata().unwrap();
     let mut range = [0; 16];
     range[8] = 64;
