@@ -41,7 +41,9 @@ use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
 use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::disk::DiskError;
 use crate::pod::{BootError, PodError};
+use crate::scratch::ScratchError;
 use crate::serve::chain;
 
 /// What kubelet looks for at the beginning of an error of `CreateContainer`.
@@ -169,9 +171,7 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Adopt { .. } => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
-        BootError::Scratch(crate::scratch::ScratchError::Copy { source, .. })
-            if is_full(source) =>
-        {
+        BootError::Scratch(ScratchError::Copy { source, .. }) if is_full(source) => {
             Code::ResourceExhausted
         }
         BootError::Directory { .. }
@@ -204,8 +204,19 @@ fn volume_code(error: &VolumeError) -> Code {
     match error {
         VolumeError::NotSupported { .. } => Code::Unimplemented,
         VolumeError::Look { .. } | VolumeError::Gone { .. } => Code::FailedPrecondition,
+        VolumeError::Disk(error) => disk_code(error),
         VolumeError::Make { source, .. } => agent_code(source),
         VolumeError::Mirror { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::Make(ScratchError::Copy { source, .. }) if is_full(source) => {
+            Code::ResourceExhausted
+        }
+        DiskError::InUse { .. } | DiskError::Other { .. } => Code::FailedPrecondition,
+        DiskError::Make(_) | DiskError::File { .. } => Code::Internal,
     }
 }
 

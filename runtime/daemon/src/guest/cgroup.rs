@@ -6,6 +6,8 @@
 //! cgroup is beside it, with a bound of its own. Without kubelet it is below our own. A host without cgroup v2, or where
 //! we may not make one, runs pods all the same: the isolation is the VM's.
 
+pub mod pids;
+
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -34,6 +36,8 @@ pub struct PodCgroup {
     /// `None`: no limit of its own.
     pub memory_bytes: Option<u64>,
     pub is_cpu_limited: bool,
+    /// Huge pages of all sizes together.
+    pub hugepage_bytes: u64,
 }
 
 /// What a VM may use of the host; `None` and empty: as much as there is.
@@ -79,6 +83,7 @@ impl Cgroups {
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
         Some(PodCgroup {
             memory_bytes: read("memory.max").trim().parse().ok(),
+            hugepage_bytes: hugepage_bytes(&path),
             is_cpu_limited: !matches!(
                 read("cpu.max").split_whitespace().next(),
                 None | Some("max")
@@ -148,6 +153,22 @@ impl Cgroups {
             })
             .min()
     }
+}
+
+/// The limits that a cgroup has of huge pages; kubelet sets one for each size of the host.
+fn hugepage_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let limits = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let size = name
+            .to_str()?
+            .strip_prefix("hugetlb.")?
+            .strip_suffix(".max")?;
+        // Those of reservations are named alike: hugetlb.2MB.rsvd.max.
+        let text = (!size.contains('.')).then(|| fs::read_to_string(entry.path()).ok())??;
+        text.trim().parse::<u64>().ok()
+    });
+    limits.fold(0, u64::saturating_add)
 }
 
 /// Once: every pod of a RuntimeClass without an overhead is like that.
@@ -324,8 +345,12 @@ mod tests {
         let parent = root.path().join("kubepods/p");
         fs::create_dir_all(&parent).unwrap();
         fs::write(parent.join("cgroup.procs"), "").unwrap();
+        for (size, limit) in [("2MB", "4096"), ("1GB", "max"), ("2MB.rsvd", "9")] {
+            fs::write(parent.join(format!("hugetlb.{size}.max")), limit).unwrap();
+        }
         let given = cgroups.of_pod("/kubepods/p").unwrap();
         assert_eq!((given.memory_bytes, given.is_cpu_limited), (None, false));
+        assert_eq!(given.hugepage_bytes, 4096);
         let below = cgroups.place("x", Some(&given), None).unwrap();
         assert_eq!(below, parent.join("bulkhead-x"));
         assert_eq!(cgroups.memory_limit(&below), None);

@@ -24,6 +24,7 @@ use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
 use crate::network::Attachment;
+use crate::scratch::Purpose;
 use crate::store::Kind;
 
 /// How long a VMM may take to end at each step: shut down, stop.
@@ -66,7 +67,13 @@ impl Owner {
             return Err(BootError::Abandoned);
         }
         let starting = self
-            .start_vmm(Files::new(run), &attachment, scratch, plan.cgroup, turn.waited)
+            .start_vmm(
+                Files::new(run),
+                &attachment,
+                scratch,
+                plan.cgroup,
+                turn.waited,
+            )
             .await?;
         let process = Arc::clone(starting.process());
         let booted = tokio::select! {
@@ -107,7 +114,10 @@ impl Owner {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
         let bytes = self.pod.size.scratch_bytes;
-        let making = tokio::task::spawn_blocking(move || shared.host.scratch.make(&path, bytes));
+        let making = tokio::task::spawn_blocking(move || {
+            let scratch = &shared.host.scratch;
+            scratch.make(Purpose::Scratch, &path, bytes)
+        });
         let request = wire::attach_request(&self.pod.id, &self.pod.spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
@@ -202,7 +212,7 @@ impl Owner {
         self.move_pod(&PodEvent::StopRequested)?;
         if let Some(guest) = self.guest.take() {
             self.kill_containers(&guest).await;
-            end_vm(&guest).await;
+            end_vm(&guest, self.shutdown_limit()).await;
         }
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in ids {
@@ -299,11 +309,11 @@ fn not_launched(waited: Duration, source: LaunchError) -> BootError {
 }
 
 /// Ends a VM: by the guest, else by the VMM, else by force.
-async fn end_vm(guest: &Guest) {
+async fn end_vm(guest: &Guest, limit: Duration) {
     let process = &guest.process;
     tokio::select! {
         () = process.ended() => return,
-        () = guest.agent.shutdown() => {}
+        () = guest.agent.shutdown(limit) => {}
     }
     if within(process).await {
         return;

@@ -87,6 +87,7 @@ pub fn pod_record() -> PodRecord {
         shares: Vec::new(),
         shares_made: 0,
         blocks: Vec::new(),
+        disks: Some(std::collections::BTreeMap::new()),
     }
 }
 
@@ -104,5 +105,6 @@ pub fn container_record() -> ContainerRecord {
         log_path: None,
         user: None,
         termination_log: None,
+        empty_dirs: std::collections::BTreeMap::new(),
     }
 }

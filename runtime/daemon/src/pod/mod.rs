@@ -31,6 +31,7 @@ pub mod spec;
 pub mod state;
 pub mod statistics;
 mod streams;
+mod together;
 pub mod volumes;
 mod wire;
 
@@ -146,6 +147,7 @@ impl Pods {
             shares: Vec::new(),
             shares_made: 0,
             blocks: Vec::new(),
+            disks: Some(BTreeMap::new()),
             spec,
         };
         let name = Reservation::of(&self.shared, &record)?;

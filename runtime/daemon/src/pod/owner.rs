@@ -21,6 +21,7 @@ use super::state::{PodEvent, PodState};
 use super::volumes::mirror::Mirror;
 use super::{Notice, NoticeKind, PodError, Shared, View, now};
 use crate::guest::Guest;
+use crate::guest::cgroup::pids::PidsLimit;
 use crate::guest::process::VmmProcess;
 use crate::guest::watch::{self as guest_watch, News};
 use crate::serve::chain;
@@ -85,6 +86,10 @@ pub struct Owner {
     pub(super) logs: HashMap<String, LogTask>,
     /// By the volume's name in the guest.
     pub(super) mirrors: HashMap<String, Mirror>,
+    /// What this daemon last told the guest.
+    pub(super) pids_limit: Option<PidsLimit>,
+    /// Whose turn it is to bring files for the environment to the host.
+    pub(super) environment: Arc<tokio::sync::Mutex<()>>,
     pub(super) news: mpsc::Receiver<News>,
     news_sender: mpsc::Sender<News>,
     /// Exits whose log is whole now, or late.
@@ -159,6 +164,8 @@ impl Owner {
             guest: None,
             logs: HashMap::new(),
             mirrors: HashMap::new(),
+            pids_limit: None,
+            environment: Arc::default(),
             news,
             news_sender,
             settled,

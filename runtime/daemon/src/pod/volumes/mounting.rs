@@ -2,12 +2,14 @@
 //! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing, has
 //! mirrors follow the host, and fills in the mounts of the agent's request.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bulkhead_image::Image;
 
 use super::mirror::{Mirror, Source};
 use super::{Found, HostSide, InGuest, VolumeError, termination, text};
+use crate::guest::protocol::volume::Kind;
 use crate::guest::shares::mounts::{self as shares, Access};
 use crate::guest::{Guest, protocol};
 use crate::pod::PodError;
@@ -114,9 +116,13 @@ impl Owner {
     async fn prepare_in_guest(
         &mut self,
         guest: &Guest,
-        found: InGuest,
+        mut found: InGuest,
     ) -> Result<protocol::Mount, PodError> {
         let name = found.volume.name.clone();
+        if let HostSide::Disk(directory) = &found.host {
+            let place = self.attach_disk(guest, &name, directory).await?;
+            found.volume.kind = Some(Kind::Directory(place));
+        }
         let made = guest.agent.ensure_volume(found.volume).await;
         made.map_err(|source| VolumeError::Make {
             name: name.clone(),
@@ -190,6 +196,19 @@ pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> 
         })) => Some(path.clone()),
         _ => None,
     })
+}
+
+/// The emptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+pub(in crate::pod) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
+    let one = |found: &FoundMount| match &found.source {
+        FoundSource::Host(Found::Guest(InGuest {
+            volume,
+            host: HostSide::Disk(directory) | HostSide::Memory(directory),
+            ..
+        })) => Some((volume.name.clone(), directory.clone())),
+        _ => None,
+    };
+    mounts.iter().filter_map(one).collect()
 }
 
 fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
