@@ -49,7 +49,9 @@ impl BestEffort {
         write(&path, "cpu.weight", "100");
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         for _ in 0..cpus {
-            let hog = Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
+            let hog = Command::new("sh")
+                .args(["-c", "while :; do :; done"])
+                .spawn();
             let hog = hog.expect("start a hog");
             write(&path, "cgroup.procs", &hog.id().to_string());
             self.hogs.push(hog);

@@ -135,7 +135,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Network(error) => network_code(error),
         BootError::NoTurn(_) => Code::Unavailable,
         BootError::Abandoned => Code::Cancelled,
-        BootError::Launch { source, .. } => match source {
+        BootError::Launch { source, .. } => match **source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
             LaunchError::Files { .. }

@@ -20,7 +20,7 @@ use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
 use crate::guest::cgroup;
-use crate::guest::launch::{self, Machine, Net, Starting};
+use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
 use crate::network::Attachment;
@@ -149,7 +149,7 @@ impl Owner {
             net,
         };
         let starting = self.shared.host.launcher.spawn(files, machine);
-        let starting = starting.map_err(|source| BootError::Launch { waited, source })?;
+        let starting = starting.map_err(|error| launch_failed(waited, error))?;
         if let Err(error) = self.hold_vmm(&starting, cgroup) {
             starting.process().kill();
             starting.process().ended().await;
@@ -169,7 +169,7 @@ impl Owner {
         let waited = turn.waited;
         let longest = self.shared.host.launcher.longest();
         let guest = starting.boot(turn.patience.boot_until(longest)).await;
-        let guest = guest.map_err(|source| BootError::Launch { waited, source })?;
+        let guest = guest.map_err(|error| launch_failed(waited, error))?;
         let started = Instant::now();
         let request = configuration(&self.pod.id, &self.pod.spec, attachment);
         guest.agent.configure(request).await?;
@@ -285,6 +285,13 @@ impl Owner {
                     source,
                 }),
         }
+    }
+}
+
+fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
+    BootError::Launch {
+        waited,
+        source: Box::new(error),
     }
 }
 

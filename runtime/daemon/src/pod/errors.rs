@@ -92,7 +92,7 @@ pub enum BootError {
     #[error("VM of the pod, whose turn came after {waited:.1?}")]
     Launch {
         waited: Duration,
-        source: LaunchError,
+        source: Box<LaunchError>,
     },
     #[error("too many pods boot")]
     NoTurn(#[from] NoTurn),
