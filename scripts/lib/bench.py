@@ -9,7 +9,8 @@ files  fio and small files on a container's root, an emptyDir and a hostPath; ag
 streaming
        commands, containers and streams, each through the CRI socket: times, throughput, system calls, VM exits;
        against containerd with runc. BULKHEAD_BENCH_STREAM_MIB (32) goes through a stream; on hardware, take 1024.
-many   25 and 50 pods at once, and one after the other (BULKHEAD_BENCH_PODS="25 50"); against containerd with runc.
+many   25 and 50 pods at once, and one after the other; against containerd with runc. BULKHEAD_BENCH_PODS="25 50" says how
+       many, BULKHEAD_BENCH_PARALLEL how many of ours boot at a time instead of the default.
 pull   a 200 MB image of 6 layers until it can be run, and the daemon's peak memory; against containerd.
 """
 import json
@@ -340,7 +341,7 @@ def bench_streams():
 
 
 def bench_many_pods():
-    with Work() as work, Registry(work.name) as registry, Ours(work, registry) as ours:
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry, bench_many.config()) as ours:
         push_images(registry, "busybox")
         bench_many.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
 

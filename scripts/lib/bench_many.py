@@ -17,6 +17,12 @@ CLASS = "bench-kubepods/besteffort"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def config():
+    """The lines of our daemon's configuration."""
+    parallel = os.environ.get("BULKHEAD_BENCH_PARALLEL")
+    return f"[sandbox]\nparallel_boots = {parallel}\n" if parallel else ""
+
+
 def write(path, value):
     with open(os.path.join(CGROUPS, path), "w") as file:
         file.write(value)

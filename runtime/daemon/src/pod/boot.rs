@@ -162,7 +162,7 @@ impl Owner {
             net,
         };
         let starting = self.shared.host.launcher.spawn(files, machine);
-        let starting = starting.map_err(|source| not_launched(waited, source))?;
+        let starting = starting.map_err(|error| launch_failed(waited, error))?;
         if let Err(error) = self.hold_vmm(&starting, cgroup) {
             starting.process().kill();
             starting.process().ended().await;
@@ -182,7 +182,7 @@ impl Owner {
         let waited = turn.waited;
         let longest = self.shared.host.launcher.longest();
         let guest = starting.boot(turn.patience.boot_until(longest)).await;
-        let guest = guest.map_err(|source| not_launched(waited, source))?;
+        let guest = guest.map_err(|error| launch_failed(waited, error))?;
         let started = Instant::now();
         let request = configuration(&self.pod.id, &self.pod.spec, attachment);
         guest.agent.configure(request).await?;
@@ -301,10 +301,10 @@ impl Owner {
     }
 }
 
-fn not_launched(waited: Duration, source: LaunchError) -> BootError {
+fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
     BootError::Launch {
         waited,
-        source: Box::new(source),
+        source: Box::new(error),
     }
 }
 
