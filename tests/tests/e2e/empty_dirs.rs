@@ -106,7 +106,7 @@ async fn files_for_the_environment_are_on_the_host_when_their_container_has_exit
     };
     let first = "cd /work; mkdir sub; printf \"TOKEN='of the first'\\n\" > app.env; \
         printf \"# more\\nB='2'\\n\" > sub/b.env; ln -s /etc/passwd link.env; \
-        echo '#!/bin/sh' > script; chmod 700 app.env; echo \"M='4'\" > /mem/m.env";
+        printf '#!/bin/sh\\necho\\n' > script; chmod 700 app.env; echo \"M='4'\" > /mem/m.env";
     script(&mut client, "first", first).await;
     let read = |path: &str| fs::read_to_string(data.join(path)).ok();
     assert_eq!(read("app.env").as_deref(), Some("TOKEN='of the first'\n"));
