@@ -37,9 +37,9 @@ fn volumes(host: &str) -> Value {
     let cpu = json!({"path": "cpu", "resourceFieldRef": {
         "containerName": "main", "resource": "limits.cpu", "divisor": "1m",
     }});
-    let projected = json!({"defaultMode": 0o440, "sources": [
-        {"downwardAPI": {"items": [item("a/name", "metadata.name")]}},
-        {"downwardAPI": {"items": [item("b/uid", "metadata.uid")]}},
+    // A projected volume would be the same to the runtime, but kubelet makes none without an API server.
+    let nested = json!({"defaultMode": 0o440, "items": [
+        item("a/name", "metadata.name"), item("b/uid", "metadata.uid"),
     ]});
     let oddities = Registry::shared().image("test/oddities");
     let volumes = json!([
@@ -49,7 +49,7 @@ fn volumes(host: &str) -> Value {
         {"name": "file", "hostPath": {"path": format!("{host}/file"), "type": "File"}},
         {"name": "made", "hostPath": {"path": format!("{host}/made"), "type": "DirectoryOrCreate"}},
         {"name": "down", "downwardAPI": {"items": [item("labels", "metadata.labels"), cpu]}},
-        {"name": "projected", "projected": projected},
+        {"name": "nested", "downwardAPI": nested},
         {"name": "image", "image": {"reference": oddities, "pullPolicy": "IfNotPresent"}},
     ]);
     let mount =
@@ -68,7 +68,7 @@ fn volumes(host: &str) -> Value {
         mount("file", "/one-file", json!({})),
         mount("made", "/made", json!({})),
         mount("down", "/down", json!({})),
-        mount("projected", "/projected", json!({})),
+        mount("nested", "/nested", json!({})),
         mount("image", "/image", json!({})),
         mount("image", "/image-part", json!({"subPath": "merged"})),
     ]);
@@ -118,7 +118,7 @@ say host "$(cat /host/file)"
 echo from the pod >/host/from-pod; echo more >>/one-file; echo made >/made/file
 touch /read-only/x 2>/dev/null && say read-only written || say read-only refused
 say labels "$(cat /down/labels)"; say cpu "$(cat /down/cpu)"
-say projected "$(cat /projected/a/name)"; say mode "$(stat -Lc %a /projected/b/uid)"
+say nested "$(cat /nested/a/name)"; say mode "$(stat -Lc %a /nested/b/uid)"
 say image "$(cat /image/changed)"; say image-part "$(ls /image-part)"
 touch /image/x 2>/dev/null && say image-written yes || say image-written no
 say memory "$MEMORY"; say ip "$(hostname -i)/$POD_IP"
@@ -255,7 +255,7 @@ async fn containers_find_volumes_rights_and_limits_as_their_pods_say() {
             ("hostPath, read-only", "read-only", "refused"),
             ("downwardAPI: labels", "labels", "colour=\"green\""),
             ("downwardAPI: a limit", "cpu", "500"),
-            ("projected", "projected", "volumes-node"),
+            ("downwardAPI: a path", "nested", "volumes-node"),
             ("its mode", "mode", "440"),
             ("image volume", "image", "new"),
             ("image volume, subPath", "image-part", "above"),
