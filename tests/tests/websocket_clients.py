@@ -5,9 +5,10 @@
 v4 is spoken by the stream module of the kubernetes package, the rest by websocket-client itself; SPDY in a WebSocket, of
 which no Python client is known, by as much of SPDY/3.1 as a port-forward takes.
 
-    websocket_clients.py CERTIFICATE NAME=URL ...
+    websocket_clients.py CERTIFICATE
 
-Prints a line for each URL that was served as it should be; ends with an error at the first that was not.
+Says "ready", then reads lines NAME=URL, since a URL is good for a minute only, and prints a line for each that was served
+as it should be; ends with an error at the first that was not.
 """
 import base64
 import json
@@ -319,7 +320,8 @@ CLIENTS = {
 }
 
 socket.setdefaulttimeout(TIMEOUT)
-for argument in sys.argv[2:]:
-    name, url = argument.split("=", 1)
+print("ready", flush=True)
+for line in sys.stdin:
+    name, url = line.strip().split("=", 1)
     CLIENTS[name](url)
     print(name, flush=True)

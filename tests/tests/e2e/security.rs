@@ -184,23 +184,22 @@ async fn privileges_end_at_the_guest_and_every_restriction_is_in_force() {
         &["privileged", "sandbox"],
     );
     bench.client.end_pod(&bench.pod).await;
-    let mut config = bench.client.pod_config("privileged");
-    let of_sandbox = |context| {
-        Some(LinuxPodSandboxConfig {
-            security_context: Some(context),
-            ..Default::default()
-        })
+    let plain = bench.pod.config.clone();
+    let with = |context| {
+        let mut config = plain.clone();
+        config.linux.get_or_insert_default().security_context = Some(context);
+        config
     };
-    config.linux = of_sandbox(LinuxSandboxSecurityContext {
+    let config = with(LinuxSandboxSecurityContext {
         run_as_group: number(5),
         ..Default::default()
     });
     assert_fails(
-        bench.client.run_pod_with(config.clone()).await,
+        bench.client.run_pod_with(config).await,
         Code::InvalidArgument,
         &["run_as_user"],
     );
-    config.linux = of_sandbox(LinuxSandboxSecurityContext {
+    let config = with(LinuxSandboxSecurityContext {
         privileged: true,
         run_as_user: number(7),
         run_as_group: number(5),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Exec, attach and port-forward over SPDY, by the client in `bulkhead_tests::spdy`.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{AttachRequest, ExecRequest};
@@ -9,6 +10,7 @@ use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::spdy::{self, Frame, Outcome, Process};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -391,7 +393,7 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
     let line = "echo out; echo err >&2; exit 3";
     let said = ["echo", "remote execution test"];
     let echoed = ["sh", "-c", "head -n 1; exit 4"];
-    let mut urls = Vec::new();
+    let mut clients = Clients::start(&tls).await;
     for (name, command, kinds) in [
         ("v4-exit", &["sh", "-c", line][..], &OUTPUT[..]),
         ("v4-input", &["head", "-c", "400000"], &ALL),
@@ -410,11 +412,11 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
         ("unknown-protocol", &["cat"], &ALL),
     ] {
         let url = client.exec_url(&id, command, kinds).await.expect("exec");
-        urls.push(format!("{name}={url}"));
+        clients.serve(name, &url).await;
     }
     for name in ["first-attach", "unnamed-attach"] {
         let url = client.attach_url(&id, &OUTPUT).await.expect("attach");
-        urls.push(format!("{name}={url}"));
+        clients.serve(name, &url).await;
     }
     let ports = [7001, 7003];
     for name in [
@@ -426,22 +428,67 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
         "tunnel",
     ] {
         let url = client.port_forward_url(&pod.id, &ports).await.expect("URL");
-        urls.push(format!("{name}={url}"));
+        clients.serve(name, &url).await;
     }
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/websocket_clients.py");
-    // Debian's, where its packages are.
-    let output = tokio::process::Command::new("/usr/bin/python3")
-        .arg(script)
-        .arg(tls.path("certificate.pem"))
-        .args(&urls)
-        .output();
-    let output = timeout(PATIENCE, output).await.expect("in time");
-    let output = output.expect("run Python");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let wrong = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}{wrong}");
-    assert_eq!(said.lines().count(), urls.len(), "{said}{wrong}");
+    clients.end().await;
     client.end_pod(&pod).await;
+}
+
+/// The script with its clients.
+struct Clients {
+    child: tokio::process::Child,
+    stdin: tokio::process::ChildStdin,
+    said: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Clients {
+    async fn start(tls: &Certificate) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/websocket_clients.py");
+        // Debian's, where its packages are.
+        let mut child = tokio::process::Command::new("/usr/bin/python3")
+            .arg(script)
+            .arg(tls.path("certificate.pem"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("run Python");
+        let stdout = child.stdout.take().expect("its output");
+        let mut clients = Self {
+            stdin: child.stdin.take().expect("its input"),
+            said: BufReader::new(stdout).lines(),
+            child,
+        };
+        clients.says("ready").await;
+        clients
+    }
+
+    async fn serve(&mut self, name: &str, url: &str) {
+        let line = format!("{name}={url}\n");
+        self.stdin.write_all(line.as_bytes()).await.expect("ask");
+        self.says(name).await;
+    }
+
+    async fn says(&mut self, expected: &str) {
+        let line = timeout(PATIENCE, self.said.next_line()).await;
+        let line = line.expect(expected).expect("output");
+        if line.as_deref() != Some(expected) {
+            let mut wrong = String::new();
+            let mut stderr = self.child.stderr.take().expect("its errors");
+            let _ = stderr.read_to_string(&mut wrong).await;
+            panic!("{expected}: {line:?}, {wrong}");
+        }
+    }
+
+    async fn end(self) {
+        let Self {
+            mut child, stdin, ..
+        } = self;
+        drop(stdin);
+        let ended = timeout(PATIENCE, child.wait()).await.expect("in time");
+        assert!(ended.expect("wait").success());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

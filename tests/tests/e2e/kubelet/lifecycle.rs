@@ -369,7 +369,11 @@ fn ending(shared: &str) -> [Value; 2] {
         ),
         with(
             with(
-                script("http", "exec httpd -f -vv -p 8080 2>>/shared/requests"),
+                // As PID 1 httpd would not hear of SIGTERM, for which it has no handler.
+                script(
+                    "http",
+                    "httpd -f -vv -p 8080 2>>/shared/requests & trap 'exit 0' TERM; while :; do sleep 0.2; done",
+                ),
                 mount.clone(),
             ),
             json!({"lifecycle": {"preStop": {"httpGet": {"path": "/pre-stop", "port": 8080}}}}),
