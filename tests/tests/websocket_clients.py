@@ -34,11 +34,14 @@ def kubernetes(url):
 
 
 def plain(url, protocol):
+    """A connection that offers one subprotocol, or with None none at all."""
     connection = websocket.WebSocket(sslopt={"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": certificate})
     connection.settimeout(TIMEOUT)
-    connection.connect(url.replace("https:", "wss:"), subprotocols=[protocol])
+    connection.connect(url.replace("https:", "wss:"), subprotocols=[protocol] if protocol else None)
     # websocket-client tells it in lower case.
-    assert connection.getsubprotocol() == protocol.lower(), connection.getsubprotocol()
+    assert connection.getsubprotocol() == (protocol and protocol.lower()), connection.getsubprotocol()
+    if protocol is None:
+        assert "sec-websocket-protocol" not in connection.getheaders(), connection.getheaders()
     return connection
 
 
@@ -122,6 +125,59 @@ def base64_variant(url):
     connection.close()
 
 
+def first_success(url, protocol="channel.k8s.io"):
+    """What Kubernetes' conformance suite does: after a success nothing but output comes."""
+    channels, code, _ = messages(plain(url, protocol))
+    assert channels == {1: b"remote execution test\n"}, channels
+    assert code == 1000, code
+
+
+def first_failure(url, protocol="channel.k8s.io"):
+    """Text, no status."""
+    channels, code, _ = messages(plain(url, protocol))
+    said = b"command terminated with non-zero exit code: exit status 3"
+    assert channels == {1: b"out\n", 2: b"err\n", 3: said}, channels
+    assert code == 1000, code
+
+
+def first_input(url, protocol="channel.k8s.io"):
+    connection = plain(url, protocol)
+    connection.send_binary(b"\0" + b"x" * 250_000)
+    channels, code, _ = messages(connection)
+    assert channels == {1: b"x" * 250_000}, {channel: len(data) for channel, data in channels.items()}
+    assert code == 1000, code
+
+
+def first_base64(url):
+    connection = plain(url, "base64.channel.k8s.io")
+    connection.send("0" + base64.b64encode(b"hello\n").decode())
+    found = {}
+    while True:
+        opcode, frame = connection.recv_data_frame(True)
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            break
+        assert opcode == websocket.ABNF.OPCODE_TEXT, opcode
+        channel = frame.data[:1].decode()
+        found[channel] = found.get(channel, b"") + base64.b64decode(frame.data[1:], validate=True)
+    said = b"command terminated with non-zero exit code: exit status 4"
+    assert found == {"1": b"hello\n", "3": said}, found
+
+
+def first_attach(url, protocol="channel.k8s.io"):
+    connection = plain(url, protocol)
+    seen = b""
+    while b"again\n" not in seen:
+        message = connection.recv()
+        assert message and message[0] == 1, message
+        seen += message[1:]
+    connection.close()
+
+
+def without_a_name(client):
+    """The same of a client that names no subprotocol."""
+    return lambda url: client(url, None)
+
+
 def unknown_protocol(url):
     try:
         plain(url, "v9.channel.k8s.io")
@@ -149,6 +205,27 @@ def ports(url):
     assert refused.recv(1) == b"", "nobody serves that port"
     assert "refused" in forward.error(7003), forward.error(7003)
     forward.close()
+
+
+def ports_first(url, protocol="channel.k8s.io"):
+    """Channels 0 and 1 are the first port's data and errors, 2 and 3 the second's; each begins with its port."""
+    connection = plain(url, protocol)
+    text = protocol is not None and "base64" in protocol
+    if text:
+        connection.send("0" + base64.b64encode(b"GET / HTTP/1.0\r\n\r\n").decode())
+    else:
+        connection.send_binary(b"\0GET / HTTP/1.0\r\n\r\n")
+    found = {}
+    while not (found.get(0, b"").endswith(b"a page\n") and b"refused" in found.get(3, b"")):
+        message = connection.recv()
+        assert message, found
+        channel, data = message[0], message[1:]
+        if text:
+            channel, data = int(channel), base64.b64decode(data, validate=True)
+        found[channel] = found.get(channel, b"") + data
+    for channel, port in enumerate((7001, 7001, 7003, 7003)):
+        assert found[channel][:2] == struct.pack("<H", port), found
+    connection.close()
 
 
 class Tunnel:
@@ -223,8 +300,21 @@ CLIENTS = {
     "v5-out-of-range": v5_out_of_range,
     "v5-too-long": v5_too_long,
     "base64": base64_variant,
+    "first-success": first_success,
+    "first-failure": first_failure,
+    "first-input": first_input,
+    "first-attach": first_attach,
+    "first-base64": first_base64,
+    "unnamed-success": without_a_name(first_success),
+    "unnamed-failure": without_a_name(first_failure),
+    "unnamed-input": without_a_name(first_input),
+    "unnamed-attach": without_a_name(first_attach),
     "unknown-protocol": unknown_protocol,
     "ports": ports,
+    "ports-v4-base64": lambda url: ports_first(url, "v4.base64.channel.k8s.io"),
+    "ports-first": ports_first,
+    "ports-first-base64": lambda url: ports_first(url, "base64.channel.k8s.io"),
+    "ports-unnamed": without_a_name(ports_first),
     "tunnel": tunnel,
 }
 

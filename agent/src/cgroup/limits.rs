@@ -16,22 +16,19 @@ pub enum When {
     Update,
 }
 
-/// A file to be written.
+/// A file to be written. [`super::absent`] says what becomes of it on a kernel without the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Setting {
     pub file: String,
     pub value: String,
-    /// A kernel without the file is one on which the setting is without meaning.
-    pub optional: bool,
 }
 
 pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, CgroupError> {
     let mut settings = Vec::new();
-    let mut set = |file: &str, value: String, optional| {
+    let mut set = |file: &str, value: String| {
         settings.push(Setting {
             file: file.to_owned(),
             value,
-            optional,
         });
     };
     if let Some(limit) = limit(resources.memory_limit_bytes, when) {
@@ -45,8 +42,8 @@ pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, Cgrou
                 .max(0)
                 .to_string(),
         };
-        set("memory.max", limit, false);
-        set("memory.swap.max", swap, true);
+        set("memory.max", limit);
+        set("memory.swap.max", swap);
     }
     let quota = limit(resources.cpu_quota_us, when);
     if quota.is_some() || (when == When::Update && resources.cpu_period_us > 0) {
@@ -57,34 +54,28 @@ pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, Cgrou
         set(
             "cpu.max",
             format!("{} {period}", quota.as_deref().unwrap_or("max")),
-            false,
         );
     }
     if resources.cpu_shares > 0 {
-        set(
-            "cpu.weight",
-            weight(resources.cpu_shares).to_string(),
-            false,
-        );
+        set("cpu.weight", weight(resources.cpu_shares).to_string());
     }
     if let Some(limit) = limit(resources.pids_limit, when) {
-        set("pids.max", limit, false);
+        set("pids.max", limit);
     }
     if !resources.cpuset_cpus.is_empty() {
-        set("cpuset.cpus", resources.cpuset_cpus.clone(), false);
+        set("cpuset.cpus", resources.cpuset_cpus.clone());
     }
     if !resources.cpuset_mems.is_empty() {
-        set("cpuset.mems", resources.cpuset_mems.clone(), false);
+        set("cpuset.mems", resources.cpuset_mems.clone());
     }
     for huge in &resources.hugepage_limits {
         let file = checked_name(&format!("hugetlb.{}.max", huge.page_size))?;
-        // kubelet names every page size that its node has; the guest may have fewer.
-        set(&file, huge.limit_bytes.to_string(), huge.limit_bytes == 0);
+        set(&file, huge.limit_bytes.to_string());
     }
     let mut unified: Vec<_> = resources.unified.iter().collect();
     unified.sort();
     for (file, value) in unified {
-        set(&checked_name(file)?, value.clone(), false);
+        set(&checked_name(file)?, value.clone());
     }
     Ok(settings)
 }

@@ -5,6 +5,7 @@
 //! child of the container's cgroup, so that it can be killed alone but counts with the rest. The agent
 //! itself stays in the root, where no limit applies.
 
+mod absent;
 pub mod devices;
 pub mod limits;
 
@@ -35,6 +36,12 @@ pub enum CgroupError {
         file: String,
         value: String,
         source: io::Error,
+    },
+    #[error("set {file} to {value:?}: the guest's kernel has no such file; {advice}")]
+    NotThere {
+        file: String,
+        value: String,
+        advice: &'static str,
     },
     #[error("{0:?} is not a cgroup file that may be set")]
     BadName(String),
@@ -112,14 +119,18 @@ impl Cgroup {
     }
 
     pub fn apply(&self, resources: &Resources, when: limits::When) -> Result<(), CgroupError> {
-        for limits::Setting {
-            file,
-            value,
-            optional,
-        } in limits::settings(resources, when)?
-        {
+        for limits::Setting { file, value } in limits::settings(resources, when)? {
             match write_existing(&self.path.join(&file), &value) {
-                Err(e) if optional && e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    if !absent::is_kept_without(&file, &value) {
+                        let advice = absent::advice(&file);
+                        return Err(CgroupError::NotThere {
+                            file,
+                            value,
+                            advice,
+                        });
+                    }
+                }
                 Err(source) => {
                     return Err(CgroupError::Set {
                         file,

@@ -63,7 +63,7 @@ pub enum ServeError {
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(config: Config) -> Result<(), ServeError> {
-    let socket = config.socket.clone();
+    let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
     if let Some(parent) = socket.parent() {
@@ -84,7 +84,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     let mut told = stopped.clone();
     let server = tonic::transport::Server::builder()
         .add_service(
-            RuntimeServiceServer::new(RuntimeServer::new(pods.clone(), streaming))
+            RuntimeServiceServer::new(RuntimeServer::new(pods.clone(), streaming, cgroup_driver))
                 .max_decoding_message_size(REQUEST_BYTES)
                 .max_encoding_message_size(usize::MAX),
         )
@@ -116,9 +116,12 @@ fn host(config: Config) -> Result<Host, ServeError> {
     let images = bulkhead_image::Store::open(config.image_config())?;
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
+    // Before the first pod: kubelet asks what file system containers are on when it starts.
+    let state_pods = config.state_dir.join("pods");
+    make_directory(&state_pods)?;
     Ok(Host {
         run_pods: config.run_dir.join("pods"),
-        state_pods: config.state_dir.join("pods"),
+        state_pods,
         sizing: Defaults {
             vcpus: sandbox.vcpus,
             memory_mib: sandbox.memory_mib,

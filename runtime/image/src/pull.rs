@@ -73,6 +73,15 @@ struct Pull {
     progress: Arc<Counters>,
 }
 
+/// What a reference stands for.
+struct Resolved {
+    /// Of the manifest that the reference names, which may be an index.
+    top: Digest,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    manifest_bytes: u64,
+}
+
 /// Fetches what is missing and records the image under `reference`.
 pub async fn pull(
     shared: &Arc<Shared>,
@@ -92,7 +101,12 @@ pub async fn pull(
         reference: shown,
         repository,
     });
-    let (top, config, layers) = pull.resolve(reference).await?;
+    let Resolved {
+        top,
+        config,
+        layers,
+        manifest_bytes,
+    } = pull.resolve(reference).await?;
     let tag = match &reference.version {
         Version::Tag(_) => Some(reference.to_string()),
         Version::Digest(_) => None,
@@ -103,6 +117,7 @@ pub async fn pull(
         repo_digests: BTreeSet::from([reference.with_digest(&top)]),
         layers: Vec::new(),
         defaults: Default::default(),
+        metadata_bytes: manifest_bytes.saturating_add(config.size),
     };
     if let Some(known) = shared.complete_image(&config.digest)? {
         let _needed = shared.need(&known.layers);
@@ -134,27 +149,32 @@ fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
 
 impl Pull {
     /// From the reference to the digest that it stands for, and to the image for this machine.
-    async fn resolve(
-        &self,
-        reference: &Reference,
-    ) -> Result<(Digest, Descriptor, Vec<Descriptor>), PullError> {
+    async fn resolve(&self, reference: &Reference) -> Result<Resolved, PullError> {
         let mut version = reference.version_text().to_owned();
         let mut promised = match &reference.version {
             Version::Digest(digest) => Some(digest.clone()),
             Version::Tag(_) => None,
         };
-        let mut top = None;
+        let (mut top, mut manifest_bytes) = (None, 0u64);
         for _ in 0..MANIFEST_DEPTH {
             let raw = self
                 .repository
                 .manifest(&version)
                 .await
                 .map_err(|e| self.registry(e))?;
+            manifest_bytes = manifest_bytes.saturating_add(raw.bytes.len() as u64);
             let found = Digest::of(&raw.bytes);
             verify("manifest", promised.as_ref(), &found).map_err(|e| self.manifest(e))?;
             let top = top.get_or_insert(found).clone();
             match Manifest::parse(&raw.bytes, &raw.media_type).map_err(|e| self.manifest(e))? {
-                Manifest::Image { config, layers } => return Ok((top, config, layers)),
+                Manifest::Image { config, layers } => {
+                    return Ok(Resolved {
+                        top,
+                        config,
+                        layers,
+                        manifest_bytes,
+                    });
+                }
                 Manifest::Index(next) => {
                     version = next.digest.to_string();
                     promised = Some(next.digest);

@@ -2,13 +2,27 @@
 //! The life of a pod.
 
 use bulkhead_proto::cri::{
-    ContainerEventType, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState,
-    StatusRequest, VersionRequest,
+    CgroupDriver, ContainerEventType, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter,
+    PodSandboxState, RuntimeConfigRequest, StatusRequest, VersionRequest,
 };
 use bulkhead_tests::client::{PATIENCE, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubelet_is_told_the_cgroup_driver_that_the_configuration_names() {
+    for (line, expected) in [
+        ("cgroup_driver = \"systemd\"", CgroupDriver::Systemd),
+        ("cgroup_driver = \"cgroupfs\"", CgroupDriver::Cgroupfs),
+    ] {
+        let daemon = Daemon::start_with(Networking::Loopback, line).await;
+        let mut client = daemon.client().await;
+        let answer = client.runtime.runtime_config(RuntimeConfigRequest {}).await;
+        let linux = answer.expect("runtime config").into_inner().linux;
+        assert_eq!(linux.expect("of Linux").cgroup_driver(), expected);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_lives_from_run_to_removal_and_leaves_nothing() {

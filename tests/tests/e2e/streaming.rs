@@ -378,12 +378,13 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
     let pod = client.run_pod("pod").await.expect("run pod");
-    let id = client
-        .run_script(&pod, "main", &busybox, "exec sleep 10000")
-        .await;
+    let chatter = "while :; do echo again; sleep 1; done";
+    let id = client.run_script(&pod, "main", &busybox, chatter).await;
     let line = "mkdir /page; echo a page > /page/index.html; httpd -p 127.0.0.1:7001 -h /page";
     client.shell(&id, line).await;
     let line = "echo out; echo err >&2; exit 3";
+    let said = ["echo", "remote execution test"];
+    let echoed = ["sh", "-c", "head -n 1; exit 4"];
     let mut urls = Vec::new();
     for (name, command, kinds) in [
         ("v4-exit", &["sh", "-c", line][..], &OUTPUT[..]),
@@ -393,13 +394,31 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
         ("v5-out-of-range", &["cat"], &ALL),
         ("v5-too-long", &["cat"], &ALL),
         ("base64", &["cat"], &ALL),
+        ("first-success", &said, &OUTPUT),
+        ("first-failure", &["sh", "-c", line], &OUTPUT),
+        ("first-input", &["head", "-c", "250000"], &ALL),
+        ("first-base64", &echoed, &ALL),
+        ("unnamed-success", &said, &OUTPUT),
+        ("unnamed-failure", &["sh", "-c", line], &OUTPUT),
+        ("unnamed-input", &["head", "-c", "250000"], &ALL),
         ("unknown-protocol", &["cat"], &ALL),
     ] {
         let url = client.exec_url(&id, command, kinds).await.expect("exec");
         urls.push(format!("{name}={url}"));
     }
+    for name in ["first-attach", "unnamed-attach"] {
+        let url = client.attach_url(&id, &OUTPUT).await.expect("attach");
+        urls.push(format!("{name}={url}"));
+    }
     let ports = [7001, 7003];
-    for name in ["ports", "tunnel"] {
+    for name in [
+        "ports",
+        "ports-v4-base64",
+        "ports-first",
+        "ports-first-base64",
+        "ports-unnamed",
+        "tunnel",
+    ] {
         let url = client.port_forward_url(&pod.id, &ports).await.expect("URL");
         urls.push(format!("{name}={url}"));
     }

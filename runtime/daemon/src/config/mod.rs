@@ -11,6 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
 
 use crate::network::{self, NetworkConfig, NetworkError};
@@ -63,6 +65,7 @@ pub struct Config {
     pub vmm: PathBuf,
     /// Relative to /sys/fs/cgroup; without it VMMs stay in the daemon's cgroup.
     pub cgroup_parent: Option<PathBuf>,
+    pub cgroup_driver: CgroupDriver,
     pub sandbox: SandboxConfig,
     pub cni: NetworkConfig,
     /// Where kubelet keeps the volumes of its pods, links followed.
@@ -71,6 +74,29 @@ pub struct Config {
     images: RawImages,
     pinned_images: Vec<bulkhead_image::Reference>,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
+}
+
+/// How kubelet is to make the cgroups of pods; it asks us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    Systemd,
+    Cgroupfs,
+}
+
+impl CgroupDriver {
+    /// systemd's where that is process 1, whose name this is. In a container process 1 is another.
+    fn of_init(name: &str) -> Self {
+        if name.trim() == "systemd" {
+            Self::Systemd
+        } else {
+            Self::Cgroupfs
+        }
+    }
+
+    fn of_host() -> Self {
+        Self::of_init(&std::fs::read_to_string("/proc/1/comm").unwrap_or_default())
+    }
 }
 
 /// The VM of a pod that asks for nothing.
@@ -159,6 +185,7 @@ impl Config {
             cgroup_parent: Some(raw.cgroup_parent)
                 .filter(|parent| !parent.is_empty())
                 .map(|parent| PathBuf::from(parent.trim_start_matches('/'))),
+            cgroup_driver: raw.cgroup_driver.unwrap_or_else(CgroupDriver::of_host),
             sandbox: raw.sandbox.check()?,
             kubelet_roots: raw
                 .volumes
@@ -306,8 +333,23 @@ mod tests {
     }
 
     #[test]
+    fn the_cgroup_driver_is_the_one_that_is_written_else_the_hosts() {
+        for (text, expected) in [
+            ("cgroup_driver = \"systemd\"", CgroupDriver::Systemd),
+            ("cgroup_driver = \"cgroupfs\"", CgroupDriver::Cgroupfs),
+            ("", CgroupDriver::of_host()),
+        ] {
+            assert_eq!(parse(text).unwrap().cgroup_driver, expected, "{text}");
+        }
+        assert_eq!(CgroupDriver::of_init("systemd\n"), CgroupDriver::Systemd);
+        assert_eq!(CgroupDriver::of_init("tini\n"), CgroupDriver::Cgroupfs);
+        assert_eq!(CgroupDriver::of_init(""), CgroupDriver::Cgroupfs);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let table = [
+            ("cgroup_driver = \"cgroup\"", "cgroupfs"),
             ("sokcet = \"/x\"", "sokcet"),
             ("[sandbox]\nmemory_mib = 1", "sandbox.memory_mib is 1"),
             ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),

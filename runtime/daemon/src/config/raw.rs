@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::DEFAULT_SOCKET;
+use super::{CgroupDriver, DEFAULT_SOCKET};
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +19,7 @@ pub struct RawConfig {
     pub initramfs: Option<PathBuf>,
     pub vmm: Option<PathBuf>,
     pub cgroup_parent: String,
+    pub cgroup_driver: Option<CgroupDriver>,
     pub sandbox: RawSandbox,
     pub cni: RawCni,
     pub volumes: RawVolumes,
@@ -83,6 +84,7 @@ impl Default for RawConfig {
             initramfs: None,
             vmm: None,
             cgroup_parent: "bulkhead".to_owned(),
+            cgroup_driver: None,
             sandbox: RawSandbox::default(),
             cni: RawCni::default(),
             volumes: RawVolumes::default(),

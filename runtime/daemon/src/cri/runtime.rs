@@ -6,6 +6,7 @@ use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
 use super::{BoxStream, container, metrics, sandbox, stats, status, stream_list, streaming};
+use crate::config::CgroupDriver;
 use crate::pod::Pods;
 use crate::streaming::Streaming;
 
@@ -14,13 +15,18 @@ use crate::streaming::Streaming;
 pub struct RuntimeServer {
     pods: Pods,
     streaming: Streaming,
+    cgroup_driver: CgroupDriver,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl RuntimeServer {
-    pub fn new(pods: Pods, streaming: Streaming) -> Self {
-        Self { pods, streaming }
+    pub fn new(pods: Pods, streaming: Streaming, cgroup_driver: CgroupDriver) -> Self {
+        Self {
+            pods,
+            streaming,
+            cgroup_driver,
+        }
     }
 }
 
@@ -57,11 +63,7 @@ impl RuntimeService for RuntimeServer {
         &self,
         _request: Request<cri::RuntimeConfigRequest>,
     ) -> Answer<cri::RuntimeConfigResponse> {
-        Ok(Response::new(cri::RuntimeConfigResponse {
-            linux: Some(cri::LinuxRuntimeConfiguration {
-                cgroup_driver: status::cgroup_driver().into(),
-            }),
-        }))
+        Ok(Response::new(status::runtime_config(self.cgroup_driver)))
     }
 
     async fn update_runtime_config(

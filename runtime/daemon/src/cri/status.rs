@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::network_code;
 use super::parse::HANDLERS;
+use crate::config::CgroupDriver;
 use crate::pod::Pods;
 use crate::problem::Problem;
 use crate::serve::chain;
@@ -100,12 +101,15 @@ pub fn set_pod_cidr(pods: &Pods, pod_cidr: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// systemd's driver where systemd runs the host.
-pub fn cgroup_driver() -> cri::CgroupDriver {
-    let init = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    if init.trim() == "systemd" {
-        cri::CgroupDriver::Systemd
-    } else {
-        cri::CgroupDriver::Cgroupfs
+/// What kubelet sets itself up by when it starts.
+pub fn runtime_config(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
+    let cgroup_driver = match driver {
+        CgroupDriver::Systemd => cri::CgroupDriver::Systemd,
+        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+    };
+    cri::RuntimeConfigResponse {
+        linux: Some(cri::LinuxRuntimeConfiguration {
+            cgroup_driver: cgroup_driver.into(),
+        }),
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Port-forward over WebSocket: the SPDY connection in binary messages, and the older protocol with two
-//! channels a port (`v4.channel.k8s.io`), whose ports come with the request.
+//! channels a port (`v4.channel.k8s.io`, `channel.k8s.io`, their base64 variants or no name: all the same but for
+//! base64), whose ports come with the request.
 
 use std::sync::Arc;
 

@@ -138,16 +138,20 @@ fn negotiate_websocket(wanted: &Request, headers: &HeaderMap) -> Result<(Speech,
             .map(|(name, protocol)| (name, Speech::Process(protocol)))
             .to_vec(),
     };
-    let (name, speech) = agree(headers, &SEC_WEBSOCKET_PROTOCOL, &spoken)?;
     let accept = derive_accept_key(key.as_bytes());
-    let answer = switching(
-        WEBSOCKET,
-        &[
-            (SEC_WEBSOCKET_PROTOCOL, name),
-            (SEC_WEBSOCKET_ACCEPT, &accept),
-        ],
-    );
-    Ok((speech, answer))
+    let mut answers = vec![(SEC_WEBSOCKET_ACCEPT, accept.as_str())];
+    let speech = if values(headers, &SEC_WEBSOCKET_PROTOCOL).all(str::is_empty) {
+        // Who names none must not be told one, and speaks the first.
+        match wanted {
+            Request::PortForward { .. } => Speech::Channels(Protocol::V1),
+            Request::Exec { .. } | Request::Attach { .. } => Speech::Process(Protocol::V1),
+        }
+    } else {
+        let (name, speech) = agree(headers, &SEC_WEBSOCKET_PROTOCOL, &spoken)?;
+        answers.push((SEC_WEBSOCKET_PROTOCOL, name));
+        speech
+    };
+    Ok((speech, switching(WEBSOCKET, &answers)))
 }
 
 /// The first of ours that the client offers.

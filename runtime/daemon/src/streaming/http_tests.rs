@@ -63,32 +63,74 @@ fn spdy_clients_get_one_protocol_of_those_they_offer() {
 
 #[test]
 fn websocket_clients_get_the_best_that_they_offer() {
+    let (process, channels) = (Speech::Process, Speech::Channels);
+    let (v4, base64) = ("v4.channel.k8s.io", "v4.base64.channel.k8s.io");
+    let (v5, first) = ("v5.channel.k8s.io", "channel.k8s.io");
+    let first_base64 = "base64.channel.k8s.io";
+    let tunnel = "SPDY/3.1+portforward.k8s.io";
     let table = [
         (
             attach(),
             "v4.channel.k8s.io, v5.channel.k8s.io",
-            Speech::Process(Protocol::V5),
-        ),
-        (attach(), "v4.channel.k8s.io", Speech::Process(Protocol::V4)),
-        (
-            port_forward(),
-            "SPDY/3.1+portforward.k8s.io",
-            Speech::Tunnel,
+            v5,
+            process(Protocol::V5),
         ),
         (
+            attach(),
+            "channel.k8s.io,v4.channel.k8s.io",
+            v4,
+            process(Protocol::V4),
+        ),
+        (attach(), v4, v4, process(Protocol::V4)),
+        (attach(), base64, base64, process(Protocol::V4Base64)),
+        (attach(), first, first, process(Protocol::V1)),
+        (
+            attach(),
+            first_base64,
+            first_base64,
+            process(Protocol::V1Base64),
+        ),
+        (port_forward(), tunnel, tunnel, Speech::Tunnel),
+        (port_forward(), v4, v4, channels(Protocol::V4)),
+        (port_forward(), base64, base64, channels(Protocol::V4Base64)),
+        (port_forward(), first, first, channels(Protocol::V1)),
+        (
             port_forward(),
-            "v4.channel.k8s.io",
-            Speech::Channels(Protocol::V4),
+            first_base64,
+            first_base64,
+            channels(Protocol::V1Base64),
         ),
     ];
-    for (wanted, offer, expected) in table {
+    for (wanted, offer, named, expected) in table {
         let offer = [("Sec-WebSocket-Protocol", offer)];
         let lines = [&WEBSOCKET_UPGRADE[..], &offer].concat();
         let (speech, answer) = agreed(&wanted, &lines);
         assert_eq!(speech, expected);
+        let answered = answer.headers().get(SEC_WEBSOCKET_PROTOCOL).unwrap();
+        assert_eq!(answered, named);
         // The key and its answer in RFC 6455, 1.3.
         let accept = answer.headers().get(SEC_WEBSOCKET_ACCEPT).unwrap();
         assert_eq!(accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}
+
+#[test]
+fn websocket_clients_that_name_no_protocol_speak_the_first_and_are_told_none() {
+    let empty = [("Sec-WebSocket-Protocol", " ")];
+    for lines in [
+        WEBSOCKET_UPGRADE.to_vec(),
+        [&WEBSOCKET_UPGRADE[..], &empty].concat(),
+    ] {
+        for (wanted, expected) in [
+            (attach(), Speech::Process(Protocol::V1)),
+            (port_forward(), Speech::Channels(Protocol::V1)),
+        ] {
+            let (speech, answer) = agreed(&wanted, &lines);
+            assert_eq!(speech, expected);
+            // RFC 6455, 4.2.2: a client fails the connection if it is told what it did not offer.
+            assert!(!answer.headers().contains_key(SEC_WEBSOCKET_PROTOCOL));
+            assert!(answer.headers().contains_key(SEC_WEBSOCKET_ACCEPT));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The last word of an exec or attach: Kubernetes' `metav1.Status` as JSON, as the v4 and v5 protocols
-//! have it on the error stream.
+//! have it on the error stream, or only its message, as they had it before.
 
 use serde_json::{Value, json};
 
@@ -15,6 +15,11 @@ pub enum Ended {
 impl Ended {
     pub fn status(&self) -> String {
         self.json().to_string()
+    }
+
+    /// What went wrong; `None` if nothing did.
+    pub fn text(&self) -> Option<String> {
+        self.json()["message"].as_str().map(str::to_owned)
     }
 
     fn json(&self) -> Value {
@@ -50,6 +55,11 @@ mod tests {
         assert_eq!(status["reason"], "NonZeroExitCode");
         assert_eq!(status["details"]["causes"][0]["reason"], "ExitCode");
         assert_eq!(status["details"]["causes"][0]["message"], "3");
+        assert_eq!(Ended::Exited(0).text(), None);
+        assert_eq!(
+            Ended::Exited(3).text().unwrap(),
+            "command terminated with non-zero exit code: exit status 3"
+        );
         let status = Ended::Failed("no such program".into()).json();
         assert_eq!(status["code"], 500);
         assert!(

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exec and attach over WebSocket: `v5.channel.k8s.io`, `v4.channel.k8s.io` and its base64 variant.
+//! Exec and attach over WebSocket: `v5.channel.k8s.io`, `v4.channel.k8s.io`, the first `channel.k8s.io`, and the
+//! base64 variants of the older two.
 //!
 //! Every message begins with the number of its channel. With v5, a message `[255, channel]` closes the
-//! client's half of a channel; with v4 only leaving does. Also what the port-forward protocols share.
+//! client's half of a channel; before it only leaving does. The first version's last word is text and no status:
+//! nothing after a success. Also what the port-forward protocols share.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,14 +56,19 @@ pub enum Protocol {
     V5,
     V4,
     V4Base64,
+    /// Also what a client speaks that names no protocol.
+    V1,
+    V1Base64,
 }
 
 impl Protocol {
     /// Best first.
-    pub const ALL: [(&'static str, Self); 3] = [
+    pub const ALL: [(&'static str, Self); 5] = [
         ("v5.channel.k8s.io", Self::V5),
         ("v4.channel.k8s.io", Self::V4),
         ("v4.base64.channel.k8s.io", Self::V4Base64),
+        ("channel.k8s.io", Self::V1),
+        ("base64.channel.k8s.io", Self::V1Base64),
     ];
 
     /// The channel of a message and its payload.
@@ -72,8 +79,8 @@ impl Protocol {
         };
         let payload = message.split_off(1);
         match self {
-            Self::V5 | Self::V4 => Ok(Some((first, payload))),
-            Self::V4Base64 => {
+            Self::V5 | Self::V4 | Self::V1 => Ok(Some((first, payload))),
+            Self::V4Base64 | Self::V1Base64 => {
                 let decoded = STANDARD.decode(&payload);
                 let decoded = decoded.map_err(|e| format!("a message is not base64: {e}"))?;
                 Ok(Some((first.wrapping_sub(b'0'), decoded.into())))
@@ -83,18 +90,27 @@ impl Protocol {
 
     pub fn encode(self, channel: u8, payload: &[u8]) -> Message {
         match self {
-            Self::V5 | Self::V4 => {
+            Self::V5 | Self::V4 | Self::V1 => {
                 let mut message = BytesMut::with_capacity(payload.len().saturating_add(1));
                 message.put_u8(channel);
                 message.put_slice(payload);
                 Message::Binary(message.freeze())
             }
-            Self::V4Base64 => {
+            Self::V4Base64 | Self::V1Base64 => {
                 let mut text = char::from(b'0'.saturating_add(channel)).to_string();
                 STANDARD.encode_string(payload, &mut text);
                 Message::Text(text.into())
             }
         }
+    }
+
+    /// How a process ended, on the error channel.
+    fn last_word(self, ended: &Ended) -> Option<Message> {
+        let text = match self {
+            Self::V5 | Self::V4 | Self::V4Base64 => Some(ended.status()),
+            Self::V1 | Self::V1Base64 => ended.text(),
+        };
+        text.map(|text| self.encode(ERROR, text.as_bytes()))
     }
 }
 
@@ -269,8 +285,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Output for WebSocketOutput<T> {
                 .unwrap_or_else(PoisonError::into_inner);
             complaint.take()
         };
-        let status = ended.map(|ended| self.protocol.encode(ERROR, ended.status().as_bytes()));
-        close(&mut self.sender, status, wrong).await;
+        let last = ended.and_then(|ended| self.protocol.last_word(&ended));
+        close(&mut self.sender, last, wrong).await;
         // The client's own close frame, so that it has read ours.
         let _ = timeout(LINGER_TIME, &mut self.listening).await;
         self.listening.abort();

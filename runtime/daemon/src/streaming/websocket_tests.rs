@@ -41,25 +41,38 @@ async fn input_its_end_and_window_sizes_come_by_their_channels() {
 }
 
 #[tokio::test]
-async fn output_and_the_status_come_by_theirs_and_the_close_is_normal() {
-    let (mut other, mut client) = pair(Protocol::V5).await;
-    let bytes = Bytes::from_static(b"oh");
-    client.output.write(Source::Stderr, bytes).await.unwrap();
-    drop(client.input);
-    let finishing = tokio::spawn(client.output.finish(Some(Ended::Exited(0))));
-    let mut seen = Vec::new();
-    let closed = loop {
-        match other.next().await.unwrap().unwrap() {
-            Message::Binary(bytes) => seen.push(bytes),
-            Message::Close(frame) => break frame.unwrap(),
-            other => panic!("{other:?}"),
-        }
-    };
+async fn output_and_the_last_word_come_by_theirs_and_the_close_is_normal() {
     let success = b"\x03{\"metadata\":{},\"status\":\"Success\"}";
-    assert_eq!(seen, [&b"\x01"[..], b"\x02oh", success]);
-    assert_eq!(closed.code, CloseCode::Normal);
-    drop(other);
-    finishing.await.unwrap();
+    let failure = b"\x03command terminated with non-zero exit code: exit status 3";
+    let base64 = b"3Y29tbWFuZCB0ZXJtaW5hdGVkIHdpdGggbm9uLXplcm8gZXhpdCBjb2RlOiBleGl0IHN0YXR1cyAz";
+    let (first, oh) = (&b"\x01"[..], &b"\x02oh"[..]);
+    for (protocol, code, expected) in [
+        (Protocol::V5, 0, vec![first, oh, success]),
+        (Protocol::V4, 0, vec![first, oh, success]),
+        (Protocol::V1, 0, vec![first, oh]),
+        (Protocol::V1, 3, vec![first, oh, failure]),
+        (Protocol::V1Base64, 0, vec![b"1", b"2b2g="]),
+        (Protocol::V1Base64, 3, vec![b"1", b"2b2g=", base64]),
+    ] {
+        let (mut other, mut client) = pair(protocol).await;
+        let bytes = Bytes::from_static(b"oh");
+        client.output.write(Source::Stderr, bytes).await.unwrap();
+        drop(client.input);
+        let finishing = tokio::spawn(client.output.finish(Some(Ended::Exited(code))));
+        let mut seen = Vec::new();
+        let closed = loop {
+            match other.next().await.unwrap().unwrap() {
+                Message::Binary(bytes) => seen.push(bytes),
+                Message::Text(text) => seen.push(text.into()),
+                Message::Close(frame) => break frame.unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(seen, expected, "{protocol:?}, {code}");
+        assert_eq!(closed.code, CloseCode::Normal);
+        drop(other);
+        finishing.await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -69,6 +82,7 @@ async fn channels_out_of_range_are_refused_by_name() {
         (Protocol::V5, b"\xff\x09"),
         (Protocol::V4, b"\xff\0"),
         (Protocol::V4Base64, b"9eA=="),
+        (Protocol::V1, b"\xff\0"),
     ] {
         let (mut other, mut client) = pair(protocol).await;
         say(&mut other, message).await;
@@ -87,11 +101,12 @@ async fn channels_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn the_base64_variant_is_text_both_ways() {
-    let protocol = Protocol::V4Base64;
-    let message = protocol.encode(1, b"hi");
-    assert_eq!(message, Message::Text("1aGk=".into()));
-    let (channel, bytes) = protocol.decode(message.into_data()).unwrap().unwrap();
-    assert_eq!((channel, &bytes[..]), (1, &b"hi"[..]));
-    assert!(protocol.decode(Bytes::from_static(b"0!")).is_err());
+fn the_base64_variants_are_text_both_ways() {
+    for protocol in [Protocol::V4Base64, Protocol::V1Base64] {
+        let message = protocol.encode(1, b"hi");
+        assert_eq!(message, Message::Text("1aGk=".into()));
+        let (channel, bytes) = protocol.decode(message.into_data()).unwrap().unwrap();
+        assert_eq!((channel, &bytes[..]), (1, &b"hi"[..]));
+        assert!(protocol.decode(Bytes::from_static(b"0!")).is_err());
+    }
 }

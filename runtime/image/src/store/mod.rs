@@ -92,7 +92,7 @@ pub struct Image {
     pub id: Digest,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
-    /// What its layers take on the disk.
+    /// What its layers take on the disk, and what says what they are; never 0, which kubelet takes for an error.
     pub size_bytes: u64,
     /// One of its names is in [`Config::pinned`].
     pub pinned: bool,
@@ -252,7 +252,11 @@ impl Store {
             |name: String| record.repo_tags.contains(&name) || record.repo_digests.contains(&name);
         Ok(Image {
             pinned: pinned.into_iter().any(is_name),
-            size_bytes: sizes.sum::<Result<u64, _>>()?,
+            // A record of an earlier version knows nothing of its metadata.
+            size_bytes: sizes
+                .sum::<Result<u64, _>>()?
+                .saturating_add(record.metadata_bytes)
+                .max(1),
             id: record.id,
             repo_tags: record.repo_tags.into_iter().collect(),
             repo_digests: record.repo_digests.into_iter().collect(),

@@ -27,6 +27,9 @@ pub struct ImageRecord {
     /// Diff ids, bottom first, each once.
     pub layers: Vec<Digest>,
     pub defaults: ImageDefaults,
+    /// Its manifests and its configuration, as they came.
+    #[serde(default)]
+    pub metadata_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -267,6 +270,7 @@ mod tests {
             repo_digests: BTreeSet::new(),
             layers: Vec::new(),
             defaults: ImageDefaults::default(),
+            metadata_bytes: 0,
         }
     }
 

@@ -431,6 +431,32 @@ async fn a_restart_removes_what_nobody_names_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_image_without_layers_has_a_size_all_the_same() {
+    let image = FakeImage::new("sh", &[]);
+    let fake = serving(&image);
+    let bed = Bed::new(&fake.host());
+    let name = format!("{}/app:1", fake.host());
+    let pulled = bed.store.pull(&name, None).await.unwrap();
+    let metadata = (image.manifest.len() + image.config.len()) as u64;
+    assert_eq!(pulled.size_bytes, metadata);
+    assert_eq!(bed.store.list().unwrap()[0].size_bytes, metadata);
+}
+
+#[test]
+fn an_image_of_a_version_that_did_not_count_has_a_size_too() {
+    let bed = Bed::new("a.example");
+    let id = Digest::of(b"a");
+    let json = serde_json::json!({
+        "id": id, "repo_tags": [], "repo_digests": [], "layers": [],
+        "defaults": ImageDefaults::default(),
+    });
+    let record: ImageRecord = serde_json::from_value(json).unwrap();
+    bed.store.shared.publish(&record).unwrap();
+    let found = bed.store.find(id.as_str()).unwrap().unwrap();
+    assert_eq!(found.size_bytes, 1);
+}
+
+#[tokio::test]
 async fn a_store_in_use_is_not_opened_and_not_touched() {
     let bed = Bed::new("a.example");
     let partial = bed.config.root.join("partial/0");
@@ -442,13 +468,16 @@ async fn a_store_in_use_is_not_opened_and_not_touched() {
 
 #[tokio::test]
 async fn what_an_image_took_is_free_after_its_removal() {
-    let fake = serving(&two_layers(1));
+    let image = two_layers(1);
+    let fake = serving(&image);
     let bed = Bed::new(&fake.host());
     let name = format!("{}/app:1", fake.host());
     let before = bed.store.usage().unwrap();
     let pulled = bed.store.pull(&name, None).await.unwrap();
     let during = bed.store.usage().unwrap();
-    assert_eq!(during.used_bytes - before.used_bytes, pulled.size_bytes);
+    let metadata = (image.manifest.len() + image.config.len()) as u64;
+    let layers = during.used_bytes - before.used_bytes;
+    assert_eq!(layers + metadata, pulled.size_bytes);
     assert_eq!(during.inodes - before.inodes, 2);
     bed.store.remove(&name).unwrap();
     let after = bed.store.usage().unwrap();
