@@ -13,3 +13,4 @@ pub mod kubelet;
 pub mod kubepods;
 pub mod registry;
 pub mod spdy;
+pub mod systemd;

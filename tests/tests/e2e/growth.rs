@@ -77,7 +77,7 @@ fn fill(mebibytes: i64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_pod_without_overhead_has_exactly_its_limit_and_its_vm_lives_beside_kubelets_cgroup()
-{
+ {
     let (daemon, mut client, busybox) = daemon("").await;
     let mut kubepods = Kubepods::new("small");
     let tight = kubepods.pod("burstable", "tight", &[("memory.max", &bytes(64))]);

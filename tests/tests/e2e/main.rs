@@ -19,4 +19,5 @@ mod security;
 mod shares;
 mod statistics;
 mod streaming;
+mod systemd;
 mod volumes;

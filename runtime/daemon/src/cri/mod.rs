@@ -132,6 +132,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
+        BootError::Scope(_) => Code::Unavailable,
         BootError::Launch(error) => match error {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,

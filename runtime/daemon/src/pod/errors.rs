@@ -15,6 +15,7 @@ use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
 use crate::guest::shares::ShareError;
+use crate::guest::systemd::SystemdError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
 use crate::problem::Problem;
@@ -89,6 +90,8 @@ pub enum BootError {
     Panicked,
     #[error("VM of the pod")]
     Launch(#[from] LaunchError),
+    #[error("cgroup of the VM")]
+    Scope(#[from] SystemdError),
     #[error("configure the guest")]
     Configure(#[from] AgentError),
     #[error("remember the state of the pod")]

@@ -24,7 +24,7 @@ use super::record::{ContainerRecord, PodRecord};
 use super::sizing::{self, Allowance, Room, VmSize, Wanted};
 use super::spec::{PodLimits, Resources};
 use super::{BootError, cpulist};
-use crate::guest::cgroup::{self, HostLimits, PodCgroup};
+use crate::guest::cgroup::{HostLimits, PodCgroup};
 use crate::guest::{Guest, protocol};
 
 const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
@@ -132,7 +132,8 @@ impl Owner {
     /// Applies on the host what its containers say, after one has come, gone or changed.
     pub(super) fn place(&self) {
         if let Some(path) = self.pod.cgroup() {
-            cgroup::limit(path, &self.host_limits());
+            let limits = self.host_limits();
+            self.shared.host.cgroups.limit(path, &limits);
         }
         let live = self
             .containers
