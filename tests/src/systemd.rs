@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A host that systemd runs: a real one, process 1 of namespaces of its own, with the network and the disk of the host.
 //!
-//! It starts nothing but what a test asks for. What it and the test write below `/run` and in a few directories of `/etc` and
-//! `/usr` is its own.
+//! It knows no units but a test's and D-Bus's: an ordinary boot would empty the host's `/tmp`, for one. What it and the test
+//! write in [`OWN`] is its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const OWN: &str = "/run /etc/systemd/system /etc/modules-load.d /etc/sysctl.d /etc/bulkhead /etc/cni/net.d \
                    /etc/kubernetes /usr/lib/bulkhead /var/lib/kubelet /var/log/pods";
 
-/// The targets of an ordinary boot are made empty: units by default want them.
+/// Where units are looked for: without the distribution's, whose sysinit.target units by default want, with all that it wants.
+const UNITS: &str =
+    "/run/systemd/transient:/etc/systemd/system:/run/systemd/system:/run/systemd/generator";
+
 const BOOT: &str = r#"
 set -eu
 echo $$ >"$CGROUP/cgroup.procs"
@@ -29,10 +32,11 @@ exec unshare --pid --mount --cgroup --uts --ipc --fork --mount-proc --kill-child
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     for own in $OWN; do mkdir -p "$own"; mount -t tmpfs -o mode=755 tmpfs "$own"; done
     mkdir /run/lock /run/dbus
+    cp /usr/lib/systemd/system/dbus.service /usr/lib/systemd/system/dbus.socket /etc/systemd/system/
     for target in sysinit basic tests; do
         printf "[Unit]\nDefaultDependencies=no\n" >"/etc/systemd/system/$target.target"
     done
-    exec env -i PATH="$PATH" container=tests "$SYSTEMD" --system --unit=tests.target --log-target=console --show-status=no
+    exec env -i PATH="$PATH" SYSTEMD_UNIT_PATH="$UNITS" container=tests "$SYSTEMD" --system --unit=tests.target --log-target=console --show-status=no
 '
 "#;
 
@@ -56,7 +60,12 @@ impl Systemd {
         let output = fs::File::create(&log).expect("systemd's log");
         let unshare = Command::new("sh")
             .args(["-c", BOOT])
-            .envs([("CGROUP", CGROUP), ("OWN", OWN), ("SYSTEMD", SYSTEMD)])
+            .envs([
+                ("CGROUP", CGROUP),
+                ("OWN", OWN),
+                ("SYSTEMD", SYSTEMD),
+                ("UNITS", UNITS),
+            ])
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second descriptor"))
             .stderr(output)
