@@ -110,6 +110,16 @@ impl Agent for Service {
         }))
     }
 
+    async fn read_environment_files(
+        &self,
+        request: Request<proto::ReadEnvironmentFilesRequest>,
+    ) -> Result<Response<proto::ReadEnvironmentFilesResponse>, Status> {
+        let volumes = self.volumes.clone();
+        let volume = request.into_inner().volume;
+        let files = blocking(move || volumes.environment_files(&volume)).await?;
+        Ok(Response::new(proto::ReadEnvironmentFilesResponse { files }))
+    }
+
     async fn create_container(
         &self,
         request: Request<proto::CreateContainerRequest>,
@@ -238,6 +248,7 @@ impl Agent for Service {
     ) -> Result<Response<proto::ShutdownResponse>, Status> {
         self.containers.kill_all();
         tokio::time::sleep(KILL_BEFORE_SHUTDOWN).await;
+        self.volumes.release();
         scratch::release_scratch();
         power::off()
     }
@@ -340,9 +351,10 @@ fn mount_code(error: &MountError) -> Code {
     match error {
         MountError::TooMany(_) => Code::ResourceExhausted,
         MountError::Target(_) => Code::InvalidArgument,
-        MountError::Source { .. } | MountError::Shared { .. } | MountError::SubPath { .. } => {
-            Code::FailedPrecondition
-        }
+        MountError::Source { .. }
+        | MountError::Shared { .. }
+        | MountError::InImage { .. }
+        | MountError::SubPath { .. } => Code::FailedPrecondition,
         MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
         MountError::Volume { source, .. } => volume_code(source),
     }

@@ -26,6 +26,9 @@ pub mod agent {
     /// One part in so many of the memory describes it: 2 per cent were seen, 64 bytes a page of 4096 among them.
     pub const GUEST_PARTS: u64 = 40;
 
+    /// How the agent's words begin when a volume that is an image cannot be made.
+    pub const IMAGE_VOLUME: &str = "image volume";
+
     /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
     pub mod record {
         /// From the host: input, of length 0 at its end. From the agent: how much of it is gone.

@@ -9,6 +9,7 @@ files  fio and small files on a container's root, an emptyDir and a hostPath; ag
 streaming
        commands, containers and streams, each through the CRI socket: times, throughput, system calls, VM exits;
        against containerd with runc. BULKHEAD_BENCH_STREAM_MIB (32) goes through a stream; on hardware, take 1024.
+many   25 and 50 pods at once, and one after the other (BULKHEAD_BENCH_PODS="25 50"); against containerd with runc.
 pull   a 200 MB image of 6 layers until it can be run, and the daemon's peak memory; against containerd.
 """
 import json
@@ -23,6 +24,7 @@ import tempfile
 import time
 
 import bench_files
+import bench_many
 import bench_network
 import bench_streaming
 from registry import Registry, wait_until
@@ -337,6 +339,12 @@ def bench_streams():
         bench_streaming.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
 
 
+def bench_many_pods():
+    with Work() as work, Registry(work.name) as registry, Ours(work, registry) as ours:
+        push_images(registry, "busybox")
+        bench_many.measure(ours, work, registry, PROJECT, f"{registry}/test/busybox:latest", report)
+
+
 def bench_pull():
     with Work() as work, Registry(work.name) as registry:
         push_images(registry, "bench")
@@ -355,7 +363,7 @@ def push_images(registry, name):
 
 
 BENCHMARKS = {"boot": bench_boot, "pod": bench_pod, "net": bench_net, "files": bench_file_systems,
-              "streaming": bench_streams, "pull": bench_pull}
+              "streaming": bench_streams, "many": bench_many_pods, "pull": bench_pull}
 
 
 def main():

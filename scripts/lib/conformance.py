@@ -1,4 +1,4 @@
-"""critest against a fresh daemon, run on a KVM host by scripts/conformance."""
+"""critest against a fresh daemon, run on a KVM host by scripts/conformance and scripts/test."""
 import argparse
 import json
 import os
@@ -61,7 +61,28 @@ def start_daemon(work, registry, result):
     return process, f"unix://{socket}"
 
 
-def run_critest(options, endpoint):
+def name_of(spec):
+    return " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
+
+
+def specs_of(path):
+    """The specs in a report of Ginkgo's."""
+    with open(path) as file:
+        report = json.load(file)[0]
+    return report, [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
+
+
+def share_of_specs(options):
+    """Names of the specs that this run is about: of those that --focus matches, every N-th."""
+    report = os.path.join(options.result, "specs.json")
+    subprocess.run([options.critest, "-ginkgo.dry-run", f"-ginkgo.json-report={report}"], cwd=options.result, check=True,
+                   stdout=subprocess.DEVNULL)
+    share, shares = options.share
+    names = sorted(name for name in map(name_of, specs_of(report)[1]) if re.search(options.focus, name))
+    return names[share - 1::shares]
+
+
+def run_critest(options, endpoint, names):
     report = os.path.join(options.result, "report.json")
     command = [options.critest, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}",
                f"-runtime-service-timeout={PATIENCE}", f"-image-service-timeout={PATIENCE}",
@@ -71,8 +92,7 @@ def run_critest(options, endpoint):
         command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
     if options.seed:
         command.append(f"-ginkgo.seed={options.seed}")
-    if options.focus:
-        command.append(f"-ginkgo.focus={options.focus}")
+    command.append("-ginkgo.focus=(" + "|".join(map(re.escape, names)) + ")$")
     if options.parallel > 1:
         command.append(f"-parallel={options.parallel}")
     # For the test runner of --parallel.
@@ -80,8 +100,7 @@ def run_critest(options, endpoint):
     with open(os.path.join(options.result, "critest.log"), "wb") as output:
         code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
     try:
-        with open(report) as file:
-            return code, json.load(file)[0]
+        return code, *specs_of(report)
     except (OSError, ValueError, IndexError):
         with open(os.path.join(options.result, "critest.log"), errors="replace") as file:
             sys.exit(f"conformance: critest ended with {code} and left no report; it said:\n{file.read()[-2000:]}")
@@ -91,16 +110,17 @@ def why_not_applicable(name):
     return next((why for pattern, why in NOT_APPLICABLE.items() if re.search(pattern, name)), None)
 
 
-def summary(report, websocket):
+def summary(options, report, specs, names):
     """Prints the table; returns whether all applicable specs passed, of which there must be some."""
     areas, failed, skipped, excluded = {}, [], [], []
-    specs = [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
     for spec in specs:
-        path = [*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]]
-        area, name, state = path[0].removeprefix("[k8s.io] "), " ".join(path), spec["State"]
+        name, state = name_of(spec), spec["State"]
+        if name not in names:
+            continue
+        area = [*(spec["ContainerHierarchyTexts"] or []), name][0].removeprefix("[k8s.io] ")
         why = why_not_applicable(name)
         if state == "skipped" and "Failure" not in spec and why is None:
-            continue    # outside of the focus, or a benchmark
+            continue    # a benchmark
         counts = areas.setdefault(area, {"passed": 0, "failed": 0, "skipped": 0, "n/a": 0})
         if state == "passed":
             counts["passed"] += 1
@@ -123,8 +143,10 @@ def summary(report, websocket):
             print(f"\n{title}:")
         for name, why in entries:
             print(f"  {name}\n      {why.strip().splitlines()[0] if why.strip() else ''}")
-    transport = "WebSocket" if websocket else "SPDY"
-    print(f"\nconformance: {total['passed']} of {total['passed'] + total['failed']} applicable specs passed, streams over "
+    transport = "WebSocket" if options.websocket else "SPDY"
+    share, shares = options.share
+    part = f"share {share} of {shares}, " if shares > 1 else ""
+    print(f"\nconformance: {total['passed']} of {total['passed'] + total['failed']} applicable specs passed, {part}streams over "
           f"{transport}, seed {report['SuiteConfig']['RandomSeed']}")
     return total["failed"] == 0 and total["passed"] > 0
 
@@ -137,7 +159,9 @@ def main():
     parser.add_argument("--websocket", action="store_true")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--focus")
+    parser.add_argument("--focus", default="", metavar="REGEXP")
+    parser.add_argument("--share", default=(1, 1), metavar="I/N", help="one of N runs that together have all specs",
+                        type=lambda text: tuple(map(int, text.split("/"))))
     options = parser.parse_args()
     os.makedirs("/var/lib/bulkhead", exist_ok=True)
     with (tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work,
@@ -145,13 +169,14 @@ def main():
         push_images(registry, options.images)
         daemon, endpoint = start_daemon(work, registry, options.result)
         try:
-            code, report = run_critest(options, endpoint)
+            names = share_of_specs(options)
+            code, report, specs = run_critest(options, endpoint, names)
             if daemon.poll() is not None:
                 sys.exit(f"conformance: the daemon ended with {daemon.returncode}")
         finally:
             daemon.terminate()
             daemon.wait()
-    passed = summary(report, options.websocket)
+    passed = summary(options, report, specs, set(names))
     # critest's own verdict counts too: a suite that broke down has no failed specs.
     sys.exit(0 if passed and code == 0 else 1)
 

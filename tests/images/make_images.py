@@ -244,6 +244,14 @@ def image_udp(registry, _):
     push(registry, "test/udp", ["latest"], [busybox_layer(), layer])
 
 
+def image_agnhost(registry, _):
+    """Kubernetes' test program, which scripts/build-clients has built."""
+    with open(os.path.join(os.environ["BULKHEAD_CLIENTS"], "agnhost"), "rb") as file:
+        layer = Layer().add("agnhost", data=file.read(), mode=0o755).done()
+    push(registry, "test/agnhost", ["latest"], [busybox_layer(), layer], {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]},
+         how="none")
+
+
 def program_layer(path):
     """This machine's program with the libraries that it names."""
     names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -265,9 +273,9 @@ def image_fio(registry, _):
 
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
           "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
-          "iperf3": image_iperf3, "fio": image_fio}
+          "agnhost": image_agnhost, "iperf3": image_iperf3, "fio": image_fio}
 # Made only when asked for.
-RARE = ("bench", "udp", "iperf3", "fio")
+RARE = ("bench", "udp", "agnhost", "iperf3", "fio")
 
 
 def main():

@@ -9,10 +9,11 @@ use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
 use bulkhead_proto::cri::{
     AttachRequest, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
     ContainerStatusRequest, CreateContainerRequest, ExecRequest, ExecSyncRequest, ExecSyncResponse,
-    ImageSpec, ListContainersRequest, ListPodSandboxRequest, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxState, PodSandboxStatusRequest, PortForwardRequest, PullImageRequest,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    ImageSpec, LinuxContainerSecurityContext, ListContainersRequest, ListPodSandboxRequest,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxState,
+    PodSandboxStatusRequest, PortForwardRequest, PullImageRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
@@ -21,6 +22,31 @@ use tonic::{Code, Status};
 /// How long a test waits for anything before it calls it a failure. Generous: under emulation a boot
 /// takes seconds.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What kubelet says of a pod that says nothing.
+const OWN_PROCESSES: NamespaceOption = NamespaceOption {
+    network: NamespaceMode::Pod as i32,
+    pid: NamespaceMode::Container as i32,
+    ipc: NamespaceMode::Pod as i32,
+    target_id: String::new(),
+    userns_options: None,
+};
+const MASKED_PATHS: [&str; 4] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/timer_list",
+    "/sys/firmware",
+];
+const READONLY_PATHS: [&str; 4] = ["/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Of a container that says nothing.
+fn kubelets_context() -> LinuxContainerSecurityContext {
+    LinuxContainerSecurityContext {
+        masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
+        readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
+        ..Default::default()
+    }
+}
 
 /// A connection to one daemon.
 #[derive(Clone, Debug)]
@@ -90,7 +116,15 @@ impl Client {
         self.run_pod_with(self.pod_config(name)).await
     }
 
-    pub async fn run_pod_with(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
+    /// What kubelet always says is said here too where the test says nothing: containers see their own processes.
+    pub async fn run_pod_with(&mut self, mut config: PodSandboxConfig) -> Result<Pod, Status> {
+        let context = config.linux.get_or_insert_default();
+        let context = context.security_context.get_or_insert_default();
+        context.namespace_options.get_or_insert(OWN_PROCESSES);
+        self.run_pod_as_it_is(config).await
+    }
+
+    pub async fn run_pod_as_it_is(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: String::new(),
@@ -104,7 +138,23 @@ impl Client {
         Ok(Pod { id, config })
     }
 
-    pub async fn create(&mut self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+    /// As with [`Self::run_pod_with`].
+    pub async fn create(
+        &mut self,
+        pod: &Pod,
+        mut config: ContainerConfig,
+    ) -> Result<String, Status> {
+        let linux = config.linux.get_or_insert_default();
+        let context = linux.security_context.get_or_insert_with(kubelets_context);
+        context.namespace_options.get_or_insert(OWN_PROCESSES);
+        self.create_as_it_is(pod, config).await
+    }
+
+    pub async fn create_as_it_is(
+        &mut self,
+        pod: &Pod,
+        config: ContainerConfig,
+    ) -> Result<String, Status> {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),

@@ -163,10 +163,11 @@ impl Daemon {
         write!(
             text,
             "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n\
-             sandbox.boot_timeout_seconds = 120\n{extra}\n\
+             {timeout}{extra}\n\
              [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
              plugin_timeout_seconds = 15\n\
              [registries.\"{registry}\"]\nplain_http = true\n",
+            timeout = self.boot_timeout(),
             run = self.path("run").display(),
             state = self.path("state").display(),
             cni = cni.display(),
@@ -175,6 +176,14 @@ impl Daemon {
         )
         .expect("format the configuration");
         std::fs::write(self.path("config.toml"), text).expect("write the configuration");
+    }
+
+    /// Longer than the default, for slow hosts, unless a test says its own.
+    fn boot_timeout(&self) -> &'static str {
+        if self.extra_config.contains("boot_timeout_seconds") {
+            return "";
+        }
+        "sandbox.boot_timeout_seconds = 120\n"
     }
 
     async fn spawn(&mut self) {

@@ -73,6 +73,19 @@ impl Kubelet {
         path
     }
 
+    /// An emptyDir for which the host has a disk of its own, and a small one.
+    pub fn disk_dir(&mut self, name: &str, size_mib: u64) -> PathBuf {
+        let path = self.empty_dir(name);
+        let disk = self.root.path().join(format!("{name}.disk"));
+        let file = fs::File::create(&disk).expect("a disk");
+        file.set_len(size_mib << 20).expect("its size");
+        let made = Command::new("mkfs.ext4").arg("-qF").arg(&disk).status();
+        assert!(made.expect("run mkfs.ext4").success(), "mkfs.ext4");
+        self.mount(&["-o", "loop", &disk.display().to_string()], &path);
+        fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("its mode");
+        path
+    }
+
     /// Gives a volume to a group as `fsGroup` does.
     pub fn set_group(&self, volume: &Path, gid: u32) {
         chown(volume, None, Some(gid)).expect("chown");

@@ -79,7 +79,7 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
         return Err(ContainerError::Invalid("no command is given".to_owned()));
     }
     let seccomp = seccomp::program(spec.seccomp.as_ref(), &process.capabilities)?;
-    let mut devices = given::find(&spec.devices)?;
+    let mut devices = given::find(&spec.devices, &shared.users)?;
     let (block_devices, blocks) = given::map(&shared.blocks, &spec.block_devices)?;
     devices.extend(block_devices);
     let (volumes, layers) = (&shared.volumes, &shared.layers);

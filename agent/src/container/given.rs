@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path};
 
 use bulkhead_proto::agent::{BlockDevice, Device, Ownership};
@@ -15,15 +15,30 @@ use crate::cgroup::devices::{ACCESS_READ, ACCESS_WRITE, Rule};
 use crate::disk::blocks::{Blocks, MappedBlock};
 use crate::disk::window::{Access, Range};
 use crate::init::config::GivenDevice;
+use crate::users::PodUsers;
 
 const MAX_DEVICES: usize = 64;
 const DEVICES: &str = "/dev";
 
-pub fn find(wanted: &[Device]) -> Result<Vec<GivenDevice>, ContainerError> {
+/// A pod with users of its own gets the guest's nodes themselves: its root may make none, and owns none of the guest's.
+pub fn find(wanted: &[Device], users: &PodUsers) -> Result<Vec<GivenDevice>, ContainerError> {
     if wanted.len() > MAX_DEVICES {
         return Err(ContainerError::TooMany("devices"));
     }
-    wanted.iter().map(find_one).collect()
+    let found: Vec<_> = wanted.iter().map(find_one).collect::<Result<_, _>>()?;
+    if users.namespace().is_some() {
+        found.iter().try_for_each(open_to_all)?;
+    }
+    Ok(found)
+}
+
+/// As a node that is made for a container is. Who may use it is the cgroup's to say.
+fn open_to_all(device: &GivenDevice) -> Result<(), ContainerError> {
+    let permissions = fs::Permissions::from_mode(device.mode);
+    fs::set_permissions(&device.guest_path, permissions).map_err(|e| {
+        let path = &device.guest_path;
+        ContainerError::Invalid(format!("device {path:?} for the pod's users: {e}"))
+    })
 }
 
 fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
@@ -52,6 +67,7 @@ fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
         mode: 0o666,
         uid: 0,
         gid: 0,
+        guest_path: wanted.guest_path.clone(),
     })
 }
 
@@ -88,6 +104,7 @@ pub fn map(
             mode,
             uid,
             gid,
+            guest_path: String::new(),
         });
         mapped.push(block);
     }
@@ -120,7 +137,8 @@ mod tests {
             guest_path: guest_path.into(),
             permissions: permissions.into(),
         };
-        let null = find(&[device("/dev/null", "r")]).unwrap();
+        let users = PodUsers::default();
+        let null = find(&[device("/dev/null", "r")], &users).unwrap();
         assert_eq!(
             rule(&null[0]),
             Rule {
@@ -137,8 +155,8 @@ mod tests {
             "/etc/passwd",
             "null",
         ] {
-            assert!(find(&[device(path, "rw")]).is_err(), "{path}");
+            assert!(find(&[device(path, "rw")], &users).is_err(), "{path}");
         }
-        assert!(find(&vec![device("/dev/null", "rw"); 65]).is_err());
+        assert!(find(&vec![device("/dev/null", "rw"); 65], &users).is_err());
     }
 }

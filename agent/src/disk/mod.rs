@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pod's three disks: the image disk, a window of read-only layers ([`layers`], through [`dm`]), and
 //! the scratch disk, where everything that containers write goes ([`scratch`]), and the volume disk, a [`window`] too,
-//! with block devices of the host ([`blocks`]). And what is no disk:
+//! with block devices of the host ([`blocks`]) and with volumes (`crate::volumes`). And what is no disk:
 //! directories of the host ([`shared`]).
 
 pub mod blocks;

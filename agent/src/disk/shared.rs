@@ -1,41 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Directories and files of the host, by virtio-fs: one device for all of them, mounted when the first
-//! container needs it. The host's file server has a name for each share; nothing else is there.
+//! container needs it. The host's file server has a name for each share; nothing else is there. A pod with users of its
+//! own has a second view, in which the owners of all files are its users.
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::mount::{MountFlags, mount};
 
-const MOUNT: &str = "/run/shared";
+use crate::init::mounts;
+use crate::users::PodUsers;
+
+const MOUNT: &std::ffi::CStr = c"/run/shared";
+const MAPPED: &std::ffi::CStr = c"/run/shared-mapped";
 /// The device's name for itself.
 const TAG: &std::ffi::CStr = c"bulkhead";
 
-static MOUNTED: Mutex<bool> = Mutex::new(false);
+static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted {
+    plain: false,
+    mapped: false,
+});
 
-/// Where the share `name` is in the agent's tree. Blocks, and fails if the host does not serve it.
-pub fn path(name: &str) -> io::Result<PathBuf> {
-    if !is_name(name) {
-        let what = format!("{name:?} is not the name of a share");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    }
-    mount_once()?;
-    let path = Path::new(MOUNT).join(name);
-    path.symlink_metadata()?;
-    Ok(path)
+struct Mounted {
+    plain: bool,
+    mapped: bool,
 }
 
-fn mount_once() -> io::Result<()> {
+/// Where the share `name` is in the agent's tree, as users of the pod see it if they are given. Blocks, and fails if the
+/// host does not serve it.
+pub fn path(name: &str, seen_by: Option<&PodUsers>) -> io::Result<PathBuf> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
+    if !is_name(name) {
+        return Err(invalid(format!("{name:?} is not the name of a share")));
+    }
     let mut mounted = MOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*mounted {
-        fs::create_dir_all(MOUNT)?;
+    if !mounted.plain {
+        fs::create_dir_all(as_path(MOUNT))?;
         // A device node of the host would be one of this guest.
         mount(TAG, MOUNT, c"virtiofs", MountFlags::NODEV, None)?;
-        *mounted = true;
+        mounted.plain = true;
     }
-    Ok(())
+    // The first answer of the server also means that it has said what it can.
+    let path = as_path(MOUNT).join(name);
+    path.symlink_metadata()?;
+    let Some(users) = seen_by else {
+        return Ok(path);
+    };
+    if !mounted.mapped {
+        if users.namespace().is_none() {
+            return Err(invalid("the pod has no users of its own".to_owned()));
+        }
+        let view = mounts::clone_path(as_path(MOUNT))?;
+        users.map_owners(&view)?;
+        fs::create_dir_all(as_path(MAPPED))?;
+        mounts::attach_at(&view, MAPPED)?;
+        mounted.mapped = true;
+    }
+    Ok(as_path(MAPPED).join(name))
+}
+
+fn as_path(text: &std::ffi::CStr) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(text.to_bytes()))
 }
 
 /// A letter and a number, as the file server has them.

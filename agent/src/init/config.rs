@@ -73,6 +73,9 @@ pub struct GivenDevice {
     pub uid: u32,
     #[prost(uint32, tag = "8")]
     pub gid: u32,
+    /// The guest's own node; empty where there is none that a container could have.
+    #[prost(string, tag = "9")]
+    pub guest_path: String,
 }
 
 /// Something of the agent's tree that appears in the container's.

@@ -101,10 +101,37 @@ fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
     }
 }
 
+/// A device that the container was given.
+#[derive(Debug)]
+pub struct Given<'a> {
+    device: &'a GivenDevice,
+    /// The guest's own node, where the container's users may not make one.
+    view: Option<OwnedFd>,
+}
+
+/// Call before the pivot.
+pub fn take_given(config: &InitConfig) -> Result<Vec<Given<'_>>, Failure> {
+    let take = |device| {
+        let view = config.own_users.then(|| take_one(device)).transpose()?;
+        Ok(Given { device, view })
+    };
+    config.devices.iter().map(take).collect()
+}
+
+fn take_one(device: &GivenDevice) -> Result<OwnedFd, Failure> {
+    let view = mounts::clone_path(Path::new(&device.guest_path));
+    view.stage_on("take along device", &device.path)
+}
+
 /// Makes the nodes that the container was given, in place of what the image or a default has there.
-pub fn place_given(given: &[GivenDevice]) -> Result<(), Failure> {
-    for device in given {
+pub fn place_given(given: Vec<Given<'_>>) -> Result<(), Failure> {
+    for Given { device, view } in given {
         let path = Path::new(&device.path);
+        if let Some(view) = view {
+            let place = paths::ensure_file(path).stage_on("make a place for", &device.path)?;
+            mounts::attach(view, place).stage_on("mount device", &device.path)?;
+            continue;
+        }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Failure::other(format!("device {path:?} has no name")));
         };

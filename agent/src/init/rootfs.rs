@@ -45,6 +45,7 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     };
     let kernel = Kernel::take_along(config, writable)?;
     let device_nodes = devices::take_along(config)?;
+    let given_devices = devices::take_given(config)?;
 
     rustix::process::umask(rustix::fs::Mode::empty());
     // A view of our own: the agent's is locked where our users are others than its.
@@ -68,7 +69,7 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
         mounts::attach(mount, place).stage_on("mount", target)?;
     }
     binds::place(volumes)?;
-    devices::place_given(&config.devices)
+    devices::place_given(given_devices)
 }
 
 /// File systems of the kernel that show more than the container's own, mounted nowhere yet.

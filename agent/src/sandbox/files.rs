@@ -5,6 +5,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::io;
+use std::os::unix::fs::chown;
 
 use bulkhead_proto::agent::{ConfigureSandboxRequest, Dns, HostEntry};
 
@@ -17,13 +18,18 @@ pub const SHM: &str = "/run/pod/shm";
 pub const MQUEUE: &str = "/run/pod/mqueue";
 const MACHINE_ID: &str = "/run/machine-id";
 
-pub fn write(request: &ConfigureSandboxRequest) -> io::Result<()> {
+/// The files belong to the pod's root, whose numbers in the guest these are.
+pub fn write(request: &ConfigureSandboxRequest, (uid, gid): (u32, u32)) -> io::Result<()> {
+    let put = |path: &str, text: String| {
+        fs::write(path, text)?;
+        chown(path, Some(uid), Some(gid))
+    };
     fs::create_dir_all(DIRECTORY)?;
     if let Some(dns) = &request.dns {
-        fs::write(RESOLV_CONF, resolv_conf(dns))?;
+        put(RESOLV_CONF, resolv_conf(dns))?;
     }
-    fs::write(HOSTS, hosts(&request.hosts))?;
-    fs::write(HOSTNAME, format!("{}\n", one_word(&request.hostname)))?;
+    put(HOSTS, hosts(&request.hosts))?;
+    put(HOSTNAME, format!("{}\n", one_word(&request.hostname)))?;
     fs::write(MACHINE_ID, format!("{}\n", one_word(&request.machine_id)))
 }
 

@@ -57,6 +57,14 @@ fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
         Err(_) if wanted == 0 => return Ok(()),
         Err(_) => return Err(LimitError::PageSize(limit.page_size.clone())),
     };
+    let found = before.saturating_add(available() / bytes);
+    if found < wanted {
+        return Err(LimitError::Hugepages {
+            page_size: limit.page_size.clone(),
+            wanted,
+            found,
+        });
+    }
     let set = |pages: u64| fs::write(&file, pages.to_string());
     // What was written says nothing: the kernel keeps as many as it finds.
     let _ = set(wanted);
@@ -70,6 +78,12 @@ fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
         });
     }
     Ok(())
+}
+
+/// Memory that the kernel could free, in bytes. To ask for more would drop all that is cached, and fail.
+fn available() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    crate::statistics::files::meminfo(&text, "MemAvailable")
 }
 
 /// "2MB", "1GB" and "64KB", as cgroup files and kubelet write them.

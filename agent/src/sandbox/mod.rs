@@ -88,7 +88,7 @@ impl Sandbox {
                     source,
                 })?;
         }
-        apply(&identity).await?;
+        apply(&identity, &self.users).await?;
         *configured = Some(identity);
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Sandbox {
 }
 
 /// Every step may be repeated, so that a call that failed half-way may be.
-async fn apply(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
+async fn apply(request: &ConfigureSandboxRequest, users: &PodUsers) -> Result<(), SandboxError> {
     let step = |what| move |source| SandboxError::Step { what, source };
     // The disk's first answer takes longest: it is read while the rest is done.
     let disk = tokio::task::spawn_blocking(|| {
@@ -113,8 +113,10 @@ async fn apply(request: &ConfigureSandboxRequest) -> Result<(), SandboxError> {
         what: "set the hostname",
         source: e.into(),
     })?;
-    files::write(request).map_err(step("write the pod's files"))?;
-    mount_shm(request.shm_bytes).map_err(step("mount the pod's /dev/shm"))?;
+    let root = users.in_guest(0, 0);
+    let root = root.map_err(step("find the pod's root"))?;
+    files::write(request, root).map_err(step("write the pod's files"))?;
+    mount_shm(request.shm_bytes, root).map_err(step("mount the pod's /dev/shm"))?;
     if request.user_namespace.is_some() {
         mount_mqueue().map_err(step("mount the pod's message queues"))?;
     }
@@ -170,13 +172,15 @@ fn mount_mqueue() -> io::Result<()> {
     Ok(mount(c"mqueue", files::MQUEUE, c"mqueue", flags, None)?)
 }
 
-fn mount_shm(bytes: u64) -> io::Result<()> {
+/// Owned by the pod's root, whose numbers in the guest these are.
+fn mount_shm(bytes: u64, (uid, gid): (u32, u32)) -> io::Result<()> {
     let bytes = if bytes == 0 { DEFAULT_SHM_BYTES } else { bytes };
     if fs::exists(files::SHM)? {
         return Ok(());
     }
     fs::create_dir_all(files::SHM)?;
-    let options = std::ffi::CString::new(format!("mode=1777,size={bytes}"))?;
+    let options = format!("mode=1777,size={bytes},uid={uid},gid={gid}");
+    let options = std::ffi::CString::new(options)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     Ok(mount(
         c"shm",

@@ -245,6 +245,17 @@ pub fn dm_ioctl(control: impl AsFd, request: libc::c_ulong, buffer: &mut [u8]) -
     check(result.into()).map(drop)
 }
 
+/// Writes what the journal of an ext4 file system holds to its place, and discards the journal's blocks.
+pub fn empty_journal(root: impl AsFd) -> io::Result<()> {
+    const EXT4_IOC_CHECKPOINT: libc::c_ulong = 0x4004_662b;
+    const DISCARD: u32 = 1;
+    let flags = DISCARD;
+    let fd = root.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads one u32, which is alive for the whole call.
+    let result = unsafe { libc::ioctl(fd, EXT4_IOC_CHECKPOINT, &raw const flags) };
+    check(result.into()).map(drop)
+}
+
 /// Mixes `entropy` into the kernel's pool, credits it, and reseeds the generator at once.
 pub fn add_entropy(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
     const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;

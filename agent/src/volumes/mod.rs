@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The volumes that this guest keeps for its containers: directories and files of the scratch disk, and
-//! file systems in memory. They outlive containers and end with the guest, or when they are removed.
+//! The volumes that this guest keeps for its containers: file systems of their own on disk, files of the scratch disk,
+//! and file systems in memory. They outlive containers and end with the guest, or when they are removed; those on disk
+//! are there again for the next guest of the same pod.
 //!
 //! Everything here blocks; call it from a thread that may. [`mounts`] turns what a container asks to
 //! have mounted into what its first process does.
 
+mod disks;
+mod environment;
 pub mod mirror;
 pub mod mirror_stream;
 pub mod mounts;
@@ -19,11 +22,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::agent::volume::Kind as WantedKind;
-use bulkhead_proto::agent::{Ownership, Volume};
+use bulkhead_proto::agent::{EnvironmentFile, Ownership, Volume};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use self::disks::Disks;
 use self::mirror::Mirror;
 use crate::disk::scratch;
+use crate::disk::window::Range;
 use crate::users::PodUsers;
 
 /// Where those in memory are mounted.
@@ -55,7 +60,7 @@ pub enum VolumeError {
 /// What a volume is; its path is below the directory of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Directory,
+    Disk(Range),
     Memory { size_bytes: u64 },
     HugePages { page_size_bytes: u64 },
     File,
@@ -77,6 +82,7 @@ pub struct Volumes {
     on_disk: PathBuf,
     /// Whom what is made belongs to.
     users: PodUsers,
+    disks: Disks,
     known: Arc<Mutex<HashMap<String, Entry>>>,
 }
 
@@ -86,6 +92,7 @@ impl Volumes {
         Self {
             on_disk: Path::new(scratch::MOUNT).join("volumes"),
             users,
+            disks: Disks::default(),
             known: Arc::default(),
         }
     }
@@ -99,7 +106,10 @@ impl Volumes {
         let ownership = self.users.owned(&ownership);
         let ownership = ownership.map_err(failed("find the owner of", &name))?;
         let kind = match volume.kind.ok_or(VolumeError::Missing("a kind"))? {
-            WantedKind::Directory(_) => Kind::Directory,
+            WantedKind::Directory(disk) => Kind::Disk(Range {
+                first: disk.first_sector,
+                sectors: disk.sectors,
+            }),
             WantedKind::Memory(memory) => Kind::Memory {
                 size_bytes: memory.size_bytes,
             },
@@ -125,12 +135,17 @@ impl Volumes {
             }
             None if full => Err(VolumeError::TooMany),
             None => {
-                let made = make(kind, &home).map_err(failed("make", &name));
-                let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
-                if made.is_err() {
-                    let _ = unmake(kind, &home);
+                match kind {
+                    Kind::Disk(range) => {
+                        let mounted = self.disks.mount(&name, range, &ownership);
+                        mounted.map_err(failed("mount", &name))?;
+                    }
+                    _ => {
+                        let made = make(kind, &home).map_err(failed("make", &name));
+                        let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
+                        made.inspect_err(|_| drop(unmake(kind, &home)))?;
+                    }
                 }
-                made?;
                 let streams = Arc::default();
                 let entry = Entry {
                     kind,
@@ -149,7 +164,11 @@ impl Volumes {
         let Some(kind) = known.get(name).map(|entry| entry.kind) else {
             return Ok(());
         };
-        unmake(kind, &self.home(name, kind)).map_err(failed("remove", name))?;
+        match kind {
+            Kind::Disk(_) => self.disks.unmount(name),
+            _ => unmake(kind, &self.home(name, kind)),
+        }
+        .map_err(failed("remove", name))?;
         known.remove(name);
         Ok(())
     }
@@ -163,6 +182,26 @@ impl Volumes {
             None => return Err(VolumeError::NotFound(name.to_owned())),
         };
         read_end(&path, u64::from(limit).min(MAX_READ_BYTES)).map_err(failed("read", name))
+    }
+
+    /// Of an emptyDir, what kubelet may want to read on the host.
+    pub fn environment_files(&self, name: &str) -> Result<Vec<EnvironmentFile>, VolumeError> {
+        let kind = self.lock().get(name).map(|entry| entry.kind);
+        match kind {
+            Some(kind @ (Kind::Disk(_) | Kind::Memory { .. })) => {
+                let found = environment::find(&self.path(name, kind));
+                found.map_err(failed("look through", name))
+            }
+            // None has files of that form.
+            Some(Kind::HugePages { .. }) => Ok(Vec::new()),
+            Some(_) => Err(VolumeError::OtherKind(name.to_owned())),
+            None => Err(VolumeError::NotFound(name.to_owned())),
+        }
+    }
+
+    /// Writes back what outlives the guest, at its end.
+    pub fn release(&self) {
+        self.disks.release();
     }
 
     /// The receiving end of a mirrored volume, which takes the place of any other.
@@ -191,6 +230,7 @@ impl Volumes {
         let home = self.home(name, kind);
         match kind {
             Kind::Mirror { .. } => mirror::content(&home),
+            Kind::Disk(_) => disks::content(name),
             _ => home,
         }
     }
@@ -304,7 +344,7 @@ fn check_name(name: &str) -> Result<(), VolumeError> {
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-    use bulkhead_proto::agent::{MemoryDirectory, ScratchDirectory, WritableFile};
+    use bulkhead_proto::agent::{MemoryDirectory, WritableFile};
 
     use super::*;
 
@@ -333,18 +373,18 @@ mod tests {
     #[test]
     fn a_volume_is_made_once_and_changed_only_when_asked_otherwise() {
         let (_directory, volumes) = volumes();
-        let directory = || WantedKind::Directory(ScratchDirectory {});
-        volumes.ensure(volume("data", 0o2770, directory())).unwrap();
+        let file = || WantedKind::File(WritableFile {});
+        volumes.ensure(volume("data", 0o660, file())).unwrap();
         let path = volumes.find("data").unwrap();
         let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
-        assert_eq!(mode(), 0o2770);
-        fs::write(path.join("kept"), "x").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        volumes.ensure(volume("data", 0o2770, directory())).unwrap();
-        assert_eq!(mode(), 0o700, "what a container did stays");
-        volumes.ensure(volume("data", 0o755, directory())).unwrap();
-        assert_eq!(mode(), 0o755);
-        assert!(path.join("kept").exists());
+        assert_eq!(mode(), 0o660);
+        fs::write(&path, "kept").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        volumes.ensure(volume("data", 0o660, file())).unwrap();
+        assert_eq!(mode(), 0o600, "what a container did stays");
+        volumes.ensure(volume("data", 0o644, file())).unwrap();
+        assert_eq!(mode(), 0o644);
+        assert_eq!(fs::read(&path).unwrap(), b"kept");
         let other = WantedKind::Memory(MemoryDirectory { size_bytes: 1 });
         assert!(matches!(
             volumes.ensure(volume("data", 0o755, other)),

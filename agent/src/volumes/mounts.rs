@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::mount::Source;
-use bulkhead_proto::agent::{Mount, Ownership, Propagation};
+use bulkhead_proto::agent::{IMAGE_VOLUME, Mount, Ownership, Propagation};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
@@ -35,12 +35,18 @@ pub enum MountError {
     },
     #[error("mount at {target}")]
     Volume { target: String, source: VolumeError },
-    #[error("mount at {target}: layers of the image")]
+    #[error("{IMAGE_VOLUME} at {target}: layers")]
     Layers { target: String, source: LayerError },
-    #[error("mount at {target}: image")]
+    #[error("{IMAGE_VOLUME} at {target}")]
     Image {
         target: String,
         source: OverlayError,
+    },
+    #[error("{IMAGE_VOLUME} at {target}: {sub_path:?} in it")]
+    InImage {
+        target: String,
+        sub_path: String,
+        source: io::Error,
     },
     #[error("mount at {target} of the host's files")]
     Shared { target: String, source: io::Error },
@@ -83,7 +89,7 @@ pub fn resolve(
                 resolved.views.push(view);
                 source
             }
-            other => find(volumes, other.as_ref(), &target)?,
+            _ => find(volumes, mount, &target)?,
         };
         // Of a share the file server keeps what is read-only, and what the host has mounted below it writable.
         let is_share = matches!(mount.source, Some(Source::Shared(_)));
@@ -103,14 +109,16 @@ pub fn resolve(
     Ok(resolved)
 }
 
-fn find(volumes: &Volumes, source: Option<&Source>, target: &str) -> Result<PathBuf, MountError> {
+fn find(volumes: &Volumes, mount: &Mount, target: &str) -> Result<PathBuf, MountError> {
     let target = target.to_owned();
-    match source {
+    match &mount.source {
         Some(Source::Volume(name)) => volumes
             .find(name)
             .map_err(|source| MountError::Volume { target, source }),
         Some(Source::Shared(name)) => {
-            shared::path(name).map_err(|source| MountError::Shared { target, source })
+            let seen_by = mount.map_owners.then_some(&volumes.users);
+            let found = shared::path(name, seen_by);
+            found.map_err(|source| MountError::Shared { target, source })
         }
         Some(Source::Image(_)) | None => Err(MountError::Source {
             target,
@@ -151,10 +159,20 @@ fn check_sub_path(
         }
         _ => Ok(()),
     });
-    checked.map_err(|source| MountError::SubPath {
-        target: target.to_owned(),
-        sub_path: mount.sub_path.clone(),
-        source,
+    checked.map_err(|source| {
+        let (target, sub_path) = (target.to_owned(), mount.sub_path.clone());
+        match mount.source {
+            Some(Source::Image(_)) => MountError::InImage {
+                target,
+                sub_path,
+                source,
+            },
+            _ => MountError::SubPath {
+                target,
+                sub_path,
+                source,
+            },
+        }
     })
 }
 

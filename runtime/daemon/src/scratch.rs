@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The scratch disk of a pod: an empty ext4 file system in a sparse file.
+//! The disks that a pod writes: each an empty ext4 file system in a sparse file.
 //!
 //! Made once per size by mke2fs (Essential in Debian) and kept as a template; a pod gets a reflink of it, or a copy
-//! of its data extents where the file system has no reflinks. There is no journal: the disk lives and dies
-//! with its VM. Blocking; called through `spawn_blocking`.
+//! of its data extents where the file system has no reflinks. The scratch disk has no journal: it lives and dies with
+//! its VM. An emptyDir's has one, because it outlives VMs, and takes next to nothing while it is empty, because kubelet
+//! counts it. Blocking; called through `spawn_blocking`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -34,7 +35,53 @@ pub enum ScratchError {
     Copy { path: PathBuf, source: io::Error },
 }
 
-/// Makes scratch disks.
+/// What a disk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Scratch,
+    EmptyDir,
+}
+
+/// Of an emptyDir's disk. What is written takes space until the guest empties it.
+const JOURNAL_MIB: u64 = 8;
+
+impl Purpose {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Scratch => "scratch",
+            Self::EmptyDir => "empty-dir",
+        }
+    }
+
+    /// For mke2fs, beside what all have.
+    fn options(self) -> Vec<String> {
+        let options: &[&str] = match self {
+            Self::Scratch => &["-O", "^has_journal"],
+            // No copies of the superblock, no room to grow: they would be most of what an empty one takes.
+            Self::EmptyDir => &[
+                "-O",
+                "^resize_inode,sparse_super2",
+                "-E",
+                "num_backup_sb=0,packed_meta_blocks=1,lazy_itable_init=1,lazy_journal_init=1",
+            ],
+        };
+        let mut options: Vec<_> = options.iter().map(ToString::to_string).collect();
+        if self == Self::EmptyDir {
+            options.extend(["-J".to_owned(), format!("size={JOURNAL_MIB}")]);
+        }
+        options
+    }
+
+    fn mib(self, bytes: u64) -> u64 {
+        let mib = bytes.div_ceil(MIB).max(16);
+        match self {
+            Self::Scratch => mib,
+            Self::EmptyDir => mib.saturating_add(JOURNAL_MIB),
+        }
+    }
+}
+
+/// Makes disks.
 #[derive(Debug)]
 pub struct Scratch {
     templates: PathBuf,
@@ -52,8 +99,8 @@ impl Scratch {
     }
 
     /// Makes the disk `path` of `bytes`, rounded up to whole MiB.
-    pub fn make(&self, path: &Path, bytes: u64) -> Result<(), ScratchError> {
-        let template = self.template(bytes.div_ceil(MIB).max(16))?;
+    pub fn make(&self, purpose: Purpose, path: &Path, bytes: u64) -> Result<(), ScratchError> {
+        let template = self.template(purpose, purpose.mib(bytes))?;
         copy(&template, path).map_err(|source| {
             // A copy that is not whole is no disk.
             let _ = fs::remove_file(path);
@@ -65,8 +112,9 @@ impl Scratch {
     }
 
     /// Opened here, so that it can be copied also when it is not kept any more.
-    fn template(&self, mib: u64) -> Result<File, ScratchError> {
-        let path = self.templates.join(format!("scratch-{mib}m.ext4"));
+    fn template(&self, purpose: Purpose, mib: u64) -> Result<File, ScratchError> {
+        let name = format!("{}-{mib}m.ext4", purpose.name());
+        let path = self.templates.join(name);
         let _one = self
             .making
             .lock()
@@ -88,8 +136,8 @@ impl Scratch {
         fs::create_dir_all(&self.templates).map_err(failed)?;
         self.prune();
         let file = File::create(&new).map_err(failed)?;
-        file.set_len(mib * MIB).map_err(failed)?;
-        format(&new)?;
+        file.set_len(mib.saturating_mul(MIB)).map_err(failed)?;
+        format(purpose, &new)?;
         file.sync_all().map_err(failed)?;
         fs::rename(&new, &path).map_err(failed)?;
         File::open(&path).map_err(failed)
@@ -133,10 +181,11 @@ pub fn disk_usage(directory: &Path) -> (u64, u64) {
     sum
 }
 
-fn format(path: &Path) -> Result<(), ScratchError> {
+fn format(purpose: Purpose, path: &Path) -> Result<(), ScratchError> {
     let output = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
-        .args(["-O", "^has_journal", "-L", "scratch"])
+        .args(["-L", purpose.name()])
+        .args(purpose.options())
         // A fixed identity: a template says nothing of the host it was made on.
         .args(["-U", "00000000-0000-4000-8000-000000000001"])
         .arg(path)
@@ -211,26 +260,36 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(directory.path().join("templates"));
         let disk = directory.path().join("disk");
-        for _ in 0..2 {
-            scratch.make(&disk, 1 << 30).unwrap();
+        for (purpose, bytes, most) in [
+            (Purpose::Scratch, 1 << 30, 32 << 20),
+            (Purpose::EmptyDir, (1 << 30) + (8 << 20), 256 << 10),
+        ] {
+            for _ in 0..2 {
+                scratch.make(purpose, &disk, 1 << 30).unwrap();
+            }
+            let metadata = fs::metadata(&disk).unwrap();
+            assert_eq!(metadata.len(), bytes);
+            let taken = metadata.blocks() * 512;
+            assert!(taken < most, "{purpose:?} takes {taken} bytes");
+            let check = Command::new("/sbin/e2fsck")
+                .args(["-f", "-n"])
+                .arg(&disk)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&check.stdout);
+            assert!(check.status.success(), "{purpose:?}: {said}");
         }
-        let metadata = fs::metadata(&disk).unwrap();
-        assert_eq!(metadata.len(), 1 << 30);
-        assert!(
-            metadata.blocks() * 512 < 32 << 20,
-            "{} blocks",
-            metadata.blocks()
-        );
-        let check = Command::new("/sbin/e2fsck")
-            .args(["-f", "-n"])
-            .arg(&disk)
-            .output()
-            .unwrap();
-        assert!(
-            check.status.success(),
-            "{}",
-            String::from_utf8_lossy(&check.stdout)
-        );
+    }
+
+    #[test]
+    fn the_smallest_disks_can_be_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(directory.path().join("templates"));
+        for purpose in [Purpose::Scratch, Purpose::EmptyDir] {
+            scratch
+                .make(purpose, &directory.path().join("disk"), 0)
+                .unwrap();
+        }
     }
 
     #[test]
@@ -271,7 +330,8 @@ mod tests {
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         let scratch = Scratch::new(file.join("templates"));
-        let error = scratch.make(&directory.path().join("disk"), 1).unwrap_err();
+        let disk = directory.path().join("disk");
+        let error = scratch.make(Purpose::Scratch, &disk, 1).unwrap_err();
         assert!(error.to_string().contains("templates"), "{error}");
     }
 }

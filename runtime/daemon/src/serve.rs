@@ -26,6 +26,7 @@ use crate::guest::probe::Probe;
 use crate::guest::systemd::Systemd;
 use crate::network::{Network, NetworkError};
 use crate::notify::{self, Notifier};
+use crate::pod::admission::{self, Admission};
 use crate::pod::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
@@ -134,6 +135,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
             memory_max_mib: sandbox.memory_max_mib,
             scratch_bytes: sandbox.scratch_bytes,
         },
+        admission: Admission::new(sandbox.parallel_boots, admission::TURN),
         store: Store::open(&config.state_dir.join("pods.redb"))?,
         network,
         images,

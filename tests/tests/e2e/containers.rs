@@ -4,8 +4,8 @@
 use bulkhead_proto::cri::{
     ContainerState, Int64Value, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, ReopenContainerLogRequest, SecurityProfile,
-    security_profile::ProfileType,
+    NamespaceMode, NamespaceOption, PodSandboxStatusRequest, ReopenContainerLogRequest,
+    SecurityProfile, security_profile::ProfileType,
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
@@ -409,16 +409,18 @@ async fn a_shared_pid_namespace_has_a_pause_process_and_all_containers() {
     });
     let pod = client.run_pod_with(config).await.expect("run pod");
     let mut ids = Vec::new();
-    for name in ["one", "two"] {
+    // Who says nothing has the pod's: CRI's default, though not kubelet's.
+    for (name, options) in [("one", Some(options)), ("two", None)] {
         let mut config = container(name, &busybox, &["sleep", "777"]);
-        config.linux = Some(LinuxContainerConfig {
+        config.linux = options.map(|options| LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
-                namespace_options: Some(options.clone()),
+                namespace_options: Some(options),
                 ..Default::default()
             }),
             ..Default::default()
         });
-        let id = client.create(&pod, config).await.expect("create");
+        let created = client.create_as_it_is(&pod, config).await;
+        let id = created.expect("create");
         client.start(&id).await.expect("start");
         ids.push(id);
     }
@@ -429,6 +431,18 @@ async fn a_shared_pid_namespace_has_a_pause_process_and_all_containers() {
         !first.starts_with("sleep"),
         "PID 1 is a pause process: {first}"
     );
+    client.end_pod(&pod).await;
+    let config = client.pod_config("silent");
+    let pod = client.run_pod_as_it_is(config).await.expect("run pod");
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: pod.id.clone(),
+        verbose: false,
+    };
+    let status = client.runtime.pod_sandbox_status(request).await;
+    let status = status.expect("status").into_inner().status;
+    let namespaces = status.and_then(|status| status.linux?.namespaces);
+    let options = namespaces.and_then(|namespaces| namespaces.options);
+    assert_eq!(options.expect("options").pid(), NamespaceMode::Pod);
     client.end_pod(&pod).await;
 }
 

@@ -2,12 +2,13 @@
 //! Images: pulls, names, what survives the way from a tar into a guest, and bad registries.
 
 use bulkhead_proto::cri::{
-    AuthConfig, ImageFsInfoRequest, ImageStatusRequest, ListImagesRequest, PullImageRequest,
-    RemoveImageRequest,
+    AuthConfig, FilesystemUsage, ImageFilter, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
+    ListImagesRequest, PullImageRequest, RemoveImageRequest,
 };
 use bulkhead_tests::client::{Client, assert_fails, image_spec};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::{Registry, free_address};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 async fn start() -> (Daemon, Client) {
@@ -264,8 +265,9 @@ async fn bad_pulls_name_the_cause_and_leave_nothing() {
         (
             "nobody listens",
             format!("{nobody}/test/busybox"),
-            Code::Unavailable,
-            "127.0.0.1",
+            // What kubelet looks for at the beginning has no code.
+            Code::Unknown,
+            "RegistryUnavailable: ",
         ),
         (
             "dot dot",
@@ -361,8 +363,137 @@ async fn a_registry_that_stalls_is_given_up() {
         .pull_image(request)
         .await
         .expect_err("a stalled pull");
-    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    assert_eq!(error.code(), Code::Unknown, "{error:?}");
+    assert!(error.message().starts_with("RegistryUnavailable: "));
     assert!(!error.message().contains("secret-word"), "{error:?}");
     assert!(!daemon.output().contains("secret-word"));
     held.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_go_only_to_the_registry_that_they_are_for() {
+    let address = free_address().to_string();
+    let config = format!("[registries.\"{address}\"]\nplain_http = true\n");
+    let daemon = Daemon::start_with(Networking::Loopback, &config).await;
+    let mut client = daemon.client().await;
+    let listener = tokio::net::TcpListener::bind(&address).await.expect("bind");
+    let (says, heard) = std::sync::mpsc::channel();
+    let serving = tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(connection.read_u8().await.expect("a request"));
+            }
+            let request = String::from_utf8_lossy(&request).to_ascii_lowercase();
+            says.send(request.contains("\r\nauthorization: basic "))
+                .expect("send");
+            let answer = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+                          Content-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = connection.write_all(answer.as_bytes()).await;
+        }
+    });
+    for (server, expected) in [
+        (String::new(), true),
+        (address.clone(), true),
+        (format!("http://{address}/v2/"), true),
+        ("other.example".to_owned(), false),
+    ] {
+        let request = PullImageRequest {
+            image: Some(image_spec(&format!("{address}/test/busybox"))),
+            auth: Some(AuthConfig {
+                username: "someone".into(),
+                password: "secret-word".into(),
+                server_address: server.clone(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let refused = client.images.pull_image(request).await;
+        assert_fails(refused, Code::Unauthenticated, &[&address]);
+        let mut came = false;
+        while let Ok(one) = heard.try_recv() {
+            came |= one;
+        }
+        assert_eq!(came, expected, "{server:?}");
+    }
+    assert!(!daemon.output().contains("secret-word"));
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_for_every_handler_that_is_there_and_no_other() {
+    let (_daemon, mut client) = start().await;
+    let busybox = Registry::shared().image("test/busybox");
+    let of = |handler: &str| ImageSpec {
+        runtime_handler: handler.into(),
+        ..image_spec(&busybox)
+    };
+    let pull = |handler: &str| PullImageRequest {
+        image: Some(of(handler)),
+        ..Default::default()
+    };
+    let refused = client.images.pull_image(pull("runc")).await;
+    assert_fails(refused, Code::InvalidArgument, &["runc", "bulkhead"]);
+    let pulled = client.images.pull_image(pull("bulkhead")).await;
+    let id = pulled.expect("pull").into_inner().image_ref;
+    for handler in ["", "bulkhead"] {
+        let request = ImageStatusRequest {
+            image: Some(of(handler)),
+            verbose: false,
+        };
+        let answer = client.images.image_status(request).await.expect("status");
+        assert_eq!(answer.into_inner().image.expect("image").id, id);
+        let request = ListImagesRequest {
+            filter: Some(ImageFilter {
+                image: Some(of(handler)),
+            }),
+        };
+        let answer = client.images.list_images(request).await.expect("list");
+        assert_eq!(answer.into_inner().images.len(), 1, "{handler}");
+    }
+    let request = ImageStatusRequest {
+        image: Some(of("runc")),
+        verbose: false,
+    };
+    let refused = client.images.image_status(request).await;
+    assert_fails(refused, Code::InvalidArgument, &["runc"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_containers_write_is_on_a_file_system_that_is_told_apart_from_the_images() {
+    let (_daemon, mut client) = start().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let empty = written_bytes(&mut client).await;
+    let pod = client.run_pod("writes").await.expect("run pod");
+    let script = "head -c 20000000 /dev/urandom > /file; sync; echo written; exec sleep 1000";
+    client.run_script(&pod, "main", &busybox, script).await;
+    client
+        .log_until(&pod, "main", |log| log.contains("written"))
+        .await;
+    let written = written_bytes(&mut client).await - empty;
+    assert!(
+        (20_000_000..200_000_000).contains(&written),
+        "{written} bytes of 20000000"
+    );
+    client.end_pod(&pod).await;
+    assert_eq!(written_bytes(&mut client).await, empty);
+}
+
+async fn written_bytes(client: &mut Client) -> u64 {
+    let info = client.images.image_fs_info(ImageFsInfoRequest {}).await;
+    let info = info.expect("image fs info").into_inner();
+    let [image, container] = [&info.image_filesystems, &info.container_filesystems].map(|list| {
+        let [usage] = list.as_slice() else {
+            panic!("one file system: {list:?}");
+        };
+        usage
+    });
+    let place = |usage: &FilesystemUsage| usage.fs_id.clone().expect("a place").mountpoint;
+    assert_ne!(place(image), place(container));
+    for usage in [image, container] {
+        let place = place(usage);
+        assert!(std::path::Path::new(&place).is_dir(), "{place}");
+    }
+    container.used_bytes.expect("used bytes").value
 }

@@ -1,9 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Many pods: in a row and at once, and nothing is left.
 
-use bulkhead_tests::client::Client;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{
+    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState, RunPodSandboxRequest,
+};
+use bulkhead_tests::cgroups::BestEffort;
+use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
 use bulkhead_tests::daemon::Daemon;
 use bulkhead_tests::registry::Registry;
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Status};
+
+/// kubelet's for `RunPodSandbox`.
+const KUBELETS_PATIENCE: Duration = Duration::from_secs(240);
+/// As many pods as a Deployment had of which none came up.
+const CROWD: usize = 25;
 
 async fn whole_life(mut client: Client, name: String, image: String) {
     let pod = client.run_pod(&name).await.expect("run pod");
@@ -41,4 +56,224 @@ async fn twenty_pods_in_a_row_and_five_at_once_leave_nothing() {
         life.await.expect("a pod's life");
     }
     daemon.census().assert_equals(&before);
+}
+
+/// Asks for a pod as kubelet does, with a deadline.
+async fn run_within(
+    client: &mut Client,
+    config: PodSandboxConfig,
+    patience: Duration,
+) -> Result<Pod, Status> {
+    let mut request = Request::new(RunPodSandboxRequest {
+        config: Some(config.clone()),
+        runtime_handler: String::new(),
+    });
+    request.set_timeout(patience);
+    let answer = client.runtime.run_pod_sandbox(request).await?.into_inner();
+    Ok(Pod {
+        id: answer.pod_sandbox_id,
+        config,
+    })
+}
+
+fn in_cgroup(mut config: PodSandboxConfig, cgroup_parent: String) -> PodSandboxConfig {
+    config.linux = Some(LinuxPodSandboxConfig {
+        cgroup_parent,
+        ..Default::default()
+    });
+    config
+}
+
+/// What kubelet does for every pod at the same time: stop the sandbox that it had, make the next one, start the container.
+async fn crowd(client: &Client, configs: &[PodSandboxConfig], old: Vec<Pod>) -> Vec<Pod> {
+    let image = Registry::shared().image("test/busybox");
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut old = old.into_iter();
+    let mut pods: Vec<JoinHandle<Pod>> = Vec::new();
+    for (number, config) in configs.iter().cloned().enumerate() {
+        let (mut client, image, order) = (client.clone(), image.clone(), Arc::clone(&order));
+        let old = old.next();
+        pods.push(tokio::spawn(async move {
+            if let Some(old) = old {
+                client.stop_pod(&old.id).await.expect("stop a dead pod");
+            }
+            let ran = run_within(&mut client, config, KUBELETS_PATIENCE).await;
+            order.lock().expect("order").push(number);
+            let pod = ran.expect("run pod");
+            client
+                .run_script(&pod, "main", &image, "exec sleep 10000")
+                .await;
+            pod
+        }));
+        // So that it is known who asked first.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut up = Vec::new();
+    for pod in pods {
+        up.push(pod.await.expect("a pod's start"));
+    }
+    let order = order.lock().expect("order").clone();
+    if up.len() == CROWD && configs.iter().all(|one| attempt(one) == 0) {
+        assert_fair(&order);
+    }
+    up
+}
+
+fn attempt(config: &PodSandboxConfig) -> u32 {
+    config.metadata.as_ref().map_or(0, |one| one.attempt)
+}
+
+/// Who asked first is ready first, but for those that boot at the same time.
+fn assert_fair(order: &[usize]) {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    for (place, number) in order.iter().enumerate() {
+        assert!(place.abs_diff(*number) <= 2 * cpus, "{order:?}");
+    }
+}
+
+async fn end_all(client: &Client, pods: Vec<Pod>) {
+    let ends: Vec<_> = pods
+        .into_iter()
+        .map(|pod| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.end_pod(&pod).await })
+        })
+        .collect();
+    for end in ends {
+        end.await.expect("a pod's end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost_them() {
+    let cgroups = BestEffort::new("kubepods-many");
+    let mut daemon = Daemon::start_with(
+        bulkhead_tests::daemon::Networking::Bridge,
+        "sandbox.boot_timeout_seconds = 60",
+    )
+    .await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    whole_life(client.clone(), "warm".into(), busybox.clone()).await;
+    let mut configs: Vec<_> = (0..CROWD)
+        .map(|number| {
+            let name = format!("crowd-{number}");
+            in_cgroup(client.pod_config(&name), cgroups.pod(&name, 1))
+        })
+        .collect();
+    let before = daemon.census();
+    let started = Instant::now();
+    let pods = crowd(&client, &configs, Vec::new()).await;
+    eprintln!("{CROWD} pods at once: {:?}", started.elapsed());
+
+    daemon.kill();
+    for pid in daemon.vmm_pids() {
+        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        assert!(killed.expect("kill a VMM").success());
+    }
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    for pod in &pods {
+        assert_eq!(
+            client.pod_state(&pod.id).await.expect("state"),
+            PodSandboxState::SandboxNotready
+        );
+    }
+    for config in &mut configs {
+        config.metadata.as_mut().expect("metadata").attempt = 1;
+    }
+    let started = Instant::now();
+    let again = crowd(&client, &configs, pods.clone()).await;
+    eprintln!("{CROWD} pods that come back: {:?}", started.elapsed());
+    let started = Instant::now();
+    end_all(&client, pods.into_iter().chain(again).collect()).await;
+    eprintln!("their end: {:?}", started.elapsed());
+    daemon.census().assert_equals_but_for_processes(&before);
+}
+
+/// Asks for a pod, and is to be dropped.
+fn ask(client: &Client, name: &str) -> JoinHandle<Result<Pod, Status>> {
+    let mut client = client.clone();
+    let name = name.to_owned();
+    tokio::spawn(async move { client.run_pod(&name).await })
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
+    let daemon = Daemon::start_with(
+        bulkhead_tests::daemon::Networking::Bridge,
+        "sandbox.parallel_boots = 1",
+    )
+    .await;
+    let mut client = daemon.client().await;
+    let warm = client.run_pod("warm").await.expect("first pod");
+    client.end_pod(&warm).await;
+    let before = daemon.census();
+
+    let boots = ask(&client, "boots");
+    until("a VMM", || !daemon.vmm_pids().is_empty()).await;
+    let leaves = ask(&client, "queued");
+    let others: Vec<_> = ["b", "c"].map(|name| ask(&client, name)).into();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // One whose caller says how long it waits is told what it waited for.
+    let config = client.pod_config("impatient");
+    assert_fails(
+        run_within(&mut client, config, Duration::from_millis(400)).await,
+        Code::Unavailable,
+        &["4 pods were before it, 1 boot at a time", "waited"],
+    );
+    leaves.abort();
+    assert!(leaves.await.expect_err("aborted").is_cancelled());
+    // The name is free at once, and a place at the end of the queue is to be had.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let again = client.run_pod("queued").await.expect("the name is free");
+    let mut pods = vec![again, boots.await.expect("task").expect("boots")];
+    for other in others {
+        pods.push(other.await.expect("task").expect("a pod that waited"));
+    }
+    end_all(&client, pods).await;
+    daemon.census().assert_equals(&before);
+
+    let gives_up = ask(&client, "given-up");
+    until("a VMM", || !daemon.vmm_pids().is_empty()).await;
+    gives_up.abort();
+    until("the VM ends", || daemon.vmm_pids().is_empty()).await;
+    until("all is given back", || daemon.census() == before).await;
+    assert!(
+        daemon.output().matches("pod ready").count() == 5,
+        "the given up pod got ready: {}",
+        daemon.output()
+    );
+    let again = client.run_pod("given-up").await.expect("the name is free");
+    client.end_pod(&again).await;
+    daemon.census().assert_equals(&before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_others_starve_may_boot_for_longer_than_its_limit() {
+    let mut cgroups = BestEffort::new("kubepods-starved");
+    let daemon = Daemon::start_with(
+        bulkhead_tests::daemon::Networking::Loopback,
+        "sandbox.boot_timeout_seconds = 5",
+    )
+    .await;
+    let mut client = daemon.client().await;
+    let calm = client.run_pod("calm").await.expect("a boot takes less");
+    client.end_pod(&calm).await;
+    cgroups.hog();
+    let config = in_cgroup(client.pod_config("starved"), cgroups.pod("starved", 12));
+    let started = Instant::now();
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    eprintln!("a ninth of a CPU: {:?}", started.elapsed());
+    cgroups.calm();
+    client.end_pod(&pod).await;
 }

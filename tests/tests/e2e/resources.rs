@@ -223,6 +223,61 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
     assert!(!cgroup.exists());
 }
 
+/// What kubelet in a cgroup of its own sends for every container, on a node with swap also that it may use some.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_a_guest_cannot_have_are_kept_if_they_ask_for_what_is_true() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let pod = client.run_pod("kubelets").await.expect("run pod");
+    let of = |keys: &[(&str, &str)]| LinuxContainerResources {
+        unified: keys
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        hugepage_limits: vec![HugepageLimit {
+            page_size: "64KB".into(),
+            limit: 0,
+        }],
+        ..memory(64)
+    };
+    let kubelets = [
+        ("memory.oom.group", "1"),
+        ("memory.min", "0"),
+        ("memory.low", "0"),
+        ("memory.swap.max", "0"),
+    ];
+    let id = start(&mut client, &pod, sleeper(&busybox, "main", of(&kubelets))).await;
+    assert_eq!(
+        guest_file(&mut client, &id, "memory.oom.group").await,
+        "1",
+        "what the guest has is set"
+    );
+    let limited_swap = of(&[("memory.swap.max", "104857600")]);
+    start(
+        &mut client,
+        &pod,
+        sleeper(&busybox, "swapping", limited_swap),
+    )
+    .await;
+    update(&mut client, &id, of(&[("memory.swap.max", "max")]))
+        .await
+        .expect("update");
+    for (number, (key, value, word)) in [
+        ("memory.swap.max", "lots", "no swap"),
+        ("hugetlb.64KB.max", "65536", "huge pages"),
+        ("memory.hihg", "max", "leave this key out"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let config = sleeper(&busybox, &format!("refused-{number}"), of(&[(key, value)]));
+        let refused = client.create(&pod, config).await.expect_err(key);
+        for word in [key, value, word] {
+            assert!(refused.message().contains(word), "{word}: {refused:?}");
+        }
+    }
+    client.end_pod(&pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_containers_limits_can_be_changed_and_are_remembered() {
     let (mut daemon, mut client, busybox) = daemon("").await;
@@ -459,23 +514,91 @@ async fn ephemeral_storage_is_as_large_as_the_pod_said() {
     client.end_pod(&pod).await;
 }
 
+/// Limits of huge pages as kubelet gives them: every size of the host.
+fn huge(mebibytes: u64) -> LinuxContainerResources {
+    let limit = |page_size: &str, limit| HugepageLimit {
+        page_size: page_size.into(),
+        limit,
+    };
+    LinuxContainerResources {
+        hugepage_limits: vec![limit("2MB", mebibytes << 20), limit("1GB", 0)],
+        ..Default::default()
+    }
+}
+
+async fn huge_pages(client: &mut Client, id: &str) -> i64 {
+    let line = "grep HugePages_Total: /proc/meminfo";
+    let total = client.shell(id, line).await;
+    let number = total.split_whitespace().nth(1);
+    number
+        .and_then(|number| number.parse().ok())
+        .expect("pages")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_pages_are_kept_as_the_containers_that_live_need_them_though_the_pod_names_none() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let pod = client.run_pod("huge").await.expect("run pod");
+    let one = start(&mut client, &pod, sleeper(&busybox, "one", huge(4))).await;
+    assert_eq!(huge_pages(&mut client, &one).await, 2);
+    let two = start(&mut client, &pod, sleeper(&busybox, "two", huge(6))).await;
+    assert_eq!(huge_pages(&mut client, &one).await, 5);
+    let refused = client
+        .create(&pod, sleeper(&busybox, "greedy", huge(1 << 20)))
+        .await;
+    let words = ["would need a VM of", "this one can have"];
+    assert_fails(refused, Code::ResourceExhausted, &words);
+    assert_eq!(huge_pages(&mut client, &one).await, 5, "as before");
+    client.stop(&two, 0).await.expect("stop");
+    let next = start(&mut client, &pod, sleeper(&busybox, "next", huge(2))).await;
+    assert_eq!(huge_pages(&mut client, &one).await, 3, "not of the dead");
+    for id in [&two, &next] {
+        client.remove(id).await.expect("remove");
+    }
+    assert_eq!(huge_pages(&mut client, &one).await, 2);
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pods_containers_have_together_as_many_processes_as_kubelets_cgroup_says() {
+    let (_daemon, mut client, busybox) = daemon("").await;
+    let parent = Path::new(CGROUPS).join("kubepods-pids/podx");
+    fs::create_dir_all(&parent).expect("kubelet's cgroup");
+    let above = [Path::new(CGROUPS), parent.parent().expect("a parent")];
+    for directory in above {
+        fs::write(directory.join("cgroup.subtree_control"), "+pids").expect("controllers");
+    }
+    let limit = |number: &str| fs::write(parent.join("pids.max"), number).expect("a limit");
+    limit("40");
+    let mut config = pod_config(&client, "few", LinuxContainerResources::default());
+    config.linux.as_mut().expect("linux").cgroup_parent = "/kubepods-pids/podx".into();
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let none = LinuxContainerResources::default;
+    let one = start(&mut client, &pod, sleeper(&busybox, "one", none())).await;
+    let started = async |client: &mut Client, id: &str, number: u32| {
+        let line = format!(
+            "i=0; while [ $i -lt {number} ]; do sleep 500 >/dev/null 2>&1 & i=$((i+1)); done"
+        );
+        let answer = client.exec(id, &["sh", "-c", &line], 0).await;
+        String::from_utf8_lossy(&answer.expect("exec").stderr).into_owned()
+    };
+    assert_eq!(started(&mut client, &one, 20).await, "");
+    let two = start(&mut client, &pod, sleeper(&busybox, "two", none())).await;
+    let said = started(&mut client, &two, 25).await;
+    assert!(said.contains("can't fork"), "45 of 40 processes: {said}");
+    limit("200");
+    client.stop(&two, 0).await.expect("stop");
+    let three = start(&mut client, &pod, sleeper(&busybox, "three", none())).await;
+    assert_eq!(started(&mut client, &three, 60).await, "");
+    client.end_pod(&pod).await;
+    fs::remove_dir(&parent).expect("nothing is left below it");
+    fs::remove_dir(parent.parent().expect("a parent")).expect("remove");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn huge_pages_are_reserved_for_the_pod_limited_for_the_container_and_there_as_a_volume() {
     let mut kubelet = Kubelet::new("uid-huge");
     let (_daemon, mut client, busybox) = daemon(&kubelet.config()).await;
-    let huge = |mebibytes: u64| LinuxContainerResources {
-        hugepage_limits: vec![
-            HugepageLimit {
-                page_size: "2MB".into(),
-                limit: mebibytes << 20,
-            },
-            HugepageLimit {
-                page_size: "1GB".into(),
-                limit: 0,
-            },
-        ],
-        ..Default::default()
-    };
     let config = pod_config(&client, "huge", huge(16));
     let pod = client.run_pod_with(config).await.expect("run pod");
     let volume = kubelet.huge_page_dir("pages", "2M");

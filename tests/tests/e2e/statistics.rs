@@ -115,6 +115,21 @@ async fn a_containers_cpu_time_is_the_guests_and_rises() {
     let busied = cpu_ns(&third) - cpu_ns(&second);
     assert!(idled * 4 < busied, "idle {idled}, busy {busied}");
     let of_pod = pod_stats(&mut client, &pod).await.linux.expect("linux");
+    for stats in [
+        third.memory.as_ref().expect("memory").psi.as_ref(),
+        third.io.as_ref().expect("I/O").psi.as_ref(),
+    ] {
+        assert!(stats.is_some_and(|psi| psi.full.is_some()), "{third:?}");
+    }
+    // The host's own account, where it keeps one.
+    if std::path::Path::new("/proc/pressure/cpu").exists() {
+        let psi = of_pod.cpu.as_ref().and_then(|cpu| cpu.psi.as_ref());
+        let waited = psi.and_then(|psi| psi.some.as_ref()).expect("CPU");
+        assert!(waited.total > 0, "two busy processes on one CPU: {psi:?}");
+        let memory = of_pod.memory.as_ref().expect("memory");
+        let io = of_pod.io.as_ref().expect("I/O");
+        assert!(memory.psi.is_some() && io.psi.is_some(), "{of_pod:?}");
+    }
     let pod_ns = number(of_pod.cpu.expect("CPU").usage_core_nano_seconds);
     assert!(
         pod_ns > cpu_ns(&third),

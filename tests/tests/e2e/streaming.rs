@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{AttachRequest, ExecRequest};
+use bulkhead_tests::certificate::Certificate;
 use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
@@ -373,7 +374,12 @@ async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn websocket_clients_that_others_wrote_get_the_same() {
     let tls = Certificate::make();
-    let daemon = Daemon::start_with(Networking::Loopback, &tls.config()).await;
+    let streaming = format!(
+        "[streaming]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
+        tls.path("certificate.pem").display(),
+        tls.path("key.pem").display()
+    );
+    let daemon = Daemon::start_with(Networking::Loopback, &streaming).await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
@@ -436,45 +442,6 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
     assert!(output.status.success(), "{said}{wrong}");
     assert_eq!(said.lines().count(), urls.len(), "{said}{wrong}");
     client.end_pod(&pod).await;
-}
-
-/// A certificate for 127.0.0.1 that signs itself.
-struct Certificate(tempfile::TempDir);
-
-impl Certificate {
-    fn make() -> Self {
-        let made = Self(tempfile::tempdir().expect("a directory"));
-        let output = std::process::Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-            ])
-            .args(["-nodes", "-days", "1", "-subj", "/CN=bulkhead"])
-            .args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
-            .arg(made.path("key.pem"))
-            .arg("-out")
-            .arg(made.path("certificate.pem"))
-            .output()
-            .expect("run openssl");
-        assert!(output.status.success(), "{output:?}");
-        made
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn config(&self) -> String {
-        format!(
-            "[streaming]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
-            self.path("certificate.pem").display(),
-            self.path("key.pem").display()
-        )
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

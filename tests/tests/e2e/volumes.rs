@@ -70,7 +70,7 @@ async fn an_empty_dir_is_shared_by_containers_and_outlives_them() {
     assert_ne!(refused.exit_code, 0, "read-only");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Read-only"));
     let on_host = std::fs::read_dir(&data).expect("list").count();
-    assert_eq!(on_host, 1, "nothing but the sub-path is on the host");
+    assert_eq!(on_host, 2, "only the sub-path and the volume's disk");
 
     daemon.restart().await;
     let mut client = daemon.client().await;
@@ -425,6 +425,12 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
         vec![image("", "/image")],
     );
     let refused = client.create(&pod, missing).await;
+    // kubelet looks for this at the beginning.
+    let named = |refused: &Result<String, tonic::Status>| {
+        let message = refused.as_ref().expect_err("refused").message();
+        assert!(message.starts_with("ImageVolumeMountFailed: "), "{message}");
+    };
+    named(&refused);
     assert_fails(refused, Code::NotFound, &["oddities", "pull"]);
     let pulled = client.pull(&oddities).await.expect("pull");
     let config = with_mounts(
@@ -466,6 +472,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
             vec![image(sub_path, "/image")],
         );
         let refused = client.create(&pod, config).await;
+        named(&refused);
         assert_fails(refused, Code::FailedPrecondition, &["/image", word]);
     }
     // Mounted, its layers stay whatever happens to the image and the daemon.

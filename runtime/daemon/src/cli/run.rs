@@ -242,6 +242,21 @@ fn pod_config(arguments: &Arguments, logs: &Path) -> cri::PodSandboxConfig {
         hostname: name,
         log_directory: logs.display().to_string(),
         labels: [("bulkhead.run".to_owned(), own)].into(),
+        linux: Some(cri::LinuxPodSandboxConfig {
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// The command is the first process that it sees.
+fn own_processes() -> cri::NamespaceOption {
+    cri::NamespaceOption {
+        pid: cri::NamespaceMode::Container.into(),
         ..Default::default()
     }
 }
@@ -275,6 +290,7 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
                 ..Default::default()
             }),
             security_context: Some(cri::LinuxContainerSecurityContext {
+                namespace_options: Some(own_processes()),
                 run_as_user: arguments.user.map(|value| cri::Int64Value { value }),
                 // What is not said is not confined: this is what kubelet says.
                 masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),

@@ -24,6 +24,7 @@ pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
 const MIN_SCRATCH_GIB: u64 = 1;
+const MAX_PARALLEL_BOOTS: u64 = 1024;
 
 /// Why a configuration is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +110,7 @@ pub struct SandboxConfig {
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
     pub ready_timeout: Duration,
+    pub parallel_boots: usize,
     /// Added to the guest kernel's command line.
     pub extra_cmdline: String,
     /// Uid and gid of the VMM once its files are open.
@@ -250,18 +252,31 @@ impl RawSandbox {
             1,
             3600,
         )?;
+        let parallel_boots = self.parallel_boots.unwrap_or_else(parallel_boots);
+        range(
+            "sandbox.parallel_boots",
+            u64::try_from(parallel_boots).unwrap_or(u64::MAX),
+            1,
+            MAX_PARALLEL_BOOTS,
+        )?;
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             memory_max_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
+            parallel_boots,
             extra_cmdline: self.extra_cmdline,
             run_as: self
                 .run_as_uid
                 .map(|uid| (uid, self.run_as_gid.unwrap_or(uid))),
         })
     }
+}
+
+/// One for each CPU that the daemon may use: a boot keeps one busy from its beginning to its end.
+fn parallel_boots() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Where the other files of an installation are: next to this program, else where packages put them.
@@ -312,6 +327,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.sandbox.memory_mib, 512);
         assert_eq!(config.sandbox.scratch_bytes, 10 << 30);
+        assert!(config.sandbox.parallel_boots >= 1);
         assert_eq!(config.cgroup_parent.as_deref(), Some(Path::new("bulkhead")));
         assert_eq!(config.cni.cache_dir, Path::new("/var/lib/bulkhead/cni"));
     }
@@ -319,11 +335,12 @@ mod tests {
     #[test]
     fn what_is_written_wins() {
         let config = parse(
-            "run_dir = \"/r\"\ncgroup_parent = \"\"\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\n\
+            "run_dir = \"/r\"\ncgroup_parent = \"\"\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\nparallel_boots = 5\n\
              [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\n",
         )
         .unwrap();
         assert_eq!(config.sandbox.vcpus, 2);
+        assert_eq!(config.sandbox.parallel_boots, 5);
         assert_eq!(config.sandbox.run_as, Some((7, 7)));
         assert_eq!(config.cni.netns_dir, Path::new("/r/netns"));
         assert_eq!(config.cgroup_parent, None);
@@ -353,6 +370,10 @@ mod tests {
             ("sokcet = \"/x\"", "sokcet"),
             ("[sandbox]\nmemory_mib = 1", "sandbox.memory_mib is 1"),
             ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),
+            (
+                "[sandbox]\nparallel_boots = 0",
+                "sandbox.parallel_boots is 0",
+            ),
             ("socket = \"here\"", "socket is here"),
             ("state_dir = 3", "state_dir"),
             (

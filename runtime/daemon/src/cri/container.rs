@@ -19,6 +19,7 @@ pub async fn create(
 ) -> Result<cri::CreateContainerResponse, Status> {
     let spec = parse::container(request.config)?;
     let pod = pods.pod(&request.pod_sandbox_id)?;
+    parse_security::check_privileged(&pod.pod.spec, &spec)?;
     parse_security::check_users(&pod.pod.spec, &spec)?;
     let container_id = pods.create_container(&request.pod_sandbox_id, spec).await?;
     Ok(cri::CreateContainerResponse { container_id })

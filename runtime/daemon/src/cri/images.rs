@@ -3,16 +3,16 @@
 
 use std::collections::HashMap;
 
-use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use bulkhead_image::{Credentials, Image, StoreError};
+use bulkhead_image::{FailureKind, Image, Reference, StoreError};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status};
 
+use super::credentials::credentials;
+use super::parse::check_handler;
 use super::{BoxStream, image_status, stream_list};
 use crate::pod::{Pods, now};
+use crate::serve::chain;
 
 /// The service; all state is in the image store.
 #[derive(Clone, Debug)]
@@ -22,11 +22,8 @@ pub struct ImageServer {
 
 /// In the `info` of a verbose `ImageStatus`: how far the pull is that is in progress.
 pub const PULL_INFO: &str = "pull";
-/// Docker's tools write padding, others leave it out.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+/// What kubelet looks for at the beginning of a pull's error, and only where that has no code of gRPC's own.
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -37,12 +34,11 @@ impl ImageServer {
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
         let images = &self.pods.host().images;
-        let wanted = filter
-            .and_then(|filter| filter.image)
-            .map(|spec| spec.image);
-        let found = match wanted.filter(|wanted| !wanted.is_empty()) {
-            Some(wanted) => images.find(&wanted).map_err(failed)?.into_iter().collect(),
-            None => images.list().map_err(failed)?,
+        let wanted = filter.and_then(|filter| filter.image).unwrap_or_default();
+        check_handler(&wanted.runtime_handler)?;
+        let found = match wanted.image.as_str() {
+            "" => images.list().map_err(failed)?,
+            wanted => images.find(wanted).map_err(failed)?.into_iter().collect(),
         };
         Ok(found.iter().map(show).collect())
     }
@@ -110,9 +106,13 @@ impl ImageService for ImageServer {
     ) -> Answer<cri::PullImageResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let credentials = request.auth.map(credentials).transpose()?.flatten();
-        let pulled = self.pods.host().images.pull(&name, credentials).await;
-        let image = pulled.map_err(|error| image_status(error.kind(), &error))?;
+        let reference: Reference = name
+            .parse()
+            .map_err(|error| failed(StoreError::from(error)))?;
+        let auth = request.auth.map(|auth| credentials(auth, &reference.host));
+        let auth = auth.transpose()?.flatten();
+        let pulled = self.pods.host().images.pull(&name, auth).await;
+        let image = pulled.map_err(|error| pull_status(error.kind(), &error))?;
         Ok(Response::new(cri::PullImageResponse {
             image_ref: image.id.to_string(),
         }))
@@ -153,12 +153,23 @@ fn failed(error: StoreError) -> Status {
     image_status(error.kind(), &error)
 }
 
+fn pull_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+    match kind {
+        FailureKind::Unavailable => {
+            Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", chain(error)))
+        }
+        kind => image_status(kind, error),
+    }
+}
+
+/// What else a spec says chooses nothing: all handlers have the same images.
 fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
-    let name = spec.unwrap_or_default().image;
-    if name.is_empty() {
+    let spec = spec.unwrap_or_default();
+    if spec.image.is_empty() {
         return Err(Status::invalid_argument("the image's name is missing"));
     }
-    Ok(name)
+    check_handler(&spec.runtime_handler)?;
+    Ok(spec.image)
 }
 
 fn show(image: &Image) -> cri::Image {
@@ -191,60 +202,38 @@ fn usage(directory: &std::path::Path, bytes: u64, inodes: u64) -> cri::Filesyste
     }
 }
 
-/// What CRI's five ways to say a secret mean. `None`: nothing was said.
-fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
-    if !auth.registry_token.is_empty() {
-        return Ok(Some(Credentials::Bearer(auth.registry_token)));
-    }
-    if !auth.identity_token.is_empty() {
-        return Ok(Some(Credentials::Identity(auth.identity_token)));
-    }
-    if !auth.username.is_empty() {
-        return Ok(Some(Credentials::Basic {
-            username: auth.username,
-            password: auth.password,
-        }));
-    }
-    if auth.auth.is_empty() {
-        return Ok(None);
-    }
-    // The secret itself is in no message.
-    let wrong = || Status::invalid_argument("auth is not base64 of user:password");
-    let text = BASE64.decode(&auth.auth).map_err(|_| wrong())?;
-    let text = String::from_utf8(text).map_err(|_| wrong())?;
-    let (username, password) = text.split_once(':').ok_or_else(wrong)?;
-    Ok(Some(Credentials::Basic {
-        username: username.to_owned(),
-        password: password.trim_end_matches('\0').to_owned(),
-    }))
-}
-
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[test]
-    fn a_secret_is_read_with_and_without_padding() {
-        for text in ["dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA"] {
-            let auth = cri::AuthConfig {
-                auth: text.into(),
+    fn an_image_is_asked_for_by_name_and_for_a_handler_that_is_there() {
+        for (image, handler, code) in [
+            ("busybox", "", None),
+            ("busybox", "bulkhead", None),
+            ("busybox", "runc", Some(Code::InvalidArgument)),
+            ("", "", Some(Code::InvalidArgument)),
+        ] {
+            let spec = cri::ImageSpec {
+                image: image.into(),
+                runtime_handler: handler.into(),
                 ..Default::default()
             };
-            let read = credentials(auth).unwrap();
-            let Some(Credentials::Basic { username, password }) = read else {
-                panic!("{text}: {read:?}");
-            };
-            assert_eq!((username.as_str(), password.as_str()), ("user", "password"));
+            let found = name(Some(spec)).err().map(|status| status.code());
+            assert_eq!(found, code, "{image:?} {handler:?}");
         }
     }
 
     #[test]
-    fn a_bad_secret_is_not_repeated() {
-        let auth = cri::AuthConfig {
-            auth: "c2VjcmV0".into(),
-            ..Default::default()
-        };
-        let error = credentials(auth).err().unwrap();
-        assert!(!error.message().contains("c2VjcmV0") && !error.message().contains("secret"));
+    fn a_registry_that_is_not_there_is_named_as_kubelet_looks_for_it() {
+        let error = std::io::Error::other("nobody listens");
+        let status = pull_status(FailureKind::Unavailable, &error);
+        assert_eq!(status.code(), Code::Unknown);
+        assert_eq!(status.message(), "RegistryUnavailable: nobody listens");
+        let status = pull_status(FailureKind::Unauthenticated, &error);
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(status.message(), "nobody listens");
     }
 }

@@ -6,6 +6,7 @@
 //! place where our errors become gRPC codes, and no protobuf type of CRI's goes below this module.
 
 mod container;
+mod credentials;
 mod filter;
 mod images;
 mod limits;
@@ -14,6 +15,7 @@ mod parse;
 mod parse_devices;
 mod parse_mounts;
 mod parse_security;
+mod patience;
 mod quantity;
 mod runtime;
 mod sandbox;
@@ -25,6 +27,7 @@ mod streaming;
 use std::pin::Pin;
 
 use bulkhead_image::FailureKind;
+use bulkhead_proto::agent::IMAGE_VOLUME;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -38,9 +41,13 @@ use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
 use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::disk::DiskError;
 use crate::pod::{BootError, PodError};
+use crate::scratch::ScratchError;
 use crate::serve::chain;
 
+/// What kubelet looks for at the beginning of an error of `CreateContainer`.
+const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 /// Items of a streamed list that go in one message.
 const STREAM_CHUNK: usize = 100;
 
@@ -59,29 +66,49 @@ where
     Box::pin(tokio_stream::iter(messages))
 }
 
-/// Exhaustive on purpose: a new error cannot be added without choosing a code.
 impl From<PodError> for Status {
     fn from(error: PodError) -> Self {
-        let code = match &error {
-            PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => {
-                Code::NotFound
-            }
-            PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
-            PodError::Exists { .. } => Code::AlreadyExists,
-            PodError::State { .. } => Code::FailedPrecondition,
-            PodError::Image(error) => image_code(error.kind()),
-            PodError::Log(error) => log_code(error),
-            PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
-            PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
-            PodError::Disk(_) | PodError::Store(_) => Code::Internal,
-            PodError::Boot(error) => boot_code(error),
-            PodError::Volume(error) => volume_code(error),
-            PodError::Unfit(_) => Code::ResourceExhausted,
-            PodError::Block(error) => block_code(error),
-            PodError::Share(error) => share_code(error),
-            PodError::Stuck { .. } => Code::DeadlineExceeded,
-        };
-        Status::new(code, chain(&error))
+        let words = chain(&error);
+        if is_of_image_volume(&error) {
+            return Self::new(
+                pod_code(&error),
+                format!("{IMAGE_VOLUME_MOUNT_FAILED}: {words}"),
+            );
+        }
+        Self::new(pod_code(&error), words)
+    }
+}
+
+/// Exhaustive on purpose: a new error cannot be added without choosing a code.
+fn pod_code(error: &PodError) -> Code {
+    match error {
+        PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
+        PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
+        PodError::Exists { .. } => Code::AlreadyExists,
+        PodError::State { .. } => Code::FailedPrecondition,
+        PodError::Image(error) => image_code(error.kind()),
+        PodError::ImageVolume { source, .. } => pod_code(source),
+        PodError::Log(error) => log_code(error),
+        PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
+        PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
+        PodError::Disk(_) | PodError::Store(_) => Code::Internal,
+        PodError::Boot(error) => boot_code(error),
+        PodError::Volume(error) => volume_code(error),
+        PodError::Unfit(_) => Code::ResourceExhausted,
+        PodError::Block(error) => block_code(error),
+        PodError::Share(error) => share_code(error),
+        PodError::Stuck { .. } => Code::DeadlineExceeded,
+    }
+}
+
+fn is_of_image_volume(error: &PodError) -> bool {
+    match error {
+        PodError::ImageVolume { .. } => true,
+        PodError::Agent {
+            source: AgentError::Refused { message, .. },
+            ..
+        } => message.starts_with(IMAGE_VOLUME),
+        _ => false,
     }
 }
 
@@ -132,8 +159,9 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
-        BootError::Scope(_) => Code::Unavailable,
-        BootError::Launch(error) => match error {
+        BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,
+        BootError::Abandoned => Code::Cancelled,
+        BootError::Launch { source, .. } => match **source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
             LaunchError::Files { .. }
@@ -143,9 +171,7 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Adopt { .. } => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
-        BootError::Scratch(crate::scratch::ScratchError::Copy { source, .. })
-            if is_full(source) =>
-        {
+        BootError::Scratch(ScratchError::Copy { source, .. }) if is_full(source) => {
             Code::ResourceExhausted
         }
         BootError::Directory { .. }
@@ -178,8 +204,19 @@ fn volume_code(error: &VolumeError) -> Code {
     match error {
         VolumeError::NotSupported { .. } => Code::Unimplemented,
         VolumeError::Look { .. } | VolumeError::Gone { .. } => Code::FailedPrecondition,
+        VolumeError::Disk(error) => disk_code(error),
         VolumeError::Make { source, .. } => agent_code(source),
         VolumeError::Mirror { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::Make(ScratchError::Copy { source, .. }) if is_full(source) => {
+            Code::ResourceExhausted
+        }
+        DiskError::InUse { .. } | DiskError::Other { .. } => Code::FailedPrecondition,
+        DiskError::Make(_) | DiskError::File { .. } => Code::Internal,
     }
 }
 
@@ -252,5 +289,38 @@ mod tests {
             Status::from(PodError::NoImage("i".into())).code(),
             Code::NotFound
         );
+    }
+
+    #[test]
+    fn image_volumes_that_fail_are_named_as_kubelet_looks_for_them() {
+        let missing = PodError::ImageVolume {
+            image: "i".into(),
+            source: Box::new(PodError::NoImage("i".into())),
+        };
+        let status = Status::from(missing);
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(
+            status.message(),
+            "ImageVolumeMountFailed: image volume i: image i is not here: pull it first"
+        );
+        for (message, expected) in [
+            (
+                "image volume at /x: \"y\" in it: not found",
+                "ImageVolumeMountFailed: container abc: image volume at /x: \"y\" in it: not found",
+            ),
+            (
+                "mount at /image volume: no",
+                "container abc: mount at /image volume: no",
+            ),
+        ] {
+            let refused = PodError::Agent {
+                id: "abc".into(),
+                source: AgentError::Refused {
+                    code: Code::FailedPrecondition,
+                    message: message.into(),
+                },
+            };
+            assert_eq!(Status::from(refused).message(), expected);
+        }
     }
 }

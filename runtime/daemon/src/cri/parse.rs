@@ -8,7 +8,9 @@ use bulkhead_proto::cri;
 use super::limits;
 use super::{parse_devices, parse_mounts, parse_security};
 use crate::pod::signal;
-use crate::pod::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
+use crate::pod::spec::{
+    ContainerSpec, Dns, ImageWords, Labels, PodName, PodSpec, PortMapping, Protocol,
+};
 
 /// The names under which kubelet may ask for us.
 pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
@@ -67,12 +69,11 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
             return Err(ParseError::Missing(what));
         }
     }
-    if !HANDLERS.contains(&handler.as_str()) {
-        return Err(ParseError::Handler(handler));
-    }
+    check_handler(&handler)?;
     let linux = config.linux.unwrap_or_default();
     let limits = limits::pod(&linux, &config.annotations)?;
     let context = linux.security_context.unwrap_or_default();
+    parse_security::check_sandbox_user(&context)?;
     let namespaces = parse_security::namespaces(context.namespace_options)?;
     Ok(PodSpec {
         name: PodName {
@@ -97,6 +98,7 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
         annotations: labels(config.annotations),
         runtime_handler: handler,
         pid: namespaces.pid,
+        privileged: context.privileged,
         users: namespaces.users,
         sysctls: labels(linux.sysctls),
         limits,
@@ -117,6 +119,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
     if image.image.is_empty() {
         return Err(ParseError::Missing("the container's image"));
     }
+    let image_words = image_words(image.annotations, image.runtime_handler)?;
     let stop_signal = match cri::Signal::try_from(config.stop_signal) {
         Ok(cri::Signal::RuntimeDefault) => None,
         Ok(signal) => Some(signal_number(signal)?),
@@ -129,6 +132,7 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         name: metadata.name,
         attempt: metadata.attempt,
         user_image: image.user_specified_image,
+        image_words,
         image: image.image,
         command: config.command,
         args: config.args,
@@ -146,6 +150,24 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         security: parse_security::security(linux.security_context)?,
         resources: linux.resources.map(limits::resources).unwrap_or_default(),
         stop_signal,
+    })
+}
+
+pub fn check_handler(handler: &str) -> Result<(), ParseError> {
+    if HANDLERS.contains(&handler) {
+        return Ok(());
+    }
+    Err(ParseError::Handler(handler.to_owned()))
+}
+
+pub(super) fn image_words(
+    annotations: HashMap<String, String>,
+    runtime_handler: String,
+) -> Result<ImageWords, ParseError> {
+    check_handler(&runtime_handler)?;
+    Ok(ImageWords {
+        annotations: labels(annotations),
+        runtime_handler,
     })
 }
 

@@ -5,9 +5,9 @@ use std::path::{Component, Path};
 
 use bulkhead_proto::cri;
 
-use super::parse::{ParseError, not_yet, wrong};
+use super::parse::{ParseError, image_words, not_yet, wrong};
 use super::parse_security::id_range;
-use crate::pod::spec::{Mount, MountSource, Propagation, UserNamespace};
+use crate::pod::spec::{Mount, MountSource, MountWords, Propagation, UserNamespace};
 
 /// What may be covered below /proc; the agent has the last word, which knows where links lead.
 const PROC: &str = "/proc";
@@ -60,6 +60,13 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
             container_path,
         ));
     }
+    let mut words = MountWords {
+        selinux_relabel: given.selinux_relabel,
+        ..MountWords::default()
+    };
+    if given.container_path != container_path {
+        words.container_path = given.container_path;
+    }
     let source = match image {
         Some(_) if !given.host_path.is_empty() => {
             return Err(wrong(
@@ -67,11 +74,15 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
                 container_path,
             ));
         }
-        Some(image) => MountSource::Image {
-            image: image.image,
-            sub_path: sub_path(given.image_sub_path)?,
-            id: String::new(),
-        },
+        Some(image) => {
+            words.user_image = image.user_specified_image;
+            words.image = image_words(image.annotations, image.runtime_handler)?;
+            MountSource::Image {
+                image: image.image,
+                sub_path: sub_path(given.image_sub_path)?,
+                id: String::new(),
+            }
+        }
         None if !given.image_sub_path.is_empty() => {
             return Err(wrong(
                 "image_sub_path without an image",
@@ -90,6 +101,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         recursive_readonly: given.recursive_read_only,
         users,
         propagation,
+        words,
     })
 }
 
@@ -149,6 +161,11 @@ mod tests {
                 recursive_readonly: true,
                 propagation: Propagation::Private,
                 users: None,
+                words: MountWords {
+                    container_path: "data//x/.".into(),
+                    selinux_relabel: true,
+                    ..MountWords::default()
+                },
             }
         );
     }
@@ -179,7 +196,7 @@ mod tests {
     #[test]
     fn what_is_not_possible_is_refused_with_the_place_that_was_meant() {
         type Change = fn(&mut cri::Mount);
-        let table: [(Change, &str); 12] = [
+        let table: [(Change, &str); 13] = [
             (|m| m.container_path.clear(), "container_path"),
             (|m| m.container_path = "/".into(), "container_path"),
             (|m| m.container_path = "/a/../..".into(), "container_path"),
@@ -200,6 +217,18 @@ mod tests {
             ),
             (|m| m.image_sub_path = "x".into(), "without an image"),
             (|m| m.mount_options = vec!["sync".into()], "sync"),
+            (
+                |m| {
+                    m.host_path.clear();
+                    m.readonly = true;
+                    m.image = Some(cri::ImageSpec {
+                        image: "busybox".into(),
+                        runtime_handler: "runc".into(),
+                        ..Default::default()
+                    });
+                },
+                "handler \"runc\"",
+            ),
         ];
         for (change, word) in table {
             let mut one = given();

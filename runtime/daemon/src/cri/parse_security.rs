@@ -5,7 +5,7 @@
 //! AppArmor's default, but a profile by name is refused: whoever asks for one counts on it.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::security_profile::ProfileType;
@@ -56,7 +56,7 @@ pub fn security(
             masked_paths: strings(&MASKED_PATHS),
             readonly_paths: strings(&READONLY_PATHS),
             seccomp: Seccomp::Unconfined,
-            pid: PidMode::Container,
+            pid: PidMode::Pod,
             users: None,
         });
     };
@@ -74,21 +74,7 @@ pub fn security(
         name: context.run_as_username,
         supplemental_groups: context.supplemental_groups,
     };
-    if user.gid.is_some() && user.uid.is_none() && user.name.is_empty() {
-        return Err(ParseError::Missing(
-            "run_as_user, which run_as_group needs,",
-        ));
-    }
-    let numbers = user
-        .uid
-        .iter()
-        .chain(&user.gid)
-        .chain(&user.supplemental_groups);
-    for number in numbers {
-        if u32::try_from(*number).is_err() {
-            return Err(wrong("user or group", number));
-        }
-    }
+    check_user(&user)?;
     let namespaces = namespaces(context.namespace_options)?;
     let capabilities = context.capabilities.unwrap_or_default();
     let privileged = context.privileged;
@@ -114,6 +100,37 @@ pub fn security(
         seccomp: seccomp(context.seccomp, &context.seccomp_profile_path)?,
         pid: namespaces.pid,
         users: namespaces.users,
+    })
+}
+
+/// A group needs a user, and all are numbers that Linux has.
+fn check_user(user: &User) -> Result<(), ParseError> {
+    if user.gid.is_some() && user.uid.is_none() && user.name.is_empty() {
+        return Err(ParseError::Missing(
+            "run_as_user, which run_as_group needs,",
+        ));
+    }
+    let numbers = user
+        .uid
+        .iter()
+        .chain(&user.gid)
+        .chain(&user.supplemental_groups);
+    for number in numbers {
+        if u32::try_from(*number).is_err() {
+            return Err(wrong("user or group", number));
+        }
+    }
+    Ok(())
+}
+
+/// Who a sandbox's own processes are. A pod has none but its pause process, which is the guest's: what CRI forbids is
+/// refused all the same, and the rest has nothing to act on.
+pub fn check_sandbox_user(context: &cri::LinuxSandboxSecurityContext) -> Result<(), ParseError> {
+    check_user(&User {
+        uid: context.run_as_user.map(|user| user.value),
+        gid: context.run_as_group.map(|group| group.value),
+        supplemental_groups: context.supplemental_groups.clone(),
+        ..User::default()
     })
 }
 
@@ -176,15 +193,10 @@ pub struct Namespaces {
     pub users: Option<UserNamespace>,
 }
 
-/// Without options a container has processes of its own. What is shared with the node is refused but for
+/// Without options all is the pod's, as CRI's default is. What is shared with the node is refused but for
 /// processes: the guest's are meant.
 pub fn namespaces(options: Option<cri::NamespaceOption>) -> Result<Namespaces, ParseError> {
-    let Some(options) = options else {
-        return Ok(Namespaces {
-            pid: PidMode::Container,
-            users: None,
-        });
-    };
+    let options = options.unwrap_or_default();
     if options.network() == cri::NamespaceMode::Node {
         return Err(ParseError::NotIsolated { what: "network" });
     }
@@ -238,15 +250,25 @@ pub(super) fn id_range(mappings: &[cri::IdMapping]) -> Result<IdRange, ParseErro
     })
 }
 
+/// Only a pod that said so may have a privileged container; kubelet says it if any of its containers is.
+pub fn check_privileged(pod: &PodSpec, container: &ContainerSpec) -> Result<(), ParseError> {
+    if container.security.privileged && !pod.privileged {
+        return Err(wrong(
+            "in a pod sandbox whose security context is not privileged, the privileged container",
+            &container.name,
+        ));
+    }
+    Ok(())
+}
+
 /// A container's users, and those of what it mounts, are its pod's.
 pub fn check_users(pod: &PodSpec, container: &ContainerSpec) -> Result<(), ParseError> {
-    let devices = container.devices.iter().map(|device| &device.guest_path);
-    let blocks = container.block_devices.iter().map(|block| &block.path);
-    let mut devices = devices.map(Path::new).chain(blocks.map(PathBuf::as_path));
-    if let Some(device) = devices.next().filter(|_| pod.users.is_some()) {
+    // Kubernetes has no such pods: with any runtime the device's owner would be nobody, and nobody could open it.
+    let block = container.block_devices.first();
+    if let Some(block) = block.filter(|_| pod.users.is_some()) {
         return Err(not_yet(
-            "a pod with users of its own and the device",
-            device.display(),
+            "a pod with users of its own and the block device",
+            block.path.display(),
         ));
     }
     let of_mounts = container.mounts.iter().map(|mount| &mount.users);

@@ -4,8 +4,8 @@
 use bulkhead_proto::cri::security_profile::ProfileType;
 
 use super::*;
-use crate::cri::parse_security::check_users;
-use crate::pod::spec::Seccomp;
+use crate::cri::parse_security::{check_privileged, check_users};
+use crate::pod::spec::{PidMode, Seccomp};
 
 fn pod_config() -> cri::PodSandboxConfig {
     cri::PodSandboxConfig {
@@ -96,6 +96,101 @@ fn the_hosts_network_and_ipc_are_refused_for_pods_and_containers() {
     }
 }
 
+#[test]
+fn absent_namespace_options_mean_those_of_the_pod() {
+    let bare = |context| {
+        let mut config = pod_config();
+        config.linux = Some(cri::LinuxPodSandboxConfig {
+            security_context: context,
+            ..Default::default()
+        });
+        pod(Some(config), String::new()).unwrap()
+    };
+    let absent = [None, Some(cri::LinuxSandboxSecurityContext::default())];
+    for context in absent {
+        let spec = bare(context);
+        assert_eq!((spec.pid, spec.users), (PidMode::Pod, None));
+    }
+    assert_eq!(
+        pod(Some(pod_config()), String::new()).unwrap().pid,
+        PidMode::Pod
+    );
+    let spec = container(Some(container_config())).unwrap();
+    assert_eq!(spec.security.pid, PidMode::Pod);
+    let spec = with_context(|_| {}).unwrap();
+    assert_eq!(spec.security.pid, PidMode::Pod);
+    let options = cri::NamespaceOption {
+        pid: cri::NamespaceMode::Container.into(),
+        ..Default::default()
+    };
+    let spec = with_context(|context| context.namespace_options = Some(options)).unwrap();
+    assert_eq!(spec.security.pid, PidMode::Container);
+}
+
+fn with_sandbox_context(
+    change: impl FnOnce(&mut cri::LinuxSandboxSecurityContext),
+) -> Result<PodSpec, ParseError> {
+    let mut context = cri::LinuxSandboxSecurityContext::default();
+    change(&mut context);
+    let mut config = pod_config();
+    config.linux = Some(cri::LinuxPodSandboxConfig {
+        security_context: Some(context),
+        ..Default::default()
+    });
+    pod(Some(config), String::new())
+}
+
+#[test]
+fn a_sandboxs_group_needs_a_user() {
+    let value = |value| Some(cri::Int64Value { value });
+    let error = with_sandbox_context(|context| context.run_as_group = value(5)).unwrap_err();
+    assert!(error.to_string().contains("run_as_user"), "{error}");
+    assert!(with_sandbox_context(|context| context.run_as_user = value(-1)).is_err());
+    assert!(with_sandbox_context(|context| context.supplemental_groups = vec![1 << 32]).is_err());
+    assert!(
+        with_sandbox_context(|context| {
+            context.run_as_user = value(0);
+            context.run_as_group = value(5);
+        })
+        .is_ok()
+    );
+}
+
+#[test]
+fn a_privileged_container_needs_a_privileged_sandbox() {
+    let plain = with_sandbox_context(|_| {}).unwrap();
+    let privileged = with_sandbox_context(|context| context.privileged = true).unwrap();
+    let container = |wanted| with_context(|context| context.privileged = wanted).unwrap();
+    for (pod, wanted, taken) in [
+        (&plain, false, true),
+        (&plain, true, false),
+        (&privileged, false, true),
+        (&privileged, true, true),
+    ] {
+        assert_eq!(check_privileged(pod, &container(wanted)).is_ok(), taken);
+    }
+    let error = check_privileged(&plain, &container(true)).unwrap_err();
+    assert!(error.to_string().contains("\"main\""), "{error}");
+    // Pods of a version that did not ask may still have theirs.
+    let mut stored = serde_json::to_value(&plain).unwrap();
+    stored.as_object_mut().unwrap().remove("privileged");
+    let stored: PodSpec = serde_json::from_value(stored).unwrap();
+    assert!(stored.privileged);
+}
+
+#[test]
+fn a_containers_image_is_for_a_handler_that_is_there() {
+    for (handler, taken) in [("", true), ("bulkhead", true), ("runc", false)] {
+        let mut config = container_config();
+        config.image.as_mut().unwrap().runtime_handler = handler.into();
+        let parsed = container(Some(config));
+        assert_eq!(parsed.is_ok(), taken, "{handler}");
+        if let Ok(spec) = parsed {
+            assert_eq!(spec.image_words.runtime_handler, handler);
+        }
+    }
+}
+
 fn with_users(change: impl FnOnce(&mut cri::UserNamespace)) -> Result<PodSpec, ParseError> {
     let mapping = cri::IdMapping {
         host_id: 65536,
@@ -153,6 +248,16 @@ fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
     check_users(&spec, &container).unwrap();
     let other = pod(Some(pod_config()), String::new()).unwrap();
     assert!(check_users(&other, &container).is_err());
+
+    container.security.users = None;
+    container.block_devices.push(crate::pod::spec::BlockDevice {
+        path: "/dev/sdx".into(),
+        container_path: "/dev/x".into(),
+        permissions: "rw".into(),
+    });
+    check_users(&other, &container).unwrap();
+    let refused = check_users(&spec, &container).unwrap_err().to_string();
+    assert!(refused.contains("/dev/sdx"), "{refused}");
 }
 
 #[test]

@@ -5,7 +5,9 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{BoxStream, container, metrics, sandbox, stats, status, stream_list, streaming};
+use super::{
+    BoxStream, container, metrics, patience, sandbox, stats, status, stream_list, streaming,
+};
 use crate::config::CgroupDriver;
 use crate::pod::Pods;
 use crate::streaming::Streaming;
@@ -81,8 +83,9 @@ impl RuntimeService for RuntimeServer {
         &self,
         request: Request<cri::RunPodSandboxRequest>,
     ) -> Answer<cri::RunPodSandboxResponse> {
+        let patience = patience::of(request.metadata());
         Ok(Response::new(
-            sandbox::run(&self.pods, request.into_inner()).await?,
+            sandbox::run(&self.pods, request.into_inner(), patience).await?,
         ))
     }
 

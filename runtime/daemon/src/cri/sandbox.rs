@@ -8,15 +8,17 @@ use tonic::Status;
 
 use super::{filter, limits, parse, show};
 use crate::guest::control;
+use crate::pod::admission::Patience;
 use crate::pod::state::PodState;
 use crate::pod::{Pods, View, now};
 
 pub async fn run(
     pods: &Pods,
     request: cri::RunPodSandboxRequest,
+    patience: Patience,
 ) -> Result<cri::RunPodSandboxResponse, Status> {
     let spec = parse::pod(request.config, request.runtime_handler)?;
-    let pod_sandbox_id = pods.run(spec).await?;
+    let pod_sandbox_id = pods.run(spec, patience).await?;
     Ok(cri::RunPodSandboxResponse { pod_sandbox_id })
 }
 

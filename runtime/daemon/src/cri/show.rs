@@ -6,7 +6,7 @@ use bulkhead_proto::cri;
 use crate::pod::View;
 use crate::pod::record::{ContainerRecord, PodRecord};
 use crate::pod::spec::{
-    IdRange, Mount, MountSource, PidMode, Propagation, Resources, UserNamespace,
+    IdRange, ImageWords, Mount, MountSource, PidMode, Propagation, Resources, UserNamespace,
 };
 use crate::pod::state::{ContainerState, PodState};
 
@@ -110,10 +110,18 @@ pub fn container_metadata(container: &ContainerRecord) -> cri::ContainerMetadata
 }
 
 fn image(container: &ContainerRecord) -> cri::ImageSpec {
+    let spec = &container.spec;
+    image_spec(&spec.image, &spec.user_image, &spec.image_words)
+}
+
+/// As it was asked for.
+fn image_spec(image: &str, user_image: &str, words: &ImageWords) -> cri::ImageSpec {
     cri::ImageSpec {
-        image: container.spec.image.clone(),
-        user_specified_image: container.spec.user_image.clone(),
-        ..Default::default()
+        image: image.to_owned(),
+        annotations: words.annotations.clone().into_iter().collect(),
+        user_specified_image: user_image.to_owned(),
+        runtime_handler: words.runtime_handler.clone(),
+        image_ref: String::new(),
     }
 }
 
@@ -172,9 +180,16 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
     status
 }
 
+/// As it was asked for; of an image also which one that was.
 fn mount(mount: &Mount) -> cri::Mount {
+    let words = &mount.words;
+    let users = mount.users.map(users).unwrap_or_default();
+    let asked = Some(&words.container_path).filter(|path| !path.is_empty());
     let mut shown = cri::Mount {
-        container_path: mount.container_path.clone(),
+        container_path: asked.unwrap_or(&mount.container_path).clone(),
+        selinux_relabel: words.selinux_relabel,
+        uid_mappings: users.uids,
+        gid_mappings: users.gids,
         readonly: mount.readonly,
         recursive_read_only: mount.recursive_readonly,
         propagation: match mount.propagation {
@@ -192,9 +207,8 @@ fn mount(mount: &Mount) -> cri::Mount {
             id,
         } => {
             shown.image = Some(cri::ImageSpec {
-                image: image.clone(),
                 image_ref: id.clone(),
-                ..Default::default()
+                ..image_spec(image, &words.user_image, &words.image)
             });
             shown.image_sub_path.clone_from(sub_path);
         }
@@ -255,4 +269,73 @@ fn stop_signal(number: i32) -> cri::Signal {
 /// All containers of a pod.
 pub fn container_statuses(view: &View) -> Vec<cri::ContainerStatus> {
     view.containers.values().map(container_status).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::parse_mounts::mounts;
+    use crate::pod::fixtures;
+
+    #[test]
+    fn mounts_are_shown_as_they_were_asked_for() {
+        let mapping = || {
+            vec![cri::IdMapping {
+                host_id: 65536,
+                container_id: 0,
+                length: 65536,
+            }]
+        };
+        let plain = cri::Mount {
+            container_path: "data//x/".into(),
+            host_path: "/srv".into(),
+            readonly: true,
+            selinux_relabel: true,
+            propagation: cri::MountPropagation::PropagationHostToContainer.into(),
+            uid_mappings: mapping(),
+            gid_mappings: mapping(),
+            ..Default::default()
+        };
+        let recursive = cri::Mount {
+            container_path: "/r".into(),
+            host_path: "/srv/..".into(),
+            readonly: true,
+            recursive_read_only: true,
+            ..Default::default()
+        };
+        let image = cri::Mount {
+            container_path: "/image".into(),
+            readonly: true,
+            image: Some(cri::ImageSpec {
+                image: "sha256:1".into(),
+                annotations: [("a".to_owned(), "b".to_owned())].into(),
+                user_specified_image: "busybox".into(),
+                runtime_handler: "bulkhead".into(),
+                image_ref: String::new(),
+            }),
+            image_sub_path: "etc".into(),
+            ..Default::default()
+        };
+        let asked = vec![plain, recursive, image];
+        let parsed = mounts(asked.clone()).unwrap();
+        // The state on the disk keeps all of it.
+        let json = serde_json::to_string(&parsed).unwrap();
+        let kept: Vec<Mount> = serde_json::from_str(&json).unwrap();
+        let shown: Vec<_> = kept.iter().map(mount).collect();
+        assert_eq!(shown, asked);
+    }
+
+    #[test]
+    fn a_containers_image_is_shown_as_it_was_asked_for() {
+        let mut record = fixtures::container_record();
+        record.spec.image_words.runtime_handler = "bulkhead".into();
+        record.spec.image_words.annotations = [("a".to_owned(), "b".to_owned())].into();
+        record.spec.user_image = "busybox".into();
+        let image = container_status(&record).image.unwrap();
+        assert_eq!(image.image, record.spec.image);
+        assert_eq!(image.user_specified_image, "busybox");
+        assert_eq!(image.runtime_handler, "bulkhead");
+        assert_eq!(image.annotations["a"], "b");
+        assert_eq!(container(&record).image, Some(image));
+    }
 }

@@ -44,7 +44,8 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             "kernel": host.launcher.kernel,
             "initramfs": host.launcher.initramfs,
             "sandbox": { "vcpus": host.sizing.vcpus, "memoryMib": host.sizing.memory_mib,
-                "memoryMaxMib": host.sizing.memory_max_mib, "scratchBytes": host.sizing.scratch_bytes },
+                "memoryMaxMib": host.sizing.memory_max_mib, "scratchBytes": host.sizing.scratch_bytes,
+                "parallelBoots": host.admission.parallel() },
         });
         info.insert("config".to_owned(), details.to_string());
     }

@@ -20,8 +20,6 @@ use super::user::ProcessUser;
 const SHORT: Duration = Duration::from_secs(20);
 /// For calls that mount disks and start programs; emulated hosts are slow.
 const LONG: Duration = Duration::from_secs(90);
-/// A guest that powers off may not answer any more.
-const SHUTDOWN: Duration = Duration::from_secs(2);
 /// How much longer the host waits than the guest was told to.
 const EXEC_MARGIN: Duration = Duration::from_secs(10);
 /// The most output of an exec, of each stream.
@@ -30,6 +28,8 @@ pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
 const EXEC_ANSWER_BYTES: usize = (32 << 20) + (64 << 10);
 /// All other answers.
 const ANSWER_BYTES: usize = 64 << 10;
+/// A MiB of them, and what protobuf adds.
+const ENVIRONMENT_FILES_BYTES: usize = (1 << 20) + (64 << 10);
 /// Statistics of as many containers as a guest can have.
 const STATISTICS_BYTES: usize = 4 << 20;
 /// The longest text of the guest's that is passed on.
@@ -272,12 +272,26 @@ impl Agent {
         })
     }
 
-    /// Asks the guest to power off. The end of the VMM is the real answer.
-    pub async fn shutdown(&self) {
+    /// Files of an emptyDir that kubelet may want; nothing of it has been checked.
+    pub async fn environment_files(
+        &self,
+        volume: &str,
+    ) -> Result<Vec<protocol::EnvironmentFile>, AgentError> {
+        let request = protocol::ReadEnvironmentFilesRequest {
+            volume: volume.to_owned(),
+        };
+        let mut client = AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(ENVIRONMENT_FILES_BYTES);
+        let call = client.read_environment_files(request);
+        Ok(within("ReadEnvironmentFiles", SHORT, call).await?.files)
+    }
+
+    /// Asks the guest to power off, after it has written back what is to stay. The end of the VMM is the real answer.
+    pub async fn shutdown(&self, limit: Duration) {
         let mut client = self.client();
         let call = client.shutdown(protocol::ShutdownRequest {});
         // The VM goes away under this call.
-        let _ = within("Shutdown", SHUTDOWN, call).await;
+        let _ = within("Shutdown", limit, call).await;
     }
 
     pub async fn watch(&self) -> Result<Streaming<protocol::WatchEvent>, AgentError> {

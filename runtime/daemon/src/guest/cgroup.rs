@@ -14,6 +14,9 @@
 //!         vm                         ours: processes and limits. What is systemd's it sets anew when it is reloaded
 //! ```
 
+mod limits;
+pub mod pids;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -23,14 +26,14 @@ use std::sync::Once;
 use bulkhead_vmm::chain;
 
 use super::systemd::{Scope, Systemd, SystemdError};
+pub use limits::HostLimits;
+use limits::weight;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Turned on for pods, each by itself: a host may lack one.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 /// Threads of the VMM and of what serves its pod.
 const MAX_TASKS: u64 = 1024;
-const MIN_SHARES: u64 = 2;
-const MAX_SHARES: u64 = 262_144;
 const SLICE: &str = ".slice";
 const SCOPE: &str = ".scope";
 /// Our cgroup in a scope.
@@ -61,19 +64,8 @@ pub struct PodCgroup {
     /// `None`: no limit of its own.
     pub memory_bytes: Option<u64>,
     pub is_cpu_limited: bool,
-}
-
-/// What a VM may use of the host; `None` and empty: as much as there is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostLimits {
-    pub memory_bytes: Option<u64>,
-    /// Thousandths of a CPU.
-    pub cpu_millis: Option<u64>,
-    /// As cgroup v1 counts them, [2, 262144].
-    pub cpu_shares: Option<u64>,
-    /// Lists of CPUs and NUMA nodes.
-    pub cpus: String,
-    pub nodes: String,
+    /// Huge pages of all sizes together.
+    pub hugepage_bytes: u64,
 }
 
 impl Cgroups {
@@ -112,6 +104,7 @@ impl Cgroups {
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
         Some(PodCgroup {
             memory_bytes: read("memory.max").trim().parse().ok(),
+            hugepage_bytes: hugepage_bytes(&path),
             is_cpu_limited: !matches!(
                 read("cpu.max").split_whitespace().next(),
                 None | Some("max")
@@ -186,13 +179,13 @@ impl Cgroups {
         }
         fs::write(path.join("pids.max"), MAX_TASKS.to_string())
             .unwrap_or_else(|e| tracing::debug!("{}: pids.max: {e}", path.display()));
-        write_limits(path, limits);
+        limits::write(path, limits);
         Ok(())
     }
 
     /// Sets limits, each as far as the host can; what it cannot is said in the log.
     pub fn limit(&self, path: &Path, limits: &HostLimits) {
-        write_limits(path, limits);
+        limits::write(path, limits);
         let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path)) else {
             return;
         };
@@ -245,6 +238,22 @@ impl Cgroups {
             })
             .min()
     }
+}
+
+/// The limits that a cgroup has of huge pages; kubelet sets one for each size of the host.
+fn hugepage_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let limits = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let size = name
+            .to_str()?
+            .strip_prefix("hugetlb.")?
+            .strip_suffix(".max")?;
+        // Those of reservations are named alike: hugetlb.2MB.rsvd.max.
+        let text = (!size.contains('.')).then(|| fs::read_to_string(entry.path()).ok())??;
+        text.trim().parse::<u64>().ok()
+    });
+    limits.fold(0, u64::saturating_add)
 }
 
 /// Once: every pod of a RuntimeClass without an overhead is like that.
@@ -317,41 +326,6 @@ pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())
 }
 
-fn write_limits(path: &Path, limits: &HostLimits) {
-    let mut files = vec![
-        ("cpu.max", cpu_max(limits.cpu_millis)),
-        ("cpu.weight", weight(limits.cpu_shares).to_string()),
-        ("cpuset.cpus", limits.cpus.clone()),
-        ("cpuset.mems", limits.nodes.clone()),
-    ];
-    if let Some(limit) = memory_max(path, limits.memory_bytes) {
-        files.push(("memory.max", limit));
-    }
-    for (file, value) in files {
-        // An empty list of CPUs is written as a line, or the kernel sees nothing.
-        if let Err(e) = fs::write(path.join(file), format!("{value}\n")) {
-            tracing::debug!("{}: {file} = {value:?}: {e}", path.display());
-        }
-    }
-}
-
-/// A limit below what the VM holds would have the kernel kill it: then the old one stays until the next change.
-fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
-    let Some(limit) = limit else {
-        return Some("max".to_owned());
-    };
-    let held = held_bytes(path).unwrap_or(0);
-    if held > limit {
-        tracing::warn!(
-            "{}: the VM holds {held} bytes, more than its new limit of {limit}: the host keeps the old limit, the guest \
-             has the new one",
-            path.display()
-        );
-        return None;
-    }
-    Some(limit.to_string())
-}
-
 /// Whether the kernel killed something in it for want of memory.
 pub fn was_oom_killed(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
@@ -359,25 +333,6 @@ pub fn was_oom_killed(path: &Path) -> bool {
         .lines()
         .find_map(|line| line.strip_prefix("oom_kill "));
     kills.is_some_and(|kills| kills.trim() != "0")
-}
-
-fn cpu_max(millis: Option<u64>) -> String {
-    const PERIOD_US: u64 = 100_000;
-    match millis {
-        // The kernel takes no less than a millisecond.
-        Some(millis) => format!(
-            "{} {PERIOD_US}",
-            (millis.saturating_mul(PERIOD_US / 1000)).max(1000)
-        ),
-        None => format!("max {PERIOD_US}"),
-    }
-}
-
-/// On cgroup v2's scale [1, 10000], as kubelet and runc convert it.
-fn weight(shares: Option<u64>) -> u64 {
-    shares.map_or(100, |shares| {
-        1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
-    })
 }
 
 /// A path below the root of what kubelet says: "/kubepods/burstable/pod1" with the cgroupfs driver, with systemd's the
@@ -462,8 +417,12 @@ mod tests {
         let parent = root.path().join("kubepods/p");
         fs::create_dir_all(&parent).unwrap();
         fs::write(parent.join("cgroup.procs"), "").unwrap();
+        for (size, limit) in [("2MB", "4096"), ("1GB", "max"), ("2MB.rsvd", "9")] {
+            fs::write(parent.join(format!("hugetlb.{size}.max")), limit).unwrap();
+        }
         let given = cgroups.of_pod("/kubepods/p").unwrap();
         assert_eq!((given.memory_bytes, given.is_cpu_limited), (None, false));
+        assert_eq!(given.hugepage_bytes, 4096);
         let below = cgroups.place("x", Some(&given), None).unwrap();
         assert_eq!(below, parent.join("bulkhead-x"));
         assert_eq!(cgroups.memory_limit(&below), None);
@@ -493,37 +452,5 @@ mod tests {
         let none = Cgroups::below(root.path(), None, None);
         assert_eq!(none.of_pod("/kubepods/p"), None);
         assert_eq!(none.place("x", None, None), None);
-    }
-
-    #[test]
-    fn limits_become_files_and_none_lifts_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
-        write_limits(
-            directory.path(),
-            &HostLimits {
-                memory_bytes: Some(1 << 20),
-                cpu_millis: Some(1500),
-                cpu_shares: Some(1024),
-                cpus: "0-1".into(),
-                nodes: String::new(),
-            },
-        );
-        assert_eq!(read("memory.max"), "1048576\n");
-        assert_eq!(read("cpu.max"), "150000 100000\n");
-        assert_eq!(read("cpu.weight"), "39\n");
-        assert_eq!(read("cpuset.cpus"), "0-1\n");
-        write_limits(directory.path(), &HostLimits::default());
-        assert_eq!(read("memory.max"), "max\n");
-        assert_eq!(read("cpu.max"), "max 100000\n");
-        assert_eq!(read("cpu.weight"), "100\n");
-    }
-
-    #[test]
-    fn a_vm_is_not_killed_by_a_limit_below_what_it_holds() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("memory.current"), "5000\n").unwrap();
-        assert_eq!(memory_max(directory.path(), Some(4000)), None);
-        assert_eq!(memory_max(directory.path(), Some(6000)).unwrap(), "6000");
     }
 }

@@ -47,7 +47,7 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
     })
 }
 
-/// Puts a block device on the volume disk.
+/// Puts a block device, or a file with a file system of the guest's, on the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
     let extent = ask(request, socket, move |client| client.attach_volume(&device)).await?;
@@ -55,6 +55,22 @@ pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, Contro
         first_sector: extent.first_sector,
         sectors: extent.sectors,
     })
+}
+
+/// Where a file is on the volume disk. `None`: that VMM does not have it.
+pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, ControlError> {
+    let request = "find volume";
+    match ask(request, socket, move |client| client.find_volume(&file)).await {
+        Ok(extent) => Ok(Some(Extent {
+            first_sector: extent.first_sector,
+            sectors: extent.sectors,
+        })),
+        Err(ControlError::Request {
+            source: ClientError::Refused(_),
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes a block device off the volume disk.

@@ -13,14 +13,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::agent::{READY_PORT, Ready};
 use bulkhead_vmm::config::{ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig};
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::net::UnixListener;
+use tokio::time::Instant;
 
 use super::agent::{Agent, bounded};
+use super::patience::{Limits, Scheduled, Spent, Verdict, judge};
 use super::process::{Identity, VmmProcess};
 use super::{Files, Guest, connect};
 
@@ -28,6 +30,8 @@ use super::{Files, Guest, connect};
 const TAP_FD: i32 = 3;
 /// Every guest has the same address: the vsock device is in the VMM, and no two guests share one.
 const GUEST_CID: u32 = 3;
+/// How many times longer than on a CPU of its own a boot may take: 60 s become kubelet's four minutes.
+const STARVED: u32 = 4;
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 
@@ -48,10 +52,11 @@ pub enum LaunchError {
         obituary: String,
         console: String,
     },
-    #[error("the guest was not ready within {limit:?}, while {stage}{console}")]
+    #[error("the guest was not ready {spent}, while {stage}; {limit}{console}")]
     Timeout {
         stage: &'static str,
-        limit: Duration,
+        spent: Spent,
+        limit: String,
         console: String,
     },
     #[error("the agent's first words make no sense")]
@@ -153,6 +158,11 @@ impl Launcher {
         })
     }
 
+    /// How long a boot may take in all, if who waits for it has no limit: others may have most of the CPU.
+    pub fn longest(&self) -> Duration {
+        self.ready_timeout.saturating_mul(STARVED)
+    }
+
     /// Finds the VM that an earlier daemon started; `None` if it is gone.
     pub fn adopt(&self, files: Files, identity: Identity) -> Result<Option<Guest>, LaunchError> {
         let found = VmmProcess::adopt(identity).map_err(|source| LaunchError::Adopt {
@@ -211,10 +221,11 @@ impl Starting {
         &self.process
     }
 
-    /// Lets the VM run and waits for its agent. On an error the process has been killed.
-    pub async fn boot(self) -> Result<Guest, LaunchError> {
+    /// Lets the VM run and waits for its agent, until `until` at most. On an error the process has been killed; after a
+    /// drop it is the caller who kills it.
+    pub async fn boot(self, until: Instant) -> Result<Guest, LaunchError> {
         let process = Arc::clone(&self.process);
-        let booted = self.boot_steps().await;
+        let booted = self.boot_steps(until).await;
         if booted.is_err() {
             process.kill();
             process.ended().await;
@@ -222,33 +233,26 @@ impl Starting {
         booted
     }
 
-    async fn boot_steps(self) -> Result<Guest, LaunchError> {
-        let started = Instant::now();
-        let limit = self.timeout;
+    async fn boot_steps(self, until: Instant) -> Result<Guest, LaunchError> {
+        let watch = Watch {
+            process: &self.process,
+            files: &self.files,
+            started: Instant::now(),
+            limits: Limits {
+                own: self.timeout,
+                until,
+            },
+        };
         configure(self.input, &self.config)?;
-        let accepted = tokio::select! {
-            // A VMM that died says more than a connection that broke with it.
-            biased;
-            () = self.process.ended() => return Err(ended(&self.files, "booting")),
-            accepted = tokio::time::timeout(limit, self.ready.accept()) => accepted,
-        };
-        let (mut stream, _) = accepted
-            .map_err(|_| timed_out(&self.files, "booting", limit))?
-            .map_err(LaunchError::Ready)?;
-        let stage = "waiting for the agent's first words";
-        let words = tokio::select! {
-            biased;
-            () = self.process.ended() => return Err(ended(&self.files, stage)),
-            words = tokio::time::timeout(
-                limit,
-                connect::read_message::<Ready>(&mut stream, READY_BYTES),
-            ) => words,
-        };
-        let words = words
-            .map_err(|_| timed_out(&self.files, stage, limit))?
+        let accepted = watch.step("booting", self.ready.accept()).await?;
+        let (mut stream, _) = accepted.map_err(LaunchError::Ready)?;
+        let words = connect::read_message::<Ready>(&mut stream, READY_BYTES);
+        let words = watch
+            .step("waiting for the agent's first words", words)
+            .await?
             .map_err(LaunchError::Ready)?;
         tracing::info!(
-            elapsed = ?started.elapsed(),
+            elapsed = ?watch.started.elapsed(),
             kernel = bounded(&words.kernel_release),
             agent = bounded(&words.agent_version),
             "guest ready"
@@ -256,6 +260,55 @@ impl Starting {
         // Only the VMM's end counts as the end: an adopted guest has no such connection.
         tokio::spawn(hold(stream, Arc::clone(&self.process)));
         Ok(guest(self.process, self.files))
+    }
+}
+
+/// Looks after a boot: whether its VM lives, and has not had its time.
+struct Watch<'a> {
+    process: &'a VmmProcess,
+    files: &'a Files,
+    started: Instant,
+    limits: Limits,
+}
+
+impl Watch<'_> {
+    async fn step<T>(
+        &self,
+        stage: &'static str,
+        step: impl Future<Output = T>,
+    ) -> Result<T, LaunchError> {
+        tokio::pin!(step);
+        loop {
+            let again = self.look(stage)?;
+            tokio::select! {
+                // A VMM that died says more than a connection that broke with it.
+                biased;
+                () = self.process.ended() => return Err(ended(self.files, stage)),
+                done = &mut step => return Ok(done),
+                () = tokio::time::sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// When to look again, if it may go on.
+    fn look(&self, stage: &'static str) -> Result<Instant, LaunchError> {
+        let spent = Spent {
+            passed: self.started.elapsed(),
+            scheduled: Scheduled::of(self.process.identity().pid),
+        };
+        let Limits { own, until } = self.limits;
+        let all = until.saturating_duration_since(self.started);
+        let limit = match judge(&spent, own, all) {
+            Verdict::GoOn(passed) => return Ok(self.started + passed),
+            Verdict::Slow => format!("it may take {own:?}, waiting for a CPU not counted"),
+            Verdict::Late => "who asked for it does not wait longer".to_owned(),
+        };
+        Err(LaunchError::Timeout {
+            stage,
+            spent,
+            limit,
+            console: console(self.files),
+        })
     }
 }
 
@@ -291,14 +344,6 @@ fn ended(files: &Files, stage: &'static str) -> LaunchError {
     LaunchError::Ended {
         stage,
         obituary: files.obituary(),
-        console: console(files),
-    }
-}
-
-fn timed_out(files: &Files, stage: &'static str, limit: Duration) -> LaunchError {
-    LaunchError::Timeout {
-        stage,
-        limit,
         console: console(files),
     }
 }

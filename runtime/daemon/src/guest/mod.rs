@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pod's microVM seen from the host: the process, its sockets, and the agent in the guest.
 //!
-//! [`launch`] starts a VMM and waits for its agent, or adopts one that an earlier daemon started. [`agent`] is the
+//! [`launch`] starts a VMM and waits for its agent ([`patience`] says how long), or adopts one that an earlier daemon started. [`agent`] is the
 //! client of the agent's calls, [`watch`] its stream of news, [`connect`] the way through the vsock socket,
 //! [`streams`] the byte streams that go there, [`control`] the VMM's control socket, [`process`] the identity and the end of a process,
 //! [`shares`] the file server of a guest that has directories of the host. [`cgroup`] bounds all of them, with [`systemd`]
@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod connect;
 pub mod control;
 pub mod launch;
+pub mod patience;
 pub mod probe;
 pub mod process;
 pub mod shares;

@@ -147,7 +147,10 @@ impl Owner {
             return;
         };
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move { shared.host.network.check(&record).await });
+        tokio::spawn(async move {
+            let _one = shared.host.admission.check().await;
+            shared.host.network.check(&record).await;
+        });
     }
 
     /// Finds the VM of a pod that was ready, or takes note of its end.

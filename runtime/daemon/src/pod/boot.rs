@@ -4,24 +4,27 @@
 //! ```text
 //! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before the next
 //! ```
-//! A stop gives back all but the directories, a removal everything, both from the top of the stack.
+//! A stop gives back all but the directories, a removal everything, both from the top of the stack. A boot whose caller
+//! has gone is given up between two steps; while the guest boots, at once.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admission::Turn;
 use super::logging::LogTask;
-use super::owner::Owner;
+use super::owner::{Answer, Owner};
 use super::record::Held;
 use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
 use crate::guest::cgroup::CgroupError;
-use crate::guest::launch::{self, Machine, Net};
+use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
 use crate::network::Attachment;
+use crate::scratch::Purpose;
 use crate::store::Kind;
 
 /// How long a VMM may take to end at each step: shut down, stop.
@@ -34,22 +37,24 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Owner {
     /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
-    pub(super) async fn boot(&mut self) -> Result<(), BootError> {
+    pub(super) async fn boot(
+        &mut self,
+        turn: &Turn,
+        caller: &mut Answer<()>,
+    ) -> Result<(), BootError> {
         let started = Instant::now();
         let plan = self.plan()?;
-        self.change_pod(|pod| {
-            pod.size = plan.size;
-            pod.allowance = plan.allowance;
-        })?;
         let host = &self.shared.host;
         let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
         let run = host.run_pods.join(name);
         let state = host.state_pods.join(&self.pod.id);
-        for (held, path) in [
-            (Held::RunDirectory(run.clone()), &run),
-            (Held::StateDirectory(state.clone()), &state),
-        ] {
-            self.change_pod(|pod| pod.held.push(held))?;
+        self.change_pod(|pod| {
+            pod.size = plan.size;
+            pod.allowance = plan.allowance;
+            pod.held.push(Held::RunDirectory(run.clone()));
+            pod.held.push(Held::StateDirectory(state.clone()));
+        })?;
+        for path in [&run, &state] {
             launch::make_directory(path).map_err(|source| BootError::Directory {
                 path: path.clone(),
                 source,
@@ -58,13 +63,32 @@ impl Owner {
         let scratch = state.join("scratch.ext4");
         let attachment = self.attach_and_make_scratch(&scratch).await?;
         let prepared = started.elapsed();
-        let guest = self
-            .launch(Files::new(run), &attachment, scratch, plan.cgroup)
+        if caller.is_closed() {
+            return Err(BootError::Abandoned);
+        }
+        let starting = self
+            .start_vmm(
+                Files::new(run),
+                &attachment,
+                scratch,
+                plan.cgroup,
+                turn.waited,
+            )
             .await?;
-        let launched = started.elapsed();
-        let request = configuration(&self.pod.id, &self.pod.spec, &attachment);
-        guest.agent.configure(request).await?;
-        self.limit_guest(&guest).await?;
+        let process = Arc::clone(starting.process());
+        let booted = tokio::select! {
+            booted = self.boot_guest(starting, &attachment, turn) => booted,
+            () = caller.closed() => Err(BootError::Abandoned),
+        };
+        let (guest, configuration) = match booted {
+            Ok(booted) => booted,
+            Err(error) => {
+                process.kill();
+                process.ended().await;
+                return Err(error);
+            }
+        };
+        let booted = started.elapsed();
         self.serve_guest(guest);
         self.move_pod(&PodEvent::Booted)
             .map_err(|error| match error {
@@ -74,9 +98,11 @@ impl Owner {
             })?;
         tracing::info!(
             pod = self.pod.id,
+            turn = ?turn.waited,
+            ahead = turn.ahead,
             network_and_disk = ?prepared,
-            vm_and_agent = ?launched.saturating_sub(prepared),
-            configuration = ?started.elapsed().saturating_sub(launched),
+            vm_and_agent = ?booted.saturating_sub(prepared + configuration),
+            configuration = ?configuration,
             total = ?started.elapsed(),
             "pod ready"
         );
@@ -88,7 +114,10 @@ impl Owner {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
         let bytes = self.pod.size.scratch_bytes;
-        let making = tokio::task::spawn_blocking(move || shared.host.scratch.make(&path, bytes));
+        let making = tokio::task::spawn_blocking(move || {
+            let scratch = &shared.host.scratch;
+            scratch.make(Purpose::Scratch, &path, bytes)
+        });
         let request = wire::attach_request(&self.pod.id, &self.pod.spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
@@ -103,13 +132,15 @@ impl Owner {
         Ok(attachment)
     }
 
-    async fn launch(
+    /// Starts the VMM, which is not a VM yet.
+    async fn start_vmm(
         &mut self,
         files: Files,
         attachment: &Attachment,
         scratch: PathBuf,
         cgroup: Option<PathBuf>,
-    ) -> Result<Guest, BootError> {
+        waited: Duration,
+    ) -> Result<Starting, BootError> {
         let net = match &attachment.tap {
             Some(tap) => Some(Net {
                 tap: tap.try_clone().map_err(|source| BootError::Directory {
@@ -130,13 +161,33 @@ impl Owner {
             scratch,
             net,
         };
-        let starting = self.shared.host.launcher.spawn(files, machine)?;
+        let starting = self.shared.host.launcher.spawn(files, machine);
+        let starting = starting.map_err(|source| not_launched(waited, source))?;
         if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
             starting.process().kill();
             starting.process().ended().await;
             return Err(error);
         }
-        Ok(starting.boot().await?)
+        Ok(starting)
+    }
+
+    /// From a VMM to a guest that is this pod's, and how long the configuration took. It may be dropped at any time; then,
+    /// and after an error, the VMM is to be killed.
+    async fn boot_guest(
+        &self,
+        starting: Starting,
+        attachment: &Attachment,
+        turn: &Turn,
+    ) -> Result<(Guest, Duration), BootError> {
+        let waited = turn.waited;
+        let longest = self.shared.host.launcher.longest();
+        let guest = starting.boot(turn.patience.boot_until(longest)).await;
+        let guest = guest.map_err(|source| not_launched(waited, source))?;
+        let started = Instant::now();
+        let request = configuration(&self.pod.id, &self.pod.spec, attachment);
+        guest.agent.configure(request).await?;
+        self.limit_guest(&guest).await?;
+        Ok((guest, started.elapsed()))
     }
 
     /// Writes down whose process it is, and bounds it, before it becomes a VM.
@@ -167,7 +218,7 @@ impl Owner {
         self.move_pod(&PodEvent::StopRequested)?;
         if let Some(guest) = self.guest.take() {
             self.kill_containers(&guest).await;
-            end_vm(&guest).await;
+            end_vm(&guest, self.shutdown_limit()).await;
         }
         let ids: Vec<String> = self.containers.keys().cloned().collect();
         for id in ids {
@@ -241,7 +292,10 @@ impl Owner {
                 let removed = self.shared.host.cgroups.remove(path).await;
                 removed.map_err(|_| BootError::Panicked)
             }
-            Held::Network(record) => Ok(self.shared.host.network.detach(record).await?),
+            Held::Network(record) => {
+                let _lane = self.shared.host.admission.teardown().await;
+                Ok(self.shared.host.network.detach(record).await?)
+            }
             Held::RunDirectory(path) | Held::StateDirectory(path) => remove_directory(path)
                 .map_err(|source| BootError::Directory {
                     path: path.clone(),
@@ -251,12 +305,19 @@ impl Owner {
     }
 }
 
+fn not_launched(waited: Duration, source: LaunchError) -> BootError {
+    BootError::Launch {
+        waited,
+        source: Box::new(source),
+    }
+}
+
 /// Ends a VM: by the guest, else by the VMM, else by force.
-async fn end_vm(guest: &Guest) {
+async fn end_vm(guest: &Guest, limit: Duration) {
     let process = &guest.process;
     tokio::select! {
         () = process.ended() => return,
-        () = guest.agent.shutdown() => {}
+        () = guest.agent.shutdown(limit) => {}
     }
     if within(process).await {
         return;

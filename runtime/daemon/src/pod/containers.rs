@@ -12,10 +12,9 @@ use super::limits::check_placement;
 pub use super::logging::LogTask;
 use super::owner::{Answer, Owner};
 use super::record::ContainerRecord;
-use super::resize::asked_mib;
 use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
-use super::volumes::mounting::{FoundMount, termination_log};
+use super::volumes::mounting::{FoundMount, empty_dirs, termination_log};
 use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
 use crate::guest::agent::AgentError;
 use crate::guest::control::Extent;
@@ -48,15 +47,19 @@ impl Owner {
         let id = new_id();
         let name = hostname(&self.pod.id, &self.pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
-        self.make_room(&guest, asked_mib(&spec.resources)).await?;
+        self.make_room(&guest, &id, &spec.resources).await?;
         let opened = blocks::open(&spec.block_devices)?;
         let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
+        record.empty_dirs = empty_dirs(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
         self.store(Kind::Container, &id, &record)?;
         let parts = Parts { mounts, opened };
-        let made = self.make(&guest, &image, parts, &mut request).await;
+        let resources = record.spec.resources.clone();
+        let made = self
+            .make(&guest, &image, parts, &resources, &mut request)
+            .await;
         if let Err(error) = made {
             self.unmake(&guest, &record).await;
             return Err(error);
@@ -73,8 +76,10 @@ impl Owner {
         guest: &Guest,
         image: &Image,
         parts: Parts,
+        resources: &Resources,
         request: &mut protocol::CreateContainerRequest,
     ) -> Result<(), PodError> {
+        self.limit_together(guest, &request.id, resources).await?;
         request.layers = self.attach_image(guest, image, &request.id).await?;
         self.attach_blocks(guest, parts.opened, request).await?;
         self.prepare_mounts(guest, parts.mounts, request).await?;
@@ -123,6 +128,8 @@ impl Owner {
         if let Err(error) = guest.agent.remove(id).await {
             self.complain("undo a container in the guest", &error);
         }
+        self.give_back_hugepages(guest, id, &record.spec.resources)
+            .await;
         self.remove_own_volumes(guest, record).await;
         self.unshare(id).await;
         self.detach_blocks(id).await;
@@ -156,6 +163,7 @@ impl Owner {
                 .unwrap_or_else(|| image.id.to_string()),
             stop_signal,
             termination_log: None,
+            empty_dirs: BTreeMap::new(),
             user: None,
         })
     }
@@ -269,7 +277,12 @@ impl Owner {
         self.unshare(id).await;
         self.detach_blocks(id).await;
         self.happened(id, &killed());
-        self.forget_container(id)
+        let resources = self.container(id)?.spec.resources.clone();
+        self.forget_container(id)?;
+        if let Some(guest) = self.guest.clone() {
+            self.give_back_hugepages(&guest, id, &resources).await;
+        }
+        Ok(())
     }
 
     /// Gives back what a container holds on the host, and forgets it: lease, record, memory.
@@ -305,10 +318,13 @@ impl Owner {
                 event: "an update",
             },
         })?;
-        let before = asked_mib(&self.container(id)?.spec.resources);
-        let more = asked_mib(&record.spec.resources).saturating_sub(before);
-        self.make_room(&guest, more).await?;
+        self.make_room(&guest, id, &record.spec.resources).await?;
+        self.reserve_hugepages(&guest, id, &record.spec.resources)
+            .await?;
         let updated = guest.agent.update(id, limits, score).await;
+        if updated.is_err() {
+            self.keep_known_hugepages(&guest).await;
+        }
         updated.map_err(|source| PodError::Agent {
             id: id.to_owned(),
             source,

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::admission::NoTurn;
 use super::blocks::BlockError;
 use super::program::ProgramError;
 use super::sizing::Unfit;
@@ -43,6 +44,11 @@ pub enum PodError {
     NoImage(String),
     #[error("image of the container")]
     Image(#[from] bulkhead_image::StoreError),
+    #[error("image volume {image}")]
+    ImageVolume {
+        image: String,
+        source: Box<PodError>,
+    },
     #[error("container log")]
     Log(#[from] LogError),
     #[error("container {id}")]
@@ -88,10 +94,18 @@ pub enum BootError {
     Scratch(#[from] ScratchError),
     #[error("a thread that worked for the pod has panicked")]
     Panicked,
-    #[error("VM of the pod")]
-    Launch(#[from] LaunchError),
+    /// `waited`: for its turn.
+    #[error("VM of the pod, whose turn came after {waited:.1?}")]
+    Launch {
+        waited: Duration,
+        source: Box<LaunchError>,
+    },
+    #[error("too many pods boot")]
+    NoTurn(#[from] NoTurn),
     #[error("cgroup of the VM")]
     Scope(#[from] SystemdError),
+    #[error("nobody waits for the pod any more")]
+    Abandoned,
     #[error("configure the guest")]
     Configure(#[from] AgentError),
     #[error("remember the state of the pod")]

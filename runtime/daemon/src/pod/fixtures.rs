@@ -15,6 +15,7 @@ pub fn container_spec() -> ContainerSpec {
         attempt: 0,
         image: "example/image".into(),
         user_image: String::new(),
+        image_words: Default::default(),
         command: Vec::new(),
         args: Vec::new(),
         working_directory: String::new(),
@@ -63,6 +64,7 @@ pub fn pod_spec() -> PodSpec {
         annotations: Labels::new(),
         runtime_handler: String::new(),
         pid: PidMode::Container,
+        privileged: false,
         users: None,
         sysctls: std::collections::BTreeMap::new(),
         limits: super::spec::PodLimits::default(),
@@ -85,6 +87,7 @@ pub fn pod_record() -> PodRecord {
         shares: Vec::new(),
         shares_made: 0,
         blocks: Vec::new(),
+        disks: Some(std::collections::BTreeMap::new()),
     }
 }
 
@@ -102,5 +105,6 @@ pub fn container_record() -> ContainerRecord {
         log_path: None,
         user: None,
         termination_log: None,
+        empty_dirs: std::collections::BTreeMap::new(),
     }
 }

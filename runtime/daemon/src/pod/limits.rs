@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 
 use super::owner::Owner;
 use super::program::ProgramError;
-use super::record::{ContainerRecord, PodRecord};
+use super::record::ContainerRecord;
 use super::sizing::{self, Allowance, Room, VmSize, Wanted};
 use super::spec::{PodLimits, Resources};
-use super::{BootError, cpulist};
+use super::{BootError, cpulist, together};
 use crate::guest::cgroup::{HostLimits, PodCgroup};
 use crate::guest::{Guest, protocol};
 
@@ -45,23 +45,18 @@ impl PodLimits {
             memory_bytes: positive(limits.memory_limit_bytes).filter(|_| is_limited),
             cpu_millis: Some(limits.cpu_limit_millis())
                 .filter(|millis| *millis > 0 && is_cpu_limited),
+            hugepage_bytes: cgroup.map_or(0, |cgroup| cgroup.hugepage_bytes),
         }
     }
 
     pub fn wanted(&self, allowance: Allowance) -> Wanted {
-        let huge = self.resources.hugepage_limits.iter();
+        let hugepage_bytes = together::hugepage_bytes(&self.resources, std::iter::empty());
         Wanted {
             allowance,
-            hugepage_bytes: huge.map(|(_, bytes)| *bytes).fold(0, u64::saturating_add),
+            hugepage_bytes: hugepage_bytes.max(allowance.hugepage_bytes),
             cpu_request_millis: self.resources.cpu_request_millis(),
             scratch_bytes: self.scratch_bytes,
         }
-    }
-}
-
-impl PodRecord {
-    pub(super) fn wanted(&self) -> Wanted {
-        self.spec.limits.wanted(self.allowance)
     }
 }
 
@@ -106,19 +101,39 @@ impl Owner {
         })
     }
 
+    /// What the pod and its live containers are to have.
+    pub(super) fn wanted(&self) -> Wanted {
+        let live = self.live().map(|one| &one.spec.resources);
+        self.wanted_with(&self.pod.spec.limits, self.pod.allowance, live)
+    }
+
+    pub(super) fn wanted_with<'a>(
+        &self,
+        limits: &'a PodLimits,
+        allowance: Allowance,
+        live: impl Iterator<Item = &'a Resources>,
+    ) -> Wanted {
+        let wanted = limits.wanted(allowance);
+        let hugepage_bytes = together::hugepage_bytes(&limits.resources, live);
+        Wanted {
+            hugepage_bytes: wanted.hugepage_bytes.max(hugepage_bytes),
+            ..wanted
+        }
+    }
+
+    pub(super) fn live(&self) -> impl Iterator<Item = &ContainerRecord> {
+        let all = self.containers.values();
+        all.filter(|one| !one.state.is_exited())
+    }
+
     /// What the host lets the VM use, by the pod and its containers.
     pub(super) fn host_limits(&self) -> HostLimits {
-        self.host_limits_for(&self.pod.wanted())
+        self.host_limits_for(&self.wanted())
     }
 
     pub(super) fn host_limits_for(&self, wanted: &Wanted) -> HostLimits {
         let limits = &self.pod.spec.limits;
-        let containers: Vec<&Resources> = self
-            .containers
-            .values()
-            .filter(|one| !one.state.is_exited())
-            .map(|one| &one.spec.resources)
-            .collect();
+        let containers: Vec<&Resources> = self.live().map(|one| &one.spec.resources).collect();
         let together = |list: fn(&Resources) -> &str| union(containers.iter().map(|one| list(one)));
         HostLimits {
             memory_bytes: wanted.host_bytes(),
@@ -135,11 +150,7 @@ impl Owner {
             let limits = self.host_limits();
             self.shared.host.cgroups.limit(path, &limits);
         }
-        let live = self
-            .containers
-            .values()
-            .filter(|one| !one.state.is_exited());
-        let scores = live.map(|one: &ContainerRecord| one.spec.resources.oom_score_adj);
+        let scores = self.live().map(|one| one.spec.resources.oom_score_adj);
         let score = i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0);
         if let Some(guest) = &self.guest
             && let Err(e) = guest.process.set_oom_score_adj(score)
@@ -275,6 +286,7 @@ mod tests {
         Allowance {
             memory_bytes: memory_mib.map(|mebibytes| mebibytes << 20),
             cpu_millis,
+            hugepage_bytes: 0,
         }
     }
 
@@ -284,6 +296,7 @@ mod tests {
             path: "/p".into(),
             memory_bytes,
             is_cpu_limited,
+            hugepage_bytes: 0,
         };
         for (cgroup, expected) in [
             (None, allowed(Some(64), Some(500))),

@@ -3,8 +3,9 @@
 //!
 //! Every change of a pod or its containers is a request to the pod's [`owner`], handled there one at a time. Everyone
 //! else reads the [`View`] that the owner published last, and so never waits for it. Waiting for something to
-//! happen (a graceful stop, an exec) is done here, in the caller's task, between requests.
+//! happen (a turn to boot, a graceful stop, an exec) is done here, in the caller's task, between requests.
 
+pub mod admission;
 pub mod adopt;
 pub mod blocks;
 mod boot;
@@ -17,6 +18,7 @@ mod logging;
 mod news;
 pub mod notices;
 mod owner;
+pub mod peaks;
 pub mod program;
 pub mod rates;
 pub mod record;
@@ -29,6 +31,7 @@ pub mod spec;
 pub mod state;
 pub mod statistics;
 mod streams;
+mod together;
 pub mod volumes;
 mod wire;
 
@@ -39,11 +42,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
+use admission::{Admission, Patience};
 pub use errors::{BootError, PodError};
 pub use notices::{Notice, NoticeKind};
 use owner::{Answer, Request};
 use record::{ContainerRecord, PodRecord};
-use registry::{Handle, Registry, not_found};
+use registry::{Handle, Registry, Reservation, not_found};
 use spec::{ContainerSpec, PodSpec, Resources};
 
 use crate::guest::Guest;
@@ -66,6 +70,7 @@ pub struct Host {
     pub state_pods: PathBuf,
     /// The VM of a pod that asks for nothing.
     pub sizing: sizing::Defaults,
+    pub admission: Admission,
     pub store: Store,
     pub network: Network,
     pub images: bulkhead_image::Store,
@@ -96,6 +101,7 @@ struct Shared {
     host: Host,
     registry: Mutex<Registry>,
     rates: rates::Rates,
+    peaks: peaks::Peaks,
     notices: notices::Notices,
 }
 
@@ -106,6 +112,7 @@ impl Pods {
                 host,
                 registry: Mutex::default(),
                 rates: rates::Rates::default(),
+                peaks: peaks::Peaks::default(),
                 notices: notices::Notices::default(),
             }),
         }
@@ -121,7 +128,7 @@ impl Pods {
     }
 
     /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
-    pub async fn run(&self, spec: PodSpec) -> Result<String, PodError> {
+    pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
         self.host()
             .probe
             .ready()
@@ -140,12 +147,16 @@ impl Pods {
             shares: Vec::new(),
             shares_made: 0,
             blocks: Vec::new(),
+            disks: Some(BTreeMap::new()),
             spec,
         };
-        self.shared.reserve(&record)?;
+        let name = Reservation::of(&self.shared, &record)?;
+        let turn = self.host().admission.turn(patience).await;
+        let turn = turn.map_err(BootError::NoTurn)?;
+        name.keep();
         let (answer, booted) = oneshot::channel();
         let id = record.id.clone();
-        owner::start_new(Arc::clone(&self.shared), record, answer);
+        owner::start_new(Arc::clone(&self.shared), record, turn, answer);
         booted
             .await
             .map_err(|_| PodError::Gone { id: id.clone() })??;

@@ -22,13 +22,17 @@ impl Owner {
         let log = self.logs.get(id).filter(|log| !log.is_done());
         let rest = log.map(|log| LogTask::rest_of([log]));
         let last_words = self.last_words(id);
-        if rest.is_none() && last_words.is_none() {
+        let environment = self.environment_files(id);
+        if rest.is_none() && last_words.is_none() && environment.is_none() {
             return self.apply_news(news);
         }
         let settled = self.settled_sender.clone();
         tokio::spawn(async move {
             if let Some((guest, id, path)) = last_words {
                 termination::copy_back(&guest, &id, &path).await;
+            }
+            if let Some(environment) = environment {
+                environment.await;
             }
             if let Some(rest) = rest {
                 rest.await;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::admission::Turn;
 use super::logging::LogTask;
 use super::record::{ContainerRecord, PodRecord};
 use super::registry::Handle;
@@ -20,6 +21,7 @@ use super::state::{PodEvent, PodState};
 use super::volumes::mirror::Mirror;
 use super::{Notice, NoticeKind, PodError, Shared, View, now};
 use crate::guest::Guest;
+use crate::guest::cgroup::pids::PidsLimit;
 use crate::guest::process::VmmProcess;
 use crate::guest::watch::{self as guest_watch, News};
 use crate::serve::chain;
@@ -84,6 +86,10 @@ pub struct Owner {
     pub(super) logs: HashMap<String, LogTask>,
     /// By the volume's name in the guest.
     pub(super) mirrors: HashMap<String, Mirror>,
+    /// What this daemon last told the guest.
+    pub(super) pids_limit: Option<PidsLimit>,
+    /// Whose turn it is to bring files for the environment to the host.
+    pub(super) environment: Arc<tokio::sync::Mutex<()>>,
     pub(super) news: mpsc::Receiver<News>,
     news_sender: mpsc::Sender<News>,
     /// Exits whose log is whole now, or late.
@@ -95,11 +101,13 @@ pub struct Owner {
     pub(super) announced: bool,
 }
 
-/// Starts the task of a new pod, whose name is reserved. `answer` hears how its boot went.
-pub fn start_new(shared: Arc<Shared>, record: PodRecord, answer: Answer<()>) {
+/// Starts the task of a new pod, whose name is reserved and whose turn it is. `answer` hears how its boot went.
+pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer: Answer<()>) {
     let mut owner = Owner::new(shared, record, BTreeMap::new());
     tokio::spawn(async move {
-        let booted = owner.boot().await;
+        let booted = owner.boot(&turn, &mut answer).await;
+        // What is to be undone waits for nobody's boot, and the next boot not for it.
+        drop(turn);
         let abandoned = match booted {
             Ok(()) => answer.send(Ok(())).is_err(),
             Err(error) => {
@@ -156,6 +164,8 @@ impl Owner {
             guest: None,
             logs: HashMap::new(),
             mirrors: HashMap::new(),
+            pids_limit: None,
+            environment: Arc::default(),
             news,
             news_sender,
             settled,

@@ -14,6 +14,7 @@ use super::shares::ShareRecord;
 use super::sizing::{Allowance, VmSize};
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
+use super::volumes::disk::DiskRecord;
 use super::volumes::mirror;
 use crate::guest::control::Extent;
 use crate::guest::process::Identity;
@@ -53,6 +54,10 @@ pub struct PodRecord {
     /// Block devices of the host that containers have.
     #[serde(default)]
     pub blocks: Vec<BlockRecord>,
+    /// EmptyDirs that are on the volume disk, by their name in the guest. `None`: the VM is of a version that keeps them
+    /// on its scratch disk.
+    #[serde(default)]
+    pub disks: Option<BTreeMap<String, DiskRecord>>,
 }
 
 /// Something on the host that belongs to the pod.
@@ -89,6 +94,9 @@ pub struct ContainerRecord {
     /// kubelet's file for what the container says last.
     #[serde(default)]
     pub termination_log: Option<PathBuf>,
+    /// EmptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+    #[serde(default)]
+    pub empty_dirs: BTreeMap<String, PathBuf>,
     /// Known once it has run.
     pub user: Option<ProcessUser>,
 }

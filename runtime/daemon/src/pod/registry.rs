@@ -21,6 +21,37 @@ pub struct Registry {
     pub names: HashMap<PodName, String>,
 }
 
+/// The name of a pod that waits for its turn; free again when this is dropped, unless it is kept.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    shared: &'a Shared,
+    name: Option<PodName>,
+}
+
+impl<'a> Reservation<'a> {
+    /// Takes the name of a pod, or says who has it.
+    pub fn of(shared: &'a Shared, record: &PodRecord) -> Result<Self, PodError> {
+        shared.reserve(record)?;
+        Ok(Self {
+            shared,
+            name: Some(record.spec.name.clone()),
+        })
+    }
+
+    /// The pod's owner gives the name back.
+    pub fn keep(mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            self.shared.release(name);
+        }
+    }
+}
+
 /// The way to one pod's owner.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -60,6 +91,10 @@ impl Shared {
         let mut registry = self.registry();
         registry.pods.remove(&record.id);
         registry.names.remove(&record.spec.name);
+    }
+
+    fn release(&self, name: &PodName) {
+        self.registry().names.remove(name);
     }
 
     pub fn pod(&self, id: &str) -> Result<Handle, PodError> {

@@ -41,12 +41,13 @@ impl Owner {
         let guest = self.ready_guest("a resize")?;
         program::resources(resources)?;
         check_placement(resources)?;
-        let old = self.pod.wanted();
+        let old = self.wanted();
         let mut changed = self.pod.spec.limits.clone();
         changed.resources.update(resources);
         changed.overhead.update(overhead);
         let allowance = resized(old.allowance, resources);
-        let new = changed.wanted(allowance);
+        let live = self.live().map(|one| &one.spec.resources);
+        let new = self.wanted_with(&changed, allowance, live);
         let inside = self.kubelets_cgroup();
         let room = inside
             .is_some()
@@ -71,6 +72,8 @@ impl Owner {
             pod.spec.limits = changed;
             pod.allowance = allowance;
         })?;
+        // The pod's own huge pages, which came along, may be fewer than its containers have.
+        self.keep_known_hugepages(&guest).await;
         self.place();
         Ok(())
     }
@@ -83,7 +86,8 @@ impl Owner {
         grows: bool,
     ) -> Result<(), PodError> {
         if grows || wanted.allowance != self.pod.allowance {
-            self.size_guest(guest, wanted, 0).await?;
+            let asked = asked_together(self.live().map(|one| &one.spec.resources));
+            self.size_guest(guest, wanted, asked).await?;
         }
         let limits = lifting(guest_limits(limits, wanted.allowance, self.pod.cgroup()));
         guest
@@ -95,7 +99,7 @@ impl Owner {
 
     /// Puts back what the pod still has by its record.
     async fn undo_resize(&self, guest: &Guest) {
-        let wanted = self.pod.wanted();
+        let wanted = self.wanted();
         let limits = &self.pod.spec.limits;
         if let Err(error) = self.resize_guest(guest, limits, &wanted, true).await {
             self.complain("undo a resize", &error);
@@ -103,23 +107,21 @@ impl Owner {
         self.place();
     }
 
-    /// Gives the guest what the pod is to have for certain: its limit or, without one, what its containers ask for, the new
-    /// one's `more_mib` among it.
+    /// Gives the guest what the pod is to have for certain: its limit or, without one, the `asked_mib` of its containers.
     async fn size_guest(
         &self,
         guest: &Guest,
         wanted: &Wanted,
-        more_mib: u64,
+        asked_mib: u64,
     ) -> Result<(), PodError> {
         let size = self.pod.size;
         if size.memory_max_mib == 0 {
             // Of an earlier version: it has all that it can have.
             return Ok(());
         }
-        let asked = self.asked_mib().saturating_add(more_mib);
         let least = wanted
             .memory_mib()
-            .unwrap_or_else(|| wanted.with_containers(asked));
+            .unwrap_or_else(|| wanted.with_containers(asked_mib));
         let most = u64::from(size.memory_max_mib);
         let cpus = match wanted.allowance.cpu_millis {
             Some(millis) => millis.div_ceil(1000).min(size.vcpus.into()),
@@ -140,24 +142,42 @@ impl Owner {
         sized.map_err(|source| self.guest_error(source))
     }
 
-    /// Before a container is made or changed that asks for more: memory for it, where the pod has no limit, and CPUs.
-    pub(super) async fn make_room(&self, guest: &Guest, more_mib: u64) -> Result<(), PodError> {
-        let wanted = self.pod.wanted();
-        let size = self.pod.size;
-        let is_whole = wanted.allowance.memory_bytes.is_some()
-            && (wanted.allowance.cpu_millis.is_some() || size.vcpus == size.boot_vcpus);
-        if is_whole {
+    /// Before the container `id` is made with these resources, or changed to them: memory for it, as far as the pod's limit
+    /// does not cover it, and CPUs.
+    pub(super) async fn make_room(
+        &self,
+        guest: &Guest,
+        id: &str,
+        resources: &Resources,
+    ) -> Result<(), PodError> {
+        let others = self.live().filter(|one| one.id != id);
+        let live: Vec<&Resources> = others
+            .map(|one| &one.spec.resources)
+            .chain([resources])
+            .collect();
+        let pod = &self.pod;
+        let wanted = self.wanted_with(&pod.spec.limits, pod.allowance, live.iter().copied());
+        let more_pages = wanted.hugepage_bytes > self.wanted().hugepage_bytes;
+        let all_cpus = pod.allowance.cpu_millis.is_some() || pod.size.vcpus == pod.size.boot_vcpus;
+        if pod.allowance.memory_bytes.is_some() && all_cpus && !more_pages {
             return Ok(());
         }
-        self.size_guest(guest, &wanted, more_mib).await
-    }
-
-    /// What the live containers ask for together.
-    fn asked_mib(&self) -> u64 {
-        let live = self.containers.values();
-        let live = live.filter(|one| !one.state.is_exited());
-        live.map(|one| asked_mib(&one.spec.resources))
-            .fold(0, u64::saturating_add)
+        let asked = asked_together(live.into_iter());
+        if more_pages {
+            // A request may be more than there is; pages must all be there.
+            let needed = wanted
+                .memory_mib()
+                .unwrap_or_else(|| wanted.with_containers(0));
+            let most = u64::from(pod.size.memory_max_mib.max(pod.size.memory_mib));
+            if needed > most {
+                return Err(Unfit::Memory { needed, most }.into());
+            }
+            if let Some(path) = pod.cgroup() {
+                let limits = self.host_limits_for(&wanted);
+                self.shared.host.cgroups.limit(path, &limits);
+            }
+        }
+        self.size_guest(guest, &wanted, asked).await
     }
 
     /// kubelet's cgroup of the pod, if the VM lives in it.
@@ -240,6 +260,7 @@ fn resized(old: Allowance, change: &Resources) -> Allowance {
             0 => old.cpu_millis,
             _ => Some(change.cpu_limit_millis()).filter(|millis| *millis > 0),
         },
+        ..old
     }
 }
 
@@ -253,9 +274,10 @@ fn lifting(limits: protocol::Resources) -> protocol::Resources {
     }
 }
 
-/// What a container asks for: its limit, else its request.
-pub(super) fn asked_mib(resources: &Resources) -> u64 {
-    asked_mib_of(resources, host_memory_bytes)
+/// What containers ask for together: their limits, else their requests.
+fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>) -> u64 {
+    let asked = containers.map(|one| asked_mib_of(one, host_memory_bytes));
+    asked.fold(0, u64::saturating_add)
 }
 
 /// kubelet tells a request only by a score for the host's memory killer: 1000 less the thousandths of the host's memory.
@@ -288,6 +310,7 @@ mod tests {
         let old = Allowance {
             memory_bytes: Some(5),
             cpu_millis: Some(7),
+            hugepage_bytes: 9,
         };
         let change = |memory_limit_bytes, cpu_quota_us| Resources {
             memory_limit_bytes,
@@ -304,6 +327,7 @@ mod tests {
             let expected = Allowance {
                 memory_bytes,
                 cpu_millis,
+                ..old
             };
             assert_eq!(resized(old, &change), expected, "{change:?}");
         }

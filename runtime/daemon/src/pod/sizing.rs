@@ -50,6 +50,9 @@ pub struct Allowance {
     /// Without huge pages.
     pub memory_bytes: Option<u64>,
     pub cpu_millis: Option<u64>,
+    /// What kubelet's cgroup of the pod allows; CRI does not tell.
+    #[serde(default)]
+    pub hugepage_bytes: u64,
 }
 
 /// What a pod wants; 0: not said.

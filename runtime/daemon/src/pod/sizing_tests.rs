@@ -21,7 +21,7 @@ fn limit(mebibytes: u64) -> Wanted {
     Wanted {
         allowance: Allowance {
             memory_bytes: Some(mebibytes * MIB),
-            cpu_millis: None,
+            ..Default::default()
         },
         ..Default::default()
     }
@@ -30,8 +30,8 @@ fn limit(mebibytes: u64) -> Wanted {
 fn cpus_of(limit: Option<u64>, request: u64) -> Wanted {
     Wanted {
         allowance: Allowance {
-            memory_bytes: None,
             cpu_millis: limit,
+            ..Default::default()
         },
         cpu_request_millis: request,
         ..Default::default()

@@ -31,11 +31,18 @@ pub struct PodSpec {
     pub annotations: Labels,
     pub runtime_handler: String,
     pub pid: PidMode,
+    /// Whether it may have privileged containers. Pods of earlier versions were not asked, and may.
+    #[serde(default = "yes")]
+    pub privileged: bool,
     #[serde(default)]
     pub users: Option<UserNamespace>,
     pub sysctls: BTreeMap<String, String>,
     #[serde(default)]
     pub limits: PodLimits,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a pod may use.
@@ -93,6 +100,8 @@ pub struct ContainerSpec {
     pub image: String,
     /// What the user wrote, where CRI says so.
     pub user_image: String,
+    #[serde(default)]
+    pub image_words: ImageWords,
     pub command: Vec<String>,
     pub args: Vec<String>,
     pub working_directory: String,
@@ -117,6 +126,14 @@ pub struct ContainerSpec {
     pub stop_signal: Option<i32>,
 }
 
+/// What CRI says of an image beyond its name. Shown again, and without effect: all handlers have the same images.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageWords {
+    pub annotations: Labels,
+    pub runtime_handler: String,
+}
+
 /// Something that is to be mounted in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
@@ -130,6 +147,19 @@ pub struct Mount {
     /// Whose the files are, where the pod's users are its own.
     #[serde(default)]
     pub users: Option<UserNamespace>,
+    #[serde(default)]
+    pub words: MountWords,
+}
+
+/// What CRI says of a mount that is only shown again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountWords {
+    /// The container's path as it was written; empty: as it is.
+    pub container_path: String,
+    pub selinux_relabel: bool,
+    pub user_image: String,
+    pub image: ImageWords,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,9 @@ use super::rates::CpuUse;
 use super::record::PodRecord;
 use super::state::{ContainerState, IllegalMove, PodState};
 use super::{PodError, Pods, View, now};
-use crate::guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
+use crate::guest::protocol::{
+    ContainerStatistics, GuestStatistics, HugepageUsage, StatisticsRequest,
+};
 use crate::guest::statistics::Bounds;
 use crate::guest::usage::HostUsage;
 use crate::network::{Counters, Network, NetworkRecord};
@@ -57,6 +59,8 @@ pub struct Reading {
 #[derive(Clone, Debug)]
 pub struct ContainerReading {
     pub cpu: CpuUse,
+    /// The most bytes in huge pages that were seen, in the order of the statistics.
+    pub hugepage_peaks: Vec<u64>,
     pub statistics: ContainerStatistics,
 }
 
@@ -137,7 +141,7 @@ impl Pods {
         let host = HostUsage::read(view.pod.cgroup(), pid);
         let age = age(view.pod.created_at, at);
         let answer = bounds(&view.pod, age).cut(answer, |id| view.containers.contains_key(id));
-        let rates = &self.shared.rates;
+        let (rates, peaks) = (&self.shared.rates, &self.shared.peaks);
         let containers = answer.containers.into_iter().map(|statistics| {
             let cgroup = statistics.cgroup.as_ref();
             let used = cgroup.and_then(|cgroup| cgroup.cpu).unwrap_or_default();
@@ -147,7 +151,12 @@ impl Pods {
                 _ => one.created_at,
             });
             let total_ns = used.usage_us.saturating_mul(1000);
+            let hugepages = cgroup.into_iter().flat_map(|cgroup| &cgroup.hugepages);
+            let peak = |usage: &HugepageUsage| {
+                peaks.observe(&statistics.id, &usage.page_size, usage.current_bytes)
+            };
             ContainerReading {
+                hugepage_peaks: hugepages.map(peak).collect(),
                 cpu: rates.observe(&statistics.id, total_ns, self::age(started, at), instant),
                 statistics,
             }
@@ -171,6 +180,7 @@ impl Pods {
             .map(String::as_str)
             .collect();
         self.shared.rates.keep(&ids);
+        self.shared.peaks.keep(&ids);
     }
 }
 

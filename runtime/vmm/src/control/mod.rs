@@ -28,9 +28,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Request {
     /// Comes with a descriptor: a regular file, open for reading only.
     AttachExtent,
-    /// Comes with a descriptor: a block device, open for reading, or for that and synchronous writes.
+    /// Comes with a descriptor: a block device, open for reading, or for that and synchronous writes; or a regular
+    /// file, open for both, which nobody else writes.
     AttachVolume,
-    /// Closes the device that was given this place; none there is fine.
+    /// Comes with a descriptor of a file that may be on the volume disk; the reply says where.
+    FindVolume,
+    /// Closes the volume that was given this place; none there is fine.
     DetachVolume {
         first_sector: u64,
     },
@@ -112,9 +115,17 @@ impl Client {
         }
     }
 
-    /// Puts a block device on the volume disk.
+    /// Puts a block device, or a file with a file system, on the volume disk.
     pub fn attach_volume(&mut self, device: &File) -> Result<Extent, ClientError> {
         match self.call(Request::AttachVolume, Some(device.as_fd()))? {
+            Reply::Extent(extent) => Ok(extent),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
+    /// Where a file is on the volume disk, if it is there.
+    pub fn find_volume(&mut self, file: &File) -> Result<Extent, ClientError> {
+        match self.call(Request::FindVolume, Some(file.as_fd()))? {
             Reply::Extent(extent) => Ok(extent),
             _ => Err(ClientError::WrongReply),
         }

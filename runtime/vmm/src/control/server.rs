@@ -21,6 +21,7 @@ const MAX_CLIENTS: usize = 16;
 pub trait Target {
     fn attach_extent(&self, file: File) -> Result<Extent, String>;
     fn attach_volume(&self, device: File) -> Result<Extent, String>;
+    fn find_volume(&self, file: &File) -> Result<Extent, String>;
     fn detach_volume(&self, first_sector: u64);
     fn connect_files(&self, server: OwnedFd) -> Result<(), String>;
     fn balloon(&self, pages: u32);
@@ -174,14 +175,21 @@ impl Client {
             Err(e) => return (failed(format!("parse request: {e}")), Next::Keep),
         };
         let reply = match (request, file) {
-            (Request::AttachExtent | Request::AttachVolume | Request::ConnectFiles, None) => {
-                failed("no descriptor came with it".to_owned())
-            }
+            (
+                Request::AttachExtent
+                | Request::AttachVolume
+                | Request::FindVolume
+                | Request::ConnectFiles,
+                None,
+            ) => failed("no descriptor came with it".to_owned()),
             (Request::AttachExtent, Some(file)) => target
                 .attach_extent(File::from(file))
                 .map_or_else(failed, Reply::Extent),
             (Request::AttachVolume, Some(device)) => target
                 .attach_volume(File::from(device))
+                .map_or_else(failed, Reply::Extent),
+            (Request::FindVolume, Some(file)) => target
+                .find_volume(&File::from(file))
                 .map_or_else(failed, Reply::Extent),
             (Request::DetachVolume { first_sector }, _) => {
                 target.detach_volume(first_sector);

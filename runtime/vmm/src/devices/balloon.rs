@@ -2,7 +2,7 @@
 //! virtio-balloon (virtio 1.2, 5.5). By free page reporting the guest tells which memory it does not use, and the host
 //! takes it back. Runs on the io worker.
 //!
-//! Reporting is slow and knows only large runs of pages. When a pod's limit shrinks, memory must come back at once: then the
+//! Reporting is slow and knows only large runs of pages. When memory must come back at once, the
 //! control socket sets a target, and the guest puts pages into the balloon until it is reached or no page is free.
 
 use std::sync::Arc;

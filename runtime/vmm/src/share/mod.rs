@@ -12,6 +12,7 @@
 //!  the end                  went away                  reply
 //! ```
 
+mod idmap;
 pub mod jail;
 pub mod name;
 mod ready;

@@ -17,6 +17,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, ReadVolatile, WriteVolatile};
 
+use super::idmap;
 use super::tree::Tree;
 use crate::devices::fs::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 
@@ -186,12 +187,30 @@ impl Desk {
         let said: u32 = self.memory.read_obj(GuestAddress(REPLY)).map_err(bad)?;
         let said = usize::try_from(said).unwrap_or(usize::MAX);
         if (REPLY_HEADER..=MOST_BYTES).contains(&said) {
+            if opcode == idmap::INIT && len >= idmap::REQUEST_BYTES && said >= idmap::REPLY_BYTES {
+                self.allow_idmap()?;
+            }
             return Ok(Some(said));
         }
         // The library has no answer to what it cannot read.
         let errno = if served { libc::EIO } else { libc::EINVAL };
         self.put(REPLY, failure(unique, errno))?;
         Ok(Some(REPLY_HEADER))
+    }
+
+    /// Adds to the library's reply what it does not know. Both messages are long enough.
+    fn allow_idmap(&self) -> io::Result<()> {
+        let bad = io::Error::other::<vm_memory::GuestMemoryError>;
+        let (mut request, mut reply) = ([0; idmap::REQUEST_BYTES], [0; idmap::REPLY_BYTES]);
+        let memory = &self.memory;
+        memory
+            .read_slice(&mut request, GuestAddress(REQUEST))
+            .map_err(bad)?;
+        memory
+            .read_slice(&mut reply, GuestAddress(REPLY))
+            .map_err(bad)?;
+        idmap::agree(&request, &mut reply);
+        memory.write_slice(&reply, GuestAddress(REPLY)).map_err(bad)
     }
 
     /// Makes a chain of the request and the room for its reply. False: it made no sense.

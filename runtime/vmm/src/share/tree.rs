@@ -11,6 +11,7 @@
 //! | no `..`, no `.`; the passthrough never follows a symbolic link | nothing above a share can be named |
 //! | no device nodes | the guest's device numbers mean nothing on the host, nor the other way |
 //! | extended attributes of users only | `security.*` and `trusted.*` would be the host's |
+//! | a file is made for a user and a group, never for none | it would be root's |
 //! | no O_DIRECT, no unnamed files | buffers are not aligned; the host's page cache serves all |
 
 mod calls;

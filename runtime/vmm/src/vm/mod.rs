@@ -32,8 +32,8 @@ use crate::config::VmConfig;
 use crate::control::Extent;
 use crate::control::server::{self, Target};
 use crate::devices::balloon::Balloon;
-use crate::devices::blk::Blk;
-use crate::devices::blk::disk::{ImageDisk, VolumeDisk};
+use crate::devices::blk::disk::{ImageDisk, Volume, VolumeDisk};
+use crate::devices::blk::{Blk, SECTOR_BYTES};
 use crate::devices::fs::Fs;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
@@ -309,16 +309,34 @@ impl Target for Running {
         })
     }
 
-    fn attach_volume(&self, device: File) -> Result<Extent, String> {
-        let flags = rustix::fs::fcntl_getfl(&device).map_err(|e| e.to_string())?;
-        let readonly = flags & OFlags::RWMODE == OFlags::RDONLY;
-        if !readonly && !flags.contains(OFlags::DSYNC) {
-            return Err("descriptor is not open for synchronous writes (O_DSYNC)".to_owned());
-        }
-        let bytes = device_size(&device)
-            .ok_or_else(|| "descriptor is not a block device of at least a sector".to_owned())?;
-        let placed = lock(&self.volumes).append(device, bytes);
+    fn attach_volume(&self, file: File) -> Result<Extent, String> {
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| e.to_string())?;
+        let access = flags & OFlags::RWMODE;
+        let (volume, bytes) = if let Some(bytes) = device_size(&file) {
+            if access != OFlags::RDONLY && !flags.contains(OFlags::DSYNC) {
+                return Err("device is not open for synchronous writes (O_DSYNC)".to_owned());
+            }
+            (Volume::Device(file), bytes)
+        } else {
+            let bytes = regular_size(&file).filter(|bytes| bytes.is_multiple_of(SECTOR_BYTES));
+            let bytes = bytes.ok_or_else(|| {
+                "descriptor is neither a block device nor a file of at least a sector".to_owned()
+            })?;
+            if access != OFlags::RDWR {
+                return Err("file is not open for reading and writing".to_owned());
+            }
+            (Volume::File(file), bytes)
+        };
+        let placed = lock(&self.volumes).append(volume, bytes);
         let placed = placed.map_err(|e| e.to_string())?;
+        Ok(Extent {
+            first_sector: placed.first_sector,
+            sectors: placed.sectors,
+        })
+    }
+    fn find_volume(&self, file: &File) -> Result<Extent, String> {
+        let found = lock(&self.volumes).find(file).map_err(|e| e.to_string())?;
+        let placed = found.ok_or_else(|| "it is not on the volume disk".to_owned())?;
         Ok(Extent {
             first_sector: placed.first_sector,
             sectors: placed.sectors,

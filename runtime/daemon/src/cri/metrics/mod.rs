@@ -3,8 +3,7 @@
 //!
 //! [`table`] has a row for each metric, with its description and the way to its value: a metric cannot have a value
 //! without a description, nor other labels than described. CRI's values are whole numbers, so seconds are whole.
-//! Labels are those that kubelet gives cAdvisor's metrics; a pod as a whole has no container's name. What we have no
-//! source for is not described: `container_hugetlb_max_usage_bytes`, which cgroup v2 does not keep.
+//! Labels are those that kubelet gives cAdvisor's metrics; a pod as a whole has no container's name.
 
 mod table;
 mod values;
@@ -124,11 +123,11 @@ mod tests {
     use crate::pod::state::ContainerState;
     use crate::pod::{View, fixtures, record::PodRecord};
 
-    /// What critest wants described by a runtime on a node with cgroup v2, but for what has no source there.
+    /// What critest wants described by a runtime on a node with cgroup v2.
     const EXPECTED: &str = "blkio_device_usage_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total \
         cpu_cfs_throttled_seconds_total cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total \
         file_descriptors fs_inodes_free fs_inodes_total fs_limit_bytes fs_reads_bytes_total fs_reads_total \
-        fs_usage_bytes fs_writes_bytes_total fs_writes_total hugetlb_usage_bytes last_seen memory_cache \
+        fs_usage_bytes fs_writes_bytes_total fs_writes_total hugetlb_max_usage_bytes hugetlb_usage_bytes last_seen memory_cache \
         memory_failcnt memory_failures_total memory_kernel_usage memory_mapped_file memory_max_usage_bytes \
         memory_rss memory_swap memory_usage_bytes memory_working_set_bytes network_receive_bytes_total \
         network_receive_errors_total network_receive_packets_dropped_total network_receive_packets_total \
@@ -209,7 +208,11 @@ mod tests {
                 ..Default::default()
             },
             network: Some(("eth0", Counters::default())),
-            containers: vec![ContainerReading { cpu, statistics }],
+            containers: vec![ContainerReading {
+                cpu,
+                hugepage_peaks: vec![4 << 20],
+                statistics,
+            }],
         }
     }
 
@@ -262,6 +265,8 @@ mod tests {
         assert_eq!(value("container_threads"), Some(3));
         assert_eq!(value("container_threads_max"), Some(0), "no limit");
         assert_eq!(value("container_spec_cpu_period"), Some(100_000));
+        assert_eq!(value("container_hugetlb_usage_bytes"), Some(0));
+        assert_eq!(value("container_hugetlb_max_usage_bytes"), Some(4 << 20));
     }
 
     #[test]

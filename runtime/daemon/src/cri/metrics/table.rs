@@ -162,6 +162,22 @@ pub const METRICS: &[Row] = &[
         };
         hugepages.iter().map(value).collect()
     }),
+    gauge(
+        "container_hugetlb_max_usage_bytes",
+        "The most huge pages in bytes that were seen in use by a question for statistics",
+    )
+    .by(&["pagesize"])
+    .of_container(|of| {
+        let hugepages = cgroup(of).hugepages.iter();
+        let value = |(usage, most): (&HugepageUsage, &u64)| Value {
+            labels: vec![usage.page_size.clone()],
+            value: *most,
+        };
+        hugepages
+            .zip(&of.container.hugepage_peaks)
+            .map(value)
+            .collect()
+    }),
     // ---- pressure
     counter(
         "container_pressure_cpu_waiting_seconds_total",

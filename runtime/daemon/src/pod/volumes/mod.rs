@@ -4,10 +4,11 @@
 //! [`kind`] tells by a host path's place which of kubelet's volumes it is, [`mountinfo`] is what the host has mounted,
 //! this file makes of both what the guest is told. [`mounting`] is the owner's part: it has the guest make what is
 //! missing when a container is created. [`mirror`] keeps copies in the guest what kubelet's originals are, with
-//! [`watcher`] and [`walk`]; [`termination`] brings a container's last words back.
-//!
-//! What an emptyDir holds on the host is not carried in: kubelet makes it empty, and only mode and owner matter.
+//! [`watcher`] and [`walk`]; [`termination`] brings a container's last words back. [`disk`] is what an emptyDir is on the
+//! host, and [`environment`] what kubelet reads of it there.
 
+pub mod disk;
+pub mod environment;
 pub mod kind;
 pub mod mirror;
 pub mod mountinfo;
@@ -21,6 +22,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::disk::DiskError;
 use self::kind::Place;
 use self::mirror::MirrorError;
 use self::mountinfo::{Mounts, join};
@@ -37,6 +39,8 @@ pub enum VolumeError {
     Look { path: PathBuf, source: io::Error },
     #[error("mount of {path}: that volume is gone")]
     Gone { path: PathBuf },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     #[error("make volume {name} in the guest")]
     Make { name: String, source: AgentError },
     #[error("bring {path} into the guest")]
@@ -67,7 +71,10 @@ pub struct InGuest {
 /// What the host has to do with a volume that the guest keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostSide {
-    Nothing,
+    /// It is in the guest's memory; kubelet's is this directory.
+    Memory(PathBuf),
+    /// It is in a file in this directory.
+    Disk(PathBuf),
     /// The guest's follows it.
     Mirrored(mirror::Source),
     /// This file gets what the guest's has when its container exits.
@@ -114,12 +121,21 @@ impl Volumes {
                 volume,
                 directory,
                 sub_path,
-            } => Ok(Found::Guest(InGuest {
-                volume: empty_dir(&volume, &directory, &mounts)?,
-                made_as: Some(ownership(&metadata)).filter(|_| !sub_path.as_os_str().is_empty()),
-                sub_path,
-                host: HostSide::Nothing,
-            })),
+            } => {
+                let volume = empty_dir(&volume, &directory, &mounts)?;
+                let on_disk = matches!(volume.kind, Some(Kind::Directory(_)));
+                let is_below = !sub_path.as_os_str().is_empty();
+                Ok(Found::Guest(InGuest {
+                    volume,
+                    made_as: Some(ownership(&metadata)).filter(|_| is_below),
+                    sub_path,
+                    host: if on_disk {
+                        HostSide::Disk(directory)
+                    } else {
+                        HostSide::Memory(directory)
+                    },
+                }))
+            }
             Place::TerminationLog if metadata.is_file() => Ok(Found::Guest(InGuest {
                 volume: protocol::Volume {
                     name: termination::volume_name(id),
@@ -218,8 +234,8 @@ fn empty_dir(
         Some(("hugetlbfs", size)) => Kind::HugePages(protocol::HugePageDirectory {
             page_size_bytes: size("pagesize"),
         }),
-        // Of a disk that kubelet mounted for it, the guest's takes the place.
-        Some(_) | None => Kind::Directory(protocol::ScratchDirectory {}),
+        // Which place it has in the guest is known once it is there.
+        Some(_) | None => Kind::Directory(protocol::DiskDirectory::default()),
     };
     Ok(protocol::Volume {
         name: format!("empty-dir-{volume}"),
@@ -300,6 +316,8 @@ mod tests {
         assert_eq!(guest.volume.name, "empty-dir-data");
         assert_eq!(guest.volume.ownership.unwrap().mode, 0o2777);
         assert!(matches!(guest.volume.kind, Some(Kind::Directory(_))));
+        let directory = path.canonicalize().unwrap();
+        assert_eq!(guest.host, HostSide::Disk(directory));
         assert_eq!((guest.sub_path.as_os_str().len(), guest.made_as), (0, None));
     }
 

@@ -2,12 +2,14 @@
 //! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing, has
 //! mirrors follow the host, and fills in the mounts of the agent's request.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bulkhead_image::Image;
 
 use super::mirror::{Mirror, Source};
 use super::{Found, HostSide, InGuest, VolumeError, termination, text};
+use crate::guest::protocol::volume::Kind;
 use crate::guest::shares::mounts::{self as shares, Access};
 use crate::guest::{Guest, protocol};
 use crate::pod::PodError;
@@ -63,8 +65,10 @@ impl Owner {
                 sub_path,
                 id,
             } => {
-                let found = host.images.find(image)?;
-                let found = found.ok_or_else(|| PodError::NoImage(image.clone()))?;
+                let found = host.images.find(image).map_err(PodError::from);
+                let found = found
+                    .and_then(|found| found.ok_or_else(|| PodError::NoImage(image.clone())))
+                    .map_err(|error| of_volume(image, error))?;
                 *id = found.id.to_string();
                 Ok(FoundSource::Image {
                     image: Box::new(found),
@@ -86,13 +90,6 @@ impl Owner {
                 FoundSource::Host(Found::Guest(found)) => {
                     self.prepare_in_guest(guest, found).await?
                 }
-                FoundSource::Host(Found::Shared(path)) if self.pod.spec.users.is_some() => {
-                    return Err(VolumeError::NotSupported {
-                        what: "a directory of the host's in a pod with users of its own",
-                        path,
-                    }
-                    .into());
-                }
                 FoundSource::Host(Found::Shared(path)) => {
                     let share = self.share(&request.id, &wanted(&mount, path)).await?;
                     protocol::Mount {
@@ -101,7 +98,8 @@ impl Owner {
                     }
                 }
                 FoundSource::Image { image, sub_path } => {
-                    let layers = self.attach_image(guest, &image, &request.id).await?;
+                    let attached = self.attach_image(guest, &image, &request.id).await;
+                    let layers = attached.map_err(|error| of_volume(image.id.as_str(), error))?;
                     let image = protocol::ImageVolume { layers };
                     protocol::Mount {
                         source: Some(protocol::mount::Source::Image(image)),
@@ -118,9 +116,13 @@ impl Owner {
     async fn prepare_in_guest(
         &mut self,
         guest: &Guest,
-        found: InGuest,
+        mut found: InGuest,
     ) -> Result<protocol::Mount, PodError> {
         let name = found.volume.name.clone();
+        if let HostSide::Disk(directory) = &found.host {
+            let place = self.attach_disk(guest, &name, directory).await?;
+            found.volume.kind = Some(Kind::Directory(place));
+        }
         let made = guest.agent.ensure_volume(found.volume).await;
         made.map_err(|source| VolumeError::Make {
             name: name.clone(),
@@ -178,6 +180,13 @@ impl Owner {
     }
 }
 
+fn of_volume(image: &str, error: PodError) -> PodError {
+    PodError::ImageVolume {
+        image: image.to_owned(),
+        source: Box::new(error),
+    }
+}
+
 /// The file on the host for what the container says last, if it mounts one.
 pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
     mounts.iter().find_map(|found| match &found.source {
@@ -187,6 +196,19 @@ pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> 
         })) => Some(path.clone()),
         _ => None,
     })
+}
+
+/// The emptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+pub(in crate::pod) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
+    let one = |found: &FoundMount| match &found.source {
+        FoundSource::Host(Found::Guest(InGuest {
+            volume,
+            host: HostSide::Disk(directory) | HostSide::Memory(directory),
+            ..
+        })) => Some((volume.name.clone(), directory.clone())),
+        _ => None,
+    };
+    mounts.iter().filter_map(one).collect()
 }
 
 fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
@@ -214,6 +236,7 @@ fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
         container_path: mount.container_path.clone(),
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_readonly,
+        map_owners: mount.users.is_some(),
         propagation: propagation.into(),
         ..prepared
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is behind the three disks: the window of read-only extents, a sparse scratch file, and the window of
-//! block devices of the host.
+//! volumes, which are block devices of the host or sparse files.
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::FallocateFlags;
 
@@ -167,33 +168,60 @@ impl Disk for ScratchDisk {
     }
 }
 
-/// The volume disk: block devices of the host. They come open for synchronous writes (O_DSYNC), so there is no write
-/// cache: an error is that of the request that caused it, and one volume's flush never waits for another.
+/// What a volume is on the host.
+#[derive(Debug)]
+pub enum Volume {
+    /// A block device. It comes open for synchronous writes (O_DSYNC), so there is nothing to flush: an error is that of
+    /// the request that caused it.
+    Device(File),
+    /// A sparse file, whose writes may stay in the host's cache until the next flush.
+    File(File),
+}
+
+impl Volume {
+    fn file(&self) -> &File {
+        match self {
+            Self::Device(file) | Self::File(file) => file,
+        }
+    }
+}
+
+/// The volume disk: block devices of the host, and files with a file system of the guest's.
 #[derive(Debug, Default)]
 pub struct VolumeDisk {
-    window: Window<File>,
+    window: Window<Volume>,
 }
 
 impl VolumeDisk {
-    /// Adds a whole device.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
-        let placed = self.window.append(file, bytes)?;
+    /// Adds a whole volume.
+    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Placed, WindowError> {
+        let placed = self.window.append(volume, bytes)?;
         Ok(Placed {
             sectors: bytes / SECTOR_BYTES,
             ..placed
         })
     }
 
-    /// Closes the device at `first_sector`.
-    pub fn remove(&mut self, first_sector: u64) -> Option<File> {
+    /// Where a file is that may be one of the volumes, by any descriptor of it.
+    pub fn find(&self, file: &File) -> io::Result<Option<Placed>> {
+        let identity = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
+        let wanted = identity(file)?;
+        Ok(self.window.find(|volume| match volume {
+            Volume::File(file) => identity(file).is_ok_and(|found| found == wanted),
+            Volume::Device(_) => false,
+        }))
+    }
+
+    /// Closes the volume at `first_sector`.
+    pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
         self.window.remove(first_sector)
     }
 
-    /// Does something with each device in the range; a range with a hole fails as a whole.
+    /// Does something with each volume in the range; a range with a hole fails as a whole.
     fn each(
         &self,
         range: DiskRange,
-        mut work: impl FnMut(&File, u64, DiskRange) -> io::Result<()>,
+        mut work: impl FnMut(&Volume, u64, DiskRange) -> io::Result<()>,
     ) -> io::Result<()> {
         let pieces = || self.window.pieces(range.start, range.len);
         let held = pieces().fold(0u64, |sum, piece| sum.saturating_add(piece.len));
@@ -221,17 +249,16 @@ fn part<'b>(buffers: &Buffers<'b>, of: DiskRange) -> io::Result<Buffers<'b>> {
 
 impl Disk for VolumeDisk {
     const WRITABLE: bool = true;
-    const WRITE_CACHE: bool = false;
 
     fn sectors(&self) -> u64 {
         self.window.len() / SECTOR_BYTES
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
-        self.each(range, |file, at, of| {
+        self.each(range, |volume, at, of| {
             let to = part(to, of)?;
             // A device that vanished or shrank has an end, and no zeroes there.
-            match read_to_end(file, at, &to)? {
+            match read_to_end(volume.file(), at, &to)? {
                 done if done == to.len() => Ok(()),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
             }
@@ -239,13 +266,32 @@ impl Disk for VolumeDisk {
     }
 
     fn write(&self, range: DiskRange, from: &Buffers<'_>) -> io::Result<()> {
-        self.each(range, |file, at, of| write_file(file, at, &part(from, of)?))
+        self.each(range, |volume, at, of| {
+            write_file(volume.file(), at, &part(from, of)?)
+        })
+    }
+
+    /// All files, since nothing says which one it is about: they are one pod's. The first error is told, after all were
+    /// tried.
+    fn flush(&self) -> io::Result<()> {
+        let files = self.window.files().filter_map(|volume| match volume {
+            Volume::File(file) => Some(file),
+            Volume::Device(_) => None,
+        });
+        let mut done = Ok(());
+        for file in files {
+            done = done.and(file.sync_data());
+        }
+        done
     }
 
     fn discard(&self, range: DiskRange) -> io::Result<()> {
-        self.each(range, |file, at, of| {
-            punch(file, at, of.len)?;
-            file.sync_data()
+        self.each(range, |volume, at, of| {
+            punch(volume.file(), at, of.len)?;
+            match volume {
+                Volume::Device(device) => device.sync_data(),
+                Volume::File(_) => Ok(()),
+            }
         })
     }
 }

@@ -14,7 +14,7 @@ use super::chain::{Buffers, Chain, ChainError};
 use super::ring::RingError;
 use super::{Active, Turn, VirtioDevice};
 use crate::statistics::DeviceCounters;
-use disk::{Disk, DiskRange, ImageDisk, VolumeDisk};
+use disk::{Disk, DiskRange, ImageDisk, Volume, VolumeDisk};
 use window::{Placed, WindowError};
 
 pub const SECTOR_BYTES: u64 = 512;
@@ -219,18 +219,23 @@ impl Blk<ImageDisk> {
 }
 
 impl Blk<VolumeDisk> {
-    /// Adds a device of the host to the running disk and tells the driver.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
-        let placed = self.disk.append(file, bytes)?;
+    /// Adds a volume to the running disk and tells the driver.
+    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Placed, WindowError> {
+        let placed = self.disk.append(volume, bytes)?;
         self.tell_capacity();
         Ok(placed)
     }
 
-    /// Takes the device at `first_sector` away and tells the driver; there may be none.
-    pub fn remove(&mut self, first_sector: u64) -> Option<File> {
-        let file = self.disk.remove(first_sector)?;
+    /// Where a file is that may be one of the volumes.
+    pub fn find(&self, file: &File) -> std::io::Result<Option<Placed>> {
+        self.disk.find(file)
+    }
+
+    /// Takes the volume at `first_sector` away and tells the driver; there may be none.
+    pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
+        let volume = self.disk.remove(first_sector)?;
         self.tell_capacity();
-        Some(file)
+        Some(volume)
     }
 }
 

@@ -147,12 +147,14 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     let readonly = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(readonly.path(), [3; 4096]).unwrap();
     let first = file(&[1; 4096]);
-    blk.append(first.try_clone().unwrap(), 4096).unwrap();
-    blk.append(File::open(readonly.path()).unwrap(), 4096)
+    blk.append(Volume::Device(first.try_clone().unwrap()), 4096)
         .unwrap();
-    let odd = blk.append(file(&[2; 4608]), 4608).unwrap();
+    let second = File::open(readonly.path()).unwrap();
+    blk.append(Volume::Device(second), 4096).unwrap();
+    let odd = Volume::File(file(&[2; 4608]));
+    let odd = blk.append(odd, 4608).unwrap();
     assert_eq!((odd.first_sector, odd.sectors), (16, 9));
-    assert_eq!(blk.features() & F_FLUSH, 0);
+    assert_ne!(blk.features() & F_FLUSH, 0, "the file has a cache");
 
     driver.0.write(DATA, &[9; 512]);
     assert_eq!(driver.request(&mut blk, T_OUT, 7, 512, false), S_OK);
@@ -166,7 +168,7 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     assert_eq!(driver.request(&mut blk, T_DISCARD, 0, 16, false), S_IOERR);
     assert_eq!(std::fs::read(readonly.path()).unwrap(), [3; 4096]);
     assert_eq!(driver.request(&mut blk, T_IN, 8, 1024, true), S_OK);
-    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_UNSUPP);
+    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_OK);
 
     drop(blk.remove(8).unwrap());
     assert!(blk.remove(8).is_none());
@@ -183,6 +185,38 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
     blk.remove(16).unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 16, 512, true), S_IOERR);
+}
+
+#[test]
+fn a_file_gives_back_to_the_host_what_is_freed_and_a_flush_that_fails_says_so() {
+    use std::os::unix::fs::MetadataExt;
+    let (driver, mut blk) = (
+        Driver::new(),
+        Blk::new(VolumeDisk::default(), "volumes", Arc::default()),
+    );
+    driver.activate(&mut blk);
+    let sparse = file(&[1; 64 << 10]);
+    blk.append(Volume::File(sparse.try_clone().unwrap()), 64 << 10)
+        .unwrap();
+    let other = file(&[1; 4096]);
+    assert_eq!(blk.find(&other).unwrap(), None);
+    let found = blk.find(&sparse).unwrap().unwrap();
+    assert_eq!((found.first_sector, found.sectors), (0, 128));
+    let before = sparse.metadata().unwrap();
+    let mut range = [0; 16];
+    range[8] = 64;
+    driver.0.write(DATA, &range);
+    assert_eq!(driver.request(&mut blk, T_DISCARD, 0, 16, false), S_OK);
+    let after = sparse.metadata().unwrap();
+    assert_eq!(after.len(), before.len());
+    assert_eq!(before.blocks() - after.blocks(), 64);
+    assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
+    assert_eq!(driver.data(512), [0; 512]);
+    // A pipe cannot be synced; nor does it keep the file from being.
+    let (pipe, _other) = std::io::pipe().unwrap();
+    let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
+    blk.append(Volume::File(pipe), 4096).unwrap();
+    assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_IOERR);
 }
 
 #[test]

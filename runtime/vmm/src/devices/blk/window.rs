@@ -99,6 +99,20 @@ impl<F> Window<F> {
         Some(self.extents.remove(at.ok()?).file)
     }
 
+    /// Where the first extent is whose file is the right one.
+    pub fn find(&self, is_right: impl Fn(&F) -> bool) -> Option<Placed> {
+        let found = self.extents.iter().find(|extent| is_right(&extent.file))?;
+        Some(Placed {
+            first_sector: found.start / SECTOR_BYTES,
+            sectors: found.end.saturating_sub(found.start) / SECTOR_BYTES,
+        })
+    }
+
+    /// What is behind the extents.
+    pub fn files(&self) -> impl Iterator<Item = &F> {
+        self.extents.iter().map(|extent| &extent.file)
+    }
+
     /// The pieces that hold `[start, start + len)`, in order; what no extent holds is missing.
     pub fn pieces(&self, start: u64, len: u64) -> impl Iterator<Item = Piece<'_, F>> {
         let end = start.saturating_add(len);

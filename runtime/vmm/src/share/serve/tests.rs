@@ -26,6 +26,13 @@ fn init() -> Vec<u8> {
     request(INIT, 0, words.as_flattened())
 }
 
+/// As Linux 6.12 asks: with a second word of flags, idmapped mounts among them.
+fn init_of_612() -> Vec<u8> {
+    let mut words = [0u32; 16];
+    words[..5].copy_from_slice(&[7, 41, 1 << 20, 1 << 30, 1 << 8]);
+    request(INIT, 0, words.map(u32::to_le_bytes).as_flattened())
+}
+
 /// What the server answers to a request: `None` is no reply.
 fn answer<F: FileSystem + Sync>(
     desk: &mut Desk,
@@ -61,6 +68,40 @@ fn a_session_begins_and_a_share_is_found() {
     assert_eq!(error_of(&reply), -libc::ENOENT);
     let forget = request(UNANSWERED[0], 1 << 48 | 1, &[1; 8]);
     assert_eq!(answer(&mut desk, &server, &forget), None);
+}
+
+#[test]
+fn idmapped_mounts_are_agreed_to_and_a_file_is_made_for_somebody_or_not_at_all() {
+    let (directory, tree) = tree();
+    let server = Server::new(Arc::new(tree));
+    let mut desk = Desk::new().unwrap();
+    let flags = |reply: &[u8]| (reply[31] & 0x40, reply[16 + 33]);
+    let reply = answer(&mut desk, &server, &init_of_612()).unwrap();
+    assert_eq!((error_of(&reply), flags(&reply)), (0, (0x40, 1)));
+    let reply = answer(&mut desk, &server, &init()).unwrap();
+    assert_eq!((error_of(&reply), flags(&reply)), (0, (0, 0)));
+
+    let share = 1u64 << 48 | 1;
+    // Of all requests but those that make a file the kernel says no more than this.
+    let by = |mut bytes: Vec<u8>, uid: u32, gid: u32| {
+        bytes[24..28].copy_from_slice(&uid.to_le_bytes());
+        bytes[28..32].copy_from_slice(&gid.to_le_bytes());
+        bytes
+    };
+    let lookup = by(request(LOOKUP, ROOT, b"p1\0"), u32::MAX, u32::MAX);
+    assert_eq!(error_of(&answer(&mut desk, &server, &lookup).unwrap()), 0);
+    let me = rustix::process::geteuid().as_raw();
+    let mut mkdir = |uid, gid| {
+        let body = [&0o755u32.to_le_bytes()[..], &[0; 4], b"made\0"].concat();
+        let reply = answer(&mut desk, &server, &by(request(9, share, &body), uid, gid));
+        error_of(&reply.unwrap())
+    };
+    for (uid, gid) in [(u32::MAX, u32::MAX), (u32::MAX, 0), (0, u32::MAX)] {
+        assert_eq!(mkdir(uid, gid), -libc::EOVERFLOW, "{uid} {gid}");
+    }
+    assert!(!directory.path().join("p1/made").exists());
+    assert_eq!(mkdir(me, rustix::process::getegid().as_raw()), 0);
+    assert!(directory.path().join("p1/made").is_dir());
 }
 
 #[test]

@@ -97,6 +97,7 @@ impl FileSystem for Tree {
         parent: u64,
         name: &CStr,
     ) -> io::Result<Entry> {
+        rules::maker(context)?;
         rules::name(name)?;
         let (share, parent) = self.node(parent)?;
         Ok(share.entry(share.files.symlink(context, target, parent, name)?))
@@ -111,6 +112,7 @@ impl FileSystem for Tree {
         _device: u32,
         umask: u32,
     ) -> io::Result<Entry> {
+        rules::maker(context)?;
         rules::name(name)?;
         rules::kind(mode)?;
         let (share, parent) = self.node(parent)?;
@@ -125,6 +127,7 @@ impl FileSystem for Tree {
         mode: u32,
         umask: u32,
     ) -> io::Result<Entry> {
+        rules::maker(context)?;
         rules::name(name)?;
         let (share, parent) = self.node(parent)?;
         Ok(share.entry(share.files.mkdir(context, parent, name, mode, umask)?))
@@ -194,6 +197,7 @@ impl FileSystem for Tree {
         name: &CStr,
         mut args: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        rules::maker(context)?;
         rules::name(name)?;
         rules::kind(args.mode & !libc::S_IFREG)?;
         args.flags = rules::flags(args.flags);

@@ -4,7 +4,10 @@
 use std::ffi::CStr;
 use std::io;
 
+use fuse_backend_rs::api::filesystem::Context;
+
 use super::errno;
+use crate::share::idmap::NOBODY;
 
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`: no attribute, and no list of names, is longer.
 pub const ATTRIBUTE_BYTES: u32 = 64 << 10;
@@ -18,6 +21,14 @@ pub fn name(name: &CStr) -> io::Result<()> {
         bytes if bytes.contains(&b'/') => Err(errno(libc::EINVAL)),
         bytes if bytes.len() > 255 => Err(errno(libc::ENAMETOOLONG)),
         _ => Ok(()),
+    }
+}
+
+/// Whoever makes a file is somebody: the system calls would take nobody for "as it is", which is root.
+pub fn maker(context: &Context) -> io::Result<()> {
+    match context.uid == NOBODY || context.gid == NOBODY {
+        true => Err(errno(libc::EOVERFLOW)),
+        false => Ok(()),
     }
 }
 

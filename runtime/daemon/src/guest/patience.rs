@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How long a VM may take to boot: a limit on the time that it had, not on the time that passed.
+//!
+//! A VM may have little of the host's CPU without being stuck: a BestEffort pod's is in a cgroup of the least weight. The
+//! kernel counts for each thread how long it could have run and had to wait for a CPU (`/proc/PID/task/TID/schedstat`).
+//! Of the time since the start that does not count. What is left is what the boot would have taken on a CPU of its own, so
+//! a guest that loops for ever and one that sleeps for ever meet the same limit, and one that others starve does not. It
+//! meets the end of its caller's patience, which does count all that passes.
+//!
+//! A kernel without these counters shows zeros: then all time counts.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Between two looks at a VM that could be over its limit, at least.
+const STEP: Duration = Duration::from_secs(1);
+
+/// What the threads of a process had of the host's CPUs so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scheduled {
+    pub on_cpu: Duration,
+    /// Ready to run, and not running.
+    pub waiting: Duration,
+}
+
+impl Scheduled {
+    /// All zero of a process that is gone.
+    pub fn of(pid: i32) -> Self {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        let files = threads
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|thread| thread.path().join("schedstat"));
+        files
+            .filter_map(|file| Self::parse(&std::fs::read_to_string(file).ok()?))
+            .fold(Self::default(), Self::and)
+    }
+
+    /// Nanoseconds on a CPU, nanoseconds of waiting for one, and how often it ran.
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map(str::parse);
+        let mut next = || Some(Duration::from_nanos(numbers.next()?.ok()?));
+        Some(Self {
+            on_cpu: next()?,
+            waiting: next()?,
+        })
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            on_cpu: self.on_cpu.saturating_add(other.on_cpu),
+            waiting: self.waiting.saturating_add(other.waiting),
+        }
+    }
+}
+
+/// What a boot that took too long has had; says it in the error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// Since the VMM was let run.
+    pub passed: Duration,
+    pub scheduled: Scheduled,
+}
+
+impl Spent {
+    /// Threads may wait at the same time; more than all that has passed cannot have been waited.
+    fn counts(&self) -> Duration {
+        self.passed.saturating_sub(self.scheduled.waiting)
+    }
+}
+
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.1?} after its start, of which it ran {:.1?} and waited {:.1?} for a CPU",
+            self.passed, self.scheduled.on_cpu, self.scheduled.waiting
+        )
+    }
+}
+
+/// The limits of one boot.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of the time that counts.
+    pub own: Duration,
+    /// When the boot is given up in any case.
+    pub until: Instant,
+}
+
+/// What a look at a boot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is over before so much has passed since the start.
+    GoOn(Duration),
+    /// The VM had its time.
+    Slow,
+    /// It had less, and there is no more.
+    Late,
+}
+
+/// Judges a boot that has `spent` so much, and has been given at most `all`.
+pub fn judge(spent: &Spent, own: Duration, all: Duration) -> Verdict {
+    let counts = spent.counts();
+    if counts >= own {
+        return Verdict::Slow;
+    }
+    if spent.passed >= all {
+        return Verdict::Late;
+    }
+    // It cannot have had its time before so much more has passed.
+    let left = own.saturating_sub(counts).max(STEP);
+    Verdict::GoOn(spent.passed.saturating_add(left).min(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Duration = Duration::from_secs(60);
+    const ALL: Duration = Duration::from_secs(225);
+
+    fn spent(passed: u64, on_cpu: u64, waiting: u64) -> Spent {
+        Spent {
+            passed: Duration::from_secs(passed),
+            scheduled: Scheduled {
+                on_cpu: Duration::from_secs(on_cpu),
+                waiting: Duration::from_secs(waiting),
+            },
+        }
+    }
+
+    #[test]
+    fn only_time_that_a_vm_had_counts() {
+        let go_on = |seconds| Verdict::GoOn(Duration::from_secs(seconds));
+        for (case, spent, expected) in [
+            ("at the start", spent(0, 0, 0), go_on(60)),
+            ("loops on a CPU of its own", spent(60, 60, 0), Verdict::Slow),
+            ("sleeps for ever", spent(60, 0, 0), Verdict::Slow),
+            ("starved from the start", spent(60, 0, 60), go_on(120)),
+            (
+                "starved, and two threads waited at once",
+                spent(60, 1, 90),
+                go_on(120),
+            ),
+            (
+                "has half a CPU and needs all of it",
+                spent(100, 50, 50),
+                go_on(110),
+            ),
+            (
+                "has had its time at last",
+                spent(130, 60, 70),
+                Verdict::Slow,
+            ),
+            ("could end any moment", spent(129, 59, 70), go_on(130)),
+            (
+                "starved till the caller's end",
+                spent(225, 5, 215),
+                Verdict::Late,
+            ),
+            (
+                "the caller's end comes first",
+                spent(200, 5, 190),
+                go_on(225),
+            ),
+        ] {
+            assert_eq!(judge(&spent, OWN, ALL), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_counters_has_all_time_count() {
+        assert_eq!(Scheduled::parse("0 0 0\n"), Some(Scheduled::default()));
+        assert_eq!(judge(&spent(60, 0, 0), OWN, ALL), Verdict::Slow);
+    }
+
+    #[test]
+    fn counters_are_read_of_all_threads_and_nonsense_is_none() {
+        let parsed = Scheduled::parse("1000000 2000000 7\n").unwrap();
+        assert_eq!(parsed.on_cpu, Duration::from_millis(1));
+        assert_eq!(parsed.waiting, Duration::from_millis(2));
+        for text in ["", "1", "x y z", "-1 2 3"] {
+            assert_eq!(Scheduled::parse(text), None, "{text:?}");
+        }
+        let own = i32::try_from(std::process::id()).unwrap();
+        let busy = std::time::Instant::now();
+        while busy.elapsed() < Duration::from_millis(30) {}
+        assert!(Scheduled::of(own).on_cpu > Duration::ZERO);
+        assert_eq!(Scheduled::of(0), Scheduled::default());
+    }
+
+    #[test]
+    fn an_error_says_what_the_vm_had() {
+        let text = spent(93, 12, 33).to_string();
+        assert_eq!(
+            text,
+            "93.0s after its start, of which it ran 12.0s and waited 33.0s for a CPU"
+        );
+    }
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How many pods boot at a time, and whose turn it is.
+//!
+//! A boot takes CPU from its first CNI plugin to the guest's last step. Twice as many at once take each of them twice as
+//! long, until callers give up and ask again, and the host does nothing but begin. So a boot has a [`Turn`], first come,
+//! first served. [`Admission::turn`] is awaited in the caller's own task, with nothing taken but the pod's name: a caller
+//! that goes away drops it and has left the queue.
+//!
+//! What takes a network down has a lane of its own: it waits for its like and for nothing else, so that a stop never
+//! stands behind boots, and a boot that failed can undo what it did.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How long one boot may keep others waiting. One that takes longer waits for something else than the CPU that turns
+/// share out (a plugin that hangs, a cgroup that others starve), or the machine is so slow that two make no difference.
+pub const TURN: Duration = Duration::from_secs(20);
+/// The part of a caller's patience that a pod spends in the queue at most; the rest is for its boot. Of kubelet's four
+/// minutes: three.
+const QUEUE_SIXTEENTHS: u32 = 12;
+/// The part after which a boot is given up, so that the caller hears why: of kubelet's four minutes all but 15 s.
+const BOOT_SIXTEENTHS: u32 = 15;
+
+/// The turn did not come in time.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it waited {waited:.0?} for its turn: {ahead} pods were before it, {parallel} boot at a time (sandbox.parallel_boots)"
+)]
+pub struct NoTurn {
+    waited: Duration,
+    ahead: usize,
+    parallel: usize,
+}
+
+/// How long who asked for a pod waits for it; `None`: for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    since: Instant,
+    limit: Option<Duration>,
+}
+
+impl Patience {
+    /// From now on.
+    pub fn new(limit: Option<Duration>) -> Self {
+        Self {
+            since: Instant::now(),
+            limit,
+        }
+    }
+
+    fn turn_until(&self) -> Option<Instant> {
+        Some(self.since + self.limit? / 16 * QUEUE_SIXTEENTHS)
+    }
+
+    /// When the boot is given up. A caller that waits for ever gets what `otherwise` says, from now on.
+    pub fn boot_until(&self, otherwise: Duration) -> Instant {
+        match self.limit {
+            Some(limit) => self.since + limit / 16 * BOOT_SIXTEENTHS,
+            None => Instant::now() + otherwise,
+        }
+    }
+}
+
+/// Who may boot, and who may take its network down.
+#[derive(Debug)]
+pub struct Admission {
+    boots: Arc<Semaphore>,
+    parallel: usize,
+    /// Boots that wait or have their turn.
+    asked: Arc<AtomicUsize>,
+    turn: Duration,
+    teardowns: Semaphore,
+    checks: Semaphore,
+}
+
+/// The right to boot. It ends when it is dropped, or when it has lasted as long as one may.
+#[derive(Debug)]
+#[must_use]
+pub struct Turn {
+    holder: JoinHandle<()>,
+    pub patience: Patience,
+    pub waited: Duration,
+    /// How many had asked before and were not done.
+    pub ahead: usize,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.holder.abort();
+    }
+}
+
+/// One that has asked, until its turn is over or it has left.
+#[derive(Debug)]
+struct Asked(Arc<AtomicUsize>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Admission {
+    /// `parallel` boots at a time, each for `turn` at most.
+    pub fn new(parallel: usize, turn: Duration) -> Self {
+        Self {
+            boots: Arc::new(Semaphore::new(parallel)),
+            parallel,
+            asked: Arc::default(),
+            turn,
+            teardowns: Semaphore::new(parallel),
+            checks: Semaphore::new(1),
+        }
+    }
+
+    pub fn parallel(&self) -> usize {
+        self.parallel
+    }
+
+    /// Waits for a turn, in the order of asking.
+    pub async fn turn(&self, patience: Patience) -> Result<Turn, NoTurn> {
+        let started = Instant::now();
+        let ahead = self.asked.fetch_add(1, Ordering::Relaxed);
+        let asked = Asked(Arc::clone(&self.asked));
+        let permit = Arc::clone(&self.boots).acquire_owned();
+        let permit = match patience.turn_until() {
+            Some(until) => tokio::time::timeout_at(until, permit).await.ok(),
+            None => Some(permit.await),
+        };
+        // The semaphore is never closed.
+        let Some(Ok(permit)) = permit else {
+            return Err(NoTurn {
+                waited: started.elapsed(),
+                ahead,
+                parallel: self.parallel,
+            });
+        };
+        Ok(Turn {
+            holder: tokio::spawn(hold(permit, asked, self.turn)),
+            patience,
+            waited: started.elapsed(),
+            ahead,
+        })
+    }
+
+    /// Waits until a network may be taken down.
+    pub async fn teardown(&self) -> Option<SemaphorePermit<'_>> {
+        self.teardowns.acquire().await.ok()
+    }
+
+    /// Waits until a network may be looked at, which nobody waits for: one at a time.
+    pub async fn check(&self) -> Option<SemaphorePermit<'_>> {
+        self.checks.acquire().await.ok()
+    }
+}
+
+async fn hold(_permit: OwnedSemaphorePermit, _asked: Asked, turn: Duration) {
+    tokio::time::sleep(turn).await;
+    tracing::info!("a boot has taken {turn:?}; the next one begins beside it");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Longer than any test.
+    const LONG: Duration = Duration::from_secs(100);
+
+    fn for_ever() -> Patience {
+        Patience::new(None)
+    }
+
+    /// Lets the tasks that can go on do so.
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn turns_come_in_the_order_of_asking_and_never_more_than_may_at_once() {
+        let admission = Arc::new(Admission::new(2, LONG));
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let (at_once, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let mut boots = Vec::new();
+        for number in 0..20 {
+            let (admission, order) = (Arc::clone(&admission), Arc::clone(&order));
+            let (at_once, most) = (Arc::clone(&at_once), Arc::clone(&most));
+            boots.push(tokio::spawn(async move {
+                let turn = admission.turn(for_ever()).await.unwrap();
+                order.lock().unwrap().push((number, turn.ahead));
+                let now = at_once.fetch_add(1, Ordering::Relaxed) + 1;
+                most.fetch_max(now, Ordering::Relaxed);
+                settle().await;
+                at_once.fetch_sub(1, Ordering::Relaxed);
+            }));
+            // It has asked before the next one does.
+            tokio::task::yield_now().await;
+        }
+        for boot in boots {
+            boot.await.unwrap();
+        }
+        let order = order.lock().unwrap();
+        let numbers: Vec<_> = order.iter().map(|(number, _)| *number).collect();
+        assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+        assert!(order.iter().all(|(number, ahead)| ahead <= number));
+        assert_eq!(order[0].1, 0);
+        assert_eq!(most.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_queue_holds_nobody_up() {
+        let admission = Arc::new(Admission::new(1, LONG));
+        let first = admission.turn(for_ever()).await.unwrap();
+        let wait = |admission: Arc<Admission>| {
+            tokio::spawn(async move { admission.turn(for_ever()).await.map(|turn| turn.ahead) })
+        };
+        let leaver = wait(Arc::clone(&admission));
+        settle().await;
+        let stayer = wait(Arc::clone(&admission));
+        settle().await;
+        leaver.abort();
+        assert!(leaver.await.unwrap_err().is_cancelled());
+        assert!(!stayer.is_finished());
+        drop(first);
+        assert_eq!(stayer.await.unwrap().unwrap(), 2);
+        settle().await;
+        assert_eq!(admission.asked.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_does_not_come_in_time_says_what_it_waited_for() {
+        let admission = Admission::new(1, LONG);
+        let _first = admission.turn(for_ever()).await.unwrap();
+        let patience = Patience::new(Some(Duration::from_millis(32)));
+        let late = admission.turn(patience).await.unwrap_err();
+        assert!(late.waited >= Duration::from_millis(24), "{late:?}");
+        let text = late.to_string();
+        assert!(
+            text.contains("1 pods were before it, 1 boot at a time"),
+            "{text}"
+        );
+        assert_eq!(admission.asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_boot_that_takes_too_long_lets_the_next_one_begin() {
+        let admission = Admission::new(1, Duration::from_millis(10));
+        let _first = admission.turn(for_ever()).await.unwrap();
+        let second = admission.turn(for_ever()).await.unwrap();
+        assert!(second.waited >= Duration::from_millis(5), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn a_network_is_taken_down_while_boots_wait() {
+        let admission = Admission::new(1, LONG);
+        let _boot = admission.turn(for_ever()).await.unwrap();
+        let down = admission.teardown().await.unwrap();
+        let second = tokio::time::timeout(Duration::from_millis(10), admission.teardown());
+        assert!(second.await.is_err(), "as many at a time as boots");
+        drop(down);
+        assert!(admission.teardown().await.is_some());
+    }
+
+    #[tokio::test]
+    async fn kubelets_four_minutes_are_three_in_the_queue_and_most_of_one_to_boot() {
+        let patience = Patience::new(Some(Duration::from_secs(240)));
+        let turn = patience.turn_until().unwrap() - patience.since;
+        let boot = patience.boot_until(LONG) - patience.since;
+        assert_eq!((turn.as_secs(), boot.as_secs()), (180, 225));
+        assert_eq!(for_ever().turn_until(), None);
+        assert!(for_ever().boot_until(LONG) > Instant::now() + LONG / 2);
+    }
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//! EmptyDirs on disk: each a file system of the guest's in one sparse file, [`IMAGE`], in kubelet's directory of the
+//! volume.
+//!
+//! So what it takes is what kubelet measures there; kubelet deletes it with the pod; and the next sandbox of the same
+//! pod finds it. The host never looks into it. A lock says that a VM has it: it goes with the descriptor to the VMM, and
+//! ends when that has ended, whatever becomes of the daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::guest::control::{self, Extent};
+use crate::guest::{Guest, protocol};
+use crate::pod::owner::Owner;
+use crate::pod::{PodError, random};
+use crate::scratch::{Purpose, Scratch, ScratchError};
+
+/// The name of the file; no guest can give it to one of its own.
+pub const IMAGE: &str = ".bulkhead.ext4";
+
+/// A guest that powers off may not answer any more.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// One that has something to write back takes longer.
+const SHUTDOWN_WITH_DISKS: Duration = Duration::from_secs(20);
+
+/// An error about an emptyDir on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("make the disk of an emptyDir")]
+    Make(#[from] ScratchError),
+    #[error("{path}, the disk of an emptyDir")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path} is not the disk of an emptyDir but {what}: remove it")]
+    Other { path: PathBuf, what: &'static str },
+    #[error(
+        "{path}, the disk of an emptyDir, is another VM's: stop the other sandbox of this pod first"
+    )]
+    InUse { path: PathBuf },
+}
+
+/// One that is on the volume disk, as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// kubelet's, of the volume.
+    pub directory: PathBuf,
+    extent: Extent,
+}
+
+impl DiskRecord {
+    fn place(&self) -> protocol::DiskDirectory {
+        protocol::DiskDirectory {
+            first_sector: self.extent.first_sector,
+            sectors: self.extent.sectors,
+        }
+    }
+}
+
+impl Owner {
+    /// Puts the emptyDir `name` on the volume disk, if it is not there; says where. It stays until the VM ends.
+    pub(super) async fn attach_disk(
+        &mut self,
+        guest: &Guest,
+        name: &str,
+        directory: &Path,
+    ) -> Result<protocol::DiskDirectory, PodError> {
+        let Some(disks) = &self.pod.disks else {
+            // Its agent ignores the place.
+            return Ok(protocol::DiskDirectory::default());
+        };
+        if let Some(known) = disks.get(name) {
+            return Ok(known.place());
+        }
+        let shared = Arc::clone(&self.shared);
+        let bytes = self.pod.size.scratch_bytes;
+        let opened = tokio::task::block_in_place(|| open(&shared.host.scratch, directory, bytes));
+        let socket = guest.files.control();
+        let extent = match opened.map_err(super::VolumeError::from)? {
+            Opened::Ours(file) => control::attach_volume(&socket, file).await?,
+            // Perhaps this very VM's, of a call that nobody could take note of.
+            Opened::Locked(file) => {
+                let found = control::find_volume(&socket, file).await?;
+                found.ok_or_else(|| {
+                    super::VolumeError::from(DiskError::InUse {
+                        path: directory.join(IMAGE),
+                    })
+                })?
+            }
+        };
+        let record = DiskRecord {
+            directory: directory.to_owned(),
+            extent,
+        };
+        let place = record.place();
+        let stored = self.change_pod(|pod| {
+            let disks = pod.disks.get_or_insert_default();
+            disks.insert(name.to_owned(), record);
+        });
+        if let Err(error) = stored {
+            // Or the lock stays with the VM, and nobody could have the disk.
+            let _ = control::detach_volume(&socket, extent).await;
+            return Err(error.into());
+        }
+        Ok(place)
+    }
+
+    /// How long the guest may take to end.
+    pub(in crate::pod) fn shutdown_limit(&self) -> Duration {
+        match &self.pod.disks {
+            Some(disks) if !disks.is_empty() => SHUTDOWN_WITH_DISKS,
+            _ => SHUTDOWN,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Opened {
+    Ours(File),
+    /// A VM has it.
+    Locked(File),
+}
+
+/// Opens the disk in `directory`, made with room for `bytes` if it is not there, and locks it if nobody else has.
+fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, DiskError> {
+    let path = directory.join(IMAGE);
+    let failed = |source| DiskError::File {
+        path: path.clone(),
+        source,
+    };
+    let file = match open_existing(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            make(scratch, directory, &path, bytes)?;
+            open_existing(&path)
+        }
+        found => found,
+    };
+    let file = file.map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let other = |what| DiskError::Other {
+        path: path.clone(),
+        what,
+    };
+    if !metadata.is_file() {
+        return Err(other("no regular file"));
+    }
+    if metadata.nlink() != 1 {
+        return Err(other("a file with other names"));
+    }
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Opened::Ours(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Opened::Locked(file)),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
+        .open(path)
+}
+
+/// Whole or not at all, and never over one that has come meanwhile.
+fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
+    let number = u64::from_ne_bytes(random());
+    let new = directory.join(format!("{IMAGE}.{number:016x}"));
+    scratch.make(Purpose::EmptyDir, &new, bytes)?;
+    match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            let _ = fs::remove_file(&new);
+            match e {
+                rustix::io::Errno::EXIST => Ok(()),
+                e => Err(DiskError::File {
+                    path: path.to_owned(),
+                    source: e.into(),
+                }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn host() -> (tempfile::TempDir, Scratch, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(directory.path().join("templates"));
+        let volume = directory.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        (directory, scratch, volume)
+    }
+
+    #[test]
+    fn a_disk_is_made_once_and_one_vm_has_it_at_a_time() {
+        let (_directory, scratch, volume) = host();
+        let ours = |bytes| match open(&scratch, &volume, bytes).unwrap() {
+            Opened::Ours(file) => Some(file),
+            Opened::Locked(_) => None,
+        };
+        let first = ours(64 << 20).unwrap();
+        let inode = |file: &File| file.metadata().unwrap().ino();
+        let made = inode(&first);
+        // As a VMM has it.
+        let passed_on = first.try_clone().unwrap();
+        drop(first);
+        assert!(ours(64 << 20).is_none());
+        drop(passed_on);
+        assert_eq!(inode(&ours(1).unwrap()), made);
+        let names: Vec<_> = fs::read_dir(&volume)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, [IMAGE]);
+        let taken = fs::metadata(volume.join(IMAGE)).unwrap().blocks() * 512;
+        assert!(taken < 256 << 10, "an empty one takes {taken} bytes");
+    }
+
+    #[test]
+    fn what_is_no_disk_is_not_given_to_a_vm() {
+        let (_directory, scratch, volume) = host();
+        let path = volume.join(IMAGE);
+        symlink("/etc/passwd", &path).unwrap();
+        let error = open(&scratch, &volume, 1).unwrap_err();
+        assert!(matches!(error, DiskError::File { .. }), "{error}");
+        fs::remove_file(&path).unwrap();
+        drop(open(&scratch, &volume, 1).unwrap());
+        fs::hard_link(&path, volume.join("other")).unwrap();
+        let error = open(&scratch, &volume, 1).unwrap_err();
+        assert!(error.to_string().contains("other names"), "{error}");
+    }
+}

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A node: a real kubelet with a daemon of its own and no API server, which runs the pods whose manifests lie in a directory.
+//!
+//! kubelet runs in a cgroup of its own as under systemd, since only there it sends all that it sends on a real node. Its
+//! directories are below one of the test's; [`crate::kubelet`] only plays what it has on the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{ListPodSandboxRequest, PodSandboxState};
+use serde_json::{Value, json};
+
+use crate::certificate::Certificate;
+use crate::daemon::{Daemon, Networking};
+use crate::node_api::Api;
+use crate::registry::{Registry, free_address};
+
+/// Set by `scripts/test` to what `scripts/build-clients` prints.
+const CLIENTS_VARIABLE: &str = "BULKHEAD_CLIENTS";
+const CGROUPS: &str = "/sys/fs/cgroup";
+const NAME: &str = "node";
+/// How long a test waits for anything that pods of a node come to: several VMs boot at once on a CPU that is emulated.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+#[derive(Debug)]
+pub struct Node {
+    pub daemon: Daemon,
+    pub api: Api,
+    pub certificate: Certificate,
+    directory: tempfile::TempDir,
+    kubelet: Option<Child>,
+}
+
+/// The path of a client that `scripts/build-clients` built.
+pub fn client_program(name: &str) -> PathBuf {
+    let directory = std::env::var_os(CLIENTS_VARIABLE)
+        .unwrap_or_else(|| panic!("{CLIENTS_VARIABLE} is not set: run scripts/test"));
+    Path::new(&directory).join(name)
+}
+
+impl Node {
+    /// Starts both; `settings` go over the fields of kubelet's configuration.
+    pub async fn start(settings: Value) -> Self {
+        fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
+        let directory = tempfile::Builder::new()
+            .prefix("node-")
+            .tempdir_in("/var/lib/bulkhead")
+            .expect("a directory for a node");
+        for name in ["root", "manifests", "logs"] {
+            fs::create_dir(directory.path().join(name)).expect("kubelet's directories");
+        }
+        let roots = directory.path().join("root");
+        let config = format!("volumes.kubelet_roots = [\"{}\"]", roots.display());
+        let daemon = Daemon::start_with(Networking::Bridge, &config).await;
+        let certificate = Certificate::make();
+        let api = Api::new(free_address(), &certificate).await;
+        let mut node = Self {
+            daemon,
+            api,
+            certificate,
+            directory,
+            kubelet: None,
+        };
+        node.configure(settings);
+        node.start_kubelet().await;
+        node
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Has kubelet run a pod, or run it as it is now.
+    pub fn apply(&self, pod: &Value) {
+        let name = pod["metadata"]["name"].as_str().expect("a pod's name");
+        let new = self.path("new-manifest");
+        fs::write(&new, pod.to_string()).expect("a manifest");
+        fs::rename(new, self.manifest(name)).expect("put the manifest in its place");
+    }
+
+    /// Has kubelet end a pod.
+    pub fn delete(&self, name: &str) {
+        fs::remove_file(self.manifest(name)).expect("remove the manifest");
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.path("manifests").join(format!("{name}.json"))
+    }
+
+    /// What kubelet has printed.
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.path("kubelet.log")).unwrap_or_default()
+    }
+
+    /// Ends kubelet as `kill -9` does.
+    pub fn kill_kubelet(&mut self) {
+        if let Some(mut child) = self.kubelet.take() {
+            child.kill().expect("kill kubelet");
+            child.wait().expect("wait for kubelet");
+        }
+    }
+
+    pub async fn start_kubelet(&mut self) {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path("kubelet.log"))
+            .expect("open kubelet's log");
+        let cgroup = cgroup_for_kubelet();
+        let child = Command::new("sh")
+            .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(cgroup)
+            .arg(client_program("kubelet"))
+            .arg("--config")
+            .arg(self.path("kubelet.json"))
+            .arg("--root-dir")
+            .arg(self.path("root"))
+            .args(["--hostname-override", NAME, "--v", "2"])
+            .args(["--node-ip", &address_of_this_machine()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("start kubelet");
+        self.kubelet = Some(child);
+        let started = Instant::now();
+        while self.api.get("healthz").await.ok().as_deref() != Some("ok") {
+            if let Some(Ok(Some(status))) = self.kubelet.as_mut().map(Child::try_wait) {
+                panic!(
+                    "kubelet ended with {status}; it said:\n{}",
+                    tail(&self.output())
+                );
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "kubelet is not well; it said:\n{}",
+                tail(&self.output())
+            );
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Starts kubelet anew with other settings.
+    pub async fn restart_kubelet(&mut self, settings: Value) {
+        self.kill_kubelet();
+        self.configure(settings);
+        self.start_kubelet().await;
+    }
+
+    /// All that runs is gone at once, and so are /run and the network; then daemon and kubelet start.
+    pub async fn reboot(&mut self) {
+        self.kill_kubelet();
+        let processes = [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat();
+        self.daemon.kill();
+        for pid in processes {
+            kill(pid);
+        }
+        let run = self.daemon.path("run");
+        unmount_below(&run);
+        fs::remove_dir_all(&run).expect("empty the daemon's run directory");
+        unmount_below(&self.path("root"));
+        let _ = fs::remove_dir_all("/run/bulkhead-tests-ipam");
+        let _ = Command::new("ip")
+            .args(["link", "del", "bulkhead0"])
+            .status();
+        remove_cgroup(&Path::new(CGROUPS).join("kubepods"));
+        self.daemon.restart().await;
+        self.start_kubelet().await;
+    }
+
+    /// Waits until no VM of a pod is left, which kubelet itself does not show: it forgets a deleted pod at once.
+    pub async fn until_stopped(&self, name: &str) -> Result<(), String> {
+        let mut client = self.daemon.client().await;
+        let started = Instant::now();
+        loop {
+            let request = ListPodSandboxRequest::default();
+            let answer = client.runtime.list_pod_sandbox(request).await;
+            let mut sandboxes = answer
+                .map_err(|status| status.to_string())?
+                .into_inner()
+                .items;
+            sandboxes.retain(|pod| {
+                let metadata = pod.metadata.as_ref();
+                let is_it = metadata.is_some_and(|one| one.name == format!("{name}-{NAME}"));
+                is_it && pod.state() == PodSandboxState::SandboxReady
+            });
+            if sandboxes.is_empty() {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(format!("{name} does not stop: {sandboxes:?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Ends all pods as kubelet does and asserts that the daemon holds none of them.
+    pub async fn end(mut self) {
+        for entry in fs::read_dir(self.path("manifests"))
+            .expect("manifests")
+            .flatten()
+        {
+            fs::remove_file(entry.path()).expect("remove a manifest");
+        }
+        let mut client = self.daemon.client().await;
+        let started = Instant::now();
+        loop {
+            let pods = self.api.pods().await.len();
+            let sandboxes = client.pod_ids().await;
+            let vmms = self.daemon.vmm_pids();
+            // kubelet keeps a sandbox until its collector comes round: stopped is enough.
+            if pods == 0 && vmms.is_empty() {
+                break;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{pods} pods, sandboxes {sandboxes:?} and VMMs {vmms:?} do not end"
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        self.kill_kubelet();
+    }
+
+    fn configure(&self, settings: Value) {
+        let mut config = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": "127.0.0.1",
+            "port": self.api.address.port(),
+            "readOnlyPort": 0,
+            "healthzPort": 0,
+            "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "tlsCertFile": self.certificate.path("certificate.pem"),
+            "tlsPrivateKeyFile": self.certificate.path("key.pem"),
+            "containerRuntimeEndpoint": format!("unix://{}", self.daemon.socket().display()),
+            "cgroupDriver": "cgroupfs",
+            "failSwapOn": false,
+            "staticPodPath": self.path("manifests"),
+            "podLogsDir": self.path("logs"),
+            "fileCheckFrequency": "1s",
+            "serializeImagePulls": false,
+            "makeIPTablesUtilChains": false,
+            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1Mi"},
+            "imageGCHighThresholdPercent": 100,
+        });
+        merge(&mut config, settings);
+        fs::write(self.path("kubelet.json"), config.to_string()).expect("kubelet's configuration");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill_kubelet();
+        if std::thread::panicking() {
+            eprintln!("---- kubelet said:\n{}", tail(&self.output()));
+        }
+        for pid in [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat() {
+            // Only a failed test leaves any; they hold kubelet's volumes and cgroups.
+            kill(pid);
+        }
+        unmount_below(self.directory.path());
+        remove_cgroup(&Path::new(CGROUPS).join("kubepods"));
+    }
+}
+
+/// A pod that Kubernetes' scheduler would have given to this node.
+pub fn pod(name: &str, spec: Value) -> Value {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"terminationGracePeriodSeconds": 2, "enableServiceLinks": false},
+    });
+    merge(&mut pod["spec"], spec);
+    pod
+}
+
+/// A container of busybox that runs a script.
+pub fn script(name: &str, script: &str) -> Value {
+    json!({
+        "name": name,
+        "image": Registry::shared().image("test/busybox"),
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+    })
+}
+
+/// A container of agnhost, which must have been pushed.
+pub fn agnhost(name: &str, arguments: &[&str]) -> Value {
+    json!({
+        "name": name,
+        "image": Registry::shared().image("test/agnhost"),
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+    })
+}
+
+/// `base` with more fields.
+pub fn with(mut base: Value, more: Value) -> Value {
+    merge(&mut base, more);
+    base
+}
+
+fn merge(base: &mut Value, more: Value) {
+    match (base, more) {
+        (Value::Object(base), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (base, more) => *base = more,
+    }
+}
+
+/// As systemd makes it: kubelet looks for memory.swap.max in its own cgroup.
+fn cgroup_for_kubelet() -> PathBuf {
+    let slice = Path::new(CGROUPS).join("system.slice");
+    let cgroup = slice.join("bulkhead-tests-kubelet.service");
+    fs::create_dir_all(&slice).expect("make system.slice");
+    fs::write(slice.join("cgroup.subtree_control"), "+cpu +memory +pids")
+        .expect("controllers for system.slice");
+    fs::create_dir_all(&cgroup).expect("make kubelet's cgroup");
+    cgroup
+}
+
+fn address_of_this_machine() -> String {
+    let output = Command::new("hostname").arg("-I").output();
+    let output = output.expect("run hostname");
+    let addresses = String::from_utf8_lossy(&output.stdout).into_owned();
+    let first = addresses.split_whitespace().next();
+    first.expect("an address besides loopback").to_owned()
+}
+
+fn kill(pid: i32) {
+    // It may be gone: a file server ends with its VMM.
+    let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
+}
+
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<_> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|target| Path::new(target).starts_with(directory))
+        .collect();
+    for target in mounts.into_iter().rev() {
+        let _ = Command::new("umount").args(["-l", target]).status();
+    }
+}
+
+/// With all below it, which must be empty.
+fn remove_cgroup(cgroup: &Path) {
+    if let Ok(entries) = fs::read_dir(cgroup) {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_cgroup(&entry.path());
+            }
+        }
+        let _ = fs::remove_dir(cgroup);
+    }
+}
+
+/// The end of a long text.
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(150)..].join("\n")
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! kubelet's own API: pods and their status, statistics, logs, and what `kubectl exec` and its like come to.
+//!
+//! It is served over TLS only. A relay on loopback carries plain connections to it, so that the clients that the daemon's
+//! own streams are tested with serve here too.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::certificate::Certificate;
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Api {
+    /// Where kubelet serves.
+    pub address: SocketAddr,
+    relay: SocketAddr,
+    client: reqwest::Client,
+}
+
+impl Api {
+    /// Of a kubelet that serves at `address` with this certificate.
+    pub async fn new(address: SocketAddr, certificate: &Certificate) -> Self {
+        let relay = relay(address, certificate).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(ANSWER);
+        Self {
+            address,
+            relay,
+            client: client.build().expect("an HTTP client"),
+        }
+    }
+
+    /// The URL of a path with its query, for clients that know no TLS.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}/{path}", self.relay)
+    }
+
+    pub async fn get(&self, path: &str) -> Result<String, String> {
+        answer(self.client.get(self.url(path))).await
+    }
+
+    pub async fn post(&self, path: &str) -> Result<String, String> {
+        answer(self.client.post(self.url(path))).await
+    }
+
+    async fn json(&self, path: &str) -> Result<Value, String> {
+        let text = self.get(path).await?;
+        serde_json::from_str(&text).map_err(|error| format!("{path}: {error} in {text}"))
+    }
+
+    /// All pods with their status; none while kubelet is away.
+    pub async fn pods(&self) -> Vec<Value> {
+        let list = self.json("pods").await.unwrap_or_default();
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// The pod whose manifest has this name.
+    pub async fn pod(&self, name: &str) -> Value {
+        let pods = self.pods().await;
+        find_pod(&pods, name).cloned().unwrap_or_default()
+    }
+
+    /// Asks for a pod until `enough` says what it wanted to see.
+    pub async fn until<T>(
+        &self,
+        name: &str,
+        patience: Duration,
+        enough: impl Fn(&Value) -> Option<T>,
+    ) -> Result<T, String> {
+        let started = Instant::now();
+        loop {
+            let pod = self.pod(name).await;
+            if let Some(found) = enough(&pod) {
+                return Ok(found);
+            }
+            if started.elapsed() > patience {
+                return Err(format!("{name} after {patience:?}: {}", pod["status"]));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    pub async fn summary(&self) -> Value {
+        self.json("stats/summary").await.expect("stats/summary")
+    }
+
+    /// What a container has written, as `kubectl logs` shows it.
+    pub async fn logs(&self, pod: &str, container: &str) -> String {
+        let path = format!("containerLogs/default/{pod}-node/{container}");
+        self.get(&path).await.unwrap_or_else(|error| error)
+    }
+
+    /// The same once `enough` of it is there, or after a while what is there.
+    pub async fn logs_until(
+        &self,
+        pod: &str,
+        container: &str,
+        enough: impl Fn(&str) -> bool,
+    ) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.logs(pod, container).await;
+            if enough(&log) || started.elapsed() > ANSWER {
+                return log;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// What a command prints that kubelet runs in a container; its words have no blanks.
+    pub async fn run(&self, pod: &str, container: &str, command: &str) -> Result<String, String> {
+        let command = url_escape(command);
+        let path = format!("run/default/{pod}-node/{container}?cmd={command}");
+        self.post(&path).await
+    }
+}
+
+/// kubelet adds its own name to that of the manifest.
+pub fn find_pod<'a>(pods: &'a [Value], name: &str) -> Option<&'a Value> {
+    let name = format!("{name}-node");
+    pods.iter().find(|pod| pod["metadata"]["name"] == name)
+}
+
+/// A container's status in a pod's, of whatever kind it is.
+pub fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
+    ["containerStatuses", "initContainerStatuses"]
+        .iter()
+        .filter_map(|kind| pod["status"][kind].as_array())
+        .flatten()
+        .find(|status| status["name"] == name)
+        .unwrap_or(&Value::Null)
+}
+
+pub fn phase(pod: &Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or("none")
+}
+
+/// Whether the pod's condition Ready is true.
+pub fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+pub fn url_escape(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<String, String> {
+    let response = request.send().await.map_err(|error| format!("{error:?}"))?;
+    let status = response.status();
+    let text = response
+        .text()
+        .await
+        .map_err(|error| format!("{error:?}"))?;
+    if status.is_success() {
+        Ok(text)
+    } else {
+        Err(format!("{status}: {text}"))
+    }
+}
+
+/// Listens for as long as the test's runtime lives.
+async fn relay(to: SocketAddr, certificate: &Certificate) -> SocketAddr {
+    let mut roots = RootCertStore::empty();
+    let file = certificate.path("certificate.pem");
+    let own = CertificateDer::from_pem_file(file).expect("the certificate");
+    roots.add(own).expect("a certificate to trust");
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("TLS")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listener = listener.await.expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(async move {
+        while let Ok((mut plain, _)) = listener.accept().await {
+            let connector = connector.clone();
+            tokio::spawn(async move {
+                // A kubelet that does not listen: the client sees its connection end.
+                let Ok(stream) = TcpStream::connect(to).await else {
+                    return;
+                };
+                let name = ServerName::from(to.ip());
+                if let Ok(mut tls) = connector.connect(name, stream).await {
+                    let _ = tokio::io::copy_bidirectional(&mut plain, &mut tls).await;
+                }
+            });
+        }
+    });
+    address
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How containers come, are watched and go: probes, init containers and sidecars, hooks, restarts, messages, grace.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use bulkhead_tests::node::{Node, PATIENCE, agnhost, pod, script, with};
+use bulkhead_tests::node_api::{container, find_pod, is_ready, phase};
+use bulkhead_tests::registry::Registry;
+use bulkhead_tests::table::Table;
+use serde_json::{Value, json};
+
+/// What a pod must come to; `Some` says what was seen.
+type Check = fn(&Value) -> Option<String>;
+
+/// A case: what it shows, the pod in question, and how to tell.
+type Case = (&'static str, &'static str, Check);
+
+/// Asks for all pods until each case is right or the time is over, and says when each was.
+async fn watch(node: &Node, table: &mut Table, cases: &[Case]) {
+    let started = Instant::now();
+    let mut left: Vec<_> = cases.iter().collect();
+    while !left.is_empty() && started.elapsed() < PATIENCE {
+        let pods = node.api.pods().await;
+        left.retain(|(case, name, check)| {
+            let Some(seen) = find_pod(&pods, name).and_then(check) else {
+                return true;
+            };
+            let seconds = started.elapsed().as_secs();
+            table.row(case, true, format!("after {seconds} s: {seen}"));
+            false
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let pods = node.api.pods().await;
+    for (case, name, _) in left {
+        let status = find_pod(&pods, name).map(|pod| pod["status"].to_string());
+        table.row(case, false, format!("{status:?}"));
+    }
+}
+
+fn restarts(pod: &Value, name: &str) -> u64 {
+    container(pod, name)["restartCount"].as_u64().unwrap_or(0)
+}
+
+fn is_container_ready(pod: &Value, name: &str) -> bool {
+    container(pod, name)["ready"] == true
+}
+
+fn when(right: bool, seen: impl ToString) -> Option<String> {
+    right.then(|| seen.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_pod_runs_and_ends() {
+    let node = Node::start(json!({})).await;
+    let main = script("main", "echo hello; exec sleep 1000");
+    node.apply(&pod("first", json!({"containers": [main]})));
+    let running = node
+        .api
+        .until("first", PATIENCE, |pod| is_ready(pod).then_some(()));
+    running.await.expect("the pod gets ready");
+    let log = node.api.logs_until("first", "main", |log| !log.is_empty());
+    assert_eq!(log.await, "hello\n");
+    // kubelet sends this only from a cgroup of its own, and only then all that it sends on a real node.
+    let swap = node
+        .api
+        .run("first", "main", "cat /sys/fs/cgroup/memory.oom.group");
+    assert_eq!(swap.await.expect("run"), "1\n");
+    node.end().await;
+}
+
+/// One pod with a container for each kind of probe.
+fn probes() -> Value {
+    let probe = |what: Value| {
+        let often = json!({"periodSeconds": 2, "timeoutSeconds": 20, "failureThreshold": 1});
+        with(often, what)
+    };
+    let command = |line: &str| json!({"exec": {"command": ["sh", "-c", line]}});
+    let late = "sleep 4; touch /tmp/there; exec sleep 1000";
+    let startup = with(
+        script("startup", late),
+        json!({
+            "startupProbe": with(probe(command("test -e /tmp/there")), json!({"failureThreshold": 60})),
+            "livenessProbe": probe(command("test -e /tmp/there")),
+        }),
+    );
+    let short = "touch /tmp/there; sleep 12; rm /tmp/there; exec sleep 1000";
+    let containers = [
+        with(
+            script("exec", late),
+            json!({"readinessProbe": probe(command("test -e /tmp/there"))}),
+        ),
+        with(
+            agnhost("http", &["netexec", "--http-port=8081", "--udp-port=8081"]),
+            json!({"readinessProbe": probe(json!({"httpGet": {"path": "/healthz", "port": 8081}}))}),
+        ),
+        with(
+            script("tcp", "exec nc -ll -p 8082 -e true"),
+            json!({"readinessProbe": probe(json!({"tcpSocket": {"port": 8082}}))}),
+        ),
+        with(
+            agnhost(
+                "grpc",
+                &["grpc-health-checking", "--port=5000", "--http-port=8083"],
+            ),
+            json!({"readinessProbe": probe(json!({"grpc": {"port": 5000}}))}),
+        ),
+        with(
+            script("closed", "exec sleep 1000"),
+            json!({"readinessProbe": probe(json!({"tcpSocket": {"port": 9}}))}),
+        ),
+        with(
+            script("exec-dies", short),
+            json!({"livenessProbe": probe(command("test -e /tmp/there"))}),
+        ),
+        with(
+            // Healthy for ten seconds.
+            agnhost("http-dies", &["liveness"]),
+            json!({"livenessProbe": with(
+                probe(json!({"httpGet": {"path": "/healthz", "port": 8080}})),
+                json!({"failureThreshold": 3}),
+            )}),
+        ),
+        startup,
+    ];
+    pod("probes", json!({"containers": containers}))
+}
+
+const PROBES: [Case; 9] = [
+    ("readiness by exec", "probes", |pod| {
+        when(is_container_ready(pod, "exec"), "ready")
+    }),
+    ("readiness by HTTP", "probes", |pod| {
+        when(is_container_ready(pod, "http"), "ready")
+    }),
+    ("readiness by TCP", "probes", |pod| {
+        when(is_container_ready(pod, "tcp"), "ready")
+    }),
+    ("readiness by gRPC", "probes", |pod| {
+        when(is_container_ready(pod, "grpc"), "ready")
+    }),
+    ("a container that is not ready", "probes", |pod| {
+        let runs = container(pod, "closed")["state"]["running"].is_object();
+        let alone = is_container_ready(pod, "http") && is_container_ready(pod, "grpc");
+        let unready = !is_container_ready(pod, "closed") && !is_ready(pod);
+        when(runs && alone && unready, "it runs, the pod is not ready")
+    }),
+    ("liveness by exec restarts", "probes", |pod| {
+        let last = &container(pod, "exec-dies")["lastState"]["terminated"];
+        let restarted = restarts(pod, "exec-dies") >= 1 && last["exitCode"] == 137;
+        when(restarted, format!("exit code {}", last["exitCode"]))
+    }),
+    ("liveness by HTTP restarts", "probes", |pod| {
+        let restarts = restarts(pod, "http-dies");
+        when(restarts >= 1, format!("{restarts} restarts"))
+    }),
+    ("startup holds liveness back", "probes", |pod| {
+        let started = container(pod, "startup")["started"] == true;
+        when(
+            started && restarts(pod, "startup") == 0,
+            "started, never restarted",
+        )
+    }),
+    ("containers that are well stay", "probes", |pod| {
+        let names = ["exec", "http", "tcp", "grpc", "closed", "startup"];
+        let ill = restarts(pod, "exec-dies") >= 1 && restarts(pod, "http-dies") >= 1;
+        when(
+            ill && names.iter().all(|name| restarts(pod, name) == 0),
+            "no restarts",
+        )
+    }),
+];
+
+/// Pods that run to an end, or begin again and again.
+fn runs() -> Vec<Value> {
+    let work = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
+    let at_work = |name: &str, line: &str| with(script(name, line), work.clone());
+    let volumes = json!([{"name": "work", "emptyDir": {}}]);
+    let sidecar = "echo sidecar >>/work/order; trap 'exit 0' TERM; touch /work/up; while :; do sleep 0.2; done";
+    let sidecar = with(
+        at_work("sidecar", sidecar),
+        json!({
+            "restartPolicy": "Always",
+            "startupProbe": {"exec": {"command": ["test", "-e", "/work/up"]}, "periodSeconds": 1, "failureThreshold": 60},
+        }),
+    );
+    let rule = |action: &str, code: u32| {
+        json!({
+            "restartPolicy": "Never",
+            "restartPolicyRules": [{"action": action, "exitCodes": {"operator": "In", "values": [code]}}],
+        })
+    };
+    let once = |code: u32| format!("[ -e /work/once ] && exit 0; touch /work/once; exit {code}");
+    let once_then_stay = "[ -e /work/once ] && exec sleep 1000; touch /work/once; sleep 3; exit 88";
+    vec![
+        pod(
+            "init",
+            json!({
+                "restartPolicy": "Never",
+                "volumes": volumes,
+                "initContainers": [
+                    at_work("one", "echo one >>/work/order"),
+                    sidecar,
+                    at_work("two", "test -e /work/up && echo two >>/work/order"),
+                ],
+                "containers": [at_work("main", "echo main >>/work/order; sleep 2; cat /work/order")],
+            }),
+        ),
+        pod(
+            "init-fails",
+            json!({
+                "restartPolicy": "Never",
+                "initContainers": [script("one", "exit 3")],
+                "containers": [script("main", "exec sleep 1000")],
+            }),
+        ),
+        pod("always", json!({"containers": [script("main", "exit 1")]})),
+        pod(
+            "on-failure",
+            json!({
+                "restartPolicy": "OnFailure",
+                "volumes": volumes,
+                "containers": [script("fine", "exit 0"), at_work("flaky", &once(5))],
+            }),
+        ),
+        pod(
+            "never",
+            json!({
+                "restartPolicy": "Never",
+                "containers": [
+                    script("exits", "exit 7"),
+                    script("tells", "printf 'the last word' >/dev/termination-log"),
+                    with(
+                        script("logs", "echo said before the end; exit 1"),
+                        json!({"terminationMessagePolicy": "FallbackToLogsOnError"}),
+                    ),
+                ],
+            }),
+        ),
+        pod(
+            "rules",
+            json!({
+                "restartPolicy": "Never",
+                "volumes": volumes,
+                "containers": [with(at_work("main", &once(42)), rule("Restart", 42))],
+            }),
+        ),
+        pod(
+            "rules-all",
+            json!({
+                "restartPolicy": "Always",
+                "volumes": volumes,
+                "containers": [
+                    with(at_work("main", once_then_stay), rule("RestartAllContainers", 88)),
+                    script("peer", "exec sleep 1000"),
+                ],
+            }),
+        ),
+        pod(
+            "oom",
+            json!({
+                "containers": [
+                    with(
+                        script("greedy", "sleep 5; x=$(head -c 100000000 /dev/zero | tr '\\0' x)"),
+                        json!({"resources": {"limits": {"memory": "32Mi"}}}),
+                    ),
+                    script("calm", "exec sleep 1000"),
+                ],
+            }),
+        ),
+    ]
+}
+
+fn exit_code(pod: &Value, name: &str) -> Option<u64> {
+    container(pod, name)["state"]["terminated"]["exitCode"].as_u64()
+}
+
+fn message<'a>(pod: &'a Value, name: &str) -> &'a str {
+    let terminated = &container(pod, name)["state"]["terminated"];
+    terminated["message"].as_str().unwrap_or_default()
+}
+
+const RUNS: [Case; 12] = [
+    ("init containers, a sidecar, a job: done", "init", |pod| {
+        let codes = ["one", "sidecar", "two", "main"].map(|name| exit_code(pod, name));
+        when(
+            phase(pod) == "Succeeded" && codes == [Some(0); 4],
+            format!("Succeeded, {codes:?}"),
+        )
+    }),
+    ("an init container that fails", "init-fails", |pod| {
+        let code = exit_code(pod, "one");
+        let main = &container(pod, "main")["state"]["waiting"]["reason"];
+        let right = phase(pod) == "Failed" && code == Some(3) && main == "PodInitializing";
+        when(right, format!("Failed, {code:?}, main {main}"))
+    }),
+    ("Always: back-off", "always", |pod| {
+        let waiting = &container(pod, "main")["state"]["waiting"]["reason"];
+        let count = restarts(pod, "main");
+        when(
+            count >= 2 && waiting == "CrashLoopBackOff",
+            format!("{count} restarts, {waiting}"),
+        )
+    }),
+    ("OnFailure: what failed runs again", "on-failure", |pod| {
+        let (fine, flaky) = (restarts(pod, "fine"), restarts(pod, "flaky"));
+        let right = phase(pod) == "Succeeded" && (fine, flaky) == (0, 1);
+        when(right, format!("Succeeded, restarts {fine} and {flaky}"))
+    }),
+    ("Never: exit code", "never", |pod| {
+        let right = phase(pod) == "Failed" && exit_code(pod, "exits") == Some(7);
+        when(right && restarts(pod, "exits") == 0, "Failed, 7")
+    }),
+    ("termination message from its file", "never", |pod| {
+        when(
+            message(pod, "tells") == "the last word",
+            message(pod, "tells"),
+        )
+    }),
+    ("termination message from the log", "never", |pod| {
+        let message = message(pod, "logs");
+        when(message == "said before the end\n", message)
+    }),
+    ("restart rule: this container", "rules", |pod| {
+        let count = restarts(pod, "main");
+        when(
+            phase(pod) == "Succeeded" && count == 1,
+            format!("Succeeded, {count} restart"),
+        )
+    }),
+    ("restart rule: all containers", "rules-all", |pod| {
+        let counts = (restarts(pod, "main"), restarts(pod, "peer"));
+        let runs = container(pod, "main")["state"]["running"].is_object();
+        when(
+            runs && counts.0 == 1 && counts.1 == 1,
+            format!("restarts {counts:?}"),
+        )
+    }),
+    ("OOM: the reason", "oom", |pod| {
+        let status = container(pod, "greedy");
+        let states = [&status["state"], &status["lastState"]];
+        let killed = states
+            .iter()
+            .any(|state| state["terminated"]["reason"] == "OOMKilled");
+        when(killed, "OOMKilled")
+    }),
+    ("OOM: its neighbour stays", "oom", |pod| {
+        let status = container(pod, "calm");
+        let right = restarts(pod, "greedy") >= 1
+            && restarts(pod, "calm") == 0
+            && status["state"]["running"].is_object();
+        when(right, "runs, no restarts")
+    }),
+    ("a pod with hooks is ready", "hooks", |pod| {
+        when(is_ready(pod), "ready")
+    }),
+];
+
+/// Two pods whose end is watched; what happens goes to files of the host.
+fn ending(shared: &str) -> [Value; 2] {
+    let mount = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
+    let say = |what: &str| json!({"exec": {"command": ["sh", "-c", format!("echo {what} >>/shared/events")]}});
+    let main = "trap 'echo term >>/shared/events; exit 0' TERM; while :; do sleep 0.2; done";
+    let containers = [
+        with(
+            with(script("main", main), mount.clone()),
+            json!({"lifecycle": {"postStart": say("post-start"), "preStop": say("pre-stop")}}),
+        ),
+        with(
+            with(
+                script("http", "exec httpd -f -vv -p 8080 2>>/shared/requests"),
+                mount.clone(),
+            ),
+            json!({"lifecycle": {"preStop": {"httpGet": {"path": "/pre-stop", "port": 8080}}}}),
+        ),
+        with(
+            script("sleeps", "trap 'exit 0' TERM; while :; do sleep 0.2; done"),
+            json!({"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}),
+        ),
+    ];
+    let volumes = json!([{"name": "shared", "hostPath": {"path": shared, "type": "Directory"}}]);
+    [
+        pod(
+            "hooks",
+            json!({"terminationGracePeriodSeconds": 30, "volumes": volumes, "containers": containers}),
+        ),
+        pod(
+            "stubborn",
+            json!({
+                "terminationGracePeriodSeconds": 6,
+                "containers": [script("main", "trap '' TERM; while :; do sleep 1; done")],
+            }),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_come_are_watched_and_go_as_their_pods_say() {
+    Registry::shared().push("agnhost");
+    let node = Node::start(json!({})).await;
+    let shared = node.path("shared");
+    fs::create_dir(&shared).expect("a directory of the host");
+    let mut table = Table::new("kubelet: containers come, are watched and go");
+    let ending = ending(&shared.display().to_string());
+    for pod in [probes()].iter().chain(&ending).chain(&runs()) {
+        node.apply(pod);
+    }
+    let cases: Vec<Case> = PROBES.into_iter().chain(RUNS).collect();
+    watch(&node, &mut table, &cases).await;
+    let order = node.api.logs("init", "main").await;
+    table.equal("their order", order.as_str(), "one\nsidecar\ntwo\nmain\n");
+
+    let begun = Instant::now();
+    node.delete("hooks");
+    node.delete("stubborn");
+    let hooks = node.until_stopped("hooks").await.map(|()| begun.elapsed());
+    let stubborn = node.until_stopped("stubborn").await;
+    let stubborn = stubborn.map(|()| begun.elapsed());
+    // Less than its grace of 30 s: it ended when it was told to.
+    let grace = hooks
+        .as_ref()
+        .is_ok_and(|time| *time < Duration::from_secs(30));
+    table.row("SIGTERM ends a container", grace, format!("{hooks:?}"));
+    let grace = stubborn
+        .as_ref()
+        .is_ok_and(|time| *time >= Duration::from_secs(6));
+    table.row(
+        "SIGKILL once the grace is over",
+        grace,
+        format!("{stubborn:?}"),
+    );
+    let events = fs::read_to_string(shared.join("events")).unwrap_or_default();
+    table.equal(
+        "hooks by exec",
+        events.as_str(),
+        "post-start\npre-stop\nterm\n",
+    );
+    let requests = fs::read_to_string(shared.join("requests")).unwrap_or_default();
+    table.row("a hook by HTTP", requests.contains("/pre-stop"), requests);
+    table.finish();
+    node.end().await;
+}
