@@ -10,13 +10,12 @@ use bulkhead_proto::cri::{
     UpdatePodSandboxResourcesRequest,
 };
 use bulkhead_tests::client::Client;
+use bulkhead_tests::node::client_program;
 use bulkhead_tests::registry::{Registry, free_address};
 use bulkhead_tests::systemd::Systemd;
 
 const PAGE: &str = include_str!("../../../docs/kubernetes.md");
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-/// Set by `scripts/test` to what `scripts/build-clients` prints.
-const CLIENTS_VARIABLE: &str = "BULKHEAD_CLIENTS";
 const IMAGE_OF_PAGE: &str = "docker.io/library/busybox:stable";
 const PATIENCE: Duration = Duration::from_secs(240);
 const MANIFEST: &str = "/etc/kubernetes/manifests/hello.yaml";
@@ -69,15 +68,15 @@ fn scope_of(cgroup: &str) -> (String, String) {
 
 /// As a distribution of Kubernetes brings it, kubeadm's for one, with what a node without an API server needs.
 fn bring_kubelet(host: &Systemd) {
-    let clients = std::env::var(CLIENTS_VARIABLE)
-        .unwrap_or_else(|_| panic!("{CLIENTS_VARIABLE} is not set: run scripts/test"));
+    let kubelet = client_program("kubelet");
     let addresses = host.run(&["hostname", "-I"]);
     let address = addresses.split_whitespace().next().expect("an address");
     host.write(
         "/etc/systemd/system/kubelet.service",
         &format!(
-            "[Service]\nExecStart={clients}/kubelet --config=/var/lib/kubelet/config.yaml $KUBELET_EXTRA_ARGS \
-             --hostname-override=node --node-ip={address}\nRestart=always\n"
+            "[Service]\nExecStart={} --config=/var/lib/kubelet/config.yaml $KUBELET_EXTRA_ARGS \
+             --hostname-override=node --node-ip={address}\nRestart=always\n",
+            kubelet.display()
         ),
     );
     host.write(
