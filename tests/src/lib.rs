@@ -17,4 +17,5 @@ pub mod node;
 pub mod node_api;
 pub mod registry;
 pub mod spdy;
+pub mod systemd;
 pub mod table;

@@ -8,6 +8,7 @@ mod cri;
 mod guest;
 mod logs;
 mod network;
+mod notify;
 mod pod;
 mod problem;
 mod scratch;
@@ -23,6 +24,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
+use crate::notify::Notifier;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -83,7 +85,13 @@ async fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(config) => config,
         Err(e) => return fail(&e),
     };
-    match serve::run(config).await {
+    let variable = |name| std::env::var(name).ok();
+    let notifier = Notifier::new(
+        std::env::var_os("NOTIFY_SOCKET"),
+        variable("WATCHDOG_USEC").as_deref(),
+        variable("WATCHDOG_PID").as_deref(),
+    );
+    match serve::run(config, notifier).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),
     }

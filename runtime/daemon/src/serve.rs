@@ -18,12 +18,14 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 pub use bulkhead_vmm::chain;
 
-use crate::config::Config;
+use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::guest::cgroup::Cgroups;
 use crate::guest::launch::Launcher;
 use crate::guest::probe::Probe;
+use crate::guest::systemd::Systemd;
 use crate::network::{Network, NetworkError};
+use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::sizing::Defaults;
 use crate::pod::volumes::Volumes;
@@ -63,7 +65,7 @@ pub enum ServeError {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<(), ServeError> {
+pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
@@ -81,6 +83,8 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     warm_up(&pods);
     let listener = listen(&socket)?;
     tracing::info!("serving CRI on unix://{}", socket.display());
+    notifier.tell(notify::READY);
+    tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
     let server = tonic::transport::Server::builder()
@@ -103,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("ending; pods live on");
+    notifier.tell(notify::STOPPING);
     stop.send_replace(true);
     // Streams of events have no end of their own.
     if let Ok(served) = tokio::time::timeout(LAST_CALLS, server).await {
@@ -117,6 +122,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
     let images = bulkhead_image::Store::open(config.image_config())?;
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
+    let systemd = (config.cgroup_driver == CgroupDriver::Systemd).then(Systemd::of_host);
     // Before the first pod: kubelet asks what file system containers are on when it starts.
     let state_pods = config.state_dir.join("pods");
     make_directory(&state_pods)?;
@@ -133,7 +139,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         store: Store::open(&config.state_dir.join("pods.redb"))?,
         network,
         images,
-        cgroups: Cgroups::new(config.cgroup_parent.as_deref()),
+        cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(config.state_dir.join("templates")),
         probe: Probe::new(

@@ -22,5 +22,6 @@ mod security;
 mod shares;
 mod statistics;
 mod streaming;
+mod systemd;
 mod users;
 mod volumes;

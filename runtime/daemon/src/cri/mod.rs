@@ -159,7 +159,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
-        BootError::NoTurn(_) => Code::Unavailable,
+        BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,
         BootError::Abandoned => Code::Cancelled,
         BootError::Launch { source, .. } => match **source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,

@@ -5,28 +5,56 @@
 //! allows only what the containers may use, because the RuntimeClass has no overhead, is too small for a VM: then the VM's
 //! cgroup is beside it, with a bound of its own. Without kubelet it is below our own. A host without cgroup v2, or where
 //! we may not make one, runs pods all the same: the isolation is the VM's.
+//!
+//! Where systemd makes the host's cgroups, only it may make any in its slices:
+//!
+//! ```text
+//! kubepods-burstable-podUID.slice    kubelet's
+//!     bulkhead-ID.scope              systemd's: made by it, with the weight among its neighbours
+//!         vm                         ours: processes and limits. What is systemd's it sets anew when it is reloaded
+//! ```
 
+mod limits;
 pub mod pids;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Once;
+
+use bulkhead_vmm::chain;
+
+use super::systemd::{Scope, Systemd, SystemdError};
+pub use limits::HostLimits;
+use limits::weight;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Turned on for pods, each by itself: a host may lack one.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 /// Threads of the VMM and of what serves its pod.
 const MAX_TASKS: u64 = 1024;
-const MIN_SHARES: u64 = 2;
-const MAX_SHARES: u64 = 262_144;
 const SLICE: &str = ".slice";
+const SCOPE: &str = ".scope";
+/// Our cgroup in a scope.
+const IN_SCOPE: &str = "vm";
+
+/// Why a VM has no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("cgroup {path}")]
+    Files { path: PathBuf, source: io::Error },
+    #[error("scope of the VM")]
+    Scope(#[from] SystemdError),
+}
 
 /// Where cgroups of pods are made; `None` if the host has no cgroup v2 or none is wanted.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     root: PathBuf,
     parent: Option<PathBuf>,
+    /// Who makes cgroups in slices.
+    systemd: Option<Systemd>,
 }
 
 /// A cgroup that kubelet made for a pod, and what it allows.
@@ -40,32 +68,25 @@ pub struct PodCgroup {
     pub hugepage_bytes: u64,
 }
 
-/// What a VM may use of the host; `None` and empty: as much as there is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostLimits {
-    pub memory_bytes: Option<u64>,
-    /// Thousandths of a CPU.
-    pub cpu_millis: Option<u64>,
-    /// As cgroup v1 counts them, [2, 262144].
-    pub cpu_shares: Option<u64>,
-    /// Lists of CPUs and NUMA nodes.
-    pub cpus: String,
-    pub nodes: String,
-}
-
 impl Cgroups {
-    /// `parent` is relative to the root of cgroup v2.
-    pub fn new(parent: Option<&Path>) -> Self {
+    /// `parent` is relative to the root of cgroup v2; with systemd it is the name of a slice, with or without its ending.
+    pub fn new(parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
         let root = Path::new(ROOT);
         let usable = root.join("cgroup.controllers").exists();
-        Self::below(root, parent.filter(|_| usable))
+        Self::below(root, parent.filter(|_| usable), systemd)
     }
 
-    fn below(root: &Path, parent: Option<&Path>) -> Self {
-        let relative = |parent: &Path| root.join(parent.strip_prefix("/").unwrap_or(parent));
+    pub(super) fn below(root: &Path, parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
+        let parent = parent.map(|parent| {
+            let name = parent.to_str().filter(|_| systemd.is_some());
+            let name = name.map(|name| name.strip_suffix(SLICE).unwrap_or(name));
+            let parent = name.and_then(slice).unwrap_or_else(|| parent.to_owned());
+            root.join(parent.strip_prefix("/").unwrap_or(&parent))
+        });
         Self {
-            parent: parent.map(relative),
+            parent,
             root: root.to_owned(),
+            systemd,
         }
     }
 
@@ -99,29 +120,99 @@ impl Cgroups {
         given: Option<&PodCgroup>,
         needed: Option<u64>,
     ) -> Option<PathBuf> {
-        let own = self.parent.as_ref()?.join(format!("pod-{pod}"));
+        let name = format!("bulkhead-{pod}");
+        let parent = self.parent.as_ref()?;
+        let own = match self.is_systemds(parent) {
+            true => self.within(parent, &name),
+            false => parent.join(format!("pod-{pod}")),
+        };
         let Some(given) = given else {
             return Some(own);
         };
-        let name = format!("bulkhead-{pod}");
         match (given.memory_bytes, needed) {
             (Some(allowed), Some(needed)) if allowed < needed => {
                 warn_of_no_overhead(&given.path, allowed, needed);
                 let parent = given.path.parent();
                 let parent = parent.filter(|parent| *parent != self.root);
-                Some(parent.map_or(own, |parent| parent.join(name)))
+                Some(parent.map_or(own, |parent| self.within(parent, &name)))
             }
-            _ => Some(given.path.join(name)),
+            _ => Some(self.within(&given.path, &name)),
         }
     }
 
-    /// Makes the cgroup `path` with its limits.
-    pub fn make(&self, path: &Path, limits: &HostLimits) -> io::Result<()> {
-        fs::create_dir_all(path)?;
-        self.enable_controllers(path);
+    fn is_systemds(&self, directory: &Path) -> bool {
+        self.systemd.is_some() && directory.extension() == Some(OsStr::new("slice"))
+    }
+
+    fn within(&self, directory: &Path, name: &str) -> PathBuf {
+        match self.is_systemds(directory) {
+            true => directory.join(format!("{name}{SCOPE}")).join(IN_SCOPE),
+            false => directory.join(name),
+        }
+    }
+
+    /// Makes the cgroup `path` with its limits, and moves the process into it.
+    pub async fn make(
+        &self,
+        path: &Path,
+        limits: &HostLimits,
+        pid: i32,
+    ) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Files {
+            path: path.to_owned(),
+            source,
+        };
+        match (&self.systemd, scope_of(path)) {
+            (Some(systemd), Some(scope)) => {
+                start_scope(systemd, scope, limits, pid).await?;
+                // Not the scope: if it is not there, there is nothing to be in.
+                fs::create_dir(path).map_err(failed)?;
+                // A cgroup with processes of its own cannot share out to cgroups.
+                enter(path, pid).map_err(failed)?;
+                enable_controllers(scope);
+            }
+            _ => {
+                fs::create_dir_all(path).map_err(failed)?;
+                self.enable_controllers(path);
+                enter(path, pid).map_err(failed)?;
+            }
+        }
         fs::write(path.join("pids.max"), MAX_TASKS.to_string())
             .unwrap_or_else(|e| tracing::debug!("{}: pids.max: {e}", path.display()));
-        limit(path, limits);
+        limits::write(path, limits);
+        Ok(())
+    }
+
+    /// Sets limits, each as far as the host can; what it cannot is said in the log.
+    pub fn limit(&self, path: &Path, limits: &HostLimits) {
+        limits::write(path, limits);
+        let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path)) else {
+            return;
+        };
+        let weight = weight(limits.cpu_shares);
+        let now = fs::read_to_string(scope.join("cpu.weight")).ok();
+        if now.is_none_or(|now| now.trim() == weight.to_string()) {
+            return;
+        }
+        let (systemd, unit) = (systemd.clone(), name_of(scope).to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = systemd.set_cpu_weight(&unit, weight).await {
+                tracing::warn!("{}", chain(&error));
+            }
+        });
+    }
+
+    /// Removes a cgroup, and kills what is left in it. One that is gone is fine.
+    pub async fn remove(&self, path: &Path) -> Result<(), tokio::task::JoinError> {
+        let owned = path.to_owned();
+        tokio::task::spawn_blocking(move || remove(&owned)).await?;
+        // Without processes a scope ends by itself, but the next call may find it: kubelet removes its slice.
+        if let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path))
+            && scope.exists()
+            && let Err(error) = systemd.stop(name_of(scope)).await
+        {
+            tracing::warn!("{}", chain(&error));
+        }
         Ok(())
     }
 
@@ -130,14 +221,8 @@ impl Cgroups {
         let mut above: Vec<_> = path.ancestors().skip(1).collect();
         above.reverse();
         for directory in above {
-            if !directory.starts_with(&self.root) {
-                continue;
-            }
-            for controller in CONTROLLERS {
-                let file = directory.join("cgroup.subtree_control");
-                if let Err(e) = fs::write(&file, format!("+{controller}")) {
-                    tracing::debug!("{}: +{controller}: {e}", file.display());
-                }
+            if directory.starts_with(&self.root) {
+                enable_controllers(directory);
             }
         }
     }
@@ -186,6 +271,50 @@ fn warn_of_no_overhead(given: &Path, allowed: u64, needed: u64) {
     });
 }
 
+fn enable_controllers(directory: &Path) {
+    for controller in CONTROLLERS {
+        let file = directory.join("cgroup.subtree_control");
+        if let Err(e) = fs::write(&file, format!("+{controller}")) {
+            tracing::debug!("{}: +{controller}: {e}", file.display());
+        }
+    }
+}
+
+async fn start_scope(
+    systemd: &Systemd,
+    scope: &Path,
+    limits: &HostLimits,
+    pid: i32,
+) -> Result<(), SystemdError> {
+    let unit = name_of(scope);
+    let pod = unit.trim_start_matches("bulkhead-");
+    systemd
+        .start(&Scope {
+            unit,
+            slice: scope.parent().map_or("", name_of),
+            description: &format!("Bulkhead: VM of pod {}", pod.trim_end_matches(SCOPE)),
+            cpu_weight: weight(limits.cpu_shares),
+            pid: pid.unsigned_abs(),
+        })
+        .await
+}
+
+/// The scope that a VM's cgroup is in.
+fn scope_of(path: &Path) -> Option<&Path> {
+    let scope = path.parent()?;
+    (scope.extension() == Some(OsStr::new("scope"))).then_some(scope)
+}
+
+fn name_of(path: &Path) -> &str {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.unwrap_or_default()
+}
+
+/// The cgroup that the VM's, `path`, is in: kubelet's or ours.
+pub fn around(path: &Path) -> Option<&Path> {
+    scope_of(path).unwrap_or(path).parent()
+}
+
 /// How much memory a cgroup holds, with those below it.
 pub fn held_bytes(path: &Path) -> Option<u64> {
     let text = fs::read_to_string(path.join("memory.current")).ok()?;
@@ -197,42 +326,6 @@ pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())
 }
 
-/// Sets limits, each as far as the host can; what it cannot is said in the log.
-pub fn limit(path: &Path, limits: &HostLimits) {
-    let mut files = vec![
-        ("cpu.max", cpu_max(limits.cpu_millis)),
-        ("cpu.weight", weight(limits.cpu_shares)),
-        ("cpuset.cpus", limits.cpus.clone()),
-        ("cpuset.mems", limits.nodes.clone()),
-    ];
-    if let Some(limit) = memory_max(path, limits.memory_bytes) {
-        files.push(("memory.max", limit));
-    }
-    for (file, value) in files {
-        // An empty list of CPUs is written as a line, or the kernel sees nothing.
-        if let Err(e) = fs::write(path.join(file), format!("{value}\n")) {
-            tracing::debug!("{}: {file} = {value:?}: {e}", path.display());
-        }
-    }
-}
-
-/// A limit below what the VM holds would have the kernel kill it: then the old one stays until the next change.
-fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
-    let Some(limit) = limit else {
-        return Some("max".to_owned());
-    };
-    let held = held_bytes(path).unwrap_or(0);
-    if held > limit {
-        tracing::warn!(
-            "{}: the VM holds {held} bytes, more than its new limit of {limit}: the host keeps the old limit, the guest \
-             has the new one",
-            path.display()
-        );
-        return None;
-    }
-    Some(limit.to_string())
-}
-
 /// Whether the kernel killed something in it for want of memory.
 pub fn was_oom_killed(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
@@ -240,26 +333,6 @@ pub fn was_oom_killed(path: &Path) -> bool {
         .lines()
         .find_map(|line| line.strip_prefix("oom_kill "));
     kills.is_some_and(|kills| kills.trim() != "0")
-}
-
-fn cpu_max(millis: Option<u64>) -> String {
-    const PERIOD_US: u64 = 100_000;
-    match millis {
-        // The kernel takes no less than a millisecond.
-        Some(millis) => format!(
-            "{} {PERIOD_US}",
-            (millis.saturating_mul(PERIOD_US / 1000)).max(1000)
-        ),
-        None => format!("max {PERIOD_US}"),
-    }
-}
-
-/// On cgroup v2's scale [1, 10000], as kubelet and runc convert it.
-fn weight(shares: Option<u64>) -> String {
-    let weight = shares.map_or(100, |shares| {
-        1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
-    });
-    weight.to_string()
 }
 
 /// A path below the root of what kubelet says: "/kubepods/burstable/pod1" with the cgroupfs driver, with systemd's the
@@ -288,8 +361,7 @@ fn slice(name: &str) -> Option<PathBuf> {
     Some(names.map(|name| format!("{name}{SLICE}")).collect())
 }
 
-/// Removes a cgroup, and kills what is left in it. One that is gone is fine.
-pub fn remove(path: &Path) {
+fn remove(path: &Path) {
     if !path.exists() {
         return;
     }
@@ -337,7 +409,7 @@ mod tests {
     #[test]
     fn a_vm_is_in_its_pods_cgroup_if_that_is_there_and_has_room_and_else_beside_it() {
         let root = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")));
+        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")), None);
         let own = root.path().join("bulkhead/pod-x");
         assert_eq!(cgroups.of_pod(""), None);
         assert_eq!(cgroups.of_pod("/kubepods/p"), None);
@@ -377,40 +449,8 @@ mod tests {
         fs::write(parent.join("memory.max"), "max\n").unwrap();
         fs::write(root.path().join("kubepods/memory.max"), "4096\n").unwrap();
         assert_eq!(cgroups.memory_limit(&below), Some(4096));
-        let none = Cgroups::below(root.path(), None);
+        let none = Cgroups::below(root.path(), None, None);
         assert_eq!(none.of_pod("/kubepods/p"), None);
         assert_eq!(none.place("x", None, None), None);
-    }
-
-    #[test]
-    fn limits_become_files_and_none_lifts_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
-        limit(
-            directory.path(),
-            &HostLimits {
-                memory_bytes: Some(1 << 20),
-                cpu_millis: Some(1500),
-                cpu_shares: Some(1024),
-                cpus: "0-1".into(),
-                nodes: String::new(),
-            },
-        );
-        assert_eq!(read("memory.max"), "1048576\n");
-        assert_eq!(read("cpu.max"), "150000 100000\n");
-        assert_eq!(read("cpu.weight"), "39\n");
-        assert_eq!(read("cpuset.cpus"), "0-1\n");
-        limit(directory.path(), &HostLimits::default());
-        assert_eq!(read("memory.max"), "max\n");
-        assert_eq!(read("cpu.max"), "max 100000\n");
-        assert_eq!(read("cpu.weight"), "100\n");
-    }
-
-    #[test]
-    fn a_vm_is_not_killed_by_a_limit_below_what_it_holds() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("memory.current"), "5000\n").unwrap();
-        assert_eq!(memory_max(directory.path(), Some(4000)), None);
-        assert_eq!(memory_max(directory.path(), Some(6000)).unwrap(), "6000");
     }
 }

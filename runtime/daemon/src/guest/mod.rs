@@ -4,7 +4,8 @@
 //! [`launch`] starts a VMM and waits for its agent ([`patience`] says how long), or adopts one that an earlier daemon started. [`agent`] is the
 //! client of the agent's calls, [`watch`] its stream of news, [`connect`] the way through the vsock socket,
 //! [`streams`] the byte streams that go there, [`control`] the VMM's control socket, [`process`] the identity and the end of a process,
-//! [`shares`] the file server of a guest that has directories of the host.
+//! [`shares`] the file server of a guest that has directories of the host. [`cgroup`] bounds all of them, with [`systemd`]
+//! where that makes the host's cgroups.
 //! What comes out of a guest is bounded in size and time here, and checked.
 
 pub mod agent;
@@ -20,6 +21,7 @@ pub mod statistics;
 pub mod streams;
 #[allow(unsafe_code)]
 mod sys;
+pub mod systemd;
 pub mod usage;
 pub mod user;
 pub mod watch;

@@ -19,7 +19,7 @@ use super::record::Held;
 use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
 use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
-use crate::guest::cgroup;
+use crate::guest::cgroup::CgroupError;
 use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
 use crate::guest::process::{Identity, VmmProcess};
 use crate::guest::{Files, Guest, control, protocol};
@@ -163,7 +163,7 @@ impl Owner {
         };
         let starting = self.shared.host.launcher.spawn(files, machine);
         let starting = starting.map_err(|error| launch_failed(waited, error))?;
-        if let Err(error) = self.hold_vmm(&starting, cgroup) {
+        if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
             starting.process().kill();
             starting.process().ended().await;
             return Err(error);
@@ -191,17 +191,23 @@ impl Owner {
     }
 
     /// Writes down whose process it is, and bounds it, before it becomes a VM.
-    fn hold_vmm(&mut self, starting: &Starting, cgroup: Option<PathBuf>) -> Result<(), BootError> {
-        let identity = starting.process().identity();
+    async fn hold_vmm(
+        &mut self,
+        identity: Identity,
+        cgroup: Option<PathBuf>,
+    ) -> Result<(), BootError> {
         self.change_pod(|pod| {
             pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));
         })?;
         if let Some(path) = cgroup {
             let limits = self.host_limits();
-            let made = self.shared.host.cgroups.make(&path, &limits);
-            if let Err(e) = made.and_then(|()| cgroup::enter(&path, identity.pid)) {
-                tracing::warn!(pod = self.pod.id, "the VM has no cgroup of its own: {e}");
+            let cgroups = &self.shared.host.cgroups;
+            match cgroups.make(&path, &limits, identity.pid).await {
+                Ok(()) => {}
+                Err(error @ CgroupError::Files { .. }) => self.complain("bound the VM", &error),
+                // systemd is asked only where it makes cgroups, and can be asked again.
+                Err(CgroupError::Scope(error)) => return Err(error.into()),
             }
         }
         Ok(())
@@ -283,10 +289,8 @@ impl Owner {
         match held {
             Held::Vmm(identity) | Held::FileServer(identity) => kill(*identity).await,
             Held::Cgroup(path) => {
-                let path = path.clone();
-                tokio::task::spawn_blocking(move || cgroup::remove(&path))
-                    .await
-                    .map_err(|_| BootError::Panicked)
+                let removed = self.shared.host.cgroups.remove(path).await;
+                removed.map_err(|_| BootError::Panicked)
             }
             Held::Network(record) => {
                 let _lane = self.shared.host.admission.teardown().await;

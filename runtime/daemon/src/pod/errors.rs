@@ -16,6 +16,7 @@ use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
 use crate::guest::launch::LaunchError;
 use crate::guest::shares::ShareError;
+use crate::guest::systemd::SystemdError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
 use crate::problem::Problem;
@@ -101,6 +102,8 @@ pub enum BootError {
     },
     #[error("too many pods boot")]
     NoTurn(#[from] NoTurn),
+    #[error("cgroup of the VM")]
+    Scope(#[from] SystemdError),
     #[error("nobody waits for the pod any more")]
     Abandoned,
     #[error("configure the guest")]

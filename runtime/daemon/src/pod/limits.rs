@@ -24,7 +24,7 @@ use super::record::ContainerRecord;
 use super::sizing::{self, Allowance, Room, VmSize, Wanted};
 use super::spec::{PodLimits, Resources};
 use super::{BootError, cpulist, together};
-use crate::guest::cgroup::{self, HostLimits, PodCgroup};
+use crate::guest::cgroup::{HostLimits, PodCgroup};
 use crate::guest::{Guest, protocol};
 
 const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
@@ -147,7 +147,8 @@ impl Owner {
     /// Applies on the host what its containers say, after one has come, gone or changed.
     pub(super) fn place(&self) {
         if let Some(path) = self.pod.cgroup() {
-            cgroup::limit(path, &self.host_limits());
+            let limits = self.host_limits();
+            self.shared.host.cgroups.limit(path, &limits);
         }
         let scores = self.live().map(|one| one.spec.resources.oom_score_adj);
         let score = i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0);

@@ -56,7 +56,8 @@ impl Owner {
 
         let grows = sizing::grows(old.allowance.memory_bytes, allowance.memory_bytes);
         if let Some(path) = self.pod.cgroup().filter(|_| grows) {
-            cgroup::limit(path, &self.host_limits_for(&new));
+            let limits = self.host_limits_for(&new);
+            self.shared.host.cgroups.limit(path, &limits);
         }
         let done = self.resize_guest(&guest, &changed, &new, grows).await;
         let done = match (done, allowance.memory_bytes) {
@@ -172,7 +173,8 @@ impl Owner {
                 return Err(Unfit::Memory { needed, most }.into());
             }
             if let Some(path) = pod.cgroup() {
-                cgroup::limit(path, &self.host_limits_for(&wanted));
+                let limits = self.host_limits_for(&wanted);
+                self.shared.host.cgroups.limit(path, &limits);
             }
         }
         self.size_guest(guest, &wanted, asked).await
@@ -180,7 +182,7 @@ impl Owner {
 
     /// kubelet's cgroup of the pod, if the VM lives in it.
     fn kubelets_cgroup(&self) -> Option<PathBuf> {
-        let parent = self.pod.cgroup()?.parent()?;
+        let parent = cgroup::around(self.pod.cgroup()?)?;
         let cgroups = &self.shared.host.cgroups;
         let given = cgroups.of_pod(&self.pod.spec.limits.cgroup_parent)?;
         (given.path == parent).then_some(given.path)

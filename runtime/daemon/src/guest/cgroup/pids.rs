@@ -39,7 +39,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let pod = root.path().join("kubepods/pod1");
         fs::create_dir_all(&pod).unwrap();
-        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")));
+        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")), None);
         assert_eq!(cgroups.pids_limit("/kubepods/pod1"), None);
         for (text, expected) in [
             ("max\n", Some(PidsLimit::None)),
@@ -52,7 +52,7 @@ mod tests {
         for wanted in ["", "/kubepods/../kubepods/pod1"] {
             assert_eq!(cgroups.pids_limit(wanted), None, "{wanted:?}");
         }
-        let without = Cgroups::below(root.path(), None);
+        let without = Cgroups::below(root.path(), None, None);
         assert_eq!(without.pids_limit("/kubepods/pod1"), None);
     }
 }

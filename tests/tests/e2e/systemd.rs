@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+//! docs/kubernetes.md, done: a node that a real systemd runs, with the units, files and commands of that page and a real
+//! kubelet.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bulkhead_proto::cri::{
+    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxState,
+    UpdatePodSandboxResourcesRequest,
+};
+use bulkhead_tests::client::Client;
+use bulkhead_tests::node::client_program;
+use bulkhead_tests::registry::{Registry, free_address};
+use bulkhead_tests::systemd::Systemd;
+
+const PAGE: &str = include_str!("../../../docs/kubernetes.md");
+const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const IMAGE_OF_PAGE: &str = "docker.io/library/busybox:stable";
+const PATIENCE: Duration = Duration::from_secs(240);
+const MANIFEST: &str = "/etc/kubernetes/manifests/hello.yaml";
+const SOCKET: &str = "/run/bulkhead/bulkhead.sock";
+
+/// The block of the page below the first mention of a file.
+fn block(file: &str) -> String {
+    let after = PAGE.split_once(&format!("`{file}`"));
+    let (_, after) = after.unwrap_or_else(|| panic!("docs/kubernetes.md names no {file}"));
+    let (_, fence) = after.split_once("\n```").expect("a block");
+    let (_, text) = fence.split_once('\n').expect("its text");
+    let (text, _) = text.split_once("\n```").expect("its end");
+    format!("{text}\n")
+}
+
+fn until<T>(what: &str, host: &Systemd, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let said = host.output();
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{what}; systemd said:\n{said}"
+        );
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+fn vmms(host: &Systemd) -> Vec<String> {
+    // pgrep fails if it finds nothing.
+    let shown = host.run(&[
+        "sh",
+        "-c",
+        "pgrep -f '^/usr/lib/bulkhead/bulkhead-vmm run' || true",
+    ]);
+    shown.split_whitespace().map(str::to_owned).collect()
+}
+
+fn scope_of(cgroup: &str) -> (String, String) {
+    let inside = cgroup.strip_suffix("/vm").expect("our cgroup in a scope");
+    let (slice, scope) = inside.rsplit_once('/').expect("a scope in a slice");
+    assert!(
+        scope.starts_with("bulkhead-") && scope.ends_with(".scope"),
+        "{cgroup}"
+    );
+    (slice.to_owned(), scope.to_owned())
+}
+
+/// As a distribution of Kubernetes brings it, kubeadm's for one, with what a node without an API server needs.
+fn bring_kubelet(host: &Systemd) {
+    let kubelet = client_program("kubelet");
+    let addresses = host.run(&["hostname", "-I"]);
+    let address = addresses.split_whitespace().next().expect("an address");
+    host.write(
+        "/etc/systemd/system/kubelet.service",
+        &format!(
+            "[Service]\nExecStart={} --config=/var/lib/kubelet/config.yaml $KUBELET_EXTRA_ARGS \
+             --hostname-override=node --node-ip={address}\nRestart=always\n",
+            kubelet.display()
+        ),
+    );
+    host.write(
+        "/var/lib/kubelet/config.yaml",
+        &format!(
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: 127.0.0.1\nport: {}\n\
+             readOnlyPort: 0\nhealthzPort: 0\nauthentication: {{anonymous: {{enabled: true}}, webhook: {{enabled: false}}}}\n\
+             authorization: {{mode: AlwaysAllow}}\nfailSwapOn: false\nstaticPodPath: /etc/kubernetes/manifests\n\
+             fileCheckFrequency: 1s\nmakeIPTablesUtilChains: false\nimageGCHighThresholdPercent: 100\n\
+             evictionHard: {{memory.available: 50Mi, nodefs.available: 1Mi}}\n",
+            free_address().port()
+        ),
+    );
+}
+
+fn install(host: &Systemd, state: &Path) {
+    for file in [
+        "/etc/modules-load.d/bulkhead.conf",
+        "/etc/sysctl.d/90-bulkhead.conf",
+        "/etc/cni/net.d/10-bulkhead.conflist",
+        "/etc/kubernetes/kubelet.conf.d/10-bulkhead.conf",
+        "/etc/systemd/system/kubelet.service.d/20-bulkhead.conf",
+    ] {
+        host.write(file, &block(file));
+    }
+    let tools = "/usr/lib/systemd/systemd";
+    host.run(&[
+        &format!("{tools}-modules-load"),
+        "/etc/modules-load.d/bulkhead.conf",
+    ]);
+    host.run(&[&format!("{tools}-sysctl"), "/etc/sysctl.d/90-bulkhead.conf"]);
+    let install = block("install.sh");
+    host.run(&["sh", "-euc", &format!("cd {PROJECT}\n{install}")]);
+    // Where the emulated host has a disk, and a registry without TLS.
+    host.write(
+        "/etc/bulkhead/config.toml",
+        &format!(
+            "state_dir = \"{}\"\nsandbox.boot_timeout_seconds = 120\n{}[registries.\"{}\"]\nplain_http = true\n",
+            state.display(),
+            block("/etc/bulkhead/config.toml"),
+            Registry::shared().address
+        ),
+    );
+    bring_kubelet(host);
+    for unit in ["bulkhead", "kubelet"] {
+        host.run(&[
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            &format!("{unit}.service"),
+        ]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_made_as_the_documentation_says_runs_pods_in_scopes_that_outlive_the_daemon() {
+    std::fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
+    let directory = tempfile::Builder::new()
+        .prefix("e2e-systemd-")
+        .tempdir_in("/var/lib/bulkhead")
+        .expect("a directory for a node");
+    let host = Systemd::boot(directory.path());
+    install(&host, &directory.path().join("state"));
+    host.run(&["systemctl", "start", "dbus.service"]);
+    host.run(&["sh", "-euc", &block("start.sh")]);
+    assert_eq!(host.property("bulkhead", "ActiveState"), "active");
+
+    a_pod_of_kubelets(&host);
+    a_pod_of_nobodys(&host, directory.path()).await;
+    host.run(&["systemctl", "stop", "kubelet", "bulkhead"]);
+    assert_eq!(host.property("bulkhead", "Result"), "success");
+}
+
+/// With a bus.
+fn a_pod_of_kubelets(host: &Systemd) {
+    let busybox = Registry::shared().image("test/busybox");
+    // The API server would add the overhead of the RuntimeClass.
+    let pod = block("pod.yaml").replace(IMAGE_OF_PAGE, &busybox).replace(
+        "  containers:",
+        "  overhead: {memory: 180Mi}\n  containers:",
+    );
+    assert!(pod.contains(&busybox) && pod.contains("overhead"), "{pod}");
+    host.write(MANIFEST, &pod);
+    host.run(&["systemctl", "start", "kubelet"]);
+    let log = until("no log of the pod", host, || {
+        let shown = host.run(&["sh", "-c", "cat /var/log/pods/*/hello/0.log || true"]);
+        Some(shown).filter(|log| log.contains("hello"))
+    });
+    assert!(log.contains("hello from a kernel of its own: 6."), "{log}");
+    let vmm = vmms(host);
+    assert_eq!(vmm.len(), 1);
+
+    let cgroup = host.cgroup_of(&vmm[0]);
+    let (slice, scope) = scope_of(&cgroup);
+    assert!(
+        slice.starts_with("/kubepods.slice/kubepods-pod"),
+        "{cgroup}"
+    );
+    assert_eq!(
+        host.cgroup_file(&slice, "memory.max"),
+        (244_u64 << 20).to_string()
+    );
+    assert_eq!(
+        format!("/kubepods.slice/{}", host.property(&scope, "Slice")),
+        slice
+    );
+    assert_eq!(host.property(&scope, "Delegate"), "yes");
+    let limit: u64 = host
+        .cgroup_file(&cgroup, "memory.max")
+        .parse()
+        .expect("a limit");
+    assert!(limit > 64 << 20, "{limit}");
+    host.run(&["systemctl", "daemon-reload"]);
+    assert_eq!(host.cgroup_file(&cgroup, "memory.max"), limit.to_string());
+
+    for stop in [
+        ["systemctl", "restart", "bulkhead"].as_slice(),
+        &[
+            "systemctl",
+            "kill",
+            "--signal=KILL",
+            "--kill-who=main",
+            "bulkhead",
+        ],
+    ] {
+        let old = host.property("bulkhead", "MainPID");
+        host.run(stop);
+        until("the daemon does not come back", host, || {
+            let pid = host.property("bulkhead", "MainPID");
+            let is_new = pid != old && host.property("bulkhead", "ActiveState") == "active";
+            is_new.then_some(())
+        });
+        assert_eq!(vmms(host), vmm, "after {stop:?}");
+        assert_eq!(host.cgroup_of(&vmm[0]), cgroup);
+    }
+
+    std::fs::remove_file(host.path(MANIFEST)).expect("remove the manifest");
+    until("the VM stays", host, || vmms(host).is_empty().then_some(()));
+    until("the scope stays", host, || {
+        (host.property(&scope, "LoadState") == "not-found").then_some(())
+    });
+    let slice = host.path(&format!("/sys/fs/cgroup{slice}"));
+    until("kubelet cannot remove its slice", host, || {
+        (!slice.exists()).then_some(())
+    });
+}
+
+/// By CRI alone, and without a bus: systemd itself is asked.
+async fn a_pod_of_nobodys(host: &Systemd, directory: &Path) {
+    std::fs::remove_file(host.path("/run/dbus/system_bus_socket")).expect("the bus's socket");
+    let mut client = Client::connect(&host.path(SOCKET), &directory.join("logs"))
+        .await
+        .expect("connect");
+    let mut config = client.pod_config("alone");
+    let shares = |cpu_shares| LinuxContainerResources {
+        cpu_shares,
+        ..LinuxContainerResources::default()
+    };
+    config.linux = Some(LinuxPodSandboxConfig {
+        resources: Some(shares(1024)),
+        ..LinuxPodSandboxConfig::default()
+    });
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let vmm = vmms(host);
+    let (slice, scope) = scope_of(&host.cgroup_of(&vmm[0]));
+    assert_eq!(slice, "/bulkhead.slice");
+    assert_eq!(host.property(&scope, "CPUWeight"), "39");
+    let request = UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        resources: Some(shares(2048)),
+        ..UpdatePodSandboxResourcesRequest::default()
+    };
+    let updated = client.runtime.update_pod_sandbox_resources(request).await;
+    updated.expect("another weight");
+    until("the scope keeps its weight", host, || {
+        (host.property(&scope, "CPUWeight") == "79").then_some(())
+    });
+    let state = client.pod_state(&pod.id).await.expect("state");
+    assert_eq!(state, PodSandboxState::SandboxReady);
+    client.end_pod(&pod).await;
+    assert_eq!(host.property(&scope, "LoadState"), "not-found");
+}
