@@ -209,8 +209,9 @@ async fn a_vm_is_in_a_scope_of_systemds_and_its_limits_are_in_a_cgroup_of_ours_i
         [
             "start bulkhead-x.scope fail Description=\"Bulkhead: VM of pod x\" \
              Slice=\"kubepods-burstable.slice\" Delegate=true DefaultDependencies=false \
-             CollectMode=\"inactive-or-failed\" CPUWeight=39 TasksMax=18446744073709551615 PIDs=[7]",
-            "set bulkhead-x.scope true CPUWeight=1",
+             CollectMode=\"inactive-or-failed\" CPUWeight=uint64 39 TasksMax=uint64 18446744073709551615 \
+             PIDs=[uint32 7]",
+            "set bulkhead-x.scope true CPUWeight=uint64 1",
             "stop bulkhead-x.scope replace",
         ]
     );

@@ -271,7 +271,7 @@ impl Disk for VolumeDisk {
         })
     }
 
-    /// All files, since nothing says which one it is about: they are one pod's. The first error is told, after all were
+    /// All files, since nothing says which one it is about. The first error is told, after all were
     /// tried.
     fn flush(&self) -> io::Result<()> {
         let files = self.window.files().filter_map(|volume| match volume {
