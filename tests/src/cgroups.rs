@@ -1,52 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host cgroups that kubelet makes for pods, with the weights that it gives them. Dropping them takes them away.
+//! Pods that ask for nothing, among the host's cgroups: with the weights that kubelet gives them, and with neighbours that
+//! leave them no CPU.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 
-const CGROUPS: &str = "/sys/fs/cgroup";
+use crate::kubepods::{Kubepods, cgroup_parent};
 
-/// A tree of cgroups as kubelet's below `/kubepods`, for pods that ask for nothing.
+const CLASS: &str = "besteffort";
+
+/// A tree of cgroups as kubelet's, for pods that ask for nothing.
 #[derive(Debug)]
 pub struct BestEffort {
-    root: PathBuf,
-    hogs: Vec<Child>,
+    // Dropped first: a cgroup with processes cannot be removed.
+    hogs: Hogs,
+    kubepods: Kubepods,
 }
+
+#[derive(Debug, Default)]
+struct Hogs(Vec<Child>);
 
 impl BestEffort {
     /// `name`: of the tree, which must be new. The least weight for all its pods together.
     pub fn new(name: &str) -> Self {
-        let root = Path::new(CGROUPS).join(name);
-        let class = root.join("besteffort");
-        fs::create_dir_all(&class).expect("cgroups for pods");
-        for directory in [Path::new(CGROUPS), &root, &class] {
-            let file = directory.join("cgroup.subtree_control");
-            fs::write(file, "+cpu").expect("the cpu controller");
-        }
+        let mut kubepods = Kubepods::new(name);
         // What kubelet gives a node of one CPU: 1024 shares; and a class that has no requests: 2.
-        write(&root, "cpu.weight", "39");
+        let class = kubepods.class(CLASS);
         write(&class, "cpu.weight", "1");
+        write(class.parent().expect("the tree"), "cpu.weight", "39");
         Self {
-            root,
-            hogs: Vec::new(),
+            hogs: Hogs::default(),
+            kubepods,
         }
     }
 
     /// Makes the cgroup of one pod with this weight; returns what CRI calls it.
-    pub fn pod(&self, name: &str, weight: u32) -> String {
-        let path = self.root.join("besteffort").join(format!("pod{name}"));
-        fs::create_dir_all(&path).expect("the pod's cgroup");
-        write(&path, "cpu.weight", &weight.to_string());
-        let below = path.strip_prefix(CGROUPS).expect("below the root");
-        format!("/{}", below.display())
+    pub fn pod(&mut self, name: &str, weight: u32) -> String {
+        let weight = weight.to_string();
+        let files = [("cpu.weight", weight.as_str())];
+        cgroup_parent(&self.kubepods.pod(CLASS, name, &files))
     }
 
     /// Keeps every CPU busy from a neighbour's cgroup.
     pub fn hog(&mut self) {
-        let path = self.root.join("besteffort/hog");
-        fs::create_dir_all(&path).expect("the hog's cgroup");
-        write(&path, "cpu.weight", "100");
+        let path = self.kubepods.pod(CLASS, "hog", &[("cpu.weight", "100")]);
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         for _ in 0..cpus {
             let hog = Command::new("sh")
@@ -54,29 +52,28 @@ impl BestEffort {
                 .spawn();
             let hog = hog.expect("start a hog");
             write(&path, "cgroup.procs", &hog.id().to_string());
-            self.hogs.push(hog);
+            self.hogs.0.push(hog);
         }
     }
 
     /// Ends the hogs.
     pub fn calm(&mut self) {
-        for mut hog in self.hogs.drain(..) {
+        self.hogs.end();
+    }
+}
+
+impl Hogs {
+    fn end(&mut self) {
+        for mut hog in self.0.drain(..) {
             let _ = hog.kill();
             let _ = hog.wait();
         }
     }
 }
 
-impl Drop for BestEffort {
+impl Drop for Hogs {
     fn drop(&mut self) {
-        self.calm();
-        let class = self.root.join("besteffort");
-        for entry in fs::read_dir(&class).into_iter().flatten().flatten() {
-            // A failed test may have left a VM in it.
-            let _ = fs::remove_dir(entry.path());
-        }
-        let _ = fs::remove_dir(&class);
-        let _ = fs::remove_dir(&self.root);
+        self.end();
     }
 }
 

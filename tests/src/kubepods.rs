@@ -29,15 +29,20 @@ impl Kubepods {
         }
     }
 
-    /// Makes the cgroup of a pod in a class (`burstable`, `besteffort`), with values in its files.
-    pub fn pod(&mut self, class: &str, name: &str, files: &[(&str, &str)]) -> PathBuf {
-        let class = self.root.join(class);
+    /// The cgroup of a class of pods (`burstable`, `besteffort`), made if it is not there.
+    pub fn class(&mut self, name: &str) -> PathBuf {
+        let class = self.root.join(name);
         if !class.exists() {
             fs::create_dir(&class).expect("a class of pods");
             fs::write(class.join("cgroup.subtree_control"), CONTROLLERS).expect("controllers");
             self.made.push(class.clone());
         }
-        let pod = class.join(format!("pod{name}"));
+        class
+    }
+
+    /// Makes the cgroup of a pod in a class, with values in its files.
+    pub fn pod(&mut self, class: &str, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let pod = self.class(class).join(format!("pod{name}"));
         fs::create_dir(&pod).expect("a pod's cgroup");
         self.made.push(pod.clone());
         for (file, value) in files {

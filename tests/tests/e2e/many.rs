@@ -136,7 +136,7 @@ async fn end_all(client: &Client, pods: Vec<Pod>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost_them() {
-    let cgroups = BestEffort::new("kubepods-many");
+    let mut cgroups = BestEffort::new("many");
     let mut daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Bridge,
         "sandbox.boot_timeout_seconds = 60",
@@ -262,7 +262,7 @@ async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_that_others_starve_may_boot_for_longer_than_its_limit() {
-    let mut cgroups = BestEffort::new("kubepods-starved");
+    let mut cgroups = BestEffort::new("starved");
     let daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Loopback,
         "sandbox.boot_timeout_seconds = 10",
