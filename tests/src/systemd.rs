@@ -31,6 +31,9 @@ exec unshare --pid --mount --cgroup --uts --ipc --fork --mount-proc --kill-child
     umount -R /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     for own in $OWN; do mkdir -p "$own"; mount -t tmpfs -o mode=755 tmpfs "$own"; done
+    # Who waits for systemd outside leaves its cgroup, which could have no controllers for others: process 0, as seen here.
+    alone() { while read -r pid; do [ "$pid" != 0 ] || return 1; done </sys/fs/cgroup/cgroup.procs; }
+    until alone; do sleep 0.1; done
     mkdir /run/lock /run/dbus
     cp /usr/lib/systemd/system/dbus.service /usr/lib/systemd/system/dbus.socket /etc/systemd/system/
     for target in sysinit basic tests; do
@@ -82,6 +85,9 @@ impl Systemd {
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
             let child = children.unwrap_or_default().trim().parse().ok();
             host.init = child.unwrap_or(host.init);
+            if host.init != 0 {
+                fs::write("/sys/fs/cgroup/cgroup.procs", id.to_string()).expect("leave a cgroup");
+            }
             let comm = fs::read_to_string(format!("/proc/{}/comm", host.init));
             let is_up = comm.is_ok_and(|comm| comm == "systemd\n");
             if is_up && host.path("/run/systemd/private").exists() && host.is_running() {

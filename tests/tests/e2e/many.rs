@@ -265,7 +265,7 @@ async fn a_vm_that_others_starve_may_boot_for_longer_than_its_limit() {
     let mut cgroups = BestEffort::new("starved");
     let daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Loopback,
-        "sandbox.boot_timeout_seconds = 10",
+        "sandbox.boot_timeout_seconds = 20",
     )
     .await;
     let mut client = daemon.client().await;

@@ -125,7 +125,7 @@ say memory "$MEMORY"; say ip "$(hostname -i)/$POD_IP"
 say hostname "$(hostname)"; say alias "$(awk '/elsewhere/ {print $1}' /etc/hosts)"
 say dns "$(tr '\n' ' ' </etc/resolv.conf)"
 say limit "$(cat /sys/fs/cgroup/memory.max)"; say quota "$(cat /sys/fs/cgroup/cpu.max)"
-until pgrep -f '^sleep 1234' >/dev/null; do sleep 0.2; done; say others seen
+until ps | grep -q '[s]leep 1234'; do sleep 0.2; done; say others seen
 exec sleep 1000
 "#;
 
