@@ -87,7 +87,8 @@ fn in_cgroup(mut config: PodSandboxConfig, cgroup_parent: String) -> PodSandboxC
 }
 
 /// What kubelet does for every pod at the same time: make the sandbox, start the container.
-async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> Vec<Pod> {
+/// Also says in which order the sandboxes came up.
+async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> (Vec<Pod>, Vec<usize>) {
     let image = Registry::shared().image("test/busybox");
     let order = Arc::new(Mutex::new(Vec::new()));
     let mut pods: Vec<JoinHandle<Pod>> = Vec::new();
@@ -109,15 +110,16 @@ async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> Vec<Pod> {
     for pod in pods {
         up.push(pod.await.expect("a pod's start"));
     }
-    assert_fair(&order.lock().expect("order"));
-    up
+    let order = order.lock().expect("order").clone();
+    (up, order)
 }
 
-/// Who asked first is ready first, but for those that boot at the same time.
+/// Who asked first is ready first, but for those that boot at the same time or whose calls overtook each other on the way.
 fn assert_fair(order: &[usize]) {
+    const OVERTAKEN: usize = 4;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     for (place, number) in order.iter().enumerate() {
-        assert!(place.abs_diff(*number) <= 2 * cpus, "{order:?}");
+        assert!(place.abs_diff(*number) <= cpus + OVERTAKEN, "{order:?}");
     }
 }
 
@@ -154,7 +156,8 @@ async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost
         .collect();
     let before = daemon.census();
     let started = Instant::now();
-    let pods = crowd(&client, &configs).await;
+    let (pods, order) = crowd(&client, &configs).await;
+    assert_fair(&order);
     eprintln!("{CROWD} pods at once: {:?}", started.elapsed());
 
     daemon.kill();
@@ -183,7 +186,8 @@ async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost
             tokio::spawn(async move { client.stop_pod(&id).await })
         })
         .collect();
-    let again = crowd(&client, &configs).await;
+    // The calls come while the stops load the host: who asked first is not known.
+    let (again, _) = crowd(&client, &configs).await;
     for stop in stops {
         stop.await.expect("task").expect("stop a dead pod");
     }
