@@ -150,7 +150,6 @@ async fn a_node_made_as_the_documentation_says_runs_pods_in_scopes_that_outlive_
     assert_eq!(host.property("bulkhead", "Result"), "success");
 }
 
-/// With a bus.
 fn a_pod_of_kubelets(host: &Systemd) {
     let busybox = Registry::shared().image("test/busybox");
     // Of the RuntimeClass the API server makes an overhead; a kubelet without one panics when a pod names any.
@@ -227,9 +226,8 @@ fn a_pod_of_kubelets(host: &Systemd) {
     });
 }
 
-/// By CRI alone, and without a bus: systemd itself is asked.
+/// By CRI alone.
 async fn a_pod_of_nobodys(host: &Systemd, directory: &Path) {
-    std::fs::remove_file(host.path("/run/dbus/system_bus_socket")).expect("the bus's socket");
     let mut client = Client::connect(&host.path(SOCKET), &directory.join("logs"))
         .await
         .expect("connect");

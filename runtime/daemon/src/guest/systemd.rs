@@ -13,8 +13,6 @@ use zbus::connection::Builder;
 use zbus::{Connection, DynamicType, MatchRule, MessageStream, OwnedObjectPath, Variant, message};
 
 const BUS: &str = "unix:path=/run/dbus/system_bus_socket";
-/// systemd itself, for root: a host need not run D-Bus.
-const DIRECT: &str = "unix:path=/run/systemd/private";
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
@@ -26,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     #[error(
-        "connect to systemd at {BUS} and {DIRECT}; where systemd does not make the cgroups of pods, say cgroup_driver = \
+        "connect to systemd over D-Bus at {BUS} (Debian's package dbus); where systemd does not make the cgroups of pods, say cgroup_driver = \
          \"cgroupfs\" in the configuration"
     )]
     Connect(#[source] zbus::Error),
@@ -71,7 +69,6 @@ pub struct Scope<'a> {
 #[derive(Clone, Debug)]
 pub struct Systemd {
     bus: String,
-    direct: String,
     patience: Duration,
 }
 
@@ -79,7 +76,6 @@ impl Systemd {
     pub fn of_host() -> Self {
         Self {
             bus: BUS.to_owned(),
-            direct: DIRECT.to_owned(),
             patience: PATIENCE,
         }
     }
@@ -193,17 +189,10 @@ impl Systemd {
         }
     }
 
-    /// Over the system's bus, else to systemd itself.
+    /// Over the system's bus: what systemd says on its private socket is not quite D-Bus, which zbus refuses.
     async fn connect(&self) -> Result<Connection, SystemdError> {
-        let failed = match Builder::address(self.bus.as_str()).build().await {
-            Ok(bus) => return Ok(bus),
-            Err(error) => error,
-        };
-        let direct = Builder::address(self.direct.as_str()).p2p().build();
-        direct.await.map_err(|e| {
-            tracing::debug!("{}: {e}", self.direct);
-            SystemdError::Connect(failed)
-        })
+        let bus = Builder::address(self.bus.as_str()).build().await;
+        bus.map_err(SystemdError::Connect)
     }
 }
 

@@ -151,7 +151,6 @@ async fn host(result: &'static str) -> Host {
         .unwrap();
     let systemd = Systemd {
         bus: bus.address.clone(),
-        direct: "unix:path=/nowhere".to_owned(),
         patience: Duration::from_secs(10),
     };
     Host {
@@ -235,7 +234,6 @@ async fn a_refusal_is_told_and_a_unit_that_is_gone_is_stopped() {
     // Nobody has systemd's name here.
     let systemd = Systemd {
         bus: bus.address.clone(),
-        direct: "unix:path=/nowhere".to_owned(),
         patience: Duration::from_secs(10),
     };
     let error = systemd.start(&scope()).await.unwrap_err();
@@ -269,7 +267,6 @@ async fn without_systemd_the_error_says_what_to_do_and_a_dumb_one_is_given_up() 
     let nowhere = "unix:path=/nowhere";
     let mut systemd = Systemd {
         bus: nowhere.to_owned(),
-        direct: nowhere.to_owned(),
         patience: Duration::from_millis(300),
     };
     let error = systemd.start(&scope()).await.unwrap_err().to_string();
