@@ -49,7 +49,7 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     let mut node = Node::start(json!({})).await;
     let volume = json!([{"name": "data", "emptyDir": {}}]);
     let mount = json!({"volumeMounts": [{"name": "data", "mountPath": "/data"}]});
-    let count = "echo started >>/data/starts; sync /data; i=0; while :; do echo tick $i; i=$((i+1)); sleep 1; done";
+    let count = "echo started >>/data/starts; sync /data/starts; i=0; while :; do echo tick $i; i=$((i+1)); sleep 1; done";
     let plain = with(script("main", count), mount.clone());
     node.apply(&pod(
         "plain",
