@@ -145,6 +145,8 @@ async fn a_node_made_as_the_documentation_says_runs_pods_in_scopes_that_outlive_
     assert_eq!(host.property("bulkhead", "ActiveState"), "active");
 
     a_pod_of_kubelets(&host);
+    // It would end a pod that it does not know.
+    host.run(&["systemctl", "stop", "kubelet"]);
     a_pod_of_nobodys(&host, directory.path()).await;
     host.run(&["systemctl", "stop", "kubelet", "bulkhead"]);
     assert_eq!(host.property("bulkhead", "Result"), "success");
