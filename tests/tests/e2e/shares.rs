@@ -376,7 +376,7 @@ async fn later_mounts_of_the_host_appear_where_propagation_asks_for_it() {
     host(&["umount", &late]);
     assert_eq!(setting.client.shell(&id, "ls /follows/late").await, "");
     setting.client.end_pod(&setting.pod).await;
-    // Unmounts what this test mounted there.
+    // Removes the bind mount, if this test made one.
     let _ = Command::new("umount").arg(&path).status();
 }
 
