@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::hex;
+
 use super::admission::Turn;
 use super::logging::LogTask;
 use super::owner::{Answer, Owner};
@@ -409,10 +411,7 @@ fn configuration(
         shared_pid_namespace: spec.pid == PidMode::Pod,
         shm_bytes: 0,
         user_namespace: spec.users.map(wire::user_namespace),
-        machine_id: random::<16>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        machine_id: hex(&random::<16>()),
     }
 }
 

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::guest::connect;
 use crate::logs::{Followed, LogFile, Reopen, follow};
-use crate::serve::chain;
 
 /// Between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bulkhead_text::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::admission::Turn;
@@ -24,7 +25,6 @@ use crate::guest::Guest;
 use crate::guest::cgroup::pids::PidsLimit;
 use crate::guest::process::VmmProcess;
 use crate::guest::watch::{self as guest_watch, News};
-use crate::serve::chain;
 use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.

@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use futures_util::future::join_all;
 
 use super::rates::CpuUse;
@@ -25,7 +26,6 @@ use crate::guest::protocol::{
 use crate::guest::statistics::Bounds;
 use crate::guest::usage::HostUsage;
 use crate::network::{Counters, Network, NetworkRecord};
-use crate::serve::chain;
 
 /// How long a list waits for a guest.
 const LIST_LIMIT: Duration = Duration::from_secs(5);

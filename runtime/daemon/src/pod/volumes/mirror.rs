@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
@@ -21,7 +22,6 @@ use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
 use crate::guest::connect::{self, ConnectError};
 use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
-use crate::serve::chain;
 
 /// Changes come in bursts; after the first one this long is waited for more.
 const BURST: Duration = Duration::from_millis(20);
