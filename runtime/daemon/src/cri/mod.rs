@@ -40,8 +40,8 @@ use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
 use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
-use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
 use crate::pod::{BootError, PodError};
 use crate::scratch::ScratchError;
@@ -256,7 +256,7 @@ fn image_code(kind: FailureKind) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::state::IllegalMove;
+    use crate::pod::life::state::IllegalMove;
 
     #[test]
     fn errors_have_the_codes_that_kubelet_knows_and_say_their_causes_once() {

@@ -8,11 +8,11 @@ use std::time::Duration;
 use bulkhead_text::Problem;
 
 use super::admission::NoTurn;
-use super::blocks::BlockError;
-use super::program::ProgramError;
-use super::sizing::Unfit;
-use super::state::IllegalMove;
+use super::life::state::IllegalMove;
+use super::plan::program::ProgramError;
+use super::plan::sizing::Unfit;
 use super::volumes::VolumeError;
+use super::volumes::block::BlockError;
 use crate::guest::agent::AgentError;
 use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
