@@ -14,6 +14,7 @@
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
 pub mod boot;
+mod bus;
 pub mod config;
 pub mod control;
 pub mod cpu;

@@ -10,10 +10,10 @@ use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemory, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bus::{Bus, DEVICE_IRQS, MMIO_BASE, SERIAL_IRQ};
 use super::observed::Observed;
 use super::resources::Resources;
 use crate::boot::Entry;
+use crate::bus::{Bus, DEVICE_IRQS, MMIO_BASE, SERIAL_IRQ};
 use crate::config::{MacAddress, VmConfig};
 use crate::cpu::{self, CpuError};
 use crate::devices::balloon::Balloon;

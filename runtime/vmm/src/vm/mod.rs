@@ -6,7 +6,6 @@
 //! ```
 //! Everything up to the threads may fail with a [`SetupError`], which names the stage.
 
-pub mod bus;
 pub mod machine;
 pub mod observed;
 pub mod resources;
@@ -28,6 +27,7 @@ use rustix::fs::OFlags;
 use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::boot::{self, BootError};
+use crate::bus::{Bus, DEVICE_IRQS, MMIO_BASE};
 use crate::config::VmConfig;
 use crate::control::Extent;
 use crate::control::server::{self, Target};
@@ -39,10 +39,9 @@ use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
-use crate::report::{ExitReason, ExitReport};
+use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::statistics::Statistics;
-use crate::vcpu::{Gate, Outcome, Vcpu, kick_signal};
-use bus::{Bus, DEVICE_IRQS, MMIO_BASE};
+use crate::vcpu::{Gate, Vcpu, kick_signal};
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
 use resources::{ResourceError, Resources, device_size, regular_size};

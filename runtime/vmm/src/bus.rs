@@ -7,8 +7,7 @@ use std::sync::Mutex;
 use crate::devices::mmio::{MmioTransport, lock};
 use crate::devices::registers::SLOT_BYTES;
 use crate::devices::serial::SerialPort;
-use crate::report::ExitReason;
-use crate::vcpu::Outcome;
+use crate::report::{ExitReason, Outcome};
 
 /// The first device's registers.
 pub const MMIO_BASE: u64 = 0xd000_0000;
