@@ -23,7 +23,6 @@ pub mod jail;
 pub mod memory;
 pub mod probe;
 pub mod report;
-pub mod share;
 pub mod statistics;
 #[allow(unsafe_code)]
 mod sys;

@@ -128,7 +128,7 @@ fn open_scratch(path: Option<&Path>) -> Result<ScratchDisk, ResourceError> {
 fn open_tap(net: &NetConfig) -> Result<File, ResourceError> {
     let fd = net.tap_fd;
     let failed = |source| ResourceError::Tap { fd, source };
-    let tap = sys::inherited(fd).map_err(failed)?;
+    let tap = bulkhead_share::inherited(fd).map_err(failed)?;
     if !tap.metadata().is_ok_and(|m| m.file_type().is_char_device()) {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }
