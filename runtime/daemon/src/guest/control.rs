@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_vmm::control::{Client, ClientError};
-use serde::{Deserialize, Serialize};
+pub use bulkhead_vmm::extent::Extent;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -27,44 +27,26 @@ pub enum ControlError {
     Timeout { request: &'static str },
 }
 
-/// Where a layer lies on the image disk, or a device on the volume disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    pub first_sector: u64,
-    pub sectors: u64,
-}
-
 /// Appends the blob `path` to the image disk.
 pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> {
     let file = File::open(path).map_err(|source| ControlError::Layer {
         path: path.to_owned(),
         source,
     })?;
-    let extent = ask("attach", socket, move |client| client.attach_extent(&file)).await?;
-    Ok(Extent {
-        first_sector: extent.first_sector,
-        sectors: extent.sectors,
-    })
+    ask("attach", socket, move |client| client.attach_extent(&file)).await
 }
 
 /// Puts a block device, or a file with a file system of the guest's, on the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
-    let extent = ask(request, socket, move |client| client.attach_volume(&device)).await?;
-    Ok(Extent {
-        first_sector: extent.first_sector,
-        sectors: extent.sectors,
-    })
+    ask(request, socket, move |client| client.attach_volume(&device)).await
 }
 
 /// Where a file is on the volume disk. `None`: that VMM does not have it.
 pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, ControlError> {
     let request = "find volume";
     match ask(request, socket, move |client| client.find_volume(&file)).await {
-        Ok(extent) => Ok(Some(Extent {
-            first_sector: extent.first_sector,
-            sectors: extent.sectors,
-        })),
+        Ok(extent) => Ok(Some(extent)),
         Err(ControlError::Request {
             source: ClientError::Refused(_),
             ..

@@ -29,14 +29,14 @@ use vmm_sys_util::signal::{Killable, block_signal};
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, DEVICE_IRQS, MMIO_BASE};
 use crate::config::VmConfig;
-use crate::control::Extent;
 use crate::control::server::{self, Target};
 use crate::devices::balloon::Balloon;
+use crate::devices::blk::Blk;
 use crate::devices::blk::disk::{ImageDisk, Volume, VolumeDisk};
-use crate::devices::blk::{Blk, SECTOR_BYTES};
 use crate::devices::fs::Fs;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
+use crate::extent::{Extent, SECTOR_BYTES};
 use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
@@ -300,12 +300,8 @@ impl Target for Running {
         }
         let bytes = regular_size(&file)
             .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
-        let placed = lock(&self.image).append(file, bytes);
-        let placed = placed.map_err(|e| e.to_string())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        let appended = lock(&self.image).append(file, bytes);
+        appended.map_err(|e| e.to_string())
     }
 
     fn attach_volume(&self, file: File) -> Result<Extent, String> {
@@ -326,20 +322,13 @@ impl Target for Running {
             }
             (Volume::File(file), bytes)
         };
-        let placed = lock(&self.volumes).append(volume, bytes);
-        let placed = placed.map_err(|e| e.to_string())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        let appended = lock(&self.volumes).append(volume, bytes);
+        appended.map_err(|e| e.to_string())
     }
+
     fn find_volume(&self, file: &File) -> Result<Extent, String> {
         let found = lock(&self.volumes).find(file).map_err(|e| e.to_string())?;
-        let placed = found.ok_or_else(|| "it is not on the volume disk".to_owned())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        found.ok_or_else(|| "it is not on the volume disk".to_owned())
     }
 
     fn detach_volume(&self, first_sector: u64) {

@@ -13,9 +13,9 @@ use rustix::fs::OFlags;
 use crate::config::{NetConfig, VmConfig};
 use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
 use crate::devices::blk::window::WindowError;
+use crate::extent::SECTOR_BYTES;
 use crate::sys;
 
-const SECTOR_BYTES: u64 = 512;
 /// `struct virtio_net_hdr_v1`.
 const TAP_HEADER_BYTES: i32 = 12;
 
@@ -60,8 +60,8 @@ impl Resources {
             let file = open("image extent", path, OpenOptions::new().read(true))?;
             let bytes = regular_size(&file)
                 .ok_or_else(|| ResourceError::NotAFile { path: path.clone() })?;
-            let placed = image.append(file, bytes);
-            placed.map_err(|source| ResourceError::Extent {
+            let appended = image.append(file, bytes);
+            appended.map_err(|source| ResourceError::Extent {
                 path: path.clone(),
                 source,
             })?;
