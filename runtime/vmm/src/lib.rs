@@ -24,6 +24,7 @@ pub mod jail;
 pub mod memory;
 pub mod probe;
 pub mod report;
+pub mod slot;
 pub mod statistics;
 #[allow(unsafe_code)]
 mod sys;

@@ -45,6 +45,12 @@ pub struct Resources {
     pub initramfs: File,
     pub console: File,
     pub control: UnixListener,
+    pub backends: Backends,
+}
+
+/// What devices have on the host.
+#[derive(Debug)]
+pub struct Backends {
     pub vsock: UnixListener,
     pub tap: Option<File>,
     pub image: ImageDisk,
@@ -77,10 +83,12 @@ impl Resources {
             )?,
             console: open("console log", &config.console_log, &log)?,
             control: listen(&config.control_socket)?,
-            vsock: listen(&config.vsock.socket)?,
-            tap,
-            image,
-            scratch: open_scratch(config.scratch_disk.as_deref())?,
+            backends: Backends {
+                vsock: listen(&config.vsock.socket)?,
+                tap,
+                image,
+                scratch: open_scratch(config.scratch_disk.as_deref())?,
+            },
         })
     }
 }
