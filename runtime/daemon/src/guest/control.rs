@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_proto::agent as protocol;
 use bulkhead_vmm::control::{Client, ClientError};
 pub use bulkhead_vmm::extent::Extent;
 
@@ -25,6 +26,14 @@ pub enum ControlError {
     },
     #[error("the VMM did not answer {request} within {TIMEOUT:?}")]
     Timeout { request: &'static str },
+}
+
+/// An extent in the agent's words.
+pub fn told(extent: Extent) -> protocol::Extent {
+    protocol::Extent {
+        first_sector: extent.first_sector,
+        sectors: extent.sectors,
+    }
 }
 
 /// Appends the blob `path` to the image disk.
@@ -104,5 +113,19 @@ async fn ask<T: Send + 'static>(
         Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
         // The thread panicked or still waits: either way there is no answer.
         Ok(Err(_)) | Err(_) => Err(ControlError::Timeout { request }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_vmm::slot::Slot;
+
+    use super::protocol::disk;
+
+    #[test]
+    fn the_agent_finds_disks_by_the_names_that_their_places_give_them() {
+        assert_eq!(Slot::ImageDisk.disk(), Some(disk::IMAGE));
+        assert_eq!(Slot::ScratchDisk.disk(), Some(disk::SCRATCH));
+        assert_eq!(Slot::VolumeDisk.disk(), Some(disk::VOLUMES));
     }
 }

@@ -17,7 +17,6 @@ use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
 use super::volumes::mounting::{FoundMount, empty_dirs, termination_log};
 use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
 use crate::guest::agent::AgentError;
-use crate::guest::control::Extent;
 use crate::guest::watch::News;
 use crate::guest::{Guest, control, protocol};
 use crate::logs::{self, LogFile, Reopen};
@@ -96,7 +95,7 @@ impl Owner {
         guest: &Guest,
         image: &Image,
         holder: &str,
-    ) -> Result<Vec<protocol::Layer>, PodError> {
+    ) -> Result<Vec<protocol::Extent>, PodError> {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
         for layer in images.lease(image.id.as_str(), holder)? {
@@ -110,14 +109,7 @@ impl Owner {
                     extent
                 }
             };
-            let Extent {
-                first_sector,
-                sectors,
-            } = extent;
-            attached.push(protocol::Layer {
-                first_sector,
-                sectors,
-            });
+            attached.push(control::told(extent));
         }
         Ok(attached)
     }

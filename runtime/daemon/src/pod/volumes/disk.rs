@@ -53,15 +53,6 @@ pub struct DiskRecord {
     extent: Extent,
 }
 
-impl DiskRecord {
-    fn place(&self) -> protocol::DiskDirectory {
-        protocol::DiskDirectory {
-            first_sector: self.extent.first_sector,
-            sectors: self.extent.sectors,
-        }
-    }
-}
-
 impl Owner {
     /// Puts the emptyDir `name` on the volume disk, if it is not there; says where. It stays until the VM ends.
     pub(super) async fn attach_disk(
@@ -69,13 +60,13 @@ impl Owner {
         guest: &Guest,
         name: &str,
         directory: &Path,
-    ) -> Result<protocol::DiskDirectory, PodError> {
+    ) -> Result<protocol::Extent, PodError> {
         let Some(disks) = &self.pod.disks else {
             // Its agent ignores the place.
-            return Ok(protocol::DiskDirectory::default());
+            return Ok(protocol::Extent::default());
         };
         if let Some(known) = disks.get(name) {
-            return Ok(known.place());
+            return Ok(control::told(known.extent));
         }
         let shared = Arc::clone(&self.shared);
         let bytes = self.pod.size.scratch_bytes;
@@ -97,7 +88,6 @@ impl Owner {
             directory: directory.to_owned(),
             extent,
         };
-        let place = record.place();
         let stored = self.change_pod(|pod| {
             let disks = pod.disks.get_or_insert_default();
             disks.insert(name.to_owned(), record);
@@ -107,7 +97,7 @@ impl Owner {
             let _ = control::detach_volume(&socket, extent).await;
             return Err(error.into());
         }
-        Ok(place)
+        Ok(control::told(extent))
     }
 
     /// How long the guest may take to end.
