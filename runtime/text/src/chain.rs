@@ -7,7 +7,7 @@ use std::iter::successors;
 /// Joins the texts of an error and of its sources. No error of ours repeats its source in its own text.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
-    successors(Some(error), |error| error.source())
+    successors(Some(error), |&error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
