@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 
+use bulkhead_host::control;
 use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::{filter, limits, parse, show};
-use crate::guest::control;
+use crate::clock::now;
 use crate::pod::admission::Patience;
 use crate::pod::state::PodState;
-use crate::pod::{Pods, View, now};
+use crate::pod::{Pods, View};
 
 pub async fn run(
     pods: &Pods,

@@ -7,14 +7,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_guest::protocol::{CgroupStatistics, Pressure, PressureLine};
+use bulkhead_host::usage::{HostPressure, Stall, StallLine};
+use bulkhead_network::Counters;
 use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::metrics::working_set;
 use super::{filter, show};
-use crate::guest::protocol::{CgroupStatistics, Pressure, PressureLine};
-use crate::guest::usage::{HostPressure, Stall, StallLine};
-use crate::network::Counters;
 use crate::pod::rates::CpuUse;
 use crate::pod::record::ContainerRecord;
 use crate::pod::statistics::{ContainerReading, Depth, Reading};

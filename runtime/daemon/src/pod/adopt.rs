@@ -14,13 +14,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_host::Files;
 use bulkhead_text::chain;
 
 use super::owner::Owner;
 use super::record::{ContainerRecord, Held, PodRecord};
 use super::state::PodState;
-use super::{PodError, Pods, Shared, now};
-use crate::guest::Files;
+use super::{PodError, Pods, Shared};
+use crate::clock::now;
 use crate::store::{Kind, StoreError};
 
 impl Pods {

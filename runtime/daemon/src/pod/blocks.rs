@@ -13,14 +13,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::control::{self, Extent};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::PodError;
 use super::owner::Owner;
 use super::spec::BlockDevice;
-use crate::guest::control::{self, Extent};
-use crate::guest::{Guest, protocol};
 
 /// An error about a device of the host.
 #[derive(Debug, thiserror::Error)]

@@ -12,6 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_guest::protocol;
+use bulkhead_host::cgroup::CgroupError;
+use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::{Files, Guest, control};
+use bulkhead_network::Attachment;
 use bulkhead_text::hex;
 
 use super::admission::Turn;
@@ -20,12 +26,9 @@ use super::owner::{Answer, Owner};
 use super::record::Held;
 use super::spec::{Dns, PidMode, PodSpec};
 use super::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
-use super::{BootError, NoticeKind, PodError, now, random, signal, wire};
-use crate::guest::cgroup::CgroupError;
-use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
-use crate::guest::process::{Identity, VmmProcess};
-use crate::guest::{Files, Guest, control, protocol};
-use crate::network::Attachment;
+use super::{BootError, NoticeKind, PodError, signal, wire};
+use crate::clock::now;
+use crate::random::random;
 use crate::scratch::Purpose;
 use crate::store::Kind;
 

@@ -4,6 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_guest::watch::News;
+use bulkhead_host::control::Extent;
+use bulkhead_host::{Guest, control};
 use bulkhead_image::Image;
 
 use super::blocks::{self, OpenBlock};
@@ -15,12 +20,10 @@ use super::record::ContainerRecord;
 use super::spec::{ContainerSpec, PidMode, Resources};
 use super::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
 use super::volumes::mounting::{FoundMount, empty_dirs, termination_log};
-use super::{NoticeKind, PodError, new_id, not_found, now, program, signal};
-use crate::guest::agent::AgentError;
-use crate::guest::control::Extent;
-use crate::guest::watch::News;
-use crate::guest::{Guest, control, protocol};
+use super::{NoticeKind, PodError, not_found, program, signal};
+use crate::clock::now;
 use crate::logs::{self, LogFile, Reopen};
+use crate::random::new_id;
 use crate::store::Kind;
 
 /// How long the news of a failed start may take; they have its exit code.

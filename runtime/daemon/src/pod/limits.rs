@@ -18,14 +18,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::{HostLimits, PodCgroup};
+
 use super::owner::Owner;
 use super::program::ProgramError;
 use super::record::ContainerRecord;
 use super::sizing::{self, Allowance, Room, VmSize, Wanted};
 use super::spec::{PodLimits, Resources};
 use super::{BootError, cpulist, together};
-use crate::guest::cgroup::{HostLimits, PodCgroup};
-use crate::guest::{Guest, protocol};
 
 const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
 const ONLINE_NODES: &str = "/sys/devices/system/node/online";

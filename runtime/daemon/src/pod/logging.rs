@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_guest::connect;
 use bulkhead_text::chain;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::guest::connect;
 use crate::logs::{Followed, LogFile, Reopen, follow};
 
 /// Between attempts to open the stream again.

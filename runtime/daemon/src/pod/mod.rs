@@ -38,8 +38,14 @@ mod wire;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use bulkhead_guest::agent::ExecOutput;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::launch::Launcher;
+use bulkhead_host::probe::Probe;
+use bulkhead_network::Network;
 use tokio::sync::oneshot;
 
 use admission::{Admission, Patience};
@@ -50,12 +56,8 @@ use record::{ContainerRecord, PodRecord};
 use registry::{Handle, Registry, Reservation, not_found};
 use spec::{ContainerSpec, PodSpec, Resources};
 
-use crate::guest::Guest;
-use crate::guest::agent::ExecOutput;
-use crate::guest::cgroup::Cgroups;
-use crate::guest::launch::Launcher;
-use crate::guest::probe::Probe;
-use crate::network::Network;
+use crate::clock::now;
+use crate::random::new_id;
 use crate::scratch::Scratch;
 use crate::store::Store;
 use volumes::Volumes;
@@ -315,41 +317,5 @@ impl Pods {
     }
 }
 
-/// Nanoseconds since 1970.
-pub fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// 64 random hex digits.
-fn new_id() -> String {
-    bulkhead_text::hex(&random::<32>())
-}
-
-/// Bytes of the kernel's random generator, which does not fail once the host has booted.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    }
-    bytes
-}
-
 #[cfg(test)]
 pub mod fixtures;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_have_64_hex_digits_and_differ() {
-        let (one, two) = (new_id(), new_id());
-        assert_eq!(one.len(), 64);
-        assert!(one.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert_ne!(one, two);
-    }
-}

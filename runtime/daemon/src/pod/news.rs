@@ -3,14 +3,16 @@
 
 use std::path::PathBuf;
 
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_guest::watch::News;
+use bulkhead_host::{Guest, cgroup};
+
+use super::NoticeKind;
 use super::logging::LogTask;
 use super::owner::Owner;
 use super::state::{ContainerEvent, PodEvent};
 use super::volumes::termination;
-use super::{NoticeKind, now};
-use crate::guest::user::ProcessUser;
-use crate::guest::watch::News;
-use crate::guest::{Guest, cgroup};
+use crate::clock::now;
 use crate::store::Kind;
 
 impl Owner {

@@ -10,6 +10,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bulkhead_guest::watch::{self as guest_watch, News};
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+use bulkhead_host::process::VmmProcess;
 use bulkhead_text::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -20,11 +24,8 @@ use super::registry::Handle;
 use super::spec::{ContainerSpec, Resources};
 use super::state::{PodEvent, PodState};
 use super::volumes::mirror::Mirror;
-use super::{Notice, NoticeKind, PodError, Shared, View, now};
-use crate::guest::Guest;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::process::VmmProcess;
-use crate::guest::watch::{self as guest_watch, News};
+use super::{Notice, NoticeKind, PodError, Shared, View};
+use crate::clock::now;
 use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.
@@ -235,7 +236,10 @@ impl Owner {
 
     /// Takes the guest into service: its news are heard from now on.
     pub(super) fn serve_guest(&mut self, guest: Guest) {
-        tokio::spawn(guest_watch::watch(guest.clone(), self.news_sender.clone()));
+        let process = Arc::clone(&guest.process);
+        let ended = async move { process.ended().await };
+        let news = self.news_sender.clone();
+        tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
         self.guest = Some(guest);
         self.publish();
     }

@@ -2,11 +2,11 @@
 //! What a container runs: the image's configuration and the container's, merged as Kubernetes says, in the
 //! agent's words. Pure.
 
+use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
 use super::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
-use crate::guest::protocol;
 
 /// Where programs are looked for if neither the image nor the pod says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

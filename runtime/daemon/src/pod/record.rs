@@ -7,6 +7,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_host::control::Extent;
+use bulkhead_host::process::Identity;
+use bulkhead_network::NetworkRecord;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockRecord;
@@ -16,10 +20,6 @@ use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
 use super::volumes::disk::DiskRecord;
 use super::volumes::mirror;
-use crate::guest::control::Extent;
-use crate::guest::process::Identity;
-use crate::guest::user::ProcessUser;
-use crate::network::NetworkRecord;
 
 /// A pod as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]

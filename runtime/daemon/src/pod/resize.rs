@@ -9,6 +9,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::cgroup;
+use bulkhead_host::{Guest, control};
 use bulkhead_vmm::config::memory_ranges;
 use tokio::time::Instant;
 
@@ -17,9 +21,6 @@ use super::owner::Owner;
 use super::sizing::{self, Allowance, Unfit, Wanted};
 use super::spec::{PodLimits, Resources};
 use super::{PodError, program};
-use crate::guest::agent::AgentError;
-use crate::guest::cgroup;
-use crate::guest::{Guest, control, protocol};
 
 const MIB: u64 = 1 << 20;
 const PAGE_BYTES: u64 = 4096;

@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_host::cgroup;
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::shares::mounts::{self, Access, Propagation, Source, SourceId};
+use bulkhead_host::shares::{self, ShareError};
 use bulkhead_vmm::share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
 use super::PodError;
 use super::owner::Owner;
 use super::record::Held;
-use crate::guest::cgroup;
-use crate::guest::process::{Identity, VmmProcess};
-use crate::guest::shares::mounts::{self, Access, Propagation, Source, SourceId};
-use crate::guest::shares::{self, ShareError};
 
 /// Mounts of one file server. Each is a name in its root.
 const MOST_SHARES: usize = 512;

@@ -2,7 +2,7 @@
 //! What pods and containers use.
 //!
 //! Two sources, on purpose. A **container**'s numbers are its guest's cgroup's: only the guest knows containers. They
-//! are cut to what the VM has ([`crate::guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
+//! are cut to what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
 //! VM: what the pod really costs the node, guest kernel and VMM included, and out of the guest's reach; so is its
 //! network. A pod therefore uses more than the sum of its containers.
 //!
@@ -13,19 +13,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_guest::protocol::{
+    ContainerStatistics, GuestStatistics, HugepageUsage, StatisticsRequest,
+};
+use bulkhead_guest::statistics::Bounds;
+use bulkhead_host::usage::HostUsage;
+use bulkhead_network::{Counters, Network, NetworkRecord};
 use bulkhead_text::chain;
 use futures_util::future::join_all;
 
 use super::rates::CpuUse;
 use super::record::PodRecord;
 use super::state::{ContainerState, IllegalMove, PodState};
-use super::{PodError, Pods, View, now};
-use crate::guest::protocol::{
-    ContainerStatistics, GuestStatistics, HugepageUsage, StatisticsRequest,
-};
-use crate::guest::statistics::Bounds;
-use crate::guest::usage::HostUsage;
-use crate::network::{Counters, Network, NetworkRecord};
+use super::{PodError, Pods, View};
+use crate::clock::now;
 
 /// How long a list waits for a guest.
 const LIST_LIMIT: Duration = Duration::from_secs(5);

@@ -10,12 +10,14 @@
 
 use std::collections::BTreeMap;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+
 use super::PodError;
 use super::owner::Owner;
 use super::spec::Resources;
-use crate::guest::agent::AgentError;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::{Guest, protocol};
 
 /// As the agent takes it: less than zero lifts a limit.
 const NO_LIMIT: i64 = -1;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pod in others' words: what CNI is told of it, and the guest of what CNI made and of the pod's users.
 
+use bulkhead_guest::protocol;
+use bulkhead_network::{self as network, AttachRequest, Attachment};
+
 use super::spec::{IdRange, PodSpec, Protocol, UserNamespace};
-use crate::guest::protocol;
-use crate::network::{self, AttachRequest, Attachment};
 
 pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
     let protocol = |protocol| match protocol {

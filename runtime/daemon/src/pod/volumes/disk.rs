@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::control::{self, Extent};
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::control::{self, Extent};
-use crate::guest::{Guest, protocol};
+use crate::pod::PodError;
 use crate::pod::owner::Owner;
-use crate::pod::{PodError, random};
+use crate::random::random;
 use crate::scratch::{Purpose, Scratch, ScratchError};
 
 /// The name of the file; no guest can give it to one of its own.

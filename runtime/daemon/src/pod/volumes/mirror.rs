@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_guest::connect::{self, ConnectError};
+use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use bulkhead_text::chain;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWriteExt, BufStream};
@@ -20,8 +22,6 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
-use crate::guest::connect::{self, ConnectError};
-use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 
 /// Changes come in bursts; after the first one this long is waited for more.
 const BURST: Duration = Duration::from_millis(20);
@@ -229,7 +229,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(crate::guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
         &answer.error,
     )))
 }
