@@ -25,7 +25,7 @@ use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
-use crate::pod::sizing::Defaults;
+use crate::pod::plan::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The only place where our errors become gRPC codes.
 
-use bulkhead_guest::agent::AgentError;
-use bulkhead_host::launch::LaunchError;
-use bulkhead_host::shares::ShareError;
 use bulkhead_image::FailureKind;
 use bulkhead_network::{CniError, NetworkError};
 use bulkhead_proto::agent::IMAGE_VOLUME;
@@ -12,10 +9,10 @@ use tonic::{Code, Status};
 
 use super::refusal::ParseError;
 use crate::logs::LogError;
-use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
-use crate::pod::{BootError, PodError};
+use crate::pod::{AgentError, BootError, LaunchError, PodError, ShareError};
 use crate::scratch::ScratchError;
 
 /// What kubelet looks for at the beginning of an error of `CreateContainer`.
@@ -210,7 +207,7 @@ fn image_code(kind: FailureKind) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::state::IllegalMove;
+    use crate::pod::life::state::IllegalMove;
 
     #[test]
     fn errors_have_the_codes_that_kubelet_knows_and_say_their_causes_once() {

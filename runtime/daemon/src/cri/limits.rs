@@ -7,7 +7,7 @@ use bulkhead_proto::cri;
 
 use super::quantity;
 use super::refusal::ParseError;
-use crate::pod::spec::{PodLimits, Resources};
+use crate::pod::life::spec::{PodLimits, Resources};
 
 /// The size of the pod's disk, in Kubernetes' way to write bytes. CRI itself has no field for it.
 pub const EPHEMERAL_STORAGE: &str = "bulkhead.dev/ephemeral-storage";

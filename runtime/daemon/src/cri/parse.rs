@@ -8,8 +8,8 @@ use bulkhead_proto::cri;
 use super::parse_mounts::image_words;
 use super::refusal::{ParseError, check_handler, not_yet, wrong};
 use super::{limits, parse_devices, parse_mounts, parse_security};
-use crate::pod::signal;
-use crate::pod::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
+use crate::pod::life::signal;
+use crate::pod::life::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
 
 /// The longest host name that Linux takes.
 const HOSTNAME_BYTES: usize = 64;

@@ -8,7 +8,9 @@ use bulkhead_proto::cri;
 
 use super::parse_security::id_range;
 use super::refusal::{ParseError, check_handler, not_yet, wrong};
-use crate::pod::spec::{ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace};
+use crate::pod::life::spec::{
+    ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace,
+};
 
 /// What may be covered below /proc; the agent has the last word, which knows where links lead.
 const PROC: &str = "/proc";

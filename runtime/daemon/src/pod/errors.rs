@@ -5,21 +5,21 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bulkhead_guest::agent::AgentError;
+pub use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::connect::ConnectError;
 use bulkhead_host::control::ControlError;
-use bulkhead_host::launch::LaunchError;
-use bulkhead_host::shares::ShareError;
+pub use bulkhead_host::launch::LaunchError;
+pub use bulkhead_host::shares::ShareError;
 use bulkhead_host::systemd::SystemdError;
 use bulkhead_network::NetworkError;
 use bulkhead_text::Problem;
 
 use super::admission::NoTurn;
-use super::blocks::BlockError;
-use super::program::ProgramError;
-use super::sizing::Unfit;
-use super::state::IllegalMove;
+use super::life::state::IllegalMove;
+use super::plan::program::ProgramError;
+use super::plan::sizing::Unfit;
 use super::volumes::VolumeError;
+use super::volumes::block::BlockError;
 use crate::logs::LogError;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;

@@ -16,7 +16,7 @@ use self::values::{Subject, Value};
 pub use self::values::working_set;
 
 use crate::pod::Pods;
-use crate::pod::statistics::{Depth, Reading};
+use crate::pod::readings::{Depth, Reading};
 
 /// Labels of every metric, as kubelet names them.
 const LABELS: [&str; 6] = ["id", "name", "image", "container", "pod", "namespace"];
@@ -108,11 +108,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::pod::rates::CpuUse;
-    use crate::pod::record::ContainerRecord;
-    use crate::pod::state::ContainerState;
-    use crate::pod::statistics::ContainerReading;
-    use crate::pod::{View, fixtures, record::PodRecord};
+    use crate::pod::life::record::ContainerRecord;
+    use crate::pod::life::state::ContainerState;
+    use crate::pod::readings::ContainerReading;
+    use crate::pod::readings::rates::CpuUse;
+    use crate::pod::{View, fixtures, life::record::PodRecord};
     use bulkhead_guest::protocol as guest;
     use bulkhead_host::usage::{HostPressure, HostUsage};
     use bulkhead_network::Counters;

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From what was read to the values of metrics.
 
-use bulkhead_guest::protocol::{
-    CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, MemoryStatistics, Pressure,
-};
-use bulkhead_host::usage::{HostPressure, Stall};
 use bulkhead_network::Direction;
 
-use crate::pod::record::ContainerRecord;
-use crate::pod::statistics::{ContainerReading, Reading};
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::readings::{
+    CgroupStatistics, ContainerReading, CpuStatistics, DeviceIo, FilesystemStatistics,
+    HostPressure, MemoryStatistics, Pressure, Reading, Stall,
+};
 
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;
