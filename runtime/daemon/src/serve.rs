@@ -16,8 +16,6 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
-pub use bulkhead_vmm::chain;
-
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::guest::cgroup::Cgroups;
@@ -27,7 +25,7 @@ use crate::guest::systemd::Systemd;
 use crate::network::{Network, NetworkError};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
-use crate::pod::sizing::Defaults;
+use crate::pod::plan::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;

@@ -28,6 +28,7 @@ use std::pin::Pin;
 
 use bulkhead_image::FailureKind;
 use bulkhead_proto::agent::IMAGE_VOLUME;
+use bulkhead_text::chain;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -39,12 +40,11 @@ use crate::guest::agent::AgentError;
 use crate::guest::launch::LaunchError;
 use crate::guest::shares::ShareError;
 use crate::network::{CniError, NetworkError};
-use crate::pod::blocks::BlockError;
 use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
 use crate::pod::{BootError, PodError};
 use crate::scratch::ScratchError;
-use crate::serve::chain;
 
 /// What kubelet looks for at the beginning of an error of `CreateContainer`.
 const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
@@ -256,7 +256,7 @@ fn image_code(kind: FailureKind) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::state::IllegalMove;
+    use crate::pod::life::state::IllegalMove;
 
     #[test]
     fn errors_have_the_codes_that_kubelet_knows_and_say_their_causes_once() {

@@ -7,8 +7,8 @@ use bulkhead_proto::cri;
 
 use super::limits;
 use super::{parse_devices, parse_mounts, parse_security};
-use crate::pod::signal;
-use crate::pod::spec::{
+use crate::pod::life::signal;
+use crate::pod::life::spec::{
     ContainerSpec, Dns, ImageWords, Labels, PodName, PodSpec, PortMapping, Protocol,
 };
 

@@ -7,7 +7,7 @@ use bulkhead_proto::cri;
 
 use super::parse::{ParseError, image_words, not_yet, wrong};
 use super::parse_security::id_range;
-use crate::pod::spec::{Mount, MountSource, MountWords, Propagation, UserNamespace};
+use crate::pod::life::spec::{Mount, MountSource, MountWords, Propagation, UserNamespace};
 
 /// What may be covered below /proc; the agent has the last word, which knows where links lead.
 const PROC: &str = "/proc";

@@ -11,7 +11,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::security_profile::ProfileType;
 
 use super::parse::{ParseError, not_yet, wrong};
-use crate::pod::spec::{
+use crate::pod::life::spec::{
     ContainerSpec, IdRange, PidMode, PodSpec, Seccomp, Security, User, UserNamespace,
 };
 

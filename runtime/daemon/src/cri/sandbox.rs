@@ -9,7 +9,7 @@ use tonic::Status;
 use super::{filter, limits, parse, show};
 use crate::guest::control;
 use crate::pod::admission::Patience;
-use crate::pod::state::PodState;
+use crate::pod::life::state::PodState;
 use crate::pod::{Pods, View, now};
 
 pub async fn run(

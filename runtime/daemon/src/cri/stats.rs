@@ -15,9 +15,9 @@ use super::{filter, show};
 use crate::guest::protocol::{CgroupStatistics, Pressure, PressureLine};
 use crate::guest::usage::{HostPressure, Stall, StallLine};
 use crate::network::Counters;
-use crate::pod::rates::CpuUse;
-use crate::pod::record::ContainerRecord;
-use crate::pod::statistics::{ContainerReading, Depth, Reading};
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::readings::rates::CpuUse;
+use crate::pod::readings::{ContainerReading, Depth, Reading};
 use crate::pod::{Pods, View};
 
 /// What a cgroup's limit is where there is none.

@@ -5,12 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_text::Problem;
+
 use super::admission::NoTurn;
-use super::blocks::BlockError;
-use super::program::ProgramError;
-use super::sizing::Unfit;
-use super::state::IllegalMove;
+use super::life::state::IllegalMove;
+use super::plan::program::ProgramError;
+use super::plan::sizing::Unfit;
 use super::volumes::VolumeError;
+use super::volumes::block::BlockError;
 use crate::guest::agent::AgentError;
 use crate::guest::connect::ConnectError;
 use crate::guest::control::ControlError;
@@ -19,7 +21,6 @@ use crate::guest::shares::ShareError;
 use crate::guest::systemd::SystemdError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
-use crate::problem::Problem;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ways to a pod's processes and ports for streaming clients.
 
-use super::state::{ContainerState, IllegalMove, PodState};
-use super::{PodError, Pods, record::ContainerRecord};
+use super::Pods;
+use super::errors::PodError;
+use super::life::record::ContainerRecord;
+use super::life::state::{ContainerState, IllegalMove, PodState};
 use crate::guest::Guest;
 use crate::guest::protocol::{AttachStream, ExecStream};
 use crate::guest::streams::{self, ProcessStreams};

@@ -16,8 +16,8 @@ use self::values::Value;
 pub use self::values::working_set;
 
 use crate::pod::Pods;
-use crate::pod::record::ContainerRecord;
-use crate::pod::statistics::{ContainerReading, Depth, Reading};
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::readings::{ContainerReading, Depth, Reading};
 
 /// Labels of every metric, as kubelet names them.
 const LABELS: [&str; 6] = ["id", "name", "image", "container", "pod", "namespace"];
@@ -119,9 +119,9 @@ mod tests {
     use crate::guest::protocol as guest;
     use crate::guest::usage::{HostPressure, HostUsage};
     use crate::network::Counters;
-    use crate::pod::rates::CpuUse;
-    use crate::pod::state::ContainerState;
-    use crate::pod::{View, fixtures, record::PodRecord};
+    use crate::pod::life::state::ContainerState;
+    use crate::pod::readings::rates::CpuUse;
+    use crate::pod::{View, fixtures, life::record::PodRecord};
 
     /// What critest wants described by a runtime on a node with cgroup v2.
     const EXPECTED: &str = "blkio_device_usage_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total \

@@ -9,8 +9,8 @@ use super::values::{
     working_set,
 };
 use crate::guest::protocol::HugepageUsage;
-use crate::pod::state::ContainerState;
-use crate::pod::statistics::Reading;
+use crate::pod::life::state::ContainerState;
+use crate::pod::readings::Reading;
 
 /// What the kernel has in cpu.max where nobody said anything.
 const DEFAULT_PERIOD_US: u64 = 100_000;

@@ -7,7 +7,7 @@ use crate::guest::protocol::{
 };
 use crate::guest::usage::{HostPressure, Stall};
 use crate::network::Direction;
-use crate::pod::statistics::Reading;
+use crate::pod::readings::Reading;
 
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;

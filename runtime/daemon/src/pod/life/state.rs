@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What states a pod and a container have, and which event leads from one to the next.
 //!
-//! Pure: no I/O, no clock, no lock, no import of a neighbour. [`super::owner`] applies these moves, one at a
+//! Pure: no I/O, no clock, no lock, no import of a neighbour. The pod's owner applies these moves, one at a
 //! time, each written to disk before it is true in memory.
 //!
 //! ```text

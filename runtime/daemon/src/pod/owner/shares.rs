@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Directories and files of the host that a pod's containers mount: the owner's part.
+//! Directories and files of the host that a pod's containers mount: what the owner does for them.
 //!
 //! The first one starts the pod's file server. Containers that mount the same source in the same way share it; it
 //! goes when the last of them is removed. A source is known by what its path leads to at that moment: a path that
@@ -11,15 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_vmm::share::name::ShareName;
-use serde::{Deserialize, Serialize};
 
-use super::PodError;
-use super::owner::Owner;
-use super::record::Held;
+use super::Owner;
 use crate::guest::cgroup;
 use crate::guest::process::{Identity, VmmProcess};
-use crate::guest::shares::mounts::{self, Access, Propagation, Source, SourceId};
+use crate::guest::shares::mounts::{self, Access, Propagation, Source};
 use crate::guest::shares::{self, ShareError};
+use crate::pod::errors::PodError;
+use crate::pod::life::record::{Held, ShareRecord};
 
 /// Mounts of one file server. Each is a name in its root.
 const MOST_SHARES: usize = 512;
@@ -34,32 +33,6 @@ pub struct Wanted {
     pub propagation: Propagation,
 }
 
-/// A share as it is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ShareRecord {
-    /// In the guest and in the file server.
-    pub name: String,
-    pub path: PathBuf,
-    access: Access,
-    source: SourceId,
-    /// Ids of the containers that mount it.
-    users: BTreeSet<String>,
-}
-
-impl ShareRecord {
-    fn name(&self) -> Option<ShareName> {
-        ShareName::parse(&self.name)
-    }
-
-    fn is(&self, wanted: &Wanted, source: SourceId) -> bool {
-        self.source == source
-            && self.access == wanted.access
-            && self
-                .name()
-                .is_some_and(|name| name.propagation == wanted.propagation)
-    }
-}
-
 impl Owner {
     /// Makes a path of the host one that the guest can mount for a container; returns its name there.
     pub(super) async fn share(
@@ -70,7 +43,12 @@ impl Owner {
         let source = tokio::task::block_in_place(|| Source::open(&wanted.path))?;
         let id = source.id();
         let server = self.file_server().await?;
-        if let Some(at) = self.pod.shares.iter().position(|one| one.is(wanted, id)) {
+        if let Some(at) = self
+            .pod
+            .shares
+            .iter()
+            .position(|one| one.is(wanted.access, wanted.propagation, id))
+        {
             self.change_pod(|pod| {
                 if let Some(share) = pod.shares.get_mut(at) {
                     share.users.insert(container.to_owned());

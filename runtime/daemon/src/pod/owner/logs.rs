@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The task that brings one container's log from the guest to its file, over as many connections as it takes.
+//! Containers' logs: a task for each brings it from the guest to its file, over as many connections as it takes.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use crate::guest::connect;
+use super::Owner;
+use crate::guest::{Guest, connect};
 use crate::logs::{Followed, LogFile, Reopen, follow};
-use crate::serve::chain;
+use crate::pod::errors::PodError;
+use crate::pod::life::state::{ContainerState, IllegalMove};
+use crate::pod::request::Answer;
+use bulkhead_text::chain;
 
 /// Between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);
@@ -79,6 +83,52 @@ impl LogTask {
 impl Drop for LogTask {
     fn drop(&mut self) {
         self.abort.abort();
+    }
+}
+
+impl Owner {
+    /// Has the log's task open its file again. The answer comes from there.
+    pub(super) fn reopen_log(&mut self, id: &str, answer: Answer<()>) {
+        let record = match self.container(id) {
+            Ok(record) => record,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        let not_running = PodError::State {
+            id: id.to_owned(),
+            source: IllegalMove {
+                subject: "container",
+                state: record.state.name(),
+                event: "reopening the log",
+            },
+        };
+        let log = self.logs.get(id).filter(|_| record.state.is_running());
+        let (reopen, reopened): (Reopen, _) = oneshot::channel();
+        match log.map(|log| log.reopen(reopen)) {
+            Some(Ok(())) => {
+                tokio::spawn(async move {
+                    let result = match reopened.await {
+                        Ok(result) => result.map_err(PodError::from),
+                        // The log came to its end meanwhile.
+                        Err(_) => Ok(()),
+                    };
+                    let _ = answer.send(result);
+                });
+            }
+            Some(Err(_)) | None => drop(answer.send(Err(not_running))),
+        }
+    }
+
+    /// Follows the logs of containers that an earlier daemon started.
+    pub(super) fn follow_logs(&mut self, guest: &Guest) {
+        let started = self.containers.values();
+        let started = started.filter(|one| one.state != ContainerState::Created);
+        let tasks: Vec<_> = started
+            .map(|one| {
+                let (id, path) = (one.id.clone(), one.log_path.clone());
+                (id.clone(), LogTask::start(guest.files.vsock(), id, path))
+            })
+            .collect();
+        self.logs.extend(tasks);
     }
 }
 

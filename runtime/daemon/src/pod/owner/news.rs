@@ -2,15 +2,17 @@
 //! What happened to a pod without being asked for: containers that started or ended, a VM that died.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::logging::LogTask;
-use super::owner::Owner;
-use super::state::{ContainerEvent, PodEvent};
-use super::volumes::termination;
-use super::{NoticeKind, now};
+use super::Owner;
+use super::logs::LogTask;
 use crate::guest::user::ProcessUser;
 use crate::guest::watch::News;
 use crate::guest::{Guest, cgroup};
+use crate::pod::life::state::{ContainerEvent, PodEvent};
+use crate::pod::notices::NoticeKind;
+use crate::pod::now;
+use crate::pod::volumes::{environment, termination};
 use crate::store::Kind;
 
 impl Owner {
@@ -47,6 +49,27 @@ impl Owner {
         let path = container.termination_log.clone()?;
         let guest = self.guest.clone()?;
         (!container.state.is_exited()).then(|| (guest, id.to_owned(), path))
+    }
+
+    /// Brings the files of a container's emptyDirs to the host, if it has run and has any. What goes wrong is said in
+    /// the log: kubelet says what it misses.
+    fn environment_files(&self, id: &str) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let container = self.containers.get(id)?;
+        // An agent of an earlier version has no such call.
+        self.pod.disks.as_ref()?;
+        let guest = self.guest.clone()?;
+        let volumes = container.empty_dirs.clone();
+        if volumes.is_empty() || container.state.is_exited() {
+            return None;
+        }
+        // Of two that exit at once, the one that looked last is to write last.
+        let turn = Arc::clone(&self.environment);
+        Some(async move {
+            let _turn = turn.lock().await;
+            for (name, directory) in volumes {
+                environment::copy_back(&guest, &name, &directory).await;
+            }
+        })
     }
 
     pub(super) fn apply_news(&mut self, news: News) {

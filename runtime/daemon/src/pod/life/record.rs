@@ -4,20 +4,18 @@
 //! A pod's [`Held`] stack is both the undo of a start that failed and the list of what a removal gives back: it is
 //! written before a thing is taken, so that a daemon that died in between knows what to look for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bulkhead_vmm::share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::BlockRecord;
-use super::shares::ShareRecord;
-use super::sizing::{Allowance, VmSize};
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
-use super::volumes::disk::DiskRecord;
-use super::volumes::mirror;
 use crate::guest::control::Extent;
 use crate::guest::process::Identity;
+use crate::guest::protocol;
+use crate::guest::shares::mounts::{Access, Propagation, SourceId};
 use crate::guest::user::ProcessUser;
 use crate::network::NetworkRecord;
 
@@ -44,7 +42,7 @@ pub struct PodRecord {
     pub allowance: Allowance,
     /// Volumes of the guest that follow the host's, by their name in the guest.
     #[serde(default)]
-    pub mirrors: BTreeMap<String, mirror::Source>,
+    pub mirrors: BTreeMap<String, MirrorSource>,
     /// Directories and files of the host that are mounted in the guest.
     #[serde(default)]
     pub shares: Vec<ShareRecord>,
@@ -72,6 +70,94 @@ pub enum Held {
     Vmm(Identity),
     /// Serves host directories to the VM.
     FileServer(Identity),
+}
+
+/// What a VM was booted with, and what it can get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSize {
+    /// All CPUs that it can have.
+    pub vcpus: u8,
+    /// Those that its kernel started with; 0, of an earlier version: all.
+    #[serde(default)]
+    pub boot_vcpus: u8,
+    /// At the boot.
+    pub memory_mib: u32,
+    /// At most; 0, of an earlier version: what it was booted with.
+    #[serde(default)]
+    pub memory_max_mib: u32,
+    pub scratch_bytes: u64,
+}
+
+/// What the containers of a pod may use together; `None`: as much as there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowance {
+    /// Without huge pages.
+    pub memory_bytes: Option<u64>,
+    pub cpu_millis: Option<u64>,
+    /// What kubelet's cgroup of the pod allows; CRI does not tell.
+    #[serde(default)]
+    pub hugepage_bytes: u64,
+}
+
+/// A share as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShareRecord {
+    /// In the guest and in the file server.
+    pub name: String,
+    pub path: PathBuf,
+    pub access: Access,
+    pub source: SourceId,
+    /// Ids of the containers that mount it.
+    pub users: BTreeSet<String>,
+}
+
+impl ShareRecord {
+    pub fn name(&self) -> Option<ShareName> {
+        ShareName::parse(&self.name)
+    }
+
+    pub fn is(&self, access: Access, propagation: Propagation, source: SourceId) -> bool {
+        let name = self.name();
+        self.source == source
+            && self.access == access
+            && name.is_some_and(|name| name.propagation == propagation)
+    }
+}
+
+/// A device of the host that is on the volume disk, as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlockRecord {
+    pub path: PathBuf,
+    /// `st_rdev`; it stays the device's while the VMM has it open.
+    pub device: u64,
+    pub writable: bool,
+    pub extent: Extent,
+    /// Ids of the containers that have it.
+    pub users: BTreeSet<String>,
+}
+
+/// An emptyDir that is on the volume disk, as it is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// kubelet's, of the volume.
+    pub directory: PathBuf,
+    pub extent: Extent,
+}
+
+impl DiskRecord {
+    pub fn place(&self) -> protocol::DiskDirectory {
+        protocol::DiskDirectory {
+            first_sector: self.extent.first_sector,
+            sectors: self.extent.sectors,
+        }
+    }
+}
+
+/// What a mirror is made from, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorSource {
+    /// On the host: a directory or a single file.
+    pub path: PathBuf,
 }
 
 /// A container as it is stored.

@@ -15,20 +15,16 @@
 //! with the lowest score of its containers.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::owner::Owner;
 use super::program::ProgramError;
-use super::record::ContainerRecord;
-use super::sizing::{self, Allowance, Room, VmSize, Wanted};
-use super::spec::{PodLimits, Resources};
-use super::{BootError, cpulist, together};
-use crate::guest::cgroup::{HostLimits, PodCgroup};
-use crate::guest::{Guest, protocol};
+use super::sizing::Wanted;
+use super::{cpulist, hugepages};
+use crate::guest::cgroup::PodCgroup;
+use crate::guest::protocol;
+use crate::pod::life::record::Allowance;
+use crate::pod::life::spec::PodLimits;
 
-const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
-const ONLINE_NODES: &str = "/sys/devices/system/node/online";
 /// A cgroup's file that kubelet names for the pod but means for its containers: in the pod's cgroup it would have one
 /// container's end be the end of all.
 const OOM_GROUP: &str = "memory.oom.group";
@@ -50,7 +46,7 @@ impl PodLimits {
     }
 
     pub fn wanted(&self, allowance: Allowance) -> Wanted {
-        let hugepage_bytes = together::hugepage_bytes(&self.resources, std::iter::empty());
+        let hugepage_bytes = hugepages::bytes(&self.resources, std::iter::empty());
         Wanted {
             allowance,
             hugepage_bytes: hugepage_bytes.max(allowance.hugepage_bytes),
@@ -60,128 +56,7 @@ impl PodLimits {
     }
 }
 
-/// What is known of a pod's VM before anything is taken for it.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub size: VmSize,
-    pub allowance: Allowance,
-    pub cgroup: Option<PathBuf>,
-}
-
-impl Owner {
-    /// How large the VM will be, and its cgroup; or why there is no room for it. Nothing is taken yet.
-    pub(super) fn plan(&self) -> Result<Plan, BootError> {
-        let host = &self.shared.host;
-        let limits = &self.pod.spec.limits;
-        let given = host.cgroups.of_pod(&limits.cgroup_parent);
-        let allowance = limits.allowance(given.as_ref());
-        let wanted = limits.wanted(allowance);
-        let cgroup = host
-            .cgroups
-            .place(&self.pod.id, given.as_ref(), wanted.host_bytes());
-        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let disk = host.state_pods.parent().unwrap_or(&host.state_pods);
-        let disk = rustix::fs::statvfs(disk).map_err(|e| BootError::Directory {
-            path: disk.to_owned(),
-            source: e.into(),
-        })?;
-        let room = Room {
-            cpus: cpus(),
-            memory_bytes: meminfo(&memory, "MemTotal:"),
-            available_bytes: meminfo(&memory, "MemAvailable:"),
-            cgroup_bytes: cgroup
-                .as_deref()
-                .and_then(|path| host.cgroups.memory_limit(path)),
-            disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-        };
-        Ok(Plan {
-            size: sizing::size(&wanted, &host.sizing, &room)?,
-            allowance,
-            cgroup,
-        })
-    }
-
-    /// What the pod and its live containers are to have.
-    pub(super) fn wanted(&self) -> Wanted {
-        let live = self.live().map(|one| &one.spec.resources);
-        self.wanted_with(&self.pod.spec.limits, self.pod.allowance, live)
-    }
-
-    pub(super) fn wanted_with<'a>(
-        &self,
-        limits: &'a PodLimits,
-        allowance: Allowance,
-        live: impl Iterator<Item = &'a Resources>,
-    ) -> Wanted {
-        let wanted = limits.wanted(allowance);
-        let hugepage_bytes = together::hugepage_bytes(&limits.resources, live);
-        Wanted {
-            hugepage_bytes: wanted.hugepage_bytes.max(hugepage_bytes),
-            ..wanted
-        }
-    }
-
-    pub(super) fn live(&self) -> impl Iterator<Item = &ContainerRecord> {
-        let all = self.containers.values();
-        all.filter(|one| !one.state.is_exited())
-    }
-
-    /// What the host lets the VM use, by the pod and its containers.
-    pub(super) fn host_limits(&self) -> HostLimits {
-        self.host_limits_for(&self.wanted())
-    }
-
-    pub(super) fn host_limits_for(&self, wanted: &Wanted) -> HostLimits {
-        let limits = &self.pod.spec.limits;
-        let containers: Vec<&Resources> = self.live().map(|one| &one.spec.resources).collect();
-        let together = |list: fn(&Resources) -> &str| union(containers.iter().map(|one| list(one)));
-        HostLimits {
-            memory_bytes: wanted.host_bytes(),
-            cpu_millis: host_cpu(wanted.allowance, limits),
-            cpu_shares: shares(limits),
-            cpus: together(|one| &one.cpuset_cpus),
-            nodes: together(|one| &one.cpuset_mems),
-        }
-    }
-
-    /// Applies on the host what its containers say, after one has come, gone or changed.
-    pub(super) fn place(&self) {
-        if let Some(path) = self.pod.cgroup() {
-            let limits = self.host_limits();
-            self.shared.host.cgroups.limit(path, &limits);
-        }
-        let scores = self.live().map(|one| one.spec.resources.oom_score_adj);
-        let score = i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0);
-        if let Some(guest) = &self.guest
-            && let Err(e) = guest.process.set_oom_score_adj(score)
-        {
-            // Lowering it takes CAP_SYS_RESOURCE, which a daemon in a container may lack.
-            tracing::debug!(pod = self.pod.id, "oom_score_adj of the VMM: {e}");
-        }
-    }
-
-    /// Limits the pod's containers together, in the guest.
-    pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
-        let limits = guest_limits(&self.pod.spec.limits, self.pod.allowance, self.pod.cgroup());
-        if limits == protocol::Resources::default() {
-            return Ok(());
-        }
-        Ok(guest.agent.limit(limits).await?)
-    }
-}
-
-/// Whether the host has the CPUs and nodes that are named.
-pub fn check_placement(resources: &Resources) -> Result<(), ProgramError> {
-    for (name, list, online) in [
-        ("cpuset_cpus", &resources.cpuset_cpus, ONLINE_CPUS),
-        ("cpuset_mems", &resources.cpuset_mems, ONLINE_NODES),
-    ] {
-        check_list(name, list, &fs::read_to_string(online).unwrap_or_default())?;
-    }
-    Ok(())
-}
-
-fn check_list(name: &'static str, list: &str, online: &str) -> Result<(), ProgramError> {
+pub fn check_list(name: &'static str, list: &str, online: &str) -> Result<(), ProgramError> {
     let wrong = || ProgramError::Placement {
         name,
         list: list.to_owned(),
@@ -197,7 +72,7 @@ fn check_list(name: &'static str, list: &str, online: &str) -> Result<(), Progra
 }
 
 /// All that are named; empty if someone may be anywhere.
-fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
+pub fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
     let mut all = BTreeSet::new();
     for list in lists {
         match cpulist::parse(list) {
@@ -209,19 +84,19 @@ fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// The containers' limit, and what the RuntimeClass adds for the VM.
-fn host_cpu(allowance: Allowance, limits: &PodLimits) -> Option<u64> {
+pub fn host_cpu(allowance: Allowance, limits: &PodLimits) -> Option<u64> {
     let millis = allowance.cpu_millis?;
     Some(millis.saturating_add(limits.overhead.cpu_limit_millis()))
 }
 
-fn shares(limits: &PodLimits) -> Option<u64> {
+pub fn shares(limits: &PodLimits) -> Option<u64> {
     let shares = limits.resources.cpu_shares;
     let all = shares.saturating_add(limits.overhead.cpu_shares.max(0));
     u64::try_from(all).ok().filter(|_| shares > 0)
 }
 
 /// What containers may use together, by the guest's cgroup around them.
-pub(super) fn guest_limits(
+pub fn guest_limits(
     limits: &PodLimits,
     allowance: Allowance,
     cgroup: Option<&Path>,
@@ -252,23 +127,14 @@ pub(super) fn guest_limits(
 }
 
 /// `None`: no limit, or none that was said.
-pub(super) fn positive(number: i64) -> Option<u64> {
+pub fn positive(number: i64) -> Option<u64> {
     u64::try_from(number).ok().filter(|number| *number > 0)
-}
-
-pub(super) fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-pub(super) fn meminfo(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kibibytes.unwrap_or(0).saturating_mul(1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::life::spec::Resources;
 
     fn limits(memory_mib: i64, quota_us: i64) -> PodLimits {
         PodLimits {

@@ -9,7 +9,8 @@
 
 use bulkhead_proto::agent::{GUEST_FIXED_BYTES, GUEST_PARTS};
 use bulkhead_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
-use serde::{Deserialize, Serialize};
+
+use crate::pod::life::record::{Allowance, VmSize};
 
 const MIB: u64 = 1 << 20;
 const GUEST_FIXED_MIB: u64 = GUEST_FIXED_BYTES / MIB;
@@ -27,33 +28,6 @@ const BLOCK_SLACK_MIB: u64 = 4;
 const LEAST_DISK_BYTES: u64 = 64 * MIB;
 /// A CPU limit may be raised to twice what it was, or to so many CPUs, while the VM runs.
 const SPARE_VCPUS: u8 = 4;
-
-/// What a VM was booted with, and what it can get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmSize {
-    /// All CPUs that it can have.
-    pub vcpus: u8,
-    /// Those that its kernel started with; 0, of an earlier version: all.
-    #[serde(default)]
-    pub boot_vcpus: u8,
-    /// At the boot.
-    pub memory_mib: u32,
-    /// At most; 0, of an earlier version: what it was booted with.
-    #[serde(default)]
-    pub memory_max_mib: u32,
-    pub scratch_bytes: u64,
-}
-
-/// What the containers of a pod may use together; `None`: as much as there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allowance {
-    /// Without huge pages.
-    pub memory_bytes: Option<u64>,
-    pub cpu_millis: Option<u64>,
-    /// What kubelet's cgroup of the pod allows; CRI does not tell.
-    #[serde(default)]
-    pub hugepage_bytes: u64,
-}
 
 /// What a pod wants; 0: not said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,20 +7,20 @@ use std::path::PathBuf;
 
 use bulkhead_image::Image;
 
-use super::mirror::{Mirror, Source};
-use super::{Found, HostSide, InGuest, VolumeError, termination, text};
+use super::Owner;
+use super::shares::Wanted;
 use crate::guest::protocol::volume::Kind;
 use crate::guest::shares::mounts::{self as shares, Access};
 use crate::guest::{Guest, protocol};
-use crate::pod::PodError;
-use crate::pod::owner::Owner;
-use crate::pod::record::ContainerRecord;
-use crate::pod::shares::Wanted;
-use crate::pod::spec::{Mount, MountSource, Propagation};
+use crate::pod::errors::PodError;
+use crate::pod::life::record::{ContainerRecord, MirrorSource};
+use crate::pod::life::spec::{Mount, MountSource, Propagation};
+use crate::pod::volumes::mirror::Mirror;
+use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
 
 /// A mount whose source has been found.
 #[derive(Debug)]
-pub(in crate::pod) struct FoundMount {
+pub(super) struct FoundMount {
     mount: Mount,
     source: FoundSource,
 }
@@ -34,7 +34,7 @@ enum FoundSource {
 impl Owner {
     /// Finds the sources of what the container `id` is to mount, and writes down which images those are. Nothing is
     /// changed in the guest yet.
-    pub(in crate::pod) fn find_mounts(
+    pub(super) fn find_mounts(
         &self,
         id: &str,
         mounts: &mut [Mount],
@@ -79,7 +79,7 @@ impl Owner {
     }
 
     /// Prepares every mount of a container that is about to be created.
-    pub(in crate::pod) async fn prepare_mounts(
+    pub(super) async fn prepare_mounts(
         &mut self,
         guest: &Guest,
         mounts: Vec<FoundMount>,
@@ -140,7 +140,12 @@ impl Owner {
     }
 
     /// Has a volume of the guest follow the host's from now on, and waits until it has what that holds now.
-    async fn follow(&mut self, guest: &Guest, name: &str, source: Source) -> Result<(), PodError> {
+    async fn follow(
+        &mut self,
+        guest: &Guest,
+        name: &str,
+        source: MirrorSource,
+    ) -> Result<(), PodError> {
         if self.pod.mirrors.get(name) != Some(&source) {
             let (name, source) = (name.to_owned(), source.clone());
             self.mirrors.remove(&name);
@@ -157,7 +162,7 @@ impl Owner {
     }
 
     /// Takes up the mirrors of an earlier daemon.
-    pub(in crate::pod) fn follow_mirrors(&mut self, guest: &Guest) {
+    pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
         let watcher = &self.shared.host.volumes.watcher;
         let started = self.pod.mirrors.iter().map(|(name, source)| {
             let vsock = guest.files.vsock();
@@ -168,7 +173,7 @@ impl Owner {
     }
 
     /// Takes away what only this container had in the guest.
-    pub(in crate::pod) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
+    pub(super) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
         if record.termination_log.is_some()
             && let Err(error) = guest
                 .agent
@@ -188,7 +193,7 @@ fn of_volume(image: &str, error: PodError) -> PodError {
 }
 
 /// The file on the host for what the container says last, if it mounts one.
-pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
+pub(super) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
     mounts.iter().find_map(|found| match &found.source {
         FoundSource::Host(Found::Guest(InGuest {
             host: HostSide::CopiedBack(path),
@@ -199,7 +204,7 @@ pub(in crate::pod) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> 
 }
 
 /// The emptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
-pub(in crate::pod) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
+pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
     let one = |found: &FoundMount| match &found.source {
         FoundSource::Host(Found::Guest(InGuest {
             volume,

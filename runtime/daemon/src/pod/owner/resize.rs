@@ -12,14 +12,16 @@ use std::time::Duration;
 use bulkhead_vmm::config::memory_ranges;
 use tokio::time::Instant;
 
-use super::limits::{check_placement, cpus, guest_limits, meminfo, positive};
-use super::owner::Owner;
-use super::sizing::{self, Allowance, Unfit, Wanted};
-use super::spec::{PodLimits, Resources};
-use super::{PodError, program};
+use super::Owner;
+use super::node::{self, check_placement};
 use crate::guest::agent::AgentError;
-use crate::guest::cgroup;
-use crate::guest::{Guest, control, protocol};
+use crate::guest::{Guest, cgroup, control, protocol};
+use crate::pod::errors::PodError;
+use crate::pod::life::record::Allowance;
+use crate::pod::life::spec::{PodLimits, Resources};
+use crate::pod::plan::limits::{guest_limits, positive};
+use crate::pod::plan::program;
+use crate::pod::plan::sizing::{self, Unfit, Wanted};
 
 const MIB: u64 = 1 << 20;
 const PAGE_BYTES: u64 = 4096;
@@ -52,7 +54,7 @@ impl Owner {
         let room = inside
             .is_some()
             .then(|| positive(changed.overhead.memory_limit_bytes).unwrap_or(0));
-        sizing::resize(&old, &new, &self.pod.size, cpus(), room)?;
+        sizing::resize(&old, &new, &self.pod.size, node::cpus(), room)?;
 
         let grows = sizing::grows(old.allowance.memory_bytes, allowance.memory_bytes);
         if let Some(path) = self.pod.cgroup().filter(|_| grows) {
@@ -276,7 +278,7 @@ fn lifting(limits: protocol::Resources) -> protocol::Resources {
 
 /// What containers ask for together: their limits, else their requests.
 fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>) -> u64 {
-    let asked = containers.map(|one| asked_mib_of(one, host_memory_bytes));
+    let asked = containers.map(|one| asked_mib_of(one, || node::Memory::read().total_bytes));
     asked.fold(0, u64::saturating_add)
 }
 
@@ -294,11 +296,6 @@ fn asked_mib_of(resources: &Resources, host_bytes: impl FnOnce() -> u64) -> u64 
         }
         _ => 0,
     }
-}
-
-fn host_memory_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    meminfo(&text, "MemTotal:")
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
-use super::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 use crate::guest::protocol;
+use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 
 /// Where programs are looked for if neither the image nor the pod says.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -9,23 +9,29 @@
 //! Nobody waits for the pod's owner here. Guests are asked at once, each with a time limit: one that does not answer
 //! is left out of a list, with a word in the log, and is an error where it alone was asked for.
 
+mod peaks;
+pub mod rates;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use futures_util::future::join_all;
 
-use super::rates::CpuUse;
-use super::record::PodRecord;
-use super::state::{ContainerState, IllegalMove, PodState};
-use super::{PodError, Pods, View, now};
+use self::peaks::Peaks;
+use self::rates::{CpuUse, Rates};
 use crate::guest::protocol::{
     ContainerStatistics, GuestStatistics, HugepageUsage, StatisticsRequest,
 };
 use crate::guest::statistics::Bounds;
 use crate::guest::usage::HostUsage;
 use crate::network::{Counters, Network, NetworkRecord};
-use crate::serve::chain;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::PodRecord;
+use crate::pod::life::state::{ContainerState, IllegalMove, PodState};
+use crate::pod::now;
+use crate::pod::view::View;
 
 /// How long a list waits for a guest.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
@@ -71,7 +77,14 @@ impl Reading {
     }
 }
 
-impl Pods {
+/// What is to be remembered between two readings.
+#[derive(Debug, Default)]
+pub struct Readings {
+    rates: Rates,
+    peaks: Peaks,
+}
+
+impl Readings {
     /// Reads one pod; its guest must answer.
     pub async fn read(&self, view: Arc<View>, depth: Depth) -> Result<Reading, PodError> {
         self.read_within(view, depth, ONE_LIMIT).await
@@ -79,7 +92,6 @@ impl Pods {
 
     /// Reads pods at once. Those that are not ready, or whose guest does not answer, are left out.
     pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
-        self.forget_rates();
         let ready = views
             .into_iter()
             .filter(|view| view.pod.state == PodState::Ready && view.guest.is_some());
@@ -141,7 +153,7 @@ impl Pods {
         let host = HostUsage::read(view.pod.cgroup(), pid);
         let age = age(view.pod.created_at, at);
         let answer = bounds(&view.pod, age).cut(answer, |id| view.containers.contains_key(id));
-        let (rates, peaks) = (&self.shared.rates, &self.shared.peaks);
+        let (rates, peaks) = (&self.rates, &self.peaks);
         let containers = answer.containers.into_iter().map(|statistics| {
             let cgroup = statistics.cgroup.as_ref();
             let used = cgroup.and_then(|cgroup| cgroup.cpu).unwrap_or_default();
@@ -172,15 +184,10 @@ impl Pods {
         })
     }
 
-    fn forget_rates(&self) {
-        let views = self.all();
-        let ids: HashSet<&str> = views
-            .iter()
-            .flat_map(|view| view.containers.keys().chain([&view.pod.id]))
-            .map(String::as_str)
-            .collect();
-        self.shared.rates.keep(&ids);
-        self.shared.peaks.keep(&ids);
+    /// Forgets pods and containers but these.
+    pub fn keep(&self, ids: &HashSet<&str>) {
+        self.rates.keep(ids);
+        self.peaks.keep(ids);
     }
 }
 

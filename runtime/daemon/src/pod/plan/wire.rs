@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod in others' words: what CNI is told of it, and the guest of what CNI made and of the pod's users.
+//! A pod in others' words: what CNI is told of it, and the guest of the pod, of what CNI made and of
+//! the pod's users.
 
-use super::spec::{IdRange, PodSpec, Protocol, UserNamespace};
+use super::dns;
 use crate::guest::protocol;
 use crate::network::{self, AttachRequest, Attachment};
+use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
 
 pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
     let protocol = |protocol| match protocol {
@@ -34,8 +36,51 @@ pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
     }
 }
 
+/// A pod without a name for its host gets the beginning of its id.
+pub fn hostname(id: &str, spec: &PodSpec) -> String {
+    if spec.hostname.is_empty() {
+        return id.get(..12).unwrap_or(id).to_owned();
+    }
+    spec.hostname.clone()
+}
+
+/// What a guest is to be. The time and its randomness are filled in by who sends it.
+pub fn configuration(
+    id: &str,
+    spec: &PodSpec,
+    attachment: &Attachment,
+    resolv_conf: &str,
+) -> protocol::ConfigureSandboxRequest {
+    let hostname = hostname(id, spec);
+    let dns = dns::of_pod(spec, attachment, resolv_conf);
+    let address = attachment
+        .addresses
+        .first()
+        .and_then(|cidr| cidr.split('/').next());
+    protocol::ConfigureSandboxRequest {
+        hosts: address
+            .map(|address| protocol::HostEntry {
+                address: address.to_owned(),
+                names: vec![hostname.clone()],
+            })
+            .into_iter()
+            .collect(),
+        hostname,
+        dns: Some(protocol::Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        interface: interface(attachment),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        shared_pid_namespace: spec.pid == PidMode::Pod,
+        user_namespace: spec.users.map(user_namespace),
+        ..Default::default()
+    }
+}
+
 /// `None`: loopback only.
-pub fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
+fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
     attachment.tap.as_ref()?;
     let routes = attachment.routes.iter();
     let neighbors = attachment.neighbors.iter();
@@ -67,7 +112,7 @@ fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
     format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
-pub fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
+fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
     let range = |range: IdRange| protocol::IdRange {
         first: range.first,
         length: range.length,
@@ -75,5 +120,18 @@ pub fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
     protocol::UserNamespace {
         uids: Some(range(users.uids)),
         gids: Some(range(users.gids)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_without_a_hostname_is_called_by_its_id() {
+        let mut spec = crate::pod::fixtures::pod_spec();
+        assert_eq!(hostname("0123456789abcdef", &spec), "host");
+        spec.hostname.clear();
+        assert_eq!(hostname("0123456789abcdef", &spec), "0123456789ab");
     }
 }

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block volumes: devices of the host that containers of a pod have as block devices. The owner's part.
-//!
-//! A device goes to the VMM as a descriptor and becomes a range of the volume disk. Containers that have the same
-//! device with the same access have the same range; it is given back when the last of them is removed. Devices are not
-//! claimed (O_EXCL): kubelet gives one to several containers, and one that is ReadWriteMany to several pods. Writes are
-//! synchronous (O_DSYNC): what the guest was told is written, is on the device.
+//! Block devices of the host: which may be a container's, and how one is opened. Devices are not claimed (O_EXCL): kubelet
+//! gives one to several containers, and one that is ReadWriteMany to several pods. Writes are synchronous (O_DSYNC): what
+//! the guest was told is written, is on the device.
 
-use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -14,13 +10,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
-use serde::{Deserialize, Serialize};
 
-use super::PodError;
-use super::owner::Owner;
-use super::spec::BlockDevice;
-use crate::guest::control::{self, Extent};
-use crate::guest::{Guest, protocol};
+use crate::guest::protocol;
+use crate::pod::life::spec::BlockDevice;
 
 /// An error about a device of the host.
 #[derive(Debug, thiserror::Error)]
@@ -37,26 +29,15 @@ pub enum BlockError {
     Empty { path: PathBuf },
 }
 
-/// A device of the host that is on the volume disk, as it is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BlockRecord {
-    pub path: PathBuf,
-    /// `st_rdev`; it stays the device's while the VMM has it open.
-    device: u64,
-    writable: bool,
-    extent: Extent,
-    /// Ids of the containers that have it.
-    users: BTreeSet<String>,
-}
-
 /// A device that was found and opened, for a container that is to have it.
 #[derive(Debug)]
 pub struct OpenBlock {
-    file: File,
-    device: u64,
-    writable: bool,
-    ownership: protocol::Ownership,
-    wanted: BlockDevice,
+    pub file: File,
+    /// `st_rdev`.
+    pub device: u64,
+    pub writable: bool,
+    pub ownership: protocol::Ownership,
+    pub wanted: BlockDevice,
 }
 
 impl OpenBlock {
@@ -140,95 +121,6 @@ fn flags(flags: OFlags) -> i32 {
 /// Finds and opens what a container is to have, before anything is made for it.
 pub fn open(wanted: &[BlockDevice]) -> Result<Vec<OpenBlock>, BlockError> {
     tokio::task::block_in_place(|| wanted.iter().map(OpenBlock::open).collect())
-}
-
-impl Owner {
-    /// Puts devices on the volume disk that are not there yet, and says in the request where they are.
-    pub(super) async fn attach_blocks(
-        &mut self,
-        guest: &Guest,
-        opened: Vec<OpenBlock>,
-        request: &mut protocol::CreateContainerRequest,
-    ) -> Result<(), PodError> {
-        for block in opened {
-            let OpenBlock {
-                device, writable, ..
-            } = block;
-            let (ownership, wanted) = (block.ownership, block.wanted);
-            let is = |one: &BlockRecord| one.device == device && one.writable == writable;
-            let extent = match self.pod.blocks.iter().position(is) {
-                Some(at) => {
-                    self.change_pod(|pod| {
-                        if let Some(known) = pod.blocks.get_mut(at) {
-                            known.users.insert(request.id.clone());
-                        }
-                    })?;
-                    self.pod.blocks.get(at).map(|known| known.extent)
-                }
-                None => {
-                    let socket = guest.files.control();
-                    let extent = control::attach_volume(&socket, block.file).await?;
-                    // A daemon that dies in between leaves the device open until the VM ends.
-                    let stored = self.change_pod(|pod| {
-                        pod.blocks.push(BlockRecord {
-                            path: wanted.path.clone(),
-                            device,
-                            writable,
-                            extent,
-                            users: BTreeSet::from([request.id.clone()]),
-                        });
-                    });
-                    if let Err(error) = stored {
-                        let _ = control::detach_volume(&socket, extent).await;
-                        return Err(error.into());
-                    }
-                    tracing::info!(pod = self.pod.id, path = %wanted.path.display(), "attached");
-                    Some(extent)
-                }
-            };
-            let place = extent.map(|extent| protocol::BlockDevice {
-                container_path: wanted.container_path,
-                first_sector: extent.first_sector,
-                sectors: extent.sectors,
-                readonly: !writable,
-                permissions: wanted.permissions,
-                ownership: Some(ownership),
-            });
-            request.block_devices.extend(place);
-        }
-        Ok(())
-    }
-
-    /// Takes note that a container has no devices any more; gives back what only it had. Call once the guest has
-    /// removed the container.
-    pub(super) async fn detach_blocks(&mut self, container: &str) {
-        let of_it = |block: &BlockRecord| block.users.contains(container);
-        if !self.pod.blocks.iter().any(of_it) {
-            return;
-        }
-        let mut unused = Vec::new();
-        let changed = self.change_pod(|pod| {
-            for block in &mut pod.blocks {
-                block.users.remove(container);
-            }
-            unused = pod
-                .blocks
-                .extract_if(.., |block| block.users.is_empty())
-                .collect();
-        });
-        if let Err(error) = changed {
-            return self.complain("forget the block devices of a container", &error);
-        }
-        // They went with the VM, if it ended.
-        let Some(socket) = self.guest.as_ref().map(|guest| guest.files.control()) else {
-            return;
-        };
-        for block in unused {
-            if let Err(error) = control::detach_volume(&socket, block.extent).await {
-                self.complain("close a block device", &error);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,68 +7,50 @@
 //! takes note of what happened without being asked for.
 //! The order of each change: check, store, memory, publish.
 
+mod adopt;
+mod blocks;
+mod boot;
+mod containers;
+mod create;
+mod disks;
+mod hugepages;
+mod limits;
+mod logs;
+mod mounts;
+mod news;
+mod node;
+mod pids;
+mod resize;
+mod shares;
+mod teardown;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use bulkhead_text::chain;
+use tokio::sync::{mpsc, watch};
 
+pub use self::adopt::adopt;
+use self::logs::LogTask;
 use super::admission::Turn;
-use super::logging::LogTask;
-use super::record::{ContainerRecord, PodRecord};
+use super::errors::PodError;
+use super::host::Shared;
+use super::life::record::{ContainerRecord, PodRecord};
+use super::life::state::{PodEvent, PodState};
+use super::notices::{Notice, NoticeKind};
+use super::now;
 use super::registry::Handle;
-use super::spec::{ContainerSpec, Resources};
-use super::state::{PodEvent, PodState};
+use super::request::{Answer, Request};
+use super::view::View;
 use super::volumes::mirror::Mirror;
-use super::{Notice, NoticeKind, PodError, Shared, View, now};
 use crate::guest::Guest;
 use crate::guest::cgroup::pids::PidsLimit;
 use crate::guest::process::VmmProcess;
 use crate::guest::watch::{self as guest_watch, News};
-use crate::serve::chain;
 use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.
 const INBOX: usize = 64;
-
-pub type Answer<T> = oneshot::Sender<Result<T, PodError>>;
-
-/// What is asked of a pod.
-#[derive(Debug)]
-pub enum Request {
-    StopPod(Answer<()>),
-    RemovePod(Answer<()>),
-    Create {
-        spec: Box<ContainerSpec>,
-        answer: Answer<String>,
-    },
-    Start {
-        id: String,
-        answer: Answer<()>,
-    },
-    Signal {
-        id: String,
-        signal: i32,
-        answer: Answer<()>,
-    },
-    Remove {
-        id: String,
-        answer: Answer<()>,
-    },
-    Update {
-        id: String,
-        change: Box<Resources>,
-        answer: Answer<()>,
-    },
-    Resize {
-        /// Of the containers together, and the overhead.
-        change: Box<(Resources, Resources)>,
-        answer: Answer<()>,
-    },
-    ReopenLog {
-        id: String,
-        answer: Answer<()>,
-    },
-}
 
 /// Whether the task goes on after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,26 +61,26 @@ enum Then {
 
 #[derive(Debug)]
 pub struct Owner {
-    pub(super) shared: Arc<Shared>,
-    pub(super) pod: PodRecord,
-    pub(super) containers: BTreeMap<String, ContainerRecord>,
-    pub(super) guest: Option<Guest>,
-    pub(super) logs: HashMap<String, LogTask>,
+    shared: Arc<Shared>,
+    pod: PodRecord,
+    containers: BTreeMap<String, ContainerRecord>,
+    guest: Option<Guest>,
+    logs: HashMap<String, LogTask>,
     /// By the volume's name in the guest.
-    pub(super) mirrors: HashMap<String, Mirror>,
+    mirrors: HashMap<String, Mirror>,
     /// What this daemon last told the guest.
-    pub(super) pids_limit: Option<PidsLimit>,
+    pids_limit: Option<PidsLimit>,
     /// Whose turn it is to bring files for the environment to the host.
-    pub(super) environment: Arc<tokio::sync::Mutex<()>>,
-    pub(super) news: mpsc::Receiver<News>,
+    environment: Arc<tokio::sync::Mutex<()>>,
+    news: mpsc::Receiver<News>,
     news_sender: mpsc::Sender<News>,
     /// Exits whose log is whole now, or late.
     settled: mpsc::Receiver<News>,
-    pub(super) settled_sender: mpsc::Sender<News>,
+    settled_sender: mpsc::Sender<News>,
     inbox: mpsc::Receiver<Request>,
     view: watch::Sender<Arc<View>>,
     /// Listeners have heard of the pod.
-    pub(super) announced: bool,
+    announced: bool,
 }
 
 /// Starts the task of a new pod, whose name is reserved and whose turn it is. `answer` hears how its boot went.
@@ -138,7 +120,7 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
 
 impl Owner {
     /// Makes the owner and makes it known; its task is not started yet.
-    pub(super) fn new(
+    fn new(
         shared: Arc<Shared>,
         pod: PodRecord,
         containers: BTreeMap<String, ContainerRecord>,
@@ -151,7 +133,7 @@ impl Owner {
             containers: containers.clone(),
             guest: None,
         }));
-        shared.register(Handle {
+        shared.registry.register(Handle {
             id: pod.id.clone(),
             inbox: inbox_sender,
             view: reader,
@@ -176,7 +158,7 @@ impl Owner {
     }
 
     /// Serves the pod until it is removed.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         loop {
             let process = self.guest.as_ref().map(|guest| Arc::clone(&guest.process));
             tokio::select! {
@@ -234,14 +216,14 @@ impl Owner {
     }
 
     /// Takes the guest into service: its news are heard from now on.
-    pub(super) fn serve_guest(&mut self, guest: Guest) {
+    fn serve_guest(&mut self, guest: Guest) {
         tokio::spawn(guest_watch::watch(guest.clone(), self.news_sender.clone()));
         self.guest = Some(guest);
         self.publish();
     }
 
     /// Moves the pod along an event: store, memory, publish.
-    pub(super) fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
+    fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
         let id = self.pod.id.clone();
         let state = self
             .pod
@@ -276,10 +258,7 @@ impl Owner {
     }
 
     /// Changes the pod's record: store, memory, publish.
-    pub(super) fn change_pod(
-        &mut self,
-        change: impl FnOnce(&mut PodRecord),
-    ) -> Result<(), StoreError> {
+    fn change_pod(&mut self, change: impl FnOnce(&mut PodRecord)) -> Result<(), StoreError> {
         let mut record = self.pod.clone();
         change(&mut record);
         self.store_pod(&record)?;
@@ -292,7 +271,7 @@ impl Owner {
         self.store(Kind::Pod, &record.id, record)
     }
 
-    pub(super) fn store<T: serde::Serialize>(
+    fn store<T: serde::Serialize>(
         &self,
         kind: Kind,
         id: &str,
@@ -301,7 +280,7 @@ impl Owner {
         tokio::task::block_in_place(|| self.shared.host.store.put(kind, id, record))
     }
 
-    pub(super) fn publish(&self) {
+    fn publish(&self) {
         self.view.send_replace(Arc::new(View {
             pod: self.pod.clone(),
             containers: self.containers.clone(),
@@ -309,7 +288,7 @@ impl Owner {
         }));
     }
 
-    pub(super) fn notify(&self, kind: NoticeKind, container_id: &str) {
+    fn notify(&self, kind: NoticeKind, container_id: &str) {
         self.shared.notices.tell(&Notice {
             kind,
             container_id: container_id.to_owned(),
@@ -319,7 +298,7 @@ impl Owner {
     }
 
     /// For errors that no caller waits for.
-    pub(super) fn complain(&self, what: &str, error: &dyn std::error::Error) {
+    fn complain(&self, what: &str, error: &dyn std::error::Error) {
         tracing::warn!(pod = self.pod.id, "{what}: {}", chain(error));
     }
 }
