@@ -4,6 +4,7 @@
 use super::Subject;
 use crate::guest::protocol::{
     CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, MemoryStatistics, Pressure,
+    disk,
 };
 use crate::guest::usage::{HostPressure, Stall};
 use crate::network::Direction;
@@ -11,8 +12,6 @@ use crate::pod::readings::Reading;
 
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;
-/// The guest's disk that writable layers are on.
-pub const SCRATCH_DEVICE: &str = "/dev/vdb";
 
 /// One value, with the labels that the row adds.
 pub struct Value {
@@ -103,9 +102,14 @@ pub fn host_full(of: &Reading, stall: fn(&HostPressure) -> &Stall) -> Vec<Value>
     })
 }
 
+/// A value of the guest's disk that writable layers are on.
+pub fn on_scratch_disk(value: u64) -> Vec<Value> {
+    labelled(&format!("/dev/{}", disk::SCRATCH), value)
+}
+
 pub fn scratch(of: &Subject, value: fn(&FilesystemStatistics) -> u64) -> Vec<Value> {
     let scratch = of.reading.guest.scratch.as_ref();
-    scratch.map_or_else(Vec::new, |scratch| labelled(SCRATCH_DEVICE, value(scratch)))
+    scratch.map_or_else(Vec::new, |scratch| on_scratch_disk(value(scratch)))
 }
 
 pub fn devices(of: &Subject, value: fn(&DeviceIo) -> u64) -> Vec<Value> {

@@ -7,14 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bulkhead_vmm::share::name::ShareName;
+use bulkhead_share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
 use crate::guest::control::Extent;
 use crate::guest::process::Identity;
-use crate::guest::protocol;
 use crate::guest::shares::mounts::{Access, Propagation, SourceId};
 use crate::guest::user::ProcessUser;
 use crate::network::NetworkRecord;
@@ -142,15 +141,6 @@ pub struct DiskRecord {
     /// kubelet's, of the volume.
     pub directory: PathBuf,
     pub extent: Extent,
-}
-
-impl DiskRecord {
-    pub fn place(&self) -> protocol::DiskDirectory {
-        protocol::DiskDirectory {
-            first_sector: self.extent.first_sector,
-            sectors: self.extent.sectors,
-        }
-    }
 }
 
 /// What a mirror is made from, as it is stored.

@@ -9,7 +9,6 @@ use bulkhead_image::Image;
 use super::Owner;
 use super::mounts::{FoundMount, empty_dirs, termination_log};
 use super::node::check_placement;
-use crate::guest::control::Extent;
 use crate::guest::{Guest, control, protocol};
 use crate::logs;
 use crate::pod::errors::PodError;
@@ -92,7 +91,7 @@ impl Owner {
         guest: &Guest,
         image: &Image,
         holder: &str,
-    ) -> Result<Vec<protocol::Layer>, PodError> {
+    ) -> Result<Vec<protocol::Extent>, PodError> {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
         for layer in images.lease(image.id.as_str(), holder)? {
@@ -106,14 +105,7 @@ impl Owner {
                     extent
                 }
             };
-            let Extent {
-                first_sector,
-                sectors,
-            } = extent;
-            attached.push(protocol::Layer {
-                first_sector,
-                sectors,
-            });
+            attached.push(control::told(extent));
         }
         Ok(attached)
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_vmm::share::name::ShareName;
+use bulkhead_share::name::ShareName;
 
 use super::Owner;
 use crate::guest::cgroup;
