@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use bulkhead_host::Guest;
+
 use super::life::record::{ContainerRecord, PodRecord};
-use crate::guest::Guest;
 
 /// What a pod's owner published last.
 #[derive(Clone, Debug)]

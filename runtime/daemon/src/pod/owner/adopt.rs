@@ -13,12 +13,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Owner;
-use crate::guest::Files;
+use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::host::Shared;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::PodState;
-use crate::pod::now;
+use bulkhead_host::Files;
 use bulkhead_text::chain;
 
 /// Takes over a pod that an earlier daemon stored.

@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::watch::News;
+use bulkhead_host::Guest;
+
 use super::Owner;
 use super::logs::LogTask;
 use super::node::check_placement;
 use super::teardown::killed;
-use crate::guest::Guest;
-use crate::guest::agent::AgentError;
-use crate::guest::watch::News;
+use crate::clock::now;
 use crate::logs::LogFile;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::ContainerRecord;
@@ -17,7 +19,6 @@ use crate::pod::life::signal;
 use crate::pod::life::spec::Resources;
 use crate::pod::life::state::{ContainerEvent, ContainerState, IllegalMove, PodState};
 use crate::pod::notices::NoticeKind;
-use crate::pod::now;
 use crate::pod::plan::program;
 use crate::pod::registry::not_found;
 use crate::store::Kind;

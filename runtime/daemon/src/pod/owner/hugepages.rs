@@ -2,9 +2,11 @@
 //! Huge pages of a guest: reserved before a container is made and given back after it was removed. Those of one that has
 //! exited go to the next one that is made.
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+
 use super::Owner;
-use crate::guest::agent::AgentError;
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::spec::Resources;
 use crate::pod::plan::hugepages::together;

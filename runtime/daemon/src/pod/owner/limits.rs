@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::HostLimits;
+
 use super::{Owner, node};
-use crate::guest::cgroup::HostLimits;
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::BootError;
 use crate::pod::life::record::{Allowance, ContainerRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};

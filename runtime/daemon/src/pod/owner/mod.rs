@@ -27,6 +27,10 @@ mod teardown;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bulkhead_guest::watch::{self as guest_watch, News};
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+use bulkhead_host::process::VmmProcess;
 use bulkhead_text::chain;
 use tokio::sync::{mpsc, watch};
 
@@ -38,15 +42,11 @@ use super::host::Shared;
 use super::life::record::{ContainerRecord, PodRecord};
 use super::life::state::{PodEvent, PodState};
 use super::notices::{Notice, NoticeKind};
-use super::now;
 use super::registry::Handle;
 use super::request::{Answer, Request};
 use super::view::View;
 use super::volumes::mirror::Mirror;
-use crate::guest::Guest;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::process::VmmProcess;
-use crate::guest::watch::{self as guest_watch, News};
+use crate::clock::now;
 use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.
@@ -217,7 +217,10 @@ impl Owner {
 
     /// Takes the guest into service: its news are heard from now on.
     fn serve_guest(&mut self, guest: Guest) {
-        tokio::spawn(guest_watch::watch(guest.clone(), self.news_sender.clone()));
+        let process = Arc::clone(&guest.process);
+        let ended = async move { process.ended().await };
+        let news = self.news_sender.clone();
+        tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
         self.guest = Some(guest);
         self.publish();
     }

@@ -4,14 +4,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_guest::watch::News;
+use bulkhead_host::{Guest, cgroup};
+
 use super::Owner;
 use super::logs::LogTask;
-use crate::guest::user::ProcessUser;
-use crate::guest::watch::News;
-use crate::guest::{Guest, cgroup};
+use crate::clock::now;
 use crate::pod::life::state::{ContainerEvent, PodEvent};
 use crate::pod::notices::NoticeKind;
-use crate::pod::now;
 use crate::pod::volumes::{environment, termination};
 use crate::store::Kind;
 

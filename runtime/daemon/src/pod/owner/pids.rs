@@ -2,10 +2,12 @@
 //! The pod's limit of processes. `podPidsLimit` is only in the cgroup that kubelet made for the pod; it is read at the pod's
 //! start and for each new container, and counts all of the guest's containers together.
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+
 use super::Owner;
-use crate::guest::agent::AgentError;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::spec::Resources;
 

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_guest::connect::{self, ConnectError};
+use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -18,8 +20,6 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
-use crate::guest::connect::{self, ConnectError};
-use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use crate::pod::life::record::MirrorSource;
 use bulkhead_text::chain;
 
@@ -222,7 +222,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(crate::guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
         &answer.error,
     )))
 }
