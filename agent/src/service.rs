@@ -28,7 +28,6 @@ use crate::volumes::{VolumeError, Volumes};
 
 const WATCH_QUEUE: usize = 16;
 const KILL_BEFORE_SHUTDOWN: Duration = Duration::from_millis(20);
-const START_ERROR: &str = "StartError";
 
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -309,7 +308,7 @@ fn status(container: &Container, state: &State) -> proto::ContainerStatus {
             status.exit_code = ended.exit_code;
             status.oom_killed = ended.oom_killed;
             if let Some(message) = &ended.start_error {
-                status.reason = START_ERROR.to_owned();
+                status.reason = proto::START_ERROR.to_owned();
                 status.message.clone_from(message);
             }
         }
@@ -363,7 +362,9 @@ fn mount_code(error: &MountError) -> Code {
 
 fn volume_code(error: &VolumeError) -> Code {
     match error {
-        VolumeError::Name(_) | VolumeError::Missing(_) => Code::InvalidArgument,
+        VolumeError::Name(_) | VolumeError::Missing(_) | VolumeError::Extent(_) => {
+            Code::InvalidArgument
+        }
         VolumeError::TooMany => Code::ResourceExhausted,
         VolumeError::NotFound(_) => Code::NotFound,
         VolumeError::OtherKind(_) => Code::FailedPrecondition,

@@ -112,7 +112,7 @@ fn check(event: Event, now: i64) -> Option<News> {
         State::Exited => Some(News::Exited {
             code: Some(status.exit_code).filter(|code| (0..=255).contains(code))?,
             oom_killed: status.oom_killed,
-            start_failed: status.reason == "StartError",
+            start_failed: status.reason == protocol::START_ERROR,
             message: bounded(&status.message),
             started_at: past(status.started_at_unix_nanoseconds),
             finished_at: past(status.finished_at_unix_nanoseconds),
