@@ -10,6 +10,7 @@ use bulkhead_proto::agent::{
     CONTROL_PORT, LogStream, MirrorStream, OpenStream, PortForwardStream, READY_PORT, Ready,
     STREAM_PORT, StreamOpened, open_stream,
 };
+use bulkhead_text::chain;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
@@ -148,7 +149,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
         Some(open_stream::Kind::Exec(request)) => {
             let exec = match containers.exec_stream(request) {
                 Ok(exec) => exec,
-                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+                Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
             write_message(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();
@@ -157,7 +158,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
         Some(open_stream::Kind::Attach(request)) => {
             let attachment = match containers.attach(&request) {
                 Ok(attachment) => attachment,
-                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+                Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
             write_message(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();

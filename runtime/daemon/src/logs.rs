@@ -17,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
@@ -183,10 +184,7 @@ async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver
             Ok(()) => out.clear(),
             Err(error) => {
                 if !said {
-                    tracing::warn!(
-                        "{}; the container waits and nothing is lost",
-                        crate::serve::chain(&error)
-                    );
+                    tracing::warn!("{}; the container waits and nothing is lost", chain(&error));
                     said = true;
                 }
                 tokio::select! {

@@ -10,7 +10,6 @@ mod logs;
 mod network;
 mod notify;
 mod pod;
-mod problem;
 mod scratch;
 mod serve;
 mod store;
@@ -19,7 +18,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bulkhead_vmm::chain;
+use bulkhead_text::chain;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 

@@ -16,8 +16,6 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
-pub use bulkhead_vmm::chain;
-
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::guest::cgroup::Cgroups;

@@ -388,7 +388,7 @@ mod tests {
             ),
         ];
         for (text, word) in table {
-            let error = crate::chain(&parse(text).unwrap_err());
+            let error = bulkhead_text::chain(&parse(text).unwrap_err());
             assert!(error.contains(word), "{text}: {error}");
         }
     }
@@ -396,6 +396,6 @@ mod tests {
     #[test]
     fn a_named_file_must_exist() {
         let error = Config::load(Some(Path::new("/no/such/file"))).unwrap_err();
-        assert!(crate::chain(&error).contains("/no/such/file"));
+        assert!(bulkhead_text::chain(&error).contains("/no/such/file"));
     }
 }

@@ -28,6 +28,7 @@ use std::pin::Pin;
 
 use bulkhead_image::FailureKind;
 use bulkhead_proto::agent::IMAGE_VOLUME;
+use bulkhead_text::chain;
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
@@ -44,7 +45,6 @@ use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
 use crate::pod::{BootError, PodError};
 use crate::scratch::ScratchError;
-use crate::serve::chain;
 
 /// What kubelet looks for at the beginning of an error of `CreateContainer`.
 const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::agent_client::AgentClient;
 use bulkhead_proto::agent::{self as protocol, CONTROL_PORT};
+use bulkhead_text::{cut, printable};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
@@ -341,11 +342,7 @@ fn failed(call: &'static str, status: &Status) -> AgentError {
 
 /// Guest text that may be shown: printable and not long.
 pub fn bounded(text: &str) -> String {
-    let clean = super::printable(text);
-    let end = (0..=TEXT_BYTES.min(clean.len()))
-        .rev()
-        .find(|end| clean.is_char_boundary(*end));
-    clean.get(..end.unwrap_or(0)).unwrap_or_default().to_owned()
+    cut(&printable(text), TEXT_BYTES).to_owned()
 }
 
 #[cfg(test)]

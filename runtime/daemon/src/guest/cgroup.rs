@@ -23,7 +23,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Once;
 
-use bulkhead_vmm::chain;
+use bulkhead_text::chain;
 
 use super::systemd::{Scope, Systemd, SystemdError};
 pub use limits::HostLimits;

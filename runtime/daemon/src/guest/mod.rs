@@ -33,6 +33,8 @@ pub use sys::register;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bulkhead_text::printable;
+
 use agent::Agent;
 use process::VmmProcess;
 
@@ -137,13 +139,6 @@ fn last_lines(path: &Path, count: usize) -> String {
         .collect();
     let first = lines.len().saturating_sub(count);
     lines.get(first..).unwrap_or_default().join("\n")
-}
-
-/// Guest text without what would move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')
-        .collect()
 }
 
 #[cfg(test)]

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::Problem;
 use bulkhead_vmm::probe::Verdict;
 use tokio::process::Command;
 use tokio::sync::Mutex;
-
-use crate::problem::Problem;
 
 /// How long a bad answer stands.
 const BAD_ANSWER: Duration = Duration::from_secs(15);

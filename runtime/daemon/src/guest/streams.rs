@@ -12,6 +12,7 @@ use bulkhead_proto::agent::record::{
 use bulkhead_proto::agent::{
     AttachStream, ExecStream, PortForwardStream, StreamEnd, open_stream::Kind,
 };
+use bulkhead_text::{cut, printable};
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,9 +137,7 @@ fn end(end: StreamEnd) -> FromProcess {
         // As wait(2) has it, whatever the guest says.
         return FromProcess::Exited(end.exit_code.clamp(0, 255));
     }
-    let mut error = super::printable(&end.error);
-    error.truncate(error.floor_char_boundary(TEXT_BYTES));
-    FromProcess::Failed(error)
+    FromProcess::Failed(cut(&printable(&end.error), TEXT_BYTES).to_owned())
 }
 
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bulkhead_proto::agent::{self as protocol, container_status::State, watch_event::Event};
+use bulkhead_text::chain;
 use tokio::sync::mpsc;
 
 use super::Guest;
@@ -51,7 +52,7 @@ pub async fn watch(guest: Guest, news: mpsc::Sender<News>) {
             () = news.closed() => return,
             result = pump(&guest, &news) => {
                 if let Err(error) = result {
-                    tracing::debug!("watch: {}", crate::serve::chain(&error));
+                    tracing::debug!("watch: {}", chain(&error));
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -32,7 +33,7 @@ impl Leftovers {
         tracing::warn!(
             pod = record.pod_id,
             "its network could not be taken down and will be tried again: {}",
-            crate::chain(why)
+            chain(why)
         );
         self.put(record);
     }
@@ -100,7 +101,7 @@ impl Network {
                         tracing::warn!(
                             pod = record.pod_id,
                             "its network still cannot be taken down: {}",
-                            crate::chain(&error)
+                            chain(&error)
                         );
                     }
                 }
@@ -128,13 +129,13 @@ impl Network {
             };
             let settled = conflist.settle(&KnownVersions::default(), &plugins).await;
             if let Err(error) = settled {
-                return tracing::warn!("CNI: {}", crate::chain(&error));
+                return tracing::warn!("CNI: {}", chain(&error));
             }
             let attached = live.iter().filter_map(|record| record.attached.as_ref());
             let same = attached.filter(|one| one.conflist.name == conflist.name);
             let valid: Vec<Value> = same.map(|one| one.invocation.attachment()).collect();
             for error in conflist.collect_garbage(&valid, &plugins).await {
-                tracing::warn!("CNI: {}", crate::chain(&error));
+                tracing::warn!("CNI: {}", chain(&error));
             }
         }
     }

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::RwLock;
 
@@ -325,7 +326,7 @@ impl Network {
         let answer = match checked.await {
             Ok(()) => String::new(),
             Err(error) => {
-                let error = crate::chain(&error);
+                let error = chain(&error);
                 tracing::warn!(pod = record.pod_id, "its network is not as it was: {error}");
                 error
             }

@@ -5,9 +5,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bulkhead_text::{Problem, chain};
+
 use super::cni::{CniError, Conflist, KnownVersions, Plugins, Selection};
 use super::{Network, NetworkConfig};
-use crate::problem::Problem;
 
 /// How long what plugins said holds: kubelet asks every few seconds.
 const FRESH: Duration = Duration::from_secs(5);
@@ -56,7 +57,7 @@ impl NetworkConfig {
         let conf_dir = self.conf_dir.display();
         let mend = || format!("mend the files in {conf_dir}");
         let selection =
-            Selection::look(&self.conf_dir).map_err(|e| Problem::new(crate::chain(&e), mend()))?;
+            Selection::look(&self.conf_dir).map_err(|e| Problem::new(chain(&e), mend()))?;
         let Some(conflist) = selection.network else {
             if selection.skipped.is_empty() {
                 return Err(Problem::new(
@@ -94,7 +95,7 @@ impl NetworkConfig {
         };
         asked.await.map_err(|e| {
             Problem::new(
-                crate::chain(&e),
+                chain(&e),
                 "see to what the plugin says; nodes come back by themselves",
             )
         })
@@ -132,6 +133,6 @@ impl Network {
 }
 
 fn list(errors: &[CniError]) -> String {
-    let texts: Vec<_> = errors.iter().map(|error| crate::chain(error)).collect();
+    let texts: Vec<_> = errors.iter().map(|error| chain(error)).collect();
     texts.join("; ")
 }

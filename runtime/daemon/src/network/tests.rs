@@ -82,7 +82,7 @@ async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why()
     fixture.network.detach(&attachment.record).await.unwrap();
     fixture.configure("1.conflist", "{");
     let error = fixture.network.attach(request).await.unwrap_err();
-    assert!(crate::chain(&error).contains("1.conflist"));
+    assert!(bulkhead_text::chain(&error).contains("1.conflist"));
     assert!(fixture.not_ready().await.contains("1.conflist"));
 }
 

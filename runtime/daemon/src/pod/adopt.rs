@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_text::chain;
+
 use super::life::record::{ContainerRecord, Held, PodRecord};
 use super::{Pods, owner};
-use crate::serve::chain;
 use crate::store::{Kind, StoreError};
 
 impl Pods {

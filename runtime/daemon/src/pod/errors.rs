@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_text::Problem;
+
 use super::admission::NoTurn;
 use super::life::state::IllegalMove;
 use super::plan::program::ProgramError;
@@ -19,7 +21,6 @@ use crate::guest::shares::ShareError;
 use crate::guest::systemd::SystemdError;
 use crate::logs::LogError;
 use crate::network::NetworkError;
-use crate::problem::Problem;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 

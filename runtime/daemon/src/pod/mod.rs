@@ -288,10 +288,7 @@ pub fn now() -> i64 {
 
 /// 64 random hex digits.
 fn new_id() -> String {
-    random::<32>()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    bulkhead_text::hex(&random::<32>())
 }
 
 /// Bytes of the kernel's random generator, which does not fail once the host has booted.

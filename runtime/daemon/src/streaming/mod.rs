@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -197,7 +198,7 @@ impl Clients {
             .with_upgrades()
             .await;
         if let Err(error) = served {
-            tracing::debug!("a streaming client: {}", crate::serve::chain(&error));
+            tracing::debug!("a streaming client: {}", chain(&error));
         }
     }
 }

@@ -74,10 +74,7 @@ impl Tokens {
         if tokens.len() >= MAX_TOKENS {
             return Err(TooMany);
         }
-        let token: String = crate::pod::random::<TOKEN_BYTES>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let token = bulkhead_text::hex(&crate::pod::random::<TOKEN_BYTES>());
         tokens.insert(token.clone(), (request, now));
         Ok(token)
     }

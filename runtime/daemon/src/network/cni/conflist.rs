@@ -249,7 +249,7 @@ mod tests {
         directory.write("10.conflist", "broken");
         let broken = directory.look();
         assert!(broken.network.is_none());
-        let told = crate::chain(&broken.skipped[0]);
+        let told = bulkhead_text::chain(&broken.skipped[0]);
         assert!(told.contains("10.conflist"), "{told}");
         directory.write("30.conf", r#"{"name":"later","type":"bridge"}"#);
         let later = directory.look().network.unwrap();

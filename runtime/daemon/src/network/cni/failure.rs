@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_text::one_line;
 use serde_json::Value;
 
 use super::process::Ended;
@@ -98,9 +99,5 @@ pub fn failure(ended: &Ended) -> (Option<u64>, String) {
 pub fn excerpt(bytes: &[u8]) -> String {
     let end = bytes.len().min(SAID_BYTES);
     let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default());
-    let line: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    line.trim().to_owned()
+    one_line(&text).trim().to_owned()
 }

@@ -195,7 +195,7 @@ async fn what_plugins_do_wrong_is_told_with_their_names() {
         let chain = chain("1.0.0", &format!(r#"{{"type":"{program}"}}"#));
         let started = Instant::now();
         let error = chain.add(&invocation(), &plugins).await.unwrap_err();
-        let text = crate::chain(&error);
+        let text = bulkhead_text::chain(&error);
         assert!(text.contains(word), "{program}: {text}");
         assert!(
             text.contains(program) && text.contains("network net"),

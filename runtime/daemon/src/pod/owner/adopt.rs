@@ -12,6 +12,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bulkhead_text::chain;
+
 use super::Owner;
 use crate::guest::Files;
 use crate::pod::errors::PodError;
@@ -19,7 +21,6 @@ use crate::pod::host::Shared;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::PodState;
 use crate::pod::now;
-use crate::serve::chain;
 
 /// Takes over a pod that an earlier daemon stored.
 pub async fn adopt(

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::hex;
+
 use super::Owner;
 use crate::guest::cgroup::CgroupError;
 use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
@@ -228,10 +230,7 @@ fn configuration(
     protocol::ConfigureSandboxRequest {
         clock_unix_nanoseconds: now(),
         entropy: random::<64>().to_vec().into(),
-        machine_id: random::<16>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        machine_id: hex(&random::<16>()),
         ..wire::configuration(id, spec, attachment, &host)
     }
 }

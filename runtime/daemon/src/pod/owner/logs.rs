@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -13,7 +14,6 @@ use crate::logs::{Followed, LogFile, Reopen, follow};
 use crate::pod::errors::PodError;
 use crate::pod::life::state::{ContainerState, IllegalMove};
 use crate::pod::request::Answer;
-use crate::serve::chain;
 
 /// Between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);

@@ -27,6 +27,7 @@ mod teardown;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bulkhead_text::chain;
 use tokio::sync::{mpsc, watch};
 
 pub use self::adopt::adopt;
@@ -46,7 +47,6 @@ use crate::guest::Guest;
 use crate::guest::cgroup::pids::PidsLimit;
 use crate::guest::process::VmmProcess;
 use crate::guest::watch::{self as guest_watch, News};
-use crate::serve::chain;
 use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use futures_util::future::join_all;
 
 use self::peaks::Peaks;
@@ -31,7 +32,6 @@ use crate::pod::life::record::PodRecord;
 use crate::pod::life::state::{ContainerState, IllegalMove, PodState};
 use crate::pod::now;
 use crate::pod::view::View;
-use crate::serve::chain;
 
 /// How long a list waits for a guest.
 const LIST_LIMIT: Duration = Duration::from_secs(5);

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use bulkhead_text::chain;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat,
 };
@@ -23,7 +24,6 @@ use rustix::io::Errno;
 use super::disk::IMAGE;
 use crate::guest::Guest;
 use crate::guest::protocol::EnvironmentFile;
-use crate::serve::chain;
 
 const MAX_FILES: usize = 256;
 const MAX_FILE_BYTES: usize = 64 << 10;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -21,7 +22,6 @@ use super::watcher::{Watch, Watcher};
 use crate::guest::connect::{self, ConnectError};
 use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use crate::pod::life::record::MirrorSource;
-use crate::serve::chain;
 
 /// Changes come in bursts; after the first one this long is waited for more.
 const BURST: Duration = Duration::from_millis(20);

@@ -7,8 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use bulkhead_text::chain;
+
 use crate::guest::Guest;
-use crate::serve::chain;
 
 /// kubelet reads the last 4 KiB.
 const MOST_BYTES: u32 = 32 << 10;
