@@ -2,8 +2,9 @@
 //! `ImageService`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-use bulkhead_image::{FailureKind, Image, Reference, StoreError};
+use bulkhead_image::{FailureKind, Image, Reference, Store, StoreError};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use bulkhead_text::chain;
@@ -12,12 +13,14 @@ use tonic::{Request, Response, Status};
 use super::credentials::credentials;
 use super::parse::check_handler;
 use super::{BoxStream, image_status, stream_list};
-use crate::pod::{Pods, now};
+use crate::pod::now;
 
 /// The service; all state is in the image store.
 #[derive(Clone, Debug)]
 pub struct ImageServer {
-    pods: Pods,
+    images: Store,
+    /// What containers write is on the scratch disks of their pods, which are here.
+    scratch: PathBuf,
 }
 
 /// In the `info` of a verbose `ImageStatus`: how far the pull is that is in progress.
@@ -28,12 +31,12 @@ const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 type Answer<T> = Result<Response<T>, Status>;
 
 impl ImageServer {
-    pub fn new(pods: Pods) -> Self {
-        Self { pods }
+    pub fn new(images: Store, scratch: PathBuf) -> Self {
+        Self { images, scratch }
     }
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
-        let images = &self.pods.host().images;
+        let images = &self.images;
         let wanted = filter.and_then(|filter| filter.image).unwrap_or_default();
         check_handler(&wanted.runtime_handler)?;
         let found = match wanted.image.as_str() {
@@ -71,7 +74,7 @@ impl ImageService for ImageServer {
     ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let images = &self.pods.host().images;
+        let images = &self.images;
         let found = images.find(&name).map_err(failed)?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
@@ -111,7 +114,7 @@ impl ImageService for ImageServer {
             .map_err(|error| failed(StoreError::from(error)))?;
         let auth = request.auth.map(|auth| credentials(auth, &reference.host));
         let auth = auth.transpose()?.flatten();
-        let pulled = self.pods.host().images.pull(&name, auth).await;
+        let pulled = self.images.pull(&name, auth).await;
         let image = pulled.map_err(|error| pull_status(error.kind(), &error))?;
         Ok(Response::new(cri::PullImageResponse {
             image_ref: image.id.to_string(),
@@ -123,7 +126,7 @@ impl ImageService for ImageServer {
         request: Request<cri::RemoveImageRequest>,
     ) -> Answer<cri::RemoveImageResponse> {
         let name = name(request.into_inner().image)?;
-        self.pods.host().images.remove(&name).map_err(failed)?;
+        self.images.remove(&name).map_err(failed)?;
         Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
@@ -131,10 +134,9 @@ impl ImageService for ImageServer {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        let images = self.pods.host().images.usage().map_err(failed)?;
+        let images = self.images.usage().map_err(failed)?;
         let image = usage(&images.directory, images.used_bytes, images.inodes);
-        // What containers write is on the scratch disks of their pods.
-        let scratch = self.pods.host().state_pods.clone();
+        let scratch = self.scratch.clone();
         let measured = tokio::task::spawn_blocking(move || {
             let (bytes, inodes) = crate::scratch::disk_usage(&scratch);
             usage(&scratch, bytes, inodes)

@@ -125,15 +125,20 @@ impl PodState {
             (Self::NotReady { .. }, PodEvent::Booted | PodEvent::Stopped)
             | (Self::Ready, PodEvent::Booted | PodEvent::Stopped)
             | (Self::Stopping, PodEvent::Booted)
-            | (Self::Creating, PodEvent::Stopped) => Err(IllegalMove {
-                subject: "pod",
-                state: self.name(),
-                event: event.name(),
-            }),
+            | (Self::Creating, PodEvent::Stopped) => Err(self.refuse(event.name())),
         }
     }
 
-    pub fn name(&self) -> &'static str {
+    /// Why `event` is not possible now.
+    pub fn refuse(&self, event: &'static str) -> IllegalMove {
+        IllegalMove {
+            subject: "pod",
+            state: self.name(),
+            event,
+        }
+    }
+
+    fn name(&self) -> &'static str {
         match self {
             Self::Creating => "being created",
             Self::Ready => "ready",
@@ -205,11 +210,18 @@ impl ContainerState {
                 | ContainerEvent::StartFailed { .. },
             ) => Ok(self.clone()),
             (Self::Exited(_), ContainerEvent::Started { .. })
-            | (Self::Running { .. }, ContainerEvent::StartFailed { .. }) => Err(IllegalMove {
-                subject: "container",
-                state: self.name(),
-                event: event.name(),
-            }),
+            | (Self::Running { .. }, ContainerEvent::StartFailed { .. }) => {
+                Err(self.refuse(event.name()))
+            }
+        }
+    }
+
+    /// Why `event` is not possible now.
+    pub fn refuse(&self, event: &'static str) -> IllegalMove {
+        IllegalMove {
+            subject: "container",
+            state: self.name(),
+            event,
         }
     }
 

@@ -21,7 +21,7 @@ use crate::guest::{Files, Guest, protocol};
 use crate::network::Attachment;
 use crate::pod::admission::Turn;
 use crate::pod::errors::{BootError, PodError};
-use crate::pod::life::record::Held;
+use crate::pod::life::record::{Held, PodRecord};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
@@ -44,10 +44,11 @@ impl Owner {
         let started = Instant::now();
         let plan = self.plan()?;
         let host = &self.shared.host;
-        let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
+        let id = &self.ledger.pod().id;
+        let name = id.get(..RUN_NAME_DIGITS).unwrap_or(id);
         let run = host.run_pods.join(name);
-        let state = host.state_pods.join(&self.pod.id);
-        self.change_pod(|pod| {
+        let state = host.state_pods.join(id);
+        self.ledger.change_pod(|pod| {
             pod.size = plan.size;
             pod.allowance = plan.allowance;
             pod.held.push(Held::RunDirectory(run.clone()));
@@ -89,14 +90,15 @@ impl Owner {
         };
         let booted = started.elapsed();
         self.serve_guest(guest);
-        self.move_pod(&PodEvent::Booted)
+        self.ledger
+            .move_pod(&PodEvent::Booted)
             .map_err(|error| match error {
                 PodError::Store(error) => BootError::Store(error),
                 // Nothing else moves a pod that is being created.
                 _ => BootError::Panicked,
             })?;
         tracing::info!(
-            pod = self.pod.id,
+            pod = self.ledger.pod().id,
             turn = ?turn.waited,
             ahead = turn.ahead,
             network_and_disk = ?prepared,
@@ -112,18 +114,19 @@ impl Owner {
     async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
-        let bytes = self.pod.size.scratch_bytes;
+        let bytes = self.ledger.pod().size.scratch_bytes;
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
             scratch.make(Purpose::Scratch, &path, bytes)
         });
-        let request = wire::attach_request(&self.pod.id, &self.pod.spec);
+        let PodRecord { id, spec, .. } = self.ledger.pod();
+        let request = wire::attach_request(id, spec);
         let attaching = self.shared.host.network.attach(request);
         let (attached, made) = tokio::join!(attaching, making);
         let attachment = attached?;
         let record = attachment.record.clone();
         let addresses = attachment.addresses.clone();
-        self.change_pod(|pod| {
+        self.ledger.change_pod(|pod| {
             pod.held.push(Held::Network(Box::new(record)));
             pod.addresses = addresses;
         })?;
@@ -151,7 +154,7 @@ impl Owner {
             }),
             None => None,
         };
-        let size = self.pod.size;
+        let size = self.ledger.pod().size;
         let machine = Machine {
             vcpus: size.vcpus,
             boot_vcpus: size.boot_vcpus,
@@ -183,7 +186,8 @@ impl Owner {
         let guest = starting.boot(turn.patience.boot_until(longest)).await;
         let guest = guest.map_err(|error| launch_failed(waited, error))?;
         let started = Instant::now();
-        let request = configuration(&self.pod.id, &self.pod.spec, attachment);
+        let PodRecord { id, spec, .. } = self.ledger.pod();
+        let request = configuration(id, spec, attachment);
         guest.agent.configure(request).await?;
         self.limit_guest(&guest).await?;
         Ok((guest, started.elapsed()))
@@ -195,16 +199,18 @@ impl Owner {
         identity: Identity,
         cgroup: Option<PathBuf>,
     ) -> Result<(), BootError> {
-        self.change_pod(|pod| {
+        self.ledger.change_pod(|pod| {
             pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));
         })?;
         if let Some(path) = cgroup {
-            let limits = self.host_limits();
+            let limits = self.ledger.host_limits();
             let cgroups = &self.shared.host.cgroups;
             match cgroups.make(&path, &limits, identity.pid).await {
                 Ok(()) => {}
-                Err(error @ CgroupError::Files { .. }) => self.complain("bound the VM", &error),
+                Err(error @ CgroupError::Files { .. }) => {
+                    self.ledger.complain("bound the VM", &error)
+                }
                 // systemd is asked only where it makes cgroups, and can be asked again.
                 Err(CgroupError::Scope(error)) => return Err(error.into()),
             }

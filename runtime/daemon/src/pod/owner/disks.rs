@@ -19,7 +19,7 @@ impl Owner {
         name: &str,
         directory: &Path,
     ) -> Result<protocol::DiskDirectory, PodError> {
-        let Some(disks) = &self.pod.disks else {
+        let Some(disks) = &self.ledger.pod().disks else {
             // Its agent ignores the place.
             return Ok(protocol::DiskDirectory::default());
         };
@@ -27,7 +27,7 @@ impl Owner {
             return Ok(known.place());
         }
         let shared = Arc::clone(&self.shared);
-        let bytes = self.pod.size.scratch_bytes;
+        let bytes = self.ledger.pod().size.scratch_bytes;
         let opened =
             tokio::task::block_in_place(|| disk::open(&shared.host.scratch, directory, bytes));
         let socket = guest.files.control();
@@ -48,7 +48,7 @@ impl Owner {
             extent,
         };
         let place = record.place();
-        let stored = self.change_pod(|pod| {
+        let stored = self.ledger.change_pod(|pod| {
             let disks = pod.disks.get_or_insert_default();
             disks.insert(name.to_owned(), record);
         });

@@ -19,7 +19,7 @@ impl Owner {
     ) -> Result<(), PodError> {
         let reserved = self.keep_hugepages(guest, id, resources, true).await;
         reserved.map_err(|source| PodError::Guest {
-            id: self.pod.id.clone(),
+            id: self.ledger.pod().id.clone(),
             source,
         })
     }
@@ -27,7 +27,8 @@ impl Owner {
     /// Gives back the huge pages of `id`, which had `resources` and is gone, or was never made.
     pub(super) async fn give_back_hugepages(&self, guest: &Guest, id: &str, resources: &Resources) {
         if let Err(error) = self.keep_hugepages(guest, id, resources, false).await {
-            self.complain("keep and give back huge pages", &error);
+            self.ledger
+                .complain("keep and give back huge pages", &error);
         }
     }
 
@@ -44,10 +45,10 @@ impl Owner {
         resources: &Resources,
         lives: bool,
     ) -> Result<(), AgentError> {
-        let others = self.containers.values().filter(|one| one.id != id);
+        let others = self.ledger.containers().values().filter(|one| one.id != id);
         let live = others.clone().filter(|one| !one.state.is_exited());
         let hugepage_limits = together(
-            &self.pod.spec.limits.resources,
+            &self.ledger.pod().spec.limits.resources,
             others.map(|one| &one.spec.resources).chain([resources]),
             live.map(|one| &one.spec.resources)
                 .chain(lives.then_some(resources)),

@@ -15,7 +15,7 @@ const NO_LIMIT: i64 = -1;
 impl Owner {
     /// Has the guest count the pod's processes as kubelet's cgroup says, if that has changed.
     pub(super) async fn limit_pids(&mut self, guest: &Guest) -> Result<(), AgentError> {
-        let parent = &self.pod.spec.limits.cgroup_parent;
+        let parent = &self.ledger.pod().spec.limits.cgroup_parent;
         let Some(limit) = self.shared.host.cgroups.pids_limit(parent) else {
             return Ok(());
         };
@@ -44,7 +44,7 @@ impl Owner {
     ) -> Result<(), PodError> {
         let limited = self.limit_pids(guest).await;
         limited.map_err(|source| PodError::Guest {
-            id: self.pod.id.clone(),
+            id: self.ledger.pod().id.clone(),
             source,
         })?;
         self.reserve_hugepages(guest, id, resources).await

@@ -29,7 +29,7 @@ use crate::guest::usage::HostUsage;
 use crate::network::{Counters, Network, NetworkRecord};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::PodRecord;
-use crate::pod::life::state::{ContainerState, IllegalMove, PodState};
+use crate::pod::life::state::{ContainerState, PodState};
 use crate::pod::now;
 use crate::pod::view::View;
 
@@ -115,19 +115,7 @@ impl Readings {
         limit: Duration,
     ) -> Result<Reading, PodError> {
         let id = view.pod.id.clone();
-        let guest = match (&view.pod.state, &view.guest) {
-            (PodState::Ready, Some(guest)) => guest.clone(),
-            (state, _) => {
-                return Err(PodError::State {
-                    id,
-                    source: IllegalMove {
-                        subject: "pod",
-                        state: state.name(),
-                        event: "reading its statistics",
-                    },
-                });
-            }
-        };
+        let guest = view.ready_guest("reading its statistics")?;
         let request = StatisticsRequest {
             container_ids: Vec::new(),
             processes: depth == Depth::Descriptors,
