@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::ledger::Ledger;
 use super::{Owner, node};
+use crate::guest::Guest;
 use crate::guest::cgroup::HostLimits;
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::BootError;
 use crate::pod::life::record::{Allowance, ContainerRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};
@@ -59,10 +59,7 @@ impl Owner {
     pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
         let pod = self.ledger.pod();
         let limits = guest_limits(&pod.spec.limits, pod.allowance, pod.cgroup());
-        if limits == protocol::Resources::default() {
-            return Ok(());
-        }
-        Ok(guest.agent.limit(limits).await?)
+        Ok(self.limit(guest, limits).await?)
     }
 }
 

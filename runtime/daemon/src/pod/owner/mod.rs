@@ -6,7 +6,7 @@
 //! it. The other files do the work: [`boot`] and [`teardown`] take and give back what a pod has on the host, [`adopt`]
 //! takes over the pod of an earlier daemon, [`create`] makes containers, [`containers`] does the rest with them, and
 //! [`news`] takes note of what happened without being asked for. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring
-//! volumes into the guest; [`limits`], [`resize`], [`hugepages`] and [`pids`] say what may be used there, and [`node`]
+//! volumes into the guest; [`limits`], [`resize`] and [`together`] say what may be used there, and [`node`]
 //! what the host has.
 
 mod adopt;
@@ -15,17 +15,16 @@ mod boot;
 mod containers;
 mod create;
 mod disks;
-mod hugepages;
 mod ledger;
 mod limits;
 mod logs;
 mod mounts;
 mod news;
 mod node;
-mod pids;
 mod resize;
 mod shares;
 mod teardown;
+mod together;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -88,7 +88,8 @@ impl Owner {
         grows: bool,
     ) -> Result<(), PodError> {
         if grows || wanted.allowance != self.ledger.pod().allowance {
-            let asked = asked_together(self.ledger.live().map(|one| &one.spec.resources));
+            let live = self.ledger.live().map(|one| &one.spec.resources);
+            let asked = asked_together(live, node::Memory::read().total_bytes);
             self.size_guest(guest, wanted, asked).await?;
         }
         let limits = lifting(guest_limits(
@@ -170,7 +171,7 @@ impl Owner {
         if pod.allowance.memory_bytes.is_some() && all_cpus && !more_pages {
             return Ok(());
         }
-        let asked = asked_together(live.into_iter());
+        let asked = asked_together(live.into_iter(), node::Memory::read().total_bytes);
         if more_pages {
             // A request may be more than there is; pages must all be there.
             let needed = wanted
@@ -249,7 +250,7 @@ impl Owner {
         Ok(())
     }
 
-    fn guest_error(&self, source: AgentError) -> PodError {
+    pub(super) fn guest_error(&self, source: AgentError) -> PodError {
         PodError::Guest {
             id: self.ledger.pod().id.clone(),
             source,
@@ -282,14 +283,14 @@ fn lifting(limits: protocol::Resources) -> protocol::Resources {
     }
 }
 
-/// What containers ask for together: their limits, else their requests.
-fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>) -> u64 {
-    let asked = containers.map(|one| asked_mib_of(one, || node::Memory::read().total_bytes));
+/// What containers ask for together: their limits, else their requests. The host has `host_bytes`.
+fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>, host_bytes: u64) -> u64 {
+    let asked = containers.map(|one| asked_mib_of(one, host_bytes));
     asked.fold(0, u64::saturating_add)
 }
 
 /// kubelet tells a request only by a score for the host's memory killer: 1000 less the thousandths of the host's memory.
-fn asked_mib_of(resources: &Resources, host_bytes: impl FnOnce() -> u64) -> u64 {
+fn asked_mib_of(resources: &Resources, host_bytes: u64) -> u64 {
     if let Some(limit) = positive(resources.memory_limit_bytes) {
         return sizing::mib(limit);
     }
@@ -298,7 +299,7 @@ fn asked_mib_of(resources: &Resources, host_bytes: impl FnOnce() -> u64) -> u64 
     match u64::try_from(thousandths) {
         // Rounded up: it is to have what it asks for.
         Ok(thousandths) if SCORES_OF_REQUESTS.contains(&score) => {
-            sizing::mib(host_bytes() / 1000 * (thousandths + 1))
+            sizing::mib(host_bytes / 1000 * (thousandths + 1))
         }
         _ => 0,
     }
@@ -345,7 +346,7 @@ mod tests {
                 memory_limit_bytes: limit,
                 ..Default::default()
             };
-            asked_mib_of(&resources, || host)
+            asked_mib_of(&resources, host)
         };
         // 1 GiB of 6: kubelet makes 1000 - 166.
         assert!(asked(834, 0) >= 1024, "{}", asked(834, 0));
