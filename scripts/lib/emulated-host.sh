@@ -1,19 +1,20 @@
-# Sourced after packages.sh and suites.sh: what an emulated KVM host is. QEMU's software CPU with AMD-V runs Debian's kernel
-# over this machine's files, read-only, and takes commands over ssh on the loopback.
+# Sourced after packages.sh and suites.sh: an emulated KVM host. QEMU's software CPU with AMD-V runs Debian's kernel
+# with this machine's files, read-only, and accepts commands over ssh on the loopback.
 #
-# A host's DIRECTORY has its disk, console, QEMU's log and pid; it ends with the shell that booted it, unless told else.
+# A host's DIRECTORY has its disk, its console, and QEMU's log and pid. The host ends with the shell that booted it,
+# unless its HOLDER is another.
 # shellcheck shell=bash
 
 emulated_hosts_cache=$BULKHEAD_CACHE/kvm-host
 emulated_host_mib=${BULKHEAD_KVM_HOST_MIB:-6144}
 emulated_host_boot_seconds=120
-# What TCG does not emulate well enough for nested guests, or warns about.
+# Off: features that TCG does not emulate well enough for nested guests, or warns about.
 emulated_host_cpu='EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec'
-# What reaches the root file system.
+# The modules that are needed to mount the root file system.
 emulated_host_modules=(virtio_pci virtio_blk virtio_net 9pnet_virtio 9p overlay ext4)
 
-# emulated_host_boot DIRECTORY PROJECT SHARE KIND HOLDER...: starts one and waits until commands can run. KIND: plain, or
-# counted, where one nanosecond of the host's clock is one instruction. HOLDER starts QEMU.
+# emulated_host_boot DIRECTORY PROJECT SHARE KIND HOLDER...: starts a host and waits until it accepts commands. KIND:
+# plain, or counted, where one nanosecond of the host's clock is one instruction. HOLDER: the command that starts QEMU.
 emulated_host_boot() {
     local directory=$1 project=$2 share=$3 kind=$4 kernel version prepared port
     shift 4
@@ -27,7 +28,7 @@ emulated_host_boot() {
     printf '%s\n' "$kernel" "$version" "$project" "$share" >"$directory/host"
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     emulated_host_qemu "$kind" || return 1
-    # One CPU: with two, guests of several VMs side by side freeze, with QEMU 7.2 and 10 (docs/design.md).
+    # One CPU: with two, VMs that run side by side freeze, with QEMU 7.2 and 10 (CONTRIBUTING.md).
     "$@" "${qemu[@]}" \
         -nodefaults -no-user-config -display none -no-reboot -M q35 -cpu "$emulated_host_cpu" \
         -smp 1 -m "$emulated_host_mib" -kernel "$kernel/boot/vmlinuz-$version" -initrd "$directory/initramfs" \
@@ -45,10 +46,10 @@ emulated_host_boot() {
     emulated_host_wait "$directory" "$!"
 }
 
-# What all emulated hosts need, once: packages, a kernel and a key. Prints the kernel's directory and version.
+# Prepares what all emulated hosts share: packages, a kernel and an ssh key. Prints the kernel's directory and version.
 emulated_host_prepare() {
     mkdir -p "$emulated_hosts_cache"
-    # Several may boot at once.
+    # Several hosts may boot at the same time.
     exec 9>"$emulated_hosts_cache/lock"
     flock 9
     need_packages qemu-system-x86 busybox-static cpio kmod e2fsprogs dropbear-bin >&2 || return 1
@@ -56,7 +57,7 @@ emulated_host_prepare() {
     emulated_host_kernel
 }
 
-# Debian's kernel, extracted and not installed; prints its directory and version.
+# Extracts Debian's kernel without installing it. Prints its directory and version.
 emulated_host_kernel() {
     local package version directory
     package=$(apt-cache depends linux-image-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
@@ -94,14 +95,14 @@ emulated_host_initramfs() {
     rm -rf "$root"
 }
 
-# emulated_host_qemu KIND: sets `qemu` to the emulator and its way to count time.
+# emulated_host_qemu KIND: sets `qemu` to the emulator's command, with the options that say how its clock runs.
 emulated_host_qemu() {
     local root
     if [ "$1" = plain ]; then
         qemu=(qemu-system-x86_64 -accel 'tcg,thread=multi')
         return 0
     fi
-    # 7.2 knows no icount with nested guests.
+    # In QEMU 7.2, -icount does not work with nested guests.
     root=$(extracted_packages bookworm-backports qemu-system-x86) || return 1
     extracted_command "$root" qemu-system-x86_64
     qemu=("${extracted_command[@]}" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"
@@ -113,7 +114,7 @@ emulated_host_wait() {
     local waited=0
     until [ -e "$1/ready" ]; do
         if ! kill -0 "$2" 2>/dev/null || [ "$waited" -ge $((emulated_host_boot_seconds * 10)) ]; then
-            echo "the emulated host did not come up; QEMU said: $(tail -n 5 "$1/qemu.log"); its console:" >&2
+            echo "the emulated host did not boot; QEMU said: $(tail -n 5 "$1/qemu.log"); its console:" >&2
             tail -n 20 "$1/console" >&2 || true
             kill "$2" 2>/dev/null || true
             return 1
@@ -123,9 +124,9 @@ emulated_host_wait() {
     done
 }
 
-# emulated_host_run DIRECTORY TIMEOUT NAME=VALUE... -- COMMAND...: over ssh, which brings both outputs, standard input and the
-# exit code. With these variables, and those of this shell that a command of ours may look at; with TIMEOUT in seconds, 0: none.
-# Its client is `emulated_host_client`, for who must end it.
+# emulated_host_run DIRECTORY TIMEOUT NAME=VALUE... -- COMMAND...: runs a command over ssh, which carries standard
+# input, both outputs and the exit code. Its environment has these variables and those of this shell that our programs
+# read. TIMEOUT is in seconds; 0: none. Sets `emulated_host_client` to the client's pid, for a caller that must end it.
 emulated_host_run() {
     local directory=$1 timeout=$2 line='' name code=0 errors filter limit=()
     shift 2
@@ -145,12 +146,12 @@ emulated_host_run() {
         line+=" timeout --kill-after=10 $timeout"
     fi
     line+=$(printf ' %q' "$@")
-    # The shell must outlive the command: for a session that a signal ended, dbclient returns 0.
+    # The remote shell must outlive the command, because dbclient returns 0 for a session that a signal ended.
     line+='; exit $?'
-    # Line by line, and all of it before this returns.
+    # Errors appear line by line, and all of them before this function returns.
     exec {errors}> >(exec grep --line-buffered -v '^dbclient: ' >&2)
     filter=$!
-    # In the background, because bash runs a trap only after the foreground command ended.
+    # In the background, because bash runs a trap only after a foreground command has ended.
     "${limit[@]}" dbclient -i "$emulated_hosts_cache/key" -p "$(cat "$directory/port")" -y -y -K 15 -I 0 -T root@127.0.0.1 "$line" \
         <&0 2>&"$errors" {errors}>&- &
     emulated_host_client=$!
@@ -160,7 +161,7 @@ emulated_host_run() {
     return "$code"
 }
 
-# A software CPU uses one core, so each core can have an emulated host, where the memory is there.
+# Prints how many hosts fit: a software CPU uses one core, so as many as there are cores and memory for.
 emulated_hosts() {
     awk -v cores="$(nproc)" -v host_kib=$((emulated_host_mib * 1024)) '
         /^MemAvailable:/ { fit = int($2 / host_kib); hosts = cores < fit ? cores : fit; print (hosts > 1 ? hosts : 1) }' /proc/meminfo

@@ -1,7 +1,7 @@
-"""Reads a Rust workspace as modules and the paths that they name.
+"""Reads a Rust workspace: its modules and the paths that they name.
 
 A module is called by its crate's directory and its place in it: runtime/daemon/src/pod/registry.rs is `daemon::pod::registry`.
-Code that is compiled for tests only is left out: the body of an item under `#[cfg(test)]`, and the file of such a module.
+Code that is compiled only for tests is left out: the body of an item under `#[cfg(test)]`, and the file of such a module.
 """
 
 import re
@@ -29,7 +29,7 @@ PATH = re.compile(r"(?<![\w:])\w+(?:\s*::\s*\w+)+")
 
 @dataclass
 class Module:
-    """A file: its module's name, the code without comments, strings and tests, and the whole text without its tests."""
+    """A file: its module's name, its code without comments, strings and tests, and its whole text without tests."""
 
     file: str
     name: str
@@ -47,7 +47,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Arrow:
-    """`source` names `target`, in this file at this line."""
+    """Module `source` names module `target` in this file, at this line."""
 
     file: str
     line: int
@@ -56,12 +56,12 @@ class Arrow:
 
 
 def blank(text: str) -> str:
-    """The same number of lines, and nothing on them."""
+    """Replaces everything but line breaks by blanks."""
     return re.sub(r"[^\n]", " ", text)
 
 
 def closing(code: str, opening: int) -> int:
-    """Where the brace that opens at `opening` closes."""
+    """Returns the position of the brace that closes the one at `opening`."""
     depth = 0
     for at in range(opening, len(code)):
         depth += {"{": 1, "}": -1}.get(code[at], 0)
@@ -71,7 +71,7 @@ def closing(code: str, opening: int) -> int:
 
 
 def test_items(code: str) -> list[tuple[int, int]]:
-    """From where to where `code` is compiled for tests only: an attribute and its item, to the `;` or the closing brace."""
+    """Finds the parts of `code` that are compiled only for tests: an attribute and its item, up to `;` or the closing brace."""
     spans = []
     for found in TEST_ONLY.finditer(code):
         at = found.end()
@@ -86,7 +86,8 @@ def test_items(code: str) -> list[tuple[int, int]]:
 
 
 def read(files: dict[str, str], crates: dict[str, tuple[str, str]]) -> Workspace:
-    """`files`: the text of each Rust file by its path. `crates`: directory to library's name and the name used here."""
+    """Reads all modules. `files` has the text of each Rust file by its path; `crates` maps each directory to the library's name
+    and to the name used here."""
     workspace = Workspace({library: name for library, name in crates.values()})
     tests: set[str] = set()
     for file, text in files.items():
@@ -112,7 +113,7 @@ def module_name(file: str, crate: str, name: str) -> str:
 
 
 def test_files(file: str, item: str) -> set[str]:
-    """The file and the directory that `#[cfg(test)] mod x;` may mean; empty for a module with a body and for other items."""
+    """Returns the paths that `#[cfg(test)] mod x;` can refer to: a file and a directory. Empty for all other items."""
     declared = TEST_FILE.match(re.sub(r"#\[[^\]]*\]", "", item))
     if not declared:
         return set()
@@ -128,12 +129,12 @@ def of_tests(file: str, tests: set[str]) -> bool:
 
 
 def inner_modules(module: Module) -> list[str]:
-    """The modules with a body that stand at the top of this file."""
+    """Returns the modules with a body at the top level of this file."""
     return [f"{module.name}::{found[1]}" for found in INLINE_MODULE.finditer(module.code)]
 
 
 def arrows(workspace: Workspace) -> list[Arrow]:
-    """All paths that begin in a crate of the workspace, in `use` and elsewhere."""
+    """Finds all paths that begin in a crate of the workspace, in `use` and elsewhere."""
     found = []
     for module in workspace.modules:
         inner = [(m.end() - 1, closing(module.code, m.end() - 1), m[1]) for m in INLINE_MODULE.finditer(module.code)]
@@ -149,7 +150,7 @@ def arrows(workspace: Workspace) -> list[Arrow]:
 
 
 def used(tree: str) -> list[str]:
-    """The paths of a `use`: `a::{b, c::{d, e}}` gives a::b, a::c::d and a::c::e."""
+    """Returns the paths of a `use`: `a::{b, c::{d, e}}` gives a::b, a::c::d and a::c::e."""
     tree = re.sub(r"\s+as\s+\w+", "", tree)
     tree = re.sub(r"\s", "", tree)
     opening = tree.find("{")
@@ -165,7 +166,7 @@ def used(tree: str) -> list[str]:
 
 
 def resolve(path: str, source: str, workspace: Workspace) -> str | None:
-    """`path` as `source` means it, from its crate down; None if it begins in no crate of the workspace."""
+    """Resolves `path` as written in module `source`. None if it does not begin in a crate of the workspace."""
     first, *rest = path.removeprefix("::").split("::")
     here = source.split("::")
     if first in workspace.crates:

@@ -1,8 +1,9 @@
-# Sourced after packages.sh: programs from another suite of Debian (bookworm-backports, sid), extracted into the cache
-# with all the libraries that they need, so that this machine's own packages stay as they are.
+# Sourced after packages.sh: fetches programs from another suite of Debian (bookworm-backports, sid) and extracts them
+# into the cache with all libraries that they need. This machine's packages are not changed.
 # shellcheck shell=bash
 
-# extracted_packages SUITE NAME...: prints the directory that has them and what they depend on, fetched once.
+# extracted_packages SUITE NAME...: prints a directory with these packages and their dependencies. Fetches them if it
+# has to.
 extracted_packages() {
     local suite=$1 directory
     shift
@@ -16,7 +17,8 @@ extracted_packages() {
     echo "$directory"
 }
 
-# extracted_command DIRECTORY PROGRAM: sets `extracted_command` to what runs PROGRAM with the libraries in DIRECTORY.
+# extracted_command DIRECTORY PROGRAM: sets `extracted_command` to a command that runs PROGRAM with the libraries in
+# DIRECTORY.
 extracted_command() {
     local libraries=$1/usr/lib/x86_64-linux-gnu
     # shellcheck disable=SC2034 # for who calls
@@ -33,7 +35,7 @@ extract_packages() {
     # shellcheck disable=SC2064 # the value of now
     trap "rm -rf '$work'" EXIT
     mkdir -p "$work"/apt/{lists,archives}/partial "$work"/apt/none "$work"/root/usr/{bin,sbin,lib,lib64}
-    # An apt that has nothing installed, so that it fetches every library.
+    # For this apt nothing is installed, so it fetches every library.
     : >"$work/apt/status"
     printf "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg arch=amd64] $mirror %s main\n" "${suite%-backports}" "$suite" |
         uniq >"$work/apt/sources"
@@ -42,10 +44,10 @@ extract_packages() {
         -o "Dir::Etc::sourceparts=$work/apt/none" -o Dir::Etc::preferences=/dev/null -o "Dir::Etc::preferencesparts=$work/apt/none"
         -o Acquire::Languages=none -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0)
     if ! "${apt[@]}" update || ! "${apt[@]}" install -y -t "$suite" --no-install-recommends --download-only "$@"; then
-        echo "$mirror does not give $* of $suite; a mirror of Debian that has $suite is needed" >&2
+        echo "cannot fetch $* of Debian's $suite from $mirror: configure a mirror of Debian that has $suite" >&2
         return 1
     fi
-    # Debian's layout for both old packages (/lib) and new ones (/usr/lib).
+    # Links for both layouts: older packages have /lib, newer ones /usr/lib.
     ln -s usr/bin usr/sbin usr/lib usr/lib64 "$work/root/"
     for archive in "$work"/apt/archives/*.deb; do
         dpkg-deb --fsys-tarfile "$archive" | tar -x --keep-directory-symlink -C "$work/root" || return 1
@@ -53,13 +55,13 @@ extract_packages() {
     mv "$work/root" "$directory"
 }
 
-# The mirror that this machine's Debian comes from.
+# Prints the mirror in this machine's apt sources.
 debian_mirror() {
     local codename mirror
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     # shellcheck disable=SC2016 # apt's own variables
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(CODENAME)' 'Created-By: Packages' |
         awk -v suite="$codename" '!found && ($2 == suite || $3 == suite) {print $1; found = 1}')
-    [ -n "$mirror" ] || { echo "apt's sources name no mirror of Debian $codename" >&2; return 1; }
+    [ -n "$mirror" ] || { echo "apt's sources name no mirror of Debian $codename: add one" >&2; return 1; }
     echo "${mirror%/}"
 }

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bulkhead`: the daemon and the commands for people without crictl.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod cli;
+mod clock;
 mod config;
 mod cri;
-mod guest;
 mod logs;
-mod network;
 mod notify;
 mod pod;
+mod random;
 mod scratch;
 mod serve;
 mod store;

@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::launch::Launcher;
+use bulkhead_host::probe::Probe;
+use bulkhead_host::systemd::Systemd;
+use bulkhead_network::{Network, NetworkError};
 use bulkhead_proto::cri::image_service_server::ImageServiceServer;
 use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
 use rustix::fs::FlockOperation;
@@ -19,11 +24,6 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
-use crate::guest::cgroup::Cgroups;
-use crate::guest::launch::Launcher;
-use crate::guest::probe::Probe;
-use crate::guest::systemd::Systemd;
-use crate::network::{Network, NetworkError};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;

@@ -4,6 +4,8 @@
 //!
 //! The lowest floor of the house: it depends on the standard library only, so the VMM and the agent may use it too.
 
+#![forbid(unsafe_code)]
+
 mod chain;
 mod hex;
 mod printable;

@@ -10,10 +10,11 @@ use bulkhead_proto::cri::image_service_server::ImageService;
 use bulkhead_text::chain;
 use tonic::{Request, Response, Status};
 
+use super::codes::image_status;
 use super::credentials::credentials;
-use super::parse::check_handler;
-use super::{BoxStream, image_status, stream_list};
-use crate::pod::now;
+use super::lists::{BoxStream, stream_list};
+use super::refusal::check_handler;
+use crate::clock::now;
 
 /// The service; all state is in the image store.
 #[derive(Clone, Debug)]

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use bulkhead_proto::cri;
 
-use super::parse::ParseError;
 use super::quantity;
+use super::refusal::ParseError;
 use crate::pod::life::spec::{PodLimits, Resources};
 
 /// The size of the pod's disk, in Kubernetes' way to write bytes. CRI itself has no field for it.

@@ -7,8 +7,8 @@ use bulkhead_proto::cri;
 use bulkhead_text::{Problem, chain};
 use tonic::Status;
 
-use super::network_code;
-use super::parse::HANDLERS;
+use super::codes::network_code;
+use super::refusal::HANDLERS;
 use crate::config::CgroupDriver;
 use crate::pod::Pods;
 

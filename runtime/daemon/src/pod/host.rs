@@ -4,16 +4,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::launch::Launcher;
+use bulkhead_host::probe::Probe;
+use bulkhead_network::Network;
+
 use super::admission::Admission;
 use super::notices::Notices;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
 use super::volumes::Volumes;
-use crate::guest::cgroup::Cgroups;
-use crate::guest::launch::Launcher;
-use crate::guest::probe::Probe;
-use crate::network::Network;
 use crate::scratch::Scratch;
 use crate::store::Store;
 

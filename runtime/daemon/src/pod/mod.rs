@@ -33,12 +33,13 @@ pub mod volumes;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use bulkhead_guest::agent::ExecOutput;
 use tokio::sync::oneshot;
 
 use self::admission::Patience;
-pub use self::errors::{BootError, PodError};
+pub use self::errors::{AgentError, BootError, LaunchError, PodError, ShareError};
 pub use self::host::Host;
 use self::host::Shared;
 use self::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
@@ -50,7 +51,8 @@ use self::readings::{Depth, Reading};
 use self::registry::Reservation;
 use self::request::{Answer, Request};
 pub use self::view::View;
-use crate::guest::agent::ExecOutput;
+use crate::clock::now;
+use crate::random::new_id;
 
 /// How long a killed container may take to be reported dead.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -271,41 +273,5 @@ impl Pods {
     }
 }
 
-/// Nanoseconds since 1970.
-pub fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// 64 random hex digits.
-fn new_id() -> String {
-    bulkhead_text::hex(&random::<32>())
-}
-
-/// Bytes of the kernel's random generator, which does not fail once the host has booted.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    }
-    bytes
-}
-
 #[cfg(test)]
 pub mod fixtures;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_have_64_hex_digits_and_differ() {
-        let (one, two) = (new_id(), new_id());
-        assert_eq!(one.len(), 64);
-        assert!(one.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert_ne!(one, two);
-    }
-}

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
+use bulkhead_host::launch::Launcher;
+use bulkhead_network::{NetworkError, NetworkRecord};
 use bulkhead_text::Problem;
 
 use super::Pods;
 use super::plan::sizing::Defaults;
-use crate::guest::launch::Launcher;
-use crate::network::{NetworkError, NetworkRecord};
 
 impl Pods {
     /// Whether a VM can run here.

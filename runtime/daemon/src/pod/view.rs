@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use bulkhead_host::Guest;
+
 use super::errors::PodError;
 use super::life::record::{ContainerRecord, PodRecord};
 use super::life::state::PodState;
-use crate::guest::Guest;
 
 /// A pod, its containers by their ids, and its guest.
 #[derive(Clone, Debug)]

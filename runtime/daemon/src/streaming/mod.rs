@@ -39,6 +39,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use self::peer::Peer;
 use self::tokens::{Request, Tokens, TooMany};
+use crate::config::{StreamingConfig, TlsFiles};
 use crate::pod::Pods;
 
 /// Of all clients.
@@ -51,22 +52,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-
-/// Where the server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamingConfig {
-    pub address: IpAddr,
-    /// 0: any free one.
-    pub port: u16,
-    pub tls: Option<TlsFiles>,
-}
-
-/// In PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
 
 /// Why there is no streaming server.
 #[derive(Debug, thiserror::Error)]

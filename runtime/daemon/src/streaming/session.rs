@@ -9,6 +9,8 @@
 use std::future::{Future, pending};
 use std::time::Duration;
 
+use bulkhead_guest::protocol::{AttachStream, ExecStream};
+use bulkhead_guest::streams::{FromProcess, ProcessInput, ProcessOutput, ProcessStreams};
 use bulkhead_proto::agent::record::{INPUT_WINDOW_BYTES, MAX_PAYLOAD_BYTES};
 use bulkhead_text::chain;
 use bytes::Bytes;
@@ -18,8 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::Ended;
 use super::tokens::{Request, Streams};
-use crate::guest::protocol::{AttachStream, ExecStream};
-use crate::guest::streams::{FromProcess, ProcessInput, ProcessOutput, ProcessStreams};
 use crate::pod::{PodError, Pods};
 
 /// How long what a client said before it left may take to reach the process.

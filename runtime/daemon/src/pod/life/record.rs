@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::protocol;
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_host::control::Extent;
+use bulkhead_host::process::Identity;
+use bulkhead_host::shares::mounts::{Access, Propagation, SourceId};
+use bulkhead_network::NetworkRecord;
 use bulkhead_vmm::share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
-use crate::guest::control::Extent;
-use crate::guest::process::Identity;
-use crate::guest::protocol;
-use crate::guest::shares::mounts::{Access, Propagation, SourceId};
-use crate::guest::user::ProcessUser;
-use crate::network::NetworkRecord;
 
 /// A pod as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]

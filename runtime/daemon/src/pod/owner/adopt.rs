@@ -12,15 +12,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bulkhead_host::Files;
 use bulkhead_text::chain;
 
 use super::Owner;
-use crate::guest::Files;
+use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::host::Shared;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::PodState;
-use crate::pod::now;
 
 /// Takes over a pod that an earlier daemon stored.
 pub async fn adopt(

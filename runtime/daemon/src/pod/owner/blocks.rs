@@ -6,8 +6,10 @@
 
 use std::collections::BTreeSet;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, control};
+
 use super::Owner;
-use crate::guest::{Guest, control, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::BlockRecord;
 use crate::pod::volumes::block::OpenBlock;

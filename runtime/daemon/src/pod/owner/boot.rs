@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_guest::protocol;
+use bulkhead_host::cgroup::CgroupError;
+use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
+use bulkhead_host::process::Identity;
+use bulkhead_host::{Files, Guest};
+use bulkhead_network::Attachment;
 use bulkhead_text::hex;
 
 use super::Owner;
-use crate::guest::cgroup::CgroupError;
-use crate::guest::launch::{self, LaunchError, Machine, Net, Starting};
-use crate::guest::process::Identity;
-use crate::guest::{Files, Guest, protocol};
-use crate::network::Attachment;
+use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::{Held, PodRecord};
@@ -26,7 +28,7 @@ use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
 use crate::pod::request::Answer;
-use crate::pod::{now, random};
+use crate::random::random;
 use crate::scratch::Purpose;
 
 /// Digits of the id in the run directory's name: a unix socket's path has at most 107 bytes.

@@ -3,18 +3,19 @@
 
 use std::time::Duration;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::watch::News;
+
 use super::Owner;
 use super::logs::LogTask;
 use super::node::check_placement;
 use super::teardown::killed;
-use crate::guest::agent::AgentError;
-use crate::guest::watch::News;
+use crate::clock::now;
 use crate::logs::LogFile;
 use crate::pod::errors::PodError;
 use crate::pod::life::signal;
 use crate::pod::life::spec::Resources;
 use crate::pod::life::state::{ContainerEvent, ContainerState};
-use crate::pod::now;
 use crate::pod::plan::program;
 
 /// How long the news of a failed start may take; they have its exit code.

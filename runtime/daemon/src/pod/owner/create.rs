@@ -4,13 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::control::Extent;
+use bulkhead_host::{Guest, control};
 use bulkhead_image::Image;
 
 use super::Owner;
 use super::mounts::{FoundMount, empty_dirs, termination_log};
 use super::node::check_placement;
-use crate::guest::control::Extent;
-use crate::guest::{Guest, control, protocol};
+use crate::clock::now;
 use crate::logs;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::ContainerRecord;
@@ -20,7 +22,7 @@ use crate::pod::life::state::ContainerState;
 use crate::pod::plan::{program, wire};
 use crate::pod::registry::find;
 use crate::pod::volumes::block::{self, OpenBlock};
-use crate::pod::{new_id, now};
+use crate::random::new_id;
 
 /// What of the host a container is to have.
 struct Parts {

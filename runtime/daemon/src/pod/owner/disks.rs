@@ -4,8 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, control};
+
 use super::Owner;
-use crate::guest::{Guest, control, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::DiskRecord;
 use crate::pod::volumes::VolumeError;

@@ -9,17 +9,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::Cgroups;
 use bulkhead_text::chain;
 use tokio::sync::watch;
 
-use crate::guest::Guest;
-use crate::guest::cgroup::Cgroups;
-use crate::guest::user::ProcessUser;
+use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 use crate::pod::notices::{Notice, NoticeKind, Notices};
-use crate::pod::now;
 use crate::pod::registry::Registry;
 use crate::pod::view::View;
 use crate::store::{Kind, Store, StoreError};

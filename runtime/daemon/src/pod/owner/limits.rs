@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::HostLimits;
+
 use super::ledger::Ledger;
 use super::{Owner, node};
-use crate::guest::Guest;
-use crate::guest::cgroup::HostLimits;
 use crate::pod::errors::BootError;
 use crate::pod::life::record::{Allowance, ContainerRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};

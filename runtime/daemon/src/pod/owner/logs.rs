@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_guest::connect;
+use bulkhead_host::Guest;
 use bulkhead_text::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::Owner;
-use crate::guest::{Guest, connect};
 use crate::logs::{Followed, LogFile, Reopen, follow};
 use crate::pod::errors::PodError;
 use crate::pod::life::state::ContainerState;

@@ -29,6 +29,10 @@ mod together;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use bulkhead_guest::watch::{self as guest_watch, News};
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+use bulkhead_host::process::VmmProcess;
 use tokio::sync::mpsc;
 
 pub use self::adopt::adopt;
@@ -41,10 +45,7 @@ use super::life::record::{ContainerRecord, PodRecord};
 use super::registry::Handle;
 use super::request::{Answer, Request};
 use super::volumes::mirror::Mirror;
-use crate::guest::Guest;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::process::VmmProcess;
-use crate::guest::watch::{self as guest_watch, News};
+use crate::clock::now;
 
 /// Requests that wait for a pod.
 const INBOX: usize = 64;
@@ -213,7 +214,10 @@ impl Owner {
 
     /// Takes the guest into service: its news are heard from now on.
     fn serve_guest(&mut self, guest: Guest) {
-        tokio::spawn(guest_watch::watch(guest.clone(), self.news_sender.clone()));
+        let process = Arc::clone(&guest.process);
+        let ended = async move { process.ended().await };
+        let news = self.news_sender.clone();
+        tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
         self.ledger.set_guest(Some(guest));
     }
 }

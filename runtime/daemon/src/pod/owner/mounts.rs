@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bulkhead_guest::protocol;
+use bulkhead_guest::protocol::volume::Kind;
+use bulkhead_host::Guest;
+use bulkhead_host::shares::mounts::{self as shares, Access};
 use bulkhead_image::Image;
 
 use super::Owner;
 use super::shares::Wanted;
-use crate::guest::protocol::volume::Kind;
-use crate::guest::shares::mounts::{self as shares, Access};
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{ContainerRecord, MirrorSource};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};

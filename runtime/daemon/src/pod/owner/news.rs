@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bulkhead_guest::watch::News;
+use bulkhead_host::{Guest, cgroup};
+
 use super::Owner;
 use super::logs::LogTask;
-use crate::guest::watch::News;
-use crate::guest::{Guest, cgroup};
+use crate::clock::now;
 use crate::pod::life::state::{ContainerEvent, PodEvent};
-use crate::pod::now;
 use crate::pod::volumes::{environment, termination};
 
 impl Owner {

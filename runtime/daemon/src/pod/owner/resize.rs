@@ -9,13 +9,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, cgroup, control};
 use bulkhead_vmm::config::memory_ranges;
 use tokio::time::Instant;
 
 use super::Owner;
 use super::node::{self, check_placement};
-use crate::guest::agent::AgentError;
-use crate::guest::{Guest, cgroup, control, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::Allowance;
 use crate::pod::life::spec::{PodLimits, Resources};

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_host::cgroup;
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
+use bulkhead_host::shares::{self, ShareError};
 use bulkhead_vmm::share::name::ShareName;
 
 use super::Owner;
-use crate::guest::cgroup;
-use crate::guest::process::{Identity, VmmProcess};
-use crate::guest::shares::mounts::{self, Access, Propagation, Source};
-use crate::guest::shares::{self, ShareError};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{Held, ShareRecord};
 

@@ -8,15 +8,16 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::{Guest, control};
+
 use super::Owner;
 use super::logs::LogTask;
-use crate::guest::process::{Identity, VmmProcess};
-use crate::guest::{Guest, control};
+use crate::clock::now;
 use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::Held;
 use crate::pod::life::signal;
 use crate::pod::life::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
-use crate::pod::now;
 
 /// A guest that powers off may not answer any more.
 const SHUTDOWN: Duration = Duration::from_secs(2);

@@ -6,10 +6,12 @@
 //! **Processes**: `podPidsLimit` is only in the cgroup that kubelet made for the pod. It is read for each new container, and
 //! counts all of the guest's containers together.
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::pids::PidsLimit;
+
 use super::Owner;
-use crate::guest::agent::AgentError;
-use crate::guest::cgroup::pids::PidsLimit;
-use crate::guest::{Guest, protocol};
 use crate::pod::errors::PodError;
 use crate::pod::life::spec::Resources;
 use crate::pod::plan::hugepages::together;

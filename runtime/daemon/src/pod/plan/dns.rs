@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a pod resolves names.
 
-use crate::network::Attachment;
+use bulkhead_network::Attachment;
+
 use crate::pod::life::spec::{Dns, PodSpec};
 
 /// What the pod says, else the network, else the host in its `resolv_conf`.

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::guest::protocol;
+use bulkhead_guest::protocol;
+
 use crate::pod::life::spec::Resources;
 
 /// Of all sizes together, for live containers or, if that is more, for the pod itself.

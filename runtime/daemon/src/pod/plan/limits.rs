@@ -17,11 +17,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use bulkhead_guest::protocol;
+use bulkhead_host::cgroup::PodCgroup;
+
 use super::program::ProgramError;
 use super::sizing::Wanted;
 use super::{cpulist, hugepages};
-use crate::guest::cgroup::PodCgroup;
-use crate::guest::protocol;
 use crate::pod::life::record::Allowance;
 use crate::pod::life::spec::PodLimits;
 

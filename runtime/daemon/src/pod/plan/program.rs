@@ -2,10 +2,10 @@
 //! What a container runs: the image's configuration and the container's, merged as Kubernetes says, in the
 //! agent's words. Pure.
 
+use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
-use crate::guest::protocol;
 use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 
 /// Where programs are looked for if neither the image nor the pod says.

@@ -2,9 +2,10 @@
 //! A pod in others' words: what CNI is told of it, and the guest of the pod, of what CNI made and of
 //! the pod's users.
 
+use bulkhead_guest::protocol;
+use bulkhead_network::{self as network, AttachRequest, Attachment};
+
 use super::dns;
-use crate::guest::protocol;
-use crate::network::{self, AttachRequest, Attachment};
 use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
 
 pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {

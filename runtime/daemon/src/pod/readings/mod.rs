@@ -2,7 +2,7 @@
 //! What pods and containers use.
 //!
 //! Two sources, on purpose. A **container**'s numbers are its guest's cgroup's: only the guest knows containers. They
-//! are cut to what the VM has ([`crate::guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
+//! are cut to what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
 //! VM: what the pod really costs the node, guest kernel and VMM included, and out of the guest's reach; so is its
 //! network. A pod therefore uses more than the sum of its containers.
 //!
@@ -16,21 +16,26 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The parts of a [`Reading`], for those who show it.
+pub use bulkhead_guest::protocol::{
+    CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, HugepageUsage,
+    MemoryStatistics, Pressure, PressureLine,
+};
+use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
+use bulkhead_guest::statistics::Bounds;
+use bulkhead_host::control;
+use bulkhead_host::usage::HostUsage;
+pub use bulkhead_host::usage::{HostPressure, Stall, StallLine};
+use bulkhead_network::{Counters, Network, NetworkRecord};
 use bulkhead_text::chain;
 use futures_util::future::join_all;
 
 use self::peaks::Peaks;
 use self::rates::{CpuUse, Rates};
-use crate::guest::protocol::{
-    ContainerStatistics, GuestStatistics, HugepageUsage, StatisticsRequest,
-};
-use crate::guest::statistics::Bounds;
-use crate::guest::usage::HostUsage;
-use crate::network::{Counters, Network, NetworkRecord};
+use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::PodRecord;
 use crate::pod::life::state::{ContainerState, PodState};
-use crate::pod::now;
 use crate::pod::view::View;
 
 /// How long a list waits for a guest.
@@ -195,6 +200,12 @@ fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
         scratch_bytes: known(pod.size.scratch_bytes),
         cpu: (age + CLOCK_SLACK).saturating_mul(vcpus),
     }
+}
+
+/// What the VMM counts of itself, as JSON. `None`: no VM lives, or its VMM does not answer.
+pub async fn vmm_counters(view: &View) -> Option<serde_json::Value> {
+    let guest = view.guest.as_ref()?;
+    control::statistics(&guest.files.control()).await.ok()
 }
 
 /// Statistics without a network are better than none.

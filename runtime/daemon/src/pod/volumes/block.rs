@@ -9,9 +9,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::protocol;
 use rustix::fs::OFlags;
 
-use crate::guest::protocol;
 use crate::pod::life::spec::BlockDevice;
 
 /// An error about a device of the host.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 
-use crate::pod::random;
+use crate::random::random;
 use crate::scratch::{Purpose, Scratch, ScratchError};
 
 /// The name of the file; no guest can give it to one of its own.

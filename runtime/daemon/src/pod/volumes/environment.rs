@@ -15,6 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use bulkhead_guest::protocol::EnvironmentFile;
+use bulkhead_host::Guest;
 use bulkhead_text::chain;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat,
@@ -22,8 +24,6 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::disk::IMAGE;
-use crate::guest::Guest;
-use crate::guest::protocol::EnvironmentFile;
 
 const MAX_FILES: usize = 256;
 const MAX_FILE_BYTES: usize = 64 << 10;

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_guest::connect::{self, ConnectError};
+use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use bulkhead_text::chain;
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
@@ -19,8 +21,6 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
-use crate::guest::connect::{self, ConnectError};
-use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use crate::pod::life::record::MirrorSource;
 
 /// Changes come in bursts; after the first one this long is waited for more.
@@ -222,7 +222,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(crate::guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
         &answer.error,
     )))
 }

@@ -22,13 +22,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol::{self, Ownership, volume::Kind};
+
 use self::disk::DiskError;
 use self::kind::Place;
 use self::mirror::MirrorError;
 use self::mountinfo::{Mounts, join};
 use self::watcher::Watcher;
-use crate::guest::agent::AgentError;
-use crate::guest::protocol::{self, Ownership, volume::Kind};
 use crate::pod::life::record::MirrorSource;
 
 /// An error about a volume of a container.

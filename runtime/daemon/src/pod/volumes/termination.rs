@@ -7,9 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use bulkhead_host::Guest;
 use bulkhead_text::chain;
-
-use crate::guest::Guest;
 
 /// kubelet reads the last 4 KiB.
 const MOST_BYTES: u32 = 32 << 10;
