@@ -2,7 +2,7 @@
 //! What a pod takes on the host, in order, until its guest is configured.
 //!
 //! ```text
-//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before the next
+//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before it is taken
 //! ```
 //! [`super::teardown`] gives it back. A boot whose caller has gone is given up between two steps; while the guest boots, at
 //! once.
@@ -16,7 +16,7 @@ use bulkhead_host::cgroup::CgroupError;
 use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
 use bulkhead_host::{Files, Guest};
-use bulkhead_network::Attachment;
+use bulkhead_network::{Attachment, NetworkRecord};
 use bulkhead_text::hex;
 
 use super::Owner;
@@ -45,6 +45,9 @@ impl Owner {
     ) -> Result<(), BootError> {
         let started = Instant::now();
         let plan = self.plan()?;
+        let PodRecord { id, spec, .. } = self.ledger.pod();
+        let request = wire::attach_request(id, spec);
+        let network = self.shared.host.network.plan(request).await?;
         let host = &self.shared.host;
         let id = &self.ledger.pod().id;
         let name = id.get(..RUN_NAME_DIGITS).unwrap_or(id);
@@ -55,6 +58,7 @@ impl Owner {
             pod.allowance = plan.allowance;
             pod.held.push(Held::RunDirectory(run.clone()));
             pod.held.push(Held::StateDirectory(state.clone()));
+            pod.held.push(Held::Network(Box::new(network.clone())));
         })?;
         for path in [&run, &state] {
             launch::make_directory(path).map_err(|source| BootError::Directory {
@@ -63,7 +67,7 @@ impl Owner {
             })?;
         }
         let scratch = state.join("scratch.ext4");
-        let attachment = self.attach_and_make_scratch(&scratch).await?;
+        let attachment = self.attach_and_make_scratch(network, &scratch).await?;
         let prepared = started.elapsed();
         if caller.is_closed() {
             return Err(BootError::Abandoned);
@@ -113,7 +117,11 @@ impl Owner {
     }
 
     /// Network and scratch disk have nothing to do with each other and are made at once.
-    async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
+    async fn attach_and_make_scratch(
+        &mut self,
+        network: NetworkRecord,
+        scratch: &Path,
+    ) -> Result<Attachment, BootError> {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
         let bytes = self.ledger.pod().size.scratch_bytes;
@@ -121,15 +129,20 @@ impl Owner {
             let scratch = &shared.host.scratch;
             scratch.make(Purpose::Scratch, &path, bytes)
         });
-        let PodRecord { id, spec, .. } = self.ledger.pod();
-        let request = wire::attach_request(id, spec);
-        let attaching = self.shared.host.network.attach(request);
+        let attaching = self.shared.host.network.attach(network);
         let (attached, made) = tokio::join!(attaching, making);
-        let attachment = attached?;
+        let attachment = match attached {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                // What it has made is gone, or the network's to take down.
+                self.ledger.change_pod(PodRecord::release_network)?;
+                return Err(error.into());
+            }
+        };
         let record = attachment.record.clone();
         let addresses = attachment.addresses.clone();
         self.ledger.change_pod(|pod| {
-            pod.held.push(Held::Network(Box::new(record)));
+            pod.hold_network(record);
             pod.addresses = addresses;
         })?;
         made.map_err(|_| BootError::Panicked)??;
