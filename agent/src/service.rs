@@ -28,7 +28,6 @@ use crate::volumes::{VolumeError, Volumes};
 
 const WATCH_QUEUE: usize = 16;
 const KILL_BEFORE_SHUTDOWN: Duration = Duration::from_millis(20);
-const START_ERROR: &str = "StartError";
 
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -139,10 +138,10 @@ impl Agent for Service {
     ) -> Result<Response<proto::StartContainerResponse>, Status> {
         let containers = self.containers.clone();
         let started = async move { containers.start(&request.into_inner().id).await };
-        let (pid, identity) = complete(started).await?;
+        let (container, state) = complete(started).await?;
         Ok(Response::new(proto::StartContainerResponse {
-            pid: pid.unsigned_abs(),
-            identity: Some(identity),
+            status: Some(status(&container, &state)),
+            ..Default::default()
         }))
     }
 
@@ -309,7 +308,7 @@ fn status(container: &Container, state: &State) -> proto::ContainerStatus {
             status.exit_code = ended.exit_code;
             status.oom_killed = ended.oom_killed;
             if let Some(message) = &ended.start_error {
-                status.reason = START_ERROR.to_owned();
+                status.reason = proto::START_ERROR.to_owned();
                 status.message.clone_from(message);
             }
         }
@@ -331,9 +330,9 @@ impl From<ContainerError> for Status {
             ContainerError::NotFound(_) => Code::NotFound,
             ContainerError::Exists(_) => Code::AlreadyExists,
             ContainerError::TooMany(_) => Code::ResourceExhausted,
-            ContainerError::State(_)
-            | ContainerError::Start(_)
-            | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
+            ContainerError::State(_) | ContainerError::Cgroup(CgroupError::InUse { .. }) => {
+                Code::FailedPrecondition
+            }
             ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
                 Code::InvalidArgument
             }

@@ -27,6 +27,9 @@ pub mod agent {
     /// One part in so many of a VM's memory is the kernel's own. Measured: 2 %, of which 64 bytes a page are `struct page`.
     pub const GUEST_PARTS: u64 = 40;
 
+    /// The reason of a container that has exited because its program could not be executed.
+    pub const START_ERROR: &str = "StartError";
+
     /// The beginning of the agent's error when a volume that is an image cannot be mounted.
     pub const IMAGE_VOLUME: &str = "image volume";
 

@@ -55,6 +55,9 @@ pub enum PodError {
     Log(#[from] LogError),
     #[error("container {id}")]
     Agent { id: String, source: AgentError },
+    /// Its program could not be executed.
+    #[error("container {id}: {message}")]
+    NotStarted { id: String, message: String },
     #[error("guest of pod {id}")]
     Guest { id: String, source: AgentError },
     #[error("{id}")]

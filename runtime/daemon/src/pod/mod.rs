@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods: who exists, and the way to the task that owns each.
 //!
-//! This file is the door, [`Pods`], with [`streams`] for those who stream, [`status`] for who
-//! asks about the node and [`adopt`] for the start of the daemon. Every
-//! change of a pod or its containers is a [`request`] to the pod's [`owner`], handled there one at a time; [`registry`]
-//! knows the way. Everyone else reads the [`View`] that the owner published last, and so never waits for it. Waiting for
-//! something to happen (a turn to boot, a graceful stop, an exec) is done here, in the caller's task, between requests.
+//! This file is the door, [`Pods`], with [`streams`] for those who stream, [`status`] for those who ask about the node and
+//! [`adopt`] for the start of the daemon. Every change of a pod or its containers is a [`request`] to the pod's [`owner`],
+//! handled there one at a time; [`registry`] knows the way. Everyone else reads the [`View`] that the owner published last,
+//! and so never waits for it. Waiting for something to happen (a turn to boot, a graceful stop, an exec) is done here, in
+//! the caller's task, between requests.
 //!
 //! ```text
 //! life       what pods and containers are: specs, states, records

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's owner does with containers that are there: start, signal, change, remove.
 
-use std::time::Duration;
-
-use bulkhead_guest::agent::AgentError;
-use bulkhead_guest::watch::News;
+use bulkhead_guest::agent::{AgentError, Started};
+use bulkhead_guest::exit::Exit;
 
 use super::Owner;
 use super::logs::LogTask;
 use super::node::check_placement;
-use super::teardown::killed;
 use crate::clock::now;
 use crate::logs::LogFile;
 use crate::pod::errors::PodError;
@@ -18,8 +15,6 @@ use crate::pod::life::spec::Resources;
 use crate::pod::life::state::{ContainerEvent, ContainerState};
 use crate::pod::plan::program;
 
-/// How long the news of a failed start may take; they have its exit code.
-const START_NEWS: Duration = Duration::from_secs(3);
 /// A start that failed for a reason that nobody named.
 const START_FAILED_EXIT_CODE: i32 = 128;
 
@@ -31,63 +26,42 @@ impl Owner {
             return Err(PodError::container_is(record, "start"));
         }
         let (id, path) = (record.id.clone(), record.log_path.clone());
+        let created_at = record.created_at;
         let guest = self.ledger.ready_guest("start of a container")?;
-        match guest.agent.start(&id).await {
-            Ok((pid, user)) => {
+        let (exit, error) = match guest.agent.start(&id, now).await {
+            Ok(Started::Running {
+                pid,
+                started_at,
+                user,
+            }) => {
                 let log = LogTask::start(guest.files.vsock(), id.clone(), path);
                 self.logs.insert(id.clone(), log);
-                let started = ContainerEvent::Started { pid, at: now() };
-                self.ledger.happened(&id, &started, user);
-                Ok(())
+                // The guest's clock is not the host's.
+                let at = started_at.max(created_at);
+                let event = ContainerEvent::Started { pid, at };
+                self.ledger.happened(&id, &event, user);
+                return Ok(());
+            }
+            Ok(Started::Failed(exit)) => {
+                let message = exit.message.clone();
+                let id = id.clone();
+                (Some(exit), PodError::NotStarted { id, message })
             }
             Err(source) => {
-                // Clients look for a log of whatever was started.
-                if let Err(error) = LogFile::new(path).open() {
-                    self.ledger.complain("make a log", &error);
-                }
-                let event = self.why_not_started(&id, &source).await;
-                self.ledger.happened(&id, &event, None);
-                Err(PodError::Agent { id, source })
+                let exit = exit_without_answer(&source);
+                let id = id.clone();
+                (exit, PodError::Agent { id, source })
             }
-        }
-    }
-
-    async fn why_not_started(&mut self, id: &str, error: &AgentError) -> ContainerEvent {
-        let told = match error {
-            AgentError::Refused { .. } => self.news_of_failed_start(id).await,
-            // Who did not answer has no news either.
-            _ => None,
         };
-        let (code, message, at) = told.unwrap_or((START_FAILED_EXIT_CODE, String::new(), now()));
-        ContainerEvent::StartFailed {
-            code,
-            message: if message.is_empty() {
-                error.to_string()
-            } else {
-                message
-            },
-            at,
+        // Clients look for a log of whatever was started.
+        if let Err(error) = LogFile::new(path).open() {
+            self.ledger.complain("make a log", &error);
         }
-    }
-
-    /// The exit code of a failed start comes with the news.
-    async fn news_of_failed_start(&mut self, id: &str) -> Option<(i32, String, i64)> {
-        let deadline = tokio::time::Instant::now() + START_NEWS;
-        loop {
-            match tokio::time::timeout_at(deadline, self.news.recv())
-                .await
-                .ok()??
-            {
-                News::Exited {
-                    id: about,
-                    code,
-                    message,
-                    finished_at,
-                    ..
-                } if about == id => return Some((code, message, finished_at)),
-                news => self.take_news(news),
-            }
+        if let Some(exit) = exit {
+            let event = ContainerEvent::Ended(exit);
+            self.ledger.happened(&id, &event, None);
         }
+        Err(error)
     }
 
     /// Signals a container; one that does not run is fine.
@@ -125,7 +99,8 @@ impl Owner {
         }
         self.unshare(id).await;
         self.detach_blocks(id).await;
-        self.ledger.happened(id, &killed(), None);
+        let killed = ContainerEvent::Ended(Exit::killed(now()));
+        self.ledger.happened(id, &killed, None);
         let resources = self.ledger.container(id)?.spec.resources.clone();
         self.forget_container(id)?;
         if let Some(guest) = self.ledger.guest().cloned() {
@@ -168,4 +143,11 @@ impl Owner {
         })?;
         Ok(self.ledger.change_container(record)?)
     }
+}
+
+/// How a container ended whose start the guest did not answer. `None`: its news tell, because the guest has it in another
+/// state than the daemon. That is also how an agent of an earlier version says that a program could not be executed.
+fn exit_without_answer(error: &AgentError) -> Option<Exit> {
+    let message = error.to_string();
+    (!error.is_precondition()).then(|| Exit::not_started(START_FAILED_EXIT_CODE, message, now()))
 }

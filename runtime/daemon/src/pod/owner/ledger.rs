@@ -260,6 +260,8 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
     use std::path::PathBuf;
 
+    use bulkhead_guest::exit::Exit;
+
     use super::*;
     use crate::pod::fixtures;
     use crate::pod::life::record::Held;
@@ -329,10 +331,7 @@ mod tests {
             ..fixtures::container_record()
         };
         let mut fixture = fixture(&[record]);
-        let event = ContainerEvent::Lost {
-            cause: "x".into(),
-            at: 1,
-        };
+        let event = ContainerEvent::Ended(Exit::lost("x", 1));
         fixture.ledger.happened("container", &event, None);
         let notice = fixture.listener.next().await.unwrap();
         assert_eq!(notice.kind, NoticeKind::Stopped);

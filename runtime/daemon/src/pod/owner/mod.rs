@@ -29,7 +29,8 @@ mod together;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bulkhead_guest::watch::{self as guest_watch, News};
+use bulkhead_guest::news::News;
+use bulkhead_guest::watch as guest_watch;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::pids::PidsLimit;
 use bulkhead_host::process::VmmProcess;

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bulkhead_guest::watch::News;
+use bulkhead_guest::exit::Exit;
+use bulkhead_guest::news::{News, Told};
 use bulkhead_host::{Guest, cgroup};
 
 use super::Owner;
@@ -16,9 +17,10 @@ use crate::pod::volumes::{environment, termination};
 impl Owner {
     /// News wait for the log's rest if they tell of an exit, so that who sees the exit finds the log whole.
     pub(super) fn take_news(&mut self, news: News) {
-        let News::Exited { id, .. } = &news else {
+        if !matches!(news.state, Told::Exited(_)) {
             return self.apply_news(news);
-        };
+        }
+        let id = &news.id;
         let log = self.logs.get(id).filter(|log| !log.is_done());
         let rest = log.map(|log| LogTask::rest_of([log]));
         let last_words = self.last_words(id);
@@ -71,64 +73,22 @@ impl Owner {
     }
 
     pub(super) fn apply_news(&mut self, news: News) {
-        let (id, user, event) = match news {
-            News::Created | News::CaughtUp => return,
-            News::Running {
-                id,
+        let event = match news.state {
+            Told::Created => return,
+            Told::Running { pid, started_at } => ContainerEvent::Started {
                 pid,
-                started_at,
-                user,
-            } => (
-                id,
-                user,
-                ContainerEvent::Started {
-                    pid,
-                    at: started_at,
-                },
-            ),
-            News::Exited {
-                id,
-                code,
-                start_failed: true,
-                message,
-                finished_at,
-                user,
-                ..
-            } => (
-                id,
-                user,
-                ContainerEvent::StartFailed {
-                    code,
-                    message,
-                    at: finished_at,
-                },
-            ),
-            News::Exited {
-                id,
-                code,
-                oom_killed,
-                message,
-                finished_at,
-                user,
-                ..
-            } => (
-                id,
-                user,
-                ContainerEvent::Died {
-                    code,
-                    oom_killed,
-                    message,
-                    at: finished_at,
-                },
-            ),
+                at: started_at,
+            },
+            Told::Exited(exit) => ContainerEvent::Ended(exit),
         };
-        // A container that was removed meanwhile has no news.
-        if let Some(container) = self.ledger.containers().get(&id) {
-            if matches!(event, ContainerEvent::Started { .. }) && container.state.is_exited() {
-                return;
-            }
-            self.ledger.happened(&id, &event, user);
+        let known = self.ledger.containers().get(&news.id);
+        // The end of a container may be known before the guest has heard of it.
+        if matches!(event, ContainerEvent::Started { .. })
+            && known.is_some_and(|one| one.state.is_exited())
+        {
+            return;
         }
+        self.ledger.happened(&news.id, &event, news.user);
     }
 
     /// The VM ended without being asked.
@@ -162,10 +122,7 @@ impl Owner {
         }
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {
-            let event = ContainerEvent::Lost {
-                cause: cause.to_owned(),
-                at: now(),
-            };
+            let event = ContainerEvent::Ended(Exit::lost(cause, now()));
             self.ledger.happened(&id, &event, None);
         }
         for log in self.logs.values() {

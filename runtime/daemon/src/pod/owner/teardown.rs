@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_guest::exit::Exit;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::{Guest, control};
 
@@ -17,7 +18,7 @@ use crate::clock::now;
 use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::Held;
 use crate::pod::life::signal;
-use crate::pod::life::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
+use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 
 /// A guest that powers off may not answer any more.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -39,7 +40,8 @@ impl Owner {
         }
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {
-            self.ledger.happened(&id, &killed(), None);
+            let killed = ContainerEvent::Ended(Exit::killed(now()));
+            self.ledger.happened(&id, &killed, None);
         }
         self.logs.clear();
         self.mirrors.clear();
@@ -176,14 +178,5 @@ fn remove_directory(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
-    }
-}
-
-pub(super) fn killed() -> ContainerEvent {
-    ContainerEvent::Died {
-        code: KILLED_EXIT_CODE,
-        oom_killed: false,
-        message: "killed with its pod".to_owned(),
-        at: now(),
     }
 }

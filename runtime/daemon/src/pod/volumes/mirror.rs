@@ -222,7 +222,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::text::bounded(
         &answer.error,
     )))
 }
