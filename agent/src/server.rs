@@ -11,8 +11,7 @@ use bulkhead_proto::agent::{
     STREAM_PORT, StreamOpened, open_stream,
 };
 use bulkhead_text::chain;
-use prost::Message;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -24,7 +23,7 @@ use crate::hotplug::Hotplug;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
-use crate::streams::{forward, log};
+use crate::streams::{forward, log, messages};
 use crate::users::PodUsers;
 use crate::volumes::{Volumes, mirror_stream};
 
@@ -92,7 +91,7 @@ async fn report_ready() -> io::Result<VsockStream> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: release,
     };
-    write_message(&mut stream, &ready).await?;
+    messages::write(&mut stream, &ready).await?;
     Ok(stream)
 }
 
@@ -126,7 +125,11 @@ async fn serve_streams(listener: VsockListener, containers: Containers) {
 }
 
 async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::Result<()> {
-    let open = timeout(HEADER_TIMEOUT, read_message::<OpenStream>(&mut stream)).await??;
+    let open = timeout(
+        HEADER_TIMEOUT,
+        messages::read::<OpenStream>(&mut stream, MAX_HEADER_BYTES),
+    )
+    .await??;
     match open.kind {
         Some(open_stream::Kind::Log(LogStream { container_id })) => {
             let container = match containers.get(&container_id) {
@@ -135,7 +138,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
             };
             log::replace_reader(&container.log);
             let start = container.log.start();
-            write_message(
+            messages::write(
                 &mut stream,
                 &StreamOpened {
                     error: String::new(),
@@ -151,7 +154,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
                 Ok(exec) => exec,
                 Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
-            write_message(&mut stream, &StreamOpened::default()).await?;
+            messages::write(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();
             exec.serve(reader, writer).await
         }
@@ -160,7 +163,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
                 Ok(attachment) => attachment,
                 Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
-            write_message(&mut stream, &StreamOpened::default()).await?;
+            messages::write(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();
             attachment.serve(reader, writer).await
         }
@@ -169,7 +172,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
                 Ok(server) => server,
                 Err(e) => return refuse(&mut stream, e).await,
             };
-            write_message(&mut stream, &StreamOpened::default()).await?;
+            messages::write(&mut stream, &StreamOpened::default()).await?;
             forward::serve(stream, server).await
         }
         Some(open_stream::Kind::Mirror(MirrorStream { volume })) => {
@@ -177,7 +180,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
                 Ok(mirror) => mirror,
                 Err(e) => return refuse(&mut stream, e.to_string()).await,
             };
-            write_message(&mut stream, &StreamOpened::default()).await?;
+            messages::write(&mut stream, &StreamOpened::default()).await?;
             mirror_stream::serve(mirror, stream).await
         }
         None => refuse(&mut stream, "this kind of stream is not known".to_owned()).await,
@@ -185,7 +188,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
 }
 
 async fn refuse(stream: &mut VsockStream, error: String) -> io::Result<()> {
-    write_message(
+    messages::write(
         stream,
         &StreamOpened {
             error,
@@ -194,64 +197,4 @@ async fn refuse(stream: &mut VsockStream, error: String) -> io::Result<()> {
     )
     .await?;
     stream.shutdown().await
-}
-
-async fn read_message<M: Message + Default>(
-    reader: &mut (impl AsyncRead + Unpin),
-) -> io::Result<M> {
-    read_message_within(reader, MAX_HEADER_BYTES).await
-}
-
-/// A message of at most `limit` bytes.
-pub async fn read_message_within<M: Message + Default>(
-    reader: &mut (impl AsyncRead + Unpin),
-    limit: usize,
-) -> io::Result<M> {
-    let length = usize::try_from(reader.read_u32().await?).unwrap_or(usize::MAX);
-    if length > limit {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut bytes = vec![0; length];
-    reader.read_exact(&mut bytes).await?;
-    M::decode(bytes.as_slice()).map_err(io::Error::other)
-}
-
-pub async fn write_message(
-    writer: &mut (impl AsyncWrite + Unpin),
-    message: &impl Message,
-) -> io::Result<()> {
-    let body = message.encode_to_vec();
-    let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let bytes = [&length.to_be_bytes()[..], &body].concat();
-    writer.write_all(&bytes).await?;
-    writer.flush().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{read_message, write_message};
-    use bulkhead_proto::agent::StreamOpened;
-
-    #[tokio::test]
-    async fn messages_are_prefixed_with_their_length() {
-        let message = StreamOpened {
-            error: "no".into(),
-            log_offset: 7,
-        };
-        let mut bytes = Vec::new();
-        write_message(&mut bytes, &message).await.unwrap();
-        assert_eq!(bytes[..4], [0, 0, 0, 6]);
-        assert_eq!(
-            read_message::<StreamOpened>(&mut bytes.as_slice())
-                .await
-                .unwrap(),
-            message
-        );
-        let huge = [0xff; 4];
-        assert!(
-            read_message::<StreamOpened>(&mut huge.as_slice())
-                .await
-                .is_err()
-        );
-    }
 }

@@ -362,7 +362,9 @@ fn mount_code(error: &MountError) -> Code {
 
 fn volume_code(error: &VolumeError) -> Code {
     match error {
-        VolumeError::Name(_) | VolumeError::Missing(_) => Code::InvalidArgument,
+        VolumeError::Name(_) | VolumeError::Missing(_) | VolumeError::Extent(_) => {
+            Code::InvalidArgument
+        }
         VolumeError::TooMany => Code::ResourceExhausted,
         VolumeError::NotFound(_) => Code::NotFound,
         VolumeError::OtherKind(_) => Code::FailedPrecondition,

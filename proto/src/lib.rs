@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The two protocols of Bulkhead as Rust types: CRI v1, which kubelet speaks to the daemon, and the
-//! agent's, which the daemon speaks to a guest. Generated at build time from `proto/*.proto`;
-//! nothing else lives here.
+//! agent's, which the daemon speaks to a guest. Generated at build time from `proto/*.proto`, with the numbers and
+//! words that are no messages; nothing else lives here.
 
 /// CRI v1 (`runtime.v1`): `RuntimeService` and `ImageService`.
 #[allow(missing_debug_implementations, clippy::all)]
@@ -9,7 +9,7 @@ pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
-/// The guest agent's protocol and the vsock ports it uses.
+/// The guest agent's protocol, and what both sides of it have to agree on beside the messages.
 #[allow(missing_debug_implementations, clippy::all)]
 pub mod agent {
     tonic::include_proto!("bulkhead.agent.v1");
@@ -27,11 +27,32 @@ pub mod agent {
     /// One part in so many of a VM's memory is the kernel's own. Measured: 2 %, of which 64 bytes a page are `struct page`.
     pub const GUEST_PARTS: u64 = 40;
 
-    /// The reason of a container that has exited because its program could not be executed.
-    pub const START_ERROR: &str = "StartError";
-
     /// The beginning of the agent's error when a volume that is an image cannot be mounted.
     pub const IMAGE_VOLUME: &str = "image volume";
+
+    /// The reason in the status of a container whose program could not be executed.
+    pub const START_ERROR: &str = "StartError";
+
+    /// The guest's disks, as Linux names them in the order in which the VMM has them.
+    pub mod disk {
+        /// Read-only: image layers.
+        pub const IMAGE: &str = "vda";
+        /// What containers write; new for each guest.
+        pub const SCRATCH: &str = "vdb";
+        /// Block devices of the host, and file systems that outlive the guest.
+        pub const VOLUMES: &str = "vdc";
+    }
+
+    /// The records of `LogStream`; agent.proto says what each carries.
+    pub mod log_record {
+        pub const END: u8 = 0;
+        pub const STDOUT: u8 = 1;
+        pub const STDERR: u8 = 2;
+        /// Kind and length.
+        pub const HEADER_BYTES: usize = 5;
+        /// The longest payload.
+        pub const MAX_PAYLOAD_BYTES: usize = 32 << 10;
+    }
 
     /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
     pub mod record {

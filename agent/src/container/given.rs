@@ -13,7 +13,7 @@ use rustix::fs::{major, minor};
 use super::ContainerError;
 use crate::cgroup::devices::{ACCESS_READ, ACCESS_WRITE, Rule};
 use crate::disk::blocks::{Blocks, MappedBlock};
-use crate::disk::window::{Access, Range};
+use crate::disk::dm::Access;
 use crate::init::config::GivenDevice;
 use crate::users::PodUsers;
 
@@ -85,15 +85,11 @@ pub fn map(
             let text = format!("block device {:?} has no place", device.container_path);
             return Err(ContainerError::Invalid(text));
         }
-        let range = Range {
-            first: device.first_sector,
-            sectors: device.sectors,
-        };
         let how = match device.readonly {
             true => Access::ReadOnly,
             false => Access::ReadWrite,
         };
-        let block = blocks.acquire(range, how)?;
+        let block = blocks.acquire(device.extent.unwrap_or_default(), how)?;
         let Ownership { mode, uid, gid } = device.ownership.unwrap_or_default();
         devices.push(GivenDevice {
             path: device.container_path.clone(),

@@ -252,11 +252,7 @@ impl Container {
     }
 
     fn illegal(&self, event: &'static str) -> ContainerError {
-        IllegalMove {
-            state: self.versioned().state.name(),
-            event,
-        }
-        .into()
+        self.versioned().state.refuses(event).into()
     }
 
     fn running_pidfd(&self, event: &'static str) -> Result<Arc<OwnedFd>, ContainerError> {

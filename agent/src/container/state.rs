@@ -49,8 +49,8 @@ pub enum Event {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("container is {state}: {event} is not possible")]
 pub struct IllegalMove {
-    pub state: &'static str,
-    pub event: &'static str,
+    state: &'static str,
+    event: &'static str,
 }
 
 impl State {
@@ -92,14 +92,19 @@ impl State {
                     start_error: None,
                 }))
             }
-            (state, event) => Err(IllegalMove {
-                state: state.name(),
-                event: event.name(),
-            }),
+            (state, event) => Err(state.refuses(event.name())),
         }
     }
 
-    pub fn name(&self) -> &'static str {
+    /// The error of an event, or of a request, that is not possible in this state.
+    pub fn refuses(&self, event: &'static str) -> IllegalMove {
+        IllegalMove {
+            state: self.name(),
+            event,
+        }
+    }
+
+    fn name(&self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Running { .. } => "running",

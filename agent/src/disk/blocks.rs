@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block volumes: ranges of the volume disk, each a device of the guest's while a container has it. Containers that
-//! have the same range have the same device, and so one cache of it.
+//! Block volumes: extents of the volume disk, each a device of the guest's while a container has it. Containers that
+//! have the same extent have the same device, and so one cache of it.
 //!
 //! Everything here blocks; call it from a thread that may.
 
@@ -10,12 +10,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::window::{self, Access, Range, WindowError};
+use bulkhead_proto::agent::{self as proto, disk};
 
-const DISK: &str = "vdc";
+use super::dm::Access;
+use super::extent::{BadExtent, Extent};
+use super::window::{self, WindowError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
+    #[error("block volume")]
+    Extent(#[from] BadExtent),
     #[error("block volume")]
     Window(#[from] WindowError),
     #[error("look at {path}")]
@@ -27,7 +31,7 @@ pub enum BlockError {
 pub struct MappedBlock {
     /// As `st_rdev` has it.
     pub number: u64,
-    range: Range,
+    extent: Extent,
     blocks: Blocks,
 }
 
@@ -39,56 +43,61 @@ struct Entry {
 
 #[derive(Clone, Debug, Default)]
 pub struct Blocks {
-    mapped: Arc<Mutex<HashMap<Range, Entry>>>,
+    mapped: Arc<Mutex<HashMap<Extent, Entry>>>,
 }
 
 impl Blocks {
-    pub fn acquire(&self, range: Range, access: Access) -> Result<MappedBlock, BlockError> {
+    pub fn acquire(
+        &self,
+        wanted: proto::Extent,
+        access: Access,
+    ) -> Result<MappedBlock, BlockError> {
+        let extent = Extent::try_from(wanted)?;
         let mut mapped = self.lock();
-        let number = match mapped.get_mut(&range) {
+        let number = match mapped.get_mut(&extent) {
             Some(entry) => {
                 entry.users += 1;
                 entry.number
             }
             None => {
-                let number = map(range, access)?;
-                mapped.insert(range, Entry { number, users: 1 });
+                let number = map(extent, access)?;
+                mapped.insert(extent, Entry { number, users: 1 });
                 number
             }
         };
         Ok(MappedBlock {
             number,
-            range,
+            extent,
             blocks: self.clone(),
         })
     }
 
-    fn release(&self, range: Range) {
+    fn release(&self, extent: Extent) {
         let mut mapped = self.lock();
-        let Some(entry) = mapped.get_mut(&range) else {
+        let Some(entry) = mapped.get_mut(&extent) else {
             return;
         };
         entry.users -= 1;
         if entry.users == 0 {
-            mapped.remove(&range);
-            window::unmap(&device_name(range));
+            mapped.remove(&extent);
+            window::unmap(&device_name(extent));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Range, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Extent, Entry>> {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for MappedBlock {
     fn drop(&mut self) {
-        self.blocks.release(self.range);
+        self.blocks.release(self.extent);
     }
 }
 
-fn map(range: Range, access: Access) -> Result<u64, BlockError> {
-    let name = device_name(range);
-    let minor = window::map(DISK, &name, range, access)?;
+fn map(extent: Extent, access: Access) -> Result<u64, BlockError> {
+    let name = device_name(extent);
+    let minor = window::map(disk::VOLUMES, &name, extent, access)?;
     // Its writes are on the device when they are done. Flushes would wait for the files on the same disk.
     let cache = format!("/sys/block/dm-{minor}/queue/write_cache");
     let _ = fs::write(cache, "write through");
@@ -102,6 +111,6 @@ fn map(range: Range, access: Access) -> Result<u64, BlockError> {
     }
 }
 
-fn device_name(range: Range) -> String {
-    format!("volume-{}-{}", range.first, range.sectors)
+fn device_name(extent: Extent) -> String {
+    format!("volume-{}-{}", extent.first_sector(), extent.sectors())
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Device-mapper: one linear target over a range of a disk. The structures are those of
+//! Device-mapper: one linear target over an extent of a disk. The structures are those of
 //! `linux/dm-ioctl.h`, version 4.
 
 use std::ffi::c_ulong;
 use std::fs::File;
 use std::io;
 
-use super::window::{Access, Range};
+use super::extent::Extent;
 use crate::sys;
 
 const HEADER_BYTES: usize = 312;
@@ -30,6 +30,13 @@ const AT_DEVICE: usize = 40;
 const AT_NAME: usize = 48;
 const NAME_BYTES: usize = 128;
 
+/// What may be done to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
 #[derive(Debug)]
 pub struct Control {
     file: File,
@@ -44,12 +51,12 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Makes `/dev/dm-<minor>` of `range` of `disk` ("major:minor").
+    /// Makes `/dev/dm-<minor>` of `extent` of `disk` ("major:minor").
     pub fn create_linear(
         &self,
         name: &str,
         disk: &str,
-        range: Range,
+        extent: Extent,
         access: Access,
     ) -> io::Result<u32> {
         let flags = match access {
@@ -60,7 +67,7 @@ impl Control {
         self.call(DEVICE_CREATE, &mut request)?;
         let minor = minor(&request);
         let loaded = self
-            .call(TABLE_LOAD, &mut table(name, disk, range, flags))
+            .call(TABLE_LOAD, &mut table(name, disk, extent, flags))
             .and_then(|()| self.call(DEVICE_SUSPEND, &mut header(name, 0, flags)));
         if let Err(e) = loaded {
             let _ = self.remove(name);
@@ -103,14 +110,17 @@ fn header(name: &str, payload_bytes: usize, flags: u32) -> Vec<u8> {
     bytes
 }
 
-fn table(name: &str, disk: &str, range: Range, flags: u32) -> Vec<u8> {
-    let Range { first, sectors } = range;
-    let parameters = format!("{disk} {first}\0");
+fn table(name: &str, disk: &str, extent: Extent, flags: u32) -> Vec<u8> {
+    let parameters = format!("{disk} {}\0", extent.first_sector());
     let target_bytes = (TARGET_BYTES + parameters.len()).next_multiple_of(8);
     let mut bytes = header(name, target_bytes, flags);
     put(&mut bytes, AT_TARGET_COUNT, &1u32.to_ne_bytes());
     // dm_target_spec: start, length, status, next, type[16]; the parameters follow.
-    put(&mut bytes, HEADER_BYTES + 8, &sectors.to_ne_bytes());
+    put(
+        &mut bytes,
+        HEADER_BYTES + 8,
+        &extent.sectors().to_ne_bytes(),
+    );
     put(
         &mut bytes,
         HEADER_BYTES + 20,
@@ -142,7 +152,8 @@ fn minor(answer: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{AT_DEVICE, READ_ONLY, Range, header, minor, request_number, table};
+    use super::{AT_DEVICE, Extent, READ_ONLY, header, minor, request_number, table};
+    use bulkhead_proto::agent as proto;
 
     #[test]
     fn requests_have_the_layout_of_dm_ioctl_h() {
@@ -158,15 +169,12 @@ mod tests {
 
     #[test]
     fn a_table_is_one_target_and_its_parameters() {
-        let bytes = table(
-            "layer",
-            "254:0",
-            Range {
-                first: 8,
-                sectors: 0x1234,
-            },
-            READ_ONLY,
-        );
+        let extent = proto::Extent {
+            first_sector: 8,
+            sectors: 0x1234,
+        };
+        let extent = Extent::try_from(extent).unwrap();
+        let bytes = table("layer", "254:0", extent, READ_ONLY);
         assert_eq!(bytes.len(), 312 + 48);
         assert_eq!(bytes[20..24], [1, 0, 0, 0]);
         assert_eq!(bytes[28..32], [1, 0, 0, 0]);

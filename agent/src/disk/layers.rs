@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Image layers: ranges of the image disk that hold one EROFS file system each, mounted once however
+//! Image layers: extents of the image disk that hold one EROFS file system each, mounted once however
 //! many containers use them, and unmounted after the last.
 //!
 //! Everything here blocks; call it from a thread that may.
@@ -10,32 +10,31 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_proto::agent::Layer;
+use bulkhead_proto::agent::{self as proto, disk};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::window::{self, Access, Range, WindowError};
+use super::dm::Access;
+use super::extent::{BadExtent, Extent};
+use super::window::{self, WindowError};
 
 /// Short, because an overlay names all its layers in one page.
 pub const MOUNTS: &str = "/run/l";
-const DISK: &str = "vda";
 
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error("image disk")]
     Window(#[from] WindowError),
-    #[error("mount the layer of {sectors} sectors at {first}")]
-    Mount {
-        first: u64,
-        sectors: u64,
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Extent(#[from] BadExtent),
+    #[error("mount the layer of {extent}")]
+    Mount { extent: Extent, source: io::Error },
 }
 
 /// A layer in use. Dropping it gives it back.
 #[derive(Debug)]
 pub struct MountedLayer {
     pub path: PathBuf,
-    range: Range,
+    extent: Extent,
     layers: Layers,
 }
 
@@ -52,36 +51,33 @@ pub struct Layers {
 
 #[derive(Debug, Default)]
 struct State {
-    mounted: HashMap<Range, Entry>,
+    mounted: HashMap<Extent, Entry>,
     made: u64,
 }
 
 impl Layers {
     /// Mounts what is not mounted yet; the result is in the order of `wanted`.
-    pub fn acquire(&self, wanted: &[Layer]) -> Result<Vec<MountedLayer>, LayerError> {
+    pub fn acquire(&self, wanted: &[proto::Extent]) -> Result<Vec<MountedLayer>, LayerError> {
         // On an error the ones before it are dropped, and so given back.
-        wanted.iter().map(|layer| self.acquire_one(layer)).collect()
+        let extents = wanted.iter().map(|&wanted| Extent::try_from(wanted));
+        extents.map(|extent| self.acquire_one(extent?)).collect()
     }
 
-    fn acquire_one(&self, layer: &Layer) -> Result<MountedLayer, LayerError> {
-        let range = Range {
-            first: layer.first_sector,
-            sectors: layer.sectors,
-        };
+    fn acquire_one(&self, extent: Extent) -> Result<MountedLayer, LayerError> {
         let mut state = self.lock();
-        if let Some(entry) = state.mounted.get_mut(&range) {
+        if let Some(entry) = state.mounted.get_mut(&extent) {
             entry.users += 1;
             return Ok(MountedLayer {
                 path: entry.path.clone(),
-                range,
+                extent,
                 layers: self.clone(),
             });
         }
         let path = PathBuf::from(format!("{MOUNTS}/{:x}", state.made));
         state.made += 1;
-        mount_layer(range, &path)?;
+        mount_layer(extent, &path)?;
         state.mounted.insert(
-            range,
+            extent,
             Entry {
                 path: path.clone(),
                 users: 1,
@@ -89,14 +85,14 @@ impl Layers {
         );
         Ok(MountedLayer {
             path,
-            range,
+            extent,
             layers: self.clone(),
         })
     }
 
-    fn release(&self, range: Range) {
+    fn release(&self, extent: Extent) {
         let mut state = self.lock();
-        let Some(entry) = state.mounted.get_mut(&range) else {
+        let Some(entry) = state.mounted.get_mut(&extent) else {
             return;
         };
         entry.users -= 1;
@@ -105,12 +101,12 @@ impl Layers {
         }
         let path = state
             .mounted
-            .remove(&range)
+            .remove(&extent)
             .map(|entry| entry.path)
             .unwrap_or_default();
         let _ = unmount(&path, UnmountFlags::DETACH);
         let _ = fs::remove_dir(&path);
-        window::unmap(&device_name(range));
+        window::unmap(&device_name(extent));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -120,17 +116,16 @@ impl Layers {
 
 impl Drop for MountedLayer {
     fn drop(&mut self) {
-        self.layers.release(self.range);
+        self.layers.release(self.extent);
     }
 }
 
-fn device_name(range: Range) -> String {
-    format!("layer-{}-{}", range.first, range.sectors)
+fn device_name(extent: Extent) -> String {
+    format!("layer-{}-{}", extent.first_sector(), extent.sectors())
 }
 
-fn mount_layer(range: Range, path: &PathBuf) -> Result<(), LayerError> {
-    let Range { first, sectors } = range;
-    let minor = window::map(DISK, &device_name(range), range, Access::ReadOnly)?;
+fn mount_layer(extent: Extent, path: &PathBuf) -> Result<(), LayerError> {
+    let minor = window::map(disk::IMAGE, &device_name(extent), extent, Access::ReadOnly)?;
     let mounted = fs::create_dir_all(path).and_then(|()| {
         let flags = MountFlags::RDONLY | MountFlags::NOATIME;
         Ok(mount(
@@ -143,11 +138,7 @@ fn mount_layer(range: Range, path: &PathBuf) -> Result<(), LayerError> {
     });
     mounted.map_err(|source| {
         let _ = fs::remove_dir(path);
-        window::unmap(&device_name(range));
-        LayerError::Mount {
-            first,
-            sectors,
-            source,
-        }
+        window::unmap(&device_name(extent));
+        LayerError::Mount { extent, source }
     })
 }

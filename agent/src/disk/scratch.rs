@@ -4,22 +4,22 @@
 use std::fs;
 use std::io;
 
+use bulkhead_proto::agent::disk;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 pub const MOUNT: &str = "/run/scratch";
 pub const CONTAINERS: &str = "/run/scratch/containers";
-const DISK: &str = "vdb";
 
 /// Mounts it; a guest without one gets memory instead. Once, from a thread that may block.
 pub fn mount_scratch() -> io::Result<()> {
     fs::create_dir_all(MOUNT)?;
-    let size = fs::read_to_string(format!("/sys/block/{DISK}/size")).unwrap_or_default();
+    let size = fs::read_to_string(format!("/sys/block/{}/size", disk::SCRATCH)).unwrap_or_default();
     let has_disk = size.trim().parse::<u64>().is_ok_and(|sectors| sectors > 0);
     if has_disk {
         // It lives as long as the guest: no barriers. What is deleted goes back to the host.
         let options = Some(c"nobarrier,discard,noinit_itable");
         mount(
-            format!("/dev/{DISK}"),
+            format!("/dev/{}", disk::SCRATCH),
             MOUNT,
             c"ext4",
             MountFlags::NOATIME,

@@ -6,10 +6,10 @@
 
 use std::collections::VecDeque;
 
+use bulkhead_proto::agent::log_record::MAX_PAYLOAD_BYTES;
+
 /// At most so much is kept; after that the container's pipes are not read.
 pub const CAPACITY_BYTES: usize = 1 << 20;
-/// The longest payload of a record.
-pub const MAX_RECORD_BYTES: usize = 32 << 10;
 /// What keeping a record costs beside its payload: it counts, or single bytes on alternating streams
 /// would fill the guest's memory long before they fill the buffer.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -68,13 +68,13 @@ impl LogBuffer {
         self.acknowledged
     }
 
-    /// Call with at most [`Self::room`] and [`MAX_RECORD_BYTES`] bytes.
+    /// Call with at most [`Self::room`] and [`MAX_PAYLOAD_BYTES`] bytes.
     pub fn append(&mut self, source: Source, payload: &[u8]) {
         self.kept_bytes += payload.len();
         match self.records.back_mut() {
             Some(last)
                 if last.source == source
-                    && last.payload.len() + payload.len() <= MAX_RECORD_BYTES =>
+                    && last.payload.len() + payload.len() <= MAX_PAYLOAD_BYTES =>
             {
                 last.payload.extend_from_slice(payload);
             }
@@ -124,7 +124,7 @@ impl LogBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{BadAcknowledgement, CAPACITY_BYTES, LogBuffer, MAX_RECORD_BYTES, Record, Source};
+    use super::{BadAcknowledgement, CAPACITY_BYTES, LogBuffer, MAX_PAYLOAD_BYTES, Record, Source};
 
     fn buffer(parts: &[(Source, &str)]) -> LogBuffer {
         let mut buffer = LogBuffer::default();
@@ -201,10 +201,10 @@ mod tests {
     fn room_ends_at_the_capacity_and_comes_back_with_acknowledgements() {
         let mut buffer = LogBuffer::default();
         while buffer.room() > 0 {
-            buffer.append(ERR, &vec![0; buffer.room().min(MAX_RECORD_BYTES)]);
+            buffer.append(ERR, &vec![0; buffer.room().min(MAX_PAYLOAD_BYTES)]);
         }
         assert!(buffer.end <= CAPACITY_BYTES as u64 && buffer.end > CAPACITY_BYTES as u64 * 9 / 10);
-        buffer.acknowledge(MAX_RECORD_BYTES as u64).unwrap();
-        assert!(buffer.room() >= MAX_RECORD_BYTES);
+        buffer.acknowledge(MAX_PAYLOAD_BYTES as u64).unwrap();
+        assert!(buffer.room() >= MAX_PAYLOAD_BYTES);
     }
 }

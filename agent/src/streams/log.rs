@@ -4,12 +4,12 @@
 use std::io;
 use std::sync::Arc;
 
+use bulkhead_proto::agent::log_record;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 
-use super::buffer::{Record, Source};
+use super::buffer::Source;
 use super::pump::{Log, Next};
-
-const END_OF_LOG: [u8; 5] = [0; 5];
+use super::records::header;
 
 /// Returns when the log has ended and all is acknowledged, when the host hangs up, or when another
 /// stream takes this one's place.
@@ -38,7 +38,13 @@ async fn send(log: &Log, mut position: u64, writer: impl AsyncWrite + Unpin) -> 
         let changed = log.changed();
         match log.next(position) {
             Next::Record(record) => {
-                writer.write_all(&header(&record)).await?;
+                let kind = match record.source {
+                    Source::Stdout => log_record::STDOUT,
+                    Source::Stderr => log_record::STDERR,
+                };
+                writer
+                    .write_all(&header(kind, record.payload.len()))
+                    .await?;
                 writer.write_all(&record.payload).await?;
                 position += record.payload.len() as u64;
             }
@@ -49,21 +55,10 @@ async fn send(log: &Log, mut position: u64, writer: impl AsyncWrite + Unpin) -> 
             Next::End => break,
         }
     }
-    writer.write_all(&END_OF_LOG).await?;
+    writer.write_all(&header(log_record::END, 0)).await?;
     writer.flush().await?;
     // The host hangs up once it has stored everything.
     std::future::pending().await
-}
-
-fn header(record: &Record) -> [u8; 5] {
-    let stream = match record.source {
-        Source::Stdout => 1,
-        Source::Stderr => 2,
-    };
-    let [l0, l1, l2, l3] = u32::try_from(record.payload.len())
-        .unwrap_or(0)
-        .to_be_bytes();
-    [stream, l0, l1, l2, l3]
 }
 
 async fn receive(log: &Log, mut reader: impl AsyncRead + Unpin) -> io::Result<()> {

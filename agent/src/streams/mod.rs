@@ -4,12 +4,13 @@
 //! Logs: [`buffer`] is the log of one container in memory, [`pump`] fills it from the container's pipes,
 //! [`log`] serves it to the host. Exec and attach: [`records`] is their encoding, [`input`] and [`output`]
 //! the two directions, [`session`] puts them together; [`tap`] is what an attached host has not read yet.
-//! [`forward`] connects to a port of the pod.
+//! [`forward`] connects to a port of the pod. [`messages`] are what every stream begins with.
 
 pub mod buffer;
 pub mod forward;
 mod input;
 pub mod log;
+pub mod messages;
 pub mod output;
 pub mod pump;
 pub mod records;

@@ -8,13 +8,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use bulkhead_proto::agent::log_record::MAX_PAYLOAD_BYTES;
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
 use crate::sys;
 
-use super::buffer::{BadAcknowledgement, LogBuffer, MAX_RECORD_BYTES, Record, Source};
+use super::buffer::{BadAcknowledgement, LogBuffer, Record, Source};
 use super::tap::Tap;
 
 /// How long a pipe may stay silent, but open, after the container's end: a process that left the
@@ -158,7 +159,7 @@ impl Log {
     }
 
     async fn pump(&self, source: Source, pipe: &AsyncFd<OwnedFd>) {
-        let mut chunk = vec![0; MAX_RECORD_BYTES];
+        let mut chunk = vec![0; MAX_PAYLOAD_BYTES];
         let mut exited = self.exited.subscribe();
         loop {
             let room = self.wait_for_room().await;

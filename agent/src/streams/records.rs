@@ -77,7 +77,7 @@ impl ToHost {
     }
 }
 
-/// The beginning of a record whose payload of `length` bytes follows.
+/// The beginning of a record, here and of a log, whose payload of `length` bytes follows.
 pub fn header(kind: u8, length: usize) -> [u8; HEADER_BYTES] {
     let [a, b, c, d] = u32::try_from(length).unwrap_or(0).to_be_bytes();
     [kind, a, b, c, d]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes on disk: each an ext4 file system of its own, with a journal, in a file of the host's that is a range of the
+//! Volumes on disk: each an ext4 file system of its own, with a journal, in a file of the host's that is an extent of the
 //! volume disk. It outlives the guest: the next one of the same pod mounts it again.
 //!
 //! What a volume takes on the host is what kubelet measures, so it follows what is in it: blocks that are freed are
@@ -13,14 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bulkhead_proto::agent::Ownership;
+use bulkhead_proto::agent::{Ownership, disk};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::ownership;
-use crate::disk::window::{self, Access, Range};
+use crate::disk::dm::Access;
+use crate::disk::extent::Extent;
+use crate::disk::window;
 use crate::sys;
 
-const DISK: &str = "vdc";
 const MOUNTS: &str = "/run/disks";
 /// What containers see. Beside it is `lost+found`, which is the file system's.
 const CONTENT: &str = "content";
@@ -60,10 +61,10 @@ fn home(name: &str) -> PathBuf {
 }
 
 impl Disks {
-    /// Mounts the range. Content that is new belongs to `ownership`; that of an earlier guest is left as it is.
-    pub fn mount(&self, name: &str, range: Range, ownership: &Ownership) -> io::Result<()> {
+    /// Mounts the file system of the extent. Content that is new belongs to `ownership`; that of an earlier guest is left as it is.
+    pub fn mount(&self, name: &str, extent: Extent, ownership: &Ownership) -> io::Result<()> {
         let device = device_name(name);
-        let minor = window::map(DISK, &device, range, Access::ReadWrite);
+        let minor = window::map(disk::VOLUMES, &device, extent, Access::ReadWrite);
         let minor = minor.map_err(io::Error::other)?;
         let made = mount_device(minor, &home(name)).and_then(|()| {
             make_content(&home(name), ownership).inspect_err(|_| {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::task::spawn_blocking;
 
 use super::mirror::Mirror;
-use crate::server::{read_message_within, write_message};
+use crate::streams::messages;
 
 const MAX_RECORD_BYTES: usize = 128 << 10;
 const BATCH_BYTES: usize = 256 << 10;
@@ -37,7 +37,7 @@ pub async fn serve(
         }
         if ends {
             let error = failed.take().map(|e| e.to_string()).unwrap_or_default();
-            write_message(&mut stream, &MirrorAnswer { error }).await?;
+            messages::write(&mut stream, &MirrorAnswer { error }).await?;
         }
     }
 }
@@ -54,7 +54,7 @@ fn apply(mut mirror: Mirror, batch: Vec<Record>) -> (Mirror, io::Result<()>) {
 async fn read_batch(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<Record>, bool)> {
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while bytes < BATCH_BYTES {
-        let message: MirrorRecord = read_message_within(stream, MAX_RECORD_BYTES).await?;
+        let message: MirrorRecord = messages::read(stream, MAX_RECORD_BYTES).await?;
         bytes += message.encoded_len();
         let Some(record) = message.record else {
             continue;

@@ -5,7 +5,7 @@ use bulkhead_proto::agent::{MirrorAnswer, MirrorRecord};
 use tokio::io::DuplexStream;
 
 use super::*;
-use crate::server::{read_message_within, write_message};
+use crate::streams::messages;
 use crate::volumes::mirror_stream::serve;
 
 fn owner(mode: u32) -> Option<Ownership> {
@@ -171,9 +171,11 @@ fn a_single_file_is_written_in_place() {
 async fn send(host: &mut DuplexStream, records: Vec<Record>) -> MirrorAnswer {
     for record in records {
         let record = Some(record);
-        write_message(host, &MirrorRecord { record }).await.unwrap();
+        messages::write(host, &MirrorRecord { record })
+            .await
+            .unwrap();
     }
-    read_message_within(host, 4096).await.unwrap()
+    messages::read(host, 4096).await.unwrap()
 }
 
 #[tokio::test]

@@ -8,27 +8,27 @@
 
 mod disks;
 mod environment;
+mod kind;
 pub mod mirror;
 pub mod mirror_stream;
 pub mod mounts;
 mod ownership;
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_proto::agent::volume::Kind as WantedKind;
 use bulkhead_proto::agent::{EnvironmentFile, Ownership, Volume};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use self::disks::Disks;
+use self::kind::Kind;
 use self::mirror::Mirror;
+use crate::disk::extent::BadExtent;
 use crate::disk::scratch;
-use crate::disk::window::Range;
 use crate::users::PodUsers;
 
 /// Where those in memory are mounted.
@@ -43,6 +43,8 @@ pub enum VolumeError {
     Name(String),
     #[error("a volume without {0}")]
     Missing(&'static str),
+    #[error("a volume on disk")]
+    Extent(#[from] BadExtent),
     #[error("too many volumes: {MAX_VOLUMES}")]
     TooMany,
     #[error("no volume {0}")]
@@ -55,16 +57,6 @@ pub enum VolumeError {
         name: String,
         source: io::Error,
     },
-}
-
-/// What a volume is; its path is below the directory of its kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Disk(Range),
-    Memory { size_bytes: u64 },
-    HugePages { page_size_bytes: u64 },
-    File,
-    Mirror { single_file: bool, in_memory: bool },
 }
 
 #[derive(Debug)]
@@ -105,23 +97,7 @@ impl Volumes {
         let ownership = volume.ownership.ok_or(VolumeError::Missing("an owner"))?;
         let ownership = self.users.owned(&ownership);
         let ownership = ownership.map_err(failed("find the owner of", &name))?;
-        let kind = match volume.kind.ok_or(VolumeError::Missing("a kind"))? {
-            WantedKind::Directory(disk) => Kind::Disk(Range {
-                first: disk.first_sector,
-                sectors: disk.sectors,
-            }),
-            WantedKind::Memory(memory) => Kind::Memory {
-                size_bytes: memory.size_bytes,
-            },
-            WantedKind::HugePages(huge) => Kind::HugePages {
-                page_size_bytes: huge.page_size_bytes,
-            },
-            WantedKind::File(_) => Kind::File,
-            WantedKind::Mirror(mirror) => Kind::Mirror {
-                single_file: mirror.single_file,
-                in_memory: mirror.in_memory,
-            },
-        };
+        let kind = Kind::try_from(volume.kind.ok_or(VolumeError::Missing("a kind"))?)?;
         let (home, path) = (self.home(&name, kind), self.path(&name, kind));
         let mut known = self.lock();
         let full = known.len() >= MAX_VOLUMES;
@@ -136,14 +112,14 @@ impl Volumes {
             None if full => Err(VolumeError::TooMany),
             None => {
                 match kind {
-                    Kind::Disk(range) => {
-                        let mounted = self.disks.mount(&name, range, &ownership);
+                    Kind::Disk(extent) => {
+                        let mounted = self.disks.mount(&name, extent, &ownership);
                         mounted.map_err(failed("mount", &name))?;
                     }
                     _ => {
-                        let made = make(kind, &home).map_err(failed("make", &name));
+                        let made = kind.make(&home).map_err(failed("make", &name));
                         let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
-                        made.inspect_err(|_| drop(unmake(kind, &home)))?;
+                        made.inspect_err(|_| drop(kind.unmake(&home)))?;
                     }
                 }
                 let streams = Arc::default();
@@ -166,7 +142,7 @@ impl Volumes {
         };
         match kind {
             Kind::Disk(_) => self.disks.unmount(name),
-            _ => unmake(kind, &self.home(name, kind)),
+            _ => kind.unmake(&self.home(name, kind)),
         }
         .map_err(failed("remove", name))?;
         known.remove(name);
@@ -248,20 +224,6 @@ impl Volumes {
     }
 }
 
-impl Kind {
-    fn is_in_memory(self) -> bool {
-        matches!(
-            self,
-            Self::Memory { .. }
-                | Self::HugePages { .. }
-                | Self::Mirror {
-                    in_memory: true,
-                    ..
-                }
-        )
-    }
-}
-
 fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> VolumeError {
     let name = name.to_owned();
     move |source| VolumeError::System { what, name, source }
@@ -269,50 +231,6 @@ fn failed(what: &'static str, name: &str) -> impl FnOnce(io::Error) -> VolumeErr
 
 fn set_ownership(name: &str, path: &Path, ownership: &Ownership) -> Result<(), VolumeError> {
     ownership::set_at(path, ownership).map_err(failed("set the owner of", name))
-}
-
-fn make(kind: Kind, home: &Path) -> io::Result<()> {
-    if let Some(parent) = home.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    if kind == Kind::File {
-        return File::create_new(home).map(drop);
-    }
-    fs::create_dir(home)?;
-    if kind.is_in_memory() {
-        let (filesystem, size) = match kind {
-            Kind::Memory { size_bytes } if size_bytes > 0 => {
-                (c"tmpfs", format!(",size={size_bytes}"))
-            }
-            // The kernel refuses a size that it has no pool of.
-            Kind::HugePages { page_size_bytes } => {
-                (c"hugetlbfs", format!(",pagesize={page_size_bytes}"))
-            }
-            _ => (c"tmpfs", String::new()),
-        };
-        let options = std::ffi::CString::new(format!("mode=0755{size}"))?;
-        let options = Some(options.as_c_str());
-        mount(filesystem, home, filesystem, MountFlags::empty(), options)?;
-    }
-    match kind {
-        Kind::Mirror { single_file, .. } => mirror::prepare(home, single_file),
-        _ => Ok(()),
-    }
-}
-
-fn unmake(kind: Kind, home: &Path) -> io::Result<()> {
-    if kind.is_in_memory() {
-        // Not mounted if it could not be made.
-        let _ = unmount(home, UnmountFlags::DETACH);
-    }
-    let removed = match kind {
-        Kind::File => fs::remove_file(home),
-        _ => fs::remove_dir_all(home),
-    };
-    match removed {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
 
 /// The file is the agent's; what is in it is a container's.
@@ -342,8 +260,10 @@ fn check_name(name: &str) -> Result<(), VolumeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+    use bulkhead_proto::agent::volume::Kind as WantedKind;
     use bulkhead_proto::agent::{MemoryDirectory, WritableFile};
 
     use super::*;

@@ -17,14 +17,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bulkhead_proto::agent::log_record;
 use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
 /// The longest line that is written in one piece, as other runtimes do.
 const LINE_BYTES: usize = 16 << 10;
-/// The longest record that the protocol allows.
-const RECORD_BYTES: u32 = 32 << 10;
 /// How long an unfinished line waits for its end.
 const IDLE: Duration = Duration::from_millis(500);
 /// Between attempts to write to a file that cannot be written.
@@ -239,15 +238,16 @@ async fn read_record(reader: &mut (impl AsyncReadExt + Unpin)) -> Result<Record,
     let kind = reader.read_u8().await.map_err(LogError::Stream)?;
     let length = reader.read_u32().await.map_err(LogError::Stream)?;
     let stream = match kind {
-        0 if length == 0 => return Ok(Record::End),
-        1 => Stream::Stdout,
-        2 => Stream::Stderr,
+        log_record::END if length == 0 => return Ok(Record::End),
+        log_record::STDOUT => Stream::Stdout,
+        log_record::STDERR => Stream::Stderr,
         _ => return Err(LogError::Record(format!("stream {kind}"))),
     };
-    if length > RECORD_BYTES {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > log_record::MAX_PAYLOAD_BYTES {
         return Err(LogError::Record(format!("{length} bytes")));
     }
-    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    let mut bytes = vec![0; length];
     reader
         .read_exact(&mut bytes)
         .await

@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_proto::agent as protocol;
 use bulkhead_vmm::control::{Client, ClientError};
-use serde::{Deserialize, Serialize};
+pub use bulkhead_vmm::extent::Extent;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -27,11 +28,12 @@ pub enum ControlError {
     Timeout { request: &'static str },
 }
 
-/// Where a layer lies on the image disk, or a device on the volume disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    pub first_sector: u64,
-    pub sectors: u64,
+/// An extent in the agent's words.
+pub fn told(extent: Extent) -> protocol::Extent {
+    protocol::Extent {
+        first_sector: extent.first_sector,
+        sectors: extent.sectors,
+    }
 }
 
 /// Appends the blob `path` to the image disk.
@@ -40,31 +42,20 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
         path: path.to_owned(),
         source,
     })?;
-    let extent = ask("attach", socket, move |client| client.attach_extent(&file)).await?;
-    Ok(Extent {
-        first_sector: extent.first_sector,
-        sectors: extent.sectors,
-    })
+    ask("attach", socket, move |client| client.attach_extent(&file)).await
 }
 
 /// Puts a block device, or a file with a file system of the guest's, on the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
-    let extent = ask(request, socket, move |client| client.attach_volume(&device)).await?;
-    Ok(Extent {
-        first_sector: extent.first_sector,
-        sectors: extent.sectors,
-    })
+    ask(request, socket, move |client| client.attach_volume(&device)).await
 }
 
 /// Where a file is on the volume disk. `None`: that VMM does not have it.
 pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, ControlError> {
     let request = "find volume";
     match ask(request, socket, move |client| client.find_volume(&file)).await {
-        Ok(extent) => Ok(Some(Extent {
-            first_sector: extent.first_sector,
-            sectors: extent.sectors,
-        })),
+        Ok(extent) => Ok(Some(extent)),
         Err(ControlError::Request {
             source: ClientError::Refused(_),
             ..
@@ -122,5 +113,19 @@ async fn ask<T: Send + 'static>(
         Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
         // The thread panicked or still waits: either way there is no answer.
         Ok(Err(_)) | Err(_) => Err(ControlError::Timeout { request }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_vmm::slot::Slot;
+
+    use super::protocol::disk;
+
+    #[test]
+    fn the_agent_finds_disks_by_the_names_that_their_places_give_them() {
+        assert_eq!(Slot::ImageDisk.disk(), Some(disk::IMAGE));
+        assert_eq!(Slot::ScratchDisk.disk(), Some(disk::SCRATCH));
+        assert_eq!(Slot::VolumeDisk.disk(), Some(disk::VOLUMES));
     }
 }

@@ -19,7 +19,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_vmm::share::{READY, ShareConfig};
+use bulkhead_share::{READY, ShareConfig};
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One microVM: a KVM virtual machine with a fixed set of virtio devices, in a process of its own.
 //!
-//! [`config`], [`control`] and [`report`] are the whole interface to the process that starts it:
-//! a configuration on standard input, a control socket, a report at the end. Everything else is
+//! [`config`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to the
+//! process that starts it: a configuration on standard input, a control socket, a report at the end. Everything else is
 //! what the `bulkhead-vmm` binary is made of.
 //!
 //! ```text
@@ -14,15 +14,17 @@
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
 pub mod boot;
+mod bus;
 pub mod config;
 pub mod control;
 pub mod cpu;
 pub mod devices;
+pub mod extent;
 pub mod jail;
 pub mod memory;
 pub mod probe;
 pub mod report;
-pub mod share;
+pub mod slot;
 pub mod statistics;
 #[allow(unsafe_code)]
 mod sys;

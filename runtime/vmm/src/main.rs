@@ -8,7 +8,7 @@ use std::time::Instant;
 use bulkhead_text::chain;
 use bulkhead_vmm::config::VmConfig;
 use bulkhead_vmm::report::{ExitReason, ExitReport, ReportFile};
-use bulkhead_vmm::{probe, share, vm};
+use bulkhead_vmm::{probe, vm};
 
 const USAGE: &str = "usage: bulkhead-vmm run < CONFIGURATION | bulkhead-vmm share < CONFIGURATION | \
     bulkhead-vmm probe [--json]";
@@ -58,7 +58,7 @@ fn run(origin: Instant) -> ExitReason {
 }
 
 fn serve_files() -> ExitCode {
-    match share::run(std::io::stdin().lock()) {
+    match bulkhead_share::run(std::io::stdin().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("bulkhead-vmm share: {}", chain(&e));

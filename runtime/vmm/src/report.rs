@@ -48,6 +48,21 @@ impl ExitReason {
     }
 }
 
+/// How a guest ended, as the part of the VMM that noticed it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub reason: ExitReason,
+    pub detail: String,
+}
+
+impl Outcome {
+    #[must_use]
+    pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self { reason, detail }
+    }
+}
+
 /// What is known of a VM that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitReport {

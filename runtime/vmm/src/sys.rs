@@ -217,15 +217,6 @@ pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
-/// Takes ownership of a descriptor that the parent passed on purpose.
-pub fn inherited(fd: i32) -> io::Result<File> {
-    // SAFETY: F_SETFD takes no pointer; it fails if `fd` is not open.
-    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } as isize)?;
-    // SAFETY: `fd` is open, and the configuration says that it is ours; `main` calls this once
-    // per descriptor and before it opens files of its own.
-    Ok(unsafe { File::from_raw_fd(fd) })
-}
-
 /// Sets which offloads the TAP may use towards us (`TUN_F_*`).
 pub fn set_tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     // SAFETY: this request takes its flags by value.
@@ -244,29 +235,4 @@ pub fn set_tap_header_size(tap: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
 pub fn use_one_malloc_arena() {
     // SAFETY: called before the first thread is made; takes no pointer.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
-/// Splits this process in two; returns the child's id in the parent, nothing in the child.
-pub fn fork() -> io::Result<Option<i32>> {
-    // SAFETY: called while there is one thread, so the child's memory is whole.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
-        nix::unistd::ForkResult::Child => Ok(None),
-    }
-}
-
-/// Leaves namespaces of the parent.
-pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
-    // SAFETY: the flags are of namespaces; UNSHARE_FILES, which would take descriptors away from
-    // other threads, is not used.
-    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
-}
-
-/// What `fstat` says of an open file, as the C library spells it.
-pub fn stat(file: &File) -> io::Result<libc::stat64> {
-    // SAFETY: `stat64` is plain data for which all zeroes is a valid value.
-    let mut found: libc::stat64 = unsafe { std::mem::zeroed() };
-    // SAFETY: `found` is of the size that the call writes.
-    check(unsafe { libc::fstat64(file.as_raw_fd(), &raw mut found) } as isize)?;
-    Ok(found)
 }

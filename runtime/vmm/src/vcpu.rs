@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, clear_signal};
 
-use crate::report::ExitReason;
+use crate::bus::{Bus, Effect};
+use crate::report::{ExitReason, Outcome};
 use crate::statistics::ExitCounters;
 use crate::sys;
-use crate::vm::bus::{Bus, Effect};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -104,21 +104,6 @@ enum Pass {
     Run,
     RunAfterPause,
     Stop,
-}
-
-/// How a guest ended, told by one of its vCPUs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    pub reason: ExitReason,
-    pub detail: String,
-}
-
-impl Outcome {
-    #[must_use]
-    pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
-        let detail = detail.into();
-        Self { reason, detail }
-    }
 }
 
 /// One vCPU. Not `Debug`: the bus is not.

@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use bulkhead_vmm::share::SHARES;
-pub use bulkhead_vmm::share::name::Propagation;
-use bulkhead_vmm::share::name::ShareName;
+use bulkhead_share::SHARES;
+pub use bulkhead_share::name::Propagation;
+use bulkhead_share::name::ShareName;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, open, openat, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};

@@ -17,6 +17,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::extent::Extent;
 use crate::statistics::Statistics;
 
 /// The longest request or reply, its newline included.
@@ -59,13 +60,6 @@ pub enum Reply {
     Extent(Extent),
     Statistics(Box<Statistics>),
     Failed { message: String },
-}
-
-/// Where an image is on the image disk, or a device on the volume disk, in sectors of 512 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
-    pub first_sector: u64,
-    pub sectors: u64,
 }
 
 /// A request that did not succeed.

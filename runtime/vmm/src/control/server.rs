@@ -11,7 +11,8 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
-use super::{Extent, LINE_BYTES, Reply, Request};
+use super::{LINE_BYTES, Reply, Request};
+use crate::extent::Extent;
 use crate::statistics::Statistics;
 
 /// Clients at once; another one replaces the oldest.

@@ -6,7 +6,7 @@
 //! ```
 //! Everything up to the threads may fail with a [`SetupError`], which names the stage.
 
-pub mod bus;
+pub mod devices;
 pub mod machine;
 pub mod observed;
 pub mod resources;
@@ -14,9 +14,9 @@ pub mod resources;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,21 +28,20 @@ use rustix::fs::OFlags;
 use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::boot::{self, BootError};
+use crate::bus::Bus;
 use crate::config::VmConfig;
-use crate::control::Extent;
 use crate::control::server::{self, Target};
-use crate::devices::balloon::Balloon;
-use crate::devices::blk::disk::{ImageDisk, Volume, VolumeDisk};
-use crate::devices::blk::{Blk, SECTOR_BYTES};
-use crate::devices::fs::Fs;
+use crate::devices::blk::disk::Volume;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
+use crate::extent::{Extent, SECTOR_BYTES};
 use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
-use crate::report::{ExitReason, ExitReport};
+use crate::report::{ExitReason, ExitReport, Outcome};
+use crate::slot::{Slot, Thread};
 use crate::statistics::Statistics;
-use crate::vcpu::{Gate, Outcome, Vcpu, kick_signal};
-use bus::{Bus, DEVICE_IRQS, MMIO_BASE};
+use crate::vcpu::{Gate, Vcpu, kick_signal};
+use devices::Devices;
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
 use resources::{ResourceError, Resources, device_size, regular_size};
@@ -73,27 +72,24 @@ pub enum SetupError {
     Threads(#[source] io::Error),
 }
 
-/// What is left for others once the machine took its part of the resources.
-#[derive(Debug)]
-pub struct Remaining {
-    pub control: UnixListener,
-    pub kernel: File,
-    pub initramfs: File,
-}
-
 /// Runs a VM to its end. `origin` is when the process began.
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
-    let resources = Resources::open(config)?;
-    let bytes = config.memory_max_bytes();
-    let memory = Arc::new(memory::create(bytes, config.memory_file.as_deref())?);
-    let parts = Parts { resources, memory };
-    let (machine, remaining) = Machine::build(config, parts, &mut observed)?;
-    let Remaining {
-        control,
+    let Resources {
         mut kernel,
         mut initramfs,
-    } = remaining;
+        console,
+        control,
+        backends,
+    } = Resources::open(config)?;
+    let bytes = config.memory_max_bytes();
+    let memory = Arc::new(memory::create(bytes, config.memory_file.as_deref())?);
+    let parts = Parts {
+        memory,
+        console,
+        backends,
+    };
+    let machine = Machine::build(config, parts, &mut observed)?;
     let cmdline = cmdline(config);
     let entry = boot::load(
         &machine.memory,
@@ -117,8 +113,8 @@ fn cmdline(config: &VmConfig) -> String {
     if (1..config.vcpus).contains(&config.boot_vcpus) {
         line.push_str(&format!(" maxcpus={}", config.boot_vcpus));
     }
-    for (slot, irq) in DEVICE_IRQS.iter().enumerate() {
-        let base = MMIO_BASE + slot as u64 * crate::devices::registers::SLOT_BYTES;
+    for slot in Slot::ALL {
+        let (base, irq) = (slot.address(), slot.interrupt());
         line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{irq}"));
     }
     if !config.extra_cmdline.is_empty() {
@@ -147,10 +143,7 @@ struct Running {
     bus: Arc<Bus>,
     gate: Arc<Gate>,
     vcpus: Vec<JoinHandle<()>>,
-    image: Arc<Mutex<Blk<ImageDisk>>>,
-    files: Arc<Mutex<Fs>>,
-    volumes: Arc<Mutex<Blk<VolumeDisk>>>,
-    balloon: Arc<Mutex<Balloon>>,
+    devices: Devices,
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
@@ -181,22 +174,10 @@ impl Running {
             vm,
             memory,
             bus,
-            image,
-            files,
-            volumes,
-            balloon,
-            disk_worker,
-            io_worker,
-            files_worker,
-            volume_worker,
+            devices,
+            workers,
             ..
         } = machine;
-        let workers = [
-            ("disks", disk_worker),
-            ("io", io_worker),
-            ("files", files_worker),
-            ("volumes", volume_worker),
-        ];
         let (sender, outcomes) = mpsc::channel();
         let ended = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let announce = Announce {
@@ -209,18 +190,15 @@ impl Running {
             bus,
             gate,
             vcpus: Vec::new(),
-            image,
-            files,
-            volumes,
-            balloon,
+            devices,
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
             _vm: vm,
             _memory: memory,
         };
-        for (name, worker) in workers {
-            spawn_worker(name, worker, announce.clone())?;
+        for (thread, worker) in workers {
+            spawn_worker(thread, worker, announce.clone())?;
         }
         running.observed.vcpus_started.reached();
         for (id, fd) in (0..).zip(vcpus) {
@@ -284,8 +262,8 @@ fn thread(name: &str) -> std::thread::Builder {
     builder.stack_size(STACK_BYTES)
 }
 
-fn spawn_worker(name: &str, worker: Worker, announce: Announce) -> io::Result<()> {
-    thread(name).spawn(move || {
+fn spawn_worker(of: Thread, worker: Worker, announce: Announce) -> io::Result<()> {
+    thread(of.name()).spawn(move || {
         let error = worker.run();
         let detail = format!("device thread: {error}");
         announce.tell(Outcome::new(ExitReason::VmmError, detail));
@@ -301,12 +279,8 @@ impl Target for Running {
         }
         let bytes = regular_size(&file)
             .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
-        let placed = lock(&self.image).append(file, bytes);
-        let placed = placed.map_err(|e| e.to_string())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        let appended = lock(&self.devices.image).append(file, bytes);
+        appended.map_err(|e| e.to_string())
     }
 
     fn attach_volume(&self, file: File) -> Result<Extent, String> {
@@ -327,24 +301,19 @@ impl Target for Running {
             }
             (Volume::File(file), bytes)
         };
-        let placed = lock(&self.volumes).append(volume, bytes);
-        let placed = placed.map_err(|e| e.to_string())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        let appended = lock(&self.devices.volumes).append(volume, bytes);
+        appended.map_err(|e| e.to_string())
     }
+
     fn find_volume(&self, file: &File) -> Result<Extent, String> {
-        let found = lock(&self.volumes).find(file).map_err(|e| e.to_string())?;
-        let placed = found.ok_or_else(|| "it is not on the volume disk".to_owned())?;
-        Ok(Extent {
-            first_sector: placed.first_sector,
-            sectors: placed.sectors,
-        })
+        let found = lock(&self.devices.volumes)
+            .find(file)
+            .map_err(|e| e.to_string())?;
+        found.ok_or_else(|| "it is not on the volume disk".to_owned())
     }
 
     fn detach_volume(&self, first_sector: u64) {
-        drop(lock(&self.volumes).remove(first_sector));
+        drop(lock(&self.devices.volumes).remove(first_sector));
     }
 
     fn connect_files(&self, server: OwnedFd) -> Result<(), String> {
@@ -352,12 +321,12 @@ impl Target for Running {
         if kind != rustix::net::SocketType::STREAM {
             return Err("descriptor is not a stream socket".to_owned());
         }
-        let connected = lock(&self.files).connect(UnixStream::from(server));
+        let connected = lock(&self.devices.files).connect(UnixStream::from(server));
         connected.map_err(|e| e.to_string())
     }
 
     fn balloon(&self, pages: u32) {
-        lock(&self.balloon).set_target(pages);
+        lock(&self.devices.balloon).set_target(pages);
     }
 
     fn statistics(&self) -> Statistics {

@@ -13,9 +13,9 @@ use rustix::fs::OFlags;
 use crate::config::{NetConfig, VmConfig};
 use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
 use crate::devices::blk::window::WindowError;
+use crate::extent::SECTOR_BYTES;
 use crate::sys;
 
-const SECTOR_BYTES: u64 = 512;
 /// `struct virtio_net_hdr_v1`.
 const TAP_HEADER_BYTES: i32 = 12;
 
@@ -45,6 +45,12 @@ pub struct Resources {
     pub initramfs: File,
     pub console: File,
     pub control: UnixListener,
+    pub backends: Backends,
+}
+
+/// What devices have on the host.
+#[derive(Debug)]
+pub struct Backends {
     pub vsock: UnixListener,
     pub tap: Option<File>,
     pub image: ImageDisk,
@@ -60,8 +66,8 @@ impl Resources {
             let file = open("image extent", path, OpenOptions::new().read(true))?;
             let bytes = regular_size(&file)
                 .ok_or_else(|| ResourceError::NotAFile { path: path.clone() })?;
-            let placed = image.append(file, bytes);
-            placed.map_err(|source| ResourceError::Extent {
+            let appended = image.append(file, bytes);
+            appended.map_err(|source| ResourceError::Extent {
                 path: path.clone(),
                 source,
             })?;
@@ -77,10 +83,12 @@ impl Resources {
             )?,
             console: open("console log", &config.console_log, &log)?,
             control: listen(&config.control_socket)?,
-            vsock: listen(&config.vsock.socket)?,
-            tap,
-            image,
-            scratch: open_scratch(config.scratch_disk.as_deref())?,
+            backends: Backends {
+                vsock: listen(&config.vsock.socket)?,
+                tap,
+                image,
+                scratch: open_scratch(config.scratch_disk.as_deref())?,
+            },
         })
     }
 }
@@ -128,7 +136,7 @@ fn open_scratch(path: Option<&Path>) -> Result<ScratchDisk, ResourceError> {
 fn open_tap(net: &NetConfig) -> Result<File, ResourceError> {
     let fd = net.tap_fd;
     let failed = |source| ResourceError::Tap { fd, source };
-    let tap = sys::inherited(fd).map_err(failed)?;
+    let tap = bulkhead_share::inherited(fd).map_err(failed)?;
     if !tap.metadata().is_ok_and(|m| m.file_type().is_char_device()) {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }

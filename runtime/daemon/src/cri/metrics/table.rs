@@ -3,8 +3,8 @@
 //! (docs/storage/prometheus.md of google/cadvisor).
 
 use super::values::{
-    MICROSECONDS, NANOSECONDS, SCRATCH_DEVICE, Subject, Value, asked, block_io, cgroup, cpu,
-    devices, full, host_full, host_some, known, labelled, memory, one, page_faults, received,
+    MICROSECONDS, NANOSECONDS, Subject, Value, asked, block_io, cgroup, cpu, devices, full,
+    host_full, host_some, known, labelled, memory, on_scratch_disk, one, page_faults, received,
     scratch, sent, some, working_set,
 };
 use crate::pod::life::state::ContainerState;
@@ -221,7 +221,7 @@ pub const METRICS: &[Row] = &[
     .by(&["device"])
     .of_container(|of| {
         let layer = of.container.statistics.writable_layer;
-        layer.map_or_else(Vec::new, |layer| labelled(SCRATCH_DEVICE, layer.bytes))
+        layer.map_or_else(Vec::new, |layer| on_scratch_disk(layer.bytes))
     }),
     gauge(
         "container_fs_limit_bytes",

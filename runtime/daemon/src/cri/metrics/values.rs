@@ -6,13 +6,11 @@ use bulkhead_network::Direction;
 use crate::pod::life::record::ContainerRecord;
 use crate::pod::readings::{
     CgroupStatistics, ContainerReading, CpuStatistics, DeviceIo, FilesystemStatistics,
-    HostPressure, MemoryStatistics, Pressure, Reading, Stall,
+    HostPressure, MemoryStatistics, Pressure, Reading, Stall, disk,
 };
 
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;
-/// The guest's disk that writable layers are on.
-pub const SCRATCH_DEVICE: &str = "/dev/vdb";
 
 /// A container that runs, as it was read.
 pub struct Subject<'a> {
@@ -110,9 +108,14 @@ pub fn host_full(of: &Reading, stall: fn(&HostPressure) -> &Stall) -> Vec<Value>
     })
 }
 
+/// A value of the guest's disk that writable layers are on.
+pub fn on_scratch_disk(value: u64) -> Vec<Value> {
+    labelled(&format!("/dev/{}", disk::SCRATCH), value)
+}
+
 pub fn scratch(of: &Subject, value: fn(&FilesystemStatistics) -> u64) -> Vec<Value> {
     let scratch = of.reading.guest.scratch.as_ref();
-    scratch.map_or_else(Vec::new, |scratch| labelled(SCRATCH_DEVICE, value(scratch)))
+    scratch.map_or_else(Vec::new, |scratch| on_scratch_disk(value(scratch)))
 }
 
 pub fn devices(of: &Subject, value: fn(&DeviceIo) -> u64) -> Vec<Value> {

@@ -9,13 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use bulkhead_guest::protocol;
 use bulkhead_guest::user::ProcessUser;
 use bulkhead_host::control::Extent;
 use bulkhead_host::process::Identity;
 use bulkhead_host::shares::mounts::{Access, Propagation, SourceId};
 use bulkhead_network::NetworkRecord;
-use bulkhead_vmm::share::name::ShareName;
+use bulkhead_share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
 use super::spec::{ContainerSpec, PodSpec};
@@ -144,15 +143,6 @@ pub struct DiskRecord {
     /// kubelet's, of the volume.
     pub directory: PathBuf,
     pub extent: Extent,
-}
-
-impl DiskRecord {
-    pub fn place(&self) -> protocol::DiskDirectory {
-        protocol::DiskDirectory {
-            first_sector: self.extent.first_sector,
-            sectors: self.extent.sectors,
-        }
-    }
 }
 
 /// What a mirror is made from, as it is stored.

@@ -60,8 +60,7 @@ impl Owner {
             };
             let place = extent.map(|extent| protocol::BlockDevice {
                 container_path: wanted.container_path,
-                first_sector: extent.first_sector,
-                sectors: extent.sectors,
+                extent: Some(control::told(extent)),
                 readonly: !writable,
                 permissions: wanted.permissions,
                 ownership: Some(ownership),

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use bulkhead_guest::protocol;
-use bulkhead_host::control::Extent;
 use bulkhead_host::{Guest, control};
 use bulkhead_image::Image;
 
@@ -90,7 +89,7 @@ impl Owner {
         guest: &Guest,
         image: &Image,
         holder: &str,
-    ) -> Result<Vec<protocol::Layer>, PodError> {
+    ) -> Result<Vec<protocol::Extent>, PodError> {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
         for layer in images.lease(image.id.as_str(), holder)? {
@@ -104,14 +103,7 @@ impl Owner {
                     extent
                 }
             };
-            let Extent {
-                first_sector,
-                sectors,
-            } = extent;
-            attached.push(protocol::Layer {
-                first_sector,
-                sectors,
-            });
+            attached.push(control::told(extent));
         }
         Ok(attached)
     }

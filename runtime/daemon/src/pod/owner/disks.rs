@@ -20,13 +20,13 @@ impl Owner {
         guest: &Guest,
         name: &str,
         directory: &Path,
-    ) -> Result<protocol::DiskDirectory, PodError> {
+    ) -> Result<protocol::Extent, PodError> {
         let Some(disks) = &self.ledger.pod().disks else {
             // Its agent ignores the place.
-            return Ok(protocol::DiskDirectory::default());
+            return Ok(protocol::Extent::default());
         };
         if let Some(known) = disks.get(name) {
-            return Ok(known.place());
+            return Ok(control::told(known.extent));
         }
         let shared = Arc::clone(&self.shared);
         let bytes = self.ledger.pod().size.scratch_bytes;
@@ -49,7 +49,6 @@ impl Owner {
             directory: directory.to_owned(),
             extent,
         };
-        let place = record.place();
         let stored = self.ledger.change_pod(|pod| {
             let disks = pod.disks.get_or_insert_default();
             disks.insert(name.to_owned(), record);
@@ -59,6 +58,6 @@ impl Owner {
             let _ = control::detach_volume(&socket, extent).await;
             return Err(error.into());
         }
-        Ok(place)
+        Ok(control::told(extent))
     }
 }

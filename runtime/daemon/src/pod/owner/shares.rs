@@ -14,7 +14,7 @@ use bulkhead_host::cgroup;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
 use bulkhead_host::shares::{self, ShareError};
-use bulkhead_vmm::share::name::ShareName;
+use bulkhead_share::name::ShareName;
 
 use super::Owner;
 use crate::pod::errors::PodError;

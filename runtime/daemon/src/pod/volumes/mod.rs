@@ -237,7 +237,7 @@ fn empty_dir(
             page_size_bytes: size("pagesize"),
         }),
         // Which place it has in the guest is known once it is there.
-        Some(_) | None => Kind::Directory(protocol::DiskDirectory::default()),
+        Some(_) | None => Kind::Directory(protocol::Extent::default()),
     };
     Ok(protocol::Volume {
         name: format!("empty-dir-{volume}"),

@@ -8,9 +8,9 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::FallocateFlags;
 
-use super::SECTOR_BYTES;
-use super::window::{Placed, Window, WindowError};
+use super::window::{Window, WindowError};
 use crate::devices::chain::Buffers;
+use crate::extent::{Extent, SECTOR_BYTES};
 use crate::sys;
 
 /// Bytes of a disk that are known to lie inside of it.
@@ -97,7 +97,7 @@ pub struct ImageDisk {
 
 impl ImageDisk {
     /// Adds a whole file.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
+    pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
         self.window.append(file, bytes)
     }
 }
@@ -194,16 +194,16 @@ pub struct VolumeDisk {
 
 impl VolumeDisk {
     /// Adds a whole volume.
-    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Placed, WindowError> {
-        let placed = self.window.append(volume, bytes)?;
-        Ok(Placed {
+    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
+        let extent = self.window.append(volume, bytes)?;
+        Ok(Extent {
             sectors: bytes / SECTOR_BYTES,
-            ..placed
+            ..extent
         })
     }
 
     /// Where a file is that may be one of the volumes, by any descriptor of it.
-    pub fn find(&self, file: &File) -> io::Result<Option<Placed>> {
+    pub fn find(&self, file: &File) -> io::Result<Option<Extent>> {
         let identity = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
         let wanted = identity(file)?;
         Ok(self.window.find(|volume| match volume {

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use super::chain::{Buffers, Chain, ChainError};
 use super::ring::RingError;
 use super::{Active, Turn, VirtioDevice};
+use crate::extent::{Extent, SECTOR_BYTES};
 use crate::statistics::DeviceCounters;
 use disk::{Disk, DiskRange, ImageDisk, Volume, VolumeDisk};
-use window::{Placed, WindowError};
+use window::WindowError;
 
-pub const SECTOR_BYTES: u64 = 512;
 const DEVICE_ID: u32 = 2;
 
 const F_SEG_MAX: u64 = 1 << 2;
@@ -211,23 +211,23 @@ impl<D: Disk> Blk<D> {
 
 impl Blk<ImageDisk> {
     /// Adds an extent to the running disk and tells the driver.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Placed, WindowError> {
-        let placed = self.disk.append(file, bytes)?;
+    pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
+        let extent = self.disk.append(file, bytes)?;
         self.tell_capacity();
-        Ok(placed)
+        Ok(extent)
     }
 }
 
 impl Blk<VolumeDisk> {
     /// Adds a volume to the running disk and tells the driver.
-    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Placed, WindowError> {
-        let placed = self.disk.append(volume, bytes)?;
+    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
+        let extent = self.disk.append(volume, bytes)?;
         self.tell_capacity();
-        Ok(placed)
+        Ok(extent)
     }
 
     /// Where a file is that may be one of the volumes.
-    pub fn find(&self, file: &File) -> std::io::Result<Option<Placed>> {
+    pub fn find(&self, file: &File) -> std::io::Result<Option<Extent>> {
         self.disk.find(file)
     }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A window: one run of disk bytes made of many extents, each backed by something of its own.
+//! A window: a disk whose extents are each backed by a file of their own.
 //! Pure: no I/O.
+
+use crate::extent::{Extent, SECTOR_BYTES};
 
 /// Extents begin at multiples of this, so that a guest with 4 KiB pages can map them.
 pub const EXTENT_ALIGN: u64 = 4096;
-const SECTOR_BYTES: u64 = 512;
 /// More extents than any set of images has layers.
 pub const MAX_EXTENTS: usize = 4096;
 
@@ -19,39 +20,42 @@ pub enum WindowError {
     Full,
 }
 
-/// Where an extent ended up, in sectors of 512 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
-    pub first_sector: u64,
-    pub sectors: u64,
-}
-
-/// A part of one extent.
+/// A part of one file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Piece<'w, F> {
     pub file: &'w F,
-    /// Where in the extent.
+    /// Where in the file, in bytes.
     pub offset: u64,
     pub len: u64,
 }
 
+/// A file, and which bytes of the disk it backs.
 #[derive(Debug)]
-struct Extent<F> {
+struct Backing<F> {
     file: F,
     start: u64,
     end: u64,
 }
 
-/// Extents in the order in which they were appended; there are gaps where some were removed.
+impl<F> Backing<F> {
+    fn extent(&self) -> Extent {
+        Extent {
+            first_sector: self.start / SECTOR_BYTES,
+            sectors: self.end.saturating_sub(self.start) / SECTOR_BYTES,
+        }
+    }
+}
+
+/// Files in the order in which they were appended; there are gaps where some were removed.
 #[derive(Debug)]
 pub struct Window<F> {
-    extents: Vec<Extent<F>>,
+    backings: Vec<Backing<F>>,
 }
 
 impl<F> Default for Window<F> {
     fn default() -> Self {
         Self {
-            extents: Vec::new(),
+            backings: Vec::new(),
         }
     }
 }
@@ -60,20 +64,20 @@ impl<F> Window<F> {
     /// The size in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.extents.last().map_or(0, |extent| extent.end)
+        self.backings.last().map_or(0, |backing| backing.end)
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.extents.is_empty()
+        self.backings.is_empty()
     }
 
     /// Adds `bytes` of `file`, rounded up, at the end.
-    pub fn append(&mut self, file: F, bytes: u64) -> Result<Placed, WindowError> {
+    pub fn append(&mut self, file: F, bytes: u64) -> Result<Extent, WindowError> {
         if bytes == 0 {
             return Err(WindowError::Empty);
         }
-        if self.extents.len() >= MAX_EXTENTS {
+        if self.backings.len() >= MAX_EXTENTS {
             return Err(WindowError::Full);
         }
         let start = self.len();
@@ -83,51 +87,49 @@ impl<F> Window<F> {
             .and_then(|r| start.checked_add(r))
             .filter(|&end| i64::try_from(end).is_ok())
             .ok_or(WindowError::TooLarge(bytes))?;
-        self.extents.push(Extent { file, start, end });
-        Ok(Placed {
-            first_sector: start / SECTOR_BYTES,
-            sectors: end.saturating_sub(start) / SECTOR_BYTES,
-        })
+        let backing = Backing { file, start, end };
+        let extent = backing.extent();
+        self.backings.push(backing);
+        Ok(extent)
     }
 
     /// Takes out the extent at `first_sector`. Its place stays empty, unless it was the last one.
     pub fn remove(&mut self, first_sector: u64) -> Option<F> {
         let start = first_sector.checked_mul(SECTOR_BYTES)?;
         let at = self
-            .extents
-            .binary_search_by_key(&start, |extent| extent.start);
-        Some(self.extents.remove(at.ok()?).file)
+            .backings
+            .binary_search_by_key(&start, |backing| backing.start);
+        Some(self.backings.remove(at.ok()?).file)
     }
 
-    /// Where the first extent is whose file is the right one.
-    pub fn find(&self, is_right: impl Fn(&F) -> bool) -> Option<Placed> {
-        let found = self.extents.iter().find(|extent| is_right(&extent.file))?;
-        Some(Placed {
-            first_sector: found.start / SECTOR_BYTES,
-            sectors: found.end.saturating_sub(found.start) / SECTOR_BYTES,
-        })
+    /// The extent of the first file that is the right one.
+    pub fn find(&self, is_right: impl Fn(&F) -> bool) -> Option<Extent> {
+        let mut backings = self.backings.iter();
+        Some(backings.find(|one| is_right(&one.file))?.extent())
     }
 
-    /// What is behind the extents.
+    /// All files.
     pub fn files(&self) -> impl Iterator<Item = &F> {
-        self.extents.iter().map(|extent| &extent.file)
+        self.backings.iter().map(|backing| &backing.file)
     }
 
-    /// The pieces that hold `[start, start + len)`, in order; what no extent holds is missing.
+    /// The pieces that back `[start, start + len)`, in order; what no file backs is missing.
     pub fn pieces(&self, start: u64, len: u64) -> impl Iterator<Item = Piece<'_, F>> {
         let end = start.saturating_add(len);
-        let first = self.extents.partition_point(|extent| extent.end <= start);
-        self.extents
+        let first = self
+            .backings
+            .partition_point(|backing| backing.end <= start);
+        self.backings
             .get(first..)
             .unwrap_or(&[])
             .iter()
-            .take_while(move |extent| extent.start < end)
-            .map(move |extent| {
-                let from = start.max(extent.start);
+            .take_while(move |backing| backing.start < end)
+            .map(move |backing| {
+                let from = start.max(backing.start);
                 Piece {
-                    file: &extent.file,
-                    offset: from.saturating_sub(extent.start),
-                    len: end.min(extent.end).saturating_sub(from),
+                    file: &backing.file,
+                    offset: from.saturating_sub(backing.start),
+                    len: end.min(backing.end).saturating_sub(from),
                 }
             })
             .filter(|piece| piece.len > 0)
@@ -142,12 +144,12 @@ mod tests {
     fn ranges_map_to_pieces() {
         let mut window = Window::default();
         assert_eq!(window.pieces(0, 100).count(), 0);
-        let placed = window.append('a', 5000).unwrap();
-        assert_eq!((placed.first_sector, placed.sectors), (0, 16));
-        let placed = window.append('b', 4096).unwrap();
-        assert_eq!((placed.first_sector, placed.sectors), (16, 8));
-        let placed = window.append('c', 1).unwrap();
-        assert_eq!((placed.first_sector, placed.sectors), (24, 8));
+        let extent = window.append('a', 5000).unwrap();
+        assert_eq!((extent.first_sector, extent.sectors), (0, 16));
+        let extent = window.append('b', 4096).unwrap();
+        assert_eq!((extent.first_sector, extent.sectors), (16, 8));
+        let extent = window.append('c', 1).unwrap();
+        assert_eq!((extent.first_sector, extent.sectors), (24, 8));
         assert_eq!(window.len(), 16384);
 
         type Case = (u64, u64, &'static [(char, u64, u64)]);

@@ -5,12 +5,15 @@
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestAddress, GuestMemory};
 
-use super::{CHAIN_MAX, QUEUE_SIZES};
 use crate::devices::chain::Buffers;
 use crate::memory::Memory;
 
-/// No driver that keeps to the rules has more in flight than its request queue has places.
-const MOST: usize = QUEUE_SIZES[1] as usize;
+/// How many places the request queue has.
+pub const REQUEST_PLACES: u16 = 256;
+/// No driver that keeps to the rules has more in flight.
+const MOST: usize = REQUEST_PLACES as usize;
+/// The driver uses at most as many buffers as its queue has places.
+pub const CHAIN_MAX: usize = REQUEST_PLACES as usize;
 /// The slot is in the low bits of a number, how often it was used above them.
 const SLOT_BITS: u32 = 16;
 

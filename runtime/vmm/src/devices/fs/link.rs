@@ -10,10 +10,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, reply_header};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::flight::{self, Flight, Waiting};
-use super::{MOST_BYTES, REPLY_HEADER, reply_header};
 use crate::memory::Memory;
 use crate::sys;
 

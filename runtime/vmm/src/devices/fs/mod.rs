@@ -19,12 +19,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::{fmt, io};
 
+use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
+
 use super::chain::{Buffers, Chain};
 use super::ring::RingError;
 use super::{Active, Turn, VirtioDevice};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
-use flight::{Flight, Waiting};
+use flight::{CHAIN_MAX, Flight, REQUEST_PLACES, Waiting};
 use link::{Arrived, Link};
 
 const DEVICE_ID: u32 = 26;
@@ -35,19 +37,9 @@ const TAG_BYTES: usize = 36;
 /// Only for requests without a reply (FORGET) and interrupts.
 const HIPRIO: usize = 0;
 const REQUESTS: usize = 1;
-const QUEUE_SIZES: [u16; 2] = [128, 256];
-/// The driver uses at most as many buffers as its queue has places.
-const CHAIN_MAX: usize = 256;
-/// `struct fuse_in_header` and `struct fuse_out_header` of FUSE 7.
-pub const REQUEST_HEADER: usize = 40;
-pub const REPLY_HEADER: usize = 16;
-/// The longest message: a MiB of data and a page of headers, as the server agrees with the driver.
-pub const MOST_BYTES: usize = (1 << 20) + 4096;
+const QUEUE_SIZES: [u16; 2] = [128, REQUEST_PLACES];
 /// Requests taken, or replies given, before others have their turn.
 const BUDGET: usize = 64;
-
-/// Requests that have no reply (FUSE_FORGET, FUSE_INTERRUPT, FUSE_BATCH_FORGET).
-pub const UNANSWERED: [u32; 3] = [2, 36, 42];
 
 /// What the server is told of a request: `struct fuse_in_header`, of which the rest is passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +58,6 @@ impl RequestHeader {
             unique: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
         }
     }
-}
-
-/// `struct fuse_out_header` of a reply that says no more than an error.
-pub fn failure(unique: u64, errno: i32) -> [u8; REPLY_HEADER] {
-    reply_header(16, errno.wrapping_neg(), unique)
-}
-
-fn reply_header(len: u32, error: i32, unique: u64) -> [u8; REPLY_HEADER] {
-    let mut bytes = [0; REPLY_HEADER];
-    let parts = len
-        .to_le_bytes()
-        .into_iter()
-        .chain(error.to_le_bytes())
-        .chain(unique.to_le_bytes());
-    for (to, from) in bytes.iter_mut().zip(parts) {
-        *to = from;
-    }
-    bytes
 }
 
 /// The shared directories of one guest.

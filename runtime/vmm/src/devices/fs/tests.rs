@@ -5,6 +5,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use bulkhead_share::fuse::reply_header;
+
 use super::*;
 use crate::devices::driver::{Driver, NEXT, Piece, WRITE};
 

@@ -2,7 +2,7 @@
 //! A file server: host directories for the guest of one VM, in a process of its own.
 //!
 //! [`jail`] makes an empty root in which only the shares are, [`serve`] moves FUSE messages between
-//! the VMM's socket and fuse-backend-rs, [`tree`] makes one file system of all shares and has our
+//! the VMM's socket and fuse-backend-rs as [`fuse`] says, [`tree`] makes one file system of all shares and has our
 //! rules. Who starts it mounts shares below [`SHARES`] in its mount namespace, at any time: each is
 //! a directory or a file named as [`name`] says. It ends when the VMM's socket does.
 //!
@@ -12,12 +12,15 @@
 //!  the end                  went away                  reply
 //! ```
 
+pub mod fuse;
 mod idmap;
-pub mod jail;
+mod jail;
 pub mod name;
 mod ready;
 mod seccomp;
 mod serve;
+#[allow(unsafe_code)]
+mod sys;
 mod tree;
 
 use std::io::{self, Read};
@@ -28,10 +31,10 @@ use std::sync::Arc;
 use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
-use crate::sys;
 use tree::Tree;
 
 pub use ready::READY;
+pub use sys::inherited;
 
 /// Where the shares are in the server's root.
 pub const SHARES: &str = "/shares";

@@ -7,14 +7,10 @@ use std::sync::Mutex;
 use crate::devices::mmio::{MmioTransport, lock};
 use crate::devices::registers::SLOT_BYTES;
 use crate::devices::serial::SerialPort;
-use crate::report::ExitReason;
-use crate::vcpu::Outcome;
+use crate::report::{ExitReason, Outcome};
+use crate::slot::MMIO_BASE;
 
-/// The first device's registers.
-pub const MMIO_BASE: u64 = 0xd000_0000;
-/// Interrupt lines of the devices, in order. 4 is the serial port; 8 and 12 are left to the
-/// drivers of a PC's clock and mouse, which a kernel may have.
-pub const DEVICE_IRQS: [u32; 8] = [5, 6, 7, 9, 10, 11, 14, 15];
+/// The serial port's interrupt line; those of the devices are in [`crate::slot`].
 pub const SERIAL_IRQ: u32 = 4;
 
 const SERIAL_FIRST: u16 = 0x3f8;
@@ -33,7 +29,7 @@ pub enum Effect {
     End(Outcome),
 }
 
-/// All devices of a VM.
+/// All devices of a VM, with their transports in the order of [`crate::slot`].
 #[allow(missing_debug_implementations)]
 pub struct Bus {
     serial: Mutex<SerialPort>,

@@ -7,7 +7,7 @@ use std::io;
 use fuse_backend_rs::api::filesystem::Context;
 
 use super::errno;
-use crate::share::idmap::NOBODY;
+use crate::idmap::NOBODY;
 
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`: no attribute, and no list of names, is longer.
 pub const ATTRIBUTE_BYTES: u32 = 64 << 10;

@@ -17,9 +17,9 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, ReadVolatile, WriteVolatile};
 
+use super::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 use super::idmap;
 use super::tree::Tree;
-use crate::devices::fs::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 
 /// Requests that are served at once. Each may wait for a slow disk.
 const WORKERS: usize = 4;

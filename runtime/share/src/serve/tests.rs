@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::share::tree::tests::tree;
+use crate::tree::tests::tree;
 
 const LOOKUP: u32 = 1;
 const INIT: u32 = 26;

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The eight devices of a VM, before it runs: each made of its part of the configuration and of what it has on the host.
+//! [`Slot`] says in which order the guest finds them.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::observed::Observed;
+use super::resources::Backends;
+use crate::config::{MacAddress, VmConfig};
+use crate::devices::balloon::Balloon;
+use crate::devices::blk::Blk;
+use crate::devices::blk::disk::{ImageDisk, ScratchDisk, VolumeDisk};
+use crate::devices::fs::Fs;
+use crate::devices::mmio::SharedDevice;
+use crate::devices::net::Net;
+use crate::devices::rng::{HostRandom, Rng};
+use crate::devices::vsock::Vsock;
+use crate::devices::vsock::muxer::Muxer;
+use crate::slot::Slot;
+
+const DEFAULT_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const DEFAULT_MTU: u16 = 1500;
+
+/// A device, or a part of one, that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("make {what}")]
+pub struct DeviceError {
+    what: &'static str,
+    source: io::Error,
+}
+
+impl DeviceError {
+    pub fn of(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self { what, source }
+    }
+}
+
+type Shared<D> = Arc<Mutex<D>>;
+
+fn shared<D>(device: D) -> Shared<D> {
+    Arc::new(Mutex::new(device))
+}
+
+/// Shared by their transports, their workers and, some of them, the control socket.
+#[allow(missing_debug_implementations)]
+pub struct Devices {
+    vsock: Shared<Vsock>,
+    net: Shared<Net>,
+    pub image: Shared<Blk<ImageDisk>>,
+    scratch: Shared<Blk<ScratchDisk>>,
+    rng: Shared<Rng<HostRandom>>,
+    pub balloon: Shared<Balloon>,
+    pub files: Shared<Fs>,
+    pub volumes: Shared<Blk<VolumeDisk>>,
+}
+
+impl Devices {
+    pub fn new(
+        config: &VmConfig,
+        backends: Backends,
+        observed: &Observed,
+    ) -> Result<Self, DeviceError> {
+        let (mac, mtu) = match &config.net {
+            Some(net) => (net.mac, net.mtu),
+            None => (DEFAULT_MAC, DEFAULT_MTU),
+        };
+        let net = Net::new(backends.tap, mac, mtu, Arc::clone(&observed.net));
+        let image = Arc::clone(&observed.image_disk);
+        let image = Blk::new(backends.image, Slot::ImageDisk.name(), image);
+        let scratch = Arc::clone(&observed.scratch_disk);
+        let scratch = Blk::new(backends.scratch, Slot::ScratchDisk.name(), scratch);
+        let volumes = Arc::clone(&observed.volume_disk);
+        let volumes = Blk::new(VolumeDisk::default(), Slot::VolumeDisk.name(), volumes);
+        let files = Fs::new(Arc::clone(&observed.files));
+        let files = files.map_err(DeviceError::of(Slot::Files.name()))?;
+        Ok(Self {
+            vsock: shared(vsock(config, backends.vsock, observed)?),
+            net: shared(net),
+            image: shared(image),
+            scratch: shared(scratch),
+            rng: shared(Rng::new(HostRandom, Arc::clone(&observed.rng))),
+            balloon: shared(Balloon::new(Arc::clone(&observed.balloon))),
+            files: shared(files),
+            volumes: shared(volumes),
+        })
+    }
+
+    /// The device of a place.
+    pub fn at(&self, slot: Slot) -> SharedDevice {
+        match slot {
+            Slot::Vsock => Arc::clone(&self.vsock) as SharedDevice,
+            Slot::Net => Arc::clone(&self.net) as SharedDevice,
+            Slot::ImageDisk => Arc::clone(&self.image) as SharedDevice,
+            Slot::ScratchDisk => Arc::clone(&self.scratch) as SharedDevice,
+            Slot::Rng => Arc::clone(&self.rng) as SharedDevice,
+            Slot::Balloon => Arc::clone(&self.balloon) as SharedDevice,
+            Slot::Files => Arc::clone(&self.files) as SharedDevice,
+            Slot::VolumeDisk => Arc::clone(&self.volumes) as SharedDevice,
+        }
+    }
+}
+
+fn vsock(
+    config: &VmConfig,
+    listener: std::os::unix::net::UnixListener,
+    observed: &Observed,
+) -> Result<Vsock, DeviceError> {
+    let muxer = Muxer::new(
+        config.vsock.guest_cid,
+        config.vsock.socket.clone(),
+        listener,
+        Arc::clone(&observed.vsock),
+        Arc::clone(&observed.first_stream),
+    );
+    Ok(Vsock::new(
+        config.vsock.guest_cid,
+        muxer.map_err(DeviceError::of(Slot::Vsock.name()))?,
+        Arc::clone(&observed.vsock),
+        Arc::clone(&observed.vsock_ready),
+    ))
+}
