@@ -148,15 +148,19 @@ while [ "$CNI_COMMAND" = ADD ] && [ -e "${0%/*}/held" ]; do sleep 0.1; done
 [ "$CNI_COMMAND" = DEL ]"#,
     );
     std::fs::write(&held, "").expect("hold the plugin");
-    let conflist = r#"{"cniVersion":"1.0.0","name":"bulkhead-slow","plugins":[
-        {"type":"bridge","bridge":"bulkhead0","ipam":{"type":"host-local",
-          "dataDir":"/run/bulkhead-tests-ipam","subnet":"10.85.0.0/16"}},
-        {"type":"slow"}]}"#;
+    let conflist = |more: &str| {
+        format!(
+            r#"{{"cniVersion":"1.0.0","name":"bulkhead-slow","plugins":[
+                {{"type":"bridge","bridge":"bulkhead0","ipam":{{"type":"host-local",
+                  "dataDir":"/run/bulkhead-tests-ipam","subnet":"10.85.0.0/16"}}}}{more}]}}"#
+        )
+    };
     let mut client = daemon.client().await;
+    daemon.configure_network("10-slow.conflist", &conflist(""));
     let warm = client.run_pod("warm").await.expect("first pod");
     client.end_pod(&warm).await;
     let before = daemon.census();
-    daemon.configure_network("10-slow.conflist", conflist);
+    daemon.configure_network("10-slow.conflist", &conflist(r#",{"type":"slow"}"#));
     let call = tokio::spawn(async move { client.run_pod("half").await });
     let (added, deleted) = (
         daemon.path("plugins/slow.ADD"),

@@ -129,6 +129,8 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Directory { .. }
         | BootError::Scratch(_)
         | BootError::Panicked
+        | BootError::State(_)
+        | BootError::Tap(_)
         | BootError::Store(_)
         | BootError::Unkillable { .. } => Code::Internal,
     }

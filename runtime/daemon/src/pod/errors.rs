@@ -109,6 +109,33 @@ impl PodError {
     }
 }
 
+/// Why a pod is not in another state.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    #[error("{id}")]
+    Illegal { id: String, source: IllegalMove },
+    #[error("remember the state")]
+    Store(#[from] StoreError),
+}
+
+impl From<MoveError> for PodError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Illegal { id, source } => Self::State { id, source },
+            MoveError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<MoveError> for BootError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Illegal { source, .. } => Self::State(source),
+            MoveError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 /// An error on the way to a pod that is ready, or back from it.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -122,8 +149,12 @@ pub enum BootError {
     Network(#[from] NetworkError),
     #[error("scratch disk of the pod")]
     Scratch(#[from] ScratchError),
+    #[error("duplicate the descriptor of the pod's TAP")]
+    Tap(#[source] io::Error),
     #[error("a thread that worked for the pod has panicked")]
     Panicked,
+    #[error("state of the pod")]
+    State(#[source] IllegalMove),
     /// `waited`: for its turn.
     #[error("VM of the pod, whose turn came after {waited:.1?}")]
     Launch {

@@ -22,7 +22,7 @@ use bulkhead_text::hex;
 use super::Owner;
 use crate::clock::now;
 use crate::pod::admission::Turn;
-use crate::pod::errors::{BootError, PodError};
+use crate::pod::errors::BootError;
 use crate::pod::life::record::{Held, PodRecord};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
@@ -96,13 +96,7 @@ impl Owner {
         };
         let booted = started.elapsed();
         self.serve_guest(guest);
-        self.ledger
-            .move_pod(&PodEvent::Booted)
-            .map_err(|error| match error {
-                PodError::Store(error) => BootError::Store(error),
-                // Nothing else moves a pod that is being created.
-                _ => BootError::Panicked,
-            })?;
+        self.ledger.move_pod(&PodEvent::Booted)?;
         tracing::info!(
             pod = self.ledger.pod().id,
             turn = ?turn.waited,
@@ -160,10 +154,7 @@ impl Owner {
     ) -> Result<Starting, BootError> {
         let net = match &attachment.tap {
             Some(tap) => Some(Net {
-                tap: tap.try_clone().map_err(|source| BootError::Directory {
-                    path: "the TAP".into(),
-                    source,
-                })?,
+                tap: tap.try_clone().map_err(BootError::Tap)?,
                 mac: attachment.mac,
                 mtu: attachment.mtu,
             }),

@@ -16,7 +16,7 @@ use bulkhead_text::chain;
 use tokio::sync::watch;
 
 use crate::clock::now;
-use crate::pod::errors::PodError;
+use crate::pod::errors::{MoveError, PodError};
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 use crate::pod::notices::{Notice, NoticeKind, Notices};
@@ -94,10 +94,10 @@ impl Ledger {
     }
 
     /// Moves the pod along an event.
-    pub fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
+    pub fn move_pod(&mut self, event: &PodEvent) -> Result<(), MoveError> {
         let pod = &self.known.pod;
         let state = pod.state.after(event);
-        let state = state.map_err(|source| PodError::State {
+        let state = state.map_err(|source| MoveError::Illegal {
             id: pod.id.clone(),
             source,
         })?;
