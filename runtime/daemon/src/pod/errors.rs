@@ -15,6 +15,7 @@ use bulkhead_network::NetworkError;
 use bulkhead_text::Problem;
 
 use super::admission::NoTurn;
+use super::life::record::{ContainerRecord, PodRecord};
 use super::life::state::IllegalMove;
 use super::plan::program::ProgramError;
 use super::plan::sizing::Unfit;
@@ -54,6 +55,9 @@ pub enum PodError {
     Log(#[from] LogError),
     #[error("container {id}")]
     Agent { id: String, source: AgentError },
+    /// Its program could not be executed.
+    #[error("container {id}: {message}")]
+    NotStarted { id: String, message: String },
     #[error("guest of pod {id}")]
     Guest { id: String, source: AgentError },
     #[error("{id}")]
@@ -80,6 +84,58 @@ pub enum PodError {
     Gone { id: String },
 }
 
+impl PodError {
+    pub fn not_found(what: &'static str, id: &str) -> Self {
+        Self::NotFound {
+            what,
+            id: id.to_owned(),
+        }
+    }
+
+    /// The pod is not in a state in which `event` is possible.
+    pub fn pod_is(pod: &PodRecord, event: &'static str) -> Self {
+        Self::State {
+            id: pod.id.clone(),
+            source: pod.state.refuse(event),
+        }
+    }
+
+    /// The container is not in a state in which `event` is possible.
+    pub fn container_is(container: &ContainerRecord, event: &'static str) -> Self {
+        Self::State {
+            id: container.id.clone(),
+            source: container.state.refuse(event),
+        }
+    }
+}
+
+/// Why a pod is not in another state.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    #[error("{id}")]
+    Illegal { id: String, source: IllegalMove },
+    #[error("remember the state")]
+    Store(#[from] StoreError),
+}
+
+impl From<MoveError> for PodError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Illegal { id, source } => Self::State { id, source },
+            MoveError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<MoveError> for BootError {
+    fn from(error: MoveError) -> Self {
+        match error {
+            MoveError::Illegal { source, .. } => Self::State(source),
+            MoveError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 /// An error on the way to a pod that is ready, or back from it.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -93,8 +149,12 @@ pub enum BootError {
     Network(#[from] NetworkError),
     #[error("scratch disk of the pod")]
     Scratch(#[from] ScratchError),
+    #[error("duplicate the descriptor of the pod's TAP")]
+    Tap(#[source] io::Error),
     #[error("a thread that worked for the pod has panicked")]
     Panicked,
+    #[error("state of the pod")]
+    State(#[source] IllegalMove),
     /// `waited`: for its turn.
     #[error("VM of the pod, whose turn came after {waited:.1?}")]
     Launch {

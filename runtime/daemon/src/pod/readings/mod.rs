@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 /// The parts of a [`Reading`], for those who show it.
 pub use bulkhead_guest::protocol::{
     CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, HugepageUsage,
-    MemoryStatistics, Pressure, PressureLine, };
+    MemoryStatistics, Pressure, PressureLine,
+};
 use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
 use bulkhead_guest::statistics::Bounds;
 use bulkhead_host::control;
