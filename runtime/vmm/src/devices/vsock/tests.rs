@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::super::packet::{SHUTDOWN_BOTH, SHUTDOWN_SEND};
 use super::*;
