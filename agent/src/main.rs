@@ -30,14 +30,6 @@ mod volumes;
 
 use std::process::ExitCode;
 
-/// Joins an error and its sources: the only place where a chain is printed.
-pub(crate) fn chain(err: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(err), |e| e.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
-}
-
 fn main() -> ExitCode {
     let role = std::env::args().nth(1);
     match role.as_deref() {

@@ -10,6 +10,7 @@ use bulkhead_proto::agent::{
     CONTROL_PORT, LogStream, MirrorStream, OpenStream, PortForwardStream, READY_PORT, Ready,
     STREAM_PORT, StreamOpened, open_stream,
 };
+use bulkhead_text::chain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -151,7 +152,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
         Some(open_stream::Kind::Exec(request)) => {
             let exec = match containers.exec_stream(request) {
                 Ok(exec) => exec,
-                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+                Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
             messages::write(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();
@@ -160,7 +161,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
         Some(open_stream::Kind::Attach(request)) => {
             let attachment = match containers.attach(&request) {
                 Ok(attachment) => attachment,
-                Err(e) => return refuse(&mut stream, crate::chain(&e)).await,
+                Err(e) => return refuse(&mut stream, chain(&e)).await,
             };
             messages::write(&mut stream, &StreamOpened::default()).await?;
             let (reader, writer) = stream.into_split();

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bulkhead_proto::agent as proto;
 use bulkhead_proto::agent::agent_server::Agent;
 use bulkhead_proto::agent::watch_event::Event;
+use bulkhead_text::chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -342,7 +343,7 @@ impl From<ContainerError> for Status {
             | ContainerError::Cgroup(_)
             | ContainerError::System { .. } => Code::Internal,
         };
-        Self::new(code, crate::chain(&error))
+        Self::new(code, chain(&error))
     }
 }
 
@@ -376,7 +377,7 @@ fn volume_code(error: &VolumeError) -> Code {
 
 impl From<VolumeError> for Status {
     fn from(error: VolumeError) -> Self {
-        Self::new(volume_code(&error), crate::chain(&error))
+        Self::new(volume_code(&error), chain(&error))
     }
 }
 
@@ -388,7 +389,7 @@ impl From<LimitError> for Status {
             LimitError::PageSize(_) => Code::InvalidArgument,
             LimitError::Hugepages { .. } => Code::ResourceExhausted,
         };
-        Self::new(code, crate::chain(&error))
+        Self::new(code, chain(&error))
     }
 }
 
@@ -402,7 +403,7 @@ impl From<HotplugError> for Status {
                 Code::Internal
             }
         };
-        Self::new(code, crate::chain(&error))
+        Self::new(code, chain(&error))
     }
 }
 
@@ -415,6 +416,6 @@ impl From<SandboxError> for Status {
             }
             SandboxError::Step { .. } | SandboxError::Network(_) => Code::Internal,
         };
-        Self::new(code, crate::chain(&error))
+        Self::new(code, chain(&error))
     }
 }

@@ -21,12 +21,13 @@ pub mod agent {
     /// vsock port of the host to which the agent reports that it is ready.
     pub const READY_PORT: u32 = 1024;
 
-    /// What a guest's kernel and agent take whatever its memory: 34 MiB, and what the kernel keeps free for itself, 70 MiB.
+    /// What a guest's kernel and agent take, whatever the size of the VM: 34 MiB, and most of the 70 MiB that the kernel keeps
+    /// free for itself (docs/measurements.md).
     pub const GUEST_FIXED_BYTES: u64 = 96 << 20;
-    /// One part in so many of the memory describes it: 2 per cent were seen, 64 bytes a page of 4096 among them.
+    /// One part in so many of a VM's memory is the kernel's own. Measured: 2 %, of which 64 bytes a page are `struct page`.
     pub const GUEST_PARTS: u64 = 40;
 
-    /// How the agent's words begin when a volume that is an image cannot be made.
+    /// The beginning of the agent's error when a volume that is an image cannot be mounted.
     pub const IMAGE_VOLUME: &str = "image volume";
 
     /// The reason in the status of a container whose program could not be executed.
@@ -55,7 +56,7 @@ pub mod agent {
 
     /// The records of `ExecStream` and `AttachStream`; agent.proto says what each carries.
     pub mod record {
-        /// From the host: input, of length 0 at its end. From the agent: how much of it is gone.
+        /// From the host: input; length 0 is its end. From the agent: how many bytes of input it has passed on or dropped.
         pub const INPUT: u8 = 0;
         pub const STDOUT: u8 = 1;
         pub const STDERR: u8 = 2;
@@ -65,7 +66,7 @@ pub mod agent {
         pub const HEADER_BYTES: usize = 5;
         /// The longest payload; with the header it fills a vsock packet.
         pub const MAX_PAYLOAD_BYTES: usize = (64 << 10) - HEADER_BYTES;
-        /// Input that may be under way and not reported as gone.
+        /// The flow-control window: how much input the host may send beyond what the agent has reported.
         pub const INPUT_WINDOW_BYTES: usize = 256 << 10;
     }
 }

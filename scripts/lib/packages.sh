@@ -1,9 +1,9 @@
-# Sourced: installs Debian packages, once, and only those that are missing.
+# Sourced: installs those Debian packages that are missing.
 # shellcheck shell=bash
 
 BULKHEAD_CACHE=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}
 
-# need_packages NAME...: makes sure that each is installed.
+# need_packages NAME...: installs the packages that are not installed.
 need_packages() {
     local name missing=()
     for name in "$@"; do
@@ -19,7 +19,7 @@ need_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Once a run is enough: apt-get update takes seconds.
+# Only once in a run, because apt-get update takes seconds.
 update_package_lists() {
     [ -n "${BULKHEAD_APT_UPDATED:-}" ] && return 0
     apt-get update -qq >&2

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the images that critest asks for, under the names that it asks for, and pushes them to a registry.
+"""Makes the images that critest pulls, under the names that it uses, and pushes them to a registry.
 
-What is in them comes from Debian packages, downloaded and extracted into a cache and not installed (busybox,
-util-linux, nginx and their libraries), and from two small programs of ours in programs/. The formats vary
-on purpose, see make_images.py. A runtime reaches them by mirrors for registry.k8s.io, k8s.gcr.io and gcr.io.
+Their content comes from Debian packages (busybox, util-linux, nginx and their libraries), which are downloaded and
+extracted into a cache and not installed, and from two small programs in programs/. The formats vary on purpose, see
+make_images.py. A runtime finds the images by mirrors for registry.k8s.io, k8s.gcr.io and gcr.io.
 
     conformance_images.py --fetch DIRECTORY                                downloads and builds into DIRECTORY
     conformance_images.py --from DIRECTORY --registry http://127.0.0.1:5000   pushes
@@ -35,7 +35,7 @@ http {
     server { listen %d; root /srv/www; }
 }
 """
-# Debian's busybox has none, and that of procps brings half of systemd along.
+# Debian's busybox has no pgrep, and the one of procps needs many libraries, some of systemd's.
 PGREP = b"""#!/bin/sh
 ps -o pid,comm | awk -v name="$1" '$2 ~ name {print $1; found = 1} END {exit !found}'
 """
@@ -46,7 +46,7 @@ exec busybox httpd -f -vv -p 80 -h /srv/www
 
 
 def fetch(directory):
-    """Downloads and extracts the packages and builds our programs; once."""
+    """Downloads and extracts the packages and builds our programs, if that is not done yet."""
     done = os.path.join(directory, "complete")
     if os.path.exists(done):
         return
@@ -64,13 +64,13 @@ def fetch(directory):
 
 
 class Packages:
-    """What `fetch` made."""
+    """The packages and programs that `fetch` prepared."""
 
     def __init__(self, directory):
         self.directory = directory
 
     def read(self, *paths):
-        """The first of these files of the extracted packages, which know both /bin and /usr/bin."""
+        """Reads the first of these files that exists in the extracted packages: some have /bin, others /usr/bin."""
         for path in paths:
             real = os.path.join(self.directory, "root", path)
             if os.path.exists(real):
@@ -83,7 +83,7 @@ class Packages:
             return file.read()
 
     def needed(self, paths, known=()):
-        """Names of the shared libraries that the first of these files needs, with those that the libraries need."""
+        """Returns the names of all shared libraries that the first of these files needs, directly or not."""
         known = set(known)
         path = next(filter(os.path.exists, (os.path.join(self.directory, "root", path) for path in paths)))
         shown = subprocess.run(["readelf", "-d", path], stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -94,7 +94,7 @@ class Packages:
         return known
 
     def add_program(self, layer, path, *sources):
-        """A program with its libraries."""
+        """Adds a program to a layer. Returns the names of the libraries that it needs."""
         layer.add(path, data=self.read(*sources), mode=0o755)
         return self.needed(sources)
 
@@ -104,7 +104,7 @@ class Packages:
 
 
 def base_layer(packages, passwd="", group=""):
-    """A system of busybox, in which the shell executes its applets: Debian's static one does not."""
+    """A small system with Debian's dynamic busybox: its shell executes the applets' files, which the static one's does not."""
     layer = Layer()
     for path in ("bin", "dev", "etc", "home", "lib", "lib64", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var"):
         layer.directory(path)
@@ -117,7 +117,7 @@ def base_layer(packages, passwd="", group=""):
                                            for path in ("bin/busybox", "usr/bin/busybox"))))
     applets = subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
     for applet in sorted(set(applets) - {"busybox"}):
-        # Hard links: what masks one of them must not mask them all.
+        # Hard links and not symbolic ones: a mount over one applet must not cover all of them.
         layer.hardlink(f"bin/{applet}", "bin/busybox")
     layer.add("usr/bin/pgrep", data=PGREP, mode=0o755)
     layer.add("etc/passwd", data=("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/srv/www:/bin/false\n"
@@ -127,7 +127,7 @@ def base_layer(packages, passwd="", group=""):
 
 
 def nginx_layers(packages, port):
-    """Debian's nginx; the second layer hides a file of the first and makes a directory of it opaque."""
+    """Two layers with Debian's nginx. The second one hides a file of the first and makes a directory of it opaque."""
     first = Layer()
     for path in ("etc/nginx", "srv", "srv/www", "srv/old", "var/lib", "var/lib/nginx", "var/log", "var/log/nginx", "var/run"):
         first.directory(path)
@@ -144,7 +144,7 @@ def push_all(packages, registry):
     base = base_layer(packages)
 
     def image(name, tags, layers, config, platforms=True, **how):
-        """With an index of two platforms of which the other one is of no use here, or a manifest alone."""
+        """Pushes an image: an index of two platforms, of which only one can run here, or a manifest alone."""
         if not platforms:
             push(registry, name, tags, layers, config, **how)
             return
@@ -163,7 +163,7 @@ def push_all(packages, registry):
     image(f"{E2E}/nonewprivs", ["1.3"], [base, setuid.done()], {"Entrypoint": ["/nnp"]})
     pause = Layer().add("pause", data=packages.program("pause"), mode=0o755).done()
     for version in ("3.6", "3.8", "3.9", "3.10"):
-        # One image each: a spec counts the tags of 3.9.
+        # A separate image for each version, because a spec counts the tags of 3.9.
         image("pause", [version], [pause],
               {"Entrypoint": ["/pause"], "User": "65535:65535", "Labels": {"version": version}})
     for name in ("1", "2", "3", "latest", "digest"):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the small images that the tests, the quickstart and the benchmarks use, and pushes them to a registry.
 
-Everything in them comes from this machine's Debian packages (busybox-static) or is made here, so no other
+Their content comes from this machine's Debian packages (busybox-static) or is generated here, so no other
 registry is needed. The formats vary on purpose: OCI and Docker manifests, indexes, gzip, zstd and plain layers.
 
     make_images.py --registry http://127.0.0.1:5000 [--only NAME ...] [--bench-mib 200]
@@ -31,7 +31,7 @@ def digest(data):
 
 
 class Registry:
-    """The push side of the distribution protocol, monolithic uploads only."""
+    """A client that pushes by the distribution protocol, with monolithic uploads only."""
 
     def __init__(self, url):
         self.url = url.rstrip("/")
@@ -62,7 +62,7 @@ class Registry:
 
 
 class Layer:
-    """One layer as a tar that is written entry by entry."""
+    """A layer: a tar that is written entry by entry."""
 
     def __init__(self):
         self.buffer = io.BytesIO()
@@ -153,7 +153,7 @@ def busybox_layer():
 
 
 def oddities():
-    """Three layers with every kind of whiteout, and entries that simple unpackers lose."""
+    """Returns three layers with every kind of whiteout, and with entries that simple unpackers lose."""
     long_name = "long/" + "/".join(["n" * 100, "m" * 120, "o" * 250])
     bottom = (Layer().add("gone", data=b"gone").add("kept", data=b"kept").add("changed", data=b"old")
               .directory("removed").add("removed/file", data=b"x")
@@ -180,7 +180,7 @@ def oddities():
 
 
 def noise_layer(seed, size):
-    """Files of which about half compresses, as in real images."""
+    """Returns a layer of files of which about half can be compressed, as in real images."""
     source, layer, left = random.Random(seed), Layer(), size
     layer.directory(f"data{seed}")
     number = 0
@@ -224,7 +224,7 @@ def image_hostile(registry, _):
     for tag, layer in (("dotdot", Layer().add("a/../../escape", data=b"x")),
                        ("absolute", Layer().add("/etc/absolute", data=b"absolute"))):
         push(registry, f"test/hostile-{tag}", ["latest"], [busybox_layer(), layer.done()])
-    # For the test that corrupts a blob in the registry's storage: a layer nobody shares.
+    # A test corrupts the second layer in the registry's storage, so no other image may share it.
     push(registry, "test/corrupt", ["latest"], [busybox_layer(), noise_layer(7, 300_000)])
 
 
@@ -234,7 +234,7 @@ def image_bench(registry, options):
 
 
 def image_udp(registry, _):
-    """busybox has nothing that answers over UDP."""
+    """Pushes busybox with a UDP echo server, because busybox has none."""
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "udp-echo.c")
     with tempfile.TemporaryDirectory() as directory:
         program = os.path.join(directory, "udp-echo")
@@ -245,7 +245,7 @@ def image_udp(registry, _):
 
 
 def image_agnhost(registry, _):
-    """Kubernetes' test program, which scripts/build-clients has built."""
+    """Pushes busybox with agnhost, a test program of Kubernetes, which scripts/build-clients built."""
     with open(os.path.join(os.environ["BULKHEAD_CLIENTS"], "agnhost"), "rb") as file:
         layer = Layer().add("agnhost", data=file.read(), mode=0o755).done()
     push(registry, "test/agnhost", ["latest"], [busybox_layer(), layer], {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]},
@@ -253,7 +253,7 @@ def image_agnhost(registry, _):
 
 
 def program_layer(path):
-    """This machine's program with the libraries that it names."""
+    """Returns a layer with a program of this machine and its libraries."""
     names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
     layer = Layer()
     for one in [path, *(word for word in names.split() if word.startswith("/"))]:
@@ -274,7 +274,7 @@ def image_fio(registry, _):
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
           "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
           "agnhost": image_agnhost, "iperf3": image_iperf3, "fio": image_fio}
-# Made only when asked for.
+# Built only if --only names them.
 RARE = ("bench", "udp", "agnhost", "iperf3", "fio")
 
 

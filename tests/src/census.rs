@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host holds on behalf of pods: processes, mounts, namespaces, interfaces, cgroups, files.
+//! A census: a list of what the host holds for pods. Processes, mounts, namespaces, interfaces, cgroups, files.
 //!
-//! A test takes one census before and one after; what stands only in the second has leaked.
+//! A test takes one census before and one after. A line that only the second one has is a leak.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// One count of the host, as lines that can be compared and read.
+/// One census, as lines that can be compared and read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census(BTreeSet<String>);
 
 impl Census {
-    /// Counts the host; `directories` are those whose files count.
+    /// Takes a census of the host and of all files below `directories`.
     pub fn take(directories: &[&Path]) -> Self {
         let mut lines = BTreeSet::new();
         processes(&mut lines);
@@ -30,7 +30,7 @@ impl Census {
         Self(lines)
     }
 
-    /// Asserts that nothing has come and nothing has gone since `before`.
+    /// Asserts that this census has the same lines as `before`.
     pub fn assert_equals(&self, before: &Self) {
         let leaked: Vec<_> = self.0.difference(&before.0).collect();
         let lost: Vec<_> = before.0.difference(&self.0).collect();
@@ -40,7 +40,7 @@ impl Census {
         );
     }
 
-    /// The same where the daemon itself has been restarted in between, with a new process id.
+    /// The same without processes, for a daemon that was restarted in between and has a new process id.
     pub fn assert_equals_but_for_processes(&self, before: &Self) {
         let without = |census: &Self| {
             let lines = census.0.iter();
@@ -61,7 +61,7 @@ impl fmt::Display for Census {
     }
 }
 
-/// Every process that is ours, by name and number of its kind, and its network namespace.
+/// Lists each process of ours with its id and name, and its network namespace.
 fn processes(lines: &mut BTreeSet<String>) {
     for pid in names(Path::new("/proc")) {
         let directory = Path::new("/proc").join(&pid);
@@ -97,7 +97,7 @@ fn names(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// All below `directory`; of cgroups only the directories, which are the cgroups.
+/// Lists what is below `directory`; for cgroups only the directories, because each of these is one cgroup.
 fn tree(kind: &str, directory: &Path, only_directories: bool, lines: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A certificate for 127.0.0.1 that signs itself, for servers of TLS.
+//! A self-signed certificate for 127.0.0.1, for TLS servers in tests.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// `certificate.pem` and `key.pem` in a directory of their own.
+/// `certificate.pem` and `key.pem` in a temporary directory.
 #[derive(Debug)]
 pub struct Certificate(tempfile::TempDir);
 
@@ -16,7 +16,7 @@ impl Certificate {
             .args(["-pkeyopt", "ec_paramgen_curve:P-256"])
             .args(["-subj", "/CN=bulkhead"])
             .args(["-addext", "subjectAltName=IP:127.0.0.1"])
-            // One that may sign others is no server's for rustls.
+            // rustls rejects a server certificate that is a CA.
             .args(["-addext", "basicConstraints=critical,CA:FALSE"])
             .arg("-keyout")
             .arg(made.path("key.pem"))

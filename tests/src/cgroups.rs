@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods that ask for nothing, among the host's cgroups: with the weights that kubelet gives them, and with neighbours that
-//! leave them no CPU.
+//! Host cgroups for BestEffort pods, with the CPU weights that kubelet sets, and with busy neighbours that take all of
+//! the CPU.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::kubepods::{Kubepods, cgroup_parent};
 
 const CLASS: &str = "besteffort";
 
-/// A tree of cgroups as kubelet's, for pods that ask for nothing.
+/// A tree of cgroups like kubelet's, with the class for BestEffort pods.
 #[derive(Debug)]
 pub struct BestEffort {
     // Dropped first: a cgroup with processes cannot be removed.
@@ -22,10 +22,11 @@ pub struct BestEffort {
 struct Hogs(Vec<Child>);
 
 impl BestEffort {
-    /// `name`: of the tree, which must be new. The least weight for all its pods together.
+    /// Makes the tree `name`, which must not exist. All its pods together have the lowest weight.
     pub fn new(name: &str) -> Self {
         let mut kubepods = Kubepods::new(name);
-        // What kubelet gives a node of one CPU: 1024 shares; and a class that has no requests: 2.
+        // kubelet sets 1024 shares for a node with one CPU and 2 for a class without requests; these are the weights of
+        // both.
         let class = kubepods.class(CLASS);
         write(&class, "cpu.weight", "1");
         write(class.parent().expect("the tree"), "cpu.weight", "39");
@@ -35,14 +36,14 @@ impl BestEffort {
         }
     }
 
-    /// Makes the cgroup of one pod with this weight; returns what CRI calls it.
+    /// Makes the cgroup of one pod with this weight. Returns its name as CRI has it (`cgroup_parent`).
     pub fn pod(&mut self, name: &str, weight: u32) -> String {
         let weight = weight.to_string();
         let files = [("cpu.weight", weight.as_str())];
         cgroup_parent(&self.kubepods.pod(CLASS, name, &files))
     }
 
-    /// Keeps every CPU busy from a neighbour's cgroup.
+    /// Starts a busy loop for each CPU in a cgroup beside the pods'.
     pub fn hog(&mut self) {
         let path = self.kubepods.pod(CLASS, "hog", &[("cpu.weight", "100")]);
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -56,7 +57,7 @@ impl BestEffort {
         }
     }
 
-    /// Ends the hogs.
+    /// Ends the busy loops.
     pub fn calm(&mut self) {
         self.hogs.end();
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A CRI client with the few conveniences that tests want; one connection, both services.
+//! A CRI client for tests: one connection to both services, and helpers for what many tests do.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,11 +19,10 @@ use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-/// How long a test waits for anything before it calls it a failure. Generous: under emulation a boot
-/// takes seconds.
+/// How long a test waits for anything before it fails. Long, because an emulated host takes seconds to boot a pod.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What kubelet says of a pod that says nothing.
+/// The namespaces that kubelet asks for if a pod specifies none.
 const OWN_PROCESSES: NamespaceOption = NamespaceOption {
     network: NamespaceMode::Pod as i32,
     pid: NamespaceMode::Container as i32,
@@ -39,7 +38,7 @@ const MASKED_PATHS: [&str; 4] = [
 ];
 const READONLY_PATHS: [&str; 4] = ["/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Of a container that says nothing.
+/// The security context that kubelet sends if a container specifies none.
 fn kubelets_context() -> LinuxContainerSecurityContext {
     LinuxContainerSecurityContext {
         masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
@@ -56,7 +55,7 @@ pub struct Client {
     log_root: PathBuf,
 }
 
-/// A sandbox with the configuration that CRI wants again at `CreateContainer`.
+/// A sandbox, with the configuration that `CreateContainer` needs again.
 #[derive(Clone, Debug)]
 pub struct Pod {
     pub id: String,
@@ -84,7 +83,7 @@ impl Client {
         })
     }
 
-    /// The configuration of a pod called `name`, with a directory for its logs.
+    /// Returns the configuration of a pod called `name`, with a directory for its logs.
     pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -116,7 +115,8 @@ impl Client {
         self.run_pod_with(self.pod_config(name)).await
     }
 
-    /// What kubelet always says is said here too where the test says nothing: containers see their own processes.
+    /// Runs a pod. Namespaces that the test does not set are those that kubelet asks for, so containers see only their
+    /// own processes.
     pub async fn run_pod_with(&mut self, mut config: PodSandboxConfig) -> Result<Pod, Status> {
         let context = config.linux.get_or_insert_default();
         let context = context.security_context.get_or_insert_default();
@@ -138,7 +138,7 @@ impl Client {
         Ok(Pod { id, config })
     }
 
-    /// As with [`Self::run_pod_with`].
+    /// Creates a container, with kubelet's defaults as in [`Self::run_pod_with`].
     pub async fn create(
         &mut self,
         pod: &Pod,
@@ -271,7 +271,7 @@ impl Client {
         Ok(self.runtime.exec_sync(request).await?.into_inner())
     }
 
-    /// The URL of a streaming exec with the streams named in `kinds`.
+    /// Returns the URL of a streaming exec with the streams named in `kinds`.
     pub async fn exec_url(
         &mut self,
         id: &str,
@@ -289,7 +289,7 @@ impl Client {
         Ok(self.runtime.exec(request).await?.into_inner().url)
     }
 
-    /// The URL of an attach with the streams named in `kinds`.
+    /// Returns the URL of an attach with the streams named in `kinds`.
     pub async fn attach_url(&mut self, id: &str, kinds: &[&str]) -> Result<String, Status> {
         let request = AttachRequest {
             container_id: id.into(),
@@ -309,7 +309,7 @@ impl Client {
         Ok(self.runtime.port_forward(request).await?.into_inner().url)
     }
 
-    /// Runs a shell line in a container; its standard output, with exit code 0 required.
+    /// Runs a shell line in a container, requires exit code 0, and returns its standard output.
     pub async fn shell(&mut self, id: &str, line: &str) -> String {
         let answer = self
             .exec(id, &["sh", "-c", line], 0)
@@ -320,7 +320,7 @@ impl Client {
         String::from_utf8_lossy(&answer.stdout).into_owned()
     }
 
-    /// What the container has logged so far, without the CRI prefixes, once `enough` of it is there.
+    /// Waits until `enough` is true of what the container has logged, and returns it without CRI's prefixes.
     pub async fn log_until(&self, pod: &Pod, name: &str, enough: impl Fn(&str) -> bool) -> String {
         let path = self.log_path(pod, name);
         let started = Instant::now();
@@ -336,7 +336,8 @@ impl Client {
                 "log {} stays {payload:?}",
                 path.display()
             );
-            // A log of many megabytes grows slowly if looking at all of it takes the CPU that it needs.
+            // Reading a log of many megabytes takes CPU that the container needs to write it. So pause longer than that
+            // took.
             let pause = Duration::from_millis(50).max(looking.elapsed() * 4);
             tokio::time::sleep(pause).await;
         }
@@ -393,7 +394,7 @@ pub fn container(name: &str, image: &str, command: &[&str]) -> ContainerConfig {
     }
 }
 
-/// Asserts that a call failed with `code` and a text that has every one of `words`.
+/// Asserts that a call failed with `code` and a message that contains all of `words`.
 pub fn assert_fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &[&str]) {
     let status = result.expect_err("the call should have failed");
     assert_eq!(status.code(), code, "{status:?}");
@@ -406,7 +407,7 @@ pub fn assert_fails<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, w
     }
 }
 
-/// Joins the payloads of CRI log lines: `TIME STREAM P|F TEXT`.
+/// Joins the texts of CRI log lines: `TIME STREAM P|F TEXT`.
 fn log_payload(text: &str) -> String {
     let mut payload = String::new();
     for line in text.lines() {

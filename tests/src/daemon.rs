@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One `bulkhead serve` with directories of its own, for one test.
+//! A `bulkhead serve` for one test, with its own directories.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -13,19 +13,19 @@ use crate::registry::Registry;
 
 /// Where `scripts/build` puts the programs.
 const PROGRAMS_VARIABLE: &str = "BULKHEAD_PROGRAMS";
-/// Set by `scripts/kvm-host` to say that KVM works where we are.
+/// Set by `scripts/kvm-host` on a host where KVM works.
 const KVM_HOST_VARIABLE: &str = "BULKHEAD_KVM_HOST";
 
-/// Whether pods of this daemon get an address.
+/// The network of a daemon's pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Networking {
-    /// Debian's bridge and host-local plugins.
+    /// A bridge and addresses, by Debian's plugins `bridge` and `host-local`.
     Bridge,
     /// No CNI configuration: loopback only.
     Loopback,
 }
 
-/// A daemon, its directories and how to start it again.
+/// A daemon, its directories, and its configuration for a restart.
 #[derive(Debug)]
 pub struct Daemon {
     directory: tempfile::TempDir,
@@ -45,7 +45,7 @@ impl Daemon {
             std::env::var_os(KVM_HOST_VARIABLE).is_some(),
             "end-to-end tests need a KVM host: run scripts/test, which finds or emulates one"
         );
-        // Under /var/lib/bulkhead, which an emulated host backs with a disk of its own.
+        // /var/lib/bulkhead is a disk on an emulated host.
         std::fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
         let directory = tempfile::Builder::new()
             .prefix("e2e-")
@@ -75,17 +75,17 @@ impl Daemon {
             .expect("connect to the daemon")
     }
 
-    /// Counts what the host holds, with this daemon's pod directories.
+    /// Takes a census of the host, with this daemon's pod directories.
     pub fn census(&self) -> Census {
         Census::take(&[&self.path("run/pods"), &self.path("state/pods")])
     }
 
-    /// Writes a file of the CNI configuration; it is the network if it is the first by name.
+    /// Writes a file of the CNI configuration. The first file by name is the network.
     pub fn configure_network(&self, name: &str, text: &str) {
         std::fs::write(self.path("cni").join(name), text).expect("CNI configuration");
     }
 
-    /// Makes a CNI plugin of a shell script. What it writes beside itself, as "$0.name", is at `plugins/TYPE.name`.
+    /// Makes a CNI plugin from a shell script. A file that the script writes as "$0.name" is at `plugins/TYPE.name`.
     pub fn plugin(&self, name: &str, script: &str) {
         let path = self.path("plugins").join(name);
         std::fs::create_dir_all(self.path("plugins")).expect("directory of plugins");
@@ -93,7 +93,7 @@ impl Daemon {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     }
 
-    /// Kills the daemon as `kill -9` does; its pods live on.
+    /// Kills the daemon with SIGKILL. Its pods live on.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("kill the daemon");
@@ -107,12 +107,12 @@ impl Daemon {
         self.spawn().await;
     }
 
-    /// What the daemon has printed.
+    /// Returns what the daemon has printed.
     pub fn output(&self) -> String {
         std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
-    /// How many descriptors the daemon holds.
+    /// Returns how many descriptors the daemon holds.
     pub fn descriptors(&self) -> usize {
         let pid = self.child.as_ref().expect("a daemon that runs").id();
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
@@ -129,7 +129,7 @@ impl Daemon {
         self.pids_of_role("share")
     }
 
-    /// Processes of the VMM's program that have been started as `role`; of a file server the outer one.
+    /// Processes of `bulkhead-vmm` with the subcommand `role`. Of a file server's two processes, the outer one.
     fn pids_of_role(&self, role: &str) -> Vec<i32> {
         let run = self.path("run").display().to_string();
         let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -178,7 +178,7 @@ impl Daemon {
         std::fs::write(self.path("config.toml"), text).expect("write the configuration");
     }
 
-    /// Longer than the default, for slow hosts, unless a test says its own.
+    /// A boot timeout above the default, for slow hosts, unless the test sets one.
     fn boot_timeout(&self) -> &'static str {
         if self.extra_config.contains("boot_timeout_seconds") {
             return "";
@@ -228,21 +228,21 @@ impl Drop for Daemon {
             eprintln!("---- the daemon said:\n{}", self.output());
         }
         for pid in self.vmm_pids().into_iter().chain(self.file_server_pids()) {
-            // Only a failed test leaves any; the next test must not see them.
+            // Only a failed test leaves processes behind. The next test must not see them.
             let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
         self.kill();
     }
 }
 
-/// The path of one of our programs, as `scripts/build` laid them out.
+/// The path of one of our programs in the directory that `scripts/build` made.
 pub fn program(name: &str) -> PathBuf {
     let directory = std::env::var_os(PROGRAMS_VARIABLE)
         .unwrap_or_else(|| panic!("{PROGRAMS_VARIABLE} is not set: run scripts/test"));
     Path::new(&directory).join(name)
 }
 
-/// Whether a process has a number in a namespace below ours too.
+/// Whether a process is in a PID namespace below ours: then `NSpid` lists more than one number.
 fn is_in_a_pid_namespace(process: &Path) -> bool {
     let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What kubelet has on the host for one pod: the directories, files and mounts that it makes before it asks for a
-//! container. Dropping it takes them away.
+//! Imitates kubelet's part on the host for one pod: the directories, files and mounts that kubelet makes before it
+//! creates a container. They are removed on drop.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use bulkhead_proto::cri::{ContainerConfig, Mount};
 
-/// The volumes of one pod, below a root of their own that is a link, as kubelet's often is.
+/// The volumes of one pod, below a root directory that is reached by a link, as kubelet's often is.
 #[derive(Debug)]
 pub struct Kubelet {
     root: tempfile::TempDir,
@@ -19,9 +19,9 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// For the pod with this uid.
+    /// Makes the directories for the pod with this uid.
     pub fn new(uid: &str) -> Self {
-        // On a disk: an emulated host's root is none that everything can be mounted over.
+        // /var/lib/bulkhead is a disk; not every file system can be mounted on an emulated host's root, an overlay.
         fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
         let root = tempfile::Builder::new()
             .prefix("kubelet-")
@@ -39,13 +39,13 @@ impl Kubelet {
         }
     }
 
-    /// The line of a daemon's configuration that says where this kubelet is.
+    /// The line of a daemon's configuration that names this kubelet's root directory.
     pub fn config(&self) -> String {
         let root = self.root.path().join("link");
         format!("volumes.kubelet_roots = [\"{}\"]", root.display())
     }
 
-    /// A directory for a volume, open for all as kubelet makes it.
+    /// Makes a volume's directory with mode 0777, as kubelet does.
     pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         let path = self.pod.join("volumes").join(plugin).join(name);
         fs::create_dir_all(&path).expect("a volume's directory");
@@ -57,7 +57,7 @@ impl Kubelet {
         self.volume("kubernetes.io~empty-dir", name)
     }
 
-    /// An emptyDir in memory with a size limit.
+    /// Makes an emptyDir in memory with a size limit.
     pub fn memory_dir(&mut self, name: &str, size_kib: u64) -> PathBuf {
         let path = self.empty_dir(name);
         let size = format!("mode=0777,size={size_kib}k");
@@ -65,7 +65,7 @@ impl Kubelet {
         path
     }
 
-    /// An emptyDir of huge pages.
+    /// Makes an emptyDir of huge pages.
     pub fn huge_page_dir(&mut self, name: &str, page_size: &str) -> PathBuf {
         let path = self.empty_dir(name);
         let size = format!("mode=0777,pagesize={page_size}");
@@ -73,7 +73,7 @@ impl Kubelet {
         path
     }
 
-    /// An emptyDir for which the host has a disk of its own, and a small one.
+    /// Makes an emptyDir on a small file system of its own on the host.
     pub fn disk_dir(&mut self, name: &str, size_mib: u64) -> PathBuf {
         let path = self.empty_dir(name);
         let disk = self.root.path().join(format!("{name}.disk"));
@@ -86,13 +86,13 @@ impl Kubelet {
         path
     }
 
-    /// Gives a volume to a group as `fsGroup` does.
+    /// Gives a volume to a group, as kubelet does for `fsGroup`.
     pub fn set_group(&self, volume: &Path, gid: u32) {
         chown(volume, None, Some(gid)).expect("chown");
         fs::set_permissions(volume, Permissions::from_mode(0o2775)).expect("chmod");
     }
 
-    /// Bind-mounts what is at `sub_path` of a volume where kubelet does, made if it is missing.
+    /// Bind-mounts `sub_path` of a volume, which is created if it does not exist, where kubelet mounts it.
     pub fn sub_path(&mut self, volume: &Path, sub_path: &str, container: &str) -> PathBuf {
         let source = volume.join(sub_path);
         if !source.exists() {
@@ -112,7 +112,7 @@ impl Kubelet {
         path
     }
 
-    /// Writes a new state of a volume and swaps it in as kubelet does.
+    /// Writes a new state of a volume and swaps it in by `..data`, as kubelet does.
     pub fn write(&mut self, volume: &Path, files: &[(&str, &str)], mode: u32) {
         self.states += 1;
         let state = format!("..2026_11_25_{}", self.states);
@@ -142,7 +142,7 @@ impl Kubelet {
         }
     }
 
-    /// A file of the pod's directory, such as `etc-hosts` or `containers/main/0a1b`.
+    /// Writes a file in the pod's directory, such as `etc-hosts` or `containers/main/0a1b`.
     pub fn file(&self, path: &str, content: &str) -> PathBuf {
         let path = self.pod.join(path);
         fs::create_dir_all(path.parent().expect("a parent")).expect("its directory");
@@ -157,10 +157,10 @@ impl Kubelet {
         self.mounted.push(at.to_owned());
     }
 
-    /// Takes everything away, as kubelet does after the pod.
+    /// Removes everything, as kubelet does after the pod.
     pub fn clean_up(&mut self) {
         for path in self.mounted.drain(..).rev() {
-            // A failed test may have left it busy.
+            // After a failed test, a mount may still be busy.
             let _ = Command::new("umount").arg("-l").arg(path).status();
         }
         let _ = fs::remove_dir_all(&self.pod);
@@ -173,7 +173,7 @@ impl Drop for Kubelet {
     }
 }
 
-/// A mount of a host path, writable.
+/// A writable mount of a host path.
 pub fn mount(host_path: &Path, container_path: &str) -> Mount {
     Mount {
         host_path: host_path.display().to_string(),
@@ -182,7 +182,7 @@ pub fn mount(host_path: &Path, container_path: &str) -> Mount {
     }
 }
 
-/// The same, read-only.
+/// A read-only mount of a host path.
 pub fn readonly(host_path: &Path, container_path: &str) -> Mount {
     Mount {
         readonly: true,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cgroups of the host like those that kubelet makes for its pods. Dropping them removes them, which fails the test if
-//! something is left in one.
+//! Host cgroups like those that kubelet makes for its pods. They are removed on drop; if one still contains something,
+//! the test fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const CGROUPS: &str = "/sys/fs/cgroup";
 const CONTROLLERS: &str = "+cpu +memory +pids";
 
-/// A tree of its own for one test.
+/// The cgroups of one test.
 #[derive(Debug)]
 pub struct Kubepods {
     root: PathBuf,
@@ -16,7 +16,7 @@ pub struct Kubepods {
 }
 
 impl Kubepods {
-    /// The tree `/kubepods-NAME`.
+    /// Makes the tree `/kubepods-NAME`.
     pub fn new(name: &str) -> Self {
         let root = Path::new(CGROUPS).join(format!("kubepods-{name}"));
         fs::create_dir(&root).expect("a root for pods");
@@ -29,7 +29,7 @@ impl Kubepods {
         }
     }
 
-    /// The cgroup of a class of pods (`burstable`, `besteffort`), made if it is not there.
+    /// The cgroup of a QoS class (`burstable`, `besteffort`), created if it does not exist.
     pub fn class(&mut self, name: &str) -> PathBuf {
         let class = self.root.join(name);
         if !class.exists() {
@@ -40,7 +40,7 @@ impl Kubepods {
         class
     }
 
-    /// Makes the cgroup of a pod in a class, with values in its files.
+    /// Makes the cgroup of a pod in a QoS class and writes these values to its files.
     pub fn pod(&mut self, class: &str, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let pod = self.class(class).join(format!("pod{name}"));
         fs::create_dir(&pod).expect("a pod's cgroup");
@@ -52,7 +52,7 @@ impl Kubepods {
     }
 }
 
-/// What kubelet says of such a cgroup in CRI.
+/// The name of such a cgroup in CRI (`cgroup_parent`).
 pub fn cgroup_parent(pod: &Path) -> String {
     let relative = pod.strip_prefix(CGROUPS).expect("a cgroup");
     format!("/{}", relative.display())

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Harness of the end-to-end tests: a registry, a daemon of its own for each test, a CRI client and a
-//! census of what the host holds; for some, a real kubelet ([`node`]).
+//! Harness of the end-to-end tests: one registry, a daemon for each test, a CRI client, and a
+//! census of what the host holds. Some tests have a real kubelet ([`node`]).
 //!
-//! The tests see only what kubelet sees, the socket, plus the host from outside. They run where KVM
-//! works: `scripts/test` carries them there (`scripts/kvm-host`); started anywhere else they fail and
-//! say so.
+//! The tests see what kubelet sees, the CRI socket, and the host from outside. They need working KVM:
+//! `scripts/test` runs them on such a host (`scripts/kvm-host`). Elsewhere they fail and say why.
 
 pub mod census;
 pub mod certificate;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A node: a real kubelet with a daemon of its own and no API server, which runs the pods whose manifests lie in a directory.
+//! A node: a daemon and a real kubelet without an API server. kubelet runs static pods, whose manifests are files in a
+//! directory.
 //!
-//! kubelet runs in a cgroup of its own as under systemd, since only there it sends all that it sends on a real node. Its
-//! directories are below one of the test's; [`crate::kubelet`] only plays what it has on the host.
+//! kubelet runs in its own cgroup, as under systemd, because only there it sends everything that it sends on a real
+//! node. Its directories are in the test's directory. ([`crate::kubelet`] is no kubelet: it imitates one.)
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::registry::{Registry, free_address};
 const CLIENTS_VARIABLE: &str = "BULKHEAD_CLIENTS";
 const CGROUPS: &str = "/sys/fs/cgroup";
 const NAME: &str = "node";
-/// How long a test waits for anything that pods of a node come to: several VMs boot at once on a CPU that is emulated.
+/// How long a test waits for a node's pods to reach a state. Several VMs may boot at once on one emulated CPU.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub fn client_program(name: &str) -> PathBuf {
 }
 
 impl Node {
-    /// Starts both; `settings` go over the fields of kubelet's configuration.
+    /// Starts daemon and kubelet. `settings` override fields of kubelet's configuration.
     pub async fn start(settings: Value) -> Self {
         fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
         let directory = tempfile::Builder::new()
@@ -72,7 +73,7 @@ impl Node {
         self.directory.path().join(name)
     }
 
-    /// Has kubelet run a pod, or run it as it is now.
+    /// Writes a pod's manifest: kubelet runs the pod, or updates it.
     pub fn apply(&self, pod: &Value) {
         let name = pod["metadata"]["name"].as_str().expect("a pod's name");
         let new = self.path("new-manifest");
@@ -80,7 +81,7 @@ impl Node {
         fs::rename(new, self.manifest(name)).expect("put the manifest in its place");
     }
 
-    /// Has kubelet end a pod.
+    /// Removes a pod's manifest: kubelet ends the pod.
     pub fn delete(&self, name: &str) {
         fs::remove_file(self.manifest(name)).expect("remove the manifest");
     }
@@ -89,12 +90,12 @@ impl Node {
         self.path("manifests").join(format!("{name}.json"))
     }
 
-    /// What kubelet has printed.
+    /// Returns what kubelet has printed.
     pub fn output(&self) -> String {
         fs::read_to_string(self.path("kubelet.log")).unwrap_or_default()
     }
 
-    /// Ends kubelet as `kill -9` does.
+    /// Kills kubelet with SIGKILL.
     pub fn kill_kubelet(&mut self) {
         if let Some(mut child) = self.kubelet.take() {
             child.kill().expect("kill kubelet");
@@ -142,14 +143,14 @@ impl Node {
         }
     }
 
-    /// Starts kubelet anew with other settings.
+    /// Kills kubelet and starts it again with other settings.
     pub async fn restart_kubelet(&mut self, settings: Value) {
         self.kill_kubelet();
         self.configure(settings);
         self.start_kubelet().await;
     }
 
-    /// All that runs is gone at once, and so are /run and the network; then daemon and kubelet start.
+    /// Imitates a reboot: kills all processes, empties /run, removes the network; then starts daemon and kubelet.
     pub async fn reboot(&mut self) {
         self.kill_kubelet();
         let processes = [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat();
@@ -170,7 +171,8 @@ impl Node {
         self.start_kubelet().await;
     }
 
-    /// Waits until no VM of a pod is left, which kubelet itself does not show: it forgets a deleted pod at once.
+    /// Waits until a pod has no ready sandbox. kubelet's API does not show that, because kubelet forgets a deleted pod
+    /// at once.
     pub async fn until_stopped(&self, name: &str) -> Result<(), String> {
         let mut client = self.daemon.client().await;
         let started = Instant::now();
@@ -196,7 +198,7 @@ impl Node {
         }
     }
 
-    /// Ends all pods as kubelet does and asserts that the daemon holds none of them.
+    /// Has kubelet end all pods, and asserts that no VM is left.
     pub async fn end(mut self) {
         for entry in fs::read_dir(self.path("manifests"))
             .expect("manifests")
@@ -210,7 +212,7 @@ impl Node {
             let pods = self.api.pods().await.len();
             let sandboxes = client.pod_ids().await;
             let vmms = self.daemon.vmm_pids();
-            // kubelet keeps a sandbox until its collector comes round: stopped is enough.
+            // kubelet keeps a stopped sandbox until its garbage collection. So it is enough that the VMs have ended.
             if pods == 0 && vmms.is_empty() {
                 break;
             }
@@ -258,7 +260,7 @@ impl Drop for Node {
             eprintln!("---- kubelet said:\n{}", tail(&self.output()));
         }
         for pid in [self.daemon.vmm_pids(), self.daemon.file_server_pids()].concat() {
-            // Only a failed test leaves any; they hold kubelet's volumes and cgroups.
+            // Only a failed test leaves VMs behind. They hold kubelet's volumes and cgroups.
             kill(pid);
         }
         unmount_below(self.directory.path());
@@ -266,7 +268,7 @@ impl Drop for Node {
     }
 }
 
-/// A pod that Kubernetes' scheduler would have given to this node.
+/// A pod's manifest with `spec`.
 pub fn pod(name: &str, spec: Value) -> Value {
     let mut pod = json!({
         "apiVersion": "v1",
@@ -278,7 +280,7 @@ pub fn pod(name: &str, spec: Value) -> Value {
     pod
 }
 
-/// A container of busybox that runs a script.
+/// A busybox container that runs a script.
 pub fn script(name: &str, script: &str) -> Value {
     json!({
         "name": name,
@@ -288,7 +290,7 @@ pub fn script(name: &str, script: &str) -> Value {
     })
 }
 
-/// A container of agnhost, which must have been pushed.
+/// An agnhost container. The test must have pushed the image.
 pub fn agnhost(name: &str, arguments: &[&str]) -> Value {
     json!({
         "name": name,
@@ -298,7 +300,7 @@ pub fn agnhost(name: &str, arguments: &[&str]) -> Value {
     })
 }
 
-/// `base` with more fields.
+/// `base` with the fields of `more` added or replaced.
 pub fn with(mut base: Value, more: Value) -> Value {
     merge(&mut base, more);
     base
@@ -315,7 +317,7 @@ fn merge(base: &mut Value, more: Value) {
     }
 }
 
-/// As systemd makes it: kubelet looks for memory.swap.max in its own cgroup.
+/// Makes a cgroup for kubelet as systemd would. kubelet sends swap limits only if its own cgroup has `memory.swap.max`.
 fn cgroup_for_kubelet() -> PathBuf {
     let slice = Path::new(CGROUPS).join("system.slice");
     let cgroup = slice.join("bulkhead-tests-kubelet.service");
@@ -335,7 +337,7 @@ fn address_of_this_machine() -> String {
 }
 
 fn kill(pid: i32) {
-    // It may be gone: a file server ends with its VMM.
+    // It may have ended already: a file server ends with its VMM.
     let _ = Command::new("kill").args(["-9", &pid.to_string()]).output();
 }
 
@@ -351,7 +353,7 @@ fn unmount_below(directory: &Path) {
     }
 }
 
-/// With all below it, which must be empty.
+/// Removes a cgroup and those below it. They must contain no processes.
 fn remove_cgroup(cgroup: &Path) {
     if let Ok(entries) = fs::read_dir(cgroup) {
         for entry in entries.flatten() {
@@ -363,7 +365,7 @@ fn remove_cgroup(cgroup: &Path) {
     }
 }
 
-/// The end of a long text.
+/// The last lines of a long text.
 fn tail(text: &str) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(150)..].join("\n")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! kubelet's own API: pods and their status, statistics, logs, and what `kubectl exec` and its like come to.
+//! A client of kubelet's own API: pods and their status, statistics, logs, exec and the other streams.
 //!
-//! It is served over TLS only. A relay on loopback carries plain connections to it, so that the clients that the daemon's
-//! own streams are tested with serve here too.
+//! kubelet serves this API over TLS only. A relay on loopback accepts plain connections and forwards them, so the
+//! clients that test the daemon's streams can be used here too.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,19 +18,19 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::certificate::Certificate;
 
-/// How long one answer may take.
+/// Time limit of one request.
 const ANSWER: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Api {
-    /// Where kubelet serves.
+    /// The address at which kubelet serves.
     pub address: SocketAddr,
     relay: SocketAddr,
     client: reqwest::Client,
 }
 
 impl Api {
-    /// Of a kubelet that serves at `address` with this certificate.
+    /// Makes a client of the kubelet that serves at `address` with this certificate.
     pub async fn new(address: SocketAddr, certificate: &Certificate) -> Self {
         let relay = relay(address, certificate).await;
         let client = reqwest::Client::builder().no_proxy().timeout(ANSWER);
@@ -41,7 +41,7 @@ impl Api {
         }
     }
 
-    /// The URL of a path with its query, for clients that know no TLS.
+    /// Returns the URL of a path and query for clients that cannot speak TLS.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.relay)
     }
@@ -59,19 +59,19 @@ impl Api {
         serde_json::from_str(&text).map_err(|error| format!("{path}: {error} in {text}"))
     }
 
-    /// All pods with their status; none while kubelet is away.
+    /// Returns all pods with their status; none while kubelet does not answer.
     pub async fn pods(&self) -> Vec<Value> {
         let list = self.json("pods").await.unwrap_or_default();
         list["items"].as_array().cloned().unwrap_or_default()
     }
 
-    /// The pod whose manifest has this name.
+    /// Returns the pod whose manifest has this name.
     pub async fn pod(&self, name: &str) -> Value {
         let pods = self.pods().await;
         find_pod(&pods, name).cloned().unwrap_or_default()
     }
 
-    /// Asks for a pod until `enough` says what it wanted to see.
+    /// Asks for a pod's status until `enough` returns something, and returns that.
     pub async fn until<T>(
         &self,
         name: &str,
@@ -95,13 +95,13 @@ impl Api {
         self.json("stats/summary").await.expect("stats/summary")
     }
 
-    /// What a container has written, as `kubectl logs` shows it.
+    /// Returns a container's log as `kubectl logs` shows it.
     pub async fn logs(&self, pod: &str, container: &str) -> String {
         let path = format!("containerLogs/default/{pod}-node/{container}");
         self.get(&path).await.unwrap_or_else(|error| error)
     }
 
-    /// The same once `enough` of it is there, or after a while what is there.
+    /// Waits until `enough` is true of a container's log, and returns it; after a time limit, returns what there is.
     pub async fn logs_until(
         &self,
         pod: &str,
@@ -118,7 +118,7 @@ impl Api {
         }
     }
 
-    /// What a command prints that kubelet runs in a container; its words have no blanks.
+    /// Has kubelet run a command in a container and returns its output. The command's words must not contain blanks.
     pub async fn run(&self, pod: &str, container: &str, command: &str) -> Result<String, String> {
         let command = url_escape(command);
         let path = format!("run/default/{pod}-node/{container}?cmd={command}");
@@ -126,13 +126,13 @@ impl Api {
     }
 }
 
-/// kubelet adds its own name to that of the manifest.
+/// Finds a pod by the name in its manifest, to which kubelet appends the node's name.
 pub fn find_pod<'a>(pods: &'a [Value], name: &str) -> Option<&'a Value> {
     let name = format!("{name}-node");
     pods.iter().find(|pod| pod["metadata"]["name"] == name)
 }
 
-/// A container's status in a pod's, of whatever kind it is.
+/// Finds a container's status in a pod's, whether it is an init, an ephemeral or an ordinary container.
 pub fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
     ["containerStatuses", "initContainerStatuses"]
         .iter()
@@ -146,7 +146,7 @@ pub fn phase(pod: &Value) -> &str {
     pod["status"]["phase"].as_str().unwrap_or("none")
 }
 
-/// Whether the pod's condition Ready is true.
+/// Whether the pod's condition `Ready` is true.
 pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions
@@ -173,7 +173,7 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<String, String> {
     }
 }
 
-/// Listens for as long as the test's runtime lives.
+/// Starts the relay. It listens as long as the test's tokio runtime lives.
 async fn relay(to: SocketAddr, certificate: &Certificate) -> SocketAddr {
     let mut roots = RootCertStore::empty();
     let file = certificate.path("certificate.pem");
@@ -192,7 +192,7 @@ async fn relay(to: SocketAddr, certificate: &Certificate) -> SocketAddr {
         while let Ok((mut plain, _)) = listener.accept().await {
             let connector = connector.clone();
             tokio::spawn(async move {
-                // A kubelet that does not listen: the client sees its connection end.
+                // If kubelet does not listen, the client sees its connection end.
                 let Ok(stream) = TcpStream::connect(to).await else {
                     return;
                 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Debian's `docker-registry` on loopback with the test images in it, one for the whole test run.
+//! Debian's `docker-registry` on loopback with the test images: one for the whole test run.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ pub struct Registry {
 static REGISTRY: OnceLock<Registry> = OnceLock::new();
 
 impl Registry {
-    /// The registry of this test run, started and filled on first use.
+    /// Returns the registry of this test run. The first call starts and fills it.
     pub fn shared() -> &'static Self {
         REGISTRY.get_or_init(Self::start)
     }
 
-    /// The reference of an image here: `image("test/busybox")`.
+    /// Returns the reference of an image in this registry: `image("test/busybox")`.
     pub fn image(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 
-    /// Makes and pushes an image that most tests do not need.
+    /// Builds and pushes an image that only a few tests need.
     pub fn push(&self, name: &str) {
         push_images(self.address, &["--only", name]);
     }
@@ -58,8 +58,8 @@ impl Registry {
     }
 }
 
-/// Starts a registry that ends with this process, whatever happens to it. "With" means with the thread that made
-/// it: that one lives as long as the registry.
+/// Starts a registry that ends with this process, even if that is killed. `--pdeathsig` means the death of the thread
+/// that started the process, so this thread waits for the registry.
 fn spawn(config: PathBuf) {
     std::thread::spawn(move || {
         Command::new("setpriv")
@@ -72,7 +72,7 @@ fn spawn(config: PathBuf) {
     });
 }
 
-/// An address on loopback that nothing listens on just now.
+/// Returns a loopback address on which nothing listens at this moment.
 pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("its address")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A SPDY/3.1 client as far as Kubernetes needs one, made from the specification and from nothing of the
-//! server's. Like Kubernetes' own clients it knows no flow control.
+//! A SPDY/3.1 client with what Kubernetes uses of it. It is written from the specification and shares no code with the
+//! server. Like Kubernetes' own clients it has no flow control.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use tokio::time::timeout;
 
 use crate::client::PATIENCE;
 
-/// What the server answered instead of switching protocols.
+/// The server's answer when it refused to switch protocols.
 #[derive(Debug)]
 pub struct Refused {
     pub code: u16,
     pub body: String,
 }
 
-/// What the server says.
+/// A frame from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
     Reply(u32),
@@ -44,7 +44,7 @@ pub struct Sender {
     next: u32,
 }
 
-/// Sends the head of a request to the server of `url` and reads that of the answer.
+/// Sends the head of a request to the server of `url` and reads the head of the answer.
 pub async fn request(url: &str, headers: &[(&str, &str)]) -> (TcpStream, u16, String) {
     let rest = url.strip_prefix("http://").expect("an http URL");
     let (host, path) = rest.split_once('/').expect("a path");
@@ -64,7 +64,7 @@ pub async fn request(url: &str, headers: &[(&str, &str)]) -> (TcpStream, u16, St
     (stream, code.expect("a status code"), answer)
 }
 
-/// Upgrades a connection to SPDY, offering `protocols`.
+/// Upgrades a connection to SPDY and offers `protocols`.
 pub async fn connect(url: &str, protocols: &[&str]) -> Result<(Sender, Receiver), Refused> {
     let mut headers = vec![("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")];
     headers.extend(
@@ -89,7 +89,8 @@ pub async fn connect(url: &str, protocols: &[&str]) -> Result<(Sender, Receiver)
     let (reader, writer) = stream.into_split();
     let sender = Sender {
         writer,
-        // zlib says itself whether it was given a dictionary; the server's unit tests have SPDY's.
+        // No SPDY dictionary: a zlib stream says itself whether it needs one. The server's unit tests use the
+        // dictionary.
         compress: Compress::new(Compression::fast(), true),
         next: 1,
     };
@@ -97,7 +98,7 @@ pub async fn connect(url: &str, protocols: &[&str]) -> Result<(Sender, Receiver)
 }
 
 impl Sender {
-    /// Opens a stream and tells its number.
+    /// Opens a stream and returns its number.
     pub async fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
         let mut plain = number(headers.len()).to_vec();
         for text in headers.iter().flat_map(|(name, value)| [name, value]) {
@@ -107,7 +108,7 @@ impl Sender {
         self.open_raw(&plain).await
     }
 
-    /// Opens a stream with a header block that may be nonsense.
+    /// Opens a stream with any header block, valid or not.
     pub async fn open_raw(&mut self, plain: &[u8]) -> u32 {
         let mut block = Vec::with_capacity(plain.len() + 4096);
         self.compress
@@ -156,7 +157,7 @@ impl Sender {
 }
 
 impl Receiver {
-    /// The next frame; `None` once the server has hung up.
+    /// Reads the next frame; `None` once the server has closed the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 8];
         self.0.read_exact(&mut head).await.ok()?;
@@ -183,7 +184,7 @@ impl Receiver {
         })
     }
 
-    /// The next frame that is not about windows.
+    /// Reads the next frame that is not a window update.
     pub async fn next_but_windows(&mut self) -> Option<Frame> {
         loop {
             match self.next().await {
@@ -211,7 +212,7 @@ pub struct Process {
     pub seen: Outcome,
 }
 
-/// What a process has said so far, and the last word about it.
+/// What a process has written so far, and the status at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     pub stdout: Vec<u8>,
@@ -233,7 +234,7 @@ pub const PROCESS_PROTOCOLS: [&str; 4] = [
 ];
 
 impl Process {
-    /// Opens the streams that `kinds` name, besides `error`, in the order of Kubernetes' clients.
+    /// Opens the stream `error` and the streams named in `kinds`, in the order of Kubernetes' clients.
     pub async fn connect(url: &str, kinds: &[&str]) -> Self {
         let connected = connect(url, &PROCESS_PROTOCOLS).await;
         let (mut sender, mut receiver) = connected.expect("an upgrade to SPDY");
@@ -279,12 +280,12 @@ impl Process {
         sent.expect("send a window size");
     }
 
-    /// Reads one frame; false once the server has hung up.
+    /// Reads one frame. Returns false once the server has closed the connection.
     pub async fn step(&mut self) -> bool {
         let frame = timeout(PATIENCE, self.receiver.next()).await;
         match frame.unwrap_or_else(|_| panic!("no more after {:?}", self.seen)) {
             Some(Frame::Data { stream, fin, bytes }) => {
-                // Kubernetes' clients take the end of our half of stdin for the end of the session.
+                // Kubernetes' clients end the session when the server closes its half of stdin.
                 let ended = !self.seen.status.is_empty();
                 assert!(
                     ended || !fin || Some(stream) != self.stdin,
@@ -305,18 +306,18 @@ impl Process {
         }
     }
 
-    /// Reads until `enough` of it is there.
+    /// Reads until `enough` is true.
     pub async fn until(&mut self, enough: impl Fn(&Outcome) -> bool) {
         while !enough(&self.seen) {
             assert!(
                 self.step().await,
-                "the server hung up after {:?}",
+                "the server closed the connection after {:?}",
                 self.seen
             );
         }
     }
 
-    /// Reads until the server hangs up.
+    /// Reads until the server closes the connection.
     pub async fn end(mut self) -> Outcome {
         while self.step().await {}
         self.seen

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A host that systemd runs: a real one, process 1 of namespaces of its own, with the network and the disk of the host.
+//! A host under systemd: a real systemd as process 1 of new PID, mount, cgroup, UTS and IPC namespaces. It shares the
+//! network and the disk with the host.
 //!
-//! It knows no units but a test's and D-Bus's: an ordinary boot would empty the host's `/tmp`, for one. What it and the test
-//! write in [`OWN`] is its own.
+//! It knows only the units of the test and of D-Bus, because an ordinary boot would, for example, empty the host's
+//! `/tmp`. The directories in [`OWN`] are empty and belong to it alone.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,11 +15,12 @@ const CGROUP: &str = "/sys/fs/cgroup/bulkhead-tests-systemd";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where the host has empty directories of its own.
+/// Directories that are replaced by empty ones.
 const OWN: &str = "/run /etc/systemd/system /etc/modules-load.d /etc/sysctl.d /etc/bulkhead /etc/cni/net.d \
                    /etc/kubernetes /usr/lib/bulkhead /var/lib/kubelet /var/log/pods";
 
-/// Where units are looked for: without the distribution's, whose sysinit.target units by default want, with all that it wants.
+/// Where systemd looks for units. Not in the distribution's directory: units want its sysinit.target by default, and
+/// that wants many others.
 const UNITS: &str =
     "/run/systemd/transient:/etc/systemd/system:/run/systemd/system:/run/systemd/generator";
 
@@ -31,7 +33,8 @@ exec unshare --pid --mount --cgroup --uts --ipc --fork --mount-proc --kill-child
     umount -R /sys/fs/cgroup
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     for own in $OWN; do mkdir -p "$own"; mount -t tmpfs -o mode=755 tmpfs "$own"; done
-    # Who waits for systemd outside leaves its cgroup, which could have no controllers for others: process 0, as seen here.
+    # A cgroup with processes cannot enable controllers for those below. The process that waits for systemd outside is
+    # in this cgroup until the test moves it; seen from here, its id is 0.
     alone() { while read -r pid; do [ "$pid" != 0 ] || return 1; done </sys/fs/cgroup/cgroup.procs; }
     until alone; do sleep 0.1; done
     mkdir /run/lock /run/dbus
@@ -43,7 +46,7 @@ exec unshare --pid --mount --cgroup --uts --ipc --fork --mount-proc --kill-child
 '
 "#;
 
-/// Ends with all that it runs.
+/// A running systemd. On drop it is killed with all its processes.
 #[derive(Debug)]
 pub struct Systemd {
     unshare: Child,
@@ -52,11 +55,11 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Boots; what it says is in a file of `directory`.
+    /// Boots systemd. Its output goes to a file in `directory`.
     pub fn boot(directory: &Path) -> Self {
         assert!(
             Path::new(SYSTEMD).exists(),
-            "no {SYSTEMD}: Debian's package systemd, which scripts/test installs"
+            "{SYSTEMD} is missing: install Debian's package systemd, as scripts/test does"
         );
         fs::create_dir(CGROUP).expect("a cgroup for systemd");
         let log = directory.join("systemd.log");
@@ -107,7 +110,7 @@ impl Systemd {
         output.is_ok_and(|output| output.stdout == b"running\n")
     }
 
-    /// A path of that host as this one names it.
+    /// Returns the path by which this process reaches a path of that host.
     pub fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.init))
     }
@@ -127,7 +130,7 @@ impl Systemd {
         command
     }
 
-    /// Runs a command there and gives what it printed.
+    /// Runs a command on that host and returns its output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output: Output = self.command(arguments).output().expect("nsenter");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -141,20 +144,20 @@ impl Systemd {
         shown
     }
 
-    /// The value of a unit's property.
+    /// Returns the value of a unit's property.
     pub fn property(&self, unit: &str, name: &str) -> String {
         let shown = self.run(&["systemctl", "show", "--value", "--property", name, unit]);
         shown.trim().to_owned()
     }
 
-    /// Where one of its processes is, below the root of its cgroups; by the id that it has there.
+    /// Returns the cgroup of a process, relative to that host's root. `pid` is the id on that host.
     pub fn cgroup_of(&self, pid: &str) -> String {
         let shown = self.run(&["cat", &format!("/proc/{pid}/cgroup")]);
         let unified = shown.lines().find_map(|line| line.strip_prefix("0::"));
         unified.expect("cgroup v2").to_owned()
     }
 
-    /// What a file of a cgroup has.
+    /// Reads a file of a cgroup.
     pub fn cgroup_file(&self, cgroup: &str, file: &str) -> String {
         let path = self.path(&format!("/sys/fs/cgroup{cgroup}/{file}"));
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -177,7 +180,7 @@ impl Drop for Systemd {
     }
 }
 
-/// With those below it, once the last process is gone.
+/// Removes a cgroup and those below it, once they contain no process.
 fn remove_cgroup(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A table of many cases in one test: all are looked at, each gets a line, and one that is wrong fails the test at its end.
+//! A table of cases in one test. All cases are checked and printed; if one is wrong, the test fails at the end.
 
 use std::fmt::Display;
 
@@ -17,13 +17,13 @@ impl Table {
         }
     }
 
-    /// One case, and what was seen.
+    /// Adds a case: whether it is right, and what was seen.
     pub fn row(&mut self, case: &str, right: bool, seen: impl Display) {
         let seen = seen.to_string().trim_end().replace('\n', "\\n");
         self.rows.push((case.into(), right, seen));
     }
 
-    /// A case in which something has one right value.
+    /// Adds a case that is right if `seen` equals `expected`.
     pub fn equal<T: PartialEq + std::fmt::Debug>(&mut self, case: &str, seen: T, expected: T) {
         let right = seen == expected;
         let seen = if right {
@@ -34,7 +34,7 @@ impl Table {
         self.row(case, right, seen);
     }
 
-    /// Prints the table; fails if a case is wrong, or if there is none.
+    /// Prints the table. Panics if a case is wrong or if there are no cases.
     pub fn finish(self) {
         println!("{}", self.title);
         for (case, right, seen) in &self.rows {

@@ -1,14 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""WebSocket clients that others wrote, at a streaming server with TLS.
+"""Runs third-party WebSocket clients against a streaming server with TLS.
 
-v4 is spoken by the stream module of the kubernetes package, the rest by websocket-client itself; SPDY in a WebSocket, of
-which no Python client is known, by as much of SPDY/3.1 as a port-forward takes.
+The stream module of the package kubernetes speaks v4, the package websocket-client everything else. No Python client for
+SPDY in a WebSocket is known, so this file has as much of SPDY/3.1 as a port-forward needs.
 
     websocket_clients.py CERTIFICATE
 
-Says "ready", then reads lines NAME=URL, since a URL is good for a minute only, and prints a line for each that was served
-as it should be; ends with an error at the first that was not.
+Prints "ready", then reads lines NAME=URL and runs the client NAME at that URL, because a URL is valid for a minute only.
+Prints NAME if all was right, and ends with an error at the first client that failed.
 """
 import base64
 import json
@@ -35,11 +35,11 @@ def kubernetes(url):
 
 
 def plain(url, protocol):
-    """A connection that offers one subprotocol, or with None none at all."""
+    """Opens a connection that offers one subprotocol; None: it offers no subprotocol."""
     connection = websocket.WebSocket(sslopt={"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": certificate})
     connection.settimeout(TIMEOUT)
     connection.connect(url.replace("https:", "wss:"), subprotocols=[protocol] if protocol else None)
-    # websocket-client tells it in lower case.
+    # websocket-client returns the name in lower case.
     assert connection.getsubprotocol() == (protocol and protocol.lower()), connection.getsubprotocol()
     if protocol is None:
         assert "sec-websocket-protocol" not in connection.getheaders(), connection.getheaders()
@@ -47,7 +47,7 @@ def plain(url, protocol):
 
 
 def messages(connection):
-    """What comes until the close frame: bytes by channel, then the code and the reason."""
+    """Reads until the close frame. Returns the bytes of each channel, the code and the reason."""
     channels = {}
     while True:
         opcode, frame = connection.recv_data_frame(True)
@@ -70,12 +70,12 @@ def v4_exit(url):
 
 def v4_input(url):
     client = kubernetes(url)
-    # As one message of text and many of bytes; with v4 only the program can end it.
+    # Input as one text message and many binary ones. v4 cannot close stdin, so the program must end by itself.
     client.write_stdin("x" * 300_000)
     for _ in range(100):
         client.write_stdin(b"y" * 1000)
     client.run_forever(timeout=TIMEOUT)
-    # First this: the client forgets all channels with what it has read.
+    # The exit code comes first, because read_all() also discards what the client has read of all other channels.
     assert client.returncode == 0, client.returncode
     output = client.read_all()
     assert output == "x" * 300_000 + "y" * 100_000, len(output)
@@ -109,7 +109,7 @@ def v5_out_of_range(url):
 
 def v5_too_long(url):
     connection = plain(url, "v5.channel.k8s.io")
-    # A header that announces 2^40 bytes: nobody waits for them.
+    # A header that announces 2^40 bytes. The server must not wait for them.
     connection.sock.sendall(b"\x82\xff" + struct.pack(">Q", 1 << 40) + b"mask")
     _, code, reason = messages(connection)
     assert code == 1002, (code, reason)
@@ -127,14 +127,14 @@ def base64_variant(url):
 
 
 def first_success(url, protocol="channel.k8s.io"):
-    """What Kubernetes' conformance suite does: after a success nothing but output comes."""
+    """As in Kubernetes' conformance suite: after a success, only output arrives."""
     channels, code, _ = messages(plain(url, protocol))
     assert channels == {1: b"remote execution test\n"}, channels
     assert code == 1000, code
 
 
 def first_failure(url, protocol="channel.k8s.io"):
-    """Text, no status."""
+    """After a failure, the error channel has a text and no status object."""
     channels, code, _ = messages(plain(url, protocol))
     said = b"command terminated with non-zero exit code: exit status 3"
     assert channels == {1: b"out\n", 2: b"err\n", 3: said}, channels
@@ -175,7 +175,7 @@ def first_attach(url, protocol="channel.k8s.io"):
 
 
 def without_a_name(client):
-    """The same of a client that names no subprotocol."""
+    """Runs a client without a subprotocol."""
     return lambda url: client(url, None)
 
 
@@ -185,7 +185,7 @@ def unknown_protocol(url):
     except websocket.WebSocketBadStatusException as error:
         assert error.status_code == 403, error
     else:
-        raise AssertionError("a protocol that nobody knows was accepted")
+        raise AssertionError("an unknown protocol was accepted")
 
 
 def ports(url):
@@ -203,13 +203,13 @@ def ports(url):
         answer += more
     refused = forward.socket(7003)
     refused.settimeout(TIMEOUT)
-    assert refused.recv(1) == b"", "nobody serves that port"
+    assert refused.recv(1) == b"", "nothing listens on that port"
     assert "refused" in forward.error(7003), forward.error(7003)
     forward.close()
 
 
 def ports_first(url, protocol="channel.k8s.io"):
-    """Channels 0 and 1 are the first port's data and errors, 2 and 3 the second's; each begins with its port."""
+    """Channels 0 and 1 are data and errors of the first port, 2 and 3 of the second. Each channel begins with its port."""
     connection = plain(url, protocol)
     text = protocol is not None and "base64" in protocol
     if text:
@@ -230,7 +230,7 @@ def ports_first(url, protocol="channel.k8s.io"):
 
 
 class Tunnel:
-    """SPDY whose bytes are cut into messages without regard to frames."""
+    """SPDY over WebSocket messages, whose boundaries are independent of SPDY's frames."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -247,18 +247,18 @@ class Tunnel:
     def read(self, count):
         while len(self.received) < count:
             message = self.connection.recv()
-            assert message, "the server hung up"
+            assert message, "the server closed the connection"
             self.received += message
         data, self.received = self.received[:count], self.received[count:]
         return data
 
     def frame(self):
-        """Its first word, its flags and its payload."""
+        """Reads a frame. Returns its first word, its flags and its payload."""
         first, second = struct.unpack(">II", self.read(8))
         return first, second >> 24, self.read(second & 0xffffff)
 
     def streams(self, *wanted):
-        """What comes on these streams, until all have ended."""
+        """Reads these streams until all have ended. Returns their bytes."""
         found, open_ones = {stream: b"" for stream in wanted}, set(wanted)
         while open_ones:
             first, flags, payload = self.frame()
@@ -279,7 +279,7 @@ def tunnel(url):
 
     request = b"GET / HTTP/1.0\r\n\r\n"
     sent = pair(1, 7001) + struct.pack(">II", 3, len(request)) + request + pair(5, 7003)
-    # A message ends in the middle of a head, another in the middle of data; the last has what is left of many frames.
+    # The first message ends in the middle of a frame's head, the second in the middle of data; the last one has the rest.
     for part in (sent[:5], sent[5:-40], sent[-40:]):
         connection.send_binary(part)
     found = spdy.streams(1, 3, 5, 7)

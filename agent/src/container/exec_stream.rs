@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bulkhead_proto::agent::{ExecStream, StreamEnd};
+use bulkhead_text::chain;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -100,7 +101,7 @@ impl StreamedExec {
             Ok(terminal) => terminal,
             Err(e) => {
                 let end = StreamEnd {
-                    error: crate::chain(&e),
+                    error: chain(&e),
                     ..StreamEnd::default()
                 };
                 let sinks = Sinks::<Pipe> {
@@ -129,7 +130,7 @@ impl StreamedExec {
                     exit_code: exit.code,
                     ..StreamEnd::default()
                 },
-                Ok(Err(e)) => lost(&crate::chain(&e)),
+                Ok(Err(e)) => lost(&chain(&e)),
                 Err(_) => lost("the agent lost track of the command"),
             }
         })

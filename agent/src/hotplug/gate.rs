@@ -14,6 +14,7 @@ use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::Hotplug;
@@ -147,10 +148,7 @@ impl Hotplug {
 
 /// For the console, which the daemon shows.
 fn complain(error: &dyn std::error::Error) {
-    eprintln!(
-        "bulkhead-agent: more memory for the pod: {}",
-        crate::chain(error)
-    );
+    eprintln!("bulkhead-agent: more memory for the pod: {}", chain(error));
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {

@@ -18,6 +18,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bulkhead_proto::agent::log_record;
+use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
@@ -182,10 +183,7 @@ async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver
             Ok(()) => out.clear(),
             Err(error) => {
                 if !said {
-                    tracing::warn!(
-                        "{}; the container waits and nothing is lost",
-                        crate::serve::chain(&error)
-                    );
+                    tracing::warn!("{}; the container waits and nothing is lost", chain(&error));
                     said = true;
                 }
                 tokio::select! {

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bulkhead`: the daemon and the commands for people without crictl.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod cli;
+mod clock;
 mod config;
 mod cri;
-mod guest;
 mod logs;
-mod network;
 mod notify;
 mod pod;
-mod problem;
+mod random;
 mod scratch;
 mod serve;
 mod store;
@@ -19,7 +20,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bulkhead_vmm::chain;
+use bulkhead_text::chain;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 

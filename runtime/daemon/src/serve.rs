@@ -9,6 +9,11 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::launch::Launcher;
+use bulkhead_host::probe::Probe;
+use bulkhead_host::systemd::Systemd;
+use bulkhead_network::{Network, NetworkError};
 use bulkhead_proto::cri::image_service_server::ImageServiceServer;
 use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
 use rustix::fs::FlockOperation;
@@ -16,18 +21,11 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
-pub use bulkhead_vmm::chain;
-
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
-use crate::guest::cgroup::Cgroups;
-use crate::guest::launch::Launcher;
-use crate::guest::probe::Probe;
-use crate::guest::systemd::Systemd;
-use crate::network::{Network, NetworkError};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
-use crate::pod::sizing::Defaults;
+use crate::pod::plan::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;

@@ -36,12 +36,7 @@ impl Digest {
     }
 
     fn from_hash(hash: &[u8]) -> Self {
-        let mut text = String::with_capacity(PREFIX.len() + HEX_DIGITS);
-        text.push_str(PREFIX);
-        for byte in hash {
-            text.push_str(&format!("{byte:02x}"));
-        }
-        Self(text)
+        Self(format!("{PREFIX}{}", bulkhead_text::hex(hash)))
     }
 }
 

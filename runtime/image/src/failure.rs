@@ -3,8 +3,10 @@
 
 use std::io;
 
+use bulkhead_text::{cut, one_line};
+
 /// The most of a stranger's words that stands in a message.
-const SHOWN_CHARACTERS: usize = 500;
+const SHOWN_BYTES: usize = 500;
 
 /// Kinds of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,17 +39,7 @@ impl FailureKind {
     }
 }
 
-/// An error and its causes, for a library's error that becomes a word of ours.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let errors = std::iter::successors(Some(error), |error| error.source());
-    errors
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
-}
-
 /// What a stranger wrote, made fit for a message: short and on one line.
 pub(crate) fn shorten(text: &str) -> String {
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable.take(SHOWN_CHARACTERS).collect()
+    cut(&one_line(text), SHOWN_BYTES).to_owned()
 }

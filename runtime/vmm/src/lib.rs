@@ -31,15 +31,6 @@ mod sys;
 pub mod vcpu;
 pub mod vm;
 
-/// Joins an error and its sources: the only place where a chain is printed.
-#[must_use]
-pub fn chain(err: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(err), |e| e.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
-}
-
 /// What a process of this crate does first, before it makes threads.
 pub fn prepare_process() {
     sys::use_one_malloc_arena();

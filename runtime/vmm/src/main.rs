@@ -5,9 +5,10 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bulkhead_text::chain;
 use bulkhead_vmm::config::VmConfig;
 use bulkhead_vmm::report::{ExitReason, ExitReport, ReportFile};
-use bulkhead_vmm::{chain, probe, vm};
+use bulkhead_vmm::{probe, vm};
 
 const USAGE: &str = "usage: bulkhead-vmm run < CONFIGURATION | bulkhead-vmm share < CONFIGURATION | \
     bulkhead-vmm probe [--json]";

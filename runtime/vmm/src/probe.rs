@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::memory::{self, Memory};
 use crate::vcpu::kick_signal;
-use crate::{chain, cpu, sys};
+use crate::{cpu, sys};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 /// How long a kicked vCPU may take to come back.

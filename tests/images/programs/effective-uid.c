@@ -1,4 +1,4 @@
-/* Prints who it runs as: installed with the set-user-ID bit, it tells whether that bit had an effect. */
+/* Prints its effective user. Installed with the set-user-ID bit, it shows whether the bit had an effect. */
 #include <stdio.h>
 #include <unistd.h>
 

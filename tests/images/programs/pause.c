@@ -1,4 +1,4 @@
-/* Waits until it is told to end, and reaps what becomes its child meanwhile. */
+/* Waits for a signal to end. Meanwhile reaps orphans, whose parent it becomes as PID 1. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prints the name of whatever is moved into a directory, a line each: what a program that watches its configuration
-// sees. The tests compile it into a static binary, since busybox has none that does.
+// Prints the name of each file that is moved into a directory, as a program that watches its configuration sees it.
+// The tests compile it to a static binary, because busybox has no such program.
 #include <stdio.h>
 #include <sys/inotify.h>
 #include <unistd.h>

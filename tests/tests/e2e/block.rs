@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes in block mode: block devices of the host, here loop devices, that containers have as devices.
+//! Volumes in block mode: containers get block devices of the host, here loop devices.
 
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use tonic::Code;
 const BYTES: u64 = 16 << 20;
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
-/// A loop device over a sparse file, for as long as this lives.
+/// A loop device over a sparse file. It is detached on drop.
 struct Loop {
     device: PathBuf,
     file: tempfile::NamedTempFile,
@@ -39,7 +39,7 @@ impl Loop {
         self.device.display().to_string()
     }
 
-    /// What is in the file behind it.
+    /// Reads the file behind the device.
     fn behind(&self, at: u64, len: usize) -> String {
         let mut bytes = vec![0; len];
         let file = self.file.as_file();
@@ -47,7 +47,7 @@ impl Loop {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Nobody has it open: a device that somebody has keeps its file.
+    /// Asserts that nobody has the device open: an open loop device keeps its backing file when it is detached.
     fn assert_can_be_detached(&self) {
         run_on_host(&["losetup", "--detach", &self.path()]);
         let name = self.device.file_name().expect("a name");
@@ -58,7 +58,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Fails where the test has done it.
+        // Fails if the test has already detached it.
         let _ = Command::new("losetup")
             .arg("--detach")
             .arg(&self.device)
@@ -119,7 +119,7 @@ async fn fails(client: &mut Client, id: &str, line: &str) {
 async fn containers_of_a_pod_share_a_device_that_outlives_the_daemon_and_is_given_back() {
     let (mut daemon, mut client, pod, busybox) = pod().await;
     let volume = Loop::new(&[]);
-    // As kubelet gives it: by a link.
+    // kubelet names the device by a link.
     let links = tempfile::tempdir().expect("directory");
     let link = links.path().join("pvc");
     std::os::unix::fs::symlink(&volume.device, &link).expect("link");
@@ -150,11 +150,11 @@ async fn containers_of_a_pod_share_a_device_that_outlives_the_daemon_and_is_give
     client.remove(&first).await.expect("remove");
     client.shell(&second, &write("still-here", 9)).await;
     assert_eq!(volume.behind(9 * 512, 10), "still-here");
-    // The disk of the pod ends where the device does.
+    // Behind the device's last sector there is nothing to write to.
     let last = BYTES / 512 - 1;
     client.shell(&second, &write("end", last)).await;
     fails(&mut client, &second, &write("beyond", last + 1)).await;
-    // Its other disks are not the container's.
+    // The pod's other disks are closed to the container.
     let node = "mknod /vdc b $(tr : ' ' < /sys/block/vdc/dev)";
     client.shell(&second, node).await;
     fails(&mut client, &second, "head -c 1 /vdc").await;
@@ -165,7 +165,7 @@ async fn containers_of_a_pod_share_a_device_that_outlives_the_daemon_and_is_give
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_is_read_only_where_it_was_given_so_or_is_so() {
+async fn a_device_is_read_only_if_its_permissions_or_the_device_itself_say_so() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     let (given, fixed) = (Loop::new(&[]), Loop::new(&["--read-only"]));
     let write = "echo x | dd of=/dev/xvda bs=512 conv=fsync,notrunc";
@@ -182,7 +182,7 @@ async fn a_device_is_read_only_where_it_was_given_so_or_is_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_lost_its_medium_fails_alone() {
+async fn a_device_without_its_medium_gives_errors_and_other_devices_work() {
     let (daemon, mut client, pod, busybox) = pod().await;
     let (lost, other) = (Loop::new(&[]), Loop::new(&[]));
     let mut config = with_device("main", &busybox, lost.path(), "rwm");
@@ -209,7 +209,7 @@ async fn a_device_that_lost_its_medium_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_system_of_the_host_is_mounted_by_a_privileged_container() {
+async fn a_privileged_container_mounts_a_file_system_of_the_host() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     let volume = Loop::new(&[]);
     run_on_host(&["mkfs.ext4", "-q", &volume.path()]);
@@ -236,7 +236,7 @@ async fn a_file_system_of_the_host_is_mounted_by_a_privileged_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_block_device_is_refused_by_its_name() {
+async fn devices_that_are_no_block_devices_are_refused_by_name() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     assert!(
         std::fs::metadata("/dev/kvm")

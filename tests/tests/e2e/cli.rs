@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The commands for people without crictl.
+//! The commands `bulkhead run`, `ps`, `logs`, `exec` and others.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -31,8 +31,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A daemon that has run a pod, so that the cgroup above those of the pods, which stays, is there; its image, and a
-/// census.
+/// Starts a daemon and runs a pod, because its first pod makes the parent cgroup, which stays. Returns the daemon, the
+/// image, and a census.
 async fn used_daemon() -> (Daemon, String, Census) {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     let busybox = Registry::shared().image("test/busybox");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Clients that come together and clients that go away: at every step of a pod's life, in the middle of the call.
+//! Clients that work at the same time, and clients that disconnect in the middle of a call, at every step of a pod's
+//! life.
 
 use std::time::Duration;
 
@@ -7,10 +8,10 @@ use bulkhead_tests::client::{Client, PATIENCE, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 
-/// How long after the start of a call its client goes away, connection and all.
+/// How long after the start of a call its client disconnects.
 const MOMENTS_MS: [u64; 3] = [1, 30, 300];
 
-/// Does `step` with a client of its own, which vanishes after `moment_ms` milliseconds at the latest.
+/// Does `step` with a new client that disconnects after `moment_ms` milliseconds if the call is not done.
 async fn vanishing<F: Future>(
     daemon: &Daemon,
     moment_ms: u64,
@@ -21,7 +22,7 @@ async fn vanishing<F: Future>(
     tokio::time::timeout(limit, step(client)).await.ok()
 }
 
-/// Waits until the daemon knows as many pods as that.
+/// Waits until the daemon has exactly so many pods.
 async fn settled(client: &mut Client, pods: usize) {
     let wait = async {
         while client.pod_ids().await.len() != pods {
@@ -43,7 +44,7 @@ async fn a_client_may_go_away_at_every_step_and_come_back() {
     client.end_pod(&warm).await;
     let before = daemon.census();
     for moment in MOMENTS_MS {
-        // Nobody knows the id of a pod whose caller is gone: it must not stay, and its name must be free.
+        // If the caller disconnects, nobody knows the pod's id. So the pod must be removed and its name must be free.
         let name = format!("left-{moment}");
         vanishing(&daemon, moment, |mut gone| {
             let name = name.clone();
@@ -54,7 +55,7 @@ async fn a_client_may_go_away_at_every_step_and_come_back() {
         let pod = loop {
             match client.run_pod(&name).await {
                 Ok(pod) => break pod,
-                // Until what was begun is undone.
+                // The first attempt is still being undone.
                 Err(status) if status.code() == tonic::Code::AlreadyExists => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -67,7 +68,7 @@ async fn a_client_may_go_away_at_every_step_and_come_back() {
             async move { gone.create(&pod, config).await.map(drop) }
         })
         .await;
-        // kubelet asks what there is, and creates what is not there.
+        // kubelet lists the containers and creates those that are missing.
         let mut config = config.clone();
         config.metadata.as_mut().expect("metadata").attempt = 1;
         let id = client.create(&pod, config).await.expect("create");
@@ -132,7 +133,7 @@ async fn two_clients_see_the_same_pods_and_do_not_wait_for_each_other() {
     let id = one
         .run_script(&pod, "main", &busybox, "exec sleep 1000")
         .await;
-    // While one waits for a long exec, the other uses the same container.
+    // While one client waits for a long exec, the other one uses the same container.
     let mut waiting = one.clone();
     let waited = id.clone();
     let long = tokio::spawn(async move { waiting.shell(&waited, "sleep 3; echo waited").await });
@@ -141,7 +142,7 @@ async fn two_clients_see_the_same_pods_and_do_not_wait_for_each_other() {
         !long.is_finished(),
         "the second exec did not wait for the first"
     );
-    // Of two that remove it at once, both are content.
+    // If two clients remove it at the same time, both calls succeed.
     assert_eq!(long.await.expect("the exec"), "waited\n");
     let (first, second) = tokio::join!(one.remove(&id), two.remove(&id));
     first.expect("remove");

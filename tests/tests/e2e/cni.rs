@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CNI's plugins and configuration, good and bad: what they do wrong is told, bounded and cleaned up.
+//! CNI plugins and configurations, good and bad. Their faults are reported, bounded and cleaned up.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use tonic::Code;
 
 use crate::network::addresses;
 
-/// Debian's bridge as a plugin of CNI 1.1 that notes what it is asked, does what a file beside it says, and is
-/// otherwise good.
+/// Debian's bridge plugin behind a script that speaks CNI 1.1, records each call, and fails a command if a file beside
+/// the script says so.
 const WRAPPED: &str = r#"input=$(cat)
 printf '%s %s\n' "$CNI_COMMAND" "$input" >>"$0.calls"
 [ ! -e "$0.fails-$CNI_COMMAND" ] || { echo '{"code":50,"msg":"not now","details":"the agent is away"}'; exit 1; }
@@ -46,7 +46,7 @@ async fn network_condition(client: &mut Client) -> RuntimeCondition {
         .expect("the condition NetworkReady")
 }
 
-/// Waits until the network's condition is `ready` and has all `words` in its message.
+/// Waits until the condition NetworkReady has the status `ready` and its message contains all of `words`.
 async fn becomes(client: &mut Client, ready: bool, words: &[&str]) {
     let started = Instant::now();
     loop {
@@ -68,7 +68,7 @@ fn leases(network: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_plugins_do_wrong_is_told_and_leaves_nothing_behind() {
+async fn faults_of_plugins_are_reported_and_leave_nothing_behind() {
     let daemon = Daemon::start().await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
@@ -113,7 +113,7 @@ async fn what_plugins_do_wrong_is_told_and_leaves_nothing_behind() {
     ];
     for (name, script, code, word) in bad {
         daemon.plugin(name, script);
-        // After a good one, whose work must be undone.
+        // A good plugin comes first in the chain; its work must be undone.
         let conflist = format!(
             r#"{{"cniVersion":"1.0.0","name":"bulkhead-bad","plugins":[
                 {{"type":"bridge","bridge":"bulkhead0","ipam":{{"type":"host-local",
@@ -138,7 +138,7 @@ async fn what_plugins_do_wrong_is_told_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_a_plugin_does_not_take_down_is_taken_down_the_next_time() {
+async fn a_network_whose_teardown_failed_is_taken_down_the_next_time() {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     daemon.plugin("wrapped", WRAPPED);
     daemon.configure_network("10-wrapped.conflist", WRAPPED_CONFLIST);
@@ -173,7 +173,7 @@ async fn a_network_that_a_plugin_does_not_take_down_is_taken_down_the_next_time(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readiness_follows_the_configuration_and_its_plugins_and_pods_keep_theirs() {
+async fn network_ready_follows_configuration_and_plugins_and_pods_keep_their_configuration() {
     let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
     let mut client = daemon.client().await;
     becomes(&mut client, false, &["no CNI configuration"]).await;
@@ -246,7 +246,7 @@ async fn a_pod_whose_namespace_is_gone_gives_its_address_back() {
     let held = leases("bulkhead-tests").len();
     let pod = client.run_pod("rebooted").await.expect("run pod");
     assert_eq!(leases("bulkhead-tests").len(), held + 1);
-    // What a reboot leaves: records, and no VM and no namespace.
+    // After a reboot there are records, but no VMs and no network namespaces.
     daemon.kill();
     for pid in daemon.vmm_pids() {
         let killed = std::process::Command::new("kill")

@@ -12,7 +12,7 @@ use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use tonic::Code;
 
-/// A daemon, a pod in it, and busybox pulled: what most tests here start from.
+/// Starts a daemon, pulls busybox and runs a pod: the start of most tests here.
 async fn pod() -> (Daemon, Client, Pod, String) {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     let mut client = daemon.client().await;
@@ -32,7 +32,7 @@ async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
         ("segv", "sh -c 'kill -SEGV $$'; exit 139", 139, "Error"),
     ];
     for (name, script, code, reason) in table {
-        // PID 1 of a namespace cannot kill itself: the killed one runs as a child would in a pod.
+        // PID 1 of a PID namespace cannot kill itself. In the guest's namespace, the script has another PID.
         let mut config = container(name, &busybox, &["sh", "-c", script]);
         config.linux = Some(LinuxContainerConfig {
             security_context: Some(LinuxContainerSecurityContext {
@@ -108,7 +108,7 @@ async fn two_containers_share_the_pod_and_not_their_files() {
             .starts_with("sleep"),
         "PID 1 of a container's own namespace is its process"
     );
-    // A server in one is reached from the other on loopback.
+    // One container reaches a server in the other one on loopback.
     client
         .shell(
             &one,
@@ -153,7 +153,7 @@ async fn a_container_over_its_memory_limit_is_killed_and_says_so() {
         (status.exit_code, status.reason.as_str()),
         (137, "OOMKilled")
     );
-    // The sandbox has survived.
+    // The sandbox still works.
     let other = client
         .run_script(&pod, "other", &busybox, "exec sleep 100")
         .await;
@@ -207,7 +207,7 @@ async fn exec_has_exit_codes_output_bounds_and_timeouts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stop_asks_with_the_images_signal_and_kills_who_does_not_listen() {
+async fn stop_sends_the_images_signal_and_kills_a_program_that_ignores_it() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     let entrypoint = Registry::shared().image("test/entrypoint");
     client.pull(&entrypoint).await.expect("pull");
@@ -269,7 +269,7 @@ async fn an_emptied_sandbox_takes_new_containers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_and_pods_say_who_runs_and_where() {
+async fn images_and_pods_set_user_groups_and_working_directory() {
     let (_daemon, mut client, pod, _busybox) = pod().await;
     let registry = Registry::shared();
     let who = "id -u; id -g; id -G; pwd";
@@ -369,7 +369,7 @@ async fn the_default_container_is_confined() {
         "mount -t tmpfs none /mnt",
         "echo 1 > /proc/sys/kernel/panic",
         "echo 1 > /sys/kernel/mm/ksm/run",
-        // The image disk: a node for it can be made, as with runc, and is of no use.
+        // The image disk: as with runc, a device node for it can be created but not opened.
         "mknod /dev/own b $(awk '$4 == \"vda\" {print $1, $2}' /proc/partitions) && head -c 1 /dev/own",
         "dd if=/proc/kcore of=/dev/null bs=1 count=1 2>/dev/null | grep x",
     ] {
@@ -409,7 +409,8 @@ async fn a_shared_pid_namespace_has_a_pause_process_and_all_containers() {
     });
     let pod = client.run_pod_with(config).await.expect("run pod");
     let mut ids = Vec::new();
-    // Who says nothing has the pod's: CRI's default, though not kubelet's.
+    // A container without namespace options is in the pod's PID namespace: CRI's default, though kubelet always sets
+    // them.
     for (name, options) in [("one", Some(options)), ("two", None)] {
         let mut config = container(name, &busybox, &["sleep", "777"]);
         config.linux = options.map(|options| LinuxContainerConfig {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! crictl, as people use it by hand: the life of a pod, and streams over both transports.
+//! crictl, used as by hand: the life of a pod, and streams over both transports.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -103,7 +103,7 @@ async fn crictl_runs_a_pod_and_streams_over_both_transports() {
     assert_eq!(listed.trim(), id);
 
     let synchronous = crictl(&daemon, &["exec", "--sync", id, "hostname"]);
-    // crictl adds a line of its own for each output.
+    // crictl prints a line of its own for each output.
     assert_eq!(synchronous.trim_end(), "by-hand");
     for transport in ["spdy", "websocket"] {
         streams(&daemon, pod, id, transport).await;
@@ -139,7 +139,7 @@ async fn crictl_runs_a_pod_and_streams_over_both_transports() {
     assert!(!crictl(&daemon, &["images"]).contains("test/busybox"));
 }
 
-/// Exec, attach and port-forward as `crictl --transport` has them.
+/// Exec, attach and port-forward with `crictl --transport`.
 async fn streams(daemon: &Daemon, pod: &str, id: &str, transport: &str) {
     let line = "echo out; echo err >&2; exit 3";
     let ran = crictl_fails(
@@ -154,7 +154,7 @@ async fn streams(daemon: &Daemon, pod: &str, id: &str, transport: &str) {
     );
     assert!(
         !ran.status.success(),
-        "{transport}: the exit code is passed on"
+        "{transport}: crictl must pass the exit code on"
     );
 
     let arguments = [
@@ -175,7 +175,7 @@ async fn streams(daemon: &Daemon, pod: &str, id: &str, transport: &str) {
         .expect("run crictl");
     assert_eq!(ran.stdout.len(), 100_000, "{transport}: {:?}", ran.stderr);
 
-    // Attach does not end by itself: the log shows that the input came.
+    // `crictl attach` does not end when its input ends. The log shows that the input arrived.
     fs::write(&input, format!("over {transport}\n")).expect("input");
     let mut attached = tokio::process::Command::from(command(
         daemon,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! EmptyDirs on disk as kubelet deals with them on the host: it measures them there, reads files for the environment of
-//! containers there, and expects them to outlive a sandbox.
+//! EmptyDirs on disk, seen from the host as kubelet sees them: it measures their size, reads files for containers'
+//! environments (`fileKeyRef`), and expects them to outlive a sandbox.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -32,14 +32,14 @@ async fn run(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String 
     id
 }
 
-/// A sandbox of the same pod.
+/// Runs another sandbox of the same pod.
 async fn sandbox(client: &mut Client, attempt: u32) -> Pod {
     let mut config = client.pod_config("pod");
     config.metadata.as_mut().expect("metadata").attempt = attempt;
     client.run_pod_with(config).await.expect("run pod")
 }
 
-/// As kubelet's `DiskUsage` counts.
+/// Returns the bytes on disk, counted like kubelet's `DiskUsage`.
 fn usage(path: &Path) -> u64 {
     let metadata = path.symlink_metadata().expect("look");
     let mut sum = metadata.blocks() * 512;
@@ -64,7 +64,7 @@ async fn until_usage(path: &Path, what: &str, enough: impl Fn(u64) -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_empty_dir_takes_is_seen_on_the_host_up_and_down() {
+async fn the_host_sees_the_size_of_an_empty_dir_grow_and_shrink() {
     let (_daemon, mut client, kubelet, busybox) = host().await;
     let (data, other) = (kubelet.empty_dir("data"), kubelet.empty_dir("other"));
     let pod = sandbox(&mut client, 0).await;
@@ -80,7 +80,7 @@ async fn what_an_empty_dir_takes_is_seen_on_the_host_up_and_down() {
     client.shell(&id, write).await;
     let full = usage(&data);
     assert!((40 * MIB..48 * MIB).contains(&full), "{full} bytes");
-    // What the journal took is given back.
+    // The journal's blocks are freed.
     until_usage(&data, "no more than is in it", |used| used < 41 * MIB).await;
     client.shell(&id, "rm /data/big").await;
     until_usage(&data, "shrinks", |used| used < MIB).await;
@@ -89,7 +89,7 @@ async fn what_an_empty_dir_takes_is_seen_on_the_host_up_and_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_for_the_environment_are_on_the_host_when_their_container_has_exited() {
+async fn environment_files_are_on_the_host_once_their_container_has_exited() {
     let (mut daemon, mut client, mut kubelet, busybox) = host().await;
     let data = kubelet.empty_dir("data");
     let memory = kubelet.memory_dir("memory", 1024);
@@ -116,13 +116,13 @@ async fn files_for_the_environment_are_on_the_host_when_their_container_has_exit
     }
     let in_memory = fs::read_to_string(memory.join("m.env")).ok();
     assert_eq!(in_memory.as_deref(), Some("M='4'\n"));
-    // The guest's volume has its own.
+    // The second container sees the files in the guest's volume and changes them there.
     let second = "cd /work; grep -q first app.env && rm app.env && ls script && sleep 3 && \
         printf \"C='3'\" > c.env";
     let config = container("second", &busybox, &["sh", "-c", second]);
     let config = with_mounts(config, vec![mount(&data, "/work")]);
     let id = run(&mut client, &pod, config).await;
-    // An exit that no daemon saw.
+    // The container exits while no daemon runs.
     daemon.kill();
     tokio::time::sleep(Duration::from_secs(5)).await;
     daemon.restart().await;
@@ -150,7 +150,7 @@ async fn an_empty_dir_outlives_its_sandbox_and_the_death_of_its_vm() {
     let line = "mkdir /data/d; echo first > /data/d/file; chown 7 /data/d/file; chmod 1770 /data; \
         dd if=/dev/zero of=/data/big bs=1M count=20 2>/dev/null";
     client.shell(&id, line).await;
-    // Nobody else may have it meanwhile, and whoever tries does no harm.
+    // Meanwhile a second VM cannot use the volume, and its attempt does no harm.
     let second = sandbox(&mut client, 1).await;
     let refused = client.create(&second, main()).await;
     assert_fails(refused, Code::FailedPrecondition, &["another VM", "data"]);
@@ -192,7 +192,7 @@ async fn an_empty_dir_outlives_its_sandbox_and_the_death_of_its_vm() {
         .shell(&id, "rm -r /data/* && echo x > /data/new && sync")
         .await;
     client.end_pod(&pod).await;
-    // The whole of it goes as kubelet removes it.
+    // kubelet removes the volume by removing this one file.
     let names: Vec<_> = fs::read_dir(&data)
         .expect("list")
         .map(|entry| entry.expect("an entry").file_name())
@@ -201,7 +201,7 @@ async fn an_empty_dir_outlives_its_sandbox_and_the_death_of_its_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_empty_dir_or_a_full_host_is_an_error_and_no_dead_vm() {
+async fn a_full_empty_dir_or_host_disk_gives_errors_and_the_vm_lives() {
     let (daemon, mut client, mut kubelet, busybox) = host().await;
     let (data, other) = (kubelet.empty_dir("data"), kubelet.empty_dir("other"));
     let cramped = kubelet.disk_dir("cramped", 24);
@@ -233,7 +233,7 @@ async fn a_full_empty_dir_or_a_full_host_is_an_error_and_no_dead_vm() {
         .await;
     let room: u64 = room.trim().parse().expect("a number");
     assert!(room > 56 * MIB, "{room} of 64 MiB could be written");
-    // The host's disk is full before the guest's.
+    // This volume's disk on the host is smaller than the volume.
     let said = fill(&mut client, "/cramped", 40).await;
     assert!(said.contains("error"), "{said}");
     client

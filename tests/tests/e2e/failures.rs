@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What must fail, and how: VMs that die, kernels that panic, programs that are not there.
+//! Failures and their messages: VMs that die, kernels that panic, files that are missing.
 
 use bulkhead_proto::cri::{ContainerState, PodSandboxState};
 use bulkhead_tests::client::assert_fails;
@@ -61,8 +61,8 @@ async fn a_killed_vmm_makes_its_pod_not_ready_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kernel_that_panics_fails_the_boot_with_its_last_words() {
-    // An initramfs without an init: the kernel has nothing to run.
+async fn a_kernel_panic_fails_the_boot_and_the_error_shows_the_console() {
+    // The initramfs has no init, so the kernel panics.
     let empty = tempfile::NamedTempFile::new().expect("file");
     std::fs::write(empty.path(), b"not an archive").expect("write");
     let line = format!("initramfs = \"{}\"", empty.path().display());
@@ -91,7 +91,7 @@ async fn a_missing_kernel_is_named() {
     assert!(client.pod_ids().await.is_empty());
 }
 
-/// A file system of its own size over a directory, until dropped.
+/// A tmpfs of a given size on a directory. It is unmounted on drop.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -118,7 +118,7 @@ impl Drop for SmallDisk {
 async fn a_full_disk_fails_pulls_and_pods_by_name_and_leaves_nothing() {
     let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
     daemon.kill();
-    // Room for the records and busybox, not for the five megabytes of the other image.
+    // The disk has room for the records and busybox, but not for the 5 MB of the other image.
     let _images = SmallDisk::mount(daemon.path("state/images"), "6m");
     daemon.restart().await;
     let mut client = daemon.client().await;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Memory that VMs get and give back while they run, under cgroups like kubelet's and in its order of calls.
+//! VMs that get and give back memory while they run, in cgroups like kubelet's and with kubelet's order of calls.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::resources::{
 };
 
 const OVERHEAD: i64 = 180 * MIB;
-/// What kubelet sends of a pod that it cannot limit, read back from its cgroup.
+/// The limit that kubelet sends for a pod without one; it reads "max" from its cgroup.
 const NONE: i64 = -1;
 
 fn pod_below(
@@ -70,14 +70,13 @@ fn bytes(mebibytes: i64) -> String {
     (mebibytes * MIB).to_string()
 }
 
-/// A script that fills so much memory at once and ends well.
+/// A script that touches so much memory at once and exits with 0.
 fn fill(mebibytes: i64) -> String {
     format!("dd if=/dev/zero of=/dev/null bs={mebibytes}M count=1")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_small_pod_without_overhead_has_exactly_its_limit_and_its_vm_lives_beside_kubelets_cgroup()
- {
+async fn a_pod_without_overhead_has_exactly_its_limit_and_its_vm_is_beside_kubelets_cgroup() {
     let (daemon, mut client, busybox) = daemon("").await;
     let mut kubepods = Kubepods::new("small");
     let tight = kubepods.pod("burstable", "tight", &[("memory.max", &bytes(64))]);
@@ -89,7 +88,7 @@ async fn a_small_pod_without_overhead_has_exactly_its_limit_and_its_vm_lives_bes
     assert!((165..240).contains(&bound), "{bound} MiB");
     let id = start(&mut client, &pod, sleeper(&busybox, "main", memory(64))).await;
     assert_eq!(guest_number(&mut client, &id, "memory.max").await, 64 * MIB);
-    // All of the limit is the container's, and no more.
+    // The container can use all of its limit and no more.
     let within = client.exec(&id, &["sh", "-c", &fill(50)], 0).await;
     assert_eq!(within.expect("exec").exit_code, 0);
     let beyond = client.exec(&id, &["sh", "-c", &fill(70)], 0).await;
@@ -104,11 +103,10 @@ async fn a_small_pod_without_overhead_has_exactly_its_limit_and_its_vm_lives_bes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_without_a_limit_grows_as_its_programs_need_and_its_limited_container_is_left_alone()
-{
+async fn a_pod_without_a_limit_grows_when_programs_need_memory_and_not_for_page_cache() {
     let (_daemon, mut client, busybox) = daemon("sandbox.memory_mib = 160\n").await;
     let mut kubepods = Kubepods::new("free");
-    // kubelet sums up the limits that there are, but does not limit the pod.
+    // One container has a limit, which kubelet sends as the pod's, but the pod's cgroup is not limited.
     let cgroup = kubepods.pod("burstable", "free", &[]);
     let config = pod_below(&client, "free", &cgroup, memory(64), 0);
     let pod = client.run_pod_with(config).await.expect("run pod");
@@ -121,7 +119,7 @@ async fn a_pod_without_a_limit_grows_as_its_programs_need_and_its_limited_contai
     assert_eq!(status.exit_code, 0, "{status:?}");
     let after = guest_memory_mib(&mut client, &calm).await;
     assert!(after > before + 100, "{before} MiB, then {after}");
-    // Page cache alone is no reason to grow.
+    // Page cache alone does not make the VM grow.
     let reader = client
         .run_script(
             &pod,
@@ -139,7 +137,7 @@ async fn a_pod_without_a_limit_grows_as_its_programs_need_and_its_limited_contai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_memory_request_is_there_when_the_container_starts() {
+async fn the_memory_that_a_container_requests_is_there_when_it_starts() {
     let (_daemon, mut client, busybox) = daemon("").await;
     let mut kubepods = Kubepods::new("request");
     let cgroup = kubepods.pod("burstable", "request", &[]);
@@ -152,7 +150,7 @@ async fn a_memory_request_is_there_when_the_container_starts() {
         .and_then(|kibibytes| kibibytes.parse().ok())
         .expect("MemTotal");
     let requested = 1024;
-    // As kubelet calculates it.
+    // kubelet's formula.
     let resources = LinuxContainerResources {
         oom_score_adj: 1000 - 1000 * (requested << 10) / total,
         ..Default::default()
@@ -173,7 +171,7 @@ async fn a_pod_is_resized_in_kubelets_order_of_calls() {
     let id = start(&mut client, &pod, sleeper(&busybox, "main", memory(64))).await;
     let before = guest_memory_mib(&mut client, &id).await;
 
-    // Up: the sandbox, kubelet's cgroup, the container.
+    // Up, in kubelet's order: the sandbox, kubelet's cgroup, the container.
     resize(&mut client, &pod, memory(200), OVERHEAD)
         .await
         .expect("grow the pod");
@@ -182,12 +180,13 @@ async fn a_pod_is_resized_in_kubelets_order_of_calls() {
     assert!(guest_memory_mib(&mut client, &id).await > before + 100);
     let filled = client.exec(&id, &["sh", "-c", &fill(120)], 0).await;
     assert_eq!(filled.expect("exec").exit_code, 0);
-    // Page cache, and what the guest has touched and freed, is the host's to give back.
+    // The guest now holds page cache and memory that it touched and freed. It must give both back.
     client
         .shell(&id, "dd if=/dev/zero of=/cache bs=1M count=150")
         .await;
 
-    // Down: the container, the sandbox, kubelet's cgroup, which the kernel would make room in by killing the VM.
+    // Down: the container, the sandbox, kubelet's cgroup. If the VM held more than that allows, the kernel would kill
+    // it.
     update(&mut client, &id, memory(64)).await.expect("shrink");
     resize(&mut client, &pod, memory(64), OVERHEAD)
         .await
@@ -199,7 +198,7 @@ async fn a_pod_is_resized_in_kubelets_order_of_calls() {
     assert_eq!(status.state(), ContainerState::ContainerRunning);
     assert_eq!(guest_number(&mut client, &id, "memory.max").await, 64 * MIB);
 
-    // A CPU resize of the pod: all values together, memory as it was.
+    // A CPU resize of the pod: kubelet sends all values, memory unchanged.
     let cpu = LinuxContainerResources {
         cpu_quota: 50_000,
         cpu_period: 100_000,
@@ -210,7 +209,7 @@ async fn a_pod_is_resized_in_kubelets_order_of_calls() {
     let home = host_cgroup(&daemon);
     let max = fs::read_to_string(home.join("cpu.max")).expect("cpu.max");
     assert_eq!(max.trim(), "50000 100000");
-    // Beyond what the overhead has room for, in words.
+    // The VM of such a limit would need more than the overhead. The error says so.
     assert_fails(
         resize(&mut client, &pod, memory(4096), OVERHEAD).await,
         Code::ResourceExhausted,
@@ -223,7 +222,7 @@ async fn a_pod_is_resized_in_kubelets_order_of_calls() {
 async fn pods_without_overhead_or_without_a_limit_can_be_resized_too() {
     let (daemon, mut client, busybox) = daemon("").await;
     let mut kubepods = Kubepods::new("bare");
-    // Fully limited, no overhead: a change of CPUs alone.
+    // A pod with limits and without overhead: only its CPU limit changes.
     let tight = kubepods.pod("burstable", "tight", &[("memory.max", &bytes(64))]);
     let config = pod_below(&client, "tight", &tight, memory(64), 0);
     let pod = client.run_pod_with(config).await.expect("run pod");
@@ -244,7 +243,7 @@ async fn pods_without_overhead_or_without_a_limit_can_be_resized_too() {
     assert!(bound > 200, "{bound} MiB");
     client.end_pod(&pod).await;
 
-    // One container has no limit: kubelet reads "max" back, and takes the overhead from it.
+    // One container has no limit. kubelet reads "max" from its cgroup as -1, and subtracts the overhead from that.
     let free = kubepods.pod("burstable", "free", &[]);
     let config = pod_below(&client, "free", &free, memory(64), OVERHEAD);
     let pod = client.run_pod_with(config).await.expect("run pod");
@@ -257,7 +256,7 @@ async fn pods_without_overhead_or_without_a_limit_can_be_resized_too() {
     let home = host_cgroup(&daemon);
     let max = fs::read_to_string(home.join("memory.max")).expect("memory.max");
     assert_eq!(max.trim(), "max");
-    // A limit where there was none.
+    // The pod gets a limit.
     resize(&mut client, &pod, memory(100), OVERHEAD)
         .await
         .expect("a limit");

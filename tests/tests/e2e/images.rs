@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images: pulls, names, what survives the way from a tar into a guest, and bad registries.
+//! Images: pulls, names, what a guest sees of a tar's entries, and bad registries.
 
 use bulkhead_proto::cri::{
     AuthConfig, FilesystemUsage, ImageFilter, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
@@ -265,7 +265,7 @@ async fn bad_pulls_name_the_cause_and_leave_nothing() {
         (
             "nobody listens",
             format!("{nobody}/test/busybox"),
-            // What kubelet looks for at the beginning has no code.
+            // kubelet knows this error by the beginning of its message; it has no gRPC code.
             Code::Unknown,
             "RegistryUnavailable: ",
         ),
@@ -297,10 +297,10 @@ async fn bad_pulls_name_the_cause_and_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_corrupt_layer_is_found_out() {
+async fn a_corrupt_layer_is_detected() {
     let (_daemon, mut client) = start().await;
     let registry = Registry::shared();
-    // The second layer of this image is nobody else's: change a byte of it where the registry keeps it.
+    // No other image has the second layer of this image. Change a byte of it in the registry's storage.
     let links = registry
         .storage
         .join("docker/registry/v2/repositories/test/corrupt/_layers/sha256");
@@ -315,7 +315,7 @@ async fn a_corrupt_layer_is_found_out() {
             ))
         })
         .collect();
-    // Configuration, noise layer, busybox: by size, the noise is in the middle.
+    // Sorted by size: the configuration, the layer of random bytes, busybox.
     blobs.sort_by_key(|path| std::fs::metadata(path).expect("blob").len());
     let noise = &blobs[1];
     let mut bytes = std::fs::read(noise).expect("read the layer");
@@ -335,7 +335,7 @@ async fn a_corrupt_layer_is_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_stalls_is_given_up() {
+async fn a_pull_from_a_registry_that_stalls_is_given_up() {
     let daemon =
         Daemon::start_with(Networking::Loopback, "[images]\nstall_timeout_seconds = 2").await;
     let mut client = daemon.client().await;
@@ -421,7 +421,7 @@ async fn credentials_go_only_to_the_registry_that_they_are_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn images_are_for_every_handler_that_is_there_and_no_other() {
+async fn images_serve_every_known_runtime_handler_and_no_other() {
     let (_daemon, mut client) = start().await;
     let busybox = Registry::shared().image("test/busybox");
     let of = |handler: &str| ImageSpec {
@@ -460,7 +460,7 @@ async fn images_are_for_every_handler_that_is_there_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_containers_write_is_on_a_file_system_that_is_told_apart_from_the_images() {
+async fn what_containers_write_is_reported_apart_from_images() {
     let (_daemon, mut client) = start().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");

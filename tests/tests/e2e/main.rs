@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! End-to-end tests: everything through the CRI socket, on a real VM. One binary, so that one emulated
-//! host and one registry serve them all.
+//! End-to-end tests: everything goes through the CRI socket and runs in real VMs. They are one program, so that one
+//! emulated host and one registry serve them all.
 
 mod block;
 mod cli;

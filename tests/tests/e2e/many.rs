@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Many pods: in a row and at once, and nothing is left.
+//! Many pods, one after the other and at once. Nothing is left behind.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -15,11 +15,11 @@ use bulkhead_tests::registry::Registry;
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
-/// kubelet's for `RunPodSandbox`.
+/// kubelet's deadline for `RunPodSandbox`.
 const KUBELETS_PATIENCE: Duration = Duration::from_secs(240);
-/// As many pods as a Deployment had of which none came up.
+/// How many pods are made at once.
 const CROWD: usize = 25;
-/// Of these, so many come back at once after the node has lost all: a test's time is short.
+/// How many of these are made again after the node has lost all. Fewer, to save time.
 const COMEBACK: usize = 12;
 
 async fn whole_life(mut client: Client, name: String, image: String) {
@@ -60,7 +60,7 @@ async fn twenty_pods_in_a_row_and_five_at_once_leave_nothing() {
     daemon.census().assert_equals(&before);
 }
 
-/// Asks for a pod as kubelet does, with a deadline.
+/// Asks for a pod with a deadline, as kubelet does.
 async fn run_within(
     client: &mut Client,
     config: PodSandboxConfig,
@@ -86,8 +86,8 @@ fn in_cgroup(mut config: PodSandboxConfig, cgroup_parent: String) -> PodSandboxC
     config
 }
 
-/// What kubelet does for every pod at the same time: make the sandbox, start the container.
-/// Also says in which order the sandboxes came up.
+/// Makes all sandboxes at the same time and starts a container in each, as kubelet does. Returns the pods, and their
+/// numbers in the order in which they became ready.
 async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> (Vec<Pod>, Vec<usize>) {
     let image = Registry::shared().image("test/busybox");
     let order = Arc::new(Mutex::new(Vec::new()));
@@ -103,7 +103,7 @@ async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> (Vec<Pod>, Vec<
                 .await;
             pod
         }));
-        // So that it is known who asked first.
+        // A pause, so that the order of the calls is known.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut up = Vec::new();
@@ -114,7 +114,8 @@ async fn crowd(client: &Client, configs: &[PodSandboxConfig]) -> (Vec<Pod>, Vec<
     (up, order)
 }
 
-/// Who asked first is ready first, but for those that boot at the same time or whose calls overtook each other on the way.
+/// Asserts that pods became ready in the order of their calls, except for those that boot at the same time and for
+/// calls that overtook each other on the way.
 fn assert_fair(order: &[usize]) {
     const OVERTAKEN: usize = 4;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -137,7 +138,7 @@ async fn end_all(client: &Client, pods: Vec<Pod>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost_them() {
+async fn many_best_effort_pods_at_once_become_ready_also_after_the_node_has_lost_all_vms() {
     let mut cgroups = BestEffort::new("many");
     let mut daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Bridge,
@@ -173,7 +174,7 @@ async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost
             PodSandboxState::SandboxNotready
         );
     }
-    // kubelet stops the dead sandboxes and makes the next ones, all at the same time.
+    // kubelet stops the dead sandboxes and makes new ones, all at the same time.
     configs.truncate(COMEBACK);
     for config in &mut configs {
         config.metadata.as_mut().expect("metadata").attempt = 1;
@@ -186,7 +187,7 @@ async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost
             tokio::spawn(async move { client.stop_pod(&id).await })
         })
         .collect();
-    // The calls come while the stops load the host: who asked first is not known.
+    // The stops load the host meanwhile, so the order of the calls is not known.
     let (again, _) = crowd(&client, &configs).await;
     for stop in stops {
         stop.await.expect("task").expect("stop a dead pod");
@@ -198,7 +199,7 @@ async fn many_best_effort_pods_at_once_come_up_and_again_after_the_node_has_lost
     daemon.census().assert_equals_but_for_processes(&before);
 }
 
-/// Asks for a pod, and is to be dropped.
+/// Asks for a pod in a task. Aborting the task cancels the call.
 fn ask(client: &Client, name: &str) -> JoinHandle<Result<Pod, Status>> {
     let mut client = client.clone();
     let name = name.to_owned();
@@ -214,7 +215,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
+async fn a_caller_that_gives_up_leaves_the_queue_and_its_boot_ends() {
     let daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Bridge,
         "sandbox.parallel_boots = 1",
@@ -230,7 +231,7 @@ async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
     let leaves = ask(&client, "queued");
     let others: Vec<_> = ["b", "c"].map(|name| ask(&client, name)).into();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    // One whose caller says how long it waits is told what it waited for.
+    // A caller with a deadline learns what it waited for.
     let config = client.pod_config("impatient");
     assert_fails(
         run_within(&mut client, config, Duration::from_millis(400)).await,
@@ -239,7 +240,7 @@ async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
     );
     leaves.abort();
     assert!(leaves.await.expect_err("aborted").is_cancelled());
-    // The name is free at once, and a place at the end of the queue is to be had.
+    // The name is free at once, and the next call joins the end of the queue.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let again = client.run_pod("queued").await.expect("the name is free");
     let mut pods = vec![again, boots.await.expect("task").expect("boots")];
@@ -253,10 +254,10 @@ async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
     until("a VMM", || !daemon.vmm_pids().is_empty()).await;
     gives_up.abort();
     until("the VM ends", || daemon.vmm_pids().is_empty()).await;
-    until("all is given back", || daemon.census() == before).await;
+    until("nothing is left", || daemon.census() == before).await;
     assert!(
         daemon.output().matches("pod ready").count() == 5,
-        "the given up pod got ready: {}",
+        "the pod whose caller gave up became ready: {}",
         daemon.output()
     );
     let again = client.run_pod("given-up").await.expect("the name is free");
@@ -265,7 +266,7 @@ async fn a_caller_that_gives_up_has_left_the_queue_and_its_boot_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_that_others_starve_may_boot_for_longer_than_its_limit() {
+async fn a_vm_without_cpu_may_boot_for_longer_than_its_limit() {
     let mut cgroups = BestEffort::new("starved");
     let daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Loopback,

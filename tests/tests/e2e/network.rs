@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Traffic: what CNI gave is what the guest has, and what pods, host and ports of the host say to each other arrives.
+//! Network: the guest has what CNI configured, and traffic between pods, the host and its ports arrives unchanged.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -26,7 +26,7 @@ pub async fn addresses(client: &mut Client, id: &str) -> PodSandboxNetworkStatus
     status.and_then(|status| status.network).expect("a network")
 }
 
-/// A pod with one container that sleeps; their ids and the pod's first address.
+/// Runs a pod with one container that sleeps. Returns the pod, the container's id, and the pod's first address.
 async fn start(client: &mut Client, name: &str, image: &str) -> (Pod, String, String) {
     let pod = client.run_pod(name).await.expect("run pod");
     start_in(client, pod, image).await
@@ -40,7 +40,8 @@ async fn start_in(client: &mut Client, pod: Pod, image: &str) -> (Pod, String, S
     (pod, id, address)
 }
 
-/// Sends `bytes` to who connects to the returned address, and returns what came back until the end.
+/// Listens for one connection, sends `bytes`, and reads until the end. Returns the address and the thread, which
+/// returns what it read.
 fn serve_once(address: &str, bytes: Vec<u8>) -> (SocketAddr, std::thread::JoinHandle<Vec<u8>>) {
     let address: IpAddr = address.parse().expect("an address");
     let listener = TcpListener::bind((address, 0)).expect("listen");
@@ -50,7 +51,7 @@ fn serve_once(address: &str, bytes: Vec<u8>) -> (SocketAddr, std::thread::JoinHa
         stream.set_read_timeout(Some(PATIENCE)).expect("time limit");
         let mut writer = stream.try_clone().expect("clone");
         let writing = std::thread::spawn(move || {
-            // A client may take the end of what it reads for the end of all.
+            // Some clients close the connection when their input ends, so without bytes to send nothing is closed here.
             if !bytes.is_empty() {
                 writer.write_all(&bytes).expect("send");
                 writer.shutdown(std::net::Shutdown::Write).expect("end");
@@ -90,7 +91,7 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
         let answer = client.shell(&one, &line).await;
         assert!(answer.contains(" 0% packet loss"), "{target}: {answer}");
     }
-    // Busybox's nc ends at the end of its input: the reader's stays open.
+    // Busybox's nc ends when its standard input ends. So the reader's stays open.
     client
         .shell(
             &two,
@@ -101,7 +102,7 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
     let line =
         format!("mkfifo /open; sleep 60 >/open & nc -w 20 {address} 8000 </open | wc -c; kill $!");
     assert_eq!(client.shell(&one, &line).await, "2000000\n");
-    // UDP, also with datagrams that need fragments.
+    // UDP, with datagrams that fit a frame and ones that are fragmented.
     for len in [5, 5000] {
         let line = format!("udp-echo {address} 53 $(head -c {len} /dev/zero | tr '\\0' x) | wc -c");
         assert_eq!(client.shell(&one, &line).await, format!("{}\n", len + 1));
@@ -113,7 +114,7 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
     }
 }
 
-/// Asks a `udp-echo` until it answers.
+/// Sends a datagram to a `udp-echo` until it answers.
 fn ask(socket: &UdpSocket, address: &str) {
     let limit = Some(Duration::from_secs(1));
     socket.set_read_timeout(limit).expect("time limit");
@@ -173,7 +174,7 @@ async fn a_dual_stack_pod_has_addresses_routes_mtu_and_dns_and_carries_ten_megab
         assert!(shown.contains(expected), "{expected:?} is not in {shown}");
     }
     assert!(!shown.contains("tentative"), "{shown}");
-    // Without privilege, as containerd's pods.
+    // Ping and low ports need no privilege, as in containerd's pods.
     let line =
         "cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start";
     let settings = client.shell(&id, line).await;
@@ -183,7 +184,7 @@ async fn a_dual_stack_pod_has_addresses_routes_mtu_and_dns_and_carries_ten_megab
             .shell(&id, &format!("ping -c 1 -W 10 {gateway}"))
             .await;
         assert!(answer.contains(" 0% packet loss"), "{answer}");
-        // Into the pod, and out of it again.
+        // From the host into the pod, and back.
         let sent = noise(10_000_000);
         let (at, served) = serve_once(gateway, sent.clone());
         let line = format!(
@@ -202,7 +203,7 @@ async fn a_dual_stack_pod_has_addresses_routes_mtu_and_dns_and_carries_ten_megab
     client.end_pod(&pod).await;
 }
 
-/// A bridge whose addresses the runtime says, ports of the host, and limits.
+/// A chain whose plugins take address ranges, port mappings and bandwidth limits from the runtime.
 const CAPABLE: &str = r#"{
   "cniVersion": "1.0.0",
   "name": "bulkhead-capable",
@@ -231,7 +232,7 @@ fn published(
     }
 }
 
-/// The first line that a TCP server on `address` says; `None` if nobody answers.
+/// Connects to a TCP server and returns what it sends; `None` if nobody answers.
 fn greeting(address: &str) -> Option<String> {
     let address: SocketAddr = address.parse().expect("an address");
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
@@ -244,7 +245,7 @@ fn greeting(address: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_limits_and_address_ranges_reach_the_plugins_that_want_them() {
+async fn port_mappings_bandwidth_and_address_ranges_reach_plugins_with_these_capabilities() {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     daemon.configure_network("10-capable.conflist", CAPABLE);
     let mut client = daemon.client().await;
@@ -307,7 +308,7 @@ async fn ports_limits_and_address_ranges_reach_the_plugins_that_want_them() {
     assert_eq!(elsewhere, None, "published on one address of the host only");
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
     tokio::task::block_in_place(|| ask(&socket, "10.0.2.15:18053"));
-    // From another pod, and from the pod itself, which the bridge sends back.
+    // From another pod, and from the pod itself, to which the bridge sends the frames back (hairpin).
     for id in [&from, &id] {
         let said = client
             .shell(id, "nc -w 20 10.0.2.15 18080 </dev/null")

@@ -30,7 +30,7 @@ async fn a_pod_lives_from_run_to_removal_and_leaves_nothing() {
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
-    // The bridge itself stays, as CNI's bridge plugin wants it: make it before the census.
+    // CNI's bridge plugin does not remove the bridge. So the bridge must exist before the census.
     let warm = client.run_pod("warm").await.expect("first pod");
     client.end_pod(&warm).await;
     let before = daemon.census();
@@ -153,7 +153,7 @@ async fn version_and_status_tell_the_truth() {
             .expect(name);
         assert!(condition.status, "{condition:?}");
     }
-    // The network's condition follows the configuration directory.
+    // NetworkReady follows the CNI configuration directory.
     std::fs::remove_file(daemon.path("cni/10-bridge.conflist")).expect("remove configuration");
     let status = client
         .runtime

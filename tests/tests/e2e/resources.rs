@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Limits: what is asked for is in force in the guest and on the host, can be changed, and is refused with the
-//! numbers where it cannot be.
+//! Limits: they are in force in the guest and on the host and can be changed. What cannot be is refused with the
+//! numbers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ async fn resize(
     resized.map(drop)
 }
 
-/// A file of a container's own cgroup, as the container sees it.
+/// Reads a file of a container's cgroup, from inside the container.
 async fn guest_file(client: &mut Client, id: &str, file: &str) -> String {
     let text = client
         .shell(id, &format!("cat /sys/fs/cgroup/{file}"))
@@ -100,7 +100,7 @@ pub async fn guest_number(client: &mut Client, id: &str, file: &str) -> i64 {
     text.parse().expect("a number")
 }
 
-/// CPUs that a container uses, over two seconds.
+/// Returns how many CPUs a container uses, over two seconds.
 async fn cpu_share(client: &mut Client, id: &str) -> f64 {
     let request = ContainerStatsRequest {
         container_id: id.into(),
@@ -121,7 +121,7 @@ async fn cpu_share(client: &mut Client, id: &str) -> f64 {
     (*after - *before).as_secs_f64() / time.as_secs_f64()
 }
 
-/// The host's cgroup of the only VM of a daemon.
+/// The host cgroup of a daemon's only VM.
 pub fn host_cgroup(daemon: &Daemon) -> PathBuf {
     let pids = daemon.vmm_pids();
     let [pid] = pids.as_slice() else {
@@ -190,14 +190,14 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
                 .find(file)
                 .is_none()
         {
-            // A guest kernel without swap has no limit of it.
+            // A guest kernel without swap has no such file.
             continue;
         }
         assert_eq!(guest_file(&mut client, &id, file).await, expected, "{file}");
     }
     let score = client.shell(&id, "cat /proc/1/oom_score_adj").await;
     assert_eq!(score.trim(), "500");
-    // 400 MiB for the containers, and the guest's own.
+    // 400 MiB for the containers, and the guest's own share.
     let guest = guest_memory_mib(&mut client, &id).await;
     assert!((410..520).contains(&guest), "{guest} MiB");
     let host = host_memory_mib(&daemon);
@@ -209,7 +209,7 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
     assert_eq!(host_file(&daemon, "cpu.weight"), "20");
     assert_eq!(host_file(&daemon, "cpuset.cpus"), "0");
     assert_ne!(host_file(&daemon, "pids.max"), "max");
-    // Last: it leaves no room for another process.
+    // This comes last, because it leaves no room for another process.
     let many = "i=0; while [ $i -lt 60 ]; do sleep 100 >/dev/null 2>&1 & i=$((i+1)); done";
     let answer = client.exec(&id, &["sh", "-c", many], 0).await;
     let answer = answer.expect("exec");
@@ -223,9 +223,9 @@ async fn limits_are_in_force_in_the_guest_and_around_the_vm() {
     assert!(!cgroup.exists());
 }
 
-/// What kubelet in a cgroup of its own sends for every container, on a node with swap also that it may use some.
+/// A kubelet that runs in its own cgroup sends these keys for every container; on a node with swap, limits of swap too.
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_that_a_guest_cannot_have_are_kept_if_they_ask_for_what_is_true() {
+async fn cgroup_keys_that_a_guest_lacks_are_accepted_if_their_value_is_true_anyway() {
     let (_daemon, mut client, busybox) = daemon("").await;
     let pod = client.run_pod("kubelets").await.expect("run pod");
     let of = |keys: &[(&str, &str)]| LinuxContainerResources {
@@ -370,7 +370,7 @@ async fn a_containers_limits_can_be_changed_and_are_remembered() {
 async fn a_pods_containers_share_its_limit_which_can_be_changed() {
     let (daemon, mut client, busybox) = daemon("").await;
     let limits = LinuxContainerResources {
-        // As kubelet sends it: meant for containers, not for all of them together.
+        // kubelet sends this for the pod, but it is meant for each container.
         unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
         ..memory(90)
     };
@@ -383,7 +383,7 @@ async fn a_pods_containers_share_its_limit_which_can_be_changed() {
     )
     .await;
     let before = host_memory_mib(&daemon);
-    // The containers are held to the limit together; the one that takes too much is killed, and nobody else.
+    // The limit holds for all containers together. Only the one that takes too much is killed.
     let eater = client
         .run_script(
             &pod,
@@ -412,7 +412,7 @@ async fn a_pods_containers_share_its_limit_which_can_be_changed() {
     assert!(host_memory_mib(&daemon) >= before + 95);
     assert_eq!(host_file(&daemon, "cpu.max"), "50000 100000");
     assert_eq!(host_file(&daemon, "cpu.weight"), "79");
-    // The pod's cgroup in the guest: a limit below what is in use is refused, and kills nobody.
+    // A limit of the pod below what is in use is refused, and nothing is killed.
     let holder = client
         .run_script(
             &pod,
@@ -474,7 +474,7 @@ async fn a_pod_that_cannot_fit_is_refused_with_the_numbers_and_leaves_nothing() 
     );
     assert!(client.pod_ids().await.is_empty());
     daemon.census().assert_equals(&before);
-    // Its name is free.
+    // The refused pod's name is free.
     let smaller = PodSandboxConfig {
         linux: None,
         ..config
@@ -514,7 +514,7 @@ async fn ephemeral_storage_is_as_large_as_the_pod_said() {
     client.end_pod(&pod).await;
 }
 
-/// Limits of huge pages as kubelet gives them: every size of the host.
+/// Limits of huge pages as kubelet sends them: for every page size of the host.
 fn huge(mebibytes: u64) -> LinuxContainerResources {
     let limit = |page_size: &str, limit| HugepageLimit {
         page_size: page_size.into(),
@@ -536,7 +536,7 @@ async fn huge_pages(client: &mut Client, id: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn huge_pages_are_kept_as_the_containers_that_live_need_them_though_the_pod_names_none() {
+async fn huge_pages_are_reserved_for_live_containers_though_the_pod_names_none() {
     let (_daemon, mut client, busybox) = daemon("").await;
     let pod = client.run_pod("huge").await.expect("run pod");
     let one = start(&mut client, &pod, sleeper(&busybox, "one", huge(4))).await;
@@ -560,7 +560,7 @@ async fn huge_pages_are_kept_as_the_containers_that_live_need_them_though_the_po
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pods_containers_have_together_as_many_processes_as_kubelets_cgroup_says() {
+async fn a_pods_containers_together_have_the_process_limit_of_kubelets_cgroup() {
     let (_daemon, mut client, busybox) = daemon("").await;
     let parent = Path::new(CGROUPS).join("kubepods-pids/podx");
     fs::create_dir_all(&parent).expect("kubelet's cgroup");
@@ -596,7 +596,7 @@ async fn the_pods_containers_have_together_as_many_processes_as_kubelets_cgroup_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn huge_pages_are_reserved_for_the_pod_limited_for_the_container_and_there_as_a_volume() {
+async fn huge_pages_are_reserved_per_pod_limited_per_container_and_usable_as_a_volume() {
     let mut kubelet = Kubelet::new("uid-huge");
     let (_daemon, mut client, busybox) = daemon(&kubelet.config()).await;
     let config = pod_config(&client, "huge", huge(16));
@@ -623,7 +623,7 @@ async fn huge_pages_are_reserved_for_the_pod_limited_for_the_container_and_there
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vm_that_the_host_kills_for_its_memory_says_so() {
+async fn the_status_says_when_the_host_killed_the_vm_for_its_memory() {
     let (daemon, mut client, busybox) = daemon("").await;
     let pod = client.run_pod("killed").await.expect("run pod");
     let id = start(
@@ -632,7 +632,7 @@ async fn a_vm_that_the_host_kills_for_its_memory_says_so() {
         sleeper(&busybox, "main", LinuxContainerResources::default()),
     )
     .await;
-    // Less than it holds, which nothing can be dropped from: what the node's own limits may come to.
+    // Less than the VM holds, and none of it can be reclaimed. A limit above kubelet's pods could do the same.
     fs::write(host_cgroup(&daemon).join("memory.max"), MIB.to_string()).expect("set memory.max");
     let status = client.exited(&id).await;
     assert_eq!(status.exit_code, 137, "{status:?}");

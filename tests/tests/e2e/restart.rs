@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The daemon dies and comes back; its pods do not notice.
+//! The daemon is killed and started again. Its pods do not notice.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
     daemon.kill();
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(daemon.vmm_pids(), vmms, "VMs outlive the daemon");
-    // One of the two dies while nobody watches: the one whose files name the pod.
+    // One of the two VMMs dies while no daemon runs: the one with open files of this pod.
     let killed = vmms
         .iter()
         .find(|pid| open_files(**pid).contains(&dead.id))
@@ -70,7 +70,7 @@ async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
     assert_eq!(
         client.exited(&ends).await.exit_code,
         9,
-        "an exit that nobody saw"
+        "an exit while no daemon ran"
     );
     let status = client.status(&runs).await.expect("status");
     assert_eq!(status.state(), ContainerState::ContainerRunning);
@@ -98,7 +98,7 @@ async fn a_daemon_killed_while_a_pod_boots_cleans_up_when_it_comes_back() {
     let warm = client.run_pod("warm").await.expect("first pod");
     client.end_pod(&warm).await;
     let before = daemon.census();
-    // A boot takes one to two seconds on an emulated host: every stage gets its kill.
+    // A boot takes one to two seconds on an emulated host, so these delays reach every stage of it.
     for (number, delay_ms) in [20, 100, 250, 500, 900].into_iter().enumerate() {
         let name = format!("half-{number}");
         let mut booting = daemon.client().await;
@@ -112,7 +112,7 @@ async fn a_daemon_killed_while_a_pod_boots_cleans_up_when_it_comes_back() {
         daemon.restart().await;
         let mut client = daemon.client().await;
         for id in client.pod_ids().await {
-            // kubelet removes what it does not know.
+            // kubelet removes pods that it does not know.
             client.stop_pod(&id).await.expect("stop");
             client.remove_pod(&id).await.expect("remove");
         }

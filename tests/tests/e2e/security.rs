@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Security contexts: who a container's processes are and what they may do.
+//! Security contexts: users, groups, capabilities, privileges, profiles and namespaces of containers.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// A pod in which sysctls are set, and an image with users in it.
+    /// Starts a daemon and a pod with sysctls, and pulls busybox, whose image has users.
     async fn new() -> Self {
         let daemon = Daemon::start_with(Networking::Loopback, "").await;
         let mut client = daemon.client().await;
@@ -71,7 +71,7 @@ impl Bench {
         id
     }
 
-    /// What a line of shell prints in a container with this context.
+    /// Runs a shell line in a new container with this context and returns what it prints.
     async fn prints(&mut self, context: Context, line: &str) -> String {
         let id = self.start(context).await;
         let output = self.client.shell(&id, line).await;
@@ -137,7 +137,7 @@ async fn users_groups_and_capabilities_are_those_of_the_security_context() {
         ..Default::default()
     };
     for (context, expected) in [
-        // CAP_NET_ADMIN is 12, CAP_SYS_TIME 25, CAP_CHOWN 0.
+        // Bits: CAP_CHOWN 0, CAP_NET_ADMIN 12, CAP_SYS_TIME 25.
         (
             capabilities(0, &["NET_ADMIN", "SYS_TIME"], &["CHOWN"], &[]),
             "00000000aa0435fa\n0000000000000000\n",
@@ -157,7 +157,7 @@ async fn users_groups_and_capabilities_are_those_of_the_security_context() {
     ] {
         let described = format!("{:?}", context.capabilities);
         let shown = bench.prints(context, masks).await;
-        // awk prints CapEff first.
+        // The first line is CapEff.
         assert_eq!(shown, expected, "{described}");
     }
     let unknown = capabilities(0, &["FLY"], &[], &[]);
@@ -296,7 +296,7 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
         assert_fails(refused, code, &[word]);
     }
 
-    // A guest has no AppArmor and no SELinux: what asks for the default gets it, a profile by name is refused.
+    // A guest has neither AppArmor nor SELinux. The default profiles are accepted, a profile by name is refused.
     let apparmor = |kind, name: &str| Context {
         apparmor: profile(kind, name),
         selinux_options: Some(SeLinuxOption {
@@ -315,7 +315,7 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
         .create(apparmor(ProfileType::Localhost, "strict"), &["true"])
         .await;
     assert_fails(refused, Code::Unimplemented, &["AppArmor", "strict"]);
-    // As older kubelets say it.
+    // The field that older kubelets use.
     let by_name = Context {
         apparmor_profile: "localhost/strict".into(),
         ..Default::default()
@@ -326,7 +326,7 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_with_users_of_its_own_has_roots_that_are_nobody_outside() {
+async fn root_in_a_pod_with_a_user_namespace_is_nobody_outside() {
     let mut bench = Bench::new().await;
     bench.client.end_pod(&bench.pod).await;
     let mapping = IdMapping {
@@ -369,7 +369,7 @@ async fn a_pod_with_users_of_its_own_has_roots_that_are_nobody_outside() {
             shown, "0 100000 65536\n0\n0:0\n0:0\n0:0\n0:0\n33\n65536\n",
             "{pid:?}"
         );
-        // What is not the pod's own is out of reach, whatever root holds.
+        // Root's capabilities do not reach what belongs to the guest.
         for line in [
             "chown 0 /dev/null",
             "mknod /x c 1 3 && cat /x",

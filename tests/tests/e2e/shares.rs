@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Directories and files of the host in containers: hostPath, and persistent volumes with a file system.
+//! Shares: hostPath volumes, and persistent volumes with a file system.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -16,7 +16,7 @@ use tonic::Code;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
-/// A daemon with a pod, busybox, and a directory of the host to be shared.
+/// A daemon with a pod, busybox, and a directory of the host to share.
 struct Setting {
     daemon: Daemon,
     client: Client,
@@ -53,13 +53,13 @@ impl Setting {
         id
     }
 
-    /// A container called `name` that has the shared directory at `/shared`.
+    /// Starts a container called `name` with the shared directory at `/shared`.
     async fn run_sharing(&mut self, name: &str) -> String {
         let config = with_mounts(self.container(name), vec![mount(&self.shared, "/shared")]);
         self.run(config).await
     }
 
-    /// What a command that must fail says.
+    /// Runs a command that must fail, and returns its error output.
     async fn refused(&mut self, id: &str, line: &str) -> String {
         let result = self.client.exec(id, &["sh", "-c", line], 0).await;
         let result = result.expect("exec");
@@ -86,7 +86,7 @@ async fn files_keep_owners_and_modes_both_ways() {
     std::os::unix::fs::chown(shared.join("from-host"), Some(1234), Some(2345)).expect("chown");
     fs::set_permissions(shared.join("from-host"), Permissions::from_mode(0o640)).expect("chmod");
     fs::create_dir(shared.join("group")).expect("mkdir");
-    // As fsGroup leaves a volume: only a supplementary group may write.
+    // kubelet leaves a volume so for fsGroup: only a supplementary group may write.
     std::os::unix::fs::chown(shared.join("group"), Some(0), Some(4242)).expect("chown");
     fs::set_permissions(shared.join("group"), Permissions::from_mode(0o2770)).expect("chmod");
 
@@ -165,7 +165,7 @@ async fn links_lead_where_the_container_is_and_never_out_of_a_share() {
         let said = setting.refused(&id, &format!("cat /shared/{name}")).await;
         assert!(said.contains("No such file"), "{name}: {said}");
     }
-    // One that leads out is no share of its target either when the guest makes it.
+    // A link made by the guest does not lead out of the share either.
     setting
         .client
         .shell(&id, "ln -s ../../../../../../proc/1/root /shared/out")
@@ -234,7 +234,7 @@ async fn big_files_and_trees_of_many_small_ones_are_whole() {
     let mut setting = Setting::new().await;
     let shared = setting.shared.clone();
     let id = setting.run_sharing("main").await;
-    // 8 MiB that do not repeat, one way and back.
+    // 8 MiB of random bytes, from the host and back.
     let words: Vec<u8> = (0u32..2 << 20)
         .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
@@ -252,7 +252,7 @@ async fn big_files_and_trees_of_many_small_ones_are_whole() {
         fs::read(shared.join("copy")).expect("read") == words,
         "the copy differs"
     );
-    // As a package manager makes them: many directories, small files, a rename at the end, then all is removed.
+    // A package manager works like this: many directories and small files, a rename at the end; then all is removed.
     let tree = "cd /shared && mkdir tmp && for d in $(seq 20); do mkdir -p tmp/p$d/lib && \
         for f in $(seq 40); do echo \"module $d/$f\" > tmp/p$d/lib/f$f.js; done; ln -s p$d/lib/f1.js tmp/l$d; done && \
         mv tmp modules && find modules -type f | wc -l";
@@ -308,13 +308,13 @@ async fn read_only_holds_on_the_host_and_beside_a_writable_share_of_the_same_dir
         assert!(said.contains("Read-only"), "{line}: {said}");
     }
     setting.client.shell(&id, "echo more >> /rw/file").await;
-    // Read-only but not recursively: what the host has mounted below stays as it is.
+    // Read-only but not recursively: a mount of the host below stays writable.
     setting.client.shell(&id, "echo x > /ro/below/new").await;
     assert_eq!(
         fs::read_to_string(shared.join("file")).expect("read"),
         "kept\nmore\n"
     );
-    // On the host: the server's own mounts are read-only, whatever the guest asks.
+    // The mounts in the file server's namespace are read-only, so the guest cannot change that.
     let server = setting.daemon.file_server_pids()[0];
     let table = fs::read_to_string(format!("/proc/{server}/mountinfo")).expect("its mounts");
     let is_read_only = |place: &str| {
@@ -344,7 +344,7 @@ async fn read_only_holds_on_the_host_and_beside_a_writable_share_of_the_same_dir
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mounts_of_the_host_come_through_where_they_are_asked_for() {
+async fn later_mounts_of_the_host_appear_where_propagation_asks_for_it() {
     let mut setting = Setting::new().await;
     let shared = setting.shared.clone();
     let path = shared.display().to_string();
@@ -376,7 +376,7 @@ async fn mounts_of_the_host_come_through_where_they_are_asked_for() {
     host(&["umount", &late]);
     assert_eq!(setting.client.shell(&id, "ls /follows/late").await, "");
     setting.client.end_pod(&setting.pod).await;
-    // Ours, or the last of what was there before.
+    // Removes the bind mount, if this test made one.
     let _ = Command::new("umount").arg(&path).status();
 }
 
@@ -485,7 +485,7 @@ async fn shares_outlive_the_daemon_and_leave_nothing_behind() {
         .client
         .shell(&first, "echo after > /shared/file")
         .await;
-    // The same directory again is the same share; another directory at its path is not.
+    // A mount of the same directory uses the same share. Another directory at the same path is another share.
     let third = setting.run_sharing("third").await;
     assert_eq!(
         setting.client.shell(&third, "cat /shared/file").await,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Statistics, metrics and events: what they say agrees with what the guest itself says, and nobody waits for a
-//! guest that does not answer.
+//! Statistics, metrics and events. They agree with the guest's own numbers, and no call waits for a guest that does not
+//! answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ fn id_of(stats: &ContainerStats) -> &str {
     &stats.attributes.as_ref().expect("attributes").id
 }
 
-/// A line `key value` of a file of the container's own cgroup.
+/// Reads the value of a line `key value` in a file of a container's cgroup.
 async fn cgroup_value(client: &mut Client, id: &str, file: &str, key: &str) -> u64 {
     let text = client
         .shell(id, &format!("cat /sys/fs/cgroup/{file}"))
@@ -79,7 +79,7 @@ async fn cgroup_value(client: &mut Client, id: &str, file: &str, key: &str) -> u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_containers_cpu_time_is_the_guests_and_rises() {
+async fn a_containers_cpu_time_is_that_of_its_guest_and_rises() {
     let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
     let pod = client.run_pod("busy").await.expect("run pod");
     let busy = client
@@ -106,7 +106,7 @@ async fn a_containers_cpu_time_is_the_guests_and_rises() {
         cpu.psi.as_ref().is_some_and(|psi| psi.some.is_some()),
         "{cpu:?}"
     );
-    // Compared over the same time.
+    // Both containers are compared over the same time.
     let idle_before = cpu_ns(&stats(&mut client, &idle).await);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let idle_after = stats(&mut client, &idle).await;
@@ -121,7 +121,7 @@ async fn a_containers_cpu_time_is_the_guests_and_rises() {
     ] {
         assert!(stats.is_some_and(|psi| psi.full.is_some()), "{third:?}");
     }
-    // The host's own account, where it keeps one.
+    // The pod's pressure, if the host's kernel counts it.
     if std::path::Path::new("/proc/pressure/cpu").exists() {
         let psi = of_pod.cpu.as_ref().and_then(|cpu| cpu.psi.as_ref());
         let waited = psi.and_then(|psi| psi.some.as_ref()).expect("CPU");
@@ -139,9 +139,9 @@ async fn a_containers_cpu_time_is_the_guests_and_rises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn time_that_the_host_gave_to_others_is_not_a_containers() {
+async fn cpu_time_that_the_host_gave_to_others_does_not_count_for_a_container() {
     let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
-    // Together more than a host with one CPU has. A host with more has enough for both, and shows less.
+    // Two busy pods want more than one CPU. On a host with more CPUs this test shows less.
     let mut busy = Vec::new();
     for name in ["one", "two"] {
         let pod = client.run_pod(name).await.expect("run pod");
@@ -154,7 +154,7 @@ async fn time_that_the_host_gave_to_others_is_not_a_containers() {
         let linux = pod_stats(client, pod).await.linux.expect("linux");
         number(linux.cpu.expect("CPU").usage_core_nano_seconds)
     };
-    // The host's figures around the guest's.
+    // Take the host's figures before and after the guest's.
     let pod_before = of_pod(&mut client).await;
     let before = cpu_ns(&stats(&mut client, id).await);
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -177,7 +177,7 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
         .run_script(&pod, "main", &busybox, "exec sleep 1000")
         .await;
     let before = stats(&mut client, &id).await;
-    // /dev/shm is memory that cannot be dropped; the file is page cache that can.
+    // Memory in /dev/shm cannot be reclaimed. The file is page cache, which can be.
     client
         .shell(
             &id,
@@ -224,7 +224,7 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
         assert!(started.elapsed() < PATIENCE, "{usage:?}");
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    // The host's view: the pod's VM costs more memory than its container uses.
+    // On the host, the pod's VM uses more memory than its container.
     let of_pod = pod_stats(&mut client, &pod).await.linux.expect("linux");
     let memory = of_pod.memory.expect("memory");
     assert!(
@@ -239,7 +239,7 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
     let said = number(memory.usage_bytes);
     assert!(
         said.abs_diff(host) < 8 * MIB,
-        "the VM's cgroup has {host}, {said} is said"
+        "the VM's cgroup has {host} bytes, the statistics say {said}"
     );
     assert!(number(of_pod.process.expect("processes").process_count) >= 1);
     assert_eq!(of_pod.containers.len(), 1);
@@ -270,7 +270,7 @@ async fn network_counters_are_the_hosts_and_rise_with_what_the_pod_sends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_does_not_answer_is_left_out_and_holds_nobody_up() {
+async fn a_guest_that_does_not_answer_is_left_out_and_delays_no_other() {
     let (daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
     let mute = client.run_pod("mute").await.expect("run pod");
     let pids = daemon.vmm_pids();
@@ -302,7 +302,7 @@ async fn a_guest_that_does_not_answer_is_left_out_and_holds_nobody_up() {
         lively.id
     );
     assert!(daemon.output().contains("left out of the statistics"));
-    // It answers again.
+    // Once the VM runs again, its guest answers.
     assert_eq!(id_of(&stats(&mut client, &muted).await), muted);
     client.end_pod(&mute).await;
     client.end_pod(&lively).await;
@@ -501,7 +501,7 @@ async fn metrics_have_the_labels_of_their_descriptors_and_streams_equal_lists() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_of_events_has_no_gaps_for_a_slow_listener_and_another_hears_the_same() {
+async fn a_slow_and_a_fast_listener_get_all_events_of_a_burst() {
     const ROUNDS: usize = 60;
     let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
     let mut slow = listen(&mut client).await;
@@ -544,7 +544,7 @@ async fn a_burst_of_events_has_no_gaps_for_a_slow_listener_and_another_hears_the
     }
 }
 
-/// The statuses in an event are those of the moment it tells of, not of when it is read.
+/// Checks that the statuses in an event are those of its moment, not those of when it is read.
 fn check_snapshot(event: &ContainerEventResponse, pod: &Pod) {
     use bulkhead_proto::cri::ContainerState;
     assert_eq!(event.pod_sandbox_status.as_ref().expect("pod").id, pod.id);

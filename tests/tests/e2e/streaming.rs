@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exec, attach and port-forward over SPDY, by the client in `bulkhead_tests::spdy`.
+//! Exec, attach and port-forward, over SPDY by the client in `bulkhead_tests::spdy` and over WebSocket by Python
+//! clients.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ async fn pod() -> (Daemon, Client, Pod, String) {
     (daemon, client, pod, busybox)
 }
 
-/// With a container in the pod that does nothing.
+/// Runs a pod with a container that sleeps. The last value is the container's id.
 async fn sleeper() -> (Daemon, Client, Pod, String) {
     let (daemon, mut client, pod, busybox) = pod().await;
     let id = client
@@ -46,7 +47,7 @@ async fn shell(client: &mut Client, id: &str, line: &str, kinds: &[&str]) -> Pro
     exec(client, id, &["sh", "-c", line], kinds).await
 }
 
-/// What comes until the server hangs up, within what a test may take.
+/// Reads until the server closes the connection, with a time limit.
 async fn end(process: Process) -> Outcome {
     let ended = timeout(PATIENCE, process.end()).await;
     ended.expect("the session should have ended")
@@ -62,7 +63,7 @@ async fn exec_carries_three_streams_and_the_exit_code() {
     assert!(outcome.status.contains("NonZeroExitCode"), "{outcome:?}");
     assert!(outcome.status.contains("\"message\":\"3\""), "{outcome:?}");
 
-    // Half-close: `wc` answers once its input has ended, and only then.
+    // Half-close: `wc` prints its count only once its input has ended.
     let mut count = exec(&mut client, &id, &["wc", "-c"], &ALL).await;
     let input = vec![b'x'; 3_000_000];
     count.input(&input).await;
@@ -71,12 +72,12 @@ async fn exec_carries_three_streams_and_the_exit_code() {
     assert_eq!(outcome.out().trim(), "3000000");
     assert!(outcome.status.contains(SUCCESS), "{outcome:?}");
 
-    // All output comes before the exit code, and none is lost.
+    // All output arrives before the exit code, and none is lost.
     let mut big = shell(&mut client, &id, "head -c 5000000 /dev/zero", &OUTPUT).await;
     big.until(|seen| !seen.status.is_empty()).await;
     assert_eq!(end(big).await.stdout.len(), 5_000_000);
 
-    // A command that ends though its input is open, and one that never reads it.
+    // Two commands that do not read their input and end while it is open.
     for line in ["echo done", "sleep 1; echo done"] {
         let mut open = shell(&mut client, &id, line, &ALL).await;
         let _ = open.sender.data(open.stdin.expect("stdin"), &input).await;
@@ -85,7 +86,7 @@ async fn exec_carries_three_streams_and_the_exit_code() {
         assert!(outcome.status.contains(SUCCESS), "{outcome:?}");
     }
 
-    // A child in the background holds the output; the session ends nevertheless.
+    // A child in the background keeps the output open. The session ends nevertheless.
     let started = Instant::now();
     let line = "sleep 1000 & echo started";
     let outcome = end(shell(&mut client, &id, line, &OUTPUT).await).await;
@@ -128,7 +129,7 @@ async fn a_terminal_has_the_clients_size_and_hangs_up_when_the_client_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_stall_or_leave_stop_only_themselves() {
     let (daemon, mut client, pod, id) = sleeper().await;
-    // One that does not read, one whose process does not.
+    // One client does not read its output; another one's process does not read its input.
     let stalled = shell(&mut client, &id, "exec cat /dev/zero", &OUTPUT).await;
     let mut deaf = shell(&mut client, &id, "exec sleep 5432", &ALL).await;
     let stdin = deaf.stdin.expect("stdin");
@@ -150,7 +151,7 @@ async fn clients_that_stall_or_leave_stop_only_themselves() {
         assert_eq!(outcome.out(), format!("{number}\nto {number}\n"));
     }
 
-    // Leaving at every step leaves nothing behind.
+    // Clients that disconnect at each step of a session leave nothing behind.
     flood.abort();
     drop(stalled);
     let descriptors = || daemon.descriptors();
@@ -176,7 +177,7 @@ async fn clients_that_stall_or_leave_stop_only_themselves() {
         }
     }
     let started = Instant::now();
-    // `cat` ends with its input, and the commands above with theirs.
+    // Each `cat` ends when its input ends. So do the commands above.
     while descriptors() > before
         || !client
             .shell(&id, "ps | grep -c '[c]at' || true")
@@ -213,7 +214,7 @@ async fn attached_clients_share_a_container_whose_log_goes_on() {
             .until(|seen| seen.out().contains("got one") && seen.stderr.ends_with(b"err one\n"))
             .await;
     }
-    // Without `stdin_once` the container's input outlives a client.
+    // Without `stdin_once`, the container's input stays open when a client leaves.
     first.end_input().await;
     drop(first);
     let mut third = attach(&mut client, &ALL).await;
@@ -247,7 +248,7 @@ async fn attached_clients_share_a_container_whose_log_goes_on() {
     let url = client.attach_url(&id, &TERMINAL).await.expect("attach");
     let mut process = Process::connect(&url, &TERMINAL).await;
     process.resize(100, 40).await;
-    // The size is not ordered with the input.
+    // The window size may arrive after the input.
     process
         .input(b"while [ \"$(stty size)\" != '40 100' ]; do :; done; exit 4\n")
         .await;
@@ -260,7 +261,8 @@ async fn attached_clients_share_a_container_whose_log_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attached_client_that_does_not_read_misses_output_and_is_told() {
     let (_daemon, mut client, pod, busybox) = pod().await;
-    // More than the sockets on the way and the agent keep for one client; one line, which is cheap to log.
+    // More than the sockets on the way and the agent buffer for one client. It is one line, because that is cheap to
+    // log.
     let script = "until [ -e /go ]; do sleep 0.1; done; \
                   head -c 16000000 /dev/zero | tr '\\0' 'x'; echo; echo end; exec sleep 1000";
     let id = client.run_script(&pod, "chatty", &busybox, script).await;
@@ -292,7 +294,7 @@ async fn forwarded(
     (data, error)
 }
 
-/// All bytes of two streams, until both have ended.
+/// Reads two streams until both have ended, and returns their bytes.
 async fn drain(receiver: &mut spdy::Receiver, one: u32, two: u32) -> (Vec<u8>, Vec<u8>) {
     let (mut bytes, mut ended) = ((Vec::new(), Vec::new()), [false; 2]);
     while ended != [true; 2] {
@@ -318,9 +320,9 @@ async fn drain(receiver: &mut spdy::Receiver, one: u32, two: u32) -> (Vec<u8>, V
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
+async fn ports_on_the_pods_loopback_are_reached_by_ipv4_and_ipv6() {
     let (_daemon, mut client, pod, id) = sleeper().await;
-    // A page by either address only, and who answers in capitals once the client has sent all.
+    // Two web servers, one for each address family, and a server that answers in capitals once the client has sent all.
     let serve = |address: &str| format!("httpd -p '{address}' -h /page;");
     let line = format!(
         "mkdir /page; echo a page > /page/index.html; {} {} \
@@ -343,7 +345,7 @@ async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
         assert_eq!(error, b"");
     }
     let (half, half_error) = forwarded(&mut sender, &mut receiver, "7004", "3").await;
-    // Not more than fits on the way, because this client sends all before it reads.
+    // No more than the buffers on the way hold, because this client sends everything before it reads.
     let text = vec![b'x'; 50_000];
     sender.data(half, &text).await.expect("send");
     sender.fin(half).await.expect("fin");
@@ -372,9 +374,9 @@ async fn ports_of_the_pods_loopback_are_reached_by_both_addresses() {
     client.end_pod(&pod).await;
 }
 
-/// The Python clients in `websocket_clients.py`: `kubernetes` and `websocket-client`.
+/// The Python clients in `websocket_clients.py` use the packages `kubernetes` and `websocket-client`.
 #[tokio::test(flavor = "multi_thread")]
-async fn websocket_clients_that_others_wrote_get_the_same() {
+async fn third_party_websocket_clients_get_the_same() {
     let tls = Certificate::make();
     let streaming = format!(
         "[streaming]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
@@ -434,7 +436,7 @@ async fn websocket_clients_that_others_wrote_get_the_same() {
     client.end_pod(&pod).await;
 }
 
-/// The script with its clients.
+/// The running Python script with its clients.
 struct Clients {
     child: tokio::process::Child,
     stdin: tokio::process::ChildStdin,
@@ -444,7 +446,7 @@ struct Clients {
 impl Clients {
     async fn start(tls: &Certificate) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/websocket_clients.py");
-        // Debian's, where its packages are.
+        // Debian's Python finds Debian's packages.
         let mut child = tokio::process::Command::new("/usr/bin/python3")
             .arg(script)
             .arg(tls.path("certificate.pem"))
@@ -492,12 +494,12 @@ impl Clients {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
+async fn bad_input_is_refused_with_a_reason_and_disturbs_no_other_session() {
     let (daemon, mut client, pod, id) = sleeper().await;
     let mut other = exec(&mut client, &id, &["cat"], &ALL).await;
     let before = daemon.descriptors();
 
-    // Tokens: wrong, spent, for another path.
+    // Tokens: unknown, for another path, used already.
     let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
     let refused = |url: String| async move {
         let refused = spdy::connect(&url, &spdy::PROCESS_PROTOCOLS).await;
@@ -513,7 +515,7 @@ async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
         assert_eq!(refused.code, 404, "{refused:?}");
         assert!(refused.body.contains("token"), "{refused:?}");
     }
-    // Handshakes: no upgrade, no protocol in common, a head without end.
+    // Handshakes: no upgrade, no common protocol, a head that is too long.
     let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
     assert_eq!(spdy::request(&url, &[]).await.1, 400);
     let url = client.exec_url(&id, &["true"], &OUTPUT).await.expect("URL");
@@ -524,7 +526,7 @@ async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
     let long = "x".repeat(200_000);
     assert_eq!(spdy::request(&url, &[("X-Long", &long)]).await.1, 431);
 
-    // Frames.
+    // SPDY frames.
     let bomb = vec![0; 10 << 20];
     for case in ["bomb", "version", "length", "zero", "garbage"] {
         let url = client.exec_url(&id, &["cat"], &ALL).await.expect("URL");
@@ -547,7 +549,7 @@ async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
         assert_eq!(end, Some(Frame::GoAway(1)), "{case}: a protocol error");
     }
 
-    // RPCs.
+    // CRI calls.
     let mut request = ExecRequest {
         container_id: id.clone(),
         cmd: vec!["true".into()],
@@ -568,7 +570,7 @@ async fn bad_input_is_refused_with_words_and_touches_nobody_else() {
     let answer = client.port_forward_url(&pod.id, &[70_000]).await;
     assert_fails(answer, Code::InvalidArgument, &["70000"]);
 
-    // Somebody else's session has seen nothing of it.
+    // The session of another client goes on.
     other.input(b"still here\n").await;
     other.end_input().await;
     assert_eq!(end(other).await.out(), "still here\n");

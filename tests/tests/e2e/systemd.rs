@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! docs/kubernetes.md, done: a node that a real systemd runs, with the units, files and commands of that page and a real
-//! kubelet.
+//! Follows docs/kubernetes.md: makes a node under a real systemd, with the units, files and commands of that page and a
+//! real kubelet.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 const MANIFEST: &str = "/etc/kubernetes/manifests/hello.yaml";
 const SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 
-/// The block of the page below the first mention of a file.
+/// Finds the code block of the page after the first mention of a file.
 fn block(file: &str) -> String {
     let after = PAGE.split_once(&format!("`{file}`"));
     let (_, after) = after.unwrap_or_else(|| panic!("docs/kubernetes.md names no {file}"));
@@ -47,7 +47,7 @@ fn until<T>(what: &str, host: &Systemd, mut look: impl FnMut() -> Option<T>) -> 
 }
 
 fn vmms(host: &Systemd) -> Vec<String> {
-    // pgrep fails if it finds nothing.
+    // pgrep fails if it finds no process.
     let shown = host.run(&[
         "sh",
         "-c",
@@ -66,7 +66,7 @@ fn scope_of(cgroup: &str) -> (String, String) {
     (slice.to_owned(), scope.to_owned())
 }
 
-/// As a distribution of Kubernetes brings it, kubeadm's for one, with what a node without an API server needs.
+/// Installs kubelet as kubeadm or another distribution would, with the settings of a node without an API server.
 fn bring_kubelet(host: &Systemd) {
     let kubelet = client_program("kubelet");
     let addresses = host.run(&["hostname", "-I"]);
@@ -110,7 +110,7 @@ fn install(host: &Systemd, state: &Path) {
     host.run(&[&format!("{tools}-sysctl"), "/etc/sysctl.d/90-bulkhead.conf"]);
     let install = block("install.sh");
     host.run(&["sh", "-euc", &format!("cd {PROJECT}\n{install}")]);
-    // Where the emulated host has a disk, and a registry without TLS.
+    // State on the emulated host's disk, and a registry without TLS.
     host.write(
         "/etc/bulkhead/config.toml",
         &format!(
@@ -132,7 +132,7 @@ fn install(host: &Systemd, state: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_made_as_the_documentation_says_runs_pods_in_scopes_that_outlive_the_daemon() {
+async fn a_node_set_up_as_documented_runs_pods_in_scopes_that_outlive_the_daemon() {
     std::fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
     let directory = tempfile::Builder::new()
         .prefix("e2e-systemd-")
@@ -144,17 +144,18 @@ async fn a_node_made_as_the_documentation_says_runs_pods_in_scopes_that_outlive_
     host.run(&["sh", "-euc", &block("start.sh")]);
     assert_eq!(host.property("bulkhead", "ActiveState"), "active");
 
-    a_pod_of_kubelets(&host);
-    // It would end a pod that it does not know.
+    check_pod_of_kubelet(&host);
+    // kubelet would end a pod that it does not know.
     host.run(&["systemctl", "stop", "kubelet"]);
-    a_pod_of_nobodys(&host, directory.path()).await;
+    check_pod_without_kubelet(&host, directory.path()).await;
     host.run(&["systemctl", "stop", "kubelet", "bulkhead"]);
     assert_eq!(host.property("bulkhead", "Result"), "success");
 }
 
-fn a_pod_of_kubelets(host: &Systemd) {
+fn check_pod_of_kubelet(host: &Systemd) {
     let busybox = Registry::shared().image("test/busybox");
-    // Of the RuntimeClass the API server makes an overhead; a kubelet without one panics when a pod names any.
+    // The API server would set the overhead of the RuntimeClass. kubelet without an API server panics if a pod names a
+    // RuntimeClass.
     let pod = block("pod.yaml")
         .replace(IMAGE_OF_PAGE, &busybox)
         .replace("  runtimeClassName: bulkhead\n", "")
@@ -228,8 +229,8 @@ fn a_pod_of_kubelets(host: &Systemd) {
     });
 }
 
-/// By CRI alone.
-async fn a_pod_of_nobodys(host: &Systemd, directory: &Path) {
+/// A pod that a CRI client makes, without cgroups of kubelet's.
+async fn check_pod_without_kubelet(host: &Systemd, directory: &Path) {
     let mut client = Client::connect(&host.path(SOCKET), &directory.join("logs"))
         .await
         .expect("connect");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods with users of their own (`hostUsers: false`) and the host's files: hostPath and persistent volumes are mounted with
-//! their owners mapped, as kubelet asks for each mount. On the host files keep the host's owners.
+//! Pods with a user namespace (`hostUsers: false`) and the host's files. hostPath and persistent volumes are mounted
+//! with mapped owners, as kubelet asks for each mount. On the host, files keep the host's owners.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -17,10 +17,10 @@ use bulkhead_tests::kubelet::{Kubelet, mount, readonly, with_mounts};
 use bulkhead_tests::registry::Registry;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
-/// Owners that no mapping of the pod's has: nobody inside.
+/// A user and a group outside of the pod's mappings: nobody inside.
 const FOREIGN: (u32, u32) = (70_000, 150_000);
 
-/// Different for users and groups, so that one cannot pass for the other.
+/// The mappings of users and groups differ, so a confusion of the two is noticed.
 fn users() -> UserNamespace {
     let from = |host_id| IdMapping {
         host_id,
@@ -34,7 +34,7 @@ fn users() -> UserNamespace {
     }
 }
 
-/// As kubelet mounts volumes in such a pod.
+/// Adds the mappings with which kubelet mounts volumes in such a pod.
 fn mapped(mount: Mount) -> Mount {
     Mount {
         uid_mappings: users().uids,
@@ -53,7 +53,7 @@ struct Setting {
 }
 
 impl Setting {
-    /// A pod with users of its own, and a directory of the host's root.
+    /// Runs a pod with a user namespace, and makes a directory of the host's root.
     async fn new() -> Self {
         let kubelet = Kubelet::new("uid-pod");
         let daemon = Daemon::start_with(Networking::Loopback, &kubelet.config()).await;
@@ -100,7 +100,7 @@ impl Setting {
         assert_eq!(self.client.shell(id, line).await, expected, "{line}");
     }
 
-    /// A line that must fail with a word in what it says.
+    /// Runs a line that must fail with `word` in its error output.
     async fn refused(&mut self, id: &str, line: &str, word: &str) {
         let result = self.client.exec(id, &["sh", "-c", line], 0).await;
         let result = result.expect("exec");
@@ -109,14 +109,14 @@ impl Setting {
         assert!(said.contains(word), "{line}: {said}");
     }
 
-    /// A file of the shared directory.
+    /// Writes a file in the shared directory.
     fn put(&self, name: &str, mode: u32, (uid, gid): (u32, u32)) {
         let path = self.shared.join(name);
         fs::write(&path, format!("{name}\n")).expect("write");
         give(&path, mode, (uid, gid));
     }
 
-    /// Mode and owner of a file on the host.
+    /// Returns mode and owner of a file on the host.
     fn on_host(&self, name: &str) -> (u32, u32, u32) {
         let found = fs::symlink_metadata(self.shared.join(name)).expect("a file of the share");
         (found.mode() & 0o7777, found.uid(), found.gid())
@@ -142,7 +142,7 @@ fn host(arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hosts_owners_are_the_same_numbers_inside_and_files_made_inside_are_the_hosts() {
+async fn owners_are_the_same_numbers_inside_and_on_the_host() {
     let mut setting = Setting::new().await;
     setting.put("roots", 0o600, (0, 0));
     setting.put("data", 0o640, (33, 34));
@@ -176,7 +176,7 @@ async fn the_hosts_owners_are_the_same_numbers_inside_and_files_made_inside_are_
     }
     let data = fs::read_to_string(setting.shared.join("data")).expect("read");
     assert_eq!(data, "data\nmore\n");
-    // Root inside is nobody for files of others, and cannot give files to them.
+    // Root inside has no rights on files of foreign owners, and cannot give files to them.
     let foreign = setting.on_host("foreign");
     for (line, word) in [
         ("cat /shared/foreign", "denied"),
@@ -215,7 +215,7 @@ async fn the_hosts_owners_are_the_same_numbers_inside_and_files_made_inside_are_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mapped_mounts_are_read_only_single_files_sub_paths_and_nested_as_others_are() {
+async fn mapped_mounts_can_be_read_only_single_files_sub_paths_and_nested() {
     let mut setting = Setting::new().await;
     setting.put("file", 0o600, (0, 0));
     let below = setting.shared.join("below");
@@ -239,10 +239,10 @@ async fn mapped_mounts_are_read_only_single_files_sub_paths_and_nested_as_others
         mapped(readonly(&shared, "/ro")),
         mapped(mount(&shared.join("file"), "/one")),
         mapped(mount(&sub_path, "/part")),
-        // On a directory that is made for it on the host.
+        // The mount point is created on the host.
         mapped(mount(&scratch, "/rw/scratch")),
         mapped(mount(&memory, "/rw/scratch/memory")),
-        // As nobody asks for a mapping here, all of the host's are nobody.
+        // A mount without a mapping: all of the host's owners are nobody.
         mount(&shared, "/plain"),
     ];
     let config = setting.container("main", mounts);
@@ -274,7 +274,7 @@ async fn mapped_mounts_are_read_only_single_files_sub_paths_and_nested_as_others
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_of_the_guest_are_given_to_users_of_the_pod() {
+async fn users_of_the_pod_can_use_devices_of_the_guest() {
     let mut setting = Setting::new().await;
     let device = |host_path: &str, container_path: &str, permissions: &str| Device {
         host_path: host_path.into(),

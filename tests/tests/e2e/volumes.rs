@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes: emptyDirs on disk and in memory, whole and by sub-path; what kubelet refreshes, followed live; termination
-//! logs; images as volumes. The tests make on the host what kubelet makes there.
+//! Volumes: emptyDirs on disk and in memory, whole and by sub-path; configMaps and the like, which follow kubelet's
+//! changes; termination logs; images as volumes. The tests make on the host what kubelet makes there.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use tonic::Code;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
-/// A daemon that knows where this test's kubelet is, a pod, that pod's kubelet directory, and busybox.
+/// Starts a daemon with this test's kubelet directory, runs a pod, and pulls busybox.
 async fn pod() -> (Daemon, Client, Pod, Kubelet, String) {
     let kubelet = Kubelet::new("uid-pod");
     let daemon = Daemon::start_with(Networking::Loopback, &kubelet.config()).await;
@@ -120,12 +120,12 @@ async fn an_empty_dir_in_memory_is_as_large_as_its_limit_also_as_dev_shm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mounts_go_where_they_belong_or_nowhere() {
+async fn mounts_go_to_their_place_and_never_follow_links_out() {
     let (daemon, mut client, pod, kubelet, busybox) = pod().await;
     let before = daemon.census();
     let data = kubelet.empty_dir("data");
     let outer = kubelet.empty_dir("outer");
-    // Given child first: parents are mounted first all the same.
+    // The child comes first in the request. The parent must be mounted first nevertheless.
     let config = with_mounts(
         container("order", &busybox, &SLEEP),
         vec![
@@ -140,7 +140,7 @@ async fn mounts_go_where_they_belong_or_nowhere() {
         .await;
     assert_eq!(client.shell(&id, "cat /etc/deep/er/inner").await, "x\n");
     assert_eq!(client.shell(&id, "ls /a").await, "b\nouter\n");
-    // A link in a shared volume, made by one container to lead another one's mount elsewhere.
+    // One container makes links in a shared volume to redirect the mounts of another.
     client
         .shell(&id, "ln -s /proc /a/trap; ln -s ../../../../escape /a/up")
         .await;
@@ -198,7 +198,7 @@ async fn mounts_go_where_they_belong_or_nowhere() {
     client.end_pod(&pod).await;
 }
 
-/// Makes a static binary of a program of these tests.
+/// Compiles a program of these tests to a static binary.
 fn compile(source: &str, binary: &Path) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/programs");
     let mut command = Command::new("cc");
@@ -227,7 +227,7 @@ async fn until(client: &mut Client, id: &str, line: &str, expected: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
+async fn config_maps_and_secrets_follow_the_host_and_change_atomically() {
     let (mut daemon, mut client, pod, mut kubelet, busybox) = pod().await;
     let config = kubelet.volume("kubernetes.io~configmap", "config");
     kubelet.write(&config, &[("a", "1"), ("b", "1"), ("gone", "x")], 0o644);
@@ -236,7 +236,7 @@ async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
     let key = kubelet.sub_path(&config, "..data/a", "main");
     let programs = kubelet.volume("kubernetes.io~projected", "programs");
     compile("watch.c", &programs.join("watch"));
-    // Of one state both keys are always the same.
+    // Both keys of a state are equal. The script records when it sees a mixture.
     let script = "/programs/watch /config > /tmp/events & \
         while true; do d=$(readlink -f /config/..data); x=$(cat $d/a); y=$(cat $d/b); \
         if [ -n \"$x\" -a -n \"$y\" -a \"$x\" != \"$y\" ]; then echo $x $y >> /tmp/torn; fi; \
@@ -275,7 +275,7 @@ async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
     kubelet.write(&secret, &[("token", "changed")], 0o400);
     until(&mut client, &id, "cat /secret/token", "changed").await;
 
-    // A hundred times a second, and the daemon dies in between.
+    // The volume changes a hundred times a second; later, the daemon dies in between.
     for number in 0..100 {
         let text = number.to_string();
         kubelet.write(
@@ -295,7 +295,7 @@ async fn config_maps_and_secrets_are_followed_live_and_swapped_at_once() {
     kubelet.write(&config, &[("a", "after"), ("b", "")], 0o644);
     until(&mut client, &id, "cat /config/a", "after").await;
 
-    // The host's vanishes: the last state stays, and a new container is refused with a reason.
+    // The host's directory is removed: the last state stays, and a new container is refused with a reason.
     std::fs::remove_dir_all(&config).expect("remove the volume");
     let late = with_mounts(
         container("late", &busybox, &SLEEP),
@@ -346,7 +346,7 @@ async fn many_and_large_volumes_are_mirrored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn etc_hosts_is_followed_and_a_termination_log_is_there_when_the_exit_is() {
+async fn etc_hosts_follows_the_host_and_the_termination_log_is_there_before_the_exit() {
     let (mut daemon, mut client, pod, kubelet, busybox) = pod().await;
     let hosts = kubelet.file("etc-hosts", "127.0.0.1 localhost\n10.0.0.9 first\n");
     let log = kubelet.file("containers/main/0a1b2c", "");
@@ -378,7 +378,7 @@ async fn etc_hosts_is_followed_and_a_termination_log_is_there_when_the_exit_is()
     assert_eq!(text, "last words\n");
     client.remove(&id).await.expect("remove");
 
-    // An exit that no daemon saw, of a container that wrote more than anybody reads.
+    // A container exits while no daemon runs, and has written more than is copied back.
     let log = kubelet.file("containers/late/1", "");
     let late = with_mounts(
         container(
@@ -410,7 +410,7 @@ async fn etc_hosts_is_followed_and_a_termination_log_is_there_when_the_exit_is()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
+async fn an_image_can_be_a_volume_and_is_kept_while_it_is_mounted() {
     let (mut daemon, mut client, pod, _kubelet, busybox) = pod().await;
     let oddities = Registry::shared().image("test/oddities");
     let image = |sub_path: &str, at: &str| Mount {
@@ -425,7 +425,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
         vec![image("", "/image")],
     );
     let refused = client.create(&pod, missing).await;
-    // kubelet looks for this at the beginning.
+    // kubelet knows this error by the beginning of its message.
     let named = |refused: &Result<String, tonic::Status>| {
         let message = refused.as_ref().expect_err("refused").message();
         assert!(message.starts_with("ImageVolumeMountFailed: "), "{message}");
@@ -475,7 +475,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
         named(&refused);
         assert_fails(refused, Code::FailedPrecondition, &["/image", word]);
     }
-    // Mounted, its layers stay whatever happens to the image and the daemon.
+    // While the image is mounted, its layers stay, even if the image is removed and the daemon restarts.
     client
         .images
         .remove_image(bulkhead_proto::cri::RemoveImageRequest {
@@ -499,7 +499,7 @@ async fn an_image_is_a_volume_whole_or_in_part_and_kept_while_it_is_mounted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn devices_that_every_kernel_has_are_given_and_others_refused() {
+async fn devices_that_every_kernel_has_are_given_and_others_are_refused() {
     let (_daemon, mut client, pod, _kubelet, busybox) = pod().await;
     let device = |host_path: &str, container_path: &str, permissions: &str| Device {
         host_path: host_path.into(),

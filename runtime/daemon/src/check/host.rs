@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::problem::Problem;
+use bulkhead_text::Problem;
 
 const TUN: &str = "/dev/net/tun";
 const CGROUPS: &str = "/sys/fs/cgroup/cgroup.controllers";

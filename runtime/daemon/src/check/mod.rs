@@ -7,11 +7,11 @@ mod host;
 
 use std::process::ExitCode;
 
+use bulkhead_host::probe::Probe;
+use bulkhead_text::Problem;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::guest::probe::Probe;
-use crate::problem::Problem;
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use bulkhead_vmm::chain;
+use bulkhead_text::chain;
 
 use client::Client;
 

@@ -4,24 +4,24 @@
 //! [`RawConfig`] is the file as written: every key has a default, unknown keys are errors. [`Config`] is what the
 //! program uses. Every key is described in docs/operating.md.
 
+mod cgroup_driver;
 mod raw;
+mod streaming;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 
+pub use cgroup_driver::CgroupDriver;
+pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
-
-use crate::network::{self, NetworkConfig, NetworkError};
-use crate::streaming::{StreamingConfig, TlsFiles};
+pub use streaming::{StreamingConfig, TlsFiles};
 
 /// Where the file is looked for when none is named; there it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
-/// Where CRI clients find us.
-pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
 const MIN_SCRATCH_GIB: u64 = 1;
 const MAX_PARALLEL_BOOTS: u64 = 1024;
@@ -75,29 +75,6 @@ pub struct Config {
     images: RawImages,
     pinned_images: Vec<bulkhead_image::Reference>,
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
-}
-
-/// How kubelet is to make the cgroups of pods; it asks us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CgroupDriver {
-    Systemd,
-    Cgroupfs,
-}
-
-impl CgroupDriver {
-    /// systemd's where that is process 1, whose name this is. In a container process 1 is another.
-    fn of_init(name: &str) -> Self {
-        if name.trim() == "systemd" {
-            Self::Systemd
-        } else {
-            Self::Cgroupfs
-        }
-    }
-
-    fn of_host() -> Self {
-        Self::of_init(&std::fs::read_to_string("/proc/1/comm").unwrap_or_default())
-    }
 }
 
 /// The VM of a pod that asks for nothing.
@@ -358,9 +335,6 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().cgroup_driver, expected, "{text}");
         }
-        assert_eq!(CgroupDriver::of_init("systemd\n"), CgroupDriver::Systemd);
-        assert_eq!(CgroupDriver::of_init("tini\n"), CgroupDriver::Cgroupfs);
-        assert_eq!(CgroupDriver::of_init(""), CgroupDriver::Cgroupfs);
     }
 
     #[test]
@@ -388,7 +362,7 @@ mod tests {
             ),
         ];
         for (text, word) in table {
-            let error = crate::chain(&parse(text).unwrap_err());
+            let error = bulkhead_text::chain(&parse(text).unwrap_err());
             assert!(error.contains(word), "{text}: {error}");
         }
     }
@@ -396,6 +370,6 @@ mod tests {
     #[test]
     fn a_named_file_must_exist() {
         let error = Config::load(Some(Path::new("/no/such/file"))).unwrap_err();
-        assert!(crate::chain(&error).contains("/no/such/file"));
+        assert!(bulkhead_text::chain(&error).contains("/no/such/file"));
     }
 }

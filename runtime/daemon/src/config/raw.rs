@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{CgroupDriver, DEFAULT_SOCKET};
+use super::cgroup_driver::CgroupDriver;
+
+/// Where CRI clients find us.
+pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]

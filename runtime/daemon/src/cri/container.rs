@@ -38,7 +38,7 @@ pub fn status(
     let mut info = HashMap::new();
     if request.verbose {
         let pid = match record.state {
-            crate::pod::state::ContainerState::Running { pid, .. } => pid,
+            crate::pod::life::state::ContainerState::Running { pid, .. } => pid,
             _ => 0,
         };
         let mut details = serde_json::json!({

@@ -9,8 +9,8 @@ use bulkhead_proto::cri::{
 };
 
 use super::show;
-use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::pod::spec::Labels;
+use crate::pod::life::record::{ContainerRecord, PodRecord};
+use crate::pod::life::spec::Labels;
 
 /// An empty filter lets everything through; an id may be a beginning of one.
 pub fn pod(filter: Option<&PodSandboxFilter>, pod: &PodRecord) -> bool {

@@ -6,13 +6,15 @@ use std::collections::HashMap;
 use bulkhead_image::{FailureKind, Image, Reference, StoreError};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
+use bulkhead_text::chain;
 use tonic::{Request, Response, Status};
 
+use super::codes::image_status;
 use super::credentials::credentials;
-use super::parse::check_handler;
-use super::{BoxStream, image_status, stream_list};
-use crate::pod::{Pods, now};
-use crate::serve::chain;
+use super::lists::{BoxStream, stream_list};
+use super::refusal::check_handler;
+use crate::clock::now;
+use crate::pod::Pods;
 
 /// The service; all state is in the image store.
 #[derive(Clone, Debug)]

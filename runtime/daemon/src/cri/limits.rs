@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use bulkhead_proto::cri;
 
-use super::parse::ParseError;
 use super::quantity;
-use crate::pod::spec::{PodLimits, Resources};
+use super::refusal::ParseError;
+use crate::pod::life::spec::{PodLimits, Resources};
 
 /// The size of the pod's disk, in Kubernetes' way to write bytes. CRI itself has no field for it.
 pub const EPHEMERAL_STORAGE: &str = "bulkhead.dev/ephemeral-storage";

@@ -5,54 +5,14 @@ use std::collections::HashMap;
 
 use bulkhead_proto::cri;
 
-use super::limits;
-use super::{parse_devices, parse_mounts, parse_security};
-use crate::pod::signal;
-use crate::pod::spec::{
-    ContainerSpec, Dns, ImageWords, Labels, PodName, PodSpec, PortMapping, Protocol,
-};
+use super::parse_mounts::image_words;
+use super::refusal::{ParseError, check_handler, not_yet, wrong};
+use super::{limits, parse_devices, parse_mounts, parse_security};
+use crate::pod::life::signal;
+use crate::pod::life::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
 
-/// The names under which kubelet may ask for us.
-pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
 /// The longest host name that Linux takes.
 const HOSTNAME_BYTES: usize = 64;
-
-/// A request that we do not take.
-#[derive(Debug, thiserror::Error)]
-pub enum ParseError {
-    #[error("{0} is missing")]
-    Missing(&'static str),
-    #[error("{what} {value:?} is not possible")]
-    Wrong { what: &'static str, value: String },
-    #[error(
-        "the host's {what} was asked for: a pod has a kernel of its own and cannot share it; schedule it with \
-         another RuntimeClass"
-    )]
-    NotIsolated { what: &'static str },
-    #[error("runtime handler {0:?} is not one of this runtime: {HANDLERS:?}")]
-    Handler(String),
-    #[error("{what} {value:?} is not supported by this version")]
-    NotYet { what: &'static str, value: String },
-    #[error("read seccomp profile {path}")]
-    Profile {
-        path: String,
-        source: std::io::Error,
-    },
-}
-
-pub(super) fn wrong(what: &'static str, value: impl ToString) -> ParseError {
-    ParseError::Wrong {
-        what,
-        value: value.to_string(),
-    }
-}
-
-pub(super) fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
-    ParseError::NotYet {
-        what,
-        value: value.to_string(),
-    }
-}
 
 /// `RunPodSandbox`.
 pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<PodSpec, ParseError> {
@@ -150,24 +110,6 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         security: parse_security::security(linux.security_context)?,
         resources: linux.resources.map(limits::resources).unwrap_or_default(),
         stop_signal,
-    })
-}
-
-pub fn check_handler(handler: &str) -> Result<(), ParseError> {
-    if HANDLERS.contains(&handler) {
-        return Ok(());
-    }
-    Err(ParseError::Handler(handler.to_owned()))
-}
-
-pub(super) fn image_words(
-    annotations: HashMap<String, String>,
-    runtime_handler: String,
-) -> Result<ImageWords, ParseError> {
-    check_handler(&runtime_handler)?;
-    Ok(ImageWords {
-        annotations: labels(annotations),
-        runtime_handler,
     })
 }
 

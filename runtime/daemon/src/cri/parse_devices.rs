@@ -6,9 +6,9 @@ use std::path::{Component, Path};
 
 use bulkhead_proto::cri;
 
-use super::parse::{ParseError, wrong};
 use super::parse_mounts::container_path;
-use crate::pod::spec::{BlockDevice, Device};
+use super::refusal::{ParseError, wrong};
+use crate::pod::life::spec::{BlockDevice, Device};
 
 /// By their paths on the host, which are those in the guest.
 const IN_EVERY_KERNEL: [&str; 8] = [

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! CRI's mounts in our own words.
 
+use std::collections::HashMap;
 use std::path::{Component, Path};
 
 use bulkhead_proto::cri;
 
-use super::parse::{ParseError, image_words, not_yet, wrong};
 use super::parse_security::id_range;
-use crate::pod::spec::{Mount, MountSource, MountWords, Propagation, UserNamespace};
+use super::refusal::{ParseError, check_handler, not_yet, wrong};
+use crate::pod::life::spec::{
+    ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace,
+};
 
 /// What may be covered below /proc; the agent has the last word, which knows where links lead.
 const PROC: &str = "/proc";
@@ -97,6 +100,18 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         users,
         propagation,
         words,
+    })
+}
+
+/// What CRI says of an image beside its name: of a container's, and of one that is mounted.
+pub fn image_words(
+    annotations: HashMap<String, String>,
+    runtime_handler: String,
+) -> Result<ImageWords, ParseError> {
+    check_handler(&runtime_handler)?;
+    Ok(ImageWords {
+        annotations: annotations.into_iter().collect(),
+        runtime_handler,
     })
 }
 

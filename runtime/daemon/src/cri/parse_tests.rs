@@ -5,7 +5,7 @@ use bulkhead_proto::cri::security_profile::ProfileType;
 
 use super::*;
 use crate::cri::parse_security::{check_privileged, check_users};
-use crate::pod::spec::{PidMode, Seccomp};
+use crate::pod::life::spec::{PidMode, Seccomp};
 
 fn pod_config() -> cri::PodSandboxConfig {
     cri::PodSandboxConfig {
@@ -250,11 +250,13 @@ fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
     assert!(check_users(&other, &container).is_err());
 
     container.security.users = None;
-    container.block_devices.push(crate::pod::spec::BlockDevice {
-        path: "/dev/sdx".into(),
-        container_path: "/dev/x".into(),
-        permissions: "rw".into(),
-    });
+    container
+        .block_devices
+        .push(crate::pod::life::spec::BlockDevice {
+            path: "/dev/sdx".into(),
+            container_path: "/dev/x".into(),
+            permissions: "rw".into(),
+        });
     check_users(&other, &container).unwrap();
     let refused = check_users(&spec, &container).unwrap_err().to_string();
     assert!(refused.contains("/dev/sdx"), "{refused}");

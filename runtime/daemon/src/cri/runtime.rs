@@ -5,9 +5,8 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{
-    BoxStream, container, metrics, patience, sandbox, stats, status, stream_list, streaming,
-};
+use super::lists::{BoxStream, stream_list};
+use super::{container, metrics, patience, sandbox, stats, status, streaming};
 use crate::config::CgroupDriver;
 use crate::pod::Pods;
 use crate::streaming::Streaming;

@@ -7,10 +7,11 @@ use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::{filter, limits, parse, show};
-use crate::guest::control;
+use crate::clock::now;
 use crate::pod::admission::Patience;
-use crate::pod::state::PodState;
-use crate::pod::{Pods, View, now};
+use crate::pod::life::state::PodState;
+use crate::pod::readings::vmm_counters;
+use crate::pod::{Pods, View};
 
 pub async fn run(
     pods: &Pods,
@@ -42,10 +43,7 @@ pub async fn status(
 
 /// What `crictl inspectp` shows beyond the status.
 async fn info(pods: &Pods, view: &View) -> String {
-    let statistics = match &view.guest {
-        Some(guest) => control::statistics(&guest.files.control()).await.ok(),
-        None => None,
-    };
+    let statistics = vmm_counters(view).await;
     let cause = match &view.pod.state {
         PodState::NotReady { cause } => Some(cause),
         _ => None,

@@ -4,11 +4,11 @@
 use bulkhead_proto::cri;
 
 use crate::pod::View;
-use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::pod::spec::{
+use crate::pod::life::record::{ContainerRecord, PodRecord};
+use crate::pod::life::spec::{
     IdRange, ImageWords, Mount, MountSource, PidMode, Propagation, Resources, UserNamespace,
 };
-use crate::pod::state::{ContainerState, PodState};
+use crate::pod::life::state::{ContainerState, PodState};
 
 pub fn pod_state(state: &PodState) -> cri::PodSandboxState {
     match state {

@@ -7,17 +7,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_network::Counters;
 use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::metrics::working_set;
 use super::{filter, show};
-use crate::guest::protocol::{CgroupStatistics, Pressure, PressureLine};
-use crate::guest::usage::{HostPressure, Stall, StallLine};
-use crate::network::Counters;
-use crate::pod::rates::CpuUse;
-use crate::pod::record::ContainerRecord;
-use crate::pod::statistics::{ContainerReading, Depth, Reading};
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::readings::rates::CpuUse;
+use crate::pod::readings::{
+    CgroupStatistics, ContainerReading, Depth, HostPressure, Pressure, PressureLine, Reading,
+    Stall, StallLine,
+};
 use crate::pod::{Pods, View};
 
 /// What a cgroup's limit is where there is none.

@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 
 use bulkhead_proto::cri;
+use bulkhead_text::{Problem, chain};
 use tonic::Status;
 
-use super::network_code;
-use super::parse::HANDLERS;
+use super::codes::network_code;
+use super::refusal::HANDLERS;
 use crate::config::CgroupDriver;
 use crate::pod::Pods;
-use crate::problem::Problem;
-use crate::serve::chain;
 
 const API_VERSION: &str = "v1";
 /// What `VersionRequest` and `VersionResponse` call their own version.

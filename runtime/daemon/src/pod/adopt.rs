@@ -1,26 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a daemon does with the pods of the one before it, once, before it serves.
-//!
-//! ```text
-//! stored as    its VMM lives                          its VMM is gone
-//! Creating     removed: nobody has heard of it        removed
-//! Ready        adopted                                not ready, containers exited 137
-//! Stopping     stopped                                stopped
-//! NotReady     (has none)                             kept
-//! ```
+//! What a daemon does with the pods of the one before it, once, before it serves: their owners adopt them
+//! ([`super::owner`]).
 //! Then what belongs to no pod is removed: directories, networks, leases.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::owner::Owner;
-use super::record::{ContainerRecord, Held, PodRecord};
-use super::state::PodState;
-use super::{PodError, Pods, Shared, now};
-use crate::guest::Files;
-use crate::serve::chain;
+use super::life::record::{ContainerRecord, Held, PodRecord};
+use super::{Pods, owner};
 use crate::store::{Kind, StoreError};
+use bulkhead_text::chain;
 
 impl Pods {
     /// Takes over what the store knows, and cleans up what nobody knows.
@@ -35,7 +25,7 @@ impl Pods {
         self.sweep_directories(&pods);
         for pod in pods {
             let containers = containers.remove(&pod.id).unwrap_or_default();
-            self.shared.adopt_pod(pod, containers).await;
+            owner::adopt(Arc::clone(&self.shared), pod, containers).await;
         }
         for orphan in containers.into_values().flat_map(BTreeMap::into_keys) {
             tracing::warn!(
@@ -107,88 +97,5 @@ impl Pods {
         let network = &self.host().network;
         network.sweep(&ids).await;
         tokio::spawn(network.garbage_collection(records).await);
-    }
-}
-
-impl Shared {
-    async fn adopt_pod(
-        self: &Arc<Self>,
-        pod: PodRecord,
-        containers: BTreeMap<String, ContainerRecord>,
-    ) {
-        if let Err(error) = self.reserve(&pod) {
-            tracing::error!("{}", chain(&error));
-        }
-        let state = pod.state.clone();
-        let mut owner = Owner::new(Arc::clone(self), pod, containers);
-        let done = match state {
-            PodState::Creating => match owner.remove_pod().await {
-                Ok(()) => return,
-                error => error,
-            },
-            PodState::Ready => {
-                owner.adopt_guest().await;
-                Ok(())
-            }
-            PodState::Stopping => owner.stop_pod().await,
-            PodState::NotReady { .. } => owner.release_vm().await.map_err(PodError::from),
-        };
-        if let Err(error) = done {
-            owner.complain("clean up after an earlier daemon", &error);
-        }
-        tokio::spawn(owner.run());
-    }
-}
-
-impl Owner {
-    /// Asks CNI in the background whether the network is as it was.
-    fn check_network(&self) {
-        let Some(record) = self.pod.network().cloned() else {
-            return;
-        };
-        let shared = Arc::clone(&self.shared);
-        tokio::spawn(async move {
-            let _one = shared.host.admission.check().await;
-            shared.host.network.check(&record).await;
-        });
-    }
-
-    /// Finds the VM of a pod that was ready, or takes note of its end.
-    async fn adopt_guest(&mut self) {
-        let files = self.pod.run_directory().cloned().map(Files::new);
-        let found = match (self.pod.vmm(), &files) {
-            (Some(identity), Some(files)) => {
-                self.shared.host.launcher.adopt(files.clone(), identity)
-            }
-            _ => Ok(None),
-        };
-        match found {
-            Ok(Some(guest)) => {
-                tracing::info!(
-                    pod = self.pod.id,
-                    pid = guest.process.identity().pid,
-                    "adopted"
-                );
-                self.follow_logs(&guest);
-                self.follow_mirrors(&guest);
-                self.adopt_file_server(Arc::clone(&guest.process));
-                let agent = guest.agent.clone();
-                tokio::spawn(async move { agent.set_clock(now()).await });
-                self.check_network();
-                self.serve_guest(guest);
-            }
-            missing => {
-                if let Err(error) = missing {
-                    self.complain("adopt", &error);
-                }
-                let obituary = files.map(|files| files.obituary());
-                let cause = obituary.unwrap_or_else(|| "its VM is gone".to_owned());
-                tracing::warn!(pod = self.pod.id, "lost while no daemon ran: {cause}");
-                self.lose(&cause);
-                if let Err(error) = self.release_vm().await {
-                    self.complain("give back what the VM had", &error);
-                }
-            }
-        }
     }
 }

@@ -5,21 +5,22 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::connect::ConnectError;
+use bulkhead_host::control::ControlError;
+pub use bulkhead_host::launch::LaunchError;
+pub use bulkhead_host::shares::ShareError;
+use bulkhead_host::systemd::SystemdError;
+use bulkhead_network::NetworkError;
+use bulkhead_text::Problem;
+
 use super::admission::NoTurn;
-use super::blocks::BlockError;
-use super::program::ProgramError;
-use super::sizing::Unfit;
-use super::state::IllegalMove;
+use super::life::state::IllegalMove;
+use super::plan::program::ProgramError;
+use super::plan::sizing::Unfit;
 use super::volumes::VolumeError;
-use crate::guest::agent::AgentError;
-use crate::guest::connect::ConnectError;
-use crate::guest::control::ControlError;
-use crate::guest::launch::LaunchError;
-use crate::guest::shares::ShareError;
-use crate::guest::systemd::SystemdError;
+use super::volumes::block::BlockError;
 use crate::logs::LogError;
-use crate::network::NetworkError;
-use crate::problem::Problem;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 

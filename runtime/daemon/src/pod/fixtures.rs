@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Examples for tests.
 
-use super::record::{ContainerRecord, PodRecord};
-use super::signal::SIGTERM;
-use super::sizing::{Allowance, VmSize};
-use super::spec::{
+use super::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
+use super::life::signal::SIGTERM;
+use super::life::spec::{
     ContainerSpec, Labels, PidMode, PodName, PodSpec, Resources, Seccomp, Security, User,
 };
-use super::state::{ContainerState, PodState};
+use super::life::state::{ContainerState, PodState};
 
 pub fn container_spec() -> ContainerSpec {
     ContainerSpec {
@@ -67,7 +66,7 @@ pub fn pod_spec() -> PodSpec {
         privileged: false,
         users: None,
         sysctls: std::collections::BTreeMap::new(),
-        limits: super::spec::PodLimits::default(),
+        limits: super::life::spec::PodLimits::default(),
     }
 }
 

@@ -1,94 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods: who exists, and the way to the task that owns each.
 //!
-//! Every change of a pod or its containers is a request to the pod's [`owner`], handled there one at a time. Everyone
-//! else reads the [`View`] that the owner published last, and so never waits for it. Waiting for something to
-//! happen (a turn to boot, a graceful stop, an exec) is done here, in the caller's task, between requests.
+//! This file is the door, [`Pods`], with [`streams`] for those who stream and [`adopt`] for the start of the daemon. Every
+//! change of a pod or its containers is a [`request`] to the pod's [`owner`], handled there one at a time; [`registry`]
+//! knows the way. Everyone else reads the [`View`] that the owner published last, and so never waits for it. Waiting for
+//! something to happen (a turn to boot, a graceful stop, an exec) is done here, in the caller's task, between requests.
+//!
+//! ```text
+//! life       what pods and containers are: specs, states, records
+//! plan       what is to be done for them, worked out before anything is done
+//! volumes    what containers mount beside their images
+//! owner      the task that owns a pod, and all that only it does
+//! readings   what pods and containers use
+//! ```
 
 pub mod admission;
-pub mod adopt;
-pub mod blocks;
-mod boot;
-pub mod capabilities;
-mod containers;
-mod cpulist;
+mod adopt;
 mod errors;
-mod limits;
-mod logging;
-mod news;
-pub mod notices;
+mod host;
+pub mod life;
+mod notices;
 mod owner;
-pub mod peaks;
-pub mod program;
-pub mod rates;
-pub mod record;
+pub mod plan;
+pub mod readings;
 mod registry;
-mod resize;
-mod shares;
-pub mod signal;
-pub mod sizing;
-pub mod spec;
-pub mod state;
-pub mod statistics;
+mod request;
 mod streams;
-mod together;
+mod view;
 pub mod volumes;
-mod wire;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use bulkhead_guest::agent::ExecOutput;
 use tokio::sync::oneshot;
 
-use admission::{Admission, Patience};
-pub use errors::{BootError, PodError};
-pub use notices::{Notice, NoticeKind};
-use owner::{Answer, Request};
-use record::{ContainerRecord, PodRecord};
-use registry::{Handle, Registry, Reservation, not_found};
-use spec::{ContainerSpec, PodSpec, Resources};
-
-use crate::guest::Guest;
-use crate::guest::agent::ExecOutput;
-use crate::guest::cgroup::Cgroups;
-use crate::guest::launch::Launcher;
-use crate::guest::probe::Probe;
-use crate::network::Network;
-use crate::scratch::Scratch;
-use crate::store::Store;
-use volumes::Volumes;
+use self::admission::Patience;
+pub use self::errors::{AgentError, BootError, LaunchError, PodError, ShareError};
+pub use self::host::Host;
+use self::host::Shared;
+use self::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
+use self::life::signal;
+use self::life::spec::{ContainerSpec, PodSpec, Resources};
+use self::life::state::PodState;
+pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
+use self::readings::{Depth, Reading};
+use self::registry::{Reservation, not_found};
+use self::request::{Answer, Request};
+pub use self::view::View;
+use crate::clock::now;
+use crate::random::new_id;
 
 /// How long a killed container may take to be reported dead.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What pods are made with.
-#[derive(Debug)]
-pub struct Host {
-    pub run_pods: PathBuf,
-    pub state_pods: PathBuf,
-    /// The VM of a pod that asks for nothing.
-    pub sizing: sizing::Defaults,
-    pub admission: Admission,
-    pub store: Store,
-    pub network: Network,
-    pub images: bulkhead_image::Store,
-    pub launcher: Launcher,
-    pub cgroups: Cgroups,
-    pub scratch: Scratch,
-    pub probe: Probe,
-    pub volumes: Volumes,
-}
-
-/// What a pod's owner published last.
-#[derive(Clone, Debug)]
-pub struct View {
-    pub pod: PodRecord,
-    pub containers: BTreeMap<String, ContainerRecord>,
-    /// `None`: no VM lives.
-    pub guest: Option<Guest>,
-}
 
 /// All pods of this daemon. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -96,25 +61,10 @@ pub struct Pods {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    host: Host,
-    registry: Mutex<Registry>,
-    rates: rates::Rates,
-    peaks: peaks::Peaks,
-    notices: notices::Notices,
-}
-
 impl Pods {
     pub fn new(host: Host) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                host,
-                registry: Mutex::default(),
-                rates: rates::Rates::default(),
-                peaks: peaks::Peaks::default(),
-                notices: notices::Notices::default(),
-            }),
+            shared: Arc::new(Shared::new(host)),
         }
     }
 
@@ -123,7 +73,7 @@ impl Pods {
     }
 
     /// Hears of everything that happens from now on.
-    pub fn listen(&self) -> Result<notices::Listener, notices::TooManyListeners> {
+    pub fn listen(&self) -> Result<Listener, TooManyListeners> {
         self.shared.notices.listen()
     }
 
@@ -137,12 +87,12 @@ impl Pods {
         let record = PodRecord {
             id: new_id(),
             created_at: now(),
-            state: state::PodState::Creating,
+            state: PodState::Creating,
             held: Vec::new(),
             addresses: Vec::new(),
             layers: BTreeMap::new(),
-            size: sizing::VmSize::default(),
-            allowance: sizing::Allowance::default(),
+            size: VmSize::default(),
+            allowance: Allowance::default(),
             mirrors: BTreeMap::new(),
             shares: Vec::new(),
             shares_made: 0,
@@ -150,7 +100,7 @@ impl Pods {
             disks: Some(BTreeMap::new()),
             spec,
         };
-        let name = Reservation::of(&self.shared, &record)?;
+        let name = Reservation::of(&self.shared.registry, &record)?;
         let turn = self.host().admission.turn(patience).await;
         let turn = turn.map_err(BootError::NoTurn)?;
         name.keep();
@@ -178,7 +128,7 @@ impl Pods {
         id: &str,
         request: impl FnOnce(Answer<()>) -> Request,
     ) -> Result<(), PodError> {
-        let handle = match self.shared.pod(id) {
+        let handle = match self.shared.registry.pod(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             handle => handle?,
         };
@@ -191,8 +141,8 @@ impl Pods {
 
     /// What is known of a pod, by its id or a unique beginning of it.
     pub fn pod(&self, id: &str) -> Result<Arc<View>, PodError> {
-        let view = self.shared.pod(id)?.view();
-        if view.pod.state == state::PodState::Creating {
+        let view = self.shared.registry.pod(id)?.view();
+        if view.pod.state == PodState::Creating {
             return Err(PodError::NotFound {
                 what: "pod",
                 id: id.to_owned(),
@@ -203,17 +153,32 @@ impl Pods {
 
     /// All pods, oldest first. Those that are being made are not shown.
     pub fn all(&self) -> Vec<Arc<View>> {
-        let registry = self.shared.registry();
-        let mut views: Vec<_> = registry.pods.values().map(Handle::view).collect();
-        drop(registry);
-        views.retain(|view| view.pod.state != state::PodState::Creating);
+        let mut views = self.shared.registry.views();
+        views.retain(|view| view.pod.state != PodState::Creating);
         views.sort_by_key(|view| view.pod.created_at);
         views
     }
 
+    /// Reads what one pod uses; its guest must answer.
+    pub async fn read(&self, view: Arc<View>, depth: Depth) -> Result<Reading, PodError> {
+        self.shared.readings.read(view, depth).await
+    }
+
+    /// Reads pods at once. Those that are not ready, or whose guest does not answer, are left out.
+    pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
+        let all = self.all();
+        let ids: HashSet<&str> = all
+            .iter()
+            .flat_map(|view| view.containers.keys().chain([&view.pod.id]))
+            .map(String::as_str)
+            .collect();
+        self.shared.readings.keep(&ids);
+        self.shared.readings.read_all(views, depth).await
+    }
+
     /// What is known of a container, and of its pod.
     pub fn container(&self, id: &str) -> Result<(Arc<View>, ContainerRecord), PodError> {
-        let (handle, id) = self.shared.container(id)?;
+        let (handle, id) = self.shared.registry.container(id)?;
         let view = handle.view();
         let record = view.containers.get(&id).cloned();
         let record = record.ok_or_else(|| not_found("container", &id))?;
@@ -225,19 +190,19 @@ impl Pods {
         pod: &str,
         spec: ContainerSpec,
     ) -> Result<String, PodError> {
-        let handle = self.shared.pod(pod)?;
+        let handle = self.shared.registry.pod(pod)?;
         let spec = Box::new(spec);
         handle.ask(|answer| Request::Create { spec, answer }).await
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
-        let (handle, id) = self.shared.container(id)?;
+        let (handle, id) = self.shared.registry.container(id)?;
         handle.ask(|answer| Request::Start { id, answer }).await
     }
 
     /// Asks a container to end, and kills it after `grace`. One that is not there or has ended is fine.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
-        let (handle, id) = match self.shared.container(id) {
+        let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             found => found?,
         };
@@ -259,7 +224,7 @@ impl Pods {
 
     /// Removes a container, killing it if it runs; one that is not there is fine.
     pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
-        let (handle, id) = match self.shared.container(id) {
+        let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             found => found?,
         };
@@ -270,7 +235,7 @@ impl Pods {
     }
 
     pub async fn update_container(&self, id: &str, change: Resources) -> Result<(), PodError> {
-        let (handle, id) = self.shared.container(id)?;
+        let (handle, id) = self.shared.registry.container(id)?;
         let change = Box::new(change);
         handle
             .ask(|answer| Request::Update { id, change, answer })
@@ -284,7 +249,7 @@ impl Pods {
         resources: Resources,
         overhead: Resources,
     ) -> Result<(), PodError> {
-        let handle = self.shared.pod(id)?;
+        let handle = self.shared.registry.pod(id)?;
         let change = Box::new((resources, overhead));
         handle
             .ask(|answer| Request::Resize { change, answer })
@@ -292,7 +257,7 @@ impl Pods {
     }
 
     pub async fn reopen_log(&self, id: &str) -> Result<(), PodError> {
-        let (handle, id) = self.shared.container(id)?;
+        let (handle, id) = self.shared.registry.container(id)?;
         handle.ask(|answer| Request::ReopenLog { id, answer }).await
     }
 
@@ -315,44 +280,5 @@ impl Pods {
     }
 }
 
-/// Nanoseconds since 1970.
-pub fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// 64 random hex digits.
-fn new_id() -> String {
-    random::<32>()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
-/// Bytes of the kernel's random generator, which does not fail once the host has booted.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    }
-    bytes
-}
-
 #[cfg(test)]
 pub mod fixtures;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_have_64_hex_digits_and_differ() {
-        let (one, two) = (new_id(), new_id());
-        assert_eq!(one.len(), 64);
-        assert!(one.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert_ne!(one, two);
-    }
-}

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::View;
-use super::record::ContainerRecord;
+use super::life::record::ContainerRecord;
+use super::view::View;
 
 /// What may wait for one listener, as [`weight`] estimates it.
 const LIMIT_BYTES: usize = 64 << 20;
@@ -136,7 +136,7 @@ fn container_weight(container: &ContainerRecord) -> usize {
     let words = spec.command.iter().chain(&spec.args);
     let words: usize = words.map(String::len).sum();
     let profile = match &spec.security.seccomp {
-        super::spec::Seccomp::Profile(text) => text.len(),
+        super::life::spec::Seccomp::Profile(text) => text.len(),
         _ => 0,
     };
     RECORD_BYTES + pairs + variables + words + profile
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
     use crate::pod::fixtures;
-    use crate::pod::record::PodRecord;
+    use crate::pod::life::record::PodRecord;
 
     fn view(annotation_bytes: usize) -> Arc<View> {
         let mut spec = fixtures::pod_spec();

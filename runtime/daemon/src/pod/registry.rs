@@ -2,38 +2,43 @@
 //! Which pods there are, by id and by name, and the way to the task that owns each.
 
 use std::collections::HashMap;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::owner::{Answer, Request};
-use super::record::{ContainerRecord, PodRecord};
-use super::spec::PodName;
-use super::{PodError, Shared, View};
+use super::errors::PodError;
+use super::life::record::{ContainerRecord, PodRecord};
+use super::life::spec::PodName;
+use super::request::{Answer, Request};
+use super::view::View;
 
 /// The shortest part of an id that names something.
 const ID_PREFIX: usize = 4;
 
 #[derive(Debug, Default)]
-pub struct Registry {
-    pub pods: HashMap<String, Handle>,
-    pub names: HashMap<PodName, String>,
+pub struct Registry(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    pods: HashMap<String, Handle>,
+    /// The ids of those who have these names.
+    names: HashMap<PodName, String>,
 }
 
 /// The name of a pod that waits for its turn; free again when this is dropped, unless it is kept.
 #[derive(Debug)]
 pub struct Reservation<'a> {
-    shared: &'a Shared,
+    registry: &'a Registry,
     name: Option<PodName>,
 }
 
 impl<'a> Reservation<'a> {
     /// Takes the name of a pod, or says who has it.
-    pub fn of(shared: &'a Shared, record: &PodRecord) -> Result<Self, PodError> {
-        shared.reserve(record)?;
+    pub fn of(registry: &'a Registry, record: &PodRecord) -> Result<Self, PodError> {
+        registry.reserve(record)?;
         Ok(Self {
-            shared,
+            registry,
             name: Some(record.spec.name.clone()),
         })
     }
@@ -47,7 +52,7 @@ impl<'a> Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            self.shared.release(name);
+            self.registry.release(name);
         }
     }
 }
@@ -60,16 +65,16 @@ pub struct Handle {
     pub view: watch::Receiver<Arc<View>>,
 }
 
-impl Shared {
-    pub fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+impl Registry {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the name of a pod, or says who has it.
     pub fn reserve(&self, record: &PodRecord) -> Result<(), PodError> {
-        let mut registry = self.registry();
+        let mut known = self.known();
         let name = &record.spec.name;
-        if let Some(holder) = registry.names.get(name) {
+        if let Some(holder) = known.names.get(name) {
             return Err(PodError::Exists {
                 what: "pod",
                 name: format!(
@@ -79,29 +84,34 @@ impl Shared {
                 holder: holder.clone(),
             });
         }
-        registry.names.insert(name.clone(), record.id.clone());
+        known.names.insert(name.clone(), record.id.clone());
         Ok(())
     }
 
     pub fn register(&self, handle: Handle) {
-        self.registry().pods.insert(handle.id.clone(), handle);
+        self.known().pods.insert(handle.id.clone(), handle);
     }
 
     pub fn forget(&self, record: &PodRecord) {
-        let mut registry = self.registry();
-        registry.pods.remove(&record.id);
-        registry.names.remove(&record.spec.name);
+        let mut known = self.known();
+        known.pods.remove(&record.id);
+        known.names.remove(&record.spec.name);
     }
 
     fn release(&self, name: &PodName) {
-        self.registry().names.remove(name);
+        self.known().names.remove(name);
+    }
+
+    /// What is known of all pods.
+    pub fn views(&self) -> Vec<Arc<View>> {
+        self.known().pods.values().map(Handle::view).collect()
     }
 
     pub fn pod(&self, id: &str) -> Result<Handle, PodError> {
-        let registry = self.registry();
-        let ids = registry.pods.keys().map(String::as_str);
+        let known = self.known();
+        let ids = known.pods.keys().map(String::as_str);
         let full = find(ids, id, "pod")?;
-        registry
+        known
             .pods
             .get(&full)
             .cloned()
@@ -109,7 +119,7 @@ impl Shared {
     }
 
     pub fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
-        let handles: Vec<Handle> = self.registry().pods.values().cloned().collect();
+        let handles: Vec<Handle> = self.known().pods.values().cloned().collect();
         let views: Vec<_> = handles.iter().map(Handle::view).collect();
         let ids = views.iter().flat_map(|view| view.containers.keys());
         let full = find(ids.map(String::as_str), id, "container")?;

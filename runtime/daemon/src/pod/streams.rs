@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ways to a pod's processes and ports for streaming clients.
 
-use super::state::{ContainerState, IllegalMove, PodState};
-use super::{PodError, Pods, record::ContainerRecord};
-use crate::guest::Guest;
-use crate::guest::protocol::{AttachStream, ExecStream};
-use crate::guest::streams::{self, ProcessStreams};
+use bulkhead_guest::protocol::{AttachStream, ExecStream};
+use bulkhead_guest::streams::{self, ProcessStreams};
+use bulkhead_host::Guest;
+
+use super::Pods;
+use super::errors::PodError;
+use super::life::record::ContainerRecord;
+use super::life::state::{ContainerState, IllegalMove, PodState};
 
 impl Pods {
     /// A container that runs, by its id or a unique beginning of it; else why it is of no use for `event`.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,7 +14,6 @@ use tokio::time::timeout;
 
 use super::spdy::{Connection, Gone, Stream, StreamReader, StreamWriter};
 use crate::pod::Pods;
-use crate::serve::chain;
 
 pub const PROTOCOL: &str = "portforward.k8s.io";
 /// Read from a connection into the guest at once.

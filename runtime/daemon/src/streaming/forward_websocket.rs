@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_text::chain;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -19,7 +20,6 @@ use super::peer::Peer;
 use super::spdy::{Connection, GOODBYE_TIME};
 use super::websocket::{Protocol, Receiver, Sender, Socket, close, next};
 use crate::pod::Pods;
-use crate::serve::chain;
 
 /// The whole SPDY connection in the messages of a WebSocket.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,6 +39,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use self::peer::Peer;
 use self::tokens::{Request, Tokens, TooMany};
+use crate::config::{StreamingConfig, TlsFiles};
 use crate::pod::Pods;
 
 /// Of all clients.
@@ -50,22 +52,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-
-/// Where the server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamingConfig {
-    pub address: IpAddr,
-    /// 0: any free one.
-    pub port: u16,
-    pub tls: Option<TlsFiles>,
-}
-
-/// In PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
 
 /// Why there is no streaming server.
 #[derive(Debug, thiserror::Error)]
@@ -197,7 +183,7 @@ impl Clients {
             .with_upgrades()
             .await;
         if let Err(error) = served {
-            tracing::debug!("a streaming client: {}", crate::serve::chain(&error));
+            tracing::debug!("a streaming client: {}", chain(&error));
         }
     }
 }

@@ -9,7 +9,10 @@
 use std::future::{Future, pending};
 use std::time::Duration;
 
+use bulkhead_guest::protocol::{AttachStream, ExecStream};
+use bulkhead_guest::streams::{FromProcess, ProcessInput, ProcessOutput, ProcessStreams};
 use bulkhead_proto::agent::record::{INPUT_WINDOW_BYTES, MAX_PAYLOAD_BYTES};
+use bulkhead_text::chain;
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -17,10 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::status::Ended;
 use super::tokens::{Request, Streams};
-use crate::guest::protocol::{AttachStream, ExecStream};
-use crate::guest::streams::{FromProcess, ProcessInput, ProcessOutput, ProcessStreams};
 use crate::pod::{PodError, Pods};
-use crate::serve::chain;
 
 /// How long what a client said before it left may take to reach the process.
 const LAST_WORDS: Duration = Duration::from_secs(10);

@@ -5,6 +5,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bulkhead_text::hex;
+
+use crate::random::random;
+
 /// Tokens that nobody has used yet.
 const MAX_TOKENS: usize = 1000;
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -74,10 +78,7 @@ impl Tokens {
         if tokens.len() >= MAX_TOKENS {
             return Err(TooMany);
         }
-        let token: String = crate::pod::random::<TOKEN_BYTES>()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let token = hex(&random::<TOKEN_BYTES>());
         tokens.insert(token.clone(), (request, now));
         Ok(token)
     }

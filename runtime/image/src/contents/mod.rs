@@ -18,6 +18,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use bulkhead_text::chain;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
@@ -280,7 +281,7 @@ impl Drop for Needed {
         }
         drop(needed);
         if let Err(error) = self.contents.collect() {
-            tracing::warn!(error = crate::failure::chain(&error), "unused layers stay");
+            tracing::warn!(error = chain(&error), "unused layers stay");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode};
@@ -111,7 +112,7 @@ impl BlobStream<'_> {
                 }
                 Ok(None) if self.received_bytes == self.size_bytes => return Ok(None),
                 Ok(None) => self.count_break("the connection ended early".to_owned()),
-                Err(error) => self.count_break(crate::failure::chain(&error.without_url())),
+                Err(error) => self.count_break(chain(&error.without_url())),
             }
         }
     }

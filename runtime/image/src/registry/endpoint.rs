@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Mutex;
@@ -72,9 +73,7 @@ impl Endpoint {
         Ok(Self {
             base: format!("{scheme}://{host}/v2"),
             plain_http: settings.plain_http,
-            client: builder
-                .build()
-                .map_err(|e| failed(crate::failure::chain(&e)))?,
+            client: builder.build().map_err(|e| failed(chain(&e)))?,
             credentials: credentials.or(configured),
             authorization: Mutex::new(None),
             stall_timeout,

@@ -13,11 +13,12 @@ pub(crate) mod fake;
 
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 
 use crate::config::{Config, Credentials};
-use crate::failure::{FailureKind, chain};
+use crate::failure::FailureKind;
 use crate::reference::Reference;
 pub use blob::BlobStream;
 use endpoint::Endpoint;

@@ -6,12 +6,13 @@ mod transfers;
 
 use std::time::Duration;
 
+use bulkhead_text::chain;
+
 use super::endpoint::REDIRECTS;
 use super::fake::{Fake, MANIFEST_TYPE, Reply, noise, plain_http};
 use super::*;
 use crate::config::HostConfig;
 use crate::digest::Digest;
-use crate::failure::chain;
 
 const PASSWORD: &str = "open-sesame";
 /// `user:open-sesame` by RFC 7617.
@@ -133,7 +134,7 @@ async fn the_hosts_own_word_counts_when_no_mirror_helps_and_theirs_is_told() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), FailureKind::Denied);
-    let told = crate::failure::chain(&error);
+    let told = chain(&error);
     assert!(
         told.contains("127.0.0.1:1/") && told.contains("403"),
         "{told}"

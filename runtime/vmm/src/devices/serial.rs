@@ -67,7 +67,7 @@ impl<W: Write> ConsoleLog<W> {
         let bytes: Vec<u8> = self.tail.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().find(|line| line.contains(PANIC_MARK))?;
-        Some(line.chars().filter(|c| !c.is_control()).collect())
+        Some(bulkhead_text::printable(line))
     }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How containers come, are watched and go: probes, init containers and sidecars, hooks, restarts, messages, grace.
+//! The life of containers under kubelet: init containers and sidecars, probes, hooks, restarts, termination messages,
+//! grace periods.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,13 +11,13 @@ use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
-/// What a pod must come to; `Some` says what was seen.
+/// Checks a pod's status. Returns what was seen once it is as expected.
 type Check = fn(&Value) -> Option<String>;
 
-/// A case: what it shows, the pod in question, and how to tell.
+/// A case: its title, the name of the pod, and the check.
 type Case = (&'static str, &'static str, Check);
 
-/// Asks for all pods until each case is right or the time is over, and says when each was.
+/// Asks for all pods until every case is right or the time is over. Adds a row with the time for each.
 async fn watch(node: &Node, table: &mut Table, cases: &[Case]) {
     let started = Instant::now();
     let mut left: Vec<_> = cases.iter().collect();
@@ -62,7 +63,7 @@ async fn a_static_pod_runs_and_ends() {
     running.await.expect("the pod gets ready");
     let log = node.api.logs_until("first", "main", |log| !log.is_empty());
     assert_eq!(log.await, "hello\n");
-    // kubelet sends this only from a cgroup of its own, and only then all that it sends on a real node.
+    // kubelet sends this, and other settings of a real node, only if it runs in its own cgroup.
     let swap = node
         .api
         .run("first", "main", "cat /sys/fs/cgroup/memory.oom.group");
@@ -70,7 +71,7 @@ async fn a_static_pod_runs_and_ends() {
     node.end().await;
 }
 
-/// One pod with a container for each kind of probe.
+/// A pod with a container for each kind of probe.
 fn probes() -> Value {
     let probe = |what: Value| {
         let often = json!({"periodSeconds": 2, "timeoutSeconds": 20, "failureThreshold": 1});
@@ -115,7 +116,7 @@ fn probes() -> Value {
             json!({"livenessProbe": probe(command("test -e /tmp/there"))}),
         ),
         with(
-            // Healthy for ten seconds.
+            // agnhost is healthy for ten seconds, then fails.
             agnhost("http-dies", &["liveness"]),
             json!({"livenessProbe": with(
                 probe(json!({"httpGet": {"path": "/healthz", "port": 8080}})),
@@ -172,7 +173,7 @@ const PROBES: [Case; 9] = [
     }),
 ];
 
-/// Pods that run to an end, or begin again and again.
+/// Pods that run to their end, and pods that restart again and again.
 fn runs() -> Vec<Value> {
     let work = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
     let at_work = |name: &str, line: &str| with(script(name, line), work.clone());
@@ -357,7 +358,7 @@ const RUNS: [Case; 12] = [
     }),
 ];
 
-/// Two pods whose end is watched; what happens goes to files of the host.
+/// Two pods whose end the test observes. Their hooks and signal handlers write to files of the host.
 fn ending(shared: &str) -> [Value; 2] {
     let mount = json!({"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]});
     let say = |what: &str| json!({"exec": {"command": ["sh", "-c", format!("echo {what} >>/shared/events")]}});
@@ -369,7 +370,7 @@ fn ending(shared: &str) -> [Value; 2] {
         ),
         with(
             with(
-                // As PID 1 httpd would not hear of SIGTERM, for which it has no handler.
+                // httpd has no handler for SIGTERM, so as PID 1 it would not get the signal.
                 script(
                     "http",
                     "httpd -f -vv -p 8080 2>>/shared/requests & trap 'exit 0' TERM; while :; do sleep 0.2; done",
@@ -400,12 +401,12 @@ fn ending(shared: &str) -> [Value; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_come_are_watched_and_go_as_their_pods_say() {
+async fn containers_start_are_probed_and_end_as_their_pods_specify() {
     Registry::shared().push("agnhost");
     let node = Node::start(json!({})).await;
     let shared = node.path("shared");
     fs::create_dir(&shared).expect("a directory of the host");
-    let mut table = Table::new("kubelet: containers come, are watched and go");
+    let mut table = Table::new("kubelet: containers start, are probed and end");
     let ending = ending(&shared.display().to_string());
     for pod in [probes()].iter().chain(&ending).chain(&runs()) {
         node.apply(pod);
@@ -413,7 +414,11 @@ async fn containers_come_are_watched_and_go_as_their_pods_say() {
     let cases: Vec<Case> = PROBES.into_iter().chain(RUNS).collect();
     watch(&node, &mut table, &cases).await;
     let order = node.api.logs("init", "main").await;
-    table.equal("their order", order.as_str(), "one\nsidecar\ntwo\nmain\n");
+    table.equal(
+        "init containers: their order",
+        order.as_str(),
+        "one\nsidecar\ntwo\nmain\n",
+    );
 
     let begun = Instant::now();
     node.delete("hooks");
@@ -421,7 +426,7 @@ async fn containers_come_are_watched_and_go_as_their_pods_say() {
     let hooks = node.until_stopped("hooks").await.map(|()| begun.elapsed());
     let stubborn = node.until_stopped("stubborn").await;
     let stubborn = stubborn.map(|()| begun.elapsed());
-    // Less than its grace of 30 s: it ended when it was told to.
+    // It ended by SIGTERM, before its grace period of 30 s was over.
     let grace = hooks
         .as_ref()
         .is_ok_and(|time| *time < Duration::from_secs(30));
@@ -430,7 +435,7 @@ async fn containers_come_are_watched_and_go_as_their_pods_say() {
         .as_ref()
         .is_ok_and(|time| *time >= Duration::from_secs(6));
     table.row(
-        "SIGKILL once the grace is over",
+        "SIGKILL ends it after the grace period",
         grace,
         format!("{stubborn:?}"),
     );

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A real kubelet alone, whose pods are static: what it does with a runtime, in a few tests of many cases each.
+//! A real kubelet without an API server runs static pods. Few tests with many cases each.
 //!
-//! What needs an API server is not here: configMaps, secrets and tokens, RuntimeClasses, and evictions, from which kubelet
-//! spares static pods.
+//! Not covered, because it needs an API server: configMaps, secrets, tokens and RuntimeClasses. Nor eviction: kubelet
+//! never evicts static pods.
 
 mod lifecycle;
 mod resize;

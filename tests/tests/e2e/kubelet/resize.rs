@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! In-place resize: a manifest with a uid of its own may change, and then kubelet changes the pod that runs.
+//! In-place resize: if a manifest names a uid, kubelet applies its changes to the running pod.
 
 use bulkhead_tests::node::{Node, PATIENCE, pod, script, with};
 use bulkhead_tests::node_api::{container, is_ready};
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
-/// A step: what it shows, CPU in thousandths, memory in MiB.
+/// A step: its title, CPU in thousandths, memory in MiB.
 type Step = (&'static str, u32, u32);
 
-/// All containers limited, requests as high: the pod's cgroup has limits too.
+/// A pod whose containers all have limits and equal requests, so its cgroup has limits too.
 fn guaranteed(cpu: u32, memory: u32) -> Value {
     let amounts = json!({"cpu": format!("{cpu}m"), "memory": format!("{memory}Mi")});
     let resources = json!({"resources": {"requests": amounts, "limits": amounts}});
@@ -19,7 +19,7 @@ fn guaranteed(cpu: u32, memory: u32) -> Value {
     )
 }
 
-/// A container without limits beside one that has some: kubelet says -1 for the pod's memory.
+/// A container without limits beside one with limits: kubelet sends -1 for the pod's memory.
 fn burstable(cpu: u32, memory: u32) -> Value {
     let Value::Array(mut containers) = guaranteed(cpu, memory)["spec"]["containers"].take() else {
         unreachable!("containers are a list");
@@ -30,12 +30,12 @@ fn burstable(cpu: u32, memory: u32) -> Value {
 
 fn named(name: &str, containers: Value) -> Value {
     let mut pod = pod(name, json!({"containers": containers}));
-    // Else it is the manifest's hash, and a changed manifest another pod.
+    // Without a uid, kubelet uses the manifest's hash, and a changed manifest is a new pod.
     pod["metadata"]["uid"] = json!(format!("uid-{name}"));
     pod
 }
 
-/// What kubelet says about it and what the container's cgroup has; `None` until both are as they should be.
+/// Whether the pod's status shows these limits and no resize in progress.
 fn is_resized(pod: &Value, cpu: u32, memory: u32) -> bool {
     let limits = &container(pod, "main")["resources"]["limits"];
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
@@ -92,7 +92,8 @@ async fn resize(
 async fn pods_are_resized_in_place() {
     let node = Node::start(json!({})).await;
     let mut table = Table::new("kubelet: in-place resize");
-    // Requests of both together must fit the one CPU of an emulated host, or kubelet defers a resize for ever.
+    // The requests of both pods together must fit the one CPU of an emulated host; else kubelet defers a resize for
+    // ever.
     node.apply(&guaranteed(200, 256));
     node.apply(&burstable(200, 256));
     let steps = [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! kubelet, daemon, a VM and the whole node end without warning, under pods that run.
+//! kubelet, the daemon, a VM and the whole node are killed while pods run.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -10,7 +10,7 @@ use bulkhead_tests::node_api::{is_ready, phase};
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
-/// Each container's id and restarts, by pod and name.
+/// The id and the number of restarts of each container, by the pod's and the container's name.
 type Running = BTreeMap<String, (String, u64)>;
 
 async fn running(node: &Node) -> Running {
@@ -36,7 +36,7 @@ async fn until_ready(node: &Node, name: &str) -> Result<(), String> {
         .await
 }
 
-/// Long enough for kubelet to do what it would do about containers that it does not find as they were.
+/// Waits until the pods are ready, and then long enough for kubelet to restart containers that it found changed.
 async fn settle(node: &Node) {
     for name in ["plain", "probed"] {
         until_ready(node, name).await.expect("pods are ready");
@@ -117,12 +117,12 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
         format!("{} lines", log.lines().count()),
     );
 
-    // A change while kubelet is away: what it finds then is the pod of before.
+    // A manifest is removed while kubelet does not run: it must stop the pod when it starts.
     node.kill_kubelet();
     node.delete("probed");
     node.start_kubelet().await;
     let stopped = node.until_stopped("probed").await;
-    table.equal("deleted while kubelet was away", stopped, Ok(()));
+    table.equal("manifest removed while kubelet was down", stopped, Ok(()));
 
     let before = running(&node).await;
     for pid in node.daemon.vmm_pids() {
@@ -131,13 +131,13 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     }
     let again = comes_back(&node, &before).await;
     table.row(
-        "its VM killed: the pod comes back",
+        "VM killed: the pod comes back",
         again.is_ok(),
         format!("{again:?}"),
     );
     let starts = node.api.run("plain", "main", "cat /data/starts").await;
     table.equal(
-        "with its emptyDir",
+        "VM killed: its emptyDir is kept",
         starts.as_deref(),
         Ok("started\nstarted\n"),
     );
@@ -152,7 +152,7 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     );
     let starts = node.api.run("plain", "main", "cat /data/starts").await;
     table.equal(
-        "reboot: with its emptyDir",
+        "reboot: its emptyDir is kept",
         starts.as_deref(),
         Ok("started\nstarted\nstarted\n"),
     );
@@ -161,7 +161,7 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     node.end().await;
 }
 
-/// Until the pod is ready with another container than before.
+/// Waits until the pod is ready with a new container.
 async fn comes_back(node: &Node, before: &Running) -> Result<String, String> {
     let old: Vec<_> = before.values().map(|(id, _)| id.as_str()).collect();
     let new = |pod: &Value| {

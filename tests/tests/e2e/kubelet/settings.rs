@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! kubelet's settings that change what it asks a runtime for: gates on and off, who gives statistics, a disk that is full.
+//! Settings of kubelet that change what it asks of a runtime: feature gates, the source of statistics, a full disk.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
-/// Waits for statistics of the pod `counted` in which `enough` is true; its entry.
+/// Waits until `enough` is true of the statistics of the pod `counted`, and returns them.
 async fn statistics(node: &Node, enough: impl Fn(&Value) -> bool) -> Result<Value, Value> {
     let started = Instant::now();
     loop {
@@ -32,7 +32,7 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-/// What eviction, `kubectl top` and quotas go by.
+/// Whether the values are there that eviction, `kubectl top` and quotas use.
 fn is_counted(pod: &Value) -> bool {
     let container = &pod["containers"][0];
     number(&container["cpu"]["usageCoreNanoSeconds"]) > 0
@@ -42,7 +42,7 @@ fn is_counted(pod: &Value) -> bool {
         && number(&container["logs"]["usedBytes"]) > 0
 }
 
-/// An emptyDir of which kubelet sees that the script wrote 3 MB to it.
+/// Whether kubelet sees the 3 MB that the script wrote to an emptyDir.
 fn is_volume_counted(pod: &Value) -> bool {
     let mut volumes = pod["volume"].as_array().into_iter().flatten();
     volumes.any(|volume| number(&volume["usedBytes"]) >= 3_000_000)
@@ -55,7 +55,7 @@ async fn until_ready(node: &Node, name: &str) -> Result<(), String> {
         .await
 }
 
-/// One pod that ends by itself and one that is deleted: kubelet must learn of both.
+/// Runs a pod that ends by itself and one that is deleted. kubelet must notice both.
 async fn come_and_go(node: &Node, table: &mut Table, what: &str) {
     let begun = Instant::now();
     node.apply(&pod(
@@ -165,7 +165,7 @@ async fn statistics_and_gates_on_and_off() {
     node.end().await;
 }
 
-/// kubelet has images to remove once it finds the disk too full; a static pod it lets live.
+/// Under disk pressure, kubelet removes unused images. It does not evict static pods.
 async fn disk_pressure(node: &mut Node, table: &mut Table) {
     let mut client = node.daemon.client().await;
     let unused = Registry::shared().image("test/oddities");
@@ -225,7 +225,7 @@ fn free_mib(path: &str) -> u64 {
     last.expect("what is free")
 }
 
-/// What a table has room for.
+/// The values that are shown in a table's row.
 fn shorten(found: &Result<Value, Value>) -> String {
     match found {
         Ok(pod) => format!(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exec, attach, port-forward and logs, by kubelet's own API as the API server uses it.
+//! Exec, attach, port-forward and logs through kubelet's API, as the API server uses it.
 
 use std::fs;
 use std::io::Read;
@@ -15,7 +15,7 @@ use serde_json::json;
 
 const LINES: usize = 4000;
 
-/// The path of an exec in the container `main` of `streams`.
+/// The path of an exec in the container `main` of the pod `streams`.
 fn exec(command: &[&str], kinds: &[&str]) -> String {
     let mut path = String::from("exec/default/streams-node/main?");
     for word in command {
@@ -35,7 +35,7 @@ fn flags(kinds: &[&str]) -> String {
     flags.collect::<Vec<_>>().join("&")
 }
 
-/// The clients in `websocket_clients.py`, at kubelet.
+/// Runs the clients of `websocket_clients.py` against kubelet.
 async fn websockets(node: &Node, table: &mut Table) {
     let fails = ["sh", "-c", "echo out; echo err >&2; exit 3"];
     let all = ["stdin", "stdout", "stderr"];
@@ -65,19 +65,19 @@ async fn websockets(node: &Node, table: &mut Table) {
             .output();
         let output = output.await.expect("run Python");
         let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().last().unwrap_or("as it should be");
+        let last = said.lines().last().unwrap_or("passed");
         table.row(&format!("WebSocket: {name}"), output.status.success(), last);
     }
 }
 
-/// All that a container's logs hold, rotated files first.
+/// Returns the number of a container's log files, and their joined text, oldest first.
 fn all_logs(directory: &Path) -> (usize, String) {
     let mut files: Vec<_> = fs::read_dir(directory)
         .expect("the container's logs")
         .flatten()
         .map(|entry| entry.path())
         .collect();
-    // 0.log.DATE, 0.log.DATE.gz: the one without a date is the newest.
+    // Rotated files are 0.log.DATE and 0.log.DATE.gz. The file without a date is the newest.
     files.sort_by_key(|path| {
         (
             path.extension().is_some_and(|end| end == "log"),
@@ -111,7 +111,7 @@ async fn streams_and_logs_pass_through_kubelet() {
         ),
         json!({"stdin": true}),
     );
-    // Slower than a rotation every few seconds, so that there are several.
+    // Writes slowly enough for several rotations.
     let chatter = format!(
         "i=0; while [ $i -lt {LINES} ]; do echo line $i of a log that is rotated; i=$((i+1)); [ $((i % 100)) = 0 ] && sleep 0.4; done; while :; do echo the end; sleep 3; done"
     );
@@ -134,7 +134,7 @@ async fn streams_and_logs_pass_through_kubelet() {
         .await;
     ready.expect("the pod gets ready");
 
-    // kubectl before 1.31, and others to this day.
+    // kubectl before 1.31 speaks SPDY, and so do other clients today.
     let url = node.api.url(&exec(
         &["sh", "-c", "cat; echo err >&2; exit 4"],
         &["stdin", "stdout", "stderr"],
@@ -173,7 +173,7 @@ async fn streams_and_logs_pass_through_kubelet() {
         let api = &node.api;
         async move { api.get(&path).await.unwrap_or_else(|error| error) }
     };
-    // Said again and again: a log that was just rotated is empty.
+    // The container repeats its last line, because a log that was just rotated is empty.
     let ended = "the end\n";
     for _ in 0..PATIENCE.as_secs() {
         if logs("chatter?tailLines=1").await == ended {
@@ -219,7 +219,7 @@ async fn streams_and_logs_pass_through_kubelet() {
         format!("{LINES} lines"),
     );
 
-    // What kubectl cp runs.
+    // The command of `kubectl cp`.
     let tar = exec(
         &["tar", "cf", "-", "-C", "/page", "index.html"],
         &["stdout"],

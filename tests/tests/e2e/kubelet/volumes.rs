@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What containers find inside: volumes of the kinds that need no API server, who they run as, what they may, their limits.
+//! What containers see: volumes of the kinds that need no API server, users, privileges, limits.
 //!
-//! Containers print what they find as lines `NAME=VALUE`.
+//! Containers print what they see as lines `NAME=VALUE`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,13 +12,13 @@ use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
-/// The value of a line `NAME=VALUE`.
+/// Finds the value of a line `NAME=VALUE`.
 fn fact<'a>(log: &'a str, name: &str) -> &'a str {
     let value = |line: &'a str| line.strip_prefix(name)?.strip_prefix('=');
     log.lines().find_map(value).unwrap_or("(not said)")
 }
 
-/// Adds a row for each fact that a container tells.
+/// Adds a row for each of a container's lines.
 async fn compare(node: &Node, table: &mut Table, at: (&str, &str), facts: &[(&str, &str, &str)]) {
     let log = node.api.logs(at.0, at.1).await;
     for (case, name, expected) in facts {
@@ -28,7 +28,7 @@ async fn compare(node: &Node, table: &mut Table, at: (&str, &str), facts: &[(&st
         .iter()
         .any(|(_, name, expected)| fact(&log, name) != *expected)
     {
-        table.row("what was said", false, log);
+        table.row("the whole log", false, log);
     }
 }
 
@@ -37,7 +37,7 @@ fn volumes(host: &str) -> Value {
     let cpu = json!({"path": "cpu", "resourceFieldRef": {
         "containerName": "main", "resource": "limits.cpu", "divisor": "1m",
     }});
-    // A projected volume would be the same to the runtime, but kubelet makes none without an API server.
+    // A projected volume is the same to a runtime, but kubelet does not make one without an API server.
     let nested = json!({"defaultMode": 0o440, "items": [
         item("a/name", "metadata.name"), item("b/uid", "metadata.uid"),
     ]});
@@ -129,7 +129,7 @@ until ps | grep -q '[s]leep 1234'; do sleep 0.2; done; say others seen
 exec sleep 1000
 "#;
 
-/// Of one pod: who each container is and what it may.
+/// A pod whose containers have different users and privileges.
 fn identities() -> Value {
     let containers = [
         script("plain", IDENTITY),
@@ -180,7 +180,7 @@ say user-namespace "$(awk '{print ($2 == 0) ? "the guest'"'"'s" : "its own"}' /p
 exec sleep 1000
 "#;
 
-/// Guaranteed, without the overhead of a RuntimeClass: the smallest pod that is usual.
+/// A Guaranteed pod without a RuntimeClass's overhead, as small as pods usually are.
 fn limited() -> Value {
     let limits = json!({"cpu": "500m", "memory": "64Mi"});
     pod(
@@ -192,7 +192,7 @@ fn limited() -> Value {
     )
 }
 
-/// The same without a volume.
+/// The script for a pod without a volume.
 const IDENTITY_ALONE: &str = r#"
 echo "id=$(id -u):$(id -g)"
 awk '{print "user-namespace=" (($2 == 0) ? "the guest'"'"'s" : "its own")}' /proc/self/uid_map
@@ -200,7 +200,7 @@ exec sleep 1000
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_find_volumes_rights_and_limits_as_their_pods_say() {
+async fn containers_see_the_volumes_privileges_and_limits_of_their_pods() {
     let node = Node::start(json!({})).await;
     let host = node.path("host");
     fs::create_dir(&host).expect("a directory of the host");
@@ -216,11 +216,11 @@ async fn containers_find_volumes_rights_and_limits_as_their_pods_say() {
         own,
         limited(),
     ];
-    let mut table = Table::new("kubelet: volumes, rights and limits");
+    let mut table = Table::new("kubelet: volumes, privileges and limits");
     for pod in &pods {
         node.apply(pod);
     }
-    // The last that each container says, which those that do not run never say.
+    // The last line that each container prints. One that does not run never prints it.
     let told = |log: &str, name: &str| fact(log, name) != "(not said)";
     let started = Instant::now();
     for (pod, container, last) in [

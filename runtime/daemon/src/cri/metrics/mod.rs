@@ -11,23 +11,15 @@ mod values;
 use bulkhead_proto::cri;
 
 use self::table::{Kind, METRICS, Row};
-use self::values::Value;
+use self::values::{Subject, Value};
 
 pub use self::values::working_set;
 
 use crate::pod::Pods;
-use crate::pod::record::ContainerRecord;
-use crate::pod::statistics::{ContainerReading, Depth, Reading};
+use crate::pod::readings::{Depth, Reading};
 
 /// Labels of every metric, as kubelet names them.
 const LABELS: [&str; 6] = ["id", "name", "image", "container", "pod", "namespace"];
-
-/// A container that runs, as it was read.
-struct Subject<'a> {
-    record: &'a ContainerRecord,
-    container: &'a ContainerReading,
-    reading: &'a Reading,
-}
 
 pub fn descriptors() -> Vec<cri::MetricDescriptor> {
     METRICS
@@ -116,12 +108,14 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::guest::protocol as guest;
-    use crate::guest::usage::{HostPressure, HostUsage};
-    use crate::network::Counters;
-    use crate::pod::rates::CpuUse;
-    use crate::pod::state::ContainerState;
-    use crate::pod::{View, fixtures, record::PodRecord};
+    use crate::pod::life::record::ContainerRecord;
+    use crate::pod::life::state::ContainerState;
+    use crate::pod::readings::ContainerReading;
+    use crate::pod::readings::rates::CpuUse;
+    use crate::pod::{View, fixtures, life::record::PodRecord};
+    use bulkhead_guest::protocol as guest;
+    use bulkhead_host::usage::{HostPressure, HostUsage};
+    use bulkhead_network::Counters;
 
     /// What critest wants described by a runtime on a node with cgroup v2.
     const EXPECTED: &str = "blkio_device_usage_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total \

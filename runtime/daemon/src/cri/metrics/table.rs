@@ -2,15 +2,13 @@
 //! The metrics, a row each. Names, units and further labels are cAdvisor's
 //! (docs/storage/prometheus.md of google/cadvisor).
 
-use super::Subject;
 use super::values::{
-    MICROSECONDS, NANOSECONDS, Value, asked, block_io, cgroup, cpu, devices, full, host_full,
-    host_some, known, labelled, memory, on_scratch_disk, one, page_faults, received, scratch, sent,
-    some, working_set,
+    MICROSECONDS, NANOSECONDS, Subject, Value, asked, block_io, cgroup, cpu, devices, full,
+    host_full, host_some, known, labelled, memory, on_scratch_disk, one, page_faults, received,
+    scratch, sent, some, working_set,
 };
-use crate::guest::protocol::HugepageUsage;
-use crate::pod::state::ContainerState;
-use crate::pod::statistics::Reading;
+use crate::pod::life::state::ContainerState;
+use crate::pod::readings::{HugepageUsage, Reading};
 
 /// What the kernel has in cpu.max where nobody said anything.
 const DEFAULT_PERIOD_US: u64 = 100_000;

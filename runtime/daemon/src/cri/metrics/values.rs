@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From what was read to the values of metrics.
 
-use super::Subject;
-use crate::guest::protocol::{
-    CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, MemoryStatistics, Pressure,
-    disk,
+use bulkhead_network::Direction;
+
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::readings::{
+    CgroupStatistics, ContainerReading, CpuStatistics, DeviceIo, FilesystemStatistics,
+    HostPressure, MemoryStatistics, Pressure, Reading, Stall, disk,
 };
-use crate::guest::usage::{HostPressure, Stall};
-use crate::network::Direction;
-use crate::pod::statistics::Reading;
 
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;
+
+/// A container that runs, as it was read.
+pub struct Subject<'a> {
+    pub record: &'a ContainerRecord,
+    pub container: &'a ContainerReading,
+    pub reading: &'a Reading,
+}
 
 /// One value, with the labels that the row adds.
 pub struct Value {

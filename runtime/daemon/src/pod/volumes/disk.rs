@@ -10,25 +10,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
-use serde::{Deserialize, Serialize};
 
-use crate::guest::control::{self, Extent};
-use crate::guest::{Guest, protocol};
-use crate::pod::owner::Owner;
-use crate::pod::{PodError, random};
+use crate::random::random;
 use crate::scratch::{Purpose, Scratch, ScratchError};
 
 /// The name of the file; no guest can give it to one of its own.
 pub const IMAGE: &str = ".bulkhead.ext4";
-
-/// A guest that powers off may not answer any more.
-const SHUTDOWN: Duration = Duration::from_secs(2);
-/// One that has something to write back takes longer.
-const SHUTDOWN_WITH_DISKS: Duration = Duration::from_secs(20);
 
 /// An error about an emptyDir on disk.
 #[derive(Debug, thiserror::Error)]
@@ -45,79 +34,15 @@ pub enum DiskError {
     InUse { path: PathBuf },
 }
 
-/// One that is on the volume disk, as it is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct DiskRecord {
-    /// kubelet's, of the volume.
-    pub directory: PathBuf,
-    extent: Extent,
-}
-
-impl Owner {
-    /// Puts the emptyDir `name` on the volume disk, if it is not there; says where. It stays until the VM ends.
-    pub(super) async fn attach_disk(
-        &mut self,
-        guest: &Guest,
-        name: &str,
-        directory: &Path,
-    ) -> Result<protocol::Extent, PodError> {
-        let Some(disks) = &self.pod.disks else {
-            // Its agent ignores the place.
-            return Ok(protocol::Extent::default());
-        };
-        if let Some(known) = disks.get(name) {
-            return Ok(control::told(known.extent));
-        }
-        let shared = Arc::clone(&self.shared);
-        let bytes = self.pod.size.scratch_bytes;
-        let opened = tokio::task::block_in_place(|| open(&shared.host.scratch, directory, bytes));
-        let socket = guest.files.control();
-        let extent = match opened.map_err(super::VolumeError::from)? {
-            Opened::Ours(file) => control::attach_volume(&socket, file).await?,
-            // Perhaps this very VM's, of a call that nobody could take note of.
-            Opened::Locked(file) => {
-                let found = control::find_volume(&socket, file).await?;
-                found.ok_or_else(|| {
-                    super::VolumeError::from(DiskError::InUse {
-                        path: directory.join(IMAGE),
-                    })
-                })?
-            }
-        };
-        let record = DiskRecord {
-            directory: directory.to_owned(),
-            extent,
-        };
-        let stored = self.change_pod(|pod| {
-            let disks = pod.disks.get_or_insert_default();
-            disks.insert(name.to_owned(), record);
-        });
-        if let Err(error) = stored {
-            // Or the lock stays with the VM, and nobody could have the disk.
-            let _ = control::detach_volume(&socket, extent).await;
-            return Err(error.into());
-        }
-        Ok(control::told(extent))
-    }
-
-    /// How long the guest may take to end.
-    pub(in crate::pod) fn shutdown_limit(&self) -> Duration {
-        match &self.pod.disks {
-            Some(disks) if !disks.is_empty() => SHUTDOWN_WITH_DISKS,
-            _ => SHUTDOWN,
-        }
-    }
-}
-
 #[derive(Debug)]
-enum Opened {
+pub enum Opened {
     Ours(File),
     /// A VM has it.
     Locked(File),
 }
 
 /// Opens the disk in `directory`, made with room for `bytes` if it is not there, and locks it if nobody else has.
-fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, DiskError> {
+pub fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, DiskError> {
     let path = directory.join(IMAGE);
     let failed = |source| DiskError::File {
         path: path.clone(),

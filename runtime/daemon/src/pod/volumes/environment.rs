@@ -15,49 +15,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use bulkhead_guest::protocol::EnvironmentFile;
+use bulkhead_host::Guest;
+use bulkhead_text::chain;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::disk::IMAGE;
-use crate::guest::Guest;
-use crate::guest::protocol::EnvironmentFile;
-use crate::pod::owner::Owner;
-use crate::serve::chain;
 
 const MAX_FILES: usize = 256;
 const MAX_FILE_BYTES: usize = 64 << 10;
 const MAX_DEPTH: usize = 8;
 const MAX_NAME_BYTES: usize = 255;
 
-impl Owner {
-    /// Brings the files of a container's emptyDirs to the host, if it has run and has any. What goes wrong is said in
-    /// the log: kubelet says what it misses.
-    pub(in crate::pod) fn environment_files(
-        &self,
-        id: &str,
-    ) -> Option<impl Future<Output = ()> + Send + 'static> {
-        let container = self.containers.get(id)?;
-        // An agent of an earlier version has no such call.
-        self.pod.disks.as_ref()?;
-        let guest = self.guest.clone()?;
-        let volumes = container.empty_dirs.clone();
-        if volumes.is_empty() || container.state.is_exited() {
-            return None;
-        }
-        // Of two that exit at once, the one that looked last is to write last.
-        let turn = std::sync::Arc::clone(&self.environment);
-        Some(async move {
-            let _turn = turn.lock().await;
-            for (name, directory) in volumes {
-                copy_back(&guest, &name, &directory).await;
-            }
-        })
-    }
-}
-
-async fn copy_back(guest: &Guest, volume: &str, directory: &Path) {
+/// Brings the files of `volume`, an emptyDir of the guest, to kubelet's `directory` of it. What goes wrong is said in the
+/// log: kubelet says what it misses.
+pub async fn copy_back(guest: &Guest, volume: &str, directory: &Path) {
     let files = match guest.agent.environment_files(volume).await {
         Ok(files) => files,
         Err(error) => {

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use bulkhead_guest::connect::{self, ConnectError};
+use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -19,9 +20,8 @@ use tokio::time::{sleep, timeout};
 
 use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
-use crate::guest::connect::{self, ConnectError};
-use crate::guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
-use crate::serve::chain;
+use crate::pod::life::record::MirrorSource;
+use bulkhead_text::chain;
 
 /// Changes come in bursts; after the first one this long is waited for more.
 const BURST: Duration = Duration::from_millis(20);
@@ -33,13 +33,6 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(5);
 /// How long the guest may take to write a batch, and to answer a commit.
 const GUEST_LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_BYTES: u32 = 4 << 10;
-
-/// What a mirror is made from, as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
-    /// On the host: a directory or a single file.
-    pub path: PathBuf,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
@@ -68,7 +61,7 @@ pub struct Mirror {
 
 impl Mirror {
     /// Mirrors `source` into `volume` of the guest behind the VMM's socket `vsock`.
-    pub fn start(vsock: PathBuf, volume: String, source: Source, watcher: Watcher) -> Self {
+    pub fn start(vsock: PathBuf, volume: String, source: MirrorSource, watcher: Watcher) -> Self {
         let (requests, inbox) = mpsc::unbounded_channel();
         let task = Task {
             vsock,
@@ -103,7 +96,7 @@ impl Drop for Mirror {
 struct Task {
     vsock: PathBuf,
     volume: String,
-    source: Source,
+    source: MirrorSource,
     connection: Option<BufStream<UnixStream>>,
 }
 
@@ -229,7 +222,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(crate::guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
         &answer.error,
     )))
 }

@@ -2,17 +2,17 @@
 //! Volumes: what containers mount beside their images.
 //!
 //! [`kind`] tells by a host path's place which of kubelet's volumes it is, [`mountinfo`] is what the host has mounted,
-//! this file makes of both what the guest is told. [`mounting`] is the owner's part: it has the guest make what is
-//! missing when a container is created. [`mirror`] keeps copies in the guest what kubelet's originals are, with
+//! this file makes of both what the guest is told. The pod's owner has the guest make what is missing when
+//! a container is created. [`mirror`] keeps copies in the guest what kubelet's originals are, with
 //! [`watcher`] and [`walk`]; [`termination`] brings a container's last words back. [`disk`] is what an emptyDir is on the
-//! host, and [`environment`] what kubelet reads of it there.
+//! host, and [`environment`] what kubelet reads of it there. [`block`] opens devices of the host.
 
+pub mod block;
 pub mod disk;
 pub mod environment;
 pub mod kind;
 pub mod mirror;
 pub mod mountinfo;
-pub(super) mod mounting;
 pub mod termination;
 mod walk;
 pub mod watcher;
@@ -22,13 +22,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bulkhead_guest::agent::AgentError;
+use bulkhead_guest::protocol::{self, Ownership, volume::Kind};
+
 use self::disk::DiskError;
 use self::kind::Place;
 use self::mirror::MirrorError;
 use self::mountinfo::{Mounts, join};
 use self::watcher::Watcher;
-use crate::guest::agent::AgentError;
-use crate::guest::protocol::{self, Ownership, volume::Kind};
+use crate::pod::life::record::MirrorSource;
 
 /// An error about a volume of a container.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +78,7 @@ pub enum HostSide {
     /// It is in a file in this directory.
     Disk(PathBuf),
     /// The guest's follows it.
-    Mirrored(mirror::Source),
+    Mirrored(MirrorSource),
     /// This file gets what the guest's has when its container exits.
     CopiedBack(PathBuf),
 }
@@ -264,7 +266,7 @@ fn mirrored(
         },
         sub_path,
         made_as: None,
-        host: HostSide::Mirrored(mirror::Source { path }),
+        host: HostSide::Mirrored(MirrorSource { path }),
     }))
 }
 
@@ -277,7 +279,7 @@ fn ownership(metadata: &std::fs::Metadata) -> Ownership {
 }
 
 /// A path in the guest's words.
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     join(Path::new(""), path).to_string_lossy().into_owned()
 }
 
@@ -358,7 +360,7 @@ mod tests {
             };
             assert_eq!(guest.volume.kind, Some(Kind::Mirror(expected)));
             let path = path.canonicalize().unwrap();
-            assert_eq!(guest.host, HostSide::Mirrored(mirror::Source { path }));
+            assert_eq!(guest.host, HostSide::Mirrored(MirrorSource { path }));
         }
     }
 

@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::guest::Guest;
-use crate::serve::chain;
+use bulkhead_host::Guest;
+use bulkhead_text::chain;
 
 /// kubelet reads the last 4 KiB.
 const MOST_BYTES: u32 = 32 << 10;

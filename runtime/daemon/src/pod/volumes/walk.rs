@@ -11,8 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_guest::protocol::{MirrorEntry, mirror_entry::Kind, mirror_record::Record};
+
 use super::ownership;
-use crate::guest::protocol::{MirrorEntry, mirror_entry::Kind, mirror_record::Record};
 
 const CURRENT: &str = "..data";
 /// kubelet's names for states begin so.

@@ -9,11 +9,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bulkhead_host::register;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::Notify;
-
-use crate::guest::register;
 
 /// What changes a directory's list of names, a file's content, or either's owner and mode.
 const CHANGES: WatchFlags = WatchFlags::CREATE

@@ -2,30 +2,30 @@
 //! One connection: a task that reads frames and gives them to streams, and one that writes.
 //!
 //! Memory is bounded: a stream holds at most its window, a connection at most [`MAX_STREAMS`] streams, and
-//! [`QUEUED_FRAMES`] frames wait to be written.
+//! [`outbox::QUEUED_FRAMES`] frames wait to be written.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, FrameError, GoAway, HEAD_BYTES, Head, Reset};
-use super::headers::{Decoder, Encoder, HeaderError};
-use super::stream::{Chunk, Gone, Stream, Window};
+use super::headers::{Decoder, HeaderError};
+use super::outbox::{self, Gone, Out, Outbox};
+use super::stream::{Chunk, Stream, Window};
 use crate::streaming::peer::Peer;
 
 /// Of one connection at once, both directions of a stream counting once.
 const MAX_STREAMS: usize = 256;
 /// Streams that nobody has looked at yet.
 const NEW_STREAMS: usize = 16;
-const QUEUED_FRAMES: usize = 4;
 /// The most that a stream is given at once, which is what Kubernetes' clients send in a frame.
 const CHUNK_BYTES: usize = 32 << 10;
 /// Read from the client at once: two such frames.
@@ -71,7 +71,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.reading.abort();
         // The writer may be at its last frame; it ends by itself.
-        self.outbox.closed.cancel();
+        self.outbox.close();
     }
 }
 
@@ -81,14 +81,9 @@ impl Connection {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
+        let (outbox, queue) = Outbox::new();
         let (new, incoming) = mpsc::channel(NEW_STREAMS);
-        let closed = CancellationToken::new();
-        let outbox = Outbox {
-            frames,
-            encoder: Arc::new(Mutex::new(Encoder::new().ok())),
-            closed: closed.clone(),
-        };
+        let closed = outbox.closed();
         let mut reader = Reader {
             reader: BufReader::with_capacity(READ_BYTES, reader),
             decoder: Decoder::default(),
@@ -107,7 +102,7 @@ impl Connection {
                 let away = frame::go_away(reader.last, GoAway::ProtocolError);
                 reader.outbox.try_send(Out::control(away));
             }
-            reader.outbox.closed.cancel();
+            reader.outbox.close();
         });
         let writing = tokio::spawn(async move {
             let late = async {
@@ -116,7 +111,7 @@ impl Connection {
             };
             tokio::select! {
                 // An error is the client's leaving, which the reader finds out too.
-                _ = write(queue, writer) => {}
+                _ = outbox::write(queue, writer) => {}
                 () = late => {}
             }
             closed.cancel();
@@ -131,9 +126,10 @@ impl Connection {
 
     /// The next stream that the client opens; `None` once it has left.
     pub async fn next(&mut self) -> Option<Stream> {
+        let closed = self.outbox.closed();
         tokio::select! {
             stream = self.incoming.recv() => stream,
-            () = self.outbox.closed.cancelled() => None,
+            () = closed.cancelled() => None,
         }
     }
 
@@ -144,7 +140,7 @@ impl Connection {
 
     /// Resolves when the client has left or is cut off.
     pub fn closed(&self) -> CancellationToken {
-        self.outbox.closed.clone()
+        self.outbox.closed()
     }
 
     /// Writes what is queued and says goodbye. Streams should be finished.
@@ -156,102 +152,6 @@ impl Connection {
             let _ = timeout(LINGER_TIME, &mut self.reading).await;
         }
     }
-}
-
-/// A frame on its way out.
-#[derive(Debug)]
-pub enum Out {
-    Frame { head: Bytes, payload: Bytes },
-    End,
-}
-
-impl Out {
-    pub fn control(bytes: Vec<u8>) -> Self {
-        Self::Frame {
-            head: bytes.into(),
-            payload: Bytes::new(),
-        }
-    }
-
-    pub fn data(stream: u32, fin: bool, payload: Bytes) -> Self {
-        let head = frame::data(stream, fin, payload.len());
-        Self::Frame {
-            head: Bytes::copy_from_slice(&head),
-            payload,
-        }
-    }
-}
-
-/// The way to the writing task.
-#[derive(Clone, Debug)]
-pub struct Outbox {
-    frames: mpsc::Sender<Out>,
-    encoder: Arc<Mutex<Option<Encoder>>>,
-    closed: CancellationToken,
-}
-
-impl Outbox {
-    pub async fn send(&self, frame: Out) -> Result<(), Gone> {
-        self.frames.send(frame).await.map_err(|_| Gone)
-    }
-
-    pub fn try_send(&self, frame: Out) {
-        // Who does not read does not miss it.
-        let _ = self.frames.try_send(frame);
-    }
-
-    pub async fn reply(&self, stream: u32) -> Result<(), Gone> {
-        // The order of blocks in their compression must be the order on the wire.
-        let permit = self.frames.reserve().await.map_err(|_| Gone)?;
-        let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
-        let block = encoder.as_mut().and_then(|encoder| encoder.empty().ok());
-        permit.send(Out::control(frame::syn_reply(stream, &block.ok_or(Gone)?)));
-        Ok(())
-    }
-
-    pub async fn open_window(&self, stream: u32, bytes: usize) -> Result<(), Gone> {
-        let bytes = u32::try_from(bytes).unwrap_or(0);
-        let mut both = frame::window_update(stream, bytes);
-        both.extend(frame::window_update(0, bytes));
-        self.send(Out::control(both)).await
-    }
-}
-
-async fn write(
-    mut queue: mpsc::Receiver<Out>,
-    mut writer: impl AsyncWrite + Unpin,
-) -> io::Result<()> {
-    loop {
-        let next = match queue.try_recv() {
-            Ok(next) => Some(next),
-            Err(_) => {
-                writer.flush().await?;
-                queue.recv().await
-            }
-        };
-        match next {
-            Some(Out::Frame { head, payload }) => write_both(&mut writer, head, payload).await?,
-            Some(Out::End) => {
-                writer.write_all(&frame::go_away(0, GoAway::Ok)).await?;
-                return writer.shutdown().await;
-            }
-            None => return writer.shutdown().await,
-        }
-    }
-}
-
-async fn write_both(
-    writer: &mut (impl AsyncWrite + Unpin),
-    head: Bytes,
-    payload: Bytes,
-) -> io::Result<()> {
-    let slices = [IoSlice::new(&head), IoSlice::new(&payload)];
-    let written = writer.write_vectored(&slices).await?;
-    let rest = head.get(written..).unwrap_or_default();
-    writer.write_all(rest).await?;
-    let of_payload = written.saturating_sub(head.len());
-    let rest = payload.get(of_payload..).unwrap_or_default();
-    writer.write_all(rest).await
 }
 
 /// What the reading task knows of a stream.

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::connection::{Out, Outbox};
 use super::frame::{self, Reset};
 use super::headers::Headers;
+use super::outbox::{Gone, Out, Outbox};
 
 /// How much of a stream may wait to be read, as SPDY has it for a client that was told nothing else.
 pub const WINDOW_BYTES: usize = 64 << 10;
@@ -17,11 +17,6 @@ pub const WINDOW_BYTES: usize = 64 << 10;
 const UPDATE_BYTES: usize = WINDOW_BYTES / 2;
 /// What keeping a chunk costs at least, as a part of the window.
 const LEAST_CHUNK_BYTES: usize = 256;
-
-/// The stream was reset or its connection has ended.
-#[derive(Debug, thiserror::Error)]
-#[error("the client has left the stream")]
-pub struct Gone;
 
 /// What the connection hands to a stream's reader.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use super::super::frame::MAX_CONTROL_BYTES;
 use super::super::stream::WINDOW_BYTES;
 use super::*;
 use flate2::{Compress, Compression, FlushCompress};
-use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 struct Client {
     reader: ReadHalf<DuplexStream>,

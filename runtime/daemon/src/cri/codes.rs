@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only place where our errors become gRPC codes.
+
+use bulkhead_image::FailureKind;
+use bulkhead_network::{CniError, NetworkError};
+use bulkhead_proto::agent::IMAGE_VOLUME;
+use bulkhead_text::chain;
+use tonic::{Code, Status};
+
+use super::refusal::ParseError;
+use crate::logs::LogError;
+use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::block::BlockError;
+use crate::pod::volumes::disk::DiskError;
+use crate::pod::{AgentError, BootError, LaunchError, PodError, ShareError};
+use crate::scratch::ScratchError;
+
+/// What kubelet looks for at the beginning of an error of `CreateContainer`.
+const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
+
+impl From<PodError> for Status {
+    fn from(error: PodError) -> Self {
+        let words = chain(&error);
+        if is_of_image_volume(&error) {
+            return Self::new(
+                pod_code(&error),
+                format!("{IMAGE_VOLUME_MOUNT_FAILED}: {words}"),
+            );
+        }
+        Self::new(pod_code(&error), words)
+    }
+}
+
+/// Exhaustive on purpose: a new error cannot be added without choosing a code.
+fn pod_code(error: &PodError) -> Code {
+    match error {
+        PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
+        PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
+        PodError::Exists { .. } => Code::AlreadyExists,
+        PodError::State { .. } => Code::FailedPrecondition,
+        PodError::Image(error) => image_code(error.kind()),
+        PodError::ImageVolume { source, .. } => pod_code(source),
+        PodError::Log(error) => log_code(error),
+        PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
+        PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
+        PodError::Disk(_) | PodError::Store(_) => Code::Internal,
+        PodError::Boot(error) => boot_code(error),
+        PodError::Volume(error) => volume_code(error),
+        PodError::Unfit(_) => Code::ResourceExhausted,
+        PodError::Block(error) => block_code(error),
+        PodError::Share(error) => share_code(error),
+        PodError::Stuck { .. } => Code::DeadlineExceeded,
+    }
+}
+
+fn is_of_image_volume(error: &PodError) -> bool {
+    match error {
+        PodError::ImageVolume { .. } => true,
+        PodError::Agent {
+            source: AgentError::Refused { message, .. },
+            ..
+        } => message.starts_with(IMAGE_VOLUME),
+        _ => false,
+    }
+}
+
+/// Of the image store and of pulls.
+pub fn image_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+    Status::new(image_code(kind), chain(error))
+}
+
+impl From<ParseError> for Status {
+    fn from(error: ParseError) -> Self {
+        let code = match &error {
+            ParseError::NotYet { .. } => Code::Unimplemented,
+            ParseError::Missing(_)
+            | ParseError::Wrong { .. }
+            | ParseError::NotIsolated { .. }
+            | ParseError::Handler(_)
+            | ParseError::Profile { .. } => Code::InvalidArgument,
+        };
+        Status::new(code, chain(&error))
+    }
+}
+
+fn block_code(error: &BlockError) -> Code {
+    match error {
+        BlockError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Code::NotFound
+        }
+        BlockError::Open { .. } | BlockError::Empty { .. } => Code::FailedPrecondition,
+        BlockError::Kind { .. } => Code::InvalidArgument,
+        BlockError::Character { .. } => Code::Unimplemented,
+    }
+}
+
+fn share_code(error: &ShareError) -> Code {
+    match error {
+        ShareError::Kind { .. } | ShareError::Contradiction { .. } => Code::InvalidArgument,
+        ShareError::Source { .. } | ShareError::NotPropagated { .. } | ShareError::Ended => {
+            Code::FailedPrecondition
+        }
+        ShareError::TooMany(_) => Code::ResourceExhausted,
+        ShareError::Server { .. } | ShareError::Join(_) => Code::Internal,
+    }
+}
+
+fn boot_code(error: &BootError) -> Code {
+    match error {
+        BootError::Unready(_) => Code::FailedPrecondition,
+        BootError::Unfit(_) => Code::ResourceExhausted,
+        BootError::Configure(error) => agent_code(error),
+        BootError::Network(error) => network_code(error),
+        BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,
+        BootError::Abandoned => Code::Cancelled,
+        BootError::Launch { source, .. } => match **source {
+            LaunchError::Timeout { .. } => Code::DeadlineExceeded,
+            LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
+            LaunchError::Files { .. }
+            | LaunchError::Spawn { .. }
+            | LaunchError::Descriptors(_)
+            | LaunchError::Configure(_)
+            | LaunchError::Adopt { .. } => Code::Internal,
+        },
+        BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
+        BootError::Scratch(ScratchError::Copy { source, .. }) if is_full(source) => {
+            Code::ResourceExhausted
+        }
+        BootError::Directory { .. }
+        | BootError::Scratch(_)
+        | BootError::Panicked
+        | BootError::Store(_)
+        | BootError::Unkillable { .. } => Code::Internal,
+    }
+}
+
+pub fn network_code(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::Cni(error) if error.is_passing() => Code::Unavailable,
+        NetworkError::Cni(CniError::Late { .. }) => Code::DeadlineExceeded,
+        NetworkError::Bandwidth { .. } | NetworkError::Subnet(_) => Code::InvalidArgument,
+        NetworkError::NoneValid(_) => Code::FailedPrecondition,
+        NetworkError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
+        NetworkError::Cni(_)
+        | NetworkError::Namespace { .. }
+        | NetworkError::Device { .. }
+        | NetworkError::File { .. } => Code::Internal,
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::StorageFull
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::NotSupported { .. } => Code::Unimplemented,
+        VolumeError::Look { .. } | VolumeError::Gone { .. } => Code::FailedPrecondition,
+        VolumeError::Disk(error) => disk_code(error),
+        VolumeError::Make { source, .. } => agent_code(source),
+        VolumeError::Mirror { .. } => Code::FailedPrecondition,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::Make(ScratchError::Copy { source, .. }) if is_full(source) => {
+            Code::ResourceExhausted
+        }
+        DiskError::InUse { .. } | DiskError::Other { .. } => Code::FailedPrecondition,
+        DiskError::Make(_) | DiskError::File { .. } => Code::Internal,
+    }
+}
+
+fn agent_code(error: &AgentError) -> Code {
+    match error {
+        AgentError::Refused { code, .. } => *code,
+        AgentError::Timeout { .. } => Code::DeadlineExceeded,
+        AgentError::Lost { .. } => Code::Unavailable,
+        AgentError::Untrusted { .. } => Code::Internal,
+    }
+}
+
+fn log_code(error: &LogError) -> Code {
+    match error {
+        LogError::Path(_) => Code::InvalidArgument,
+        LogError::Open { .. }
+        | LogError::Write { .. }
+        | LogError::Stream(_)
+        | LogError::Record(_) => Code::Internal,
+    }
+}
+
+fn image_code(kind: FailureKind) -> Code {
+    match kind {
+        FailureKind::NotFound => Code::NotFound,
+        FailureKind::Invalid => Code::InvalidArgument,
+        FailureKind::Unauthenticated => Code::Unauthenticated,
+        FailureKind::Denied => Code::PermissionDenied,
+        FailureKind::Unavailable => Code::Unavailable,
+        FailureKind::Corrupt => Code::DataLoss,
+        FailureKind::NoSpace => Code::ResourceExhausted,
+        FailureKind::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::life::state::IllegalMove;
+
+    #[test]
+    fn errors_have_the_codes_that_kubelet_knows_and_say_their_causes_once() {
+        let state = PodError::State {
+            id: "abc".into(),
+            source: IllegalMove {
+                subject: "container",
+                state: "exited",
+                event: "exec",
+            },
+        };
+        let status = Status::from(state);
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(
+            status.message(),
+            "abc: container is exited: exec is not possible"
+        );
+        let refused = PodError::Agent {
+            id: "abc".into(),
+            source: AgentError::Refused {
+                code: Code::FailedPrecondition,
+                message: "x: not found".into(),
+            },
+        };
+        assert_eq!(
+            Status::from(refused).message(),
+            "container abc: x: not found"
+        );
+        assert_eq!(
+            Status::from(PodError::NoImage("i".into())).code(),
+            Code::NotFound
+        );
+    }
+
+    #[test]
+    fn image_volumes_that_fail_are_named_as_kubelet_looks_for_them() {
+        let missing = PodError::ImageVolume {
+            image: "i".into(),
+            source: Box::new(PodError::NoImage("i".into())),
+        };
+        let status = Status::from(missing);
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(
+            status.message(),
+            "ImageVolumeMountFailed: image volume i: image i is not here: pull it first"
+        );
+        for (message, expected) in [
+            (
+                "image volume at /x: \"y\" in it: not found",
+                "ImageVolumeMountFailed: container abc: image volume at /x: \"y\" in it: not found",
+            ),
+            (
+                "mount at /image volume: no",
+                "container abc: mount at /image volume: no",
+            ),
+        ] {
+            let refused = PodError::Agent {
+                id: "abc".into(),
+                source: AgentError::Refused {
+                    code: Code::FailedPrecondition,
+                    message: message.into(),
+                },
+            };
+            assert_eq!(Status::from(refused).message(), expected);
+        }
+    }
+}

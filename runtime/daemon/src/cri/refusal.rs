@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Why a request is not taken: what it lacks, what is impossible, and what this version does not have.
+
+/// The names under which kubelet may ask for us.
+pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
+
+/// A request that we do not take.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("{what} {value:?} is not possible")]
+    Wrong { what: &'static str, value: String },
+    #[error(
+        "the host's {what} was asked for: a pod has a kernel of its own and cannot share it; schedule it with \
+         another RuntimeClass"
+    )]
+    NotIsolated { what: &'static str },
+    #[error("runtime handler {0:?} is not one of this runtime: {HANDLERS:?}")]
+    Handler(String),
+    #[error("{what} {value:?} is not supported by this version")]
+    NotYet { what: &'static str, value: String },
+    #[error("read seccomp profile {path}")]
+    Profile {
+        path: String,
+        source: std::io::Error,
+    },
+}
+
+/// `what` has a `value` that no version can give.
+pub fn wrong(what: &'static str, value: impl ToString) -> ParseError {
+    ParseError::Wrong {
+        what,
+        value: value.to_string(),
+    }
+}
+
+/// `what` has a `value` that a later version may give.
+pub fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
+    ParseError::NotYet {
+        what,
+        value: value.to_string(),
+    }
+}
+
+/// Refuses a runtime handler that is not ours.
+pub fn check_handler(handler: &str) -> Result<(), ParseError> {
+    if HANDLERS.contains(&handler) {
+        return Ok(());
+    }
+    Err(ParseError::Handler(handler.to_owned()))
+}

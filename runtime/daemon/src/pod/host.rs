@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What pods are made with, and what those of one daemon share.
+
+use std::path::PathBuf;
+
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::launch::Launcher;
+use bulkhead_host::probe::Probe;
+use bulkhead_network::Network;
+
+use super::admission::Admission;
+use super::notices::Notices;
+use super::plan::sizing;
+use super::readings::Readings;
+use super::registry::Registry;
+use super::volumes::Volumes;
+use crate::scratch::Scratch;
+use crate::store::Store;
+
+/// What pods are made with.
+#[derive(Debug)]
+pub struct Host {
+    pub run_pods: PathBuf,
+    pub state_pods: PathBuf,
+    /// The VM of a pod that asks for nothing.
+    pub sizing: sizing::Defaults,
+    pub admission: Admission,
+    pub store: Store,
+    pub network: Network,
+    pub images: bulkhead_image::Store,
+    pub launcher: Launcher,
+    pub cgroups: Cgroups,
+    pub scratch: Scratch,
+    pub probe: Probe,
+    pub volumes: Volumes,
+}
+
+/// What the owners of all pods and the door have in common.
+#[derive(Debug)]
+pub struct Shared {
+    pub host: Host,
+    pub registry: Registry,
+    pub readings: Readings,
+    pub notices: Notices,
+}
+
+impl Shared {
+    pub fn new(host: Host) -> Self {
+        Self {
+            host,
+            registry: Registry::default(),
+            readings: Readings::default(),
+            notices: Notices::default(),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What becomes of a pod that an earlier daemon stored.
+//!
+//! ```text
+//! stored as    its VMM lives                          its VMM is gone
+//! Creating     removed: nobody has heard of it        removed
+//! Ready        adopted                                not ready, containers exited 137
+//! Stopping     stopped                                stopped
+//! NotReady     (has none)                             kept
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Owner;
+use crate::clock::now;
+use crate::pod::errors::PodError;
+use crate::pod::host::Shared;
+use crate::pod::life::record::{ContainerRecord, PodRecord};
+use crate::pod::life::state::PodState;
+use bulkhead_host::Files;
+use bulkhead_text::chain;
+
+/// Takes over a pod that an earlier daemon stored.
+pub async fn adopt(
+    shared: Arc<Shared>,
+    pod: PodRecord,
+    containers: BTreeMap<String, ContainerRecord>,
+) {
+    if let Err(error) = shared.registry.reserve(&pod) {
+        tracing::error!("{}", chain(&error));
+    }
+    let state = pod.state.clone();
+    let mut owner = Owner::new(shared, pod, containers);
+    let done = match state {
+        PodState::Creating => match owner.remove_pod().await {
+            Ok(()) => return,
+            error => error,
+        },
+        PodState::Ready => {
+            owner.adopt_guest().await;
+            Ok(())
+        }
+        PodState::Stopping => owner.stop_pod().await,
+        PodState::NotReady { .. } => owner.release_vm().await.map_err(PodError::from),
+    };
+    if let Err(error) = done {
+        owner.complain("clean up after an earlier daemon", &error);
+    }
+    tokio::spawn(owner.run());
+}
+
+impl Owner {
+    /// Asks CNI in the background whether the network is as it was.
+    fn check_network(&self) {
+        let Some(record) = self.pod.network().cloned() else {
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let _one = shared.host.admission.check().await;
+            shared.host.network.check(&record).await;
+        });
+    }
+
+    /// Finds the VM of a pod that was ready, or takes note of its end.
+    async fn adopt_guest(&mut self) {
+        let files = self.pod.run_directory().cloned().map(Files::new);
+        let found = match (self.pod.vmm(), &files) {
+            (Some(identity), Some(files)) => {
+                self.shared.host.launcher.adopt(files.clone(), identity)
+            }
+            _ => Ok(None),
+        };
+        match found {
+            Ok(Some(guest)) => {
+                tracing::info!(
+                    pod = self.pod.id,
+                    pid = guest.process.identity().pid,
+                    "adopted"
+                );
+                self.follow_logs(&guest);
+                self.follow_mirrors(&guest);
+                self.adopt_file_server(Arc::clone(&guest.process));
+                let agent = guest.agent.clone();
+                tokio::spawn(async move { agent.set_clock(now()).await });
+                self.check_network();
+                self.serve_guest(guest);
+            }
+            missing => {
+                if let Err(error) = missing {
+                    self.complain("adopt", &error);
+                }
+                let obituary = files.map(|files| files.obituary());
+                let cause = obituary.unwrap_or_else(|| "its VM is gone".to_owned());
+                tracing::warn!(pod = self.pod.id, "lost while no daemon ran: {cause}");
+                self.lose(&cause);
+                if let Err(error) = self.release_vm().await {
+                    self.complain("give back what the VM had", &error);
+                }
+            }
+        }
+    }
+}

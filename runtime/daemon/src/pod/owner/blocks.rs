@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Block volumes: devices of the host that containers of a pod have as block devices.
+//!
+//! A device goes to the VMM as a descriptor and becomes a range of the volume disk. Containers that have the same
+//! device with the same access have the same range; it is given back when the last of them is removed.
+
+use std::collections::BTreeSet;
+
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, control};
+
+use super::Owner;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::BlockRecord;
+use crate::pod::volumes::block::OpenBlock;
+
+impl Owner {
+    /// Puts devices on the volume disk that are not there yet, and says in the request where they are.
+    pub(super) async fn attach_blocks(
+        &mut self,
+        guest: &Guest,
+        opened: Vec<OpenBlock>,
+        request: &mut protocol::CreateContainerRequest,
+    ) -> Result<(), PodError> {
+        for block in opened {
+            let OpenBlock {
+                device, writable, ..
+            } = block;
+            let (ownership, wanted) = (block.ownership, block.wanted);
+            let is = |one: &BlockRecord| one.device == device && one.writable == writable;
+            let extent = match self.pod.blocks.iter().position(is) {
+                Some(at) => {
+                    self.change_pod(|pod| {
+                        if let Some(known) = pod.blocks.get_mut(at) {
+                            known.users.insert(request.id.clone());
+                        }
+                    })?;
+                    self.pod.blocks.get(at).map(|known| known.extent)
+                }
+                None => {
+                    let socket = guest.files.control();
+                    let extent = control::attach_volume(&socket, block.file).await?;
+                    // A daemon that dies in between leaves the device open until the VM ends.
+                    let stored = self.change_pod(|pod| {
+                        pod.blocks.push(BlockRecord {
+                            path: wanted.path.clone(),
+                            device,
+                            writable,
+                            extent,
+                            users: BTreeSet::from([request.id.clone()]),
+                        });
+                    });
+                    if let Err(error) = stored {
+                        let _ = control::detach_volume(&socket, extent).await;
+                        return Err(error.into());
+                    }
+                    tracing::info!(pod = self.pod.id, path = %wanted.path.display(), "attached");
+                    Some(extent)
+                }
+            };
+            let place = extent.map(|extent| protocol::BlockDevice {
+                container_path: wanted.container_path,
+                extent: Some(control::told(extent)),
+                readonly: !writable,
+                permissions: wanted.permissions,
+                ownership: Some(ownership),
+            });
+            request.block_devices.extend(place);
+        }
+        Ok(())
+    }
+
+    /// Takes note that a container has no devices any more; gives back what only it had. Call once the guest has
+    /// removed the container.
+    pub(super) async fn detach_blocks(&mut self, container: &str) {
+        let of_it = |block: &BlockRecord| block.users.contains(container);
+        if !self.pod.blocks.iter().any(of_it) {
+            return;
+        }
+        let mut unused = Vec::new();
+        let changed = self.change_pod(|pod| {
+            for block in &mut pod.blocks {
+                block.users.remove(container);
+            }
+            unused = pod
+                .blocks
+                .extract_if(.., |block| block.users.is_empty())
+                .collect();
+        });
+        if let Err(error) = changed {
+            return self.complain("forget the block devices of a container", &error);
+        }
+        // They went with the VM, if it ended.
+        let Some(socket) = self.guest.as_ref().map(|guest| guest.files.control()) else {
+            return;
+        };
+        for block in unused {
+            if let Err(error) = control::detach_volume(&socket, block.extent).await {
+                self.complain("close a block device", &error);
+            }
+        }
+    }
+}

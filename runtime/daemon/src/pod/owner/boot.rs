@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod takes on the host, in order, until its guest is configured.
+//!
+//! ```text
+//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before the next
+//! ```
+//! [`super::teardown`] gives it back. A boot whose caller has gone is given up between two steps; while the guest boots, at
+//! once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bulkhead_guest::protocol;
+use bulkhead_host::cgroup::CgroupError;
+use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
+use bulkhead_host::process::Identity;
+use bulkhead_host::{Files, Guest};
+use bulkhead_network::Attachment;
+use bulkhead_text::hex;
+
+use super::Owner;
+use crate::clock::now;
+use crate::pod::admission::Turn;
+use crate::pod::errors::{BootError, PodError};
+use crate::pod::life::record::Held;
+use crate::pod::life::spec::PodSpec;
+use crate::pod::life::state::PodEvent;
+use crate::pod::plan::wire;
+use crate::pod::request::Answer;
+use crate::random::random;
+use crate::scratch::Purpose;
+
+/// Digits of the id in the run directory's name: a unix socket's path has at most 107 bytes.
+const RUN_NAME_DIGITS: usize = 16;
+/// What a pod without DNS settings of its own resolves names by.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Owner {
+    /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
+    pub(super) async fn boot(
+        &mut self,
+        turn: &Turn,
+        caller: &mut Answer<()>,
+    ) -> Result<(), BootError> {
+        let started = Instant::now();
+        let plan = self.plan()?;
+        let host = &self.shared.host;
+        let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
+        let run = host.run_pods.join(name);
+        let state = host.state_pods.join(&self.pod.id);
+        self.change_pod(|pod| {
+            pod.size = plan.size;
+            pod.allowance = plan.allowance;
+            pod.held.push(Held::RunDirectory(run.clone()));
+            pod.held.push(Held::StateDirectory(state.clone()));
+        })?;
+        for path in [&run, &state] {
+            launch::make_directory(path).map_err(|source| BootError::Directory {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        let scratch = state.join("scratch.ext4");
+        let attachment = self.attach_and_make_scratch(&scratch).await?;
+        let prepared = started.elapsed();
+        if caller.is_closed() {
+            return Err(BootError::Abandoned);
+        }
+        let starting = self
+            .start_vmm(
+                Files::new(run),
+                &attachment,
+                scratch,
+                plan.cgroup,
+                turn.waited,
+            )
+            .await?;
+        let process = Arc::clone(starting.process());
+        let booted = tokio::select! {
+            booted = self.boot_guest(starting, &attachment, turn) => booted,
+            () = caller.closed() => Err(BootError::Abandoned),
+        };
+        let (guest, configuration) = match booted {
+            Ok(booted) => booted,
+            Err(error) => {
+                process.kill();
+                process.ended().await;
+                return Err(error);
+            }
+        };
+        let booted = started.elapsed();
+        self.serve_guest(guest);
+        self.move_pod(&PodEvent::Booted)
+            .map_err(|error| match error {
+                PodError::Store(error) => BootError::Store(error),
+                // Nothing else moves a pod that is being created.
+                _ => BootError::Panicked,
+            })?;
+        tracing::info!(
+            pod = self.pod.id,
+            turn = ?turn.waited,
+            ahead = turn.ahead,
+            network_and_disk = ?prepared,
+            vm_and_agent = ?booted.saturating_sub(prepared + configuration),
+            configuration = ?configuration,
+            total = ?started.elapsed(),
+            "pod ready"
+        );
+        Ok(())
+    }
+
+    /// Network and scratch disk have nothing to do with each other and are made at once.
+    async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
+        let shared = Arc::clone(&self.shared);
+        let path = scratch.to_owned();
+        let bytes = self.pod.size.scratch_bytes;
+        let making = tokio::task::spawn_blocking(move || {
+            let scratch = &shared.host.scratch;
+            scratch.make(Purpose::Scratch, &path, bytes)
+        });
+        let request = wire::attach_request(&self.pod.id, &self.pod.spec);
+        let attaching = self.shared.host.network.attach(request);
+        let (attached, made) = tokio::join!(attaching, making);
+        let attachment = attached?;
+        let record = attachment.record.clone();
+        let addresses = attachment.addresses.clone();
+        self.change_pod(|pod| {
+            pod.held.push(Held::Network(Box::new(record)));
+            pod.addresses = addresses;
+        })?;
+        made.map_err(|_| BootError::Panicked)??;
+        Ok(attachment)
+    }
+
+    /// Starts the VMM, which is not a VM yet.
+    async fn start_vmm(
+        &mut self,
+        files: Files,
+        attachment: &Attachment,
+        scratch: PathBuf,
+        cgroup: Option<PathBuf>,
+        waited: Duration,
+    ) -> Result<Starting, BootError> {
+        let net = match &attachment.tap {
+            Some(tap) => Some(Net {
+                tap: tap.try_clone().map_err(|source| BootError::Directory {
+                    path: "the TAP".into(),
+                    source,
+                })?,
+                mac: attachment.mac,
+                mtu: attachment.mtu,
+            }),
+            None => None,
+        };
+        let size = self.pod.size;
+        let machine = Machine {
+            vcpus: size.vcpus,
+            boot_vcpus: size.boot_vcpus,
+            memory_mib: size.memory_mib,
+            memory_max_mib: size.memory_max_mib,
+            scratch,
+            net,
+        };
+        let starting = self.shared.host.launcher.spawn(files, machine);
+        let starting = starting.map_err(|error| launch_failed(waited, error))?;
+        if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
+            starting.process().kill();
+            starting.process().ended().await;
+            return Err(error);
+        }
+        Ok(starting)
+    }
+
+    /// From a VMM to a guest that is this pod's, and how long the configuration took. It may be dropped at any time; then,
+    /// and after an error, the VMM is to be killed.
+    async fn boot_guest(
+        &self,
+        starting: Starting,
+        attachment: &Attachment,
+        turn: &Turn,
+    ) -> Result<(Guest, Duration), BootError> {
+        let waited = turn.waited;
+        let longest = self.shared.host.launcher.longest();
+        let guest = starting.boot(turn.patience.boot_until(longest)).await;
+        let guest = guest.map_err(|error| launch_failed(waited, error))?;
+        let started = Instant::now();
+        let request = configuration(&self.pod.id, &self.pod.spec, attachment);
+        guest.agent.configure(request).await?;
+        self.limit_guest(&guest).await?;
+        Ok((guest, started.elapsed()))
+    }
+
+    /// Writes down whose process it is, and bounds it, before it becomes a VM.
+    async fn hold_vmm(
+        &mut self,
+        identity: Identity,
+        cgroup: Option<PathBuf>,
+    ) -> Result<(), BootError> {
+        self.change_pod(|pod| {
+            pod.held.extend(cgroup.clone().map(Held::Cgroup));
+            pod.held.push(Held::Vmm(identity));
+        })?;
+        if let Some(path) = cgroup {
+            let limits = self.host_limits();
+            let cgroups = &self.shared.host.cgroups;
+            match cgroups.make(&path, &limits, identity.pid).await {
+                Ok(()) => {}
+                Err(error @ CgroupError::Files { .. }) => self.complain("bound the VM", &error),
+                // systemd is asked only where it makes cgroups, and can be asked again.
+                Err(CgroupError::Scope(error)) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
+    BootError::Launch {
+        waited,
+        source: Box::new(error),
+    }
+}
+
+/// What a fresh guest is told: what it is to be, the time, and randomness that nobody else has.
+fn configuration(
+    id: &str,
+    spec: &PodSpec,
+    attachment: &Attachment,
+) -> protocol::ConfigureSandboxRequest {
+    let host = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    protocol::ConfigureSandboxRequest {
+        clock_unix_nanoseconds: now(),
+        entropy: random::<64>().to_vec().into(),
+        machine_id: hex(&random::<16>()),
+        ..wire::configuration(id, spec, attachment, &host)
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a pod's owner makes a container: what it needs of the host, then of the guest's disks, then the container itself. A
+//! creation that fails is undone.
+
+use std::collections::BTreeMap;
+
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, control};
+use bulkhead_image::Image;
+
+use super::Owner;
+use super::mounts::{FoundMount, empty_dirs, termination_log};
+use super::node::check_placement;
+use crate::clock::now;
+use crate::logs;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::life::signal;
+use crate::pod::life::spec::{ContainerSpec, PidMode, Resources};
+use crate::pod::life::state::ContainerState;
+use crate::pod::notices::NoticeKind;
+use crate::pod::plan::{program, wire};
+use crate::pod::registry::find;
+use crate::pod::volumes::block::{self, OpenBlock};
+use crate::random::new_id;
+use crate::store::Kind;
+
+/// What of the host a container is to have.
+struct Parts {
+    mounts: Vec<FoundMount>,
+    opened: Vec<OpenBlock>,
+}
+
+impl Owner {
+    /// Makes a container; returns its id.
+    pub(super) async fn create(&mut self, mut spec: ContainerSpec) -> Result<String, PodError> {
+        let guest = self.ready_guest("a new container")?;
+        self.check_name(&spec)?;
+        check_placement(&spec.resources)?;
+        self.resolve_target(&mut spec)?;
+        let images = &self.shared.host.images;
+        let image = images.find(&spec.image)?;
+        let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
+        let id = new_id();
+        let name = wire::hostname(&self.pod.id, &self.pod.spec);
+        let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
+        self.make_room(&guest, &id, &spec.resources).await?;
+        let opened = block::open(&spec.block_devices)?;
+        let mounts = self.find_mounts(&id, &mut spec.mounts)?;
+        let mut record = self.container_record(&id, spec, &image)?;
+        record.termination_log = termination_log(&mounts);
+        record.empty_dirs = empty_dirs(&mounts);
+        // The record comes first: a lease without a record is given back at the next start.
+        self.store(Kind::Container, &id, &record)?;
+        let parts = Parts { mounts, opened };
+        let resources = record.spec.resources.clone();
+        let made = self
+            .make(&guest, &image, parts, &resources, &mut request)
+            .await;
+        if let Err(error) = made {
+            self.unmake(&guest, &record).await;
+            return Err(error);
+        }
+        self.containers.insert(id.clone(), record);
+        self.place();
+        self.publish();
+        self.notify(NoticeKind::Created, &id);
+        Ok(id)
+    }
+
+    async fn make(
+        &mut self,
+        guest: &Guest,
+        image: &Image,
+        parts: Parts,
+        resources: &Resources,
+        request: &mut protocol::CreateContainerRequest,
+    ) -> Result<(), PodError> {
+        self.limit_together(guest, &request.id, resources).await?;
+        request.layers = self.attach_image(guest, image, &request.id).await?;
+        self.attach_blocks(guest, parts.opened, request).await?;
+        self.prepare_mounts(guest, parts.mounts, request).await?;
+        let created = guest.agent.create(request.clone()).await;
+        created.map_err(|source| PodError::Agent {
+            id: request.id.clone(),
+            source,
+        })
+    }
+
+    /// Keeps an image's layers for a container and puts those on the image disk that are not there yet; bottom first.
+    pub(super) async fn attach_image(
+        &mut self,
+        guest: &Guest,
+        image: &Image,
+        holder: &str,
+    ) -> Result<Vec<protocol::Extent>, PodError> {
+        let images = &self.shared.host.images;
+        let mut attached = Vec::new();
+        for layer in images.lease(image.id.as_str(), holder)? {
+            let extent = match self.pod.layers.get(&layer.diff_id) {
+                Some(extent) => *extent,
+                None => {
+                    let extent = control::attach(&guest.files.control(), &layer.path).await?;
+                    self.change_pod(|pod| {
+                        pod.layers.insert(layer.diff_id.clone(), extent);
+                    })?;
+                    extent
+                }
+            };
+            attached.push(control::told(extent));
+        }
+        Ok(attached)
+    }
+
+    /// Undoes a creation that failed.
+    async fn unmake(&mut self, guest: &Guest, record: &ContainerRecord) {
+        let id = &record.id;
+        if let Err(error) = guest.agent.remove(id).await {
+            self.complain("undo a container in the guest", &error);
+        }
+        self.give_back_hugepages(guest, id, &record.spec.resources)
+            .await;
+        self.remove_own_volumes(guest, record).await;
+        self.unshare(id).await;
+        self.detach_blocks(id).await;
+        if let Err(error) = self.forget_container(id) {
+            self.complain("undo a container", &error);
+        }
+    }
+
+    fn container_record(
+        &self,
+        id: &str,
+        spec: ContainerSpec,
+        image: &Image,
+    ) -> Result<ContainerRecord, PodError> {
+        let stop_signal = spec
+            .stop_signal
+            .or_else(|| signal::parse(&image.defaults.stop_signal))
+            .unwrap_or(signal::SIGTERM);
+        Ok(ContainerRecord {
+            id: id.to_owned(),
+            pod_id: self.pod.id.clone(),
+            log_path: logs::log_path(&self.pod.spec.log_directory, &spec.log_path)?,
+            spec,
+            state: ContainerState::Created,
+            created_at: now(),
+            image_id: image.id.to_string(),
+            image_ref: image
+                .repo_digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| image.id.to_string()),
+            stop_signal,
+            termination_log: None,
+            empty_dirs: BTreeMap::new(),
+            user: None,
+        })
+    }
+
+    fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
+        let same =
+            |one: &&ContainerRecord| one.spec.name == spec.name && one.spec.attempt == spec.attempt;
+        match self.containers.values().find(same) {
+            None => Ok(()),
+            Some(holder) => Err(PodError::Exists {
+                what: "container",
+                name: format!("{} (attempt {})", spec.name, spec.attempt),
+                holder: holder.id.clone(),
+            }),
+        }
+    }
+
+    /// Makes the whole id of the container whose processes are to be shared.
+    fn resolve_target(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
+        if let PidMode::Target(target) = &mut spec.security.pid {
+            let ids: BTreeMap<_, _> = self.containers.iter().collect();
+            *target = find(ids.keys().map(|id| id.as_str()), target, "container")?;
+        }
+        Ok(())
+    }
+}

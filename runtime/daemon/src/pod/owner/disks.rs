@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//! EmptyDirs on disk: the owner puts each on the volume disk of its VM, once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bulkhead_guest::protocol;
+use bulkhead_host::{Guest, control};
+
+use super::Owner;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::DiskRecord;
+use crate::pod::volumes::VolumeError;
+use crate::pod::volumes::disk::{self, DiskError, Opened};
+
+impl Owner {
+    /// Puts the emptyDir `name` on the volume disk, if it is not there; says where. It stays until the VM ends.
+    pub(super) async fn attach_disk(
+        &mut self,
+        guest: &Guest,
+        name: &str,
+        directory: &Path,
+    ) -> Result<protocol::Extent, PodError> {
+        let Some(disks) = &self.pod.disks else {
+            // Its agent ignores the place.
+            return Ok(protocol::Extent::default());
+        };
+        if let Some(known) = disks.get(name) {
+            return Ok(control::told(known.extent));
+        }
+        let shared = Arc::clone(&self.shared);
+        let bytes = self.pod.size.scratch_bytes;
+        let opened =
+            tokio::task::block_in_place(|| disk::open(&shared.host.scratch, directory, bytes));
+        let socket = guest.files.control();
+        let extent = match opened.map_err(VolumeError::from)? {
+            Opened::Ours(file) => control::attach_volume(&socket, file).await?,
+            // Perhaps this very VM's, of a call that nobody could take note of.
+            Opened::Locked(file) => {
+                let found = control::find_volume(&socket, file).await?;
+                found.ok_or_else(|| {
+                    VolumeError::from(DiskError::InUse {
+                        path: directory.join(disk::IMAGE),
+                    })
+                })?
+            }
+        };
+        let record = DiskRecord {
+            directory: directory.to_owned(),
+            extent,
+        };
+        let stored = self.change_pod(|pod| {
+            let disks = pod.disks.get_or_insert_default();
+            disks.insert(name.to_owned(), record);
+        });
+        if let Err(error) = stored {
+            // Or the lock stays with the VM, and nobody could have the disk.
+            let _ = control::detach_volume(&socket, extent).await;
+            return Err(error.into());
+        }
+        Ok(control::told(extent))
+    }
+}

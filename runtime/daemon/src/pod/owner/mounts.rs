@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing, has
+//! mirrors follow the host, and fills in the mounts of the agent's request.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use bulkhead_guest::protocol;
+use bulkhead_guest::protocol::volume::Kind;
+use bulkhead_host::Guest;
+use bulkhead_host::shares::mounts::{self as shares, Access};
+use bulkhead_image::Image;
+
+use super::Owner;
+use super::shares::Wanted;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::{ContainerRecord, MirrorSource};
+use crate::pod::life::spec::{Mount, MountSource, Propagation};
+use crate::pod::volumes::mirror::Mirror;
+use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
+
+/// A mount whose source has been found.
+#[derive(Debug)]
+pub(super) struct FoundMount {
+    mount: Mount,
+    source: FoundSource,
+}
+
+#[derive(Debug)]
+enum FoundSource {
+    Host(Found),
+    Image { image: Box<Image>, sub_path: String },
+}
+
+impl Owner {
+    /// Finds the sources of what the container `id` is to mount, and writes down which images those are. Nothing is
+    /// changed in the guest yet.
+    pub(super) fn find_mounts(
+        &self,
+        id: &str,
+        mounts: &mut [Mount],
+    ) -> Result<Vec<FoundMount>, PodError> {
+        let find = |mount: &mut Mount| {
+            Ok(FoundMount {
+                source: self.find_source(id, &mut mount.source)?,
+                mount: mount.clone(),
+            })
+        };
+        tokio::task::block_in_place(|| mounts.iter_mut().map(find).collect())
+    }
+
+    fn find_source(
+        &self,
+        container: &str,
+        source: &mut MountSource,
+    ) -> Result<FoundSource, PodError> {
+        let host = &self.shared.host;
+        match source {
+            MountSource::Host(path) => {
+                let uid = &self.pod.spec.name.uid;
+                let found = host.volumes.find(uid, container, path)?;
+                Ok(FoundSource::Host(found))
+            }
+            MountSource::Image {
+                image,
+                sub_path,
+                id,
+            } => {
+                let found = host.images.find(image).map_err(PodError::from);
+                let found = found
+                    .and_then(|found| found.ok_or_else(|| PodError::NoImage(image.clone())))
+                    .map_err(|error| of_volume(image, error))?;
+                *id = found.id.to_string();
+                Ok(FoundSource::Image {
+                    image: Box::new(found),
+                    sub_path: sub_path.clone(),
+                })
+            }
+        }
+    }
+
+    /// Prepares every mount of a container that is about to be created.
+    pub(super) async fn prepare_mounts(
+        &mut self,
+        guest: &Guest,
+        mounts: Vec<FoundMount>,
+        request: &mut protocol::CreateContainerRequest,
+    ) -> Result<(), PodError> {
+        for FoundMount { mount, source } in mounts {
+            let prepared = match source {
+                FoundSource::Host(Found::Guest(found)) => {
+                    self.prepare_in_guest(guest, found).await?
+                }
+                FoundSource::Host(Found::Shared(path)) => {
+                    let share = self.share(&request.id, &wanted(&mount, path)).await?;
+                    protocol::Mount {
+                        source: Some(protocol::mount::Source::Shared(share)),
+                        ..Default::default()
+                    }
+                }
+                FoundSource::Image { image, sub_path } => {
+                    let attached = self.attach_image(guest, &image, &request.id).await;
+                    let layers = attached.map_err(|error| of_volume(image.id.as_str(), error))?;
+                    let image = protocol::ImageVolume { layers };
+                    protocol::Mount {
+                        source: Some(protocol::mount::Source::Image(image)),
+                        sub_path,
+                        ..Default::default()
+                    }
+                }
+            };
+            request.mounts.push(described(&mount, prepared));
+        }
+        Ok(())
+    }
+
+    async fn prepare_in_guest(
+        &mut self,
+        guest: &Guest,
+        mut found: InGuest,
+    ) -> Result<protocol::Mount, PodError> {
+        let name = found.volume.name.clone();
+        if let HostSide::Disk(directory) = &found.host {
+            let place = self.attach_disk(guest, &name, directory).await?;
+            found.volume.kind = Some(Kind::Directory(place));
+        }
+        let made = guest.agent.ensure_volume(found.volume).await;
+        made.map_err(|source| VolumeError::Make {
+            name: name.clone(),
+            source,
+        })?;
+        if let HostSide::Mirrored(source) = found.host {
+            self.follow(guest, &name, source).await?;
+        }
+        Ok(protocol::Mount {
+            source: Some(protocol::mount::Source::Volume(name)),
+            sub_path: text(&found.sub_path),
+            made_as: found.made_as,
+            ..Default::default()
+        })
+    }
+
+    /// Has a volume of the guest follow the host's from now on, and waits until it has what that holds now.
+    async fn follow(
+        &mut self,
+        guest: &Guest,
+        name: &str,
+        source: MirrorSource,
+    ) -> Result<(), PodError> {
+        if self.pod.mirrors.get(name) != Some(&source) {
+            let (name, source) = (name.to_owned(), source.clone());
+            self.mirrors.remove(&name);
+            self.change_pod(|pod| drop(pod.mirrors.insert(name, source)))?;
+        }
+        let path = source.path.clone();
+        let watcher = &self.shared.host.volumes.watcher;
+        let mirror = self.mirrors.entry(name.to_owned()).or_insert_with(|| {
+            let vsock = guest.files.vsock();
+            Mirror::start(vsock, name.to_owned(), source, watcher.clone())
+        });
+        let synced = mirror.synced().await;
+        Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
+    }
+
+    /// Takes up the mirrors of an earlier daemon.
+    pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
+        let watcher = &self.shared.host.volumes.watcher;
+        let started = self.pod.mirrors.iter().map(|(name, source)| {
+            let vsock = guest.files.vsock();
+            let mirror = Mirror::start(vsock, name.clone(), source.clone(), watcher.clone());
+            (name.clone(), mirror)
+        });
+        self.mirrors = started.collect();
+    }
+
+    /// Takes away what only this container had in the guest.
+    pub(super) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
+        if record.termination_log.is_some()
+            && let Err(error) = guest
+                .agent
+                .remove_volume(&termination::volume_name(&record.id))
+                .await
+        {
+            self.complain("remove the termination log in the guest", &error);
+        }
+    }
+}
+
+fn of_volume(image: &str, error: PodError) -> PodError {
+    PodError::ImageVolume {
+        image: image.to_owned(),
+        source: Box::new(error),
+    }
+}
+
+/// The file on the host for what the container says last, if it mounts one.
+pub(super) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
+    mounts.iter().find_map(|found| match &found.source {
+        FoundSource::Host(Found::Guest(InGuest {
+            host: HostSide::CopiedBack(path),
+            ..
+        })) => Some(path.clone()),
+        _ => None,
+    })
+}
+
+/// The emptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
+    let one = |found: &FoundMount| match &found.source {
+        FoundSource::Host(Found::Guest(InGuest {
+            volume,
+            host: HostSide::Disk(directory) | HostSide::Memory(directory),
+            ..
+        })) => Some((volume.name.clone(), directory.clone())),
+        _ => None,
+    };
+    mounts.iter().filter_map(one).collect()
+}
+
+fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
+    Wanted {
+        path,
+        access: match (mount.readonly, mount.recursive_readonly) {
+            (_, true) => Access::ReadRecursive,
+            (true, false) => Access::Read,
+            (false, false) => Access::Write,
+        },
+        propagation: match mount.propagation {
+            Propagation::Private => shares::Propagation::Private,
+            Propagation::HostToContainer => shares::Propagation::Slave,
+        },
+    }
+}
+
+/// What does not depend on the kind of volume.
+fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => protocol::Propagation::Private,
+        Propagation::HostToContainer => protocol::Propagation::HostToContainer,
+    };
+    protocol::Mount {
+        container_path: mount.container_path.clone(),
+        readonly: mount.readonly,
+        recursive_readonly: mount.recursive_readonly,
+        map_owners: mount.users.is_some(),
+        propagation: propagation.into(),
+        ..prepared
+    }
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Directories and files of the host that a pod's containers mount: what the owner does for them.
+//!
+//! The first one starts the pod's file server. Containers that mount the same source in the same way share it; it
+//! goes when the last of them is removed. A source is known by what its path leads to at that moment: a path that
+//! leads elsewhere later is another share.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_host::cgroup;
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
+use bulkhead_host::shares::{self, ShareError};
+use bulkhead_share::name::ShareName;
+
+use super::Owner;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::{Held, ShareRecord};
+
+/// Mounts of one file server. Each is a name in its root.
+const MOST_SHARES: usize = 512;
+/// How far apart the ends of a VM and its file server may be.
+const END_TOGETHER: Duration = Duration::from_secs(2);
+
+/// How a container wants a path of the host.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub path: PathBuf,
+    pub access: Access,
+    pub propagation: Propagation,
+}
+
+impl Owner {
+    /// Makes a path of the host one that the guest can mount for a container; returns its name there.
+    pub(super) async fn share(
+        &mut self,
+        container: &str,
+        wanted: &Wanted,
+    ) -> Result<String, PodError> {
+        let source = tokio::task::block_in_place(|| Source::open(&wanted.path))?;
+        let id = source.id();
+        let server = self.file_server().await?;
+        if let Some(at) = self
+            .pod
+            .shares
+            .iter()
+            .position(|one| one.is(wanted.access, wanted.propagation, id))
+        {
+            self.change_pod(|pod| {
+                if let Some(share) = pod.shares.get_mut(at) {
+                    share.users.insert(container.to_owned());
+                }
+            })?;
+            return Ok(self
+                .pod
+                .shares
+                .get(at)
+                .map(|one| one.name.clone())
+                .unwrap_or_default());
+        }
+        if self.pod.shares.len() >= MOST_SHARES || self.pod.shares_made == u16::MAX {
+            return Err(ShareError::TooMany(self.pod.shares.len()).into());
+        }
+        let copy = tokio::task::block_in_place(|| source.copy(wanted.access, wanted.propagation))?;
+        let name = ShareName {
+            propagation: wanted.propagation,
+            number: self.pod.shares_made.saturating_add(1),
+        };
+        // A daemon that dies in between leaves a mount that the next share of this number replaces; the guest has
+        // not heard of it.
+        mounts::attach(server, copy, name)
+            .await
+            .map_err(|source| ShareError::Source {
+                path: wanted.path.clone(),
+                source,
+            })?;
+        let stored = self.change_pod(|pod| {
+            pod.shares_made = name.number;
+            pod.shares.push(ShareRecord {
+                name: name.to_string(),
+                path: wanted.path.clone(),
+                access: wanted.access,
+                source: id,
+                users: BTreeSet::from([container.to_owned()]),
+            });
+        });
+        if let Err(error) = stored {
+            let _ = mounts::detach(server, name).await;
+            return Err(error.into());
+        }
+        tracing::info!(pod = self.pod.id, path = %wanted.path.display(), %name, "shared");
+        Ok(name.to_string())
+    }
+
+    /// Takes note that a container mounts nothing any more; gives back what only it had.
+    pub(super) async fn unshare(&mut self, container: &str) {
+        if !self
+            .pod
+            .shares
+            .iter()
+            .any(|share| share.users.contains(container))
+        {
+            return;
+        }
+        let mut unused = Vec::new();
+        let changed = self.change_pod(|pod| {
+            for share in &mut pod.shares {
+                share.users.remove(container);
+            }
+            unused = pod
+                .shares
+                .extract_if(.., |share| share.users.is_empty())
+                .collect();
+        });
+        if let Err(error) = changed {
+            return self.complain("forget the shares of a container", &error);
+        }
+        let Some(server) = self.pod.file_server() else {
+            return;
+        };
+        for name in unused.iter().filter_map(ShareRecord::name) {
+            if let Err(error) = mounts::detach(server, name).await
+                && server.is_alive()
+            {
+                self.complain("unmount a share", &error);
+            }
+        }
+    }
+
+    /// The pod's file server, started if there is none.
+    async fn file_server(&mut self) -> Result<Identity, PodError> {
+        if let Some(server) = self.pod.file_server() {
+            // What it knew of the guest's files died with it: another one could not go on.
+            return match server.is_alive() {
+                true => Ok(server),
+                false => Err(ShareError::Ended.into()),
+            };
+        }
+        let guest = self.guest.clone();
+        let guest = guest.ok_or_else(|| PodError::Lost {
+            id: self.pod.id.clone(),
+        })?;
+        let program: &Path = &self.shared.host.launcher.program;
+        let starting = shares::spawn(program, guest.files.clone())?;
+        let identity = starting.process().identity();
+        let held = self.change_pod(|pod| pod.held.push(Held::FileServer(identity)));
+        if let Err(error) = held {
+            starting.process().kill();
+            return Err(error.into());
+        }
+        if let Some(path) = self.pod.cgroup()
+            && let Err(e) = cgroup::enter(path, identity.pid)
+        {
+            tracing::warn!(pod = self.pod.id, "the file server has no cgroup: {e}");
+        }
+        let process = Arc::clone(starting.process());
+        if let Err(error) = starting.serve().await {
+            self.change_pod(|pod| {
+                pod.held.retain(|held| !matches!(held, Held::FileServer(_)));
+            })?;
+            return Err(error.into());
+        }
+        self.report_end(process, guest.process);
+        Ok(identity)
+    }
+
+    /// Says it in the log when the file server of an earlier daemon ends before its VM.
+    pub(super) fn adopt_file_server(&self, vmm: Arc<VmmProcess>) {
+        let Some(identity) = self.pod.file_server() else {
+            return;
+        };
+        match VmmProcess::adopt(identity) {
+            Ok(Some(process)) => self.report_end(Arc::new(process), vmm),
+            Ok(None) => tracing::error!(pod = self.pod.id, "{}", ShareError::Ended),
+            Err(e) => self.complain("look for the file server", &e),
+        }
+    }
+
+    fn report_end(&self, server: Arc<VmmProcess>, vmm: Arc<VmmProcess>) {
+        let pod = self.pod.id.clone();
+        tokio::spawn(async move {
+            server.ended().await;
+            // With its VM it ends as it should.
+            if tokio::time::timeout(END_TOGETHER, vmm.ended())
+                .await
+                .is_err()
+            {
+                tracing::error!(pod, "{}", ShareError::Ended);
+            }
+        });
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a pod gives back what it took on the host.
+//!
+//! A stop gives back all but the directories, a removal everything, both from the top of the Held stack. The VM itself is
+//! ended by its guest, else by its VMM, else by force.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_host::process::{Identity, VmmProcess};
+use bulkhead_host::{Guest, control};
+
+use super::Owner;
+use super::logs::LogTask;
+use crate::clock::now;
+use crate::pod::errors::{BootError, PodError};
+use crate::pod::life::record::Held;
+use crate::pod::life::signal;
+use crate::pod::life::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
+use crate::pod::notices::NoticeKind;
+use crate::store::Kind;
+
+/// A guest that powers off may not answer any more.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// One that has something to write back takes longer.
+const SHUTDOWN_WITH_DISKS: Duration = Duration::from_secs(20);
+/// How long a VMM may take to end at each step: shut down, stop.
+const END_STEP: Duration = Duration::from_secs(3);
+/// How long a killed process may take.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+impl Owner {
+    /// Ends the VM and gives back all but the directories. Asking again is fine.
+    pub(super) async fn stop_pod(&mut self) -> Result<(), PodError> {
+        self.move_pod(&PodEvent::StopRequested)?;
+        if let Some(guest) = self.guest.take() {
+            self.kill_containers(&guest).await;
+            end_vm(&guest, self.shutdown_limit()).await;
+        }
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.happened(&id, &killed());
+        }
+        self.logs.clear();
+        self.mirrors.clear();
+        let kept = |held: &Held| matches!(held, Held::RunDirectory(_) | Held::StateDirectory(_));
+        self.release_while(|held| !kept(held)).await?;
+        if self.pod.state == PodState::Stopping {
+            self.move_pod(&PodEvent::Stopped)?;
+        } else {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Removes the pod and everything that it has. After success its task ends.
+    pub(super) async fn remove_pod(&mut self) -> Result<(), PodError> {
+        self.stop_pod().await?;
+        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.forget_container(&id)?;
+        }
+        self.release_while(|_| true).await?;
+        tokio::task::block_in_place(|| self.shared.host.store.remove(Kind::Pod, &self.pod.id))?;
+        self.shared.registry.forget(&self.pod);
+        if self.announced {
+            self.notify(NoticeKind::Deleted, &self.pod.id);
+        }
+        Ok(())
+    }
+
+    /// Kills what runs and lets the logs come to their end.
+    async fn kill_containers(&mut self, guest: &Guest) {
+        let running = self
+            .containers
+            .values()
+            .filter(|one| one.state.is_running());
+        let ids: Vec<String> = running.map(|one| one.id.clone()).collect();
+        for id in &ids {
+            if let Err(error) = guest.agent.signal(id, signal::SIGKILL).await {
+                // The VM ends anyway.
+                return self.complain("kill a container", &error);
+            }
+        }
+        LogTask::rest_of(self.logs.values()).await;
+    }
+
+    /// Gives back what belonged to a VM that has ended.
+    pub(super) async fn release_vm(&mut self) -> Result<(), BootError> {
+        let of_vm =
+            |held: &Held| matches!(held, Held::FileServer(_) | Held::Vmm(_) | Held::Cgroup(_));
+        self.release_while(of_vm).await
+    }
+
+    async fn release_while(&mut self, wanted: impl Fn(&Held) -> bool) -> Result<(), BootError> {
+        while let Some(held) = self.pod.held.last().filter(|held| wanted(held)).cloned() {
+            self.give_back(&held).await?;
+            self.change_pod(|pod| {
+                pod.held.pop();
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn give_back(&self, held: &Held) -> Result<(), BootError> {
+        match held {
+            Held::Vmm(identity) | Held::FileServer(identity) => kill(*identity).await,
+            Held::Cgroup(path) => {
+                let removed = self.shared.host.cgroups.remove(path).await;
+                removed.map_err(|_| BootError::Panicked)
+            }
+            Held::Network(record) => {
+                let _lane = self.shared.host.admission.teardown().await;
+                Ok(self.shared.host.network.detach(record).await?)
+            }
+            Held::RunDirectory(path) | Held::StateDirectory(path) => remove_directory(path)
+                .map_err(|source| BootError::Directory {
+                    path: path.clone(),
+                    source,
+                }),
+        }
+    }
+
+    /// How long the guest may take to end.
+    fn shutdown_limit(&self) -> Duration {
+        match &self.pod.disks {
+            Some(disks) if !disks.is_empty() => SHUTDOWN_WITH_DISKS,
+            _ => SHUTDOWN,
+        }
+    }
+}
+
+/// Ends a VM: by the guest, else by the VMM, else by force.
+async fn end_vm(guest: &Guest, limit: Duration) {
+    let process = &guest.process;
+    tokio::select! {
+        () = process.ended() => return,
+        () = guest.agent.shutdown(limit) => {}
+    }
+    if within(process).await {
+        return;
+    }
+    tracing::info!(
+        pid = process.identity().pid,
+        "the guest does not shut down; stopping its VMM"
+    );
+    // If it does not answer, it is killed.
+    let _ = control::stop(&guest.files.control()).await;
+    if !within(process).await {
+        process.kill();
+    }
+}
+
+async fn within(process: &VmmProcess) -> bool {
+    tokio::time::timeout(END_STEP, process.ended())
+        .await
+        .is_ok()
+}
+
+/// Kills a VMM if it lives, and waits until it is gone.
+async fn kill(identity: Identity) -> Result<(), BootError> {
+    let Ok(Some(process)) = VmmProcess::adopt(identity) else {
+        return Ok(());
+    };
+    process.kill();
+    tokio::time::timeout(KILL_LIMIT, process.ended())
+        .await
+        .map_err(|_| BootError::Unkillable {
+            pid: identity.pid,
+            limit: KILL_LIMIT,
+        })
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+pub(super) fn killed() -> ContainerEvent {
+    ContainerEvent::Died {
+        code: KILLED_EXIT_CODE,
+        oom_killed: false,
+        message: "killed with its pod".to_owned(),
+        at: now(),
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a pod resolves names.
+
+use bulkhead_network::Attachment;
+
+use crate::pod::life::spec::{Dns, PodSpec};
+
+/// What the pod says, else the network, else the host in its `resolv_conf`.
+pub fn of_pod(spec: &PodSpec, attachment: &Attachment, resolv_conf: &str) -> Dns {
+    if let Some(dns) = &spec.dns {
+        return dns.clone();
+    }
+    let found = &attachment.dns;
+    if !found.servers.is_empty() {
+        return Dns {
+            servers: found.servers.clone(),
+            searches: found.searches.clone(),
+            options: found.options.clone(),
+        };
+    }
+    if attachment.tap.is_none() {
+        return Dns::default();
+    }
+    parse(resolv_conf)
+}
+
+/// Reads resolv.conf(5); a resolver on the host's loopback is of no use in a guest.
+fn parse(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("nameserver") => dns.servers.extend(
+                words
+                    .take(1)
+                    .filter(|server| !server.starts_with("127.") && server != "::1"),
+            ),
+            Some("search") => dns.searches = words.collect(),
+            Some("options") => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_is_read_without_the_hosts_own_resolver() {
+        let dns =
+            parse("# c\nnameserver 127.0.0.53\nnameserver 1.1.1.1\nsearch a b\noptions ndots:5\n");
+        assert_eq!(dns.servers, ["1.1.1.1"]);
+        assert_eq!(dns.searches, ["a", "b"]);
+        assert_eq!(dns.options, ["ndots:5"]);
+    }
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a container runs: the image's configuration and the container's, merged as Kubernetes says, in the
+//! agent's words. Pure.
+
+use bulkhead_guest::protocol;
+use bulkhead_image::ImageDefaults;
+
+use super::capabilities::{self, UnknownCapability};
+use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
+
+/// Where programs are looked for if neither the image nor the pod says.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A container that cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    #[error("neither the container nor its image {0} says what to run")]
+    NoCommand(String),
+    #[error("{0:?} is not the name of an environment variable")]
+    Environment(String),
+    #[error("a NUL byte in {0}")]
+    Nul(&'static str),
+    #[error(transparent)]
+    Capability(#[from] UnknownCapability),
+    #[error("{name} {list:?} is not among those of this host: {online}")]
+    Placement {
+        name: &'static str,
+        list: String,
+        online: String,
+    },
+    #[error("resource {name} is {value}")]
+    Resource { name: &'static str, value: i64 },
+}
+
+/// Makes the agent's request; its layers and mounts are filled in later.
+pub fn describe(
+    id: &str,
+    spec: &ContainerSpec,
+    image: &ImageDefaults,
+    hostname: &str,
+) -> Result<protocol::CreateContainerRequest, ProgramError> {
+    let args = arguments(spec, image);
+    if args.is_empty() {
+        return Err(ProgramError::NoCommand(spec.image.clone()));
+    }
+    if args.iter().any(|arg| arg.contains('\0')) {
+        return Err(ProgramError::Nul("the command"));
+    }
+    let security = &spec.security;
+    let (pid_namespace, pid_target) = pid_namespace(&security.pid);
+    let directory = if spec.working_directory.is_empty() {
+        &image.working_dir
+    } else {
+        &spec.working_directory
+    };
+    Ok(protocol::CreateContainerRequest {
+        id: id.to_owned(),
+        layers: Vec::new(),
+        process: Some(protocol::Process {
+            args,
+            env: environment(spec, image, hostname)?,
+            cwd: directory.clone(),
+            terminal: spec.tty,
+            stdin: spec.stdin,
+            user: Some(user(security, image)),
+            capabilities: capabilities::resolve(
+                security.privileged,
+                &security.add_capabilities,
+                &security.drop_capabilities,
+            )?
+            .into_iter()
+            .chain(capabilities::normalize(&security.ambient_capabilities)?)
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect(),
+            ambient_capabilities: capabilities::normalize(&security.ambient_capabilities)?,
+            no_new_privileges: security.no_new_privileges,
+            rlimits: Vec::new(),
+            oom_score_adj: oom_score_adj(&spec.resources),
+        }),
+        readonly_rootfs: security.readonly_root,
+        pid_namespace: pid_namespace.into(),
+        pid_target,
+        resources: Some(resources(&spec.resources)?),
+        masked_paths: security.masked_paths.clone(),
+        readonly_paths: security.readonly_paths.clone(),
+        privileged: security.privileged,
+        seccomp: Some(seccomp(security)),
+        mounts: Vec::new(),
+        devices: spec.devices.iter().map(device).collect(),
+        block_devices: Vec::new(),
+    })
+}
+
+fn device(device: &Device) -> protocol::Device {
+    protocol::Device {
+        container_path: device.container_path.clone(),
+        guest_path: device.guest_path.clone(),
+        permissions: device.permissions.clone(),
+    }
+}
+
+/// A command replaces the entry point and the image's arguments; arguments replace only those.
+fn arguments(spec: &ContainerSpec, image: &ImageDefaults) -> Vec<String> {
+    let (program, args) = match (spec.command.is_empty(), spec.args.is_empty()) {
+        (false, _) => (&spec.command, &spec.args),
+        (true, false) => (&image.entrypoint, &spec.args),
+        (true, true) => (&image.entrypoint, &image.cmd),
+    };
+    program.iter().chain(args).cloned().collect()
+}
+
+/// The image's variables, then the container's, which win by name.
+fn environment(
+    spec: &ContainerSpec,
+    image: &ImageDefaults,
+    hostname: &str,
+) -> Result<Vec<prost::bytes::Bytes>, ProgramError> {
+    let mut merged: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut set = |name: &str, value: &[u8]| {
+        match merged.iter_mut().find(|(one, _)| one == name) {
+            Some((_, old)) => *old = value.to_vec(),
+            None => merged.push((name.to_owned(), value.to_vec())),
+        };
+    };
+    if let Some((name, value)) = PATH.split_once('=') {
+        set(name, value.as_bytes());
+    }
+    set("HOSTNAME", hostname.as_bytes());
+    if spec.tty {
+        set("TERM", b"xterm");
+    }
+    for line in &image.env {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        set(name, value.as_bytes());
+    }
+    for (name, value) in &spec.environment {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(ProgramError::Environment(name.clone()));
+        }
+        set(name, value);
+    }
+    if merged.iter().any(|(_, value)| value.contains(&0)) {
+        return Err(ProgramError::Nul("an environment variable"));
+    }
+    let join = |(name, value): (String, Vec<u8>)| {
+        let mut line = name.into_bytes();
+        line.push(b'=');
+        line.extend(value);
+        line.into()
+    };
+    Ok(merged.into_iter().map(join).collect())
+}
+
+/// The pod's user wins over the image's; a group alone keeps the image's user.
+fn user(security: &Security, image: &ImageDefaults) -> protocol::User {
+    let wanted = &security.user;
+    let name = match (&wanted.uid, wanted.name.as_str()) {
+        (None, "") => image.user.clone(),
+        (Some(_), _) => String::new(),
+        (None, name) => name.to_owned(),
+    };
+    protocol::User {
+        name,
+        uid: wanted.uid,
+        gid: wanted.gid,
+        supplemental_groups: wanted.supplemental_groups.clone(),
+        strict_groups: wanted.strict_groups,
+    }
+}
+
+fn pid_namespace(mode: &PidMode) -> (protocol::PidNamespace, String) {
+    use protocol::PidNamespace;
+    match mode {
+        PidMode::Pod => (PidNamespace::Pod, String::new()),
+        PidMode::Container => (PidNamespace::Container, String::new()),
+        PidMode::Node => (PidNamespace::Guest, String::new()),
+        PidMode::Target(id) => (PidNamespace::Target, id.clone()),
+    }
+}
+
+/// A privileged container is not filtered, as everywhere.
+fn seccomp(security: &Security) -> protocol::Seccomp {
+    use protocol::seccomp::Kind;
+    let (kind, profile) = match &security.seccomp {
+        _ if security.privileged => (Kind::Unconfined, Vec::new()),
+        Seccomp::RuntimeDefault => (Kind::RuntimeDefault, Vec::new()),
+        Seccomp::Unconfined => (Kind::Unconfined, Vec::new()),
+        Seccomp::Profile(text) => (Kind::Profile, text.clone()),
+    };
+    protocol::Seccomp {
+        kind: kind.into(),
+        profile_json: profile.into(),
+    }
+}
+
+/// In the kernel's range.
+pub fn oom_score_adj(limits: &Resources) -> i32 {
+    i32::try_from(limits.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0)
+}
+
+/// Limits in the agent's words.
+pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError> {
+    for (name, value) in [
+        ("cpu_period", limits.cpu_period_us),
+        ("cpu_shares", limits.cpu_shares),
+    ] {
+        if value < 0 {
+            return Err(ProgramError::Resource { name, value });
+        }
+    }
+    Ok(protocol::Resources {
+        // Any number below 0 means none: kubelet calculates with the -1 that it read.
+        memory_limit_bytes: limits.memory_limit_bytes.max(-1),
+        cpu_quota_us: limits.cpu_quota_us,
+        cpu_period_us: limits.cpu_period_us,
+        cpu_shares: limits.cpu_shares,
+        pids_limit: 0,
+        // Those are the host's, and the whole VM's: see `limits`.
+        cpuset_cpus: String::new(),
+        cpuset_mems: String::new(),
+        memory_swap_limit_bytes: limits.memory_swap_limit_bytes.max(0),
+        unified: limits.unified.clone().into_iter().collect(),
+        hugepage_limits: limits
+            .hugepage_limits
+            .iter()
+            .map(|(page_size, limit)| protocol::HugepageLimit {
+                page_size: page_size.clone(),
+                limit_bytes: *limit,
+            })
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+#[path = "program_tests.rs"]
+mod tests;

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How large a pod's VM is, and whether it fits. Pure.
+//!
+//! A VM is born with the memory that the pod's containers may use together, and what its own kernel and agent take of it,
+//! which grows with the memory (docs/design.md has the measurement). It can get more while it runs: for a higher limit,
+//! and for a pod without a limit whenever that needs some. The host gives memory as the guest touches it, so what counts
+//! against it at a boot is what a boot touches: limits may be promised that the host has not free, as Kubernetes
+//! overcommits them, but never more to one pod than the host has at all.
+
+use bulkhead_proto::agent::{GUEST_FIXED_BYTES, GUEST_PARTS};
+use bulkhead_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
+
+use crate::pod::life::record::{Allowance, VmSize};
+
+const MIB: u64 = 1 << 20;
+const GUEST_FIXED_MIB: u64 = GUEST_FIXED_BYTES / MIB;
+/// What a guest has touched once its agent is ready.
+const GUEST_START_MIB: u64 = 48;
+/// What a VMM takes beside the guest's memory.
+const VMM_FIXED_MIB: u64 = 16;
+/// One part in so many of the guest's memory: the host's page tables of it.
+const VMM_PARTS: u64 = 256;
+/// Below this no guest starts.
+const LEAST_MIB: u64 = 64;
+/// Memory is added in blocks (of 128 MiB): what describes the rest of the last one.
+const BLOCK_SLACK_MIB: u64 = 4;
+/// Free disk without which no pod is begun: the file system's own structures and a little to write.
+const LEAST_DISK_BYTES: u64 = 64 * MIB;
+/// A CPU limit may be raised to twice what it was, or to so many CPUs, while the VM runs.
+const SPARE_VCPUS: u8 = 4;
+
+/// What a pod wants; 0: not said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub allowance: Allowance,
+    pub hugepage_bytes: u64,
+    pub cpu_request_millis: u64,
+    /// The pod's ephemeral storage.
+    pub scratch_bytes: Option<u64>,
+}
+
+/// What an administrator wants of VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// At least.
+    pub vcpus: u8,
+    /// What the VM of a pod without a memory limit is born with.
+    pub memory_mib: u32,
+    /// What no VM may go beyond.
+    pub memory_max_mib: u32,
+    pub scratch_bytes: u64,
+}
+
+/// What the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    pub cpus: usize,
+    pub memory_bytes: u64,
+    pub available_bytes: u64,
+    /// The tightest limit of the cgroups that the VM will be in.
+    pub cgroup_bytes: Option<u64>,
+    /// Free where scratch disks are.
+    pub disk_bytes: u64,
+}
+
+/// Why a pod cannot be here, in MiB.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error(
+        "the pod needs {needed} MiB of memory ({limit} MiB for its containers, the rest for its VM), the host has {total} MiB"
+    )]
+    Host { needed: u64, limit: u64, total: u64 },
+    #[error("a VM takes {needed} MiB of memory to start, the host has {available} MiB available")]
+    Available { needed: u64, available: u64 },
+    #[error(
+        "the pod's VM needs {needed} MiB of memory at least, the cgroup that it is to be in allows {allowed} MiB: raise that \
+         cgroup's limit, or lower the pod's"
+    )]
+    Cgroup { needed: u64, allowed: u64 },
+    #[error("the pod needs {needed} MiB of disk, {free} MiB are free")]
+    Disk { needed: u64, free: u64 },
+    #[error(
+        "the pod's containers would need a VM of {needed} MiB, this one can have {most}: make the pod anew on a larger node, \
+         or raise sandbox.memory_max_mib"
+    )]
+    Memory { needed: u64, most: u64 },
+    #[error(
+        "the pod's VM would need {needed} MiB beside its containers, the RuntimeClass's overhead is {overhead} MiB: raise the \
+         overhead and make the pod anew"
+    )]
+    Overhead { needed: u64, overhead: u64 },
+    #[error("the pod would need {needed} CPUs, its VM can have {vcpus}: make the pod anew")]
+    Cpus { needed: u64, vcpus: u64 },
+    #[error(
+        "the pod's VM holds {held} MiB of the host's memory, of which {most} MiB would be allowed, and its guest gives back no \
+         more: stop what uses the memory first"
+    )]
+    Held { held: u64, most: u64 },
+}
+
+impl Wanted {
+    /// Memory of the VM in which the containers can use all that they may; `None`: there is no end to it.
+    pub fn memory_mib(&self) -> Option<u64> {
+        Some(self.with_containers(mib(self.allowance.memory_bytes?)))
+    }
+
+    /// Memory of the VM in which containers can use `container_mib`, beside the pod's huge pages.
+    pub fn with_containers(&self, container_mib: u64) -> u64 {
+        let inside = container_mib
+            .saturating_add(mib(self.hugepage_bytes))
+            .saturating_add(GUEST_FIXED_MIB);
+        // With x of the whole describing it: whole = part / (1 - 1/x).
+        inside.saturating_mul(GUEST_PARTS).div_ceil(GUEST_PARTS - 1)
+    }
+
+    /// What the VM may take of the host's memory; `None`: there is no end to it.
+    pub fn host_bytes(&self) -> Option<u64> {
+        let whole = self.memory_mib()?;
+        let all = whole
+            .saturating_add(vmm_mib(whole))
+            .saturating_add(BLOCK_SLACK_MIB);
+        Some(all.saturating_mul(MIB))
+    }
+}
+
+/// What the VMM takes beside a guest of `memory_mib`.
+pub fn vmm_mib(memory_mib: u64) -> u64 {
+    VMM_FIXED_MIB + memory_mib.div_ceil(VMM_PARTS)
+}
+
+/// How large the VM is to be, or why there can be none.
+pub fn size(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<VmSize, Unfit> {
+    let scratch_bytes = scratch(wanted, defaults, room)?;
+    let (memory_mib, memory_max_mib) = memory(wanted, defaults, room)?;
+    let (vcpus, boot_vcpus) = cpus(wanted, defaults, room.cpus);
+    Ok(VmSize {
+        vcpus,
+        boot_vcpus,
+        memory_mib,
+        memory_max_mib,
+        scratch_bytes,
+    })
+}
+
+/// All CPUs, and those at the boot.
+fn cpus(wanted: &Wanted, defaults: &Defaults, host_cpus: usize) -> (u8, u8) {
+    let whole = |millis: u64| u8::try_from(millis.div_ceil(1000)).unwrap_or(u8::MAX);
+    let host = u8::try_from(host_cpus)
+        .unwrap_or(MAX_VCPUS)
+        .clamp(1, MAX_VCPUS);
+    let limit = wanted.allowance.cpu_millis.map(whole);
+    let boot = limit
+        .unwrap_or_else(|| whole(wanted.cpu_request_millis))
+        .min(host)
+        .max(defaults.vcpus);
+    let most = match limit {
+        None => host,
+        Some(_) => host.min(boot.saturating_mul(2).max(SPARE_VCPUS)),
+    };
+    (most.max(boot), boot)
+}
+
+/// Memory at the boot, and at most.
+fn memory(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<(u32, u32), Unfit> {
+    let total = room.memory_bytes / MIB;
+    let ceiling = total
+        .saturating_sub(vmm_mib(total))
+        .min(u64::from(MAX_MEMORY_MIB.min(defaults.memory_max_mib)));
+    let allowed = room.cgroup_bytes.map(|bytes| bytes / MIB);
+    let (boot, most) = match wanted.memory_mib() {
+        Some(needed) => {
+            if needed > ceiling {
+                return Err(Unfit::Host {
+                    needed: needed.saturating_add(vmm_mib(needed)),
+                    limit: wanted.allowance.memory_bytes.map_or(0, mib),
+                    total: total.min(ceiling.saturating_add(vmm_mib(ceiling))),
+                });
+            }
+            let needed = needed.max(LEAST_MIB);
+            check_cgroup(needed + vmm_mib(needed), allowed)?;
+            (needed, ceiling.max(needed))
+        }
+        None => {
+            // Made to fit: it asked for nothing that it would not get.
+            let below = |allowed: u64| allowed.saturating_sub(vmm_mib(allowed));
+            let most = allowed.map_or(ceiling, |allowed| below(allowed).min(ceiling));
+            let needed = wanted.with_containers(0).max(LEAST_MIB);
+            check_cgroup(needed + vmm_mib(needed), allowed)?;
+            let boot = u64::from(defaults.memory_mib).max(needed).min(most);
+            (boot, most)
+        }
+    };
+    let start = GUEST_START_MIB + boot / GUEST_PARTS + vmm_mib(boot);
+    let available = room.available_bytes / MIB;
+    if start > available {
+        return Err(Unfit::Available {
+            needed: start,
+            available,
+        });
+    }
+    let bounded = |mebibytes| u32::try_from(mebibytes).unwrap_or(MAX_MEMORY_MIB);
+    Ok((bounded(boot), bounded(most)))
+}
+
+fn check_cgroup(needed: u64, allowed: Option<u64>) -> Result<(), Unfit> {
+    match allowed {
+        Some(allowed) if allowed < needed => Err(Unfit::Cgroup { needed, allowed }),
+        _ => Ok(()),
+    }
+}
+
+/// The disk is sparse. What a pod asked for must be free; a default, which nobody asked for, need not be.
+fn scratch(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u64, Unfit> {
+    let needed = wanted.scratch_bytes.unwrap_or(LEAST_DISK_BYTES);
+    if needed.max(LEAST_DISK_BYTES) > room.disk_bytes {
+        return Err(Unfit::Disk {
+            needed: mib(needed.max(LEAST_DISK_BYTES)),
+            free: room.disk_bytes / MIB,
+        });
+    }
+    Ok(wanted.scratch_bytes.unwrap_or(defaults.scratch_bytes))
+}
+
+/// Whether a VM that runs can hold what its pod is now to have. What does not grow is not asked about. `overhead_bytes` is
+/// what there is for the VM beside the containers, where it lives in kubelet's cgroup of the pod.
+pub fn resize(
+    old: &Wanted,
+    new: &Wanted,
+    size: &VmSize,
+    host_cpus: usize,
+    overhead_bytes: Option<u64>,
+) -> Result<(), Unfit> {
+    if grows(old.allowance.memory_bytes, new.allowance.memory_bytes)
+        && let Some(needed) = new.memory_mib()
+    {
+        let most = u64::from(size.memory_max_mib.max(size.memory_mib));
+        if needed > most {
+            return Err(Unfit::Memory { needed, most });
+        }
+        // What the guest keeps free for itself it does not touch.
+        let beside = GUEST_START_MIB + needed / GUEST_PARTS + vmm_mib(needed);
+        if let Some(overhead) = overhead_bytes.map(|bytes| bytes / MIB)
+            && beside > overhead
+        {
+            return Err(Unfit::Overhead {
+                needed: beside,
+                overhead,
+            });
+        }
+    }
+    if grows(old.allowance.cpu_millis, new.allowance.cpu_millis)
+        && let Some(millis) = new.allowance.cpu_millis
+    {
+        // A limit beyond the host's CPUs is none.
+        let (needed, vcpus) = (millis.div_ceil(1000), u64::from(size.vcpus));
+        if needed > vcpus && vcpus < host_cpus as u64 {
+            return Err(Unfit::Cpus { needed, vcpus });
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is more than before; `None` is no end.
+pub fn grows(old: Option<u64>, new: Option<u64>) -> bool {
+    match (old, new) {
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => new > old,
+        (None, _) => false,
+    }
+}
+
+pub fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(MIB)
+}
+
+#[cfg(test)]
+#[path = "sizing_tests.rs"]
+mod tests;

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod in others' words: what CNI is told of it, and the guest of the pod, of what CNI made and of
+//! the pod's users.
+
+use bulkhead_guest::protocol;
+use bulkhead_network::{self as network, AttachRequest, Attachment};
+
+use super::dns;
+use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
+
+pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
+    let protocol = |protocol| match protocol {
+        Protocol::Tcp => network::Protocol::Tcp,
+        Protocol::Udp => network::Protocol::Udp,
+        Protocol::Sctp => network::Protocol::Sctp,
+    };
+    let mappings = spec.port_mappings.iter();
+    AttachRequest {
+        pod_id: id.to_owned(),
+        name: spec.name.name.clone(),
+        namespace: spec.name.namespace.clone(),
+        uid: spec.name.uid.clone(),
+        port_mappings: mappings
+            .map(|mapping| network::PortMapping {
+                protocol: protocol(mapping.protocol),
+                container_port: mapping.container_port,
+                host_port: mapping.host_port,
+                host_ip: mapping.host_ip.clone(),
+            })
+            .collect(),
+        annotations: spec.annotations.clone(),
+        dns: spec.dns.as_ref().map(|dns| network::Dns {
+            servers: dns.servers.clone(),
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
+        }),
+    }
+}
+
+/// A pod without a name for its host gets the beginning of its id.
+pub fn hostname(id: &str, spec: &PodSpec) -> String {
+    if spec.hostname.is_empty() {
+        return id.get(..12).unwrap_or(id).to_owned();
+    }
+    spec.hostname.clone()
+}
+
+/// What a guest is to be. The time and its randomness are filled in by who sends it.
+pub fn configuration(
+    id: &str,
+    spec: &PodSpec,
+    attachment: &Attachment,
+    resolv_conf: &str,
+) -> protocol::ConfigureSandboxRequest {
+    let hostname = hostname(id, spec);
+    let dns = dns::of_pod(spec, attachment, resolv_conf);
+    let address = attachment
+        .addresses
+        .first()
+        .and_then(|cidr| cidr.split('/').next());
+    protocol::ConfigureSandboxRequest {
+        hosts: address
+            .map(|address| protocol::HostEntry {
+                address: address.to_owned(),
+                names: vec![hostname.clone()],
+            })
+            .into_iter()
+            .collect(),
+        hostname,
+        dns: Some(protocol::Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        interface: interface(attachment),
+        sysctls: spec.sysctls.clone().into_iter().collect(),
+        shared_pid_namespace: spec.pid == PidMode::Pod,
+        user_namespace: spec.users.map(user_namespace),
+        ..Default::default()
+    }
+}
+
+/// `None`: loopback only.
+fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
+    attachment.tap.as_ref()?;
+    let routes = attachment.routes.iter();
+    let neighbors = attachment.neighbors.iter();
+    Some(protocol::Interface {
+        mac: mac(attachment.mac),
+        name: "eth0".to_owned(),
+        mtu: attachment.mtu.into(),
+        addresses: attachment.addresses.clone(),
+        routes: routes
+            .map(|route| protocol::Route {
+                destination: route.destination.clone(),
+                gateway: route.gateway.clone(),
+                source: route.source.clone(),
+                priority: route.priority,
+                mtu: route.mtu,
+                advmss: route.advmss,
+            })
+            .collect(),
+        neighbors: neighbors
+            .map(|neighbor| protocol::Neighbor {
+                address: neighbor.address.clone(),
+                mac: mac(neighbor.mac),
+            })
+            .collect(),
+    })
+}
+
+fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
+    let range = |range: IdRange| protocol::IdRange {
+        first: range.first,
+        length: range.length,
+    };
+    protocol::UserNamespace {
+        uids: Some(range(users.uids)),
+        gids: Some(range(users.gids)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_without_a_hostname_is_called_by_its_id() {
+        let mut spec = crate::pod::fixtures::pod_spec();
+        assert_eq!(hostname("0123456789abcdef", &spec), "host");
+        spec.hostname.clear();
+        assert_eq!(hostname("0123456789abcdef", &spec), "0123456789ab");
+    }
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What pods and containers use.
+//!
+//! Two sources, on purpose. A **container**'s numbers are its guest's cgroup's: only the guest knows containers. They
+//! are cut to what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
+//! VM: what the pod really costs the node, guest kernel and VMM included, and out of the guest's reach; so is its
+//! network. A pod therefore uses more than the sum of its containers.
+//!
+//! Nobody waits for the pod's owner here. Guests are asked at once, each with a time limit: one that does not answer
+//! is left out of a list, with a word in the log, and is an error where it alone was asked for.
+
+mod peaks;
+pub mod rates;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The parts of a [`Reading`], for those who show it.
+pub use bulkhead_guest::protocol::{
+    CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, HugepageUsage,
+    MemoryStatistics, Pressure, PressureLine, disk,
+};
+use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
+use bulkhead_guest::statistics::Bounds;
+use bulkhead_host::control;
+use bulkhead_host::usage::HostUsage;
+pub use bulkhead_host::usage::{HostPressure, Stall, StallLine};
+use bulkhead_network::{Counters, Network, NetworkRecord};
+use bulkhead_text::chain;
+use futures_util::future::join_all;
+
+use self::peaks::Peaks;
+use self::rates::{CpuUse, Rates};
+use crate::clock::now;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::PodRecord;
+use crate::pod::life::state::{ContainerState, IllegalMove, PodState};
+use crate::pod::view::View;
+
+/// How long a list waits for a guest.
+const LIST_LIMIT: Duration = Duration::from_secs(5);
+/// How long is waited for a guest that alone was asked for.
+const ONE_LIMIT: Duration = Duration::from_secs(15);
+/// A guest's clock may run ahead of ours by so much.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+/// What is to be found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    Usage,
+    /// Also what takes longer: descriptors of processes.
+    Descriptors,
+}
+
+/// What one pod uses, at one time.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub view: Arc<View>,
+    /// Nanoseconds since 1970, by the host's clock.
+    pub at: i64,
+    pub cpu: CpuUse,
+    pub host: HostUsage,
+    pub guest: GuestStatistics,
+    /// Name and counters of the pod's interface.
+    pub network: Option<(&'static str, Counters)>,
+    pub containers: Vec<ContainerReading>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ContainerReading {
+    pub cpu: CpuUse,
+    /// The most bytes in huge pages that were seen, in the order of the statistics.
+    pub hugepage_peaks: Vec<u64>,
+    pub statistics: ContainerStatistics,
+}
+
+/// What the VMM counts of itself, as JSON. `None`: no VM lives, or its VMM does not answer.
+pub async fn vmm_counters(view: &View) -> Option<serde_json::Value> {
+    let guest = view.guest.as_ref()?;
+    control::statistics(&guest.files.control()).await.ok()
+}
+
+impl Reading {
+    pub fn container(&self, id: &str) -> Option<&ContainerReading> {
+        let mut containers = self.containers.iter();
+        containers.find(|container| container.statistics.id == id)
+    }
+}
+
+/// What is to be remembered between two readings.
+#[derive(Debug, Default)]
+pub struct Readings {
+    rates: Rates,
+    peaks: Peaks,
+}
+
+impl Readings {
+    /// Reads one pod; its guest must answer.
+    pub async fn read(&self, view: Arc<View>, depth: Depth) -> Result<Reading, PodError> {
+        self.read_within(view, depth, ONE_LIMIT).await
+    }
+
+    /// Reads pods at once. Those that are not ready, or whose guest does not answer, are left out.
+    pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
+        let ready = views
+            .into_iter()
+            .filter(|view| view.pod.state == PodState::Ready && view.guest.is_some());
+        let readings = ready.map(|view| async move {
+            let id = view.pod.id.clone();
+            match self.read_within(view, depth, LIST_LIMIT).await {
+                Ok(reading) => Some(reading),
+                Err(error) => {
+                    tracing::warn!(pod = id, "left out of the statistics: {}", chain(&error));
+                    None
+                }
+            }
+        });
+        join_all(readings).await.into_iter().flatten().collect()
+    }
+
+    async fn read_within(
+        &self,
+        view: Arc<View>,
+        depth: Depth,
+        limit: Duration,
+    ) -> Result<Reading, PodError> {
+        let id = view.pod.id.clone();
+        let guest = match (&view.pod.state, &view.guest) {
+            (PodState::Ready, Some(guest)) => guest.clone(),
+            (state, _) => {
+                return Err(PodError::State {
+                    id,
+                    source: IllegalMove {
+                        subject: "pod",
+                        state: state.name(),
+                        event: "reading its statistics",
+                    },
+                });
+            }
+        };
+        let request = StatisticsRequest {
+            container_ids: Vec::new(),
+            processes: depth == Depth::Descriptors,
+        };
+        let asking = async {
+            tokio::join!(
+                guest.agent.statistics(request, limit),
+                counters(view.pod.network())
+            )
+        };
+        // A VM that dies ends the call, whatever the connection does.
+        let (answer, network) = tokio::select! {
+            answers = asking => answers,
+            () = guest.process.ended() => return Err(PodError::Lost { id }),
+        };
+        let answer = answer.map_err(|source| PodError::Guest {
+            id: id.clone(),
+            source,
+        })?;
+        let at = now();
+        let instant = Instant::now();
+        let pid = guest.process.identity().pid;
+        let host = HostUsage::read(view.pod.cgroup(), pid);
+        let age = age(view.pod.created_at, at);
+        let answer = bounds(&view.pod, age).cut(answer, |id| view.containers.contains_key(id));
+        let (rates, peaks) = (&self.rates, &self.peaks);
+        let containers = answer.containers.into_iter().map(|statistics| {
+            let cgroup = statistics.cgroup.as_ref();
+            let used = cgroup.and_then(|cgroup| cgroup.cpu).unwrap_or_default();
+            let started = view.containers.get(&statistics.id);
+            let started = started.map_or(at, |one| match one.state {
+                ContainerState::Running { started_at, .. } => started_at,
+                _ => one.created_at,
+            });
+            let total_ns = used.usage_us.saturating_mul(1000);
+            let hugepages = cgroup.into_iter().flat_map(|cgroup| &cgroup.hugepages);
+            let peak = |usage: &HugepageUsage| {
+                peaks.observe(&statistics.id, &usage.page_size, usage.current_bytes)
+            };
+            ContainerReading {
+                hugepage_peaks: hugepages.map(peak).collect(),
+                cpu: rates.observe(&statistics.id, total_ns, self::age(started, at), instant),
+                statistics,
+            }
+        });
+        Ok(Reading {
+            containers: containers.collect(),
+            cpu: rates.observe(&id, host.cpu_ns, age, instant),
+            at,
+            host,
+            guest: answer.guest.unwrap_or_default(),
+            network,
+            view: Arc::clone(&view),
+        })
+    }
+
+    /// Forgets pods and containers but these.
+    pub fn keep(&self, ids: &HashSet<&str>) {
+        self.rates.keep(ids);
+        self.peaks.keep(ids);
+    }
+}
+
+fn age(since: i64, now: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(now.saturating_sub(since)).unwrap_or(0))
+}
+
+/// A pod of an earlier version has no size in its record, and so no bounds.
+fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
+    let known = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
+    let vcpus = match u32::from(pod.size.vcpus) {
+        0 => u32::MAX,
+        vcpus => vcpus,
+    };
+    Bounds {
+        memory_bytes: known(u64::from(pod.size.memory_max_mib.max(pod.size.memory_mib)) << 20),
+        scratch_bytes: known(pod.size.scratch_bytes),
+        cpu: (age + CLOCK_SLACK).saturating_mul(vcpus),
+    }
+}
+
+/// Statistics without a network are better than none.
+async fn counters(record: Option<&NetworkRecord>) -> Option<(&'static str, Counters)> {
+    match Network::counters(record?).await {
+        Ok(counters) => counters,
+        Err(error) => {
+            tracing::debug!("counters of a pod's network: {}", chain(&error));
+            None
+        }
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Block devices of the host: which may be a container's, and how one is opened. Devices are not claimed (O_EXCL): kubelet
+//! gives one to several containers, and one that is ReadWriteMany to several pods. Writes are synchronous (O_DSYNC): what
+//! the guest was told is written, is on the device.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bulkhead_guest::protocol;
+use rustix::fs::OFlags;
+
+use crate::pod::life::spec::BlockDevice;
+
+/// An error about a device of the host.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    #[error("open block device {path}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is no block device but {what}: only block devices of the host can be a container's"
+    )]
+    Kind { path: PathBuf, what: &'static str },
+    #[error("character device {path} of the host: a pod has a kernel of its own, which lacks it")]
+    Character { path: PathBuf },
+    #[error("block device {path} has no sectors: is anything behind it?")]
+    Empty { path: PathBuf },
+}
+
+/// A device that was found and opened, for a container that is to have it.
+#[derive(Debug)]
+pub struct OpenBlock {
+    pub file: File,
+    /// `st_rdev`.
+    pub device: u64,
+    pub writable: bool,
+    pub ownership: protocol::Ownership,
+    pub wanted: BlockDevice,
+}
+
+impl OpenBlock {
+    /// Blocks as long as the device's driver does.
+    fn open(wanted: &BlockDevice) -> Result<Self, BlockError> {
+        let path = &wanted.path;
+        let failed = |source| BlockError::Open {
+            path: path.clone(),
+            source,
+        };
+        // What it is must be known before it is opened: that alone can change something, or wait.
+        let place = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags(OFlags::PATH))
+            .open(path)
+            .map_err(failed)?;
+        let metadata = place.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
+        if kind.is_char_device() {
+            return Err(BlockError::Character { path: path.clone() });
+        }
+        if !kind.is_block_device() {
+            return Err(BlockError::Kind {
+                path: path.clone(),
+                what: match kind {
+                    _ if kind.is_dir() => "a directory",
+                    _ if kind.is_file() => "a file",
+                    _ => "a socket or a pipe",
+                },
+            });
+        }
+        let same = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
+        let (mut file, writable) = open_device(&same, wanted.writes()).map_err(failed)?;
+        if file.seek(SeekFrom::End(0)).map_err(failed)? == 0 {
+            return Err(BlockError::Empty { path: path.clone() });
+        }
+        Ok(Self {
+            file,
+            device: metadata.rdev(),
+            writable,
+            ownership: protocol::Ownership {
+                mode: metadata.mode() & 0o777,
+                uid: metadata.uid(),
+                gid: metadata.gid(),
+            },
+            wanted: wanted.clone(),
+        })
+    }
+}
+
+/// Opens for writing if that is wanted and the device is not read-only; says whether it did.
+fn open_device(path: &Path, write: bool) -> io::Result<(File, bool)> {
+    let open = |write: bool| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(write);
+        if write {
+            options.custom_flags(flags(OFlags::DSYNC));
+        }
+        options.open(path)
+    };
+    match open(write) {
+        Ok(file) => Ok((file, write)),
+        // A read-only device refuses root as well.
+        Err(e)
+            if write
+                && matches!(
+                    e.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+        {
+            Ok((open(false)?, false))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn flags(flags: OFlags) -> i32 {
+    i32::try_from(flags.bits()).unwrap_or(0)
+}
+
+/// Finds and opens what a container is to have, before anything is made for it.
+pub fn open(wanted: &[BlockDevice]) -> Result<Vec<OpenBlock>, BlockError> {
+    tokio::task::block_in_place(|| wanted.iter().map(OpenBlock::open).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open_one(path: &Path) -> BlockError {
+        let wanted = BlockDevice {
+            path: path.to_owned(),
+            container_path: "/dev/xvda".into(),
+            permissions: "rwm".into(),
+        };
+        OpenBlock::open(&wanted).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_no_block_device_is_refused_before_it_is_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let _listener =
+            std::os::unix::net::UnixListener::bind(directory.path().join("socket")).unwrap();
+        for (path, expected) in [
+            (directory.path().to_owned(), "a directory"),
+            (file, "a file"),
+            (link, "a file"),
+            (directory.path().join("socket"), "a socket or a pipe"),
+        ] {
+            match open_one(&path) {
+                BlockError::Kind { path: named, what } => {
+                    assert_eq!((named, what), (path, expected));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(
+            open_one(Path::new("/dev/null")),
+            BlockError::Character { .. }
+        ));
+        match open_one(&directory.path().join("none")) {
+            BlockError::Open { source, .. } => {
+                assert_eq!(source.kind(), io::ErrorKind::NotFound);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Calls to the agent: each with a time limit and a bound on its answer.
+//!
+//! One HTTP/2 connection per guest, made when first needed and made again when it broke, so that an adopted guest
+//! needs nothing special. Cloning shares it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bulkhead_proto::agent::agent_client::AgentClient;
+use bulkhead_proto::agent::{self as protocol, CONTROL_PORT};
+use bulkhead_text::{cut, printable};
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::connect;
+use crate::user::ProcessUser;
+
+/// For calls that only look something up or change a setting in the guest.
+const SHORT: Duration = Duration::from_secs(20);
+/// For calls that mount disks and start programs; emulated hosts are slow.
+const LONG: Duration = Duration::from_secs(90);
+/// How much longer the host waits than the guest was told to.
+const EXEC_MARGIN: Duration = Duration::from_secs(10);
+/// The most output of an exec, of each stream.
+pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
+/// Both streams, and what protobuf adds.
+const EXEC_ANSWER_BYTES: usize = (32 << 20) + (64 << 10);
+/// All other answers.
+const ANSWER_BYTES: usize = 64 << 10;
+/// A MiB of them, and what protobuf adds.
+const ENVIRONMENT_FILES_BYTES: usize = (1 << 20) + (64 << 10);
+/// Statistics of as many containers as a guest can have.
+const STATISTICS_BYTES: usize = 4 << 20;
+/// The longest text of the guest's that is passed on.
+const TEXT_BYTES: usize = 4096;
+
+/// An error of a call to the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent answered, and the answer is no.
+    #[error("{message}")]
+    Refused { code: Code, message: String },
+    #[error("the guest did not answer {call} within {limit:?}")]
+    Timeout { call: &'static str, limit: Duration },
+    #[error("the guest is lost: {call}: {message}")]
+    Lost { call: &'static str, message: String },
+    #[error("the guest's answer to {call} makes no sense: {what}")]
+    Untrusted {
+        call: &'static str,
+        what: &'static str,
+    },
+}
+
+/// What an exec gave.
+#[derive(Debug)]
+pub struct ExecOutput {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit_code: i32,
+    pub timed_out: bool,
+}
+
+/// The client of one guest's agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    channel: Channel,
+}
+
+impl Agent {
+    /// A client that connects through the VMM's socket `vsock`.
+    pub fn new(vsock: PathBuf) -> Self {
+        let connector = tower::service_fn(move |_| {
+            let vsock = vsock.clone();
+            async move {
+                let stream = connect::connect(&vsock, CONTROL_PORT).await?;
+                Ok::<_, connect::ConnectError>(TokioIo::new(stream))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://guest");
+        Self {
+            channel: endpoint.connect_with_connector_lazy(connector),
+        }
+    }
+
+    fn client(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub async fn configure(
+        &self,
+        request: protocol::ConfigureSandboxRequest,
+    ) -> Result<(), AgentError> {
+        let mut client = self.client();
+        let call = client.configure_sandbox(request);
+        within("ConfigureSandbox", LONG, call).await.map(drop)
+    }
+
+    pub async fn set_clock(&self, clock_unix_nanoseconds: i64) -> Result<(), AgentError> {
+        let request = protocol::SetClockRequest {
+            clock_unix_nanoseconds,
+        };
+        let mut client = self.client();
+        within("SetClock", SHORT, client.set_clock(request))
+            .await
+            .map(drop)
+    }
+
+    pub async fn create(
+        &self,
+        request: protocol::CreateContainerRequest,
+    ) -> Result<(), AgentError> {
+        let mut client = self.client();
+        let call = client.create_container(request);
+        within("CreateContainer", LONG, call).await.map(drop)
+    }
+
+    pub async fn ensure_volume(&self, volume: protocol::Volume) -> Result<(), AgentError> {
+        let request = protocol::EnsureVolumeRequest {
+            volume: Some(volume),
+        };
+        let mut client = self.client();
+        let call = client.ensure_volume(request);
+        within("EnsureVolume", LONG, call).await.map(drop)
+    }
+
+    pub async fn remove_volume(&self, name: &str) -> Result<(), AgentError> {
+        let request = protocol::RemoveVolumeRequest {
+            name: name.to_owned(),
+        };
+        let mut client = self.client();
+        let call = client.remove_volume(request);
+        within("RemoveVolume", SHORT, call).await.map(drop)
+    }
+
+    /// At most the last `limit_bytes` of a volume that is a file.
+    pub async fn read_volume(&self, name: &str, limit_bytes: u32) -> Result<Vec<u8>, AgentError> {
+        const CALL: &str = "ReadVolume";
+        let request = protocol::ReadVolumeRequest {
+            name: name.to_owned(),
+            limit_bytes,
+        };
+        let mut client = self.client();
+        let answer = within(CALL, SHORT, client.read_volume(request)).await?;
+        if answer.content.len() > usize::try_from(limit_bytes).unwrap_or(usize::MAX) {
+            return Err(AgentError::Untrusted {
+                call: CALL,
+                what: "more than was asked for",
+            });
+        }
+        Ok(answer.content.into())
+    }
+
+    /// Starts a container; returns its process id in the guest, and who it is.
+    pub async fn start(&self, id: &str) -> Result<(u32, Option<ProcessUser>), AgentError> {
+        let request = protocol::StartContainerRequest { id: id.to_owned() };
+        let mut client = self.client();
+        let call = client.start_container(request);
+        let answer = within("StartContainer", LONG, call).await?;
+        Ok((answer.pid, answer.identity.map(ProcessUser::from)))
+    }
+
+    /// Signals the first process. A container that has exited is fine.
+    pub async fn signal(&self, id: &str, signal: i32) -> Result<(), AgentError> {
+        let request = protocol::SignalContainerRequest {
+            id: id.to_owned(),
+            signal,
+            all: false,
+        };
+        let mut client = self.client();
+        let call = client.signal_container(request);
+        match within("SignalContainer", SHORT, call).await {
+            Err(AgentError::Refused {
+                code: Code::FailedPrecondition | Code::NotFound,
+                ..
+            }) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    pub async fn remove(&self, id: &str) -> Result<(), AgentError> {
+        let request = protocol::RemoveContainerRequest { id: id.to_owned() };
+        let mut client = self.client();
+        let call = client.remove_container(request);
+        within("RemoveContainer", LONG, call).await.map(drop)
+    }
+
+    pub async fn update(
+        &self,
+        id: &str,
+        resources: protocol::Resources,
+        oom_score_adj: Option<i32>,
+    ) -> Result<(), AgentError> {
+        let request = protocol::UpdateContainerResourcesRequest {
+            id: id.to_owned(),
+            resources: Some(resources),
+            oom_score_adj,
+        };
+        let mut client = self.client();
+        let call = client.update_container_resources(request);
+        within("UpdateContainerResources", SHORT, call)
+            .await
+            .map(drop)
+    }
+
+    /// Limits all containers together.
+    pub async fn limit(&self, resources: protocol::Resources) -> Result<(), AgentError> {
+        let request = protocol::UpdateSandboxResourcesRequest {
+            resources: Some(resources),
+        };
+        let mut client = self.client();
+        let call = client.update_sandbox_resources(request);
+        within("UpdateSandboxResources", SHORT, call)
+            .await
+            .map(drop)
+    }
+
+    /// Gives the guest more memory and CPUs.
+    pub async fn size(&self, request: protocol::SizeSandboxRequest) -> Result<(), AgentError> {
+        let mut client = self.client();
+        // What it says that it has is of no use: it is the guest's word.
+        within("SizeSandbox", LONG, client.size_sandbox(request))
+            .await
+            .map(drop)
+    }
+
+    /// What the guest counts; nothing of it has been checked.
+    pub async fn statistics(
+        &self,
+        request: protocol::StatisticsRequest,
+        limit: Duration,
+    ) -> Result<protocol::StatisticsResponse, AgentError> {
+        let mut client =
+            AgentClient::new(self.channel.clone()).max_decoding_message_size(STATISTICS_BYTES);
+        within("Statistics", limit, client.statistics(request)).await
+    }
+
+    /// Runs a command in a container until it ends. `limit` zero: without a limit in the guest.
+    pub async fn exec(
+        &self,
+        id: &str,
+        args: Vec<String>,
+        limit: Duration,
+    ) -> Result<ExecOutput, AgentError> {
+        const CALL: &str = "ExecSync";
+        let request = protocol::ExecSyncRequest {
+            id: id.to_owned(),
+            args,
+            timeout_milliseconds: i64::try_from(limit.as_millis()).unwrap_or(i64::MAX),
+            output_limit_bytes: EXEC_OUTPUT_BYTES,
+        };
+        let mut client =
+            AgentClient::new(self.channel.clone()).max_decoding_message_size(EXEC_ANSWER_BYTES);
+        let call = client.exec_sync(request);
+        let answer = if limit.is_zero() {
+            // CRI: no timeout. It ends with the process, the guest, or the client's patience.
+            call.await.map_err(|e| failed(CALL, &e))?.into_inner()
+        } else {
+            within(CALL, limit.saturating_add(EXEC_MARGIN), call).await?
+        };
+        if !(0..=255).contains(&answer.exit_code) {
+            return Err(AgentError::Untrusted {
+                call: CALL,
+                what: "an exit code out of range",
+            });
+        }
+        Ok(ExecOutput {
+            stdout: answer.stdout.into(),
+            stderr: answer.stderr.into(),
+            exit_code: answer.exit_code,
+            timed_out: answer.timed_out,
+        })
+    }
+
+    /// Files of an emptyDir that kubelet may want; nothing of it has been checked.
+    pub async fn environment_files(
+        &self,
+        volume: &str,
+    ) -> Result<Vec<protocol::EnvironmentFile>, AgentError> {
+        let request = protocol::ReadEnvironmentFilesRequest {
+            volume: volume.to_owned(),
+        };
+        let mut client = AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(ENVIRONMENT_FILES_BYTES);
+        let call = client.read_environment_files(request);
+        Ok(within("ReadEnvironmentFiles", SHORT, call).await?.files)
+    }
+
+    /// Asks the guest to power off, after it has written back what is to stay. The end of the VMM is the real answer.
+    pub async fn shutdown(&self, limit: Duration) {
+        let mut client = self.client();
+        let call = client.shutdown(protocol::ShutdownRequest {});
+        // The VM goes away under this call.
+        let _ = within("Shutdown", limit, call).await;
+    }
+
+    pub async fn watch(&self) -> Result<Streaming<protocol::WatchEvent>, AgentError> {
+        let mut client = self.client();
+        within("Watch", SHORT, client.watch(protocol::WatchRequest {})).await
+    }
+}
+
+async fn within<T>(
+    call: &'static str,
+    limit: Duration,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(failed(call, &status)),
+        Err(_) => Err(AgentError::Timeout { call, limit }),
+    }
+}
+
+/// Tells an answer of the agent's from the loss of it.
+fn failed(call: &'static str, status: &Status) -> AgentError {
+    let message = bounded(status.message());
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::ResourceExhausted
+        | Code::Internal
+        | Code::Unimplemented
+        | Code::OutOfRange
+        | Code::Aborted
+        | Code::PermissionDenied => AgentError::Refused {
+            code: status.code(),
+            message,
+        },
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Unavailable
+        | Code::DataLoss
+        | Code::Unauthenticated => AgentError::Lost { call, message },
+    }
+}
+
+/// Guest text that may be shown: printable and not long.
+pub fn bounded(text: &str) -> String {
+    cut(&printable(text), TEXT_BYTES).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_text_is_cut_at_a_character_and_cleaned() {
+        let text = bounded(&"é\x07".repeat(5000));
+        assert_eq!(text.len(), TEXT_BYTES);
+        assert!(!text.contains('\x07'));
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_not_there_is_lost_not_a_refusal() {
+        let agent = Agent::new("/nonexistent/vsock".into());
+        let error = agent.start("x").await.unwrap_err();
+        assert!(matches!(error, AgentError::Lost { .. }), "{error:?}");
+    }
+}

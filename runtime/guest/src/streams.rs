@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The byte streams of exec, attach and port-forward: a connection into the guest each.
+//!
+//! What the guest sends is bounded and checked here; agent.proto says what it means.
+
+use std::io;
+use std::path::Path;
+
+use bulkhead_proto::agent::record::{
+    END, HEADER_BYTES, INPUT, MAX_PAYLOAD_BYTES, STDERR, STDOUT, WINDOW_SIZE,
+};
+use bulkhead_proto::agent::{
+    AttachStream, ExecStream, PortForwardStream, StreamEnd, open_stream::Kind,
+};
+use bulkhead_text::{cut, printable};
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::connect::{ConnectError, open};
+
+/// Read at once at most: some records.
+const READ_BYTES: usize = 128 << 10;
+/// The longest text of the guest's that is passed on.
+const TEXT_BYTES: usize = 4096;
+
+/// The guest broke the protocol, or is gone.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error("the pod's VM or its agent is gone")]
+    Gone,
+    #[error("connection into the guest")]
+    Io(#[from] io::Error),
+    #[error("the guest sent a record of kind {kind} with {length} bytes")]
+    Record { kind: u8, length: usize },
+    #[error("the guest ended a stream with something that is no end")]
+    End(#[from] prost::DecodeError),
+}
+
+/// What a process's streams give.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FromProcess {
+    /// All bytes of input that are off the agent's hands.
+    InputGone(u64),
+    Stdout(Bytes),
+    Stderr(Bytes),
+    Exited(i32),
+    /// It could not run.
+    Failed(String),
+}
+
+/// The standard streams of a process in a guest.
+#[derive(Debug)]
+pub struct ProcessStreams {
+    pub output: ProcessOutput,
+    pub input: ProcessInput,
+}
+
+impl ProcessStreams {
+    pub async fn exec(vsock: &Path, request: ExecStream) -> Result<Self, ConnectError> {
+        Ok(Self::new(open(vsock, Kind::Exec(request)).await?))
+    }
+
+    pub async fn attach(vsock: &Path, request: AttachStream) -> Result<Self, ConnectError> {
+        Ok(Self::new(open(vsock, Kind::Attach(request)).await?))
+    }
+
+    pub fn new(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self {
+            output: ProcessOutput {
+                reader,
+                buffer: BytesMut::new(),
+            },
+            input: ProcessInput { writer },
+        }
+    }
+}
+
+/// Connects to a port of the pod's loopback. The bytes are the connection's, each half closes alone.
+pub async fn port_forward(vsock: &Path, port: u16) -> Result<UnixStream, ConnectError> {
+    let request = PortForwardStream { port: port.into() };
+    open(vsock, Kind::PortForward(request)).await
+}
+
+#[derive(Debug)]
+pub struct ProcessOutput {
+    reader: OwnedReadHalf,
+    buffer: BytesMut,
+}
+
+impl ProcessOutput {
+    /// The next record. May be cancelled without loss.
+    pub async fn next(&mut self) -> Result<FromProcess, StreamError> {
+        loop {
+            if let Some(record) = take_record(&mut self.buffer)? {
+                return Ok(record);
+            }
+            self.buffer.reserve(READ_BYTES);
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return Err(StreamError::Gone);
+            }
+        }
+    }
+}
+
+fn take_record(buffer: &mut BytesMut) -> Result<Option<FromProcess>, StreamError> {
+    let Some(&[kind, a, b, c, d]) = buffer.first_chunk::<HEADER_BYTES>() else {
+        return Ok(None);
+    };
+    let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    let valid = match kind {
+        STDOUT | STDERR | END => length <= MAX_PAYLOAD_BYTES,
+        INPUT => length == 8,
+        _ => false,
+    };
+    if !valid {
+        return Err(StreamError::Record { kind, length });
+    }
+    if buffer.len() < HEADER_BYTES.saturating_add(length) {
+        return Ok(None);
+    }
+    buffer.advance(HEADER_BYTES);
+    let mut payload = buffer.split_to(length).freeze();
+    Ok(Some(match kind {
+        STDOUT => FromProcess::Stdout(payload),
+        STDERR => FromProcess::Stderr(payload),
+        INPUT => FromProcess::InputGone(payload.get_u64()),
+        _ => end(StreamEnd::decode(payload)?),
+    }))
+}
+
+fn end(end: StreamEnd) -> FromProcess {
+    if end.error.is_empty() {
+        // As wait(2) has it, whatever the guest says.
+        return FromProcess::Exited(end.exit_code.clamp(0, 255));
+    }
+    FromProcess::Failed(cut(&printable(&end.error), TEXT_BYTES).to_owned())
+}
+
+#[derive(Debug)]
+pub struct ProcessInput {
+    writer: OwnedWriteHalf,
+}
+
+impl ProcessInput {
+    /// At most [`MAX_PAYLOAD_BYTES`]. Not to be cancelled, except to give the stream up.
+    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.record(INPUT, bytes).await
+    }
+
+    pub async fn end(&mut self) -> io::Result<()> {
+        self.record(INPUT, &[]).await
+    }
+
+    pub async fn window_size(&mut self, columns: u16, rows: u16) -> io::Result<()> {
+        let [a, b] = columns.to_be_bytes();
+        let [c, d] = rows.to_be_bytes();
+        self.record(WINDOW_SIZE, &[a, b, c, d]).await
+    }
+
+    async fn record(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(payload.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let [a, b, c, d] = length.to_be_bytes();
+        let mut bytes = Vec::with_capacity(HEADER_BYTES.saturating_add(payload.len()));
+        bytes.extend_from_slice(&[kind, a, b, c, d]);
+        bytes.extend_from_slice(payload);
+        self.writer.write_all(&bytes).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn records_are_taken_one_by_one_however_they_arrive() {
+        let (ours, mut agent) = UnixStream::pair().unwrap();
+        let mut output = ProcessStreams::new(ours).output;
+        tokio::spawn(async move {
+            let mut bytes = b"\x01\0\0\0\x02hi\x02\0\0\0\x01!\0\0\0\0\x08".to_vec();
+            bytes.extend(7u64.to_be_bytes());
+            bytes.extend(b"\x03\0\0\0\x03\x08\xac\x02");
+            for byte in bytes {
+                agent.write_all(&[byte]).await.unwrap();
+            }
+        });
+        let expected = [
+            FromProcess::Stdout(Bytes::from_static(b"hi")),
+            FromProcess::Stderr(Bytes::from_static(b"!")),
+            FromProcess::InputGone(7),
+            FromProcess::Exited(255),
+        ];
+        for record in expected {
+            assert_eq!(output.next().await.unwrap(), record);
+        }
+        assert!(matches!(output.next().await, Err(StreamError::Gone)));
+    }
+
+    #[test]
+    fn a_guest_that_breaks_the_protocol_is_refused_before_its_payload_is_there() {
+        for head in [
+            [1, 0, 1, 0, 0],
+            [0, 0, 0, 0, 9],
+            [9, 0, 0, 0, 0],
+            [3, 255, 255, 255, 255],
+        ] {
+            let mut buffer = BytesMut::from(&head[..]);
+            assert!(take_record(&mut buffer).is_err(), "{head:?}");
+        }
+        let mut no_end = BytesMut::from(&b"\x03\0\0\0\x01\xff"[..]);
+        assert!(take_record(&mut no_end).is_err());
+    }
+
+    #[test]
+    fn what_a_guest_says_of_a_failure_is_cut_and_made_printable() {
+        let failure = StreamEnd {
+            exit_code: 0,
+            error: format!("\x1b[2J{}", "x".repeat(10_000)),
+        };
+        let FromProcess::Failed(text) = end(failure) else {
+            panic!("it failed");
+        };
+        assert_eq!(text.len(), TEXT_BYTES);
+        assert!(!text.contains('\x1b'));
+    }
+}

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host cgroup of a pod's VM, where the host has cgroup v2: it bounds, accounts and ends what is in it.
+//!
+//! It is below the cgroup that kubelet made for the pod, where it says one that is there and the VM fits into it. One that
+//! allows only what the containers may use, because the RuntimeClass has no overhead, is too small for a VM: then the VM's
+//! cgroup is beside it, with a bound of its own. Without kubelet it is below our own. A host without cgroup v2, or where
+//! we may not make one, runs pods all the same: the isolation is the VM's.
+//!
+//! Where systemd makes the host's cgroups, only it may make any in its slices:
+//!
+//! ```text
+//! kubepods-burstable-podUID.slice    kubelet's
+//!     bulkhead-ID.scope              systemd's: made by it, with the weight among its neighbours
+//!         vm                         ours: processes and limits. What is systemd's it sets anew when it is reloaded
+//! ```
+
+mod limits;
+pub mod pids;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Once;
+
+use bulkhead_text::chain;
+
+use crate::systemd::{Scope, Systemd, SystemdError};
+pub use limits::HostLimits;
+use limits::weight;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// Turned on for pods, each by itself: a host may lack one.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
+/// Threads of the VMM and of what serves its pod.
+const MAX_TASKS: u64 = 1024;
+const SLICE: &str = ".slice";
+const SCOPE: &str = ".scope";
+/// Our cgroup in a scope.
+const IN_SCOPE: &str = "vm";
+
+/// Why a VM has no cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error("cgroup {path}")]
+    Files { path: PathBuf, source: io::Error },
+    #[error("scope of the VM")]
+    Scope(#[from] SystemdError),
+}
+
+/// Where cgroups of pods are made; `None` if the host has no cgroup v2 or none is wanted.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    root: PathBuf,
+    parent: Option<PathBuf>,
+    /// Who makes cgroups in slices.
+    systemd: Option<Systemd>,
+}
+
+/// A cgroup that kubelet made for a pod, and what it allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    pub path: PathBuf,
+    /// `None`: no limit of its own.
+    pub memory_bytes: Option<u64>,
+    pub is_cpu_limited: bool,
+    /// Huge pages of all sizes together.
+    pub hugepage_bytes: u64,
+}
+
+impl Cgroups {
+    /// `parent` is relative to the root of cgroup v2; with systemd it is the name of a slice, with or without its ending.
+    pub fn new(parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
+        let root = Path::new(ROOT);
+        let usable = root.join("cgroup.controllers").exists();
+        Self::below(root, parent.filter(|_| usable), systemd)
+    }
+
+    pub(crate) fn below(root: &Path, parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
+        let parent = parent.map(|parent| {
+            let name = parent.to_str().filter(|_| systemd.is_some());
+            let name = name.map(|name| name.strip_suffix(SLICE).unwrap_or(name));
+            let parent = name.and_then(slice).unwrap_or_else(|| parent.to_owned());
+            root.join(parent.strip_prefix("/").unwrap_or(&parent))
+        });
+        Self {
+            parent,
+            root: root.to_owned(),
+            systemd,
+        }
+    }
+
+    /// The cgroup that `wanted`, a pod's cgroup parent in CRI, says, if it is there.
+    pub fn of_pod(&self, wanted: &str) -> Option<PodCgroup> {
+        self.parent.as_ref()?;
+        if wanted.is_empty() {
+            return None;
+        }
+        let path = relative(wanted).map(|path| self.root.join(path));
+        let Some(path) = path.filter(|path| path.join("cgroup.procs").exists()) else {
+            tracing::warn!("the cgroup parent {wanted:?} of a pod is not there");
+            return None;
+        };
+        let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+        Some(PodCgroup {
+            memory_bytes: read("memory.max").trim().parse().ok(),
+            hugepage_bytes: hugepage_bytes(&path),
+            is_cpu_limited: !matches!(
+                read("cpu.max").split_whitespace().next(),
+                None | Some("max")
+            ),
+            path,
+        })
+    }
+
+    /// Where the VM of a pod is to be that takes up to `needed` bytes of memory; `None` for the cgroup: nowhere.
+    pub fn place(
+        &self,
+        pod: &str,
+        given: Option<&PodCgroup>,
+        needed: Option<u64>,
+    ) -> Option<PathBuf> {
+        let name = format!("bulkhead-{pod}");
+        let parent = self.parent.as_ref()?;
+        let own = match self.is_systemds(parent) {
+            true => self.within(parent, &name),
+            false => parent.join(format!("pod-{pod}")),
+        };
+        let Some(given) = given else {
+            return Some(own);
+        };
+        match (given.memory_bytes, needed) {
+            (Some(allowed), Some(needed)) if allowed < needed => {
+                warn_of_no_overhead(&given.path, allowed, needed);
+                let parent = given.path.parent();
+                let parent = parent.filter(|parent| *parent != self.root);
+                Some(parent.map_or(own, |parent| self.within(parent, &name)))
+            }
+            _ => Some(self.within(&given.path, &name)),
+        }
+    }
+
+    fn is_systemds(&self, directory: &Path) -> bool {
+        self.systemd.is_some() && directory.extension() == Some(OsStr::new("slice"))
+    }
+
+    fn within(&self, directory: &Path, name: &str) -> PathBuf {
+        match self.is_systemds(directory) {
+            true => directory.join(format!("{name}{SCOPE}")).join(IN_SCOPE),
+            false => directory.join(name),
+        }
+    }
+
+    /// Makes the cgroup `path` with its limits, and moves the process into it.
+    pub async fn make(
+        &self,
+        path: &Path,
+        limits: &HostLimits,
+        pid: i32,
+    ) -> Result<(), CgroupError> {
+        let failed = |source| CgroupError::Files {
+            path: path.to_owned(),
+            source,
+        };
+        match (&self.systemd, scope_of(path)) {
+            (Some(systemd), Some(scope)) => {
+                start_scope(systemd, scope, limits, pid).await?;
+                // Not the scope: if it is not there, there is nothing to be in.
+                fs::create_dir(path).map_err(failed)?;
+                // A cgroup with processes of its own cannot share out to cgroups.
+                enter(path, pid).map_err(failed)?;
+                enable_controllers(scope);
+            }
+            _ => {
+                fs::create_dir_all(path).map_err(failed)?;
+                self.enable_controllers(path);
+                enter(path, pid).map_err(failed)?;
+            }
+        }
+        fs::write(path.join("pids.max"), MAX_TASKS.to_string())
+            .unwrap_or_else(|e| tracing::debug!("{}: pids.max: {e}", path.display()));
+        limits::write(path, limits);
+        Ok(())
+    }
+
+    /// Sets limits, each as far as the host can; what it cannot is said in the log.
+    pub fn limit(&self, path: &Path, limits: &HostLimits) {
+        limits::write(path, limits);
+        let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path)) else {
+            return;
+        };
+        let weight = weight(limits.cpu_shares);
+        let now = fs::read_to_string(scope.join("cpu.weight")).ok();
+        if now.is_none_or(|now| now.trim() == weight.to_string()) {
+            return;
+        }
+        let (systemd, unit) = (systemd.clone(), name_of(scope).to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = systemd.set_cpu_weight(&unit, weight).await {
+                tracing::warn!("{}", chain(&error));
+            }
+        });
+    }
+
+    /// Removes a cgroup, and kills what is left in it. One that is gone is fine.
+    pub async fn remove(&self, path: &Path) -> Result<(), tokio::task::JoinError> {
+        let owned = path.to_owned();
+        tokio::task::spawn_blocking(move || remove(&owned)).await?;
+        // Without processes a scope ends by itself, but the next call may find it: kubelet removes its slice.
+        if let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path))
+            && scope.exists()
+            && let Err(error) = systemd.stop(name_of(scope)).await
+        {
+            tracing::warn!("{}", chain(&error));
+        }
+        Ok(())
+    }
+
+    /// On every cgroup above, from the top. One that has processes of its own, or lacks a controller, goes without.
+    fn enable_controllers(&self, path: &Path) {
+        let mut above: Vec<_> = path.ancestors().skip(1).collect();
+        above.reverse();
+        for directory in above {
+            if directory.starts_with(&self.root) {
+                enable_controllers(directory);
+            }
+        }
+    }
+
+    /// The tightest memory limit of the cgroups above `path`.
+    pub fn memory_limit(&self, path: &Path) -> Option<u64> {
+        let above = path.ancestors().skip(1);
+        above
+            .take_while(|directory| directory.starts_with(&self.root))
+            .filter_map(|directory| {
+                let text = fs::read_to_string(directory.join("memory.max")).ok()?;
+                text.trim().parse().ok()
+            })
+            .min()
+    }
+}
+
+/// The limits that a cgroup has of huge pages; kubelet sets one for each size of the host.
+fn hugepage_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let limits = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let size = name
+            .to_str()?
+            .strip_prefix("hugetlb.")?
+            .strip_suffix(".max")?;
+        // Those of reservations are named alike: hugetlb.2MB.rsvd.max.
+        let text = (!size.contains('.')).then(|| fs::read_to_string(entry.path()).ok())??;
+        text.trim().parse::<u64>().ok()
+    });
+    limits.fold(0, u64::saturating_add)
+}
+
+/// Once: every pod of a RuntimeClass without an overhead is like that.
+fn warn_of_no_overhead(given: &Path, allowed: u64, needed: u64) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing::warn!(
+            "{} allows {} MiB of memory and the pod's VM can take {} MiB: it is put beside that cgroup, with a bound of \
+             its own, so that kubelet's view of the cgroup does not count it. Give the RuntimeClass an overhead \
+             (docs/operating.md). This is said once",
+            given.display(),
+            allowed >> 20,
+            needed >> 20
+        );
+    });
+}
+
+fn enable_controllers(directory: &Path) {
+    for controller in CONTROLLERS {
+        let file = directory.join("cgroup.subtree_control");
+        if let Err(e) = fs::write(&file, format!("+{controller}")) {
+            tracing::debug!("{}: +{controller}: {e}", file.display());
+        }
+    }
+}
+
+async fn start_scope(
+    systemd: &Systemd,
+    scope: &Path,
+    limits: &HostLimits,
+    pid: i32,
+) -> Result<(), SystemdError> {
+    let unit = name_of(scope);
+    let pod = unit.trim_start_matches("bulkhead-");
+    systemd
+        .start(&Scope {
+            unit,
+            slice: scope.parent().map_or("", name_of),
+            description: &format!("Bulkhead: VM of pod {}", pod.trim_end_matches(SCOPE)),
+            cpu_weight: weight(limits.cpu_shares),
+            pid: pid.unsigned_abs(),
+        })
+        .await
+}
+
+/// The scope that a VM's cgroup is in.
+fn scope_of(path: &Path) -> Option<&Path> {
+    let scope = path.parent()?;
+    (scope.extension() == Some(OsStr::new("scope"))).then_some(scope)
+}
+
+fn name_of(path: &Path) -> &str {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.unwrap_or_default()
+}
+
+/// The cgroup that the VM's, `path`, is in: kubelet's or ours.
+pub fn around(path: &Path) -> Option<&Path> {
+    scope_of(path).unwrap_or(path).parent()
+}
+
+/// How much memory a cgroup holds, with those below it.
+pub fn held_bytes(path: &Path) -> Option<u64> {
+    let text = fs::read_to_string(path.join("memory.current")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Moves a process into the cgroup `path`.
+pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
+    fs::write(path.join("cgroup.procs"), pid.to_string())
+}
+
+/// Whether the kernel killed something in it for want of memory.
+pub fn was_oom_killed(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
+    let kills = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    kills.is_some_and(|kills| kills.trim() != "0")
+}
+
+/// A path below the root of what kubelet says: "/kubepods/burstable/pod1" with the cgroupfs driver, with systemd's the
+/// name of a slice, whose parents are in its name. `None`: it makes no sense.
+fn relative(wanted: &str) -> Option<PathBuf> {
+    let path = Path::new(wanted.trim_matches('/'));
+    let plain = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    if !plain || path.as_os_str().is_empty() || wanted.contains('\0') {
+        return None;
+    }
+    match path.to_str()?.strip_suffix(SLICE) {
+        Some(name) if !name.contains('/') => slice(name),
+        _ => Some(path.to_owned()),
+    }
+}
+
+/// a-b-c: a.slice/a-b.slice/a-b-c.slice (systemd.slice(5)).
+fn slice(name: &str) -> Option<PathBuf> {
+    if name.is_empty() || name.split('-').any(str::is_empty) {
+        return None;
+    }
+    let ends = name.match_indices('-').map(|(end, _)| end);
+    let names = ends.chain([name.len()]).filter_map(|end| name.get(..end));
+    Some(names.map(|name| format!("{name}{SLICE}")).collect())
+}
+
+fn remove(path: &Path) {
+    if !path.exists() {
+        return;
+    }
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    for _ in 0..50 {
+        match fs::remove_dir(path) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Ok(()) => return,
+            Err(e) => {
+                tracing::warn!("remove cgroup {}: {e}", path.display());
+                return;
+            }
+        }
+    }
+    tracing::warn!("cgroup {} stays busy", path.display());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_a_path_or_a_slice_and_never_leads_elsewhere() {
+        for (wanted, expected) in [
+            ("/kubepods/burstable/pod1", Some("kubepods/burstable/pod1")),
+            ("kubepods", Some("kubepods")),
+            (
+                "kubepods-burstable-pod1_2.slice",
+                Some("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"),
+            ),
+            ("/a.slice/a-b.slice", Some("a.slice/a-b.slice")),
+            ("../etc", None),
+            ("/a/../../b", None),
+            ("/", None),
+            ("a--b.slice", None),
+            (".slice", None),
+            ("a\0b", None),
+        ] {
+            assert_eq!(relative(wanted), expected.map(PathBuf::from), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_vm_is_in_its_pods_cgroup_if_that_is_there_and_has_room_and_else_beside_it() {
+        let root = tempfile::tempdir().unwrap();
+        let cgroups = Cgroups::below(root.path(), Some(Path::new("bulkhead")), None);
+        let own = root.path().join("bulkhead/pod-x");
+        assert_eq!(cgroups.of_pod(""), None);
+        assert_eq!(cgroups.of_pod("/kubepods/p"), None);
+        assert_eq!(cgroups.place("x", None, Some(1)), Some(own.clone()));
+        let parent = root.path().join("kubepods/p");
+        fs::create_dir_all(&parent).unwrap();
+        fs::write(parent.join("cgroup.procs"), "").unwrap();
+        for (size, limit) in [("2MB", "4096"), ("1GB", "max"), ("2MB.rsvd", "9")] {
+            fs::write(parent.join(format!("hugetlb.{size}.max")), limit).unwrap();
+        }
+        let given = cgroups.of_pod("/kubepods/p").unwrap();
+        assert_eq!((given.memory_bytes, given.is_cpu_limited), (None, false));
+        assert_eq!(given.hugepage_bytes, 4096);
+        let below = cgroups.place("x", Some(&given), None).unwrap();
+        assert_eq!(below, parent.join("bulkhead-x"));
+        assert_eq!(cgroups.memory_limit(&below), None);
+        fs::write(parent.join("memory.max"), "5000\n").unwrap();
+        fs::write(parent.join("cpu.max"), "50000 100000\n").unwrap();
+        let given = cgroups.of_pod("/kubepods/p").unwrap();
+        assert_eq!(
+            (given.memory_bytes, given.is_cpu_limited),
+            (Some(5000), true)
+        );
+        for (needed, expected) in [
+            (Some(5000), &below),
+            (None, &below),
+            (Some(5001), &root.path().join("kubepods/bulkhead-x")),
+        ] {
+            let found = cgroups.place("x", Some(&given), needed);
+            assert_eq!(found.as_ref(), Some(expected), "{needed:?}");
+        }
+        let top = PodCgroup {
+            path: root.path().join("p"),
+            ..given
+        };
+        assert_eq!(cgroups.place("x", Some(&top), Some(5001)), Some(own));
+        fs::write(parent.join("memory.max"), "max\n").unwrap();
+        fs::write(root.path().join("kubepods/memory.max"), "4096\n").unwrap();
+        assert_eq!(cgroups.memory_limit(&below), Some(4096));
+        let none = Cgroups::below(root.path(), None, None);
+        assert_eq!(none.of_pod("/kubepods/p"), None);
+        assert_eq!(none.place("x", None, None), None);
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The files of one VM: sockets, logs, its report; and what they say when it has ended.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_text::printable;
+use bulkhead_vmm::report::ExitReport;
+
+/// How many lines of a guest's console an error shows.
+const CONSOLE_LINES: usize = 20;
+/// The end of the console that is looked at for them.
+const CONSOLE_BYTES: u64 = 16 << 10;
+
+/// The files of one VM, all in one directory.
+#[derive(Clone, Debug)]
+pub struct Files(PathBuf);
+
+impl Files {
+    pub fn new(directory: PathBuf) -> Self {
+        Self(directory)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    // Short names: the path of a unix socket has at most 107 bytes.
+    pub fn vsock(&self) -> PathBuf {
+        self.0.join("vsock")
+    }
+
+    /// Where the guest's connections to host port `port` arrive.
+    pub fn vsock_port(&self, port: u32) -> PathBuf {
+        self.0.join(format!("vsock_{port}"))
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.0.join("control")
+    }
+
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console.log")
+    }
+
+    pub fn exit_report(&self) -> PathBuf {
+        self.0.join("exit.json")
+    }
+
+    /// What the VMM prints.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.0.join("vmm.log")
+    }
+
+    /// What the file server prints.
+    pub fn share_log(&self) -> PathBuf {
+        self.0.join("share.log")
+    }
+
+    /// Why the VM ended, in one sentence.
+    pub fn obituary(&self) -> String {
+        match ExitReport::read(&self.exit_report()) {
+            Ok(Some(report)) => {
+                let reason = format!("{:?}", report.reason);
+                if report.detail.is_empty() {
+                    format!("the VM ended: {reason}")
+                } else {
+                    format!("the VM ended: {reason}: {}", printable(&report.detail))
+                }
+            }
+            Ok(None) => match last_lines(&self.vmm_log(), 3) {
+                said if said.is_empty() => "the VMM was killed: it left no exit report".to_owned(),
+                said => format!("the VMM ended without a report and said: {said}"),
+            },
+            Err(e) => format!("the VM ended, its report cannot be read: {e}"),
+        }
+    }
+
+    /// The last lines of the guest's console.
+    pub fn console_tail(&self) -> String {
+        last_lines(&self.console(), CONSOLE_LINES)
+    }
+}
+
+/// The last `count` lines of a file that are not blank; empty if it cannot be read.
+pub fn last_lines(path: &Path, count: usize) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut bytes = Vec::new();
+    if let Ok(mut file) = std::fs::File::open(path) {
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        let start = length.saturating_sub(CONSOLE_BYTES);
+        if file.seek(SeekFrom::Start(start)).is_ok() {
+            // What can be read is shown.
+            let _ = file.take(CONSOLE_BYTES).read_to_end(&mut bytes);
+        }
+    }
+    let text = printable(&String::from_utf8_lossy(&bytes));
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let first = lines.len().saturating_sub(count);
+    lines.get(first..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_console_tail_is_the_last_lines_without_control_characters() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path().to_owned());
+        assert_eq!(files.console_tail(), "");
+        let text: String = (0..100)
+            .map(|n| format!("line {n}\r\n\x1b[0m\r\n"))
+            .collect();
+        std::fs::write(files.console(), text).unwrap();
+        let tail = files.console_tail();
+        assert!(tail.ends_with("line 99\n[0m"), "{tail}");
+        assert_eq!(tail.lines().count(), CONSOLE_LINES);
+        assert!(!tail.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_vmm_without_a_report_was_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path().to_owned());
+        assert!(files.obituary().contains("killed"));
+    }
+}

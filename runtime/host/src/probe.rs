@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether this host can run VMs: asked of `bulkhead-vmm probe`, which runs a few instructions in a guest.
+//!
+//! A good answer is kept; a bad one is asked for again once it is old, so that the daemon recovers without a restart.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bulkhead_text::Problem;
+use bulkhead_vmm::probe::Verdict;
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+/// How long a bad answer stands.
+const BAD_ANSWER: Duration = Duration::from_secs(15);
+/// A software KVM may hang on the probe guest.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The answer to "can this host run VMs?", with its memory.
+#[derive(Debug)]
+pub struct Probe {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    last: Mutex<Option<(Instant, Result<(), Problem>)>>,
+}
+
+impl Probe {
+    pub fn new(vmm: PathBuf, kernel: PathBuf, initramfs: PathBuf) -> Self {
+        Self {
+            vmm,
+            kernel,
+            initramfs,
+            last: Mutex::new(None),
+        }
+    }
+
+    /// Whether pods can run here.
+    pub async fn ready(&self) -> Result<(), Problem> {
+        self.files()?;
+        let mut last = self.last.lock().await;
+        match &*last {
+            Some((_, Ok(()))) => return Ok(()),
+            Some((when, bad)) if when.elapsed() < BAD_ANSWER => return bad.clone(),
+            _ => {}
+        }
+        let answer = self.kvm().await;
+        *last = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    /// Whether what a guest is made of is there.
+    pub fn files(&self) -> Result<(), Problem> {
+        readable("kernel", &self.kernel)?;
+        readable("initramfs", &self.initramfs)
+    }
+
+    /// Runs the probe guest, whatever an earlier answer was.
+    pub async fn kvm(&self) -> Result<(), Problem> {
+        let mut command = Command::new(&self.vmm);
+        command
+            .args(["probe", "--json"])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = match tokio::time::timeout(TIMEOUT, command.output()).await {
+            Ok(Ok(output)) => output,
+            Ok(Err(e)) => {
+                let vmm = self.vmm.display();
+                return Err(Problem::new(
+                    format!("cannot run {vmm}: {e}"),
+                    "set `vmm` in the configuration",
+                ));
+            }
+            Err(_) => {
+                return Err(Problem::new(
+                    format!("the KVM of this host hung on a probe guest for {TIMEOUT:?}"),
+                    "use a host with hardware virtualization",
+                ));
+            }
+        };
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(match serde_json::from_slice::<Verdict>(&output.stdout) {
+            Ok(verdict) => Problem::new(
+                format!("KVM cannot run guests here: {}", verdict.cause),
+                verdict.remedy,
+            ),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&output.stderr)
+                    .trim()
+                    .replace('\n', "; ");
+                let cause = format!(
+                    "{} probe ended with {}: {said}",
+                    self.vmm.display(),
+                    output.status
+                );
+                Problem::new(
+                    cause,
+                    "let `vmm` in the configuration name bulkhead-vmm of this version",
+                )
+            }
+        })
+    }
+}
+
+fn readable(what: &str, path: &Path) -> Result<(), Problem> {
+    std::fs::File::open(path).map(drop).map_err(|e| {
+        Problem::new(
+            format!("guest {what} {}: {e}", path.display()),
+            format!("build it with scripts/build, or set `{what}` in the configuration"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_file_is_named_with_a_remedy() {
+        let probe = Probe::new(
+            "/bin/true".into(),
+            "/no/such/vmlinux".into(),
+            "/dev/null".into(),
+        );
+        let said = probe.ready().await.unwrap_err().to_string();
+        assert!(
+            said.contains("/no/such/vmlinux") && said.contains("scripts/build"),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_programs_exit_status_decides() {
+        let good = Probe::new("/bin/true".into(), "/dev/null".into(), "/dev/null".into());
+        assert_eq!(good.ready().await, Ok(()));
+        let bad = Probe::new("/bin/false".into(), "/dev/null".into(), "/dev/null".into());
+        assert!(bad.ready().await.is_err());
+        let missing = Probe::new("/no/vmm".into(), "/dev/null".into(), "/dev/null".into());
+        assert!(missing.ready().await.unwrap_err().cause.contains("/no/vmm"));
+    }
+}

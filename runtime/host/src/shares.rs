@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The file server of a guest: a jailed process that serves host directories by virtio-fs.
+//!
+//! It is started like a VMM, in two steps: [`spawn`] makes the process, the caller writes down its identity,
+//! [`Starting::serve`] lets it enter its jail and joins it to the VMM. [`mounts`] puts shares into its mount
+//! namespace while it runs; it never opens a path of the host itself. It lives on when the daemon restarts, and ends
+//! with its VMM.
+
+pub mod mounts;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_share::{READY, ShareConfig};
+use command_fds::{CommandFdExt, FdMapping};
+use tokio::io::AsyncReadExt;
+
+use crate::control;
+use crate::files::{Files, last_lines};
+use crate::process::VmmProcess;
+
+/// Where the socket's descriptor is in the file server.
+const SOCKET_FD: i32 = 3;
+/// How long it may take to enter its jail.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many of its last words an error has.
+const LAST_LINES: usize = 3;
+
+/// An error about host directories of a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    #[error("share {path} with the guest")]
+    Source { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} cannot be shared with a guest: it is {what}, only directories and regular files can"
+    )]
+    Kind { path: PathBuf, what: &'static str },
+    #[error(
+        "{path} is not on a mount of the host that is shared or a slave, so the host's later mounts cannot come \
+         through (HOST_TO_CONTAINER): make it one with `mount --make-rshared`, or mount it PRIVATE"
+    )]
+    NotPropagated { path: PathBuf },
+    #[error("{path} cannot be read-only recursively and follow the host's later mounts")]
+    Contradiction { path: PathBuf },
+    #[error("{0} directories are shared with this guest already, more are not possible")]
+    TooMany(usize),
+    #[error(
+        "the file server of this guest has ended, its directories fail with EIO: remove the sandbox"
+    )]
+    Ended,
+    #[error("file server: {step}{said}")]
+    Server {
+        step: &'static str,
+        source: io::Error,
+        said: String,
+    },
+    #[error("join the file server to the VM")]
+    Join(#[from] control::ControlError),
+}
+
+/// A file server that waits for its configuration. Dropped, it ends.
+#[derive(Debug)]
+pub struct Starting {
+    process: Arc<VmmProcess>,
+    input: ChildStdin,
+    output: ChildStdout,
+    /// The VMM's end.
+    socket: UnixStream,
+    files: Files,
+}
+
+/// Starts the process for the guest whose files are `files`.
+pub fn spawn(program: &Path, files: Files) -> Result<Starting, ShareError> {
+    let failed = |source| server(&files, "start it", source);
+    let (socket, servers) = UnixStream::pair().map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    let log = options.open(files.share_log()).map_err(failed)?;
+    let mut command = Command::new(program);
+    command
+        .arg("share")
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .process_group(0);
+    let socket_for_it = FdMapping {
+        parent_fd: servers.into(),
+        child_fd: SOCKET_FD,
+    };
+    command
+        .fd_mappings(vec![socket_for_it])
+        .map_err(|e| failed(io::Error::other(e.to_string())))?;
+    let mut child = command.spawn().map_err(failed)?;
+    let pipes = child.stdin.take().zip(child.stdout.take());
+    let process = VmmProcess::of_child(child).map_err(failed)?;
+    if let Err(e) = process.set_oom_score_adj(0) {
+        tracing::debug!("oom_score_adj of the file server: {e}");
+    }
+    let (input, output) = pipes.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    Ok(Starting {
+        process: Arc::new(process),
+        input,
+        output,
+        socket,
+        files,
+    })
+}
+
+impl Starting {
+    pub fn process(&self) -> &Arc<VmmProcess> {
+        &self.process
+    }
+
+    /// Lets it serve. On an error the process has been killed.
+    pub async fn serve(self) -> Result<(), ShareError> {
+        let process = Arc::clone(&self.process);
+        let served = self.serve_steps().await;
+        if served.is_err() {
+            process.kill();
+            process.ended().await;
+        }
+        served
+    }
+
+    async fn serve_steps(self) -> Result<(), ShareError> {
+        let Self {
+            mut input,
+            output,
+            socket,
+            files,
+            ..
+        } = self;
+        let failed = |step| {
+            let files = &files;
+            move |source| server(files, step, source)
+        };
+        let config = ShareConfig {
+            socket_fd: SOCKET_FD,
+        };
+        let text = serde_json::to_vec(&config).map_err(io::Error::other);
+        // Far below the capacity of a pipe.
+        let given = text.and_then(|text| input.write_all(&text));
+        given.map_err(failed("give it its configuration"))?;
+        drop(input);
+        let output = tokio::process::ChildStdout::from_std(output);
+        let mut output = output.map_err(failed("listen to it"))?;
+        let mut word = [0; READY.len()];
+        let heard = tokio::time::timeout(READY_TIMEOUT, output.read_exact(&mut word)).await;
+        match heard {
+            Ok(Ok(_)) if word == READY => {}
+            Ok(Ok(_)) => return Err(failed("its first word")(io::ErrorKind::InvalidData.into())),
+            Ok(Err(e)) => return Err(failed("it ended before it was ready")(e)),
+            Err(_) => return Err(failed("wait for it")(io::ErrorKind::TimedOut.into())),
+        }
+        Ok(control::connect_files(&files.control(), OwnedFd::from(socket)).await?)
+    }
+}
+
+fn server(files: &Files, step: &'static str, source: io::Error) -> ShareError {
+    let said = match last_lines(&files.share_log(), LAST_LINES) {
+        said if said.is_empty() => said,
+        said => format!(" (it said: {said})"),
+    };
+    ShareError::Server { step, source, said }
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Mounts for a file server: a copy of the host's mount with what is asked for, moved into the server's mount
+//! namespace.
+//!
+//! A mount namespace belongs to a thread here: what happens in the server's is done by a thread that ends with it.
+//! The server itself can neither mount nor reach the host's tree.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use bulkhead_share::SHARES;
+pub use bulkhead_share::name::Propagation;
+use bulkhead_share::name::ShareName;
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, open, openat, statx};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use serde::{Deserialize, Serialize};
+
+use super::ShareError;
+use crate::process::Identity;
+use crate::sys::{MountChange, set_mount};
+
+/// What a guest may do with a share. The host's kernel sees to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    Write,
+    Read,
+    /// The mounts below it too.
+    ReadRecursive,
+}
+
+/// Which file of the host a path leads to, and by which mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceId {
+    major: u32,
+    minor: u32,
+    inode: u64,
+    mount: u64,
+}
+
+/// A directory or file of the host, held.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    file: OwnedFd,
+    id: SourceId,
+    is_directory: bool,
+}
+
+impl Source {
+    /// Opens what `path` leads to, links followed. Blocks.
+    pub fn open(path: &Path) -> Result<Self, ShareError> {
+        let failed = |e: rustix::io::Errno| ShareError::Source {
+            path: path.to_owned(),
+            source: e.into(),
+        };
+        let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let found = statx(&file, "", AtFlags::EMPTY_PATH, wanted).map_err(failed)?;
+        let what = match FileType::from_raw_mode(found.stx_mode.into()) {
+            FileType::Directory | FileType::RegularFile => None,
+            FileType::Socket => Some("a socket"),
+            FileType::Fifo => Some("a pipe"),
+            FileType::BlockDevice | FileType::CharacterDevice => Some("a device"),
+            _ => Some("something else"),
+        };
+        if let Some(what) = what {
+            return Err(ShareError::Kind {
+                path: path.to_owned(),
+                what,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            id: SourceId {
+                major: found.stx_dev_major,
+                minor: found.stx_dev_minor,
+                inode: found.stx_ino,
+                mount: found.stx_mnt_id,
+            },
+            is_directory: FileType::from_raw_mode(found.stx_mode.into()) == FileType::Directory,
+        })
+    }
+
+    pub fn id(&self) -> SourceId {
+        self.id
+    }
+
+    /// Makes the mount that the server gets. Nobody sees it yet; it goes when it is dropped.
+    pub fn copy(&self, access: Access, propagation: Propagation) -> Result<Share, ShareError> {
+        let path = || self.path.clone();
+        if propagation == Propagation::Slave {
+            if access == Access::ReadRecursive {
+                return Err(ShareError::Contradiction { path: path() });
+            }
+            if !self.is_propagated().map_err(|source| ShareError::Source {
+                path: path(),
+                source,
+            })? {
+                return Err(ShareError::NotPropagated { path: path() });
+            }
+        }
+        let tree = self.copy_tree(access, propagation);
+        Ok(Share {
+            tree: tree.map_err(|source| ShareError::Source {
+                path: path(),
+                source,
+            })?,
+            is_directory: self.is_directory,
+        })
+    }
+
+    fn copy_tree(&self, access: Access, propagation: Propagation) -> io::Result<OwnedFd> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(&self.file, "", flags)?;
+        let propagation = match propagation {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
+        };
+        let all = MountChange {
+            // The server runs nothing and opens no devices.
+            set: libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+            propagation,
+            recursive: true,
+            ..MountChange::default()
+        };
+        set_mount(tree.as_fd(), all)?;
+        if access != Access::Write {
+            let read_only = MountChange {
+                set: libc::MOUNT_ATTR_RDONLY,
+                recursive: access == Access::ReadRecursive,
+                ..MountChange::default()
+            };
+            set_mount(tree.as_fd(), read_only)?;
+        }
+        Ok(tree)
+    }
+
+    fn is_propagated(&self) -> io::Result<bool> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(is_propagated(&table, self.id.mount))
+    }
+}
+
+/// Whether the mount with that id receives mounts from others, by the optional fields of proc(5)'s mountinfo.
+fn is_propagated(table: &str, mount: u64) -> bool {
+    let mut lines = table.lines();
+    let line = lines.find(|line| line.split(' ').next() == Some(mount.to_string().as_str()));
+    let optional = line.unwrap_or_default().split(' ').skip(6);
+    let mut optional = optional.take_while(|field| *field != "-");
+    optional.any(|field| field.starts_with("shared:") || field.starts_with("master:"))
+}
+
+/// A mount that is nowhere yet.
+#[derive(Debug)]
+pub struct Share {
+    tree: OwnedFd,
+    is_directory: bool,
+}
+
+/// Mounts a share where the server has its shares.
+pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Result<()> {
+    in_namespace(server, move || {
+        let place = place(name);
+        // Left behind by a daemon that was killed before it could write down what it had done.
+        let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let names = writable_names()?;
+        remove_place(&names, name)?;
+        if share.is_directory {
+            mkdirat(&names, name.to_string(), Mode::RWXU)?;
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            openat(&names, name.to_string(), flags, Mode::RUSR)?;
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&share.tree, "", CWD, &place, flags)?)
+    })
+    .await
+}
+
+/// Unmounts a share and removes its place; the server forgets it. One that is gone is fine.
+pub async fn detach(server: Identity, name: ShareName) -> io::Result<()> {
+    in_namespace(server, move || {
+        match unmount(place(name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        remove_place(&writable_names()?, name)
+    })
+    .await
+}
+
+fn place(name: ShareName) -> PathBuf {
+    Path::new(SHARES).join(name.to_string())
+}
+
+/// The directory of the places, by a mount of its own that can be written to: the server's cannot.
+fn writable_names() -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let names = open_tree(CWD, SHARES, flags)?;
+    let change = MountChange {
+        clear: libc::MOUNT_ATTR_RDONLY,
+        ..MountChange::default()
+    };
+    set_mount(names.as_fd(), change)?;
+    Ok(names)
+}
+
+fn remove_place(names: &OwnedFd, name: ShareName) -> io::Result<()> {
+    let name = name.to_string();
+    for flags in [AtFlags::REMOVEDIR, AtFlags::empty()] {
+        match rustix::fs::unlinkat(names, &name, flags) {
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            // Of a directory, the second time.
+            Err(rustix::io::Errno::ISDIR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work` on a thread in the server's mount namespace, where its root is the server's.
+async fn in_namespace(
+    server: Identity,
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<()> {
+    let (send, receive) = tokio::sync::oneshot::channel();
+    let entered = move || {
+        let namespace = File::open(format!("/proc/{}/ns/mnt", server.pid))?;
+        // The id may have been reused before it was opened; not after that.
+        if !server.is_alive() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // A root and a current directory of its own, which the namespace changes.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(namespace, CloneFlags::CLONE_NEWNS)?;
+        work()
+    };
+    std::thread::Builder::new()
+        .name("shares".into())
+        .spawn(move || send.send(entered()).is_ok())?;
+    receive.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_follows_others_is_known_by_its_optional_fields() {
+        let table = "\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+23 22 0:5 / /a rw - tmpfs shared:9 rw\n\
+24 22 0:6 / /b rw master:3 - tmpfs t rw\n\
+25 22 0:7 / /c rw unbindable - tmpfs t rw\n";
+        let following: Vec<u64> = (20..30).filter(|id| is_propagated(table, *id)).collect();
+        assert_eq!(following, [22, 24]);
+    }
+
+    #[test]
+    fn sockets_pipes_and_devices_are_refused_by_name_and_links_are_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let _listener = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        std::fs::write(at("file"), "x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        let error = Source::open(&at("socket")).unwrap_err().to_string();
+        assert!(error.contains("a socket"), "{error}");
+        let error = Source::open(Path::new("/dev/null"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("a device"), "{error}");
+        assert!(matches!(
+            Source::open(&at("missing")),
+            Err(ShareError::Source { .. })
+        ));
+        let file = Source::open(&at("file")).unwrap();
+        assert!(!file.is_directory);
+        assert_eq!(Source::open(&at("link")).unwrap().id(), file.id());
+        std::fs::remove_file(at("file")).unwrap();
+        std::fs::write(at("other"), "x").unwrap();
+        std::fs::rename(at("other"), at("file")).unwrap();
+        assert_ne!(
+            Source::open(&at("file")).unwrap().id(),
+            file.id(),
+            "another file at the same path"
+        );
+    }
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only unsafe code of this crate: a descriptor given to tokio's reactor, and a system call of mounts.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Waits for `descriptor` to become readable; call inside a tokio runtime.
+pub fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open until it is dropped, is always the same descriptor, and is owned by the `AsyncFd`.
+    let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    Ok(registered?)
+}
+
+/// What a mount is made to be, for [`set_mount`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountChange {
+    /// `MOUNT_ATTR_*`
+    pub set: u64,
+    pub clear: u64,
+    /// `MS_PRIVATE` or `MS_SLAVE`; 0 leaves it.
+    pub propagation: u64,
+    /// The mounts below it too.
+    pub recursive: bool,
+}
+
+/// `mount_setattr(2)` on the mount that `tree` is the root of.
+pub fn set_mount(tree: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: 0,
+    };
+    let recursive = if change.recursive {
+        libc::AT_RECURSIVE
+    } else {
+        0
+    };
+    // SAFETY: the path is a literal and the attributes live for the call, which reads as many bytes as it is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

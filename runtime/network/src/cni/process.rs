@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One run of one plugin: a process of its own group with a time limit, whose output is bounded.
+//!
+//! A plugin that hangs, or that never stops talking, is killed with all its children.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+/// The most bytes of a plugin's output that are read.
+pub const OUTPUT_BYTES: u64 = 1 << 20;
+/// How much of a plugin's standard error is kept; the rest is read and forgotten.
+const COMPLAINT_BYTES: usize = 4096;
+/// How long a killed plugin may take to be gone.
+const GONE: Duration = Duration::from_secs(1);
+
+/// How a plugin ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    /// All of it.
+    pub output: Vec<u8>,
+    /// The beginning of it.
+    pub complaint: Vec<u8>,
+}
+
+/// Why a plugin had no end of its own.
+#[derive(Debug)]
+pub enum Broken {
+    /// It took longer than it may.
+    Late,
+    /// It wrote more than [`OUTPUT_BYTES`].
+    Endless,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Runs `program` with `input` on standard input.
+pub async fn run(
+    program: &Path,
+    environment: &[(&'static str, OsString)],
+    input: &[u8],
+    limit: Duration,
+) -> Result<Ended, Broken> {
+    let mut child = Command::new(program)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut group = Group::of(&child);
+    let ended = tokio::time::timeout(limit, talk(&mut child, input)).await;
+    match ended {
+        Ok(Ok(ended)) => {
+            group.0 = None;
+            Ok(ended)
+        }
+        Ok(Err(broken)) => {
+            group.kill();
+            let _ = tokio::time::timeout(GONE, child.wait()).await;
+            Err(broken)
+        }
+        Err(_) => {
+            group.kill();
+            let _ = tokio::time::timeout(GONE, child.wait()).await;
+            Err(Broken::Late)
+        }
+    }
+}
+
+/// A process group, killed unless its leader has been seen to end. Until that has been reaped, its number is its own.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.map(Pid::from_raw))
+    }
+
+    fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            // It fails if all are gone.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The end is the end of its output: who waits for it must not be reaped before.
+async fn talk(child: &mut Child, input: &[u8]) -> Result<Ended, Broken> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // A plugin need not read it all: what it says then matters more.
+            let _ = stdin.write_all(input).await;
+        }
+        Ok(())
+    };
+    let read = async {
+        match stdout {
+            Some(stdout) => all(stdout).await,
+            None => Ok(Vec::new()),
+        }
+    };
+    let listen = async {
+        match stderr {
+            Some(stderr) => Ok(beginning(stderr).await?),
+            None => Ok(Vec::new()),
+        }
+    };
+    let ((), output, complaint) = tokio::try_join!(write, read, listen)?;
+    Ok(Ended {
+        status: child.wait().await?,
+        output,
+        complaint,
+    })
+}
+
+async fn all(stream: impl AsyncRead + Unpin) -> Result<Vec<u8>, Broken> {
+    let mut bytes = Vec::new();
+    let most = OUTPUT_BYTES.saturating_add(1);
+    let read = stream.take(most).read_to_end(&mut bytes).await?;
+    if u64::try_from(read).is_ok_and(|read| read < most) {
+        Ok(bytes)
+    } else {
+        Err(Broken::Endless)
+    }
+}
+
+async fn beginning(mut stream: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
+    let mut kept = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(kept);
+        }
+        let room = COMPLAINT_BYTES.saturating_sub(kept.len());
+        kept.extend(buffer.iter().take(read.min(room)));
+    }
+}

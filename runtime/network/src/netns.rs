@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Network namespaces with a name in the file system, and work done inside them.
+//!
+//! A namespace belongs to a thread: each of these runs on a thread of its own, which ends with its work.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
+
+use crate::failure::NetworkError;
+
+const THIS_THREADS_NAMESPACE: &str = "/proc/thread-self/ns/net";
+/// For interfaces that come later: CNI says what the addresses and routes are, not a router; and an address that was
+/// given is not asked about first, which would take seconds.
+const IPV6_DEFAULTS: [&str; 2] = [
+    "/proc/sys/net/ipv6/conf/default/accept_ra",
+    "/proc/sys/net/ipv6/conf/default/accept_dad",
+];
+
+/// Makes a namespace and mounts it at `path`. Its loopback stays down: the pod's is in the guest.
+pub async fn create(path: &Path) -> Result<(), NetworkError> {
+    let path = path.to_owned();
+    on_a_thread(path.clone(), move || {
+        let failed = error(&path);
+        File::create(&path).map_err(|e| failed("make the mount point", e))?;
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e.into()))?;
+        for setting in IPV6_DEFAULTS {
+            // A host without IPv6 has none of them.
+            let _ = std::fs::write(setting, "0");
+        }
+        mount(
+            Some(THIS_THREADS_NAMESPACE),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(|e| failed("mount", e.into()))
+    })
+    .await
+}
+
+/// Unmounts and removes a namespace; one that is not there is fine.
+pub async fn remove(path: &Path) -> Result<(), NetworkError> {
+    let path = path.to_owned();
+    on_a_thread(path.clone(), move || {
+        let failed = error(&path);
+        match umount2(&path, MntFlags::MNT_DETACH) {
+            // EINVAL: a file that nothing is mounted on.
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            Err(e) => return Err(failed("unmount", e.into())),
+        }
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", e)),
+            _ => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Whether there is a namespace: a file that nothing is mounted on is what a reboot leaves.
+pub fn exists(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Runs `work` to its end in the namespace at `path`.
+pub async fn inside<T, F, W>(path: &Path, work: W) -> Result<T, NetworkError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, NetworkError>>,
+    W: FnOnce() -> F + Send + 'static,
+{
+    let failed = error(path);
+    inside_blocking(path, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| failed("start a runtime in", e))?;
+        runtime.block_on(work())
+    })
+    .await
+}
+
+/// The same for work that blocks, briefly.
+pub async fn inside_blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let path = path.to_owned();
+    on_a_thread(path.clone(), move || {
+        let failed = error(&path);
+        let namespace = File::open(&path).map_err(|e| failed("open", e))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+        work()
+    })
+    .await
+}
+
+async fn on_a_thread<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let (send, receive) = tokio::sync::oneshot::channel();
+    let failed = error(&path);
+    std::thread::Builder::new()
+        .name("netns".into())
+        .spawn(move || send.send(work()).is_ok())
+        .map_err(|e| failed("start a thread for", e))?;
+    receive
+        .await
+        .map_err(|e| failed("work in", io::Error::other(e)))?
+}
+
+fn error(path: &Path) -> impl Fn(&'static str, io::Error) -> NetworkError + use<> {
+    let path = path.to_owned();
+    move |step, source| NetworkError::Namespace {
+        path: path.clone(),
+        step,
+        source,
+    }
+}

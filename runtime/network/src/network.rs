@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Makes a pod's network and takes it down, and asks plugins whether it is as they made it.
+//!
+//! What is to be taken down is written to a file before anything is taken from the host.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bulkhead_text::chain;
+use tokio::sync::RwLock;
+
+use crate::capabilities;
+use crate::cni::{Invocation, KnownVersions, Selection};
+use crate::config::NetworkConfig;
+use crate::failure::{NetworkError, file_error};
+use crate::interface::Interface;
+use crate::leftovers::Leftovers;
+use crate::link::{DEFAULT_MTU, INTERFACE, Neighbor, Route};
+use crate::ranges::Ranges;
+use crate::record::{AttachedRecord, NetworkRecord};
+use crate::request::{AttachRequest, Dns};
+use crate::status::LastStatus;
+use crate::{netns, tap};
+
+/// A guest without a network still has a network device, and that a MAC.
+const NO_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+
+/// What the guest is to be told, and what the VMM needs.
+#[derive(Debug)]
+pub struct Attachment {
+    pub record: NetworkRecord,
+    /// `None`: loopback only.
+    pub tap: Option<OwnedFd>,
+    pub mac: [u8; 6],
+    pub mtu: u16,
+    /// With their prefix lengths, the primary one first: "10.88.0.5/16".
+    pub addresses: Vec<String>,
+    /// In the order in which they are to be made.
+    pub routes: Vec<Route>,
+    pub neighbors: Vec<Neighbor>,
+    pub dns: Dns,
+}
+
+/// The networks of this daemon's pods.
+#[derive(Debug)]
+pub struct Network {
+    pub(crate) config: NetworkConfig,
+    pub(crate) versions: KnownVersions,
+    /// Attaching reads it; collecting garbage, which must not meet an attachment that it does not know, writes it.
+    pub(crate) gate: Arc<RwLock<()>>,
+    pub(crate) status: LastStatus,
+    pub(crate) leftovers: Leftovers,
+    ranges: Ranges,
+    /// What `CHECK` said of adopted pods, by their ids; empty: all is well.
+    checks: Mutex<HashMap<String, String>>,
+}
+
+impl Network {
+    pub fn new(config: &NetworkConfig) -> Result<Self, NetworkError> {
+        for directory in [&config.cache_dir, &config.netns_dir] {
+            std::fs::create_dir_all(directory).map_err(file_error("make", directory))?;
+        }
+        Ok(Self {
+            config: config.clone(),
+            versions: KnownVersions::default(),
+            gate: Arc::default(),
+            status: LastStatus::default(),
+            leftovers: Leftovers::default(),
+            ranges: Ranges::new(config),
+            checks: Mutex::default(),
+        })
+    }
+
+    /// Makes a pod's network, or none of it.
+    pub async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetworkError> {
+        let _passed = self.gate.read().await;
+        let mut selection = Selection::look(&self.config.conf_dir)?;
+        self.status.tell_skipped(&selection.skipped);
+        let Some(mut conflist) = selection.network else {
+            return match selection.skipped.pop() {
+                None => Ok(loopback_only(request.pod_id)),
+                Some(why) => Err(NetworkError::NoneValid(why)),
+            };
+        };
+        conflist
+            .settle(&self.versions, &self.config.plugins())
+            .await?;
+        let netns = self.config.netns_dir.join(&request.pod_id);
+        let capabilities = capabilities::of_request(&request, &self.ranges.now())?;
+        let invocation = Invocation::new(&request, capabilities, &netns);
+        let mut record = NetworkRecord {
+            pod_id: request.pod_id,
+            attached: Some(AttachedRecord {
+                invocation,
+                netns,
+                conflist,
+                result: None,
+            }),
+        };
+        // First the record: whoever finds the namespace knows how to take it down.
+        record.write(&self.config.cache_dir)?;
+        match self.attach_recorded(&mut record).await {
+            Ok(attachment) => Ok(attachment),
+            Err(error) => {
+                if let Err(undo) = self.detach(&record).await {
+                    self.leftovers.add(record, &undo);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn attach_recorded(
+        &self,
+        record: &mut NetworkRecord,
+    ) -> Result<Attachment, NetworkError> {
+        let Some(attached) = &mut record.attached else {
+            return Ok(loopback_only(record.pod_id.clone()));
+        };
+        netns::create(&attached.netns).await?;
+        let result = attached
+            .conflist
+            .add(&attached.invocation, &self.config.plugins())
+            .await?;
+        attached.result = Some(result.text.clone());
+        if !result.others.is_empty() {
+            tracing::warn!(
+                pod = record.pod_id,
+                "a VM has one interface, {INTERFACE}; CNI also made {}, which the pod does not see",
+                result.others.join(", ")
+            );
+        }
+        let joined = tap::join(&attached.netns, INTERFACE).await?;
+        record.write(&self.config.cache_dir)?;
+        let Interface {
+            addresses,
+            routes,
+            neighbors,
+        } = joined.interface.complete(&result.addresses, &result.routes);
+        Ok(Attachment {
+            record: record.clone(),
+            tap: Some(joined.tap),
+            mac: joined.mac,
+            mtu: joined.mtu,
+            addresses,
+            routes,
+            neighbors,
+            dns: result.dns,
+        })
+    }
+
+    /// Takes a pod's network down; what is already gone is fine. After an error all that is left is still there, and
+    /// asking again is the way on.
+    pub async fn detach(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
+        if let Some(attached) = &record.attached {
+            let netns = Some(attached.netns.as_path()).filter(|path| netns::exists(path));
+            attached
+                .conflist
+                .delete(
+                    &attached.invocation,
+                    netns,
+                    attached.result.as_deref(),
+                    &self.config.plugins(),
+                )
+                .await?;
+            netns::remove(&attached.netns).await?;
+        }
+        self.checks().remove(&record.pod_id);
+        record.remove(&self.config.cache_dir)
+    }
+
+    /// Asks the plugins whether a pod's network is still as they made it, and keeps the answer.
+    pub async fn check(&self, record: &NetworkRecord) {
+        let Some(attached) = &record.attached else {
+            return;
+        };
+        let plugins = self.config.plugins();
+        let result = attached.result.as_deref();
+        let checked = attached
+            .conflist
+            .check(&attached.invocation, result, &plugins);
+        let answer = match checked.await {
+            Ok(()) => String::new(),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(pod = record.pod_id, "its network is not as it was: {error}");
+                error
+            }
+        };
+        self.checks().insert(record.pod_id.clone(), answer);
+    }
+
+    /// What `inspectp` shows of a pod's network.
+    pub fn describe(&self, record: &NetworkRecord) -> serde_json::Value {
+        let mut shown = record.describe();
+        if let (Some(shown), Some(answer)) = (
+            shown.as_object_mut(),
+            self.checks().get(&record.pod_id).cloned(),
+        ) {
+            let answer = if answer.is_empty() {
+                "ok".to_owned()
+            } else {
+                answer
+            };
+            shown.insert("check".to_owned(), answer.into());
+        }
+        shown
+    }
+
+    /// Takes over the subnets that kubelet tells; pods that are attached from now on hear of it.
+    pub fn set_pod_cidr(&self, text: &str) -> Result<(), NetworkError> {
+        self.ranges.set(text)
+    }
+
+    fn checks(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn loopback_only(pod_id: String) -> Attachment {
+    Attachment {
+        record: NetworkRecord {
+            pod_id,
+            attached: None,
+        },
+        tap: None,
+        mac: NO_MAC,
+        mtu: DEFAULT_MTU,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbors: Vec::new(),
+        dns: Dns::default(),
+    }
+}

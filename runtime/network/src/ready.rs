@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Whether pods get an address: CRI's condition `NetworkReady`. It follows the configuration directory, and where the
+//! plugins speak CNI 1.1, what they say of themselves.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_text::{Problem, chain};
+
+use crate::cni::{CniError, Conflist, KnownVersions, Plugins, Selection};
+use crate::config::NetworkConfig;
+use crate::network::Network;
+use crate::status::{Said, list};
+
+/// How long what plugins said holds: kubelet asks every few seconds.
+const FRESH: Duration = Duration::from_secs(5);
+/// How long one may think about it.
+const STATUS: Duration = Duration::from_secs(5);
+
+impl NetworkConfig {
+    /// Whether there is a network, and its plugins. Without, pods have loopback only.
+    pub async fn ready(&self) -> Result<(), Problem> {
+        let (conflist, _) = self.chosen()?;
+        self.plugins_ready(conflist, &KnownVersions::default())
+            .await
+    }
+
+    /// The network and the files that were skipped for it; or why there is none.
+    fn chosen(&self) -> Result<(Conflist, Vec<CniError>), Problem> {
+        let conf_dir = self.conf_dir.display();
+        let mend = || format!("mend the files in {conf_dir}");
+        let selection =
+            Selection::look(&self.conf_dir).map_err(|e| Problem::new(chain(&e), mend()))?;
+        let Some(conflist) = selection.network else {
+            if selection.skipped.is_empty() {
+                return Err(Problem::new(
+                    format!("no CNI configuration in {conf_dir}"),
+                    "put one there, for example a bridge with host-local addresses",
+                ));
+            }
+            return Err(Problem::new(list(&selection.skipped), mend()));
+        };
+        let Some(name) = conflist.missing_plugin(&self.bin_dirs) else {
+            return Ok((conflist, selection.skipped));
+        };
+        let directories = self.bin_dirs.iter().map(|path| path.display().to_string());
+        Err(Problem::new(
+            format!(
+                "CNI plugin {name} is in none of {}",
+                directories.collect::<Vec<_>>().join(", ")
+            ),
+            "install containernetworking-plugins",
+        ))
+    }
+
+    async fn plugins_ready(
+        &self,
+        mut conflist: Conflist,
+        versions: &KnownVersions,
+    ) -> Result<(), Problem> {
+        let plugins = Plugins {
+            limit: self.plugin_timeout.min(STATUS),
+            ..self.plugins()
+        };
+        let asked = async {
+            conflist.settle(versions, &plugins).await?;
+            conflist.status(&plugins).await
+        };
+        asked.await.map_err(|e| {
+            Problem::new(
+                chain(&e),
+                "see to what the plugin says; nodes come back by themselves",
+            )
+        })
+    }
+}
+
+impl Network {
+    /// Whether pods get an address; a remark on files that were skipped, if there are any.
+    pub async fn ready(&self) -> Result<String, Problem> {
+        let (conflist, skipped) = self.config.chosen()?;
+        self.status.tell_skipped(&skipped);
+        let mut said = self.status.said.lock().await;
+        let fresh = said
+            .as_ref()
+            .filter(|said| said.at.elapsed() < FRESH && said.conflist == conflist);
+        let answer = match fresh {
+            Some(said) => said.answer.clone(),
+            None => {
+                let asked = self.config.plugins_ready(conflist.clone(), &self.versions);
+                let answer = asked.await;
+                *said = Some(Said {
+                    at: Instant::now(),
+                    conflist,
+                    answer: answer.clone(),
+                });
+                answer
+            }
+        };
+        let remark = list(&skipped);
+        answer.map(|()| match remark.is_empty() {
+            true => remark,
+            false => format!("skipped {remark}"),
+        })
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The only unsafe code of this crate: making a TAP.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::libc;
+
+// _IOW('T', 202, int), from linux/if_tun.h; the argument is a struct ifreq.
+nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
+
+/// Makes a TAP called `name` in the network namespace of this thread: no packet information, virtio-net headers. It
+/// lives as long as the descriptor.
+pub fn make_tap(name: &str) -> io::Result<OwnedFd> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: all zeros is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte less than there is room for, so that a NUL stays.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(room)) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = i16::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which lives for the call.
+    unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
+    Ok(file.into())
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Joins CNI's interface to a TAP: what arrives at one leaves by the other, below the namespace's own stack. So the
+//! namespace's stack hears nothing; that it says nothing of its own through the TAP is seen to here.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkUnspec, new_connection};
+
+use crate::failure::{NetworkError, device_error};
+use crate::interface::Interface;
+use crate::link::DEFAULT_MTU;
+use crate::{netns, sys};
+
+const TAP: &str = "tap0";
+/// The guest must not hear the namespace's router solicitations.
+const TAP_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/tap0/disable_ipv6";
+/// The ingress qdisc's handle, "ffff:".
+const INGRESS: u32 = 0xffff_0000;
+
+/// A TAP that stands for CNI's interface.
+#[derive(Debug)]
+pub struct Joined {
+    pub tap: OwnedFd,
+    pub mac: [u8; 6],
+    pub mtu: u16,
+    /// What CNI's interface has.
+    pub interface: Interface,
+}
+
+/// Makes a TAP in the namespace at `path` and joins it to `interface`.
+pub async fn join(path: &Path, interface: &'static str) -> Result<Joined, NetworkError> {
+    netns::inside(path, move || join_here(interface)).await
+}
+
+async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
+    let (connection, handle, _) = new_connection().map_err(device_error("open netlink"))?;
+    let served = tokio::spawn(connection);
+    let tap = sys::make_tap(TAP).map_err(device_error(
+        "make the TAP (is /dev/net/tun there? modprobe tun)",
+    ))?;
+    let outer = find(&handle, interface).await?;
+    let inner = find(&handle, TAP).await?;
+    let mtu = mtu_of(&outer);
+    let mac = mac_of(&outer)?;
+    let found = Interface::read(&handle, outer.header.index).await?;
+    // Without IPv6 in the kernel there is no such file, and nothing to silence.
+    let _ = std::fs::write(TAP_WITHOUT_IPV6, "1");
+    let up = LinkUnspec::new_with_index(inner.header.index)
+        .mtu(mtu.into())
+        .up()
+        .build();
+    handle
+        .link()
+        .set(up)
+        .execute()
+        .await
+        .map_err(device_error("bring the TAP up"))?;
+    redirect(&handle, outer.header.index, inner.header.index).await?;
+    redirect(&handle, inner.header.index, outer.header.index).await?;
+    served.abort();
+    Ok(Joined {
+        tap,
+        mac,
+        mtu,
+        interface: found,
+    })
+}
+
+/// All that arrives at `from` leaves by `to`.
+async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetworkError> {
+    let from = i32::try_from(from).map_err(device_error("number the interface"))?;
+    handle
+        .qdisc()
+        .add(from)
+        .ingress()
+        .execute()
+        .await
+        .map_err(device_error("add an ingress qdisc (modprobe sch_ingress)"))?;
+    handle
+        .traffic_filter(from)
+        .add()
+        .parent(INGRESS)
+        .protocol(ALL_PROTOCOLS)
+        .redirect(to)
+        .map_err(device_error("make a redirect"))?
+        .execute()
+        .await
+        .map_err(device_error("add a redirect (modprobe cls_u32 act_mirred)"))
+}
+
+/// ETH_P_ALL in network byte order, as the kernel has it in `tcm_info`.
+const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
+
+async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, NetworkError> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    let found = links
+        .try_next()
+        .await
+        .map_err(device_error("look for an interface"))?;
+    found.ok_or_else(|| device_error("look for an interface")(format!("{name} is not there")))
+}
+
+fn mtu_of(link: &LinkMessage) -> u16 {
+    let mtu = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+    mtu.and_then(|mtu| u16::try_from(mtu).ok())
+        .unwrap_or(DEFAULT_MTU)
+}
+
+fn mac_of(link: &LinkMessage) -> Result<[u8; 6], NetworkError> {
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(address) => <[u8; 6]>::try_from(address.as_slice()).ok(),
+            _ => None,
+        });
+    mac.ok_or_else(|| {
+        device_error("read the interface's address")("it is not an Ethernet address".to_owned())
+    })
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The network without namespaces: configuration, readiness, records.
+
+use std::collections::HashSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Map;
+
+use crate::cni::{Invocation, Selection};
+use crate::record::AttachedRecord;
+use crate::{AttachRequest, Network, NetworkConfig, NetworkRecord};
+
+struct Fixture {
+    network: Network,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let network = Network::new(&NetworkConfig {
+            conf_dir: path("conf"),
+            bin_dirs: vec![path("bin")],
+            cache_dir: path("cache"),
+            netns_dir: path("netns"),
+            plugin_timeout: Duration::from_secs(5),
+            ip_ranges: Vec::new(),
+        })
+        .unwrap();
+        std::fs::create_dir(path("conf")).unwrap();
+        std::fs::create_dir(path("bin")).unwrap();
+        Self { network, directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn configure(&self, name: &str, text: &str) {
+        std::fs::write(self.path("conf").join(name), text).unwrap();
+    }
+
+    fn plugin(&self, name: &str, body: &str) {
+        let path = self.path("bin").join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    async fn not_ready(&self) -> String {
+        self.network.ready().await.unwrap_err().cause
+    }
+
+    fn record(&self, pod_id: &str) -> NetworkRecord {
+        let request = AttachRequest {
+            pod_id: pod_id.into(),
+            ..Default::default()
+        };
+        let netns = self.path("netns").join(pod_id);
+        let selection = Selection::look(&self.path("conf")).unwrap();
+        NetworkRecord {
+            pod_id: pod_id.into(),
+            attached: Some(AttachedRecord {
+                invocation: Invocation::new(&request, Map::new(), &netns),
+                netns,
+                conflist: selection.network.unwrap(),
+                result: Some("{}".into()),
+            }),
+        }
+    }
+}
+
+const ONE: &str = r#"{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"one"}]}"#;
+
+#[tokio::test]
+async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why() {
+    let fixture = Fixture::new();
+    let why = fixture.not_ready().await;
+    assert!(why.contains("no CNI configuration"), "{why}");
+    let request = AttachRequest {
+        pod_id: "p".into(),
+        ..Default::default()
+    };
+    let attachment = fixture.network.attach(request.clone()).await.unwrap();
+    assert!(attachment.tap.is_none() && attachment.addresses.is_empty());
+    fixture.network.detach(&attachment.record).await.unwrap();
+    fixture.configure("1.conflist", "{");
+    let error = fixture.network.attach(request).await.unwrap_err();
+    assert!(bulkhead_text::chain(&error).contains("1.conflist"));
+    assert!(fixture.not_ready().await.contains("1.conflist"));
+}
+
+#[tokio::test]
+async fn readiness_follows_the_directory_and_what_the_plugin_says() {
+    let fixture = Fixture::new();
+    fixture.configure("5.conflist", ONE);
+    let why = fixture.not_ready().await;
+    assert!(why.contains("one is in none of"), "{why}");
+    fixture.plugin(
+        "one",
+        r#"echo x >>"$0.calls"; echo '{"code":50,"msg":"no agent"}'; exit 1"#,
+    );
+    for _ in 0..3 {
+        let why = fixture.not_ready().await;
+        assert!(
+            why.contains("one of network n failed STATUS: code 50: no agent"),
+            "{why}"
+        );
+    }
+    let calls = std::fs::read_to_string(fixture.path("bin/one.calls")).unwrap();
+    assert_eq!(calls, "x\n", "asked once");
+    // Another network is another question.
+    fixture.plugin("one", "exit 0");
+    fixture.configure("5.conflist", &ONE.replace("\"n\"", "\"m\""));
+    assert_eq!(fixture.network.ready().await.unwrap(), "");
+    fixture.configure("1.conflist", "[]");
+    let remark = fixture.network.ready().await.unwrap();
+    assert!(
+        remark.contains("skipped") && remark.contains("1.conflist"),
+        "{remark}"
+    );
+}
+
+#[tokio::test]
+async fn a_network_that_a_plugin_does_not_take_down_is_kept_for_another_try() {
+    let fixture = Fixture::new();
+    fixture.configure("5.conflist", ONE);
+    fixture.plugin("one", r#"[ -e "$0.broken" ] && exit 1; cat >"$0.DEL""#);
+    std::fs::write(fixture.path("bin/one.broken"), "").unwrap();
+    let record = fixture.record("gone");
+    let cache = fixture.path("cache");
+    record.write(&cache).unwrap();
+    fixture.record("lives").write(&cache).unwrap();
+    let live = HashSet::from(["lives".to_owned()]);
+    fixture.network.sweep(&live).await;
+    assert!(fixture.path("cache/gone.json").exists());
+    std::fs::remove_file(fixture.path("bin/one.broken")).unwrap();
+    fixture.network.sweep(&live).await;
+    assert!(!fixture.path("cache/gone.json").exists());
+    assert!(fixture.path("cache/lives.json").exists());
+    assert!(fixture.path("bin/one.DEL").exists());
+}
+
+#[tokio::test]
+async fn garbage_is_collected_with_a_list_of_what_lives_and_nothing_is_attached_meanwhile() {
+    let fixture = Fixture::new();
+    fixture.configure("5.conflist", ONE);
+    fixture.plugin("one", r#"cat >"$0.$CNI_COMMAND"; exit 1"#);
+    let collection = fixture
+        .network
+        .garbage_collection(vec![fixture.record("lives")])
+        .await;
+    let attaching = fixture.network.attach(AttachRequest {
+        pod_id: "new".into(),
+        ..Default::default()
+    });
+    let early = tokio::time::timeout(Duration::from_millis(50), attaching).await;
+    assert!(early.is_err(), "attached while garbage is collected");
+    collection.await;
+    let input = std::fs::read(fixture.path("bin/one.GC")).unwrap();
+    let input: serde_json::Value = serde_json::from_slice(&input).unwrap();
+    assert_eq!(
+        input["cni.dev/valid-attachments"],
+        serde_json::json!([{"containerID": "lives", "ifname": "eth0"}])
+    );
+    assert!(fixture.network.gate.try_read().is_ok());
+}
