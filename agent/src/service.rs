@@ -138,10 +138,10 @@ impl Agent for Service {
     ) -> Result<Response<proto::StartContainerResponse>, Status> {
         let containers = self.containers.clone();
         let started = async move { containers.start(&request.into_inner().id).await };
-        let (pid, identity) = complete(started).await?;
+        let (container, state) = complete(started).await?;
         Ok(Response::new(proto::StartContainerResponse {
-            pid: pid.unsigned_abs(),
-            identity: Some(identity),
+            status: Some(status(&container, &state)),
+            ..Default::default()
         }))
     }
 
@@ -330,9 +330,9 @@ impl From<ContainerError> for Status {
             ContainerError::NotFound(_) => Code::NotFound,
             ContainerError::Exists(_) => Code::AlreadyExists,
             ContainerError::TooMany(_) => Code::ResourceExhausted,
-            ContainerError::State(_)
-            | ContainerError::Start(_)
-            | ContainerError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
+            ContainerError::State(_) | ContainerError::Cgroup(CgroupError::InUse { .. }) => {
+                Code::FailedPrecondition
+            }
             ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
                 Code::InvalidArgument
             }

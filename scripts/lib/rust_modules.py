@@ -1,6 +1,6 @@
 """Reads a Rust workspace: its modules and the paths that they name.
 
-A module is called by its crate's directory and its place in it: runtime/daemon/src/pod/owner.rs is `daemon::pod::owner`.
+A module is called by its crate's directory and its place in it: runtime/daemon/src/pod/registry.rs is `daemon::pod::registry`.
 Code that is compiled only for tests is left out: the body of an item under `#[cfg(test)]`, and the file of such a module.
 """
 

@@ -73,8 +73,6 @@ pub enum ContainerError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
-    #[error("{0}")]
-    Start(String),
     #[error("exec failed: {0}")]
     Exec(String),
     #[error("{what}")]
@@ -228,14 +226,14 @@ impl Containers {
         }
     }
 
-    fn advance(&self, container: &Container, event: Event) -> Result<(), IllegalMove> {
+    fn advance(&self, container: &Container, event: Event) -> Result<State, IllegalMove> {
         let mut versioned = container.versioned();
         versioned.state = versioned.state.after(event)?;
         self.shared.changes.send_modify(|changes| {
             *changes += 1;
             versioned.version = *changes;
         });
-        Ok(())
+        Ok(versioned.state.clone())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
-use bulkhead_proto::agent::{Identity, PidNamespace};
+use bulkhead_proto::agent::PidNamespace;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
@@ -21,8 +21,8 @@ use crate::streams::buffer::Source;
 use crate::sys;
 
 impl Containers {
-    /// Returns the process's id in the guest, and who it is, once the program has been executed.
-    pub async fn start(&self, id: &str) -> Result<(i32, Identity), ContainerError> {
+    /// Returns the container and its state once the program has been executed, or could not be: it has exited then.
+    pub async fn start(&self, id: &str) -> Result<(Arc<Container>, State), ContainerError> {
         let container = self.get(id)?;
         let _operation = container.operation.lock().await;
         if container.snapshot().0 != State::Created {
@@ -35,9 +35,9 @@ impl Containers {
                 match connect(&container, streams, terminal) {
                     Ok(()) => {
                         // A container starts once.
-                        let _ = container.identity.set(identity.clone());
-                        let pid = self.started(&container, launched, started_at)?;
-                        return Ok((pid, identity));
+                        let _ = container.identity.set(identity);
+                        let running = self.started(&container, launched, started_at)?;
+                        return Ok((Arc::clone(&container), running));
                     }
                     Err(e) => Failure::other(format!("read the container's output: {e}")),
                 }
@@ -52,11 +52,11 @@ impl Containers {
             at,
             exit_code: failure.exit_code,
             oom_killed: container.cgroup.was_oom_killed(),
-            message: failure.message.clone(),
+            message: failure.message,
         };
-        self.advance(&container, failed)?;
+        let exited = self.advance(&container, failed)?;
         container.log.container_exited();
-        Err(ContainerError::Start(failure.message))
+        Ok((Arc::clone(&container), exited))
     }
 
     fn started(
@@ -64,16 +64,16 @@ impl Containers {
         container: &Arc<Container>,
         launched: Launched,
         at: SystemTime,
-    ) -> Result<i32, ContainerError> {
+    ) -> Result<State, ContainerError> {
         let pid = launched.pid;
         let pidfd = Arc::clone(&launched.pidfd);
         *container
             .pidfd
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(pidfd);
-        self.advance(container, Event::Started { pid, at })?;
+        let running = self.advance(container, Event::Started { pid, at })?;
         tokio::spawn(self.clone().follow(Arc::clone(container), launched.exit));
-        Ok(pid)
+        Ok(running)
     }
 
     async fn follow(self, container: Arc<Container>, exit: oneshot::Receiver<Exit>) {

@@ -7,6 +7,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_host::cgroup::Cgroups;
@@ -75,7 +76,9 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let streams = streaming::Server::bind(&config.streaming).await?;
     let streaming = streams.handle();
-    let pods = Pods::new(host(config)?);
+    let host = host(config)?;
+    let images = ImageServer::new(host.images.clone(), host.state_pods.clone());
+    let pods = Pods::new(host);
     pods.adopt().await?;
     tokio::spawn(streams.run(pods.clone()));
     warm_up(&pods);
@@ -87,14 +90,11 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let mut told = stopped.clone();
     let server = tonic::transport::Server::builder()
         .add_service(
-            RuntimeServiceServer::new(RuntimeServer::new(pods.clone(), streaming, cgroup_driver))
+            RuntimeServiceServer::new(RuntimeServer::new(pods, streaming, cgroup_driver))
                 .max_decoding_message_size(REQUEST_BYTES)
                 .max_encoding_message_size(usize::MAX),
         )
-        .add_service(
-            ImageServiceServer::new(ImageServer::new(pods))
-                .max_decoding_message_size(REQUEST_BYTES),
-        )
+        .add_service(ImageServiceServer::new(images).max_decoding_message_size(REQUEST_BYTES))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             let _ = told.wait_for(|stop| *stop).await;
         });
@@ -134,7 +134,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
             scratch_bytes: sandbox.scratch_bytes,
         },
         admission: Admission::new(sandbox.parallel_boots, admission::TURN),
-        store: Store::open(&config.state_dir.join("pods.redb"))?,
+        store: Arc::new(Store::open(&config.state_dir.join("pods.redb"))?),
         network,
         images,
         cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
@@ -160,14 +160,14 @@ fn host(config: Config) -> Result<Host, ServeError> {
 fn warm_up(pods: &Pods) {
     let pods = pods.clone();
     tokio::spawn(async move {
-        match pods.host().probe.ready().await {
+        match pods.can_run().await {
             Ok(()) => tracing::info!("KVM runs guests here"),
             Err(why) => tracing::error!("pods cannot run: {why}"),
         }
-        if let Err(why) = pods.host().network.ready().await {
+        if let Err(why) = pods.has_network().await {
             tracing::warn!("the network is not ready: {why}");
         }
-        pods.host().network.tidy().await;
+        pods.tidy_network().await;
     });
 }
 

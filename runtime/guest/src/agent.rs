@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bulkhead_proto::agent::agent_client::AgentClient;
 use bulkhead_proto::agent::{self as protocol, CONTROL_PORT};
-use bulkhead_text::{cut, printable};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::connect;
+use crate::exit::Exit;
+use crate::news::{Clock, News, Told};
+use crate::text::bounded;
 use crate::user::ProcessUser;
 
 /// For calls that only look something up or change a setting in the guest.
@@ -33,8 +35,6 @@ const ANSWER_BYTES: usize = 64 << 10;
 const ENVIRONMENT_FILES_BYTES: usize = (1 << 20) + (64 << 10);
 /// Statistics of as many containers as a guest can have.
 const STATISTICS_BYTES: usize = 4 << 20;
-/// The longest text of the guest's that is passed on.
-const TEXT_BYTES: usize = 4096;
 
 /// An error of a call to the agent.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,29 @@ pub enum AgentError {
         call: &'static str,
         what: &'static str,
     },
+}
+
+/// What became of a container that was started.
+#[derive(Debug)]
+pub enum Started {
+    Running {
+        pid: u32,
+        started_at: i64,
+        user: Option<ProcessUser>,
+    },
+    /// Its program could not be executed.
+    Failed(Exit),
+}
+
+impl AgentError {
+    /// The guest has what was asked about in another state.
+    pub fn is_precondition(&self) -> bool {
+        let code = match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        };
+        code == Some(Code::FailedPrecondition)
+    }
 }
 
 /// What an exec gave.
@@ -152,13 +175,33 @@ impl Agent {
         Ok(answer.content.into())
     }
 
-    /// Starts a container; returns its process id in the guest, and who it is.
-    pub async fn start(&self, id: &str) -> Result<(u32, Option<ProcessUser>), AgentError> {
+    /// Starts a container; tells what has become of it: it runs, or has exited because its program could not be executed.
+    pub async fn start(&self, id: &str, clock: Clock) -> Result<Started, AgentError> {
         let request = protocol::StartContainerRequest { id: id.to_owned() };
         let mut client = self.client();
         let call = client.start_container(request);
         let answer = within("StartContainer", LONG, call).await?;
-        Ok((answer.pid, answer.identity.map(ProcessUser::from)))
+        let Some(status) = answer.status else {
+            // An agent of an earlier version. It refuses what cannot be started.
+            return Ok(Started::Running {
+                pid: answer.pid,
+                started_at: clock(),
+                user: answer.identity.map(ProcessUser::from),
+            });
+        };
+        let news = News::check(status, clock).filter(|news| news.id == id);
+        match news.map(|news| (news.state, news.user)) {
+            Some((Told::Running { pid, started_at }, user)) => Ok(Started::Running {
+                pid,
+                started_at,
+                user,
+            }),
+            Some((Told::Exited(exit), _)) => Ok(Started::Failed(exit)),
+            Some((Told::Created, _)) | None => Err(AgentError::Untrusted {
+                call: "StartContainer",
+                what: "neither a process nor an exit of this container",
+            }),
+        }
     }
 
     /// Signals the first process. A container that has exited is fine.
@@ -340,26 +383,14 @@ fn failed(call: &'static str, status: &Status) -> AgentError {
     }
 }
 
-/// Guest text that may be shown: printable and not long.
-pub fn bounded(text: &str) -> String {
-    cut(&printable(text), TEXT_BYTES).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn guest_text_is_cut_at_a_character_and_cleaned() {
-        let text = bounded(&"é\x07".repeat(5000));
-        assert_eq!(text.len(), TEXT_BYTES);
-        assert!(!text.contains('\x07'));
-    }
-
     #[tokio::test]
     async fn a_guest_that_is_not_there_is_lost_not_a_refusal() {
         let agent = Agent::new("/nonexistent/vsock".into());
-        let error = agent.start("x").await.unwrap_err();
+        let error = agent.start("x", || 1).await.unwrap_err();
         assert!(matches!(error, AgentError::Lost { .. }), "{error:?}");
     }
 }

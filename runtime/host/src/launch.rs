@@ -15,8 +15,8 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_guest::agent::bounded;
 use bulkhead_guest::connect;
+use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready};
 use bulkhead_vmm::config::{ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig};
 use command_fds::{CommandFdExt, FdMapping};

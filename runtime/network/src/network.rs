@@ -72,14 +72,17 @@ impl Network {
         })
     }
 
-    /// Makes a pod's network, or none of it.
-    pub async fn attach(&self, request: AttachRequest) -> Result<Attachment, NetworkError> {
-        let _passed = self.gate.read().await;
+    /// Works out what a pod's network is to be. Nothing is taken from the host yet. The record is enough to take down
+    /// whatever [`Network::attach`] makes by it, so it is to be stored before.
+    pub async fn plan(&self, request: AttachRequest) -> Result<NetworkRecord, NetworkError> {
         let mut selection = Selection::look(&self.config.conf_dir)?;
         self.status.tell_skipped(&selection.skipped);
         let Some(mut conflist) = selection.network else {
             return match selection.skipped.pop() {
-                None => Ok(loopback_only(request.pod_id)),
+                None => Ok(NetworkRecord {
+                    pod_id: request.pod_id,
+                    attached: None,
+                }),
                 Some(why) => Err(NetworkError::NoneValid(why)),
             };
         };
@@ -89,7 +92,7 @@ impl Network {
         let netns = self.config.netns_dir.join(&request.pod_id);
         let capabilities = capabilities::of_request(&request, &self.ranges.now())?;
         let invocation = Invocation::new(&request, capabilities, &netns);
-        let mut record = NetworkRecord {
+        Ok(NetworkRecord {
             pod_id: request.pod_id,
             attached: Some(AttachedRecord {
                 invocation,
@@ -97,7 +100,16 @@ impl Network {
                 conflist,
                 result: None,
             }),
-        };
+        })
+    }
+
+    /// Makes a pod's network as it was planned, or none of it: what an error leaves behind is remembered and taken down
+    /// later.
+    pub async fn attach(&self, mut record: NetworkRecord) -> Result<Attachment, NetworkError> {
+        let _passed = self.gate.read().await;
+        if record.attached.is_none() {
+            return Ok(loopback_only(record));
+        }
         // First the record: whoever finds the namespace knows how to take it down.
         record.write(&self.config.cache_dir)?;
         match self.attach_recorded(&mut record).await {
@@ -116,7 +128,7 @@ impl Network {
         record: &mut NetworkRecord,
     ) -> Result<Attachment, NetworkError> {
         let Some(attached) = &mut record.attached else {
-            return Ok(loopback_only(record.pod_id.clone()));
+            return Ok(loopback_only(record.clone()));
         };
         netns::create(&attached.netns).await?;
         let result = attached
@@ -218,12 +230,9 @@ impl Network {
     }
 }
 
-fn loopback_only(pod_id: String) -> Attachment {
+fn loopback_only(record: NetworkRecord) -> Attachment {
     Attachment {
-        record: NetworkRecord {
-            pod_id,
-            attached: None,
-        },
+        record,
         tap: None,
         mac: NO_MAC,
         mtu: DEFAULT_MTU,

@@ -83,11 +83,12 @@ async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why()
         pod_id: "p".into(),
         ..Default::default()
     };
-    let attachment = fixture.network.attach(request.clone()).await.unwrap();
+    let planned = fixture.network.plan(request.clone()).await.unwrap();
+    let attachment = fixture.network.attach(planned).await.unwrap();
     assert!(attachment.tap.is_none() && attachment.addresses.is_empty());
     fixture.network.detach(&attachment.record).await.unwrap();
     fixture.configure("1.conflist", "{");
-    let error = fixture.network.attach(request).await.unwrap_err();
+    let error = fixture.network.plan(request).await.unwrap_err();
     assert!(bulkhead_text::chain(&error).contains("1.conflist"));
     assert!(fixture.not_ready().await.contains("1.conflist"));
 }
@@ -144,18 +145,38 @@ async fn a_network_that_a_plugin_does_not_take_down_is_kept_for_another_try() {
 }
 
 #[tokio::test]
+async fn what_is_planned_takes_nothing_and_is_enough_to_take_down_what_comes_of_it() {
+    let fixture = Fixture::new();
+    fixture.configure("5.conflist", ONE);
+    fixture.plugin("one", r#"echo "$CNI_CONTAINERID" >"$0.$CNI_COMMAND""#);
+    let request = AttachRequest {
+        pod_id: "p".into(),
+        ..Default::default()
+    };
+    let planned = fixture.network.plan(request).await.unwrap();
+    assert!(!fixture.path("bin/one.ADD").exists());
+    assert!(!fixture.path("cache/p.json").exists() && !fixture.path("netns/p").exists());
+    std::fs::remove_file(fixture.path("conf/5.conflist")).unwrap();
+    fixture.network.detach(&planned).await.unwrap();
+    let deleted = std::fs::read_to_string(fixture.path("bin/one.DEL")).unwrap();
+    assert_eq!(deleted.trim(), "p");
+}
+
+#[tokio::test]
 async fn garbage_is_collected_with_a_list_of_what_lives_and_nothing_is_attached_meanwhile() {
     let fixture = Fixture::new();
     fixture.configure("5.conflist", ONE);
     fixture.plugin("one", r#"cat >"$0.$CNI_COMMAND"; exit 1"#);
+    let request = AttachRequest {
+        pod_id: "new".into(),
+        ..Default::default()
+    };
+    let planned = fixture.network.plan(request).await.unwrap();
     let collection = fixture
         .network
         .garbage_collection(vec![fixture.record("lives")])
         .await;
-    let attaching = fixture.network.attach(AttachRequest {
-        pod_id: "new".into(),
-        ..Default::default()
-    });
+    let attaching = fixture.network.attach(planned);
     let early = tokio::time::timeout(Duration::from_millis(50), attaching).await;
     assert!(early.is_err(), "attached while garbage is collected");
     collection.await;

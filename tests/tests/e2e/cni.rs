@@ -138,6 +138,53 @@ async fn faults_of_plugins_are_reported_and_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_a_plugin_works_takes_the_network_down_when_it_comes_back() {
+    let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let held = daemon.path("plugins/held");
+    daemon.plugin(
+        "slow",
+        r#"echo >"$0.$CNI_COMMAND"
+while [ "$CNI_COMMAND" = ADD ] && [ -e "${0%/*}/held" ]; do sleep 0.1; done
+[ "$CNI_COMMAND" = DEL ]"#,
+    );
+    std::fs::write(&held, "").expect("hold the plugin");
+    let conflist = r#"{"cniVersion":"1.0.0","name":"bulkhead-slow","plugins":[
+        {"type":"bridge","bridge":"bulkhead0","ipam":{"type":"host-local",
+          "dataDir":"/run/bulkhead-tests-ipam","subnet":"10.85.0.0/16"}},
+        {"type":"slow"}]}"#;
+    let mut client = daemon.client().await;
+    let warm = client.run_pod("warm").await.expect("first pod");
+    client.end_pod(&warm).await;
+    let before = daemon.census();
+    daemon.configure_network("10-slow.conflist", conflist);
+    let call = tokio::spawn(async move { client.run_pod("half").await });
+    let (added, deleted) = (
+        daemon.path("plugins/slow.ADD"),
+        daemon.path("plugins/slow.DEL"),
+    );
+    let started = Instant::now();
+    while !added.exists() {
+        assert!(started.elapsed() < PATIENCE, "the plugin is not asked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(leases("bulkhead-slow").len(), 1);
+    daemon.kill();
+    call.await
+        .expect("the call's task")
+        .expect_err("its daemon died");
+    std::fs::remove_file(&held).expect("let the plugin go on");
+    std::fs::remove_file(daemon.path("cni/10-slow.conflist")).expect("remove the configuration");
+    daemon.restart().await;
+    assert!(deleted.exists(), "the plugin was asked to take it down");
+    assert_eq!(leases("bulkhead-slow"), Vec::<String>::new());
+    daemon.census().assert_equals_but_for_processes(&before);
+    let mut client = daemon.client().await;
+    assert_eq!(client.pod_ids().await, Vec::<String>::new());
+    let again = client.run_pod("half").await.expect("the name is free");
+    client.end_pod(&again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_network_whose_teardown_failed_is_taken_down_the_next_time() {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     daemon.plugin("wrapped", WRAPPED);

@@ -37,7 +37,7 @@ fn pod_code(error: &PodError) -> Code {
         PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
         PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
-        PodError::State { .. } => Code::FailedPrecondition,
+        PodError::State { .. } | PodError::NotStarted { .. } => Code::FailedPrecondition,
         PodError::Image(error) => image_code(error.kind()),
         PodError::ImageVolume { source, .. } => pod_code(source),
         PodError::Log(error) => log_code(error),

@@ -2,8 +2,9 @@
 //! `ImageService`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-use bulkhead_image::{FailureKind, Image, Reference, StoreError};
+use bulkhead_image::{FailureKind, Image, Reference, Store, StoreError};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use bulkhead_text::chain;
@@ -14,12 +15,13 @@ use super::credentials::credentials;
 use super::lists::{BoxStream, stream_list};
 use super::refusal::check_handler;
 use crate::clock::now;
-use crate::pod::Pods;
 
 /// The service; all state is in the image store.
 #[derive(Clone, Debug)]
 pub struct ImageServer {
-    pods: Pods,
+    images: Store,
+    /// What containers write is on the scratch disks of their pods, which are here.
+    scratch: PathBuf,
 }
 
 /// In the `info` of a verbose `ImageStatus`: how far the pull is that is in progress.
@@ -30,12 +32,12 @@ const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 type Answer<T> = Result<Response<T>, Status>;
 
 impl ImageServer {
-    pub fn new(pods: Pods) -> Self {
-        Self { pods }
+    pub fn new(images: Store, scratch: PathBuf) -> Self {
+        Self { images, scratch }
     }
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
-        let images = &self.pods.host().images;
+        let images = &self.images;
         let wanted = filter.and_then(|filter| filter.image).unwrap_or_default();
         check_handler(&wanted.runtime_handler)?;
         let found = match wanted.image.as_str() {
@@ -73,7 +75,7 @@ impl ImageService for ImageServer {
     ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let images = &self.pods.host().images;
+        let images = &self.images;
         let found = images.find(&name).map_err(failed)?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
@@ -113,7 +115,7 @@ impl ImageService for ImageServer {
             .map_err(|error| failed(StoreError::from(error)))?;
         let auth = request.auth.map(|auth| credentials(auth, &reference.host));
         let auth = auth.transpose()?.flatten();
-        let pulled = self.pods.host().images.pull(&name, auth).await;
+        let pulled = self.images.pull(&name, auth).await;
         let image = pulled.map_err(|error| pull_status(error.kind(), &error))?;
         Ok(Response::new(cri::PullImageResponse {
             image_ref: image.id.to_string(),
@@ -125,7 +127,7 @@ impl ImageService for ImageServer {
         request: Request<cri::RemoveImageRequest>,
     ) -> Answer<cri::RemoveImageResponse> {
         let name = name(request.into_inner().image)?;
-        self.pods.host().images.remove(&name).map_err(failed)?;
+        self.images.remove(&name).map_err(failed)?;
         Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
@@ -133,10 +135,9 @@ impl ImageService for ImageServer {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        let images = self.pods.host().images.usage().map_err(failed)?;
+        let images = self.images.usage().map_err(failed)?;
         let image = usage(&images.directory, images.used_bytes, images.inodes);
-        // What containers write is on the scratch disks of their pods.
-        let scratch = self.pods.host().state_pods.clone();
+        let scratch = self.scratch.clone();
         let measured = tokio::task::spawn_blocking(move || {
             let (bytes, inodes) = crate::scratch::disk_usage(&scratch);
             usage(&scratch, bytes, inodes)

@@ -56,7 +56,7 @@ async fn info(pods: &Pods, view: &View) -> String {
         "cgroup": view.pod.cgroup(),
         "layers": view.pod.layers,
         "vmm": statistics,
-        "network": view.pod.network().map(|record| pods.host().network.describe(record)),
+        "network": view.pod.network().map(|record| pods.describe_network(record)),
         "spec": view.pod.spec,
     })
     .to_string()

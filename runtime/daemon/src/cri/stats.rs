@@ -38,7 +38,7 @@ pub async fn container(
         stats: Some(container_stats(
             &record,
             reading.as_ref(),
-            &pods.host().state_pods,
+            pods.scratch_directory(),
         )),
     })
 }
@@ -59,7 +59,7 @@ pub async fn list_containers(
     let (live, stopped): (Vec<_>, Vec<_>) =
         views.into_iter().partition(|view| view.guest.is_some());
     let readings = pods.read_all(live, Depth::Usage).await;
-    let directory = &pods.host().state_pods;
+    let directory = pods.scratch_directory();
     let of_view =
         |view: &Arc<View>, reading: Option<&Reading>| -> Vec<(i64, cri::ContainerStats)> {
             let records = view.containers.values();
@@ -84,7 +84,7 @@ pub async fn pod(
     let view = pods.pod(&request.pod_sandbox_id)?;
     let reading = pods.read(view, Depth::Usage).await?;
     Ok(cri::PodSandboxStatsResponse {
-        stats: Some(pod_stats(&reading, &pods.host().state_pods)),
+        stats: Some(pod_stats(&reading, pods.scratch_directory())),
     })
 }
 
@@ -96,7 +96,7 @@ pub async fn list_pods(
     views.retain(|view| filter::pod_stats(wanted.as_ref(), &view.pod));
     let mut readings = pods.read_all(views, Depth::Usage).await;
     readings.sort_by_key(|reading| reading.view.pod.created_at);
-    let directory = &pods.host().state_pods;
+    let directory = pods.scratch_directory();
     readings
         .iter()
         .map(|reading| pod_stats(reading, directory))

@@ -26,9 +26,8 @@ pub fn version() -> cri::VersionResponse {
 }
 
 pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
-    let host = pods.host();
-    let runtime = host.probe.ready().await;
-    let network = host.network.ready().await;
+    let runtime = pods.can_run().await;
+    let network = pods.has_network().await;
     let handler = |name: &&str| cri::RuntimeHandler {
         name: (*name).to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
@@ -38,13 +37,14 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
     };
     let mut info = HashMap::new();
     if verbose {
+        let (launcher, vm) = (pods.launcher(), pods.vm_defaults());
         let details = serde_json::json!({
-            "vmm": host.launcher.program,
-            "kernel": host.launcher.kernel,
-            "initramfs": host.launcher.initramfs,
-            "sandbox": { "vcpus": host.sizing.vcpus, "memoryMib": host.sizing.memory_mib,
-                "memoryMaxMib": host.sizing.memory_max_mib, "scratchBytes": host.sizing.scratch_bytes,
-                "parallelBoots": host.admission.parallel() },
+            "vmm": launcher.program,
+            "kernel": launcher.kernel,
+            "initramfs": launcher.initramfs,
+            "sandbox": { "vcpus": vm.vcpus, "memoryMib": vm.memory_mib,
+                "memoryMaxMib": vm.memory_max_mib, "scratchBytes": vm.scratch_bytes,
+                "parallelBoots": pods.parallel_boots() },
         });
         info.insert("config".to_owned(), details.to_string());
     }
@@ -92,7 +92,7 @@ fn condition(name: &str, reason: &str, ready: Result<(), Problem>) -> cri::Runti
 
 /// For plugins that take their subnets from the runtime.
 pub fn set_pod_cidr(pods: &Pods, pod_cidr: &str) -> Result<(), Status> {
-    let set = pods.host().network.set_pod_cidr(pod_cidr);
+    let set = pods.set_pod_cidr(pod_cidr);
     set.map_err(|error| Status::new(network_code(&error), chain(&error)))?;
     tracing::info!(
         pod_cidr,

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_text::chain;
+
 use super::life::record::{ContainerRecord, Held, PodRecord};
 use super::{Pods, owner};
 use crate::store::{Kind, StoreError};
-use bulkhead_text::chain;
 
 impl Pods {
     /// Takes over what the store knows, and cleans up what nobody knows.
@@ -32,7 +33,7 @@ impl Pods {
                 container = orphan,
                 "a container without a pod; forgetting it"
             );
-            self.host().store.remove(Kind::Container, &orphan)?;
+            self.shared.host.store.remove(Kind::Container, &orphan)?;
         }
         self.sweep_networks().await;
         Ok(())
@@ -40,7 +41,7 @@ impl Pods {
 
     /// Records that cannot be read are left where they are, and said.
     fn load<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Result<Vec<T>, StoreError> {
-        let rows = self.host().store.load(kind)?;
+        let rows = self.shared.host.store.load(kind)?;
         let readable = rows.into_iter().filter_map(|row| match row {
             Ok(record) => Some(record),
             Err(error) => {
@@ -53,7 +54,7 @@ impl Pods {
 
     fn sweep_leases(&self, containers: &BTreeMap<String, BTreeMap<String, ContainerRecord>>) {
         let known: HashSet<&String> = containers.values().flat_map(BTreeMap::keys).collect();
-        let images = &self.host().images;
+        let images = &self.shared.host.images;
         let holders = match images.holders() {
             Ok(holders) => holders,
             Err(error) => return tracing::error!("list image leases: {}", chain(&error)),
@@ -73,7 +74,7 @@ impl Pods {
                 _ => None,
             })
             .collect();
-        for parent in [&self.host().run_pods, &self.host().state_pods] {
+        for parent in [&self.shared.host.run_pods, &self.shared.host.state_pods] {
             let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
             for path in entries.map(|entry| entry.path()) {
                 if known.contains(path.as_path()) {
@@ -94,7 +95,7 @@ impl Pods {
             Some((view.pod.id.clone(), record.clone()))
         });
         let (ids, records): (HashSet<_>, Vec<_>) = live.unzip();
-        let network = &self.host().network;
+        let network = &self.shared.host.network;
         network.sweep(&ids).await;
         tokio::spawn(network.garbage_collection(records).await);
     }

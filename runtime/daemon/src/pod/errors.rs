@@ -15,6 +15,7 @@ use bulkhead_network::NetworkError;
 use bulkhead_text::Problem;
 
 use super::admission::NoTurn;
+use super::life::record::{ContainerRecord, PodRecord};
 use super::life::state::IllegalMove;
 use super::plan::program::ProgramError;
 use super::plan::sizing::Unfit;
@@ -54,6 +55,9 @@ pub enum PodError {
     Log(#[from] LogError),
     #[error("container {id}")]
     Agent { id: String, source: AgentError },
+    /// Its program could not be executed.
+    #[error("container {id}: {message}")]
+    NotStarted { id: String, message: String },
     #[error("guest of pod {id}")]
     Guest { id: String, source: AgentError },
     #[error("{id}")]
@@ -78,6 +82,31 @@ pub enum PodError {
     Stuck { id: String },
     #[error("pod {id} was removed meanwhile")]
     Gone { id: String },
+}
+
+impl PodError {
+    pub fn not_found(what: &'static str, id: &str) -> Self {
+        Self::NotFound {
+            what,
+            id: id.to_owned(),
+        }
+    }
+
+    /// The pod is not in a state in which `event` is possible.
+    pub fn pod_is(pod: &PodRecord, event: &'static str) -> Self {
+        Self::State {
+            id: pod.id.clone(),
+            source: pod.state.refuse(event),
+        }
+    }
+
+    /// The container is not in a state in which `event` is possible.
+    pub fn container_is(container: &ContainerRecord, event: &'static str) -> Self {
+        Self::State {
+            id: container.id.clone(),
+            source: container.state.refuse(event),
+        }
+    }
 }
 
 /// An error on the way to a pod that is ready, or back from it.

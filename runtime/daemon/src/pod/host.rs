@@ -2,6 +2,7 @@
 //! What pods are made with, and what those of one daemon share.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_host::launch::Launcher;
@@ -17,7 +18,7 @@ use super::volumes::Volumes;
 use crate::scratch::Scratch;
 use crate::store::Store;
 
-/// What pods are made with.
+/// What pods are made with. `Pods` takes it and owners use it; nobody else can reach into it.
 #[derive(Debug)]
 pub struct Host {
     pub run_pods: PathBuf,
@@ -25,7 +26,7 @@ pub struct Host {
     /// The VM of a pod that asks for nothing.
     pub sizing: sizing::Defaults,
     pub admission: Admission,
-    pub store: Store,
+    pub store: Arc<Store>,
     pub network: Network,
     pub images: bulkhead_image::Store,
     pub launcher: Launcher,
@@ -39,18 +40,18 @@ pub struct Host {
 #[derive(Debug)]
 pub struct Shared {
     pub host: Host,
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     pub readings: Readings,
-    pub notices: Notices,
+    pub notices: Arc<Notices>,
 }
 
 impl Shared {
     pub fn new(host: Host) -> Self {
         Self {
             host,
-            registry: Registry::default(),
+            registry: Arc::default(),
             readings: Readings::default(),
-            notices: Notices::default(),
+            notices: Arc::default(),
         }
     }
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods: who exists, and the way to the task that owns each.
 //!
-//! This file is the door, [`Pods`], with [`streams`] for those who stream and [`adopt`] for the start of the daemon. Every
-//! change of a pod or its containers is a [`request`] to the pod's [`owner`], handled there one at a time; [`registry`]
-//! knows the way. Everyone else reads the [`View`] that the owner published last, and so never waits for it. Waiting for
-//! something to happen (a turn to boot, a graceful stop, an exec) is done here, in the caller's task, between requests.
+//! This file is the door, [`Pods`], with [`streams`] for those who stream, [`status`] for those who ask about the node and
+//! [`adopt`] for the start of the daemon. Every change of a pod or its containers is a [`request`] to the pod's [`owner`],
+//! handled there one at a time; [`registry`] knows the way. Everyone else reads the [`View`] that the owner published last,
+//! and so never waits for it. Waiting for something to happen (a turn to boot, a graceful stop, an exec) is done here, in
+//! the caller's task, between requests.
 //!
 //! ```text
 //! life       what pods and containers are: specs, states, records
@@ -25,6 +26,7 @@ pub mod plan;
 pub mod readings;
 mod registry;
 mod request;
+mod status;
 mod streams;
 mod view;
 pub mod volumes;
@@ -46,7 +48,7 @@ use self::life::spec::{ContainerSpec, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
 use self::readings::{Depth, Reading};
-use self::registry::{Reservation, not_found};
+use self::registry::Reservation;
 use self::request::{Answer, Request};
 pub use self::view::View;
 use crate::clock::now;
@@ -68,10 +70,6 @@ impl Pods {
         }
     }
 
-    pub fn host(&self) -> &Host {
-        &self.shared.host
-    }
-
     /// Hears of everything that happens from now on.
     pub fn listen(&self) -> Result<Listener, TooManyListeners> {
         self.shared.notices.listen()
@@ -79,11 +77,7 @@ impl Pods {
 
     /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
-        self.host()
-            .probe
-            .ready()
-            .await
-            .map_err(BootError::Unready)?;
+        self.can_run().await.map_err(BootError::Unready)?;
         let record = PodRecord {
             id: new_id(),
             created_at: now(),
@@ -101,7 +95,7 @@ impl Pods {
             spec,
         };
         let name = Reservation::of(&self.shared.registry, &record)?;
-        let turn = self.host().admission.turn(patience).await;
+        let turn = self.shared.host.admission.turn(patience).await;
         let turn = turn.map_err(BootError::NoTurn)?;
         name.keep();
         let (answer, booted) = oneshot::channel();
@@ -180,8 +174,7 @@ impl Pods {
     pub fn container(&self, id: &str) -> Result<(Arc<View>, ContainerRecord), PodError> {
         let (handle, id) = self.shared.registry.container(id)?;
         let view = handle.view();
-        let record = view.containers.get(&id).cloned();
-        let record = record.ok_or_else(|| not_found("container", &id))?;
+        let record = view.container(&id)?.clone();
         Ok((view, record))
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which pods there are, by id and by name, and the way to the task that owns each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,9 @@ pub struct Registry(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    pods: HashMap<String, Handle>,
+    pods: BTreeMap<String, Handle>,
+    /// The pods that have these containers, by their ids.
+    containers: BTreeMap<String, String>,
     /// The ids of those who have these names.
     names: HashMap<PodName, String>,
 }
@@ -88,14 +91,32 @@ impl Registry {
         Ok(())
     }
 
+    /// Makes a pod known, with the containers in its view.
     pub fn register(&self, handle: Handle) {
-        self.known().pods.insert(handle.id.clone(), handle);
+        let view = handle.view();
+        let mut known = self.known();
+        for container in view.containers.keys() {
+            let pod = handle.id.clone();
+            known.containers.insert(container.clone(), pod);
+        }
+        known.pods.insert(handle.id.clone(), handle);
     }
 
+    /// Forgets a pod, its name and its containers.
     pub fn forget(&self, record: &PodRecord) {
         let mut known = self.known();
         known.pods.remove(&record.id);
         known.names.remove(&record.spec.name);
+        known.containers.retain(|_, pod| *pod != record.id);
+    }
+
+    pub fn add_container(&self, id: &str, pod: &str) {
+        let mut known = self.known();
+        known.containers.insert(id.to_owned(), pod.to_owned());
+    }
+
+    pub fn forget_container(&self, id: &str) {
+        self.known().containers.remove(id);
     }
 
     fn release(&self, name: &PodName) {
@@ -107,28 +128,20 @@ impl Registry {
         self.known().pods.values().map(Handle::view).collect()
     }
 
+    /// The way to a pod, by its id or a unique beginning of it.
     pub fn pod(&self, id: &str) -> Result<Handle, PodError> {
         let known = self.known();
-        let ids = known.pods.keys().map(String::as_str);
-        let full = find(ids, id, "pod")?;
-        known
-            .pods
-            .get(&full)
-            .cloned()
-            .ok_or_else(|| not_found("pod", id))
+        let (_, handle) = find(&known.pods, id, "pod")?;
+        Ok(handle.clone())
     }
 
+    /// The way to the pod of a container, by its id or a unique beginning of it; and the whole id.
     pub fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
-        let handles: Vec<Handle> = self.known().pods.values().cloned().collect();
-        let views: Vec<_> = handles.iter().map(Handle::view).collect();
-        let ids = views.iter().flat_map(|view| view.containers.keys());
-        let full = find(ids.map(String::as_str), id, "container")?;
-        let owner = handles
-            .into_iter()
-            .zip(&views)
-            .find(|(_, view)| view.containers.contains_key(&full));
-        let (handle, _) = owner.ok_or_else(|| not_found("container", id))?;
-        Ok((handle, full))
+        let known = self.known();
+        let (full, pod) = find(&known.containers, id, "container")?;
+        let handle = known.pods.get(pod);
+        let handle = handle.ok_or_else(|| PodError::not_found("container", id))?;
+        Ok((handle.clone(), full.to_owned()))
     }
 }
 
@@ -171,47 +184,38 @@ impl Handle {
     }
 }
 
-/// Finds the only id that begins with `wanted`.
-pub fn find<'a>(
-    ids: impl Iterator<Item = &'a str>,
+/// Finds the only id that begins with `wanted`, and what it is the id of.
+pub fn find<'a, V>(
+    ids: &'a BTreeMap<String, V>,
     wanted: &str,
     what: &'static str,
-) -> Result<String, PodError> {
-    let mut found = None;
-    for id in ids {
-        if id == wanted {
-            return Ok(id.to_owned());
-        }
-        if wanted.len() >= ID_PREFIX && id.starts_with(wanted) {
-            if found.is_some() {
-                return Err(PodError::Ambiguous {
-                    what,
-                    id: wanted.to_owned(),
-                });
-            }
-            found = Some(id);
-        }
-    }
-    found
-        .map(str::to_owned)
-        .ok_or_else(|| not_found(what, wanted))
-}
-
-pub fn not_found(what: &'static str, id: &str) -> PodError {
-    PodError::NotFound {
-        what,
-        id: id.to_owned(),
+) -> Result<(&'a str, &'a V), PodError> {
+    let from_wanted = (Bound::Included(wanted), Bound::Unbounded);
+    let mut found = ids.range::<str, _>(from_wanted);
+    let (id, value) = match found.next() {
+        Some((id, value)) if id == wanted => return Ok((id, value)),
+        Some((id, value)) if wanted.len() >= ID_PREFIX && id.starts_with(wanted) => (id, value),
+        _ => return Err(PodError::not_found(what, wanted)),
+    };
+    match found.next() {
+        Some((other, _)) if other.starts_with(wanted) => Err(PodError::Ambiguous {
+            what,
+            id: wanted.to_owned(),
+        }),
+        _ => Ok((id, value)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::fixtures;
 
     #[test]
     fn ids_are_found_by_a_unique_beginning() {
         let ids = ["aaaa1111", "aaaa2222", "bbbb1111", "bbbb"];
-        let find = |wanted| find(ids.iter().copied(), wanted, "pod");
+        let ids: BTreeMap<String, ()> = ids.map(|id| (id.to_owned(), ())).into();
+        let find = |wanted| find(&ids, wanted, "pod").map(|(id, ())| id);
         assert_eq!(find("aaaa1").unwrap(), "aaaa1111");
         assert_eq!(find("bbbb").unwrap(), "bbbb", "an exact match wins");
         assert!(matches!(find("aaaa"), Err(PodError::Ambiguous { .. })));
@@ -221,5 +225,39 @@ mod tests {
                 "{unknown}"
             );
         }
+    }
+
+    fn handle(container: &str) -> Handle {
+        let (inbox, _) = mpsc::channel(1);
+        let container = ContainerRecord {
+            id: container.to_owned(),
+            ..fixtures::container_record()
+        };
+        let view = View {
+            pod: fixtures::pod_record(),
+            containers: BTreeMap::from([(container.id.clone(), container)]),
+            guest: None,
+        };
+        let (_, view) = watch::channel(Arc::new(view));
+        Handle {
+            id: "pod".into(),
+            inbox,
+            view,
+        }
+    }
+
+    #[test]
+    fn a_containers_pod_is_known_until_the_container_or_the_pod_is_forgotten() {
+        let registry = Registry::default();
+        registry.register(handle("adopted"));
+        registry.add_container("made later", "pod");
+        for id in ["adopted", "adop", "made later"] {
+            assert_eq!(registry.container(id).unwrap().0.id, "pod", "{id}");
+        }
+        registry.forget_container("made later");
+        assert!(registry.container("made later").is_err());
+        registry.forget(&fixtures::pod_record());
+        assert!(registry.container("adopted").is_err());
+        assert!(registry.known().containers.is_empty());
     }
 }

@@ -8,7 +8,6 @@ use bulkhead_host::Guest;
 use super::Pods;
 use super::errors::PodError;
 use super::life::record::ContainerRecord;
-use super::life::state::{ContainerState, IllegalMove, PodState};
 
 impl Pods {
     /// A container that runs, by its id or a unique beginning of it; else why it is of no use for `event`.
@@ -18,33 +17,16 @@ impl Pods {
         event: &'static str,
     ) -> Result<(ContainerRecord, Guest), PodError> {
         let (view, record) = self.container(id)?;
-        match (&record.state, &view.guest) {
-            (ContainerState::Running { .. }, Some(guest)) => Ok((record, guest.clone())),
-            (state, _) => Err(PodError::State {
-                id: record.id.clone(),
-                source: IllegalMove {
-                    subject: "container",
-                    state: state.name(),
-                    event,
-                },
-            }),
+        match &view.guest {
+            Some(guest) if record.state.is_running() => Ok((record, guest.clone())),
+            _ => Err(PodError::container_is(&record, event)),
         }
     }
 
     /// A pod that is ready, by its id or a unique beginning of it.
     pub fn ready(&self, id: &str, event: &'static str) -> Result<(String, Guest), PodError> {
         let view = self.pod(id)?;
-        match (&view.pod.state, &view.guest) {
-            (PodState::Ready, Some(guest)) => Ok((view.pod.id.clone(), guest.clone())),
-            (state, _) => Err(PodError::State {
-                id: view.pod.id.clone(),
-                source: IllegalMove {
-                    subject: "pod",
-                    state: state.name(),
-                    event,
-                },
-            }),
-        }
+        Ok((view.pod.id.clone(), view.ready_guest(event)?))
     }
 
     /// Starts a command; `request` names the container.

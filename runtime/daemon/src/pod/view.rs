@@ -1,17 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What everyone but its owner knows of a pod.
+//! What is known of a pod at one time. Its owner publishes one after each change.
 
 use std::collections::BTreeMap;
 
 use bulkhead_host::Guest;
 
+use super::errors::PodError;
 use super::life::record::{ContainerRecord, PodRecord};
+use super::life::state::PodState;
 
-/// What a pod's owner published last.
+/// A pod, its containers by their ids, and its guest.
 #[derive(Clone, Debug)]
 pub struct View {
     pub pod: PodRecord,
     pub containers: BTreeMap<String, ContainerRecord>,
     /// `None`: no VM lives.
     pub guest: Option<Guest>,
+}
+
+impl View {
+    /// A container, by its whole id.
+    pub fn container(&self, id: &str) -> Result<&ContainerRecord, PodError> {
+        let record = self.containers.get(id);
+        record.ok_or_else(|| PodError::not_found("container", id))
+    }
+
+    /// The guest of a pod that is ready, or why `event` is not possible.
+    pub fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
+        match (&self.pod.state, &self.guest) {
+            (PodState::Ready, Some(guest)) => Ok(guest.clone()),
+            _ => Err(PodError::pod_is(&self.pod, event)),
+        }
+    }
 }

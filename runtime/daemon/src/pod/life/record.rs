@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is stored of a pod and a container.
 //!
-//! A pod's [`Held`] stack is both the undo of a start that failed and the list of what a removal gives back: it is
-//! written before a thing is taken, so that a daemon that died in between knows what to look for.
+//! A pod's [`Held`] stack is both the undo of a start that failed and the list of what a removal gives back. It is written
+//! before a thing is taken, so that a daemon that died in between knows what to look for. A process has its entry once it
+//! exists, and does nothing before that: it waits for its configuration, and ends when the daemon that was to give it one
+//! ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -190,6 +192,20 @@ impl PodRecord {
             Held::Network(record) => Some(record.as_ref()),
             _ => None,
         })
+    }
+
+    /// Takes note of how the network came out that was planned and is on the stack.
+    pub fn hold_network(&mut self, record: NetworkRecord) {
+        for held in &mut self.held {
+            if let Held::Network(known) = held {
+                **known = record.clone();
+            }
+        }
+    }
+
+    /// The network was not made, and nothing of it is left.
+    pub fn release_network(&mut self) {
+        self.held.retain(|held| !matches!(held, Held::Network(_)));
     }
 
     pub fn file_server(&self) -> Option<Identity> {

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What states a pod and a container have, and which event leads from one to the next.
 //!
-//! Pure: no I/O, no clock, no lock, no import of a neighbour. The pod's owner applies these moves, one at a
+//! Pure: no I/O, no clock, no lock, no import but what an exit is. The pod's owner applies these moves, one at a
 //! time, each written to disk before it is true in memory.
 //!
 //! ```text
 //! pod:        Creating ──Booted──> Ready ──StopRequested──> Stopping ──Stopped──> NotReady ──> (removed)
 //!                 └────────────────┴───────── Lost ────────────┴──────────────────^
 //!
-//! container:  Created ──Started──> Running ──Died──> Exited ──> (removed)
-//!                 └──── StartFailed, Died ───────────^
+//! container:  Created ──Started──> Running ──Ended──> Exited ──> (removed)
+//!                 └─────────── Ended ─────────────────^
 //! ```
 
+use bulkhead_guest::exit::{Exit, ExitReason};
 use serde::{Deserialize, Serialize};
-
-/// The exit code of a container that was killed, or whose pod is gone: 128 + SIGKILL.
-pub const KILLED_EXIT_CODE: i32 = 137;
 
 /// Where a pod is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,49 +47,10 @@ pub enum ContainerState {
     Exited(Exit),
 }
 
-/// How a container ended. Times are nanoseconds since 1970.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exit {
-    pub code: i32,
-    pub reason: ExitReason,
-    pub message: String,
-    /// 0: it never ran.
-    pub started_at: i64,
-    pub finished_at: i64,
-}
-
-/// The word that CRI shows for an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ExitReason {
-    Completed,
-    Error,
-    OomKilled,
-    StartError,
-    /// The pod's VM ended under it.
-    SandboxLost,
-}
-
 #[derive(Clone, Debug)]
 pub enum ContainerEvent {
-    Started {
-        pid: u32,
-        at: i64,
-    },
-    StartFailed {
-        code: i32,
-        message: String,
-        at: i64,
-    },
-    Died {
-        code: i32,
-        oom_killed: bool,
-        message: String,
-        at: i64,
-    },
-    Lost {
-        cause: String,
-        at: i64,
-    },
+    Started { pid: u32, at: i64 },
+    Ended(Exit),
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -125,15 +84,20 @@ impl PodState {
             (Self::NotReady { .. }, PodEvent::Booted | PodEvent::Stopped)
             | (Self::Ready, PodEvent::Booted | PodEvent::Stopped)
             | (Self::Stopping, PodEvent::Booted)
-            | (Self::Creating, PodEvent::Stopped) => Err(IllegalMove {
-                subject: "pod",
-                state: self.name(),
-                event: event.name(),
-            }),
+            | (Self::Creating, PodEvent::Stopped) => Err(self.refuse(event.name())),
         }
     }
 
-    pub fn name(&self) -> &'static str {
+    /// Why `event` is not possible now.
+    pub fn refuse(&self, event: &'static str) -> IllegalMove {
+        IllegalMove {
+            subject: "pod",
+            state: self.name(),
+            event,
+        }
+    }
+
+    fn name(&self) -> &'static str {
         match self {
             Self::Creating => "being created",
             Self::Ready => "ready",
@@ -164,52 +128,35 @@ impl ContainerState {
             }),
             // The answer to a start and the watch both tell of it.
             (Self::Running { .. }, ContainerEvent::Started { .. }) => Ok(self.clone()),
-            (Self::Created, ContainerEvent::StartFailed { code, message, at }) => {
-                Ok(Self::Exited(Exit {
-                    code: *code,
-                    reason: ExitReason::StartError,
-                    message: message.clone(),
-                    started_at: 0,
-                    finished_at: *at,
-                }))
+            (Self::Running { .. }, ContainerEvent::Ended(exit))
+                if exit.reason == ExitReason::StartError =>
+            {
+                Err(self.refuse(event.name()))
             }
-            (
-                Self::Created | Self::Running { .. },
-                ContainerEvent::Died {
-                    code,
-                    oom_killed,
-                    message,
-                    at,
-                },
-            ) => Ok(Self::Exited(Exit {
-                code: *code,
-                reason: reason(*code, *oom_killed),
-                message: message.clone(),
-                started_at: self.started_at(),
-                finished_at: (*at).max(self.started_at()),
-            })),
-            (Self::Created | Self::Running { .. }, ContainerEvent::Lost { cause, at }) => {
+            (Self::Created | Self::Running { .. }, ContainerEvent::Ended(exit)) => {
+                let started_at = match self {
+                    Self::Running { started_at, .. } => *started_at,
+                    // Only the guest saw it start, if it did.
+                    _ => exit.started_at,
+                };
                 Ok(Self::Exited(Exit {
-                    code: KILLED_EXIT_CODE,
-                    reason: ExitReason::SandboxLost,
-                    message: cause.clone(),
-                    started_at: self.started_at(),
-                    finished_at: (*at).max(self.started_at()),
+                    started_at,
+                    finished_at: exit.finished_at.max(started_at),
+                    ..exit.clone()
                 }))
             }
             // The first word on an exit stands.
-            (
-                Self::Exited(_),
-                ContainerEvent::Died { .. }
-                | ContainerEvent::Lost { .. }
-                | ContainerEvent::StartFailed { .. },
-            ) => Ok(self.clone()),
-            (Self::Exited(_), ContainerEvent::Started { .. })
-            | (Self::Running { .. }, ContainerEvent::StartFailed { .. }) => Err(IllegalMove {
-                subject: "container",
-                state: self.name(),
-                event: event.name(),
-            }),
+            (Self::Exited(_), ContainerEvent::Ended(_)) => Ok(self.clone()),
+            (Self::Exited(_), ContainerEvent::Started { .. }) => Err(self.refuse(event.name())),
+        }
+    }
+
+    /// Why `event` is not possible now.
+    pub fn refuse(&self, event: &'static str) -> IllegalMove {
+        IllegalMove {
+            subject: "container",
+            state: self.name(),
+            event,
         }
     }
 
@@ -228,44 +175,18 @@ impl ContainerState {
     pub fn is_exited(&self) -> bool {
         matches!(self, Self::Exited(_))
     }
-
-    fn started_at(&self) -> i64 {
-        match self {
-            Self::Created => 0,
-            Self::Running { started_at, .. } => *started_at,
-            Self::Exited(exit) => exit.started_at,
-        }
-    }
 }
 
 impl ContainerEvent {
     fn name(&self) -> &'static str {
         match self {
             Self::Started { .. } => "start",
-            Self::StartFailed { .. } => "a failed start",
-            Self::Died { .. } => "exit",
-            Self::Lost { .. } => "loss of the VM",
+            Self::Ended(exit) => match exit.reason {
+                ExitReason::StartError => "a failed start",
+                ExitReason::SandboxLost => "loss of the VM",
+                ExitReason::Completed | ExitReason::Error | ExitReason::OomKilled => "exit",
+            },
         }
-    }
-}
-
-impl ExitReason {
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Completed => "Completed",
-            Self::Error => "Error",
-            Self::OomKilled => "OOMKilled",
-            Self::StartError => "StartError",
-            Self::SandboxLost => "SandboxLost",
-        }
-    }
-}
-
-fn reason(code: i32, oom_killed: bool) -> ExitReason {
-    match (code, oom_killed) {
-        (_, true) => ExitReason::OomKilled,
-        (0, false) => ExitReason::Completed,
-        (_, false) => ExitReason::Error,
     }
 }
 
@@ -308,71 +229,43 @@ mod tests {
         }
     }
 
-    fn died(code: i32, oom_killed: bool) -> ContainerEvent {
-        ContainerEvent::Died {
-            code,
-            oom_killed,
+    fn ended(reason: ExitReason, at: i64) -> ContainerEvent {
+        ContainerEvent::Ended(Exit {
+            code: 3,
+            reason,
             message: String::new(),
-            at: 9,
-        }
+            started_at: 2,
+            finished_at: at,
+        })
     }
 
-    #[test]
-    fn an_exit_has_the_reason_that_kubernetes_shows() {
-        let running = ContainerState::Running {
-            pid: 1,
-            started_at: 5,
-        };
-        for (code, oom, expected) in [
-            (0, false, "Completed"),
-            (3, false, "Error"),
-            (137, false, "Error"),
-            (137, true, "OOMKilled"),
-            (0, true, "OOMKilled"),
-        ] {
-            let ContainerState::Exited(exit) = running.after(&died(code, oom)).unwrap() else {
-                panic!("must be exited");
-            };
-            assert_eq!(
-                (
-                    exit.code,
-                    exit.reason.word(),
-                    exit.started_at,
-                    exit.finished_at
-                ),
-                (code, expected, 5, 9)
-            );
+    fn exit(state: &ContainerState) -> &Exit {
+        match state {
+            ContainerState::Exited(exit) => exit,
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_container_moves_only_along_the_diagram() {
+        use ExitReason::{Error, SandboxLost, StartError};
         let started = || ContainerEvent::Started { pid: 1, at: 5 };
-        let failed = || ContainerEvent::StartFailed {
-            code: 127,
-            message: "no".into(),
-            at: 6,
-        };
-        let gone = || ContainerEvent::Lost {
-            cause: "vm".into(),
-            at: 7,
-        };
         let created = ContainerState::Created;
         let running = created.after(&started()).unwrap();
-        let exited = running.after(&died(1, false)).unwrap();
+        let exited = running.after(&ended(Error, 9)).unwrap();
         let table = [
             (&created, started(), Some("running")),
-            (&created, failed(), Some("exited")),
-            (&created, died(0, false), Some("exited")),
-            (&created, gone(), Some("exited")),
+            (&created, ended(StartError, 9), Some("exited")),
+            (&created, ended(Error, 9), Some("exited")),
+            (&created, ended(SandboxLost, 9), Some("exited")),
             (&running, started(), Some("running")),
-            (&running, failed(), None),
-            (&running, died(0, false), Some("exited")),
-            (&running, gone(), Some("exited")),
+            (&running, ended(StartError, 9), None),
+            (&running, ended(Error, 9), Some("exited")),
+            (&running, ended(SandboxLost, 9), Some("exited")),
             (&exited, started(), None),
-            (&exited, failed(), Some("exited")),
-            (&exited, died(0, false), Some("exited")),
-            (&exited, gone(), Some("exited")),
+            (&exited, ended(StartError, 9), Some("exited")),
+            (&exited, ended(Error, 9), Some("exited")),
+            (&exited, ended(SandboxLost, 9), Some("exited")),
         ];
         for (from, event, to) in table {
             let after = from.after(&event).ok();
@@ -385,10 +278,7 @@ mod tests {
                 assert_eq!(after.as_ref(), Some(from), "the first word stands");
             }
         }
-        let ContainerState::Exited(exit) = running.after(&gone()).unwrap() else {
-            panic!("must be exited");
-        };
-        assert_eq!((exit.code, exit.message.as_str()), (KILLED_EXIT_CODE, "vm"));
+        assert_eq!((exit(&exited).code, exit(&exited).started_at), (3, 5));
     }
 
     #[test]
@@ -397,9 +287,13 @@ mod tests {
             pid: 1,
             started_at: 50,
         };
-        let ContainerState::Exited(exit) = running.after(&died(0, false)).unwrap() else {
-            panic!("must be exited");
-        };
-        assert_eq!(exit.finished_at, 50);
+        let exited = running.after(&ended(ExitReason::Error, 9)).unwrap();
+        assert_eq!(exit(&exited).finished_at, 50);
+    }
+
+    #[test]
+    fn a_start_that_only_the_guest_saw_is_told_with_the_exit() {
+        let missed = ContainerState::Created.after(&ended(ExitReason::Error, 9));
+        assert_eq!(exit(&missed.unwrap()).started_at, 2);
     }
 }

@@ -12,14 +12,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bulkhead_host::Files;
+use bulkhead_text::chain;
+
 use super::Owner;
 use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::host::Shared;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::state::PodState;
-use bulkhead_host::Files;
-use bulkhead_text::chain;
 
 /// Takes over a pod that an earlier daemon stored.
 pub async fn adopt(
@@ -45,7 +46,9 @@ pub async fn adopt(
         PodState::NotReady { .. } => owner.release_vm().await.map_err(PodError::from),
     };
     if let Err(error) = done {
-        owner.complain("clean up after an earlier daemon", &error);
+        owner
+            .ledger
+            .complain("clean up after an earlier daemon", &error);
     }
     tokio::spawn(owner.run());
 }
@@ -53,7 +56,7 @@ pub async fn adopt(
 impl Owner {
     /// Asks CNI in the background whether the network is as it was.
     fn check_network(&self) {
-        let Some(record) = self.pod.network().cloned() else {
+        let Some(record) = self.ledger.pod().network().cloned() else {
             return;
         };
         let shared = Arc::clone(&self.shared);
@@ -65,8 +68,8 @@ impl Owner {
 
     /// Finds the VM of a pod that was ready, or takes note of its end.
     async fn adopt_guest(&mut self) {
-        let files = self.pod.run_directory().cloned().map(Files::new);
-        let found = match (self.pod.vmm(), &files) {
+        let files = self.ledger.pod().run_directory().cloned().map(Files::new);
+        let found = match (self.ledger.pod().vmm(), &files) {
             (Some(identity), Some(files)) => {
                 self.shared.host.launcher.adopt(files.clone(), identity)
             }
@@ -75,7 +78,7 @@ impl Owner {
         match found {
             Ok(Some(guest)) => {
                 tracing::info!(
-                    pod = self.pod.id,
+                    pod = self.ledger.pod().id,
                     pid = guest.process.identity().pid,
                     "adopted"
                 );
@@ -89,14 +92,17 @@ impl Owner {
             }
             missing => {
                 if let Err(error) = missing {
-                    self.complain("adopt", &error);
+                    self.ledger.complain("adopt", &error);
                 }
                 let obituary = files.map(|files| files.obituary());
                 let cause = obituary.unwrap_or_else(|| "its VM is gone".to_owned());
-                tracing::warn!(pod = self.pod.id, "lost while no daemon ran: {cause}");
+                tracing::warn!(
+                    pod = self.ledger.pod().id,
+                    "lost while no daemon ran: {cause}"
+                );
                 self.lose(&cause);
                 if let Err(error) = self.release_vm().await {
-                    self.complain("give back what the VM had", &error);
+                    self.ledger.complain("give back what the VM had", &error);
                 }
             }
         }

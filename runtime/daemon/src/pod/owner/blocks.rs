@@ -28,20 +28,20 @@ impl Owner {
             } = block;
             let (ownership, wanted) = (block.ownership, block.wanted);
             let is = |one: &BlockRecord| one.device == device && one.writable == writable;
-            let extent = match self.pod.blocks.iter().position(is) {
+            let extent = match self.ledger.pod().blocks.iter().position(is) {
                 Some(at) => {
-                    self.change_pod(|pod| {
+                    self.ledger.change_pod(|pod| {
                         if let Some(known) = pod.blocks.get_mut(at) {
                             known.users.insert(request.id.clone());
                         }
                     })?;
-                    self.pod.blocks.get(at).map(|known| known.extent)
+                    self.ledger.pod().blocks.get(at).map(|known| known.extent)
                 }
                 None => {
                     let socket = guest.files.control();
                     let extent = control::attach_volume(&socket, block.file).await?;
                     // A daemon that dies in between leaves the device open until the VM ends.
-                    let stored = self.change_pod(|pod| {
+                    let stored = self.ledger.change_pod(|pod| {
                         pod.blocks.push(BlockRecord {
                             path: wanted.path.clone(),
                             device,
@@ -54,7 +54,7 @@ impl Owner {
                         let _ = control::detach_volume(&socket, extent).await;
                         return Err(error.into());
                     }
-                    tracing::info!(pod = self.pod.id, path = %wanted.path.display(), "attached");
+                    tracing::info!(pod = self.ledger.pod().id, path = %wanted.path.display(), "attached");
                     Some(extent)
                 }
             };
@@ -74,11 +74,11 @@ impl Owner {
     /// removed the container.
     pub(super) async fn detach_blocks(&mut self, container: &str) {
         let of_it = |block: &BlockRecord| block.users.contains(container);
-        if !self.pod.blocks.iter().any(of_it) {
+        if !self.ledger.pod().blocks.iter().any(of_it) {
             return;
         }
         let mut unused = Vec::new();
-        let changed = self.change_pod(|pod| {
+        let changed = self.ledger.change_pod(|pod| {
             for block in &mut pod.blocks {
                 block.users.remove(container);
             }
@@ -88,15 +88,17 @@ impl Owner {
                 .collect();
         });
         if let Err(error) = changed {
-            return self.complain("forget the block devices of a container", &error);
+            return self
+                .ledger
+                .complain("forget the block devices of a container", &error);
         }
         // They went with the VM, if it ended.
-        let Some(socket) = self.guest.as_ref().map(|guest| guest.files.control()) else {
+        let Some(socket) = self.ledger.guest().map(|guest| guest.files.control()) else {
             return;
         };
         for block in unused {
             if let Err(error) = control::detach_volume(&socket, block.extent).await {
-                self.complain("close a block device", &error);
+                self.ledger.complain("close a block device", &error);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! What a pod takes on the host, in order, until its guest is configured.
 //!
 //! ```text
-//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before the next
+//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before it is taken
 //! ```
 //! [`super::teardown`] gives it back. A boot whose caller has gone is given up between two steps; while the guest boots, at
 //! once.
@@ -16,14 +16,14 @@ use bulkhead_host::cgroup::CgroupError;
 use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
 use bulkhead_host::{Files, Guest};
-use bulkhead_network::Attachment;
+use bulkhead_network::{Attachment, NetworkRecord};
 use bulkhead_text::hex;
 
 use super::Owner;
 use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::errors::{BootError, PodError};
-use crate::pod::life::record::Held;
+use crate::pod::life::record::{Held, PodRecord};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
@@ -45,15 +45,20 @@ impl Owner {
     ) -> Result<(), BootError> {
         let started = Instant::now();
         let plan = self.plan()?;
+        let PodRecord { id, spec, .. } = self.ledger.pod();
+        let request = wire::attach_request(id, spec);
+        let network = self.shared.host.network.plan(request).await?;
         let host = &self.shared.host;
-        let name = self.pod.id.get(..RUN_NAME_DIGITS).unwrap_or(&self.pod.id);
+        let id = &self.ledger.pod().id;
+        let name = id.get(..RUN_NAME_DIGITS).unwrap_or(id);
         let run = host.run_pods.join(name);
-        let state = host.state_pods.join(&self.pod.id);
-        self.change_pod(|pod| {
+        let state = host.state_pods.join(id);
+        self.ledger.change_pod(|pod| {
             pod.size = plan.size;
             pod.allowance = plan.allowance;
             pod.held.push(Held::RunDirectory(run.clone()));
             pod.held.push(Held::StateDirectory(state.clone()));
+            pod.held.push(Held::Network(Box::new(network.clone())));
         })?;
         for path in [&run, &state] {
             launch::make_directory(path).map_err(|source| BootError::Directory {
@@ -62,7 +67,7 @@ impl Owner {
             })?;
         }
         let scratch = state.join("scratch.ext4");
-        let attachment = self.attach_and_make_scratch(&scratch).await?;
+        let attachment = self.attach_and_make_scratch(network, &scratch).await?;
         let prepared = started.elapsed();
         if caller.is_closed() {
             return Err(BootError::Abandoned);
@@ -91,14 +96,15 @@ impl Owner {
         };
         let booted = started.elapsed();
         self.serve_guest(guest);
-        self.move_pod(&PodEvent::Booted)
+        self.ledger
+            .move_pod(&PodEvent::Booted)
             .map_err(|error| match error {
                 PodError::Store(error) => BootError::Store(error),
                 // Nothing else moves a pod that is being created.
                 _ => BootError::Panicked,
             })?;
         tracing::info!(
-            pod = self.pod.id,
+            pod = self.ledger.pod().id,
             turn = ?turn.waited,
             ahead = turn.ahead,
             network_and_disk = ?prepared,
@@ -111,22 +117,32 @@ impl Owner {
     }
 
     /// Network and scratch disk have nothing to do with each other and are made at once.
-    async fn attach_and_make_scratch(&mut self, scratch: &Path) -> Result<Attachment, BootError> {
+    async fn attach_and_make_scratch(
+        &mut self,
+        network: NetworkRecord,
+        scratch: &Path,
+    ) -> Result<Attachment, BootError> {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
-        let bytes = self.pod.size.scratch_bytes;
+        let bytes = self.ledger.pod().size.scratch_bytes;
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
             scratch.make(Purpose::Scratch, &path, bytes)
         });
-        let request = wire::attach_request(&self.pod.id, &self.pod.spec);
-        let attaching = self.shared.host.network.attach(request);
+        let attaching = self.shared.host.network.attach(network);
         let (attached, made) = tokio::join!(attaching, making);
-        let attachment = attached?;
+        let attachment = match attached {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                // What it has made is gone, or the network's to take down.
+                self.ledger.change_pod(PodRecord::release_network)?;
+                return Err(error.into());
+            }
+        };
         let record = attachment.record.clone();
         let addresses = attachment.addresses.clone();
-        self.change_pod(|pod| {
-            pod.held.push(Held::Network(Box::new(record)));
+        self.ledger.change_pod(|pod| {
+            pod.hold_network(record);
             pod.addresses = addresses;
         })?;
         made.map_err(|_| BootError::Panicked)??;
@@ -153,7 +169,7 @@ impl Owner {
             }),
             None => None,
         };
-        let size = self.pod.size;
+        let size = self.ledger.pod().size;
         let machine = Machine {
             vcpus: size.vcpus,
             boot_vcpus: size.boot_vcpus,
@@ -185,7 +201,8 @@ impl Owner {
         let guest = starting.boot(turn.patience.boot_until(longest)).await;
         let guest = guest.map_err(|error| launch_failed(waited, error))?;
         let started = Instant::now();
-        let request = configuration(&self.pod.id, &self.pod.spec, attachment);
+        let PodRecord { id, spec, .. } = self.ledger.pod();
+        let request = configuration(id, spec, attachment);
         guest.agent.configure(request).await?;
         self.limit_guest(&guest).await?;
         Ok((guest, started.elapsed()))
@@ -197,16 +214,18 @@ impl Owner {
         identity: Identity,
         cgroup: Option<PathBuf>,
     ) -> Result<(), BootError> {
-        self.change_pod(|pod| {
+        self.ledger.change_pod(|pod| {
             pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));
         })?;
         if let Some(path) = cgroup {
-            let limits = self.host_limits();
+            let limits = self.ledger.host_limits();
             let cgroups = &self.shared.host.cgroups;
             match cgroups.make(&path, &limits, identity.pid).await {
                 Ok(()) => {}
-                Err(error @ CgroupError::Files { .. }) => self.complain("bound the VM", &error),
+                Err(error @ CgroupError::Files { .. }) => {
+                    self.ledger.complain("bound the VM", &error)
+                }
                 // systemd is asked only where it makes cgroups, and can be asked again.
                 Err(CgroupError::Scope(error)) => return Err(error.into()),
             }

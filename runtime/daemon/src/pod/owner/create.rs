@@ -18,12 +18,10 @@ use crate::pod::life::record::ContainerRecord;
 use crate::pod::life::signal;
 use crate::pod::life::spec::{ContainerSpec, PidMode, Resources};
 use crate::pod::life::state::ContainerState;
-use crate::pod::notices::NoticeKind;
 use crate::pod::plan::{program, wire};
 use crate::pod::registry::find;
 use crate::pod::volumes::block::{self, OpenBlock};
 use crate::random::new_id;
-use crate::store::Kind;
 
 /// What of the host a container is to have.
 struct Parts {
@@ -34,7 +32,7 @@ struct Parts {
 impl Owner {
     /// Makes a container; returns its id.
     pub(super) async fn create(&mut self, mut spec: ContainerSpec) -> Result<String, PodError> {
-        let guest = self.ready_guest("a new container")?;
+        let guest = self.ledger.ready_guest("a new container")?;
         self.check_name(&spec)?;
         check_placement(&spec.resources)?;
         self.resolve_target(&mut spec)?;
@@ -42,7 +40,8 @@ impl Owner {
         let image = images.find(&spec.image)?;
         let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
         let id = new_id();
-        let name = wire::hostname(&self.pod.id, &self.pod.spec);
+        let pod = self.ledger.pod();
+        let name = wire::hostname(&pod.id, &pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
         self.make_room(&guest, &id, &spec.resources).await?;
         let opened = block::open(&spec.block_devices)?;
@@ -51,7 +50,7 @@ impl Owner {
         record.termination_log = termination_log(&mounts);
         record.empty_dirs = empty_dirs(&mounts);
         // The record comes first: a lease without a record is given back at the next start.
-        self.store(Kind::Container, &id, &record)?;
+        self.ledger.write_container(&record)?;
         let parts = Parts { mounts, opened };
         let resources = record.spec.resources.clone();
         let made = self
@@ -61,10 +60,7 @@ impl Owner {
             self.unmake(&guest, &record).await;
             return Err(error);
         }
-        self.containers.insert(id.clone(), record);
-        self.place();
-        self.publish();
-        self.notify(NoticeKind::Created, &id);
+        self.ledger.add_container(record);
         Ok(id)
     }
 
@@ -97,11 +93,11 @@ impl Owner {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
         for layer in images.lease(image.id.as_str(), holder)? {
-            let extent = match self.pod.layers.get(&layer.diff_id) {
+            let extent = match self.ledger.pod().layers.get(&layer.diff_id) {
                 Some(extent) => *extent,
                 None => {
                     let extent = control::attach(&guest.files.control(), &layer.path).await?;
-                    self.change_pod(|pod| {
+                    self.ledger.change_pod(|pod| {
                         pod.layers.insert(layer.diff_id.clone(), extent);
                     })?;
                     extent
@@ -116,7 +112,8 @@ impl Owner {
     async fn unmake(&mut self, guest: &Guest, record: &ContainerRecord) {
         let id = &record.id;
         if let Err(error) = guest.agent.remove(id).await {
-            self.complain("undo a container in the guest", &error);
+            self.ledger
+                .complain("undo a container in the guest", &error);
         }
         self.give_back_hugepages(guest, id, &record.spec.resources)
             .await;
@@ -124,7 +121,7 @@ impl Owner {
         self.unshare(id).await;
         self.detach_blocks(id).await;
         if let Err(error) = self.forget_container(id) {
-            self.complain("undo a container", &error);
+            self.ledger.complain("undo a container", &error);
         }
     }
 
@@ -140,8 +137,8 @@ impl Owner {
             .unwrap_or(signal::SIGTERM);
         Ok(ContainerRecord {
             id: id.to_owned(),
-            pod_id: self.pod.id.clone(),
-            log_path: logs::log_path(&self.pod.spec.log_directory, &spec.log_path)?,
+            pod_id: self.ledger.pod().id.clone(),
+            log_path: logs::log_path(&self.ledger.pod().spec.log_directory, &spec.log_path)?,
             spec,
             state: ContainerState::Created,
             created_at: now(),
@@ -161,7 +158,7 @@ impl Owner {
     fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
         let same =
             |one: &&ContainerRecord| one.spec.name == spec.name && one.spec.attempt == spec.attempt;
-        match self.containers.values().find(same) {
+        match self.ledger.containers().values().find(same) {
             None => Ok(()),
             Some(holder) => Err(PodError::Exists {
                 what: "container",
@@ -174,8 +171,9 @@ impl Owner {
     /// Makes the whole id of the container whose processes are to be shared.
     fn resolve_target(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
         if let PidMode::Target(target) = &mut spec.security.pid {
-            let ids: BTreeMap<_, _> = self.containers.iter().collect();
-            *target = find(ids.keys().map(|id| id.as_str()), target, "container")?;
+            *target = find(self.ledger.containers(), target, "container")?
+                .0
+                .to_owned();
         }
         Ok(())
     }

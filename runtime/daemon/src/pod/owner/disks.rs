@@ -21,7 +21,7 @@ impl Owner {
         name: &str,
         directory: &Path,
     ) -> Result<protocol::Extent, PodError> {
-        let Some(disks) = &self.pod.disks else {
+        let Some(disks) = &self.ledger.pod().disks else {
             // Its agent ignores the place.
             return Ok(protocol::Extent::default());
         };
@@ -29,7 +29,7 @@ impl Owner {
             return Ok(control::told(known.extent));
         }
         let shared = Arc::clone(&self.shared);
-        let bytes = self.pod.size.scratch_bytes;
+        let bytes = self.ledger.pod().size.scratch_bytes;
         let opened =
             tokio::task::block_in_place(|| disk::open(&shared.host.scratch, directory, bytes));
         let socket = guest.files.control();
@@ -49,7 +49,7 @@ impl Owner {
             directory: directory.to_owned(),
             extent,
         };
-        let stored = self.change_pod(|pod| {
+        let stored = self.ledger.change_pod(|pod| {
             let disks = pod.disks.get_or_insert_default();
             disks.insert(name.to_owned(), record);
         });

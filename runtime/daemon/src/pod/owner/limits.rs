@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use bulkhead_guest::protocol;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::HostLimits;
 
+use super::ledger::Ledger;
 use super::{Owner, node};
 use crate::pod::errors::BootError;
 use crate::pod::life::record::{Allowance, ContainerRecord, VmSize};
@@ -27,13 +27,13 @@ impl Owner {
     /// How large the VM will be, and its cgroup; or why there is no room for it. Nothing is taken yet.
     pub(super) fn plan(&self) -> Result<Plan, BootError> {
         let host = &self.shared.host;
-        let limits = &self.pod.spec.limits;
+        let limits = &self.ledger.pod().spec.limits;
         let given = host.cgroups.of_pod(&limits.cgroup_parent);
         let allowance = limits.allowance(given.as_ref());
         let wanted = limits.wanted(allowance);
         let cgroup = host
             .cgroups
-            .place(&self.pod.id, given.as_ref(), wanted.host_bytes());
+            .place(&self.ledger.pod().id, given.as_ref(), wanted.host_bytes());
         let memory = node::Memory::read();
         let disk = host.state_pods.parent().unwrap_or(&host.state_pods);
         let disk = rustix::fs::statvfs(disk).map_err(|e| BootError::Directory {
@@ -56,13 +56,22 @@ impl Owner {
         })
     }
 
+    /// Limits the pod's containers together, in the guest.
+    pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
+        let pod = self.ledger.pod();
+        let limits = guest_limits(&pod.spec.limits, pod.allowance, pod.cgroup());
+        Ok(self.limit(guest, limits).await?)
+    }
+}
+
+impl Ledger {
     /// What the pod and its live containers are to have.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub fn wanted(&self) -> Wanted {
         let live = self.live().map(|one| &one.spec.resources);
-        self.wanted_with(&self.pod.spec.limits, self.pod.allowance, live)
+        self.wanted_with(&self.pod().spec.limits, self.pod().allowance, live)
     }
 
-    pub(super) fn wanted_with<'a>(
+    pub fn wanted_with<'a>(
         &self,
         limits: &'a PodLimits,
         allowance: Allowance,
@@ -76,18 +85,19 @@ impl Owner {
         }
     }
 
-    pub(super) fn live(&self) -> impl Iterator<Item = &ContainerRecord> {
-        let all = self.containers.values();
+    /// Containers that have not ended.
+    pub fn live(&self) -> impl Iterator<Item = &ContainerRecord> {
+        let all = self.containers().values();
         all.filter(|one| !one.state.is_exited())
     }
 
     /// What the host lets the VM use, by the pod and its containers.
-    pub(super) fn host_limits(&self) -> HostLimits {
+    pub fn host_limits(&self) -> HostLimits {
         self.host_limits_for(&self.wanted())
     }
 
-    pub(super) fn host_limits_for(&self, wanted: &Wanted) -> HostLimits {
-        let limits = &self.pod.spec.limits;
+    pub fn host_limits_for(&self, wanted: &Wanted) -> HostLimits {
+        let limits = &self.pod().spec.limits;
         let containers: Vec<&Resources> = self.live().map(|one| &one.spec.resources).collect();
         let together = |list: fn(&Resources) -> &str| union(containers.iter().map(|one| list(one)));
         HostLimits {
@@ -99,28 +109,9 @@ impl Owner {
         }
     }
 
-    /// Applies on the host what its containers say, after one has come, gone or changed.
-    pub(super) fn place(&self) {
-        if let Some(path) = self.pod.cgroup() {
-            let limits = self.host_limits();
-            self.shared.host.cgroups.limit(path, &limits);
-        }
+    /// How readily the host kills the VM for memory: as the container that it would kill last.
+    pub fn oom_score_adj(&self) -> i32 {
         let scores = self.live().map(|one| one.spec.resources.oom_score_adj);
-        let score = i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0);
-        if let Some(guest) = &self.guest
-            && let Err(e) = guest.process.set_oom_score_adj(score)
-        {
-            // Lowering it takes CAP_SYS_RESOURCE, which a daemon in a container may lack.
-            tracing::debug!(pod = self.pod.id, "oom_score_adj of the VMM: {e}");
-        }
-    }
-
-    /// Limits the pod's containers together, in the guest.
-    pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
-        let limits = guest_limits(&self.pod.spec.limits, self.pod.allowance, self.pod.cgroup());
-        if limits == protocol::Resources::default() {
-            return Ok(());
-        }
-        Ok(guest.agent.limit(limits).await?)
+        i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0)
     }
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use bulkhead_guest::connect;
 use bulkhead_host::Guest;
+use bulkhead_text::chain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::Owner;
 use crate::logs::{Followed, LogFile, Reopen, follow};
 use crate::pod::errors::PodError;
-use crate::pod::life::state::{ContainerState, IllegalMove};
+use crate::pod::life::state::ContainerState;
 use crate::pod::request::Answer;
-use bulkhead_text::chain;
 
 /// Between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);
@@ -90,18 +90,11 @@ impl Drop for LogTask {
 impl Owner {
     /// Has the log's task open its file again. The answer comes from there.
     pub(super) fn reopen_log(&mut self, id: &str, answer: Answer<()>) {
-        let record = match self.container(id) {
+        let record = match self.ledger.container(id) {
             Ok(record) => record,
             Err(error) => return drop(answer.send(Err(error))),
         };
-        let not_running = PodError::State {
-            id: id.to_owned(),
-            source: IllegalMove {
-                subject: "container",
-                state: record.state.name(),
-                event: "reopening the log",
-            },
-        };
+        let not_running = PodError::container_is(record, "reopening the log");
         let log = self.logs.get(id).filter(|_| record.state.is_running());
         let (reopen, reopened): (Reopen, _) = oneshot::channel();
         match log.map(|log| log.reopen(reopen)) {
@@ -121,7 +114,7 @@ impl Owner {
 
     /// Follows the logs of containers that an earlier daemon started.
     pub(super) fn follow_logs(&mut self, guest: &Guest) {
-        let started = self.containers.values();
+        let started = self.ledger.containers().values();
         let started = started.filter(|one| one.state != ContainerState::Created);
         let tasks: Vec<_> = started
             .map(|one| {

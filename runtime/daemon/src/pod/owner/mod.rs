@@ -2,10 +2,12 @@
 //! The task that owns one pod.
 //!
 //! Every change to a pod and its containers goes through a [`Request`] handled here one at a time, or is news of the
-//! guest's, so nothing else needs a lock on pod state. [`super::state`] says what is allowed, [`super::boot`]
-//! takes and gives back what a pod has on the host, [`super::containers`] does the work on containers, [`super::news`]
-//! takes note of what happened without being asked for.
-//! The order of each change: check, store, memory, publish.
+//! guest's, so nothing else needs a lock on pod state. What is known of the pod is in its [`ledger`], which alone changes
+//! it. The other files do the work: [`boot`] and [`teardown`] take and give back what a pod has on the host, [`adopt`]
+//! takes over the pod of an earlier daemon, [`create`] makes containers, [`containers`] does the rest with them, and
+//! [`news`] takes note of what happened without being asked for. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring
+//! volumes into the guest; [`limits`], [`resize`] and [`together`] say what may be used there, and [`node`]
+//! what the host has.
 
 mod adopt;
 mod blocks;
@@ -13,41 +15,38 @@ mod boot;
 mod containers;
 mod create;
 mod disks;
-mod hugepages;
+mod ledger;
 mod limits;
 mod logs;
 mod mounts;
 mod news;
 mod node;
-mod pids;
 mod resize;
 mod shares;
 mod teardown;
+mod together;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bulkhead_guest::watch::{self as guest_watch, News};
+use bulkhead_guest::news::News;
+use bulkhead_guest::watch as guest_watch;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::pids::PidsLimit;
 use bulkhead_host::process::VmmProcess;
-use bulkhead_text::chain;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub use self::adopt::adopt;
+use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
 use super::admission::Turn;
 use super::errors::PodError;
 use super::host::Shared;
 use super::life::record::{ContainerRecord, PodRecord};
-use super::life::state::{PodEvent, PodState};
-use super::notices::{Notice, NoticeKind};
 use super::registry::Handle;
 use super::request::{Answer, Request};
-use super::view::View;
 use super::volumes::mirror::Mirror;
 use crate::clock::now;
-use crate::store::{Kind, StoreError};
 
 /// Requests that wait for a pod.
 const INBOX: usize = 64;
@@ -62,9 +61,8 @@ enum Then {
 #[derive(Debug)]
 pub struct Owner {
     shared: Arc<Shared>,
-    pod: PodRecord,
-    containers: BTreeMap<String, ContainerRecord>,
-    guest: Option<Guest>,
+    ledger: Ledger,
+    /// Of containers that were started.
     logs: HashMap<String, LogTask>,
     /// By the volume's name in the guest.
     mirrors: HashMap<String, Mirror>,
@@ -78,9 +76,6 @@ pub struct Owner {
     settled: mpsc::Receiver<News>,
     settled_sender: mpsc::Sender<News>,
     inbox: mpsc::Receiver<Request>,
-    view: watch::Sender<Arc<View>>,
-    /// Listeners have heard of the pod.
-    announced: bool,
 }
 
 /// Starts the task of a new pod, whose name is reserved and whose turn it is. `answer` hears how its boot went.
@@ -95,23 +90,26 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
             Err(error) => {
                 let undone = owner.remove_pod().await;
                 if answer.send(Err(error.into())).is_err() {
-                    tracing::info!(pod = owner.pod.id, "nobody waits for the failed boot");
+                    tracing::info!(
+                        pod = owner.ledger.pod().id,
+                        "nobody waits for the failed boot"
+                    );
                 }
                 match undone {
                     Ok(()) => return,
-                    Err(error) => owner.complain("undo the boot", &error),
+                    Err(error) => owner.ledger.complain("undo the boot", &error),
                 }
                 false
             }
         };
         if abandoned {
             tracing::info!(
-                pod = owner.pod.id,
+                pod = owner.ledger.pod().id,
                 "who asked for the pod has gone; removing it"
             );
             match owner.remove_pod().await {
                 Ok(()) => return,
-                Err(error) => owner.complain("remove an abandoned pod", &error),
+                Err(error) => owner.ledger.complain("remove an abandoned pod", &error),
             }
         }
         owner.run().await;
@@ -128,22 +126,21 @@ impl Owner {
         let (inbox_sender, inbox) = mpsc::channel(INBOX);
         let (news_sender, news) = mpsc::channel(INBOX);
         let (settled_sender, settled) = mpsc::channel(INBOX);
-        let (view, reader) = watch::channel(Arc::new(View {
-            pod: pod.clone(),
-            containers: containers.clone(),
-            guest: None,
-        }));
+        let others = Others {
+            store: Arc::clone(&shared.host.store),
+            cgroups: shared.host.cgroups.clone(),
+            registry: Arc::clone(&shared.registry),
+            notices: Arc::clone(&shared.notices),
+        };
+        let (ledger, view) = Ledger::open(others, pod, containers);
         shared.registry.register(Handle {
-            id: pod.id.clone(),
+            id: ledger.pod().id.clone(),
             inbox: inbox_sender,
-            view: reader,
+            view,
         });
         Self {
-            announced: pod.state != PodState::Creating,
             shared,
-            pod,
-            containers,
-            guest: None,
+            ledger,
             logs: HashMap::new(),
             mirrors: HashMap::new(),
             pids_limit: None,
@@ -153,14 +150,14 @@ impl Owner {
             settled,
             settled_sender,
             inbox,
-            view,
         }
     }
 
     /// Serves the pod until it is removed.
     async fn run(mut self) {
         loop {
-            let process = self.guest.as_ref().map(|guest| Arc::clone(&guest.process));
+            let guest = self.ledger.guest();
+            let process = guest.map(|guest| Arc::clone(&guest.process));
             tokio::select! {
                 biased;
                 () = end_of(process) => self.vm_ended().await,
@@ -195,7 +192,8 @@ impl Owner {
                 if let (Err(_), Some(id)) = (answer.send(created), id) {
                     // Nobody knows the id: nobody could ever remove it.
                     if let Err(error) = self.remove(&id).await {
-                        self.complain("remove an abandoned container", &error);
+                        self.ledger
+                            .complain("remove an abandoned container", &error);
                     }
                 }
             }
@@ -221,88 +219,7 @@ impl Owner {
         let ended = async move { process.ended().await };
         let news = self.news_sender.clone();
         tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
-        self.guest = Some(guest);
-        self.publish();
-    }
-
-    /// Moves the pod along an event: store, memory, publish.
-    fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
-        let id = self.pod.id.clone();
-        let state = self
-            .pod
-            .state
-            .after(event)
-            .map_err(|source| PodError::State { id, source })?;
-        let is_new = state != self.pod.state;
-        let ready = state == PodState::Ready;
-        let facts = matches!(state, PodState::NotReady { .. });
-        let record = PodRecord {
-            state,
-            ..self.pod.clone()
-        };
-        let stored = self.store_pod(&record);
-        if stored.is_ok() || facts {
-            self.pod = record;
-            self.publish();
-            if is_new && ready {
-                self.announce();
-            } else if is_new && facts && self.announced {
-                self.notify(NoticeKind::Stopped, &self.pod.id);
-            }
-        }
-        Ok(stored?)
-    }
-
-    /// Listeners hear of a pod once it is ready.
-    fn announce(&mut self) {
-        self.announced = true;
-        self.notify(NoticeKind::Created, &self.pod.id);
-        self.notify(NoticeKind::Started, &self.pod.id);
-    }
-
-    /// Changes the pod's record: store, memory, publish.
-    fn change_pod(&mut self, change: impl FnOnce(&mut PodRecord)) -> Result<(), StoreError> {
-        let mut record = self.pod.clone();
-        change(&mut record);
-        self.store_pod(&record)?;
-        self.pod = record;
-        self.publish();
-        Ok(())
-    }
-
-    fn store_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
-        self.store(Kind::Pod, &record.id, record)
-    }
-
-    fn store<T: serde::Serialize>(
-        &self,
-        kind: Kind,
-        id: &str,
-        record: &T,
-    ) -> Result<(), StoreError> {
-        tokio::task::block_in_place(|| self.shared.host.store.put(kind, id, record))
-    }
-
-    fn publish(&self) {
-        self.view.send_replace(Arc::new(View {
-            pod: self.pod.clone(),
-            containers: self.containers.clone(),
-            guest: self.guest.clone(),
-        }));
-    }
-
-    fn notify(&self, kind: NoticeKind, container_id: &str) {
-        self.shared.notices.tell(&Notice {
-            kind,
-            container_id: container_id.to_owned(),
-            at: now(),
-            view: Arc::clone(&self.view.borrow()),
-        });
-    }
-
-    /// For errors that no caller waits for.
-    fn complain(&self, what: &str, error: &dyn std::error::Error) {
-        tracing::warn!(pod = self.pod.id, "{what}: {}", chain(error));
+        self.ledger.set_guest(Some(guest));
     }
 }
 

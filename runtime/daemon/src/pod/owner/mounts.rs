@@ -57,7 +57,7 @@ impl Owner {
         let host = &self.shared.host;
         match source {
             MountSource::Host(path) => {
-                let uid = &self.pod.spec.name.uid;
+                let uid = &self.ledger.pod().spec.name.uid;
                 let found = host.volumes.find(uid, container, path)?;
                 Ok(FoundSource::Host(found))
             }
@@ -147,10 +147,11 @@ impl Owner {
         name: &str,
         source: MirrorSource,
     ) -> Result<(), PodError> {
-        if self.pod.mirrors.get(name) != Some(&source) {
+        if self.ledger.pod().mirrors.get(name) != Some(&source) {
             let (name, source) = (name.to_owned(), source.clone());
             self.mirrors.remove(&name);
-            self.change_pod(|pod| drop(pod.mirrors.insert(name, source)))?;
+            self.ledger
+                .change_pod(|pod| drop(pod.mirrors.insert(name, source)))?;
         }
         let path = source.path.clone();
         let watcher = &self.shared.host.volumes.watcher;
@@ -165,7 +166,7 @@ impl Owner {
     /// Takes up the mirrors of an earlier daemon.
     pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
         let watcher = &self.shared.host.volumes.watcher;
-        let started = self.pod.mirrors.iter().map(|(name, source)| {
+        let started = self.ledger.pod().mirrors.iter().map(|(name, source)| {
             let vsock = guest.files.vsock();
             let mirror = Mirror::start(vsock, name.clone(), source.clone(), watcher.clone());
             (name.clone(), mirror)
@@ -181,7 +182,8 @@ impl Owner {
                 .remove_volume(&termination::volume_name(&record.id))
                 .await
         {
-            self.complain("remove the termination log in the guest", &error);
+            self.ledger
+                .complain("remove the termination log in the guest", &error);
         }
     }
 }

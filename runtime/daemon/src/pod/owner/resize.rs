@@ -41,25 +41,25 @@ impl Owner {
         resources: &Resources,
         overhead: &Resources,
     ) -> Result<(), PodError> {
-        let guest = self.ready_guest("a resize")?;
+        let guest = self.ledger.ready_guest("a resize")?;
         program::resources(resources)?;
         check_placement(resources)?;
-        let old = self.wanted();
-        let mut changed = self.pod.spec.limits.clone();
+        let old = self.ledger.wanted();
+        let mut changed = self.ledger.pod().spec.limits.clone();
         changed.resources.update(resources);
         changed.overhead.update(overhead);
         let allowance = resized(old.allowance, resources);
-        let live = self.live().map(|one| &one.spec.resources);
-        let new = self.wanted_with(&changed, allowance, live);
+        let live = self.ledger.live().map(|one| &one.spec.resources);
+        let new = self.ledger.wanted_with(&changed, allowance, live);
         let inside = self.kubelets_cgroup();
         let room = inside
             .is_some()
             .then(|| positive(changed.overhead.memory_limit_bytes).unwrap_or(0));
-        sizing::resize(&old, &new, &self.pod.size, node::cpus(), room)?;
+        sizing::resize(&old, &new, &self.ledger.pod().size, node::cpus(), room)?;
 
         let grows = sizing::grows(old.allowance.memory_bytes, allowance.memory_bytes);
-        if let Some(path) = self.pod.cgroup().filter(|_| grows) {
-            let limits = self.host_limits_for(&new);
+        if let Some(path) = self.ledger.pod().cgroup().filter(|_| grows) {
+            let limits = self.ledger.host_limits_for(&new);
             self.shared.host.cgroups.limit(path, &limits);
         }
         let done = self.resize_guest(&guest, &changed, &new, grows).await;
@@ -71,13 +71,13 @@ impl Owner {
             self.undo_resize(&guest).await;
             return Err(error);
         }
-        self.change_pod(|pod| {
+        self.ledger.change_pod(|pod| {
             pod.spec.limits = changed;
             pod.allowance = allowance;
         })?;
         // The pod's own huge pages, which came along, may be fewer than its containers have.
         self.keep_known_hugepages(&guest).await;
-        self.place();
+        self.ledger.place();
         Ok(())
     }
 
@@ -88,11 +88,16 @@ impl Owner {
         wanted: &Wanted,
         grows: bool,
     ) -> Result<(), PodError> {
-        if grows || wanted.allowance != self.pod.allowance {
-            let asked = asked_together(self.live().map(|one| &one.spec.resources));
+        if grows || wanted.allowance != self.ledger.pod().allowance {
+            let live = self.ledger.live().map(|one| &one.spec.resources);
+            let asked = asked_together(live, node::Memory::read().total_bytes);
             self.size_guest(guest, wanted, asked).await?;
         }
-        let limits = lifting(guest_limits(limits, wanted.allowance, self.pod.cgroup()));
+        let limits = lifting(guest_limits(
+            limits,
+            wanted.allowance,
+            self.ledger.pod().cgroup(),
+        ));
         guest
             .agent
             .limit(limits)
@@ -102,12 +107,12 @@ impl Owner {
 
     /// Puts back what the pod still has by its record.
     async fn undo_resize(&self, guest: &Guest) {
-        let wanted = self.wanted();
-        let limits = &self.pod.spec.limits;
+        let wanted = self.ledger.wanted();
+        let limits = &self.ledger.pod().spec.limits;
         if let Err(error) = self.resize_guest(guest, limits, &wanted, true).await {
-            self.complain("undo a resize", &error);
+            self.ledger.complain("undo a resize", &error);
         }
-        self.place();
+        self.ledger.place();
     }
 
     /// Gives the guest what the pod is to have for certain: its limit or, without one, the `asked_mib` of its containers.
@@ -117,7 +122,7 @@ impl Owner {
         wanted: &Wanted,
         asked_mib: u64,
     ) -> Result<(), PodError> {
-        let size = self.pod.size;
+        let size = self.ledger.pod().size;
         if size.memory_max_mib == 0 {
             // Of an earlier version: it has all that it can have.
             return Ok(());
@@ -153,19 +158,21 @@ impl Owner {
         id: &str,
         resources: &Resources,
     ) -> Result<(), PodError> {
-        let others = self.live().filter(|one| one.id != id);
+        let others = self.ledger.live().filter(|one| one.id != id);
         let live: Vec<&Resources> = others
             .map(|one| &one.spec.resources)
             .chain([resources])
             .collect();
-        let pod = &self.pod;
-        let wanted = self.wanted_with(&pod.spec.limits, pod.allowance, live.iter().copied());
-        let more_pages = wanted.hugepage_bytes > self.wanted().hugepage_bytes;
+        let pod = &self.ledger.pod();
+        let wanted = self
+            .ledger
+            .wanted_with(&pod.spec.limits, pod.allowance, live.iter().copied());
+        let more_pages = wanted.hugepage_bytes > self.ledger.wanted().hugepage_bytes;
         let all_cpus = pod.allowance.cpu_millis.is_some() || pod.size.vcpus == pod.size.boot_vcpus;
         if pod.allowance.memory_bytes.is_some() && all_cpus && !more_pages {
             return Ok(());
         }
-        let asked = asked_together(live.into_iter());
+        let asked = asked_together(live.into_iter(), node::Memory::read().total_bytes);
         if more_pages {
             // A request may be more than there is; pages must all be there.
             let needed = wanted
@@ -176,7 +183,7 @@ impl Owner {
                 return Err(Unfit::Memory { needed, most }.into());
             }
             if let Some(path) = pod.cgroup() {
-                let limits = self.host_limits_for(&wanted);
+                let limits = self.ledger.host_limits_for(&wanted);
                 self.shared.host.cgroups.limit(path, &limits);
             }
         }
@@ -185,9 +192,9 @@ impl Owner {
 
     /// kubelet's cgroup of the pod, if the VM lives in it.
     fn kubelets_cgroup(&self) -> Option<PathBuf> {
-        let parent = cgroup::around(self.pod.cgroup()?)?;
+        let parent = cgroup::around(self.ledger.pod().cgroup()?)?;
         let cgroups = &self.shared.host.cgroups;
-        let given = cgroups.of_pod(&self.pod.spec.limits.cgroup_parent)?;
+        let given = cgroups.of_pod(&self.ledger.pod().spec.limits.cgroup_parent)?;
         (given.path == parent).then_some(given.path)
     }
 
@@ -199,7 +206,7 @@ impl Owner {
         limits: &PodLimits,
         inside: Option<PathBuf>,
     ) -> Result<(), PodError> {
-        let Some(own) = self.pod.cgroup() else {
+        let Some(own) = self.ledger.pod().cgroup() else {
             return Ok(());
         };
         // kubelet's cgroup is to hold the limit and the overhead.
@@ -244,9 +251,9 @@ impl Owner {
         Ok(())
     }
 
-    fn guest_error(&self, source: AgentError) -> PodError {
+    pub(super) fn guest_error(&self, source: AgentError) -> PodError {
         PodError::Guest {
-            id: self.pod.id.clone(),
+            id: self.ledger.pod().id.clone(),
             source,
         }
     }
@@ -277,14 +284,14 @@ fn lifting(limits: protocol::Resources) -> protocol::Resources {
     }
 }
 
-/// What containers ask for together: their limits, else their requests.
-fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>) -> u64 {
-    let asked = containers.map(|one| asked_mib_of(one, || node::Memory::read().total_bytes));
+/// What containers ask for together: their limits, else their requests. The host has `host_bytes`.
+fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>, host_bytes: u64) -> u64 {
+    let asked = containers.map(|one| asked_mib_of(one, host_bytes));
     asked.fold(0, u64::saturating_add)
 }
 
 /// kubelet tells a request only by a score for the host's memory killer: 1000 less the thousandths of the host's memory.
-fn asked_mib_of(resources: &Resources, host_bytes: impl FnOnce() -> u64) -> u64 {
+fn asked_mib_of(resources: &Resources, host_bytes: u64) -> u64 {
     if let Some(limit) = positive(resources.memory_limit_bytes) {
         return sizing::mib(limit);
     }
@@ -293,7 +300,7 @@ fn asked_mib_of(resources: &Resources, host_bytes: impl FnOnce() -> u64) -> u64 
     match u64::try_from(thousandths) {
         // Rounded up: it is to have what it asks for.
         Ok(thousandths) if SCORES_OF_REQUESTS.contains(&score) => {
-            sizing::mib(host_bytes() / 1000 * (thousandths + 1))
+            sizing::mib(host_bytes / 1000 * (thousandths + 1))
         }
         _ => 0,
     }
@@ -340,7 +347,7 @@ mod tests {
                 memory_limit_bytes: limit,
                 ..Default::default()
             };
-            asked_mib_of(&resources, || host)
+            asked_mib_of(&resources, host)
         };
         // 1 GiB of 6: kubelet makes 1000 - 166.
         assert!(asked(834, 0) >= 1024, "{}", asked(834, 0));

@@ -44,30 +44,34 @@ impl Owner {
         let id = source.id();
         let server = self.file_server().await?;
         if let Some(at) = self
-            .pod
+            .ledger
+            .pod()
             .shares
             .iter()
             .position(|one| one.is(wanted.access, wanted.propagation, id))
         {
-            self.change_pod(|pod| {
+            self.ledger.change_pod(|pod| {
                 if let Some(share) = pod.shares.get_mut(at) {
                     share.users.insert(container.to_owned());
                 }
             })?;
             return Ok(self
-                .pod
+                .ledger
+                .pod()
                 .shares
                 .get(at)
                 .map(|one| one.name.clone())
                 .unwrap_or_default());
         }
-        if self.pod.shares.len() >= MOST_SHARES || self.pod.shares_made == u16::MAX {
-            return Err(ShareError::TooMany(self.pod.shares.len()).into());
+        if self.ledger.pod().shares.len() >= MOST_SHARES
+            || self.ledger.pod().shares_made == u16::MAX
+        {
+            return Err(ShareError::TooMany(self.ledger.pod().shares.len()).into());
         }
         let copy = tokio::task::block_in_place(|| source.copy(wanted.access, wanted.propagation))?;
         let name = ShareName {
             propagation: wanted.propagation,
-            number: self.pod.shares_made.saturating_add(1),
+            number: self.ledger.pod().shares_made.saturating_add(1),
         };
         // A daemon that dies in between leaves a mount that the next share of this number replaces; the guest has
         // not heard of it.
@@ -77,7 +81,7 @@ impl Owner {
                 path: wanted.path.clone(),
                 source,
             })?;
-        let stored = self.change_pod(|pod| {
+        let stored = self.ledger.change_pod(|pod| {
             pod.shares_made = name.number;
             pod.shares.push(ShareRecord {
                 name: name.to_string(),
@@ -91,14 +95,15 @@ impl Owner {
             let _ = mounts::detach(server, name).await;
             return Err(error.into());
         }
-        tracing::info!(pod = self.pod.id, path = %wanted.path.display(), %name, "shared");
+        tracing::info!(pod = self.ledger.pod().id, path = %wanted.path.display(), %name, "shared");
         Ok(name.to_string())
     }
 
     /// Takes note that a container mounts nothing any more; gives back what only it had.
     pub(super) async fn unshare(&mut self, container: &str) {
         if !self
-            .pod
+            .ledger
+            .pod()
             .shares
             .iter()
             .any(|share| share.users.contains(container))
@@ -106,7 +111,7 @@ impl Owner {
             return;
         }
         let mut unused = Vec::new();
-        let changed = self.change_pod(|pod| {
+        let changed = self.ledger.change_pod(|pod| {
             for share in &mut pod.shares {
                 share.users.remove(container);
             }
@@ -116,49 +121,56 @@ impl Owner {
                 .collect();
         });
         if let Err(error) = changed {
-            return self.complain("forget the shares of a container", &error);
+            return self
+                .ledger
+                .complain("forget the shares of a container", &error);
         }
-        let Some(server) = self.pod.file_server() else {
+        let Some(server) = self.ledger.pod().file_server() else {
             return;
         };
         for name in unused.iter().filter_map(ShareRecord::name) {
             if let Err(error) = mounts::detach(server, name).await
                 && server.is_alive()
             {
-                self.complain("unmount a share", &error);
+                self.ledger.complain("unmount a share", &error);
             }
         }
     }
 
     /// The pod's file server, started if there is none.
     async fn file_server(&mut self) -> Result<Identity, PodError> {
-        if let Some(server) = self.pod.file_server() {
+        if let Some(server) = self.ledger.pod().file_server() {
             // What it knew of the guest's files died with it: another one could not go on.
             return match server.is_alive() {
                 true => Ok(server),
                 false => Err(ShareError::Ended.into()),
             };
         }
-        let guest = self.guest.clone();
+        let guest = self.ledger.guest().cloned();
         let guest = guest.ok_or_else(|| PodError::Lost {
-            id: self.pod.id.clone(),
+            id: self.ledger.pod().id.clone(),
         })?;
         let program: &Path = &self.shared.host.launcher.program;
         let starting = shares::spawn(program, guest.files.clone())?;
         let identity = starting.process().identity();
-        let held = self.change_pod(|pod| pod.held.push(Held::FileServer(identity)));
+        let held = self
+            .ledger
+            .change_pod(|pod| pod.held.push(Held::FileServer(identity)));
         if let Err(error) = held {
             starting.process().kill();
             return Err(error.into());
         }
-        if let Some(path) = self.pod.cgroup()
+        if let Some(path) = self.ledger.pod().cgroup()
             && let Err(e) = cgroup::enter(path, identity.pid)
         {
-            tracing::warn!(pod = self.pod.id, "the file server has no cgroup: {e}");
+            tracing::warn!(
+                pod = self.ledger.pod().id,
+                "the file server has no cgroup: {e}"
+            );
         }
         let process = Arc::clone(starting.process());
         if let Err(error) = starting.serve().await {
-            self.change_pod(|pod| {
+            self.ledger.change_pod(|pod| {
                 pod.held.retain(|held| !matches!(held, Held::FileServer(_)));
             })?;
             return Err(error.into());
@@ -169,18 +181,18 @@ impl Owner {
 
     /// Says it in the log when the file server of an earlier daemon ends before its VM.
     pub(super) fn adopt_file_server(&self, vmm: Arc<VmmProcess>) {
-        let Some(identity) = self.pod.file_server() else {
+        let Some(identity) = self.ledger.pod().file_server() else {
             return;
         };
         match VmmProcess::adopt(identity) {
             Ok(Some(process)) => self.report_end(Arc::new(process), vmm),
-            Ok(None) => tracing::error!(pod = self.pod.id, "{}", ShareError::Ended),
-            Err(e) => self.complain("look for the file server", &e),
+            Ok(None) => tracing::error!(pod = self.ledger.pod().id, "{}", ShareError::Ended),
+            Err(e) => self.ledger.complain("look for the file server", &e),
         }
     }
 
     fn report_end(&self, server: Arc<VmmProcess>, vmm: Arc<VmmProcess>) {
-        let pod = self.pod.id.clone();
+        let pod = self.ledger.pod().id.clone();
         tokio::spawn(async move {
             server.ended().await;
             // With its VM it ends as it should.

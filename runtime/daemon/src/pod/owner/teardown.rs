@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_guest::exit::Exit;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::{Guest, control};
 
@@ -17,9 +18,7 @@ use crate::clock::now;
 use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::Held;
 use crate::pod::life::signal;
-use crate::pod::life::state::{ContainerEvent, KILLED_EXIT_CODE, PodEvent, PodState};
-use crate::pod::notices::NoticeKind;
-use crate::store::Kind;
+use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 
 /// A guest that powers off may not answer any more.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -33,23 +32,23 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 impl Owner {
     /// Ends the VM and gives back all but the directories. Asking again is fine.
     pub(super) async fn stop_pod(&mut self) -> Result<(), PodError> {
-        self.move_pod(&PodEvent::StopRequested)?;
-        if let Some(guest) = self.guest.take() {
+        self.ledger.move_pod(&PodEvent::StopRequested)?;
+        if let Some(guest) = self.ledger.guest().cloned() {
             self.kill_containers(&guest).await;
             end_vm(&guest, self.shutdown_limit()).await;
+            self.ledger.set_guest(None);
         }
-        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {
-            self.happened(&id, &killed());
+            let killed = ContainerEvent::Ended(Exit::killed(now()));
+            self.ledger.happened(&id, &killed, None);
         }
         self.logs.clear();
         self.mirrors.clear();
         let kept = |held: &Held| matches!(held, Held::RunDirectory(_) | Held::StateDirectory(_));
         self.release_while(|held| !kept(held)).await?;
-        if self.pod.state == PodState::Stopping {
-            self.move_pod(&PodEvent::Stopped)?;
-        } else {
-            self.publish();
+        if self.ledger.pod().state == PodState::Stopping {
+            self.ledger.move_pod(&PodEvent::Stopped)?;
         }
         Ok(())
     }
@@ -57,30 +56,26 @@ impl Owner {
     /// Removes the pod and everything that it has. After success its task ends.
     pub(super) async fn remove_pod(&mut self) -> Result<(), PodError> {
         self.stop_pod().await?;
-        let ids: Vec<String> = self.containers.keys().cloned().collect();
+        let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {
             self.forget_container(&id)?;
         }
         self.release_while(|_| true).await?;
-        tokio::task::block_in_place(|| self.shared.host.store.remove(Kind::Pod, &self.pod.id))?;
-        self.shared.registry.forget(&self.pod);
-        if self.announced {
-            self.notify(NoticeKind::Deleted, &self.pod.id);
-        }
-        Ok(())
+        Ok(self.ledger.forget_pod()?)
     }
 
     /// Kills what runs and lets the logs come to their end.
     async fn kill_containers(&mut self, guest: &Guest) {
         let running = self
-            .containers
+            .ledger
+            .containers()
             .values()
             .filter(|one| one.state.is_running());
         let ids: Vec<String> = running.map(|one| one.id.clone()).collect();
         for id in &ids {
             if let Err(error) = guest.agent.signal(id, signal::SIGKILL).await {
                 // The VM ends anyway.
-                return self.complain("kill a container", &error);
+                return self.ledger.complain("kill a container", &error);
             }
         }
         LogTask::rest_of(self.logs.values()).await;
@@ -94,9 +89,16 @@ impl Owner {
     }
 
     async fn release_while(&mut self, wanted: impl Fn(&Held) -> bool) -> Result<(), BootError> {
-        while let Some(held) = self.pod.held.last().filter(|held| wanted(held)).cloned() {
+        while let Some(held) = self
+            .ledger
+            .pod()
+            .held
+            .last()
+            .filter(|held| wanted(held))
+            .cloned()
+        {
             self.give_back(&held).await?;
-            self.change_pod(|pod| {
+            self.ledger.change_pod(|pod| {
                 pod.held.pop();
             })?;
         }
@@ -124,7 +126,7 @@ impl Owner {
 
     /// How long the guest may take to end.
     fn shutdown_limit(&self) -> Duration {
-        match &self.pod.disks {
+        match &self.ledger.pod().disks {
             Some(disks) if !disks.is_empty() => SHUTDOWN_WITH_DISKS,
             _ => SHUTDOWN,
         }
@@ -176,14 +178,5 @@ fn remove_directory(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
-    }
-}
-
-pub(super) fn killed() -> ContainerEvent {
-    ContainerEvent::Died {
-        code: KILLED_EXIT_CODE,
-        oom_killed: false,
-        message: "killed with its pod".to_owned(),
-        at: now(),
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bulkhead_guest::connect::{self, ConnectError};
 use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
+use bulkhead_text::chain;
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
@@ -21,7 +22,6 @@ use tokio::time::{sleep, timeout};
 use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
 use crate::pod::life::record::MirrorSource;
-use bulkhead_text::chain;
 
 /// Changes come in bursts; after the first one this long is waited for more.
 const BURST: Duration = Duration::from_millis(20);
@@ -222,7 +222,7 @@ async fn commit(stream: &mut BufStream<UnixStream>) -> Result<(), MirrorError> {
     if answer.error.is_empty() {
         return Ok(());
     }
-    Err(MirrorError::Guest(bulkhead_guest::agent::bounded(
+    Err(MirrorError::Guest(bulkhead_guest::text::bounded(
         &answer.error,
     )))
 }

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is known of one pod, in the places that must agree: the store, the owner's memory, the host's limits, the view that
+//! everyone else reads, the index of containers, and what listeners have heard.
+//!
+//! Every change is made by a method of [`Ledger`], in one order: check, store, memory, limits, publish, tell. Where the
+//! store refuses, nothing has changed; only what is a fact already ([`Ledger::happened`], a pod that is not ready any more)
+//! is taken note of all the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bulkhead_guest::user::ProcessUser;
+use bulkhead_host::Guest;
+use bulkhead_host::cgroup::Cgroups;
+use bulkhead_text::chain;
+use tokio::sync::watch;
+
+use crate::clock::now;
+use crate::pod::errors::PodError;
+use crate::pod::life::record::{ContainerRecord, PodRecord};
+use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
+use crate::pod::notices::{Notice, NoticeKind, Notices};
+use crate::pod::registry::Registry;
+use crate::pod::view::View;
+use crate::store::{Kind, Store, StoreError};
+
+/// A pod, its containers and its guest.
+#[derive(Debug)]
+pub struct Ledger {
+    known: View,
+    /// Listeners have heard of the pod.
+    announced: bool,
+    published: watch::Sender<Arc<View>>,
+    others: Others,
+}
+
+/// Who else is to hear of each change.
+#[derive(Debug)]
+pub struct Others {
+    pub store: Arc<Store>,
+    pub cgroups: Cgroups,
+    pub registry: Arc<Registry>,
+    pub notices: Arc<Notices>,
+}
+
+impl Ledger {
+    /// Opens the ledger of a pod; its view is published from now on.
+    pub fn open(
+        others: Others,
+        pod: PodRecord,
+        containers: BTreeMap<String, ContainerRecord>,
+    ) -> (Self, watch::Receiver<Arc<View>>) {
+        let known = View {
+            pod,
+            containers,
+            guest: None,
+        };
+        let (published, view) = watch::channel(Arc::new(known.clone()));
+        let ledger = Self {
+            announced: known.pod.state != PodState::Creating,
+            known,
+            published,
+            others,
+        };
+        (ledger, view)
+    }
+
+    pub fn pod(&self) -> &PodRecord {
+        &self.known.pod
+    }
+
+    pub fn containers(&self) -> &BTreeMap<String, ContainerRecord> {
+        &self.known.containers
+    }
+
+    pub fn container(&self, id: &str) -> Result<&ContainerRecord, PodError> {
+        self.known.container(id)
+    }
+
+    /// `None`: no VM lives.
+    pub fn guest(&self) -> Option<&Guest> {
+        self.known.guest.as_ref()
+    }
+
+    /// The guest, if the pod is one that can run something.
+    pub fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
+        self.known.ready_guest(event)
+    }
+
+    /// Takes note of the guest, or that there is none any more. It is not stored: the VMM's identity is.
+    pub fn set_guest(&mut self, guest: Option<Guest>) {
+        self.known.guest = guest;
+        self.publish();
+    }
+
+    /// Moves the pod along an event.
+    pub fn move_pod(&mut self, event: &PodEvent) -> Result<(), PodError> {
+        let pod = &self.known.pod;
+        let state = pod.state.after(event);
+        let state = state.map_err(|source| PodError::State {
+            id: pod.id.clone(),
+            source,
+        })?;
+        let is_new = state != pod.state;
+        let is_ready = state == PodState::Ready;
+        let is_fact = matches!(state, PodState::NotReady { .. });
+        let record = PodRecord {
+            state,
+            ..pod.clone()
+        };
+        let stored = self.put(Kind::Pod, &record.id, &record);
+        if stored.is_ok() || is_fact {
+            self.known.pod = record;
+            self.publish();
+            if is_new && is_ready {
+                self.announced = true;
+                self.tell(NoticeKind::Created, &self.known.pod.id);
+                self.tell(NoticeKind::Started, &self.known.pod.id);
+            } else if is_new && is_fact && self.announced {
+                self.tell(NoticeKind::Stopped, &self.known.pod.id);
+            }
+        }
+        Ok(stored?)
+    }
+
+    /// Changes the pod's record.
+    pub fn change_pod(&mut self, change: impl FnOnce(&mut PodRecord)) -> Result<(), StoreError> {
+        let mut record = self.known.pod.clone();
+        change(&mut record);
+        self.put(Kind::Pod, &record.id, &record)?;
+        self.known.pod = record;
+        self.publish();
+        Ok(())
+    }
+
+    /// Forgets the pod, which has no containers any more.
+    pub fn forget_pod(&mut self) -> Result<(), StoreError> {
+        let pod = &self.known.pod;
+        self.remove(Kind::Pod, &pod.id)?;
+        self.others.registry.forget(pod);
+        if self.announced {
+            self.tell(NoticeKind::Deleted, &pod.id);
+        }
+        Ok(())
+    }
+
+    /// Stores a container that is about to be made. Nobody sees it before [`Ledger::add_container`].
+    pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
+        self.put(Kind::Container, &record.id, record)
+    }
+
+    /// Shows a container that was written and has been made.
+    pub fn add_container(&mut self, record: ContainerRecord) {
+        let id = record.id.clone();
+        self.known.containers.insert(id.clone(), record);
+        self.place();
+        self.publish();
+        self.others.registry.add_container(&id, &self.known.pod.id);
+        self.tell(NoticeKind::Created, &id);
+    }
+
+    /// Replaces the record of a container.
+    pub fn change_container(&mut self, record: ContainerRecord) -> Result<(), StoreError> {
+        self.put(Kind::Container, &record.id, &record)?;
+        self.known.containers.insert(record.id.clone(), record);
+        self.place();
+        self.publish();
+        Ok(())
+    }
+
+    /// Takes note of what has happened to a container, and of who its process is, if that is told. It is true whether or
+    /// not it can be stored. One that is not there has no news.
+    pub fn happened(&mut self, id: &str, event: &ContainerEvent, user: Option<ProcessUser>) {
+        let Some(old) = self.known.containers.get(id) else {
+            return;
+        };
+        let state = match old.state.after(event) {
+            Ok(state) if state == old.state => return,
+            Ok(state) => state,
+            Err(error) => return self.complain("news of a container", &error),
+        };
+        let record = ContainerRecord {
+            state,
+            user: user.or_else(|| old.user.clone()),
+            ..old.clone()
+        };
+        if let Err(error) = self.put(Kind::Container, id, &record) {
+            self.complain("remember what happened", &error);
+        }
+        let has_ended = record.state.is_exited();
+        self.known.containers.insert(id.to_owned(), record);
+        if has_ended {
+            self.place();
+        }
+        self.publish();
+        let kind = if has_ended {
+            NoticeKind::Stopped
+        } else {
+            NoticeKind::Started
+        };
+        self.tell(kind, id);
+    }
+
+    /// Forgets a container, also one that was written and never made.
+    pub fn forget_container(&mut self, id: &str) -> Result<(), StoreError> {
+        self.remove(Kind::Container, id)?;
+        self.others.registry.forget_container(id);
+        if self.known.containers.remove(id).is_some() {
+            self.place();
+            self.publish();
+            self.tell(NoticeKind::Deleted, id);
+        }
+        Ok(())
+    }
+
+    /// Applies on the host what the pod's containers say, after one has come, gone or changed.
+    pub fn place(&self) {
+        if let Some(path) = self.known.pod.cgroup() {
+            self.others.cgroups.limit(path, &self.host_limits());
+        }
+        if let Some(guest) = &self.known.guest
+            && let Err(e) = guest.process.set_oom_score_adj(self.oom_score_adj())
+        {
+            // Lowering it takes CAP_SYS_RESOURCE, which a daemon in a container may lack.
+            tracing::debug!(pod = self.known.pod.id, "oom_score_adj of the VMM: {e}");
+        }
+    }
+
+    /// For errors that no caller waits for.
+    pub fn complain(&self, what: &str, error: &dyn std::error::Error) {
+        tracing::warn!(pod = self.known.pod.id, "{what}: {}", chain(error));
+    }
+
+    fn put<T: serde::Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), StoreError> {
+        tokio::task::block_in_place(|| self.others.store.put(kind, id, record))
+    }
+
+    fn remove(&self, kind: Kind, id: &str) -> Result<(), StoreError> {
+        tokio::task::block_in_place(|| self.others.store.remove(kind, id))
+    }
+
+    fn publish(&self) {
+        self.published.send_replace(Arc::new(self.known.clone()));
+    }
+
+    /// Listeners hear what has been published.
+    fn tell(&self, kind: NoticeKind, container_id: &str) {
+        self.others.notices.tell(&Notice {
+            kind,
+            container_id: container_id.to_owned(),
+            at: now(),
+            view: Arc::clone(&self.published.borrow()),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::PathBuf;
+
+    use bulkhead_guest::exit::Exit;
+
+    use super::*;
+    use crate::pod::fixtures;
+    use crate::pod::life::record::Held;
+    use crate::pod::notices::Listener;
+    use crate::pod::registry::Handle;
+
+    struct Fixture {
+        ledger: Ledger,
+        view: watch::Receiver<Arc<View>>,
+        registry: Arc<Registry>,
+        listener: Listener,
+        _directory: tempfile::TempDir,
+    }
+
+    /// The ledger of a ready pod with these containers.
+    fn fixture(containers: &[ContainerRecord]) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let registry = Arc::<Registry>::default();
+        let notices = Arc::<Notices>::default();
+        let listener = notices.listen().unwrap();
+        let others = Others {
+            store: Arc::new(Store::open(&directory.path().join("store")).unwrap()),
+            cgroups: Cgroups::new(None, None),
+            registry: Arc::clone(&registry),
+            notices,
+        };
+        let containers = containers.iter().map(|one| (one.id.clone(), one.clone()));
+        let (ledger, view) = Ledger::open(others, fixtures::pod_record(), containers.collect());
+        registry.register(Handle {
+            id: ledger.pod().id.clone(),
+            inbox: tokio::sync::mpsc::channel(1).0,
+            view: view.clone(),
+        });
+        Fixture {
+            ledger,
+            view,
+            registry,
+            listener,
+            _directory: directory,
+        }
+    }
+
+    /// A path that no record can be stored with.
+    fn not_text() -> PathBuf {
+        PathBuf::from(OsStr::from_bytes(b"/\xff"))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_stored_has_not_been_done() {
+        let mut fixture = fixture(&[fixtures::container_record()]);
+        let held = Held::RunDirectory(not_text());
+        let refused = fixture.ledger.change_pod(|pod| pod.held.push(held));
+        assert!(refused.is_err());
+        assert!(fixture.ledger.pod().held.is_empty());
+        let mut record = fixtures::container_record();
+        record.log_path = Some(not_text());
+        assert!(fixture.ledger.change_container(record).is_err());
+        let known = fixture.ledger.container("container").unwrap();
+        assert_eq!(known.log_path, None);
+        assert!(!fixture.view.has_changed().unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_exit_is_true_though_it_cannot_be_stored() {
+        let record = ContainerRecord {
+            log_path: Some(not_text()),
+            ..fixtures::container_record()
+        };
+        let mut fixture = fixture(&[record]);
+        let event = ContainerEvent::Ended(Exit::lost("x", 1));
+        fixture.ledger.happened("container", &event, None);
+        let notice = fixture.listener.next().await.unwrap();
+        assert_eq!(notice.kind, NoticeKind::Stopped);
+        for view in [&notice.view, &*fixture.view.borrow()] {
+            assert!(view.container("container").unwrap().state.is_exited());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_hears_of_a_container_can_find_it_until_they_hear_that_it_is_gone() {
+        let mut fixture = fixture(&[]);
+        let record = fixtures::container_record();
+        fixture.ledger.write_container(&record).unwrap();
+        assert!(fixture.registry.container("container").is_err());
+        fixture.ledger.add_container(record);
+        let notice = fixture.listener.next().await.unwrap();
+        assert_eq!(notice.kind, NoticeKind::Created);
+        assert!(notice.view.container("container").is_ok());
+        assert!(fixture.registry.container("container").is_ok());
+        fixture.ledger.forget_container("container").unwrap();
+        let notice = fixture.listener.next().await.unwrap();
+        assert_eq!(notice.kind, NoticeKind::Deleted);
+        assert!(notice.view.container("container").is_err());
+        assert!(fixture.registry.container("container").is_err());
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a guest says of one of its containers, checked: news of the watch, and the answer to a start.
+
+use bulkhead_proto::agent::{self as protocol, START_ERROR, container_status::State};
+
+use crate::exit::{Exit, ExitReason};
+use crate::text::bounded;
+use crate::user::ProcessUser;
+
+/// A container id that is ours has 64 hex digits.
+const ID_BYTES: usize = 64;
+
+/// What is the time, in nanoseconds since 1970.
+pub type Clock = fn() -> i64;
+
+/// The state of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    pub id: String,
+    /// Who its process is; known once it has run.
+    pub user: Option<ProcessUser>,
+    pub state: Told,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    Created,
+    Running { pid: u32, started_at: i64 },
+    Exited(Exit),
+}
+
+impl News {
+    /// Checks what a guest said. `None`: it makes no sense. By `clock` nothing that it tells has happened in the future.
+    pub fn check(status: protocol::ContainerStatus, clock: Clock) -> Option<Self> {
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if status.id.len() != ID_BYTES || !status.id.bytes().all(hex) {
+            return None;
+        }
+        let past = |time: i64| time.clamp(0, clock());
+        let state = match State::try_from(status.state).ok()? {
+            State::Created => Told::Created,
+            State::Running => Told::Running {
+                pid: status.pid,
+                started_at: past(status.started_at_unix_nanoseconds),
+            },
+            State::Exited => {
+                let code = Some(status.exit_code).filter(|code| (0..=255).contains(code))?;
+                Told::Exited(Exit {
+                    code,
+                    reason: if status.reason == START_ERROR {
+                        ExitReason::StartError
+                    } else {
+                        ExitReason::of(code, status.oom_killed)
+                    },
+                    message: bounded(&status.message),
+                    started_at: past(status.started_at_unix_nanoseconds),
+                    finished_at: past(status.finished_at_unix_nanoseconds),
+                })
+            }
+        };
+        Some(Self {
+            id: status.id,
+            user: status.identity.map(ProcessUser::from),
+            state,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_700_000_000_000_000_000;
+
+    fn news(change: impl FnOnce(&mut protocol::ContainerStatus)) -> Option<News> {
+        let mut status = protocol::ContainerStatus {
+            id: "ab".repeat(32),
+            state: State::Exited.into(),
+            exit_code: 3,
+            finished_at_unix_nanoseconds: i64::MAX,
+            started_at_unix_nanoseconds: -5,
+            ..Default::default()
+        };
+        change(&mut status);
+        News::check(status, || NOW)
+    }
+
+    fn exit(change: impl FnOnce(&mut protocol::ContainerStatus)) -> Exit {
+        match news(change).unwrap().state {
+            Told::Exited(exit) => exit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn news_that_makes_no_sense_is_dropped() {
+        assert_eq!(news(|s| s.id = "../../etc".into()), None);
+        assert_eq!(news(|s| s.id = "AB".repeat(32)), None);
+        assert_eq!(news(|s| s.exit_code = 256), None);
+        assert_eq!(news(|s| s.exit_code = -1), None);
+        assert_eq!(news(|s| s.state = 77), None);
+    }
+
+    #[test]
+    fn times_of_the_guest_are_kept_in_the_past() {
+        let exit = exit(|_| ());
+        assert_eq!((exit.started_at, exit.finished_at), (0, NOW));
+    }
+
+    #[test]
+    fn a_program_that_could_not_be_executed_is_told_from_one_that_ended() {
+        assert_eq!(exit(|_| ()).reason, ExitReason::Error);
+        let failed = exit(|s| s.reason = START_ERROR.into());
+        assert_eq!((failed.code, failed.reason), (3, ExitReason::StartError));
+    }
+}
