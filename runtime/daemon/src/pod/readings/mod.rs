@@ -35,7 +35,7 @@ use self::rates::{CpuUse, Rates};
 use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::PodRecord;
-use crate::pod::life::state::{ContainerState, IllegalMove, PodState};
+use crate::pod::life::state::{ContainerState, PodState};
 use crate::pod::view::View;
 
 /// How long a list waits for a guest.
@@ -73,12 +73,6 @@ pub struct ContainerReading {
     /// The most bytes in huge pages that were seen, in the order of the statistics.
     pub hugepage_peaks: Vec<u64>,
     pub statistics: ContainerStatistics,
-}
-
-/// What the VMM counts of itself, as JSON. `None`: no VM lives, or its VMM does not answer.
-pub async fn vmm_counters(view: &View) -> Option<serde_json::Value> {
-    let guest = view.guest.as_ref()?;
-    control::statistics(&guest.files.control()).await.ok()
 }
 
 impl Reading {
@@ -126,19 +120,7 @@ impl Readings {
         limit: Duration,
     ) -> Result<Reading, PodError> {
         let id = view.pod.id.clone();
-        let guest = match (&view.pod.state, &view.guest) {
-            (PodState::Ready, Some(guest)) => guest.clone(),
-            (state, _) => {
-                return Err(PodError::State {
-                    id,
-                    source: IllegalMove {
-                        subject: "pod",
-                        state: state.name(),
-                        event: "reading its statistics",
-                    },
-                });
-            }
-        };
+        let guest = view.ready_guest("reading its statistics")?;
         let request = StatisticsRequest {
             container_ids: Vec::new(),
             processes: depth == Depth::Descriptors,
@@ -218,6 +200,12 @@ fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
         scratch_bytes: known(pod.size.scratch_bytes),
         cpu: (age + CLOCK_SLACK).saturating_mul(vcpus),
     }
+}
+
+/// What the VMM counts of itself, as JSON. `None`: no VM lives, or its VMM does not answer.
+pub async fn vmm_counters(view: &View) -> Option<serde_json::Value> {
+    let guest = view.guest.as_ref()?;
+    control::statistics(&guest.files.control()).await.ok()
 }
 
 /// Statistics without a network are better than none.
