@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Calls to the agent: each with a time limit and a bound on its answer.
+//! Calls to the agent. Each has a time limit, and its answer has a maximum size.
 //!
-//! One HTTP/2 connection per guest, made when first needed and made again when it broke, so that an adopted guest
-//! needs nothing special. Cloning shares it.
+//! There is one HTTP/2 connection to a guest. It is made when it is first needed, and again after it broke, so an
+//! adopted guest needs nothing special.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,41 +19,41 @@ use crate::news::{Clock, News, Told};
 use crate::text::bounded;
 use crate::user::ProcessUser;
 
-/// For calls that only look something up or change a setting in the guest.
+/// The time limit of calls that only read something or change a setting in the guest.
 const SHORT: Duration = Duration::from_secs(20);
-/// For calls that mount disks and start programs; emulated hosts are slow.
+/// The time limit of calls that mount disks or start programs. It is long because emulated hosts are slow.
 const LONG: Duration = Duration::from_secs(90);
-/// How much longer the host waits than the guest was told to.
+/// How much longer the host waits for an exec than the time limit that the guest got.
 const EXEC_MARGIN: Duration = Duration::from_secs(10);
-/// The most output of an exec, of each stream.
+/// The most bytes of an exec's standard output, and also of its standard error.
 pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
-/// Both streams, and what protobuf adds.
+/// The longest answer to an exec: both streams, and the overhead of protobuf.
 const EXEC_ANSWER_BYTES: usize = (32 << 20) + (64 << 10);
-/// All other answers.
+/// The longest answer to any other call.
 const ANSWER_BYTES: usize = 64 << 10;
-/// A MiB of them, and what protobuf adds.
+/// The longest answer with environment files: 1 MiB, and the overhead of protobuf.
 const ENVIRONMENT_FILES_BYTES: usize = (1 << 20) + (64 << 10);
-/// Statistics of as many containers as a guest can have.
+/// The longest answer with statistics. It suffices for as many containers as a guest can have.
 const STATISTICS_BYTES: usize = 4 << 20;
 
 /// An error of a call to the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The agent answered, and the answer is no.
+    /// The agent answered with an error.
     #[error("{message}")]
     Refused { code: Code, message: String },
     #[error("the guest did not answer {call} within {limit:?}")]
     Timeout { call: &'static str, limit: Duration },
     #[error("the guest is lost: {call}: {message}")]
     Lost { call: &'static str, message: String },
-    #[error("the guest's answer to {call} makes no sense: {what}")]
+    #[error("the guest's answer to {call} is not valid: {what}")]
     Untrusted {
         call: &'static str,
         what: &'static str,
     },
 }
 
-/// What became of a container that was started.
+/// The result of starting a container.
 #[derive(Debug)]
 pub enum Started {
     Running {
@@ -66,7 +66,7 @@ pub enum Started {
 }
 
 impl AgentError {
-    /// The guest has what was asked about in another state.
+    /// Whether the guest answered FAILED_PRECONDITION: the container is in another state than the call needs.
     pub fn is_precondition(&self) -> bool {
         let code = match self {
             Self::Refused { code, .. } => Some(*code),
@@ -76,7 +76,7 @@ impl AgentError {
     }
 }
 
-/// What an exec gave.
+/// The result of an exec.
 #[derive(Debug)]
 pub struct ExecOutput {
     pub stdout: Vec<u8>,
@@ -85,7 +85,7 @@ pub struct ExecOutput {
     pub timed_out: bool,
 }
 
-/// The client of one guest's agent.
+/// The client of one guest's agent. Clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Agent {
     channel: Channel,
@@ -157,7 +157,7 @@ impl Agent {
         within("RemoveVolume", SHORT, call).await.map(drop)
     }
 
-    /// At most the last `limit_bytes` of a volume that is a file.
+    /// Reads at most the last `limit_bytes` of a volume that is a file.
     pub async fn read_volume(&self, name: &str, limit_bytes: u32) -> Result<Vec<u8>, AgentError> {
         const CALL: &str = "ReadVolume";
         let request = protocol::ReadVolumeRequest {
@@ -175,14 +175,15 @@ impl Agent {
         Ok(answer.content.into())
     }
 
-    /// Starts a container; tells what has become of it: it runs, or has exited because its program could not be executed.
+    /// Starts a container. The result says whether it runs, or has exited because its program could not be executed.
     pub async fn start(&self, id: &str, clock: Clock) -> Result<Started, AgentError> {
         let request = protocol::StartContainerRequest { id: id.to_owned() };
         let mut client = self.client();
         let call = client.start_container(request);
         let answer = within("StartContainer", LONG, call).await?;
         let Some(status) = answer.status else {
-            // An agent of an earlier version. It refuses what cannot be started.
+            // An agent of an earlier version sends no status. If a container cannot be started, it answers with an
+            // error.
             return Ok(Started::Running {
                 pid: answer.pid,
                 started_at: clock(),
@@ -204,7 +205,7 @@ impl Agent {
         }
     }
 
-    /// Signals the first process. A container that has exited is fine.
+    /// Sends a signal to the first process of a container. It is no error if the container has exited.
     pub async fn signal(&self, id: &str, signal: i32) -> Result<(), AgentError> {
         let request = protocol::SignalContainerRequest {
             id: id.to_owned(),
@@ -247,7 +248,7 @@ impl Agent {
             .map(drop)
     }
 
-    /// Limits all containers together.
+    /// Sets limits for all containers together.
     pub async fn limit(&self, resources: protocol::Resources) -> Result<(), AgentError> {
         let request = protocol::UpdateSandboxResourcesRequest {
             resources: Some(resources),
@@ -262,13 +263,13 @@ impl Agent {
     /// Gives the guest more memory and CPUs.
     pub async fn size(&self, request: protocol::SizeSandboxRequest) -> Result<(), AgentError> {
         let mut client = self.client();
-        // What it says that it has is of no use: it is the guest's word.
+        // The answer is not used, because what a guest says about its own size cannot be trusted.
         within("SizeSandbox", LONG, client.size_sandbox(request))
             .await
             .map(drop)
     }
 
-    /// What the guest counts; nothing of it has been checked.
+    /// Reads the guest's statistics. The caller must check them.
     pub async fn statistics(
         &self,
         request: protocol::StatisticsRequest,
@@ -279,7 +280,7 @@ impl Agent {
         within("Statistics", limit, client.statistics(request)).await
     }
 
-    /// Runs a command in a container until it ends. `limit` zero: without a limit in the guest.
+    /// Runs a command in a container until it ends. A `limit` of zero means no time limit.
     pub async fn exec(
         &self,
         id: &str,
@@ -297,7 +298,8 @@ impl Agent {
             AgentClient::new(self.channel.clone()).max_decoding_message_size(EXEC_ANSWER_BYTES);
         let call = client.exec_sync(request);
         let answer = if limit.is_zero() {
-            // CRI: no timeout. It ends with the process, the guest, or the client's patience.
+            // No timeout, as CRI defines it. The call ends when the process ends, the guest is lost, or the client
+            // gives up.
             call.await.map_err(|e| failed(CALL, &e))?.into_inner()
         } else {
             within(CALL, limit.saturating_add(EXEC_MARGIN), call).await?
@@ -316,7 +318,7 @@ impl Agent {
         })
     }
 
-    /// Files of an emptyDir that kubelet may want; nothing of it has been checked.
+    /// Reads the environment files of an emptyDir. The caller must check them.
     pub async fn environment_files(
         &self,
         volume: &str,
@@ -330,11 +332,12 @@ impl Agent {
         Ok(within("ReadEnvironmentFiles", SHORT, call).await?.files)
     }
 
-    /// Asks the guest to power off, after it has written back what is to stay. The end of the VMM is the real answer.
+    /// Asks the guest to write back its volumes and power off. The caller should wait for the end of the VMM instead of
+    /// the answer.
     pub async fn shutdown(&self, limit: Duration) {
         let mut client = self.client();
         let call = client.shutdown(protocol::ShutdownRequest {});
-        // The VM goes away under this call.
+        // An error is expected, because the VM may end before it answers.
         let _ = within("Shutdown", limit, call).await;
     }
 
@@ -356,7 +359,7 @@ async fn within<T>(
     }
 }
 
-/// Tells an answer of the agent's from the loss of it.
+/// Distinguishes an error that the agent answered from the loss of the connection.
 fn failed(call: &'static str, status: &Status) -> AgentError {
     let message = bounded(status.message());
     match status.code() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connections into the guest: through the VMM's vsock socket, with a line that names the port.
+//! Connections into the guest. They go through the VMM's vsock socket, and begin with a line that names the port.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// How long a guest may take to accept.
+/// How long a guest may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// `OK <port>\n` with the longest number.
+/// The longest answer, which is `OK <port>\n`.
 const ANSWER_BYTES: usize = 32;
-/// The longest header of a stream.
+/// The longest answer to the header of a stream.
 const HEADER_BYTES: u32 = 64 << 10;
 
 /// An error about a connection into a guest.
@@ -38,7 +38,7 @@ pub enum ConnectError {
     StreamRefused(String),
 }
 
-/// Connects to a port of the guest behind the VMM's socket `vsock`.
+/// Connects to a port of the guest. `vsock` is the VMM's socket.
 pub async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, ConnectError> {
     let connecting = async {
         let mut stream = UnixStream::connect(vsock).await?;
@@ -62,7 +62,7 @@ pub async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, ConnectError
     Err(ConnectError::Refused { port, answer })
 }
 
-/// Opens the log of a container; returns also how many payload bytes came before.
+/// Opens the log of a container. Also returns how many payload bytes came before its first record.
 pub async fn open_log(vsock: &Path, container: &str) -> Result<(UnixStream, u64), ConnectError> {
     let kind = open_stream::Kind::Log(LogStream {
         container_id: container.to_owned(),
@@ -71,7 +71,7 @@ pub async fn open_log(vsock: &Path, container: &str) -> Result<(UnixStream, u64)
     Ok((stream, opened.log_offset))
 }
 
-/// Opens the way by which the states of a mirrored volume go.
+/// Opens the stream on which the states of a mirrored volume are sent.
 pub async fn open_mirror(vsock: &Path, volume: &str) -> Result<UnixStream, ConnectError> {
     let volume = volume.to_owned();
     open(vsock, open_stream::Kind::Mirror(MirrorStream { volume })).await
@@ -105,7 +105,7 @@ async fn open_stream(
     Ok((stream, opened))
 }
 
-/// Writes a message with its length before it, four bytes big-endian.
+/// Writes a message after its length, which is four bytes, big-endian.
 pub async fn write_message(
     stream: &mut (impl AsyncWriteExt + Unpin),
     message: &impl Message,
@@ -124,7 +124,7 @@ pub async fn read_message<M: Message + Default>(
 ) -> io::Result<M> {
     let length = stream.read_u32().await?;
     if length > limit {
-        let text = format!("a message of {length} bytes, allowed are {limit}");
+        let text = format!("a message of {length} bytes is too long: the maximum is {limit}");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let mut body = vec![0; usize::try_from(length).unwrap_or(0)];
@@ -132,7 +132,7 @@ pub async fn read_message<M: Message + Default>(
     M::decode(body.as_slice()).map_err(io::Error::other)
 }
 
-/// Reads up to a line feed and not a byte more: what follows belongs to the connection.
+/// Reads up to a line feed and not a byte more, because what follows belongs to the user of the connection.
 async fn read_line(stream: &mut UnixStream) -> io::Result<String> {
     let mut line = Vec::new();
     while line.len() < ANSWER_BYTES {
@@ -160,7 +160,7 @@ mod tests {
             stream.write_all(answer).await.unwrap();
             stream.write_all(&then).await.unwrap();
             stream.shutdown().await.unwrap();
-            // The other end may still be writing.
+            // Wait for the other end, which may still be writing.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         (directory, path)

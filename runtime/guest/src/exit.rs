@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a container ended: one type from the guest's word to the daemon's store.
+//! How a container ended. This type is used from the guest's message up to the daemon's store.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub struct Exit {
     pub code: i32,
     pub reason: ExitReason,
     pub message: String,
-    /// 0: it never ran, or nobody knows.
+    /// 0 if it never ran, or if the time is unknown.
     pub started_at: i64,
     pub finished_at: i64,
 }
@@ -25,12 +25,12 @@ pub enum ExitReason {
     OomKilled,
     /// Its program could not be executed.
     StartError,
-    /// The pod's VM ended under it.
+    /// The pod's VM ended while it ran.
     SandboxLost,
 }
 
 impl Exit {
-    /// It was killed together with its pod.
+    /// The exit of a container that was killed with its pod.
     pub fn killed(at: i64) -> Self {
         Self {
             code: KILLED_EXIT_CODE,
@@ -41,7 +41,7 @@ impl Exit {
         }
     }
 
-    /// Its VM ended, for this `cause`.
+    /// The exit of a container whose VM ended because of `cause`.
     pub fn lost(cause: &str, at: i64) -> Self {
         Self {
             code: KILLED_EXIT_CODE,
@@ -52,7 +52,7 @@ impl Exit {
         }
     }
 
-    /// It never ran.
+    /// The exit of a container that never ran.
     pub fn not_started(code: i32, message: String, at: i64) -> Self {
         Self {
             code,
@@ -65,7 +65,7 @@ impl Exit {
 }
 
 impl ExitReason {
-    /// Of a process that has run.
+    /// The reason for the exit of a process that has run.
     pub fn of(code: i32, oom_killed: bool) -> Self {
         match (code, oom_killed) {
             (_, true) => Self::OomKilled,
@@ -74,7 +74,7 @@ impl ExitReason {
         }
     }
 
-    /// The word that CRI shows.
+    /// The reason as CRI shows it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Completed => "Completed",

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What speaks to the agent in a pod's guest.
+//! The client of the agent in a pod's guest.
 //!
-//! [`agent`] is the client of the agent's calls, [`watch`] its stream of [`news`], [`connect`] the way through the VM's vsock
-//! socket, and [`streams`] the byte streams that go there. What a guest says is a stranger's word: it is bounded in size
-//! and time here, and checked ([`news`], [`statistics`], [`user`], [`text`]). [`exit`] is how a
-//! container ended.
+//! [`agent`] makes the agent's calls, [`watch`] receives its stream of [`news`], [`connect`] opens connections through
+//! the VMM's vsock socket, and [`streams`] carries the byte streams of exec, attach and port-forward. What a guest
+//! sends cannot be trusted. So this crate limits its size and time, and checks it ([`news`], [`statistics`], [`user`],
+//! [`text`]). [`exit`] is how a container ended.
 //!
-//! This crate knows the protocol and a path of a socket. It knows no processes, no cgroups and no VMM: what the host does
-//! for a guest is in `bulkhead-host`, above this.
+//! This crate depends only on the protocol and on the path of a socket. It knows no processes, cgroups or VMMs: what
+//! the host does for a guest is in `bulkhead-host`, which depends on this crate.
 
 #![forbid(unsafe_code)]
 
@@ -21,5 +21,5 @@ pub mod text;
 pub mod user;
 pub mod watch;
 
-/// The agent's vocabulary, as pods use it to say what a container is.
+/// The agent's messages, which pods also use to describe containers.
 pub use bulkhead_proto::agent as protocol;

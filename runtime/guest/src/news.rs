@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest says of one of its containers, checked: news of the watch, and the answer to a start.
+//! Checks what a guest reports about one of its containers: news from the watch, and the answer to a start.
 
 use bulkhead_proto::agent::{self as protocol, START_ERROR, container_status::State};
 
@@ -7,17 +7,17 @@ use crate::exit::{Exit, ExitReason};
 use crate::text::bounded;
 use crate::user::ProcessUser;
 
-/// A container id that is ours has 64 hex digits.
+/// The length of a container's id, which is 64 hex digits.
 const ID_BYTES: usize = 64;
 
-/// What is the time, in nanoseconds since 1970.
+/// A function that returns the time, in nanoseconds since 1970.
 pub type Clock = fn() -> i64;
 
-/// The state of a container.
+/// The state of a container, as the guest reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct News {
     pub id: String,
-    /// Who its process is; known once it has run.
+    /// The user that its process runs as. Known once it has started.
     pub user: Option<ProcessUser>,
     pub state: Told,
 }
@@ -30,7 +30,8 @@ pub enum Told {
 }
 
 impl News {
-    /// Checks what a guest said. `None`: it makes no sense. By `clock` nothing that it tells has happened in the future.
+    /// Checks a guest's report. `None` if it is not valid. Times in the future, by `clock`, are replaced by the time
+    /// now.
     pub fn check(status: protocol::ContainerStatus, clock: Clock) -> Option<Self> {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if status.id.len() != ID_BYTES || !status.id.bytes().all(hex) {

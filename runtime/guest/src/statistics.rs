@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest says of itself, cut to what can be true.
+//! Limits a guest's statistics to what can be true.
 //!
-//! The numbers are the guest's own and its kernel may lie. Nothing it says is more than its VM has: memory, disk and
-//! CPU time are cut to what the host knows that it gave. Averages that are no percentages are none. Pure.
+//! The guest counts them itself, and its kernel may lie. So memory, disk and CPU time are capped at what the host has
+//! given to the VM. Averages are limited to 0 to 100 percent. Pure.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::protocol::{
     CgroupStatistics, ContainerStatistics, Pressure, PressureLine, StatisticsResponse,
 };
 
-/// The longest name that is passed on.
+/// The longest name of a device or page size that is accepted.
 const NAME_BYTES: usize = 16;
 const MAX_HUGEPAGE_SIZES: usize = 8;
 const MAX_DEVICES: usize = 16;
@@ -20,12 +20,13 @@ const MAX_DEVICES: usize = 16;
 pub struct Bounds {
     pub memory_bytes: u64,
     pub scratch_bytes: u64,
-    /// Of all vCPUs since the boot.
+    /// The time of all vCPUs since the boot.
     pub cpu: Duration,
 }
 
 impl Bounds {
-    /// Cuts an answer, drops containers that were not asked for, and fills what is missing with zeros.
+    /// Limits all numbers of an answer, removes containers that are not `known`, and fills in zeros for what is
+    /// missing.
     pub fn cut(
         &self,
         mut answer: StatisticsResponse,
@@ -43,7 +44,7 @@ impl Bounds {
         if let Some(scratch) = &mut guest.scratch {
             scratch.total_bytes = scratch.total_bytes.min(self.scratch_bytes);
             scratch.free_bytes = scratch.free_bytes.min(scratch.total_bytes);
-            // An inode takes more than a byte.
+            // An inode takes more than a byte, so there are fewer inodes than bytes.
             scratch.total_inodes = scratch.total_inodes.min(self.scratch_bytes);
             scratch.free_inodes = scratch.free_inodes.min(scratch.total_inodes);
         }
@@ -53,7 +54,7 @@ impl Bounds {
 
     fn cut_container(&self, container: &mut ContainerStatistics) {
         container.cgroup = Some(self.cgroup(container.cgroup.take()));
-        // A process takes at least a page of its own.
+        // A process needs at least one page of its own.
         let processes = self.memory_bytes / 4096;
         container.processes = container.processes.min(processes);
         container.file_descriptors = container.file_descriptors.min(self.memory_bytes);
@@ -109,7 +110,7 @@ impl Bounds {
     }
 }
 
-/// Names of devices and page sizes become labels of metrics.
+/// Whether the name of a device or page size can be used as the label of a metric.
 fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
     !name.is_empty() && name.len() <= NAME_BYTES && name.bytes().all(plain)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The byte streams of exec, attach and port-forward: a connection into the guest each.
+//! The byte streams of exec, attach and port-forward. Each is a connection into the guest.
 //!
-//! What the guest sends is bounded and checked here; agent.proto says what it means.
+//! What the guest sends is limited and checked here. agent.proto describes the protocol.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +21,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use crate::connect::{ConnectError, open};
 use crate::text::bounded;
 
-/// Read at once at most: some records.
+/// The most that is read at a time. A few records fit into it.
 const READ_BYTES: usize = 128 << 10;
 
 /// The guest broke the protocol, or is gone.
@@ -33,19 +33,19 @@ pub enum StreamError {
     Io(#[from] io::Error),
     #[error("the guest sent a record of kind {kind} with {length} bytes")]
     Record { kind: u8, length: usize },
-    #[error("the guest ended a stream with something that is no end")]
+    #[error("the guest ended a stream with a message that cannot be decoded")]
     End(#[from] prost::DecodeError),
 }
 
-/// What a process's streams give.
+/// What comes from a process.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FromProcess {
-    /// All bytes of input that are off the agent's hands.
+    /// How many bytes of input the agent has passed on or discarded, counted from the start.
     InputGone(u64),
     Stdout(Bytes),
     Stderr(Bytes),
     Exited(i32),
-    /// It could not run.
+    /// It could not run; the text says why.
     Failed(String),
 }
 
@@ -77,7 +77,8 @@ impl ProcessStreams {
     }
 }
 
-/// Connects to a port of the pod's loopback. The bytes are the connection's, each half closes alone.
+/// Connects to a port on the loopback interface of a pod. The stream carries the bytes of that connection, without
+/// records. Its two halves can be closed independently.
 pub async fn port_forward(vsock: &Path, port: u16) -> Result<UnixStream, ConnectError> {
     let request = PortForwardStream { port: port.into() };
     open(vsock, Kind::PortForward(request)).await
@@ -90,7 +91,7 @@ pub struct ProcessOutput {
 }
 
 impl ProcessOutput {
-    /// The next record. May be cancelled without loss.
+    /// Waits for the next record. The future can be dropped without loss.
     pub async fn next(&mut self) -> Result<FromProcess, StreamError> {
         loop {
             if let Some(record) = take_record(&mut self.buffer)? {
@@ -132,7 +133,7 @@ fn take_record(buffer: &mut BytesMut) -> Result<Option<FromProcess>, StreamError
 
 fn end(end: StreamEnd) -> FromProcess {
     if end.error.is_empty() {
-        // As wait(2) has it, whatever the guest says.
+        // The range of exit codes in wait(2), whatever the guest sends.
         return FromProcess::Exited(end.exit_code.clamp(0, 255));
     }
     FromProcess::Failed(bounded(&end.error))
@@ -144,7 +145,8 @@ pub struct ProcessInput {
 }
 
 impl ProcessInput {
-    /// At most [`MAX_PAYLOAD_BYTES`]. Not to be cancelled, except to give the stream up.
+    /// Writes at most [`MAX_PAYLOAD_BYTES`] of input. If the future is dropped before its end, the stream cannot be
+    /// used any more.
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.record(INPUT, bytes).await
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Text of a guest's, for people: printable and not long.
+//! Makes text from a guest safe to show: printable, and not too long.
 
 use bulkhead_text::{cut, printable};
 
-/// The longest text that is passed on.
+/// The longest text that is shown.
 const TEXT_BYTES: usize = 4096;
 
-/// Guest text that may be shown.
+/// Removes control characters from a guest's text, and cuts it if it is too long.
 pub fn bounded(text: &str) -> String {
     cut(&printable(text), TEXT_BYTES).to_owned()
 }

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who a container's process is: what its user and groups turned out to be in the image.
+//! The user and groups that a container's process runs as, which the agent has looked up in the image.
 
 use bulkhead_proto::agent as protocol;
 use serde::{Deserialize, Serialize};
 
-/// More groups than the agent tells.
+/// The most groups that are accepted. The agent sends fewer.
 const MAX_GROUPS: usize = 1024;
 
-/// In numbers.
+/// The numbers of a process's user and groups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessUser {
     pub uid: u32,
     pub gid: u32,
-    /// The primary one first.
+    /// The primary group is the first.
     pub groups: Vec<u32>,
 }
 
 impl From<protocol::Identity> for ProcessUser {
-    /// The guest's word, cut to a bearable length.
+    /// Converts the guest's message, and limits its length.
     fn from(mut told: protocol::Identity) -> Self {
         told.groups.truncate(MAX_GROUPS);
         Self {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! News from the agent: the state of every container, now and whenever it changes.
+//! Receives news from the agent: the state of every container, at first and whenever it changes.
 //!
-//! One task per guest. The stream is opened again when it breaks, until the VMM has ended; the agent then tells
-//! all states anew, so nothing is missed.
+//! There is one task for each guest. When the stream breaks, it is opened again, until the VMM has ended. The agent
+//! then sends all states again, so nothing is missed.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::agent::{Agent, AgentError};
 use crate::news::{Clock, News};
 use crate::text::bounded;
 
-/// Between attempts to open the stream again.
+/// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Sends news of the guest behind `agent` until the VMM has `ended` or nobody listens. By the daemon's `clock` nothing
-/// that the guest tells has happened in the future.
+/// Receives news of a guest and sends them to `news`, until the VMM has `ended` or the receiver was dropped. `clock` is
+/// used to check the guest's times.
 pub async fn watch(
     agent: Agent,
     ended: impl Future<Output = ()>,
@@ -53,7 +53,7 @@ async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<
             None => return Ok(()),
         };
         let Some(checked) = News::check(status, clock) else {
-            tracing::warn!("the guest sent news that makes no sense; ignored");
+            tracing::warn!("the guest sent news that are not valid; ignored");
             continue;
         };
         if news.send(checked).await.is_err() {
