@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! An error with its causes as one text.
+//! Makes one text of an error and its causes.
 
 use std::error::Error;
 use std::iter::successors;
 
-/// Joins the texts of an error and of its sources. No error of ours repeats its source in its own text.
+/// Joins the texts of an error and all its sources with ": ". So no error of ours may repeat its source in its own
+/// text.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     successors(Some(error), |&error| error.source())

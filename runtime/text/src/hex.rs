@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bytes as hexadecimal digits.
+//! Writes bytes as hexadecimal digits.
 
-/// Two lowercase digits a byte.
+/// Returns two lowercase digits for each byte.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

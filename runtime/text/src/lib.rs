@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What every program here needs to write text for people: errors with their causes, words of strangers made safe to
-//! show, bytes as hexadecimal digits, and problems of the host with their remedies.
+//! What all programs need to write text for people: errors with their causes, untrusted text made safe to show, bytes
+//! as hexadecimal digits, and problems of the host with their remedies.
 //!
-//! The lowest floor of the house: it depends on the standard library only, so the VMM and the agent may use it too.
+//! This crate depends only on the standard library, so that the VMM and the agent can use it too.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Text that somebody else wrote (a guest, a registry, a plugin), made safe to show.
+//! Makes untrusted text safe to show, such as that of a guest, a registry or a plugin.
 //!
-//! Control characters move the cursor of a terminal and forge lines of a log.
+//! Control characters must be removed because they can move the cursor of a terminal and forge lines of a log.
 
-/// Without control characters, except those that make lines and columns.
+/// Removes control characters, except line feeds and tabs.
 #[must_use]
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -11,7 +11,7 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// With a space for each control character, so that it stays on one line.
+/// Replaces each control character by a space, so that the text stays on one line.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     text.chars()
@@ -19,7 +19,7 @@ pub fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// The beginning of a text: at most `most_bytes`, and no part of a character.
+/// The beginning of a text, at most `most_bytes` long. It never ends in the middle of a character.
 #[must_use]
 pub fn cut(text: &str, most_bytes: usize) -> &str {
     let end = text.floor_char_boundary(most_bytes);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why this host cannot do something, and what its owner can do about it.
+//! Why this host cannot do something, and what its administrator can do about it.
 
 use std::fmt;
 
-/// What `bulkhead check` and the conditions of CRI's `Status` show.
+/// A problem of the host. `bulkhead check` and the conditions of CRI's `Status` show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub cause: String,
