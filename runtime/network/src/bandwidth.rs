@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Limits of a pod's traffic, which Kubernetes writes in annotations as quantities ("10M": ten million bits a second).
+//! Limits of a pod's traffic. In Kubernetes they are annotations with quantities ("10M" means ten million bits per
+//! second).
 //!
-//! Sources: Kubernetes' "Support traffic shaping" and the grammar of its resource quantities; CNI's CONVENTIONS.md
-//! for the capability `bandwidth`.
+//! Sources: Kubernetes' "Support traffic shaping" and the grammar of its resource quantities; CNI's CONVENTIONS.md for
+//! the capability `bandwidth`.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +13,10 @@ use crate::failure::NetworkError;
 
 const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-/// Bits a second, as kubelet bounds them.
+/// The limits in bits per second that are accepted, the same as in kubelet.
 const LEAST: u64 = 1_000;
 const MOST: u64 = 1_000_000_000_000_000;
-/// Bits that may go at once: as much as the plugin takes, as containerd has it.
+/// The size of a burst in bits. It is the most that the plugin accepts, as in containerd.
 const BURST: u64 = u32::MAX as u64;
 const SUFFIXES: [(&str, u128); 12] = [
     ("Ki", 1 << 10),
@@ -32,7 +33,7 @@ const SUFFIXES: [(&str, u128); 12] = [
     ("E", 1_000_000_000_000_000_000),
 ];
 
-/// The capability, as plugins read it; 0: no limit.
+/// The capability, in the form for plugins. 0 means no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bandwidth {
@@ -42,7 +43,7 @@ pub struct Bandwidth {
     egress_burst: u64,
 }
 
-/// `None`: the pod has no limits.
+/// The limits in a pod's annotations. `None` if there are none.
 pub fn of_annotations(
     annotations: &BTreeMap<String, String>,
 ) -> Result<Option<Bandwidth>, NetworkError> {
@@ -67,7 +68,7 @@ pub fn of_annotations(
     Ok(Some(bandwidth).filter(|bandwidth| *bandwidth != Bandwidth::default()))
 }
 
-/// A quantity as a whole number, rounded up; `None` if it is none, or out of range.
+/// Parses a quantity to a whole number, rounded up. `None` if it is not valid or out of range.
 fn quantity(text: &str) -> Option<u64> {
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod wants beside an interface, as the capabilities that plugins may declare: ports of the host, limits of its
-//! traffic, subnets, DNS, annotations.
+//! What a pod wants in addition to an interface: ports of the host, traffic limits, subnets, DNS, annotations. CNI
+//! plugins get these as the capabilities that they declare.
 //!
-//! Source: CNI's CONVENTIONS.md for the capabilities' forms.
+//! Source: CNI's CONVENTIONS.md for the format of capabilities.
 
 use serde_json::{Map, Value, json};
 
@@ -10,16 +10,16 @@ use crate::bandwidth;
 use crate::failure::NetworkError;
 use crate::request::AttachRequest;
 
-/// The capability by which containerd and CRI-O pass a pod's annotations on.
+/// The capability with a pod's annotations, which containerd and CRI-O also use.
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
-/// By name. `ip_ranges`: the subnets that addresses come from, where the node's configuration says so.
+/// The capabilities of a pod by name. `ip_ranges` are the subnets for its addresses, if they are configured.
 pub fn of_request(
     request: &AttachRequest,
     ip_ranges: &[String],
 ) -> Result<Map<String, Value>, NetworkError> {
     let mut found = Map::new();
-    // Port 0 of the host: the container's port is declared, not published.
+    // A host port of 0 means that the container's port is only declared, not published.
     let published = request.port_mappings.iter();
     let published: Vec<_> = published.filter(|one| one.host_port != 0).collect();
     if !published.is_empty() {
@@ -29,7 +29,7 @@ pub fn of_request(
         found.insert("bandwidth".to_owned(), json!(bandwidth));
     }
     if !ip_ranges.is_empty() {
-        // Each is a set of its own: a pod gets an address of every set.
+        // Each subnet is a set of its own, because a pod gets one address from every set.
         let sets: Vec<_> = ip_ranges
             .iter()
             .map(|subnet| json!([{ "subnet": subnet }]))

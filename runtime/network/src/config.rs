@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where CNI's things are, as the daemon's configuration says.
+//! The configuration of pod networks.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cni::Plugins;
 
-/// Where CNI's things are.
+/// The directories and limits of CNI, from the daemon's configuration.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
     pub conf_dir: PathBuf,
     pub bin_dirs: Vec<PathBuf>,
-    /// Records of attached networks, one file a pod.
+    /// For the records of attached networks, one file for each pod.
     pub cache_dir: PathBuf,
-    /// Where the pods' namespaces are mounted.
+    /// The directory in which the pods' namespaces are mounted.
     pub netns_dir: PathBuf,
-    /// For one command of one plugin.
+    /// How long one command of one plugin may take.
     pub plugin_timeout: Duration,
-    /// Subnets for plugins with the capability `ipRanges`; empty: those that kubelet tells.
+    /// Subnets for plugins with the capability `ipRanges`. If it is empty, those from kubelet are used.
     pub ip_ranges: Vec<String>,
 }
 

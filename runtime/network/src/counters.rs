@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod's interface has carried, as the host counts it: CNI's end in the pod's namespace, out of the guest's
-//! reach. Received is what arrived for the pod.
+//! Traffic counters of a pod's interface, as the host counts them. They are read from CNI's interface in the pod's
+//! namespace, so the guest cannot falsify them. "Received" is what arrived for the pod.
 
 use tokio::sync::Semaphore;
 
@@ -10,13 +10,13 @@ use crate::netns;
 use crate::network::Network;
 use crate::record::NetworkRecord;
 
-/// The counters of the namespace that the reading thread is in.
+/// The counters of the reading thread's namespace.
 const DEVICES: &str = "/proc/thread-self/net/dev";
 
-/// Each reader is a thread for a moment; a node may have hundreds of pods.
+/// Limits how many counters are read at a time, because each reader is a thread and a node may have hundreds of pods.
 static READERS: Semaphore = Semaphore::const_new(8);
 
-/// One interface since it was made.
+/// The counters of one interface since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub received: Direction,
@@ -32,14 +32,14 @@ pub struct Direction {
 }
 
 impl Network {
-    /// The name of the pod's interface, and its counters; `None` for a pod that has loopback only.
+    /// The name of the pod's interface, and its counters. `None` for a pod that has only loopback.
     pub async fn counters(
         record: &NetworkRecord,
     ) -> Result<Option<(&'static str, Counters)>, NetworkError> {
         let Some(attached) = &record.attached else {
             return Ok(None);
         };
-        // An error is a closed semaphore, which this one never is.
+        // It fails only if the semaphore is closed, which never happens.
         let _one = READERS.acquire().await.ok();
         let text = netns::inside_blocking(&attached.netns, || {
             std::fs::read_to_string(DEVICES).map_err(file_error("read", DEVICES.as_ref()))
@@ -49,7 +49,7 @@ impl Network {
     }
 }
 
-/// Reads /proc/net/dev: eight numbers of each direction, of which the first four are wanted.
+/// Parses /proc/net/dev. It has eight numbers for each direction, of which the first four are used.
 fn parse(text: &str, interface: &str) -> Option<Counters> {
     let numbers = text.lines().find_map(|line| {
         let (name, numbers) = line.split_once(':')?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can go wrong with a pod's network.
+//! Errors of a pod's network.
 
 use std::error::Error;
 use std::io;
@@ -10,11 +10,12 @@ use crate::cni::CniError;
 /// An error in a pod's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
+    /// The text is short because the source names the network and the plugin.
     #[error("CNI")]
     Cni(#[from] CniError),
     #[error("there is no valid CNI configuration")]
     NoneValid(#[source] CniError),
-    #[error("annotation {annotation} is {value:?}, not a number of bits a second from 1k to 1P")]
+    #[error("annotation {annotation} is {value:?}, not a number of bits per second from 1k to 1P")]
     Bandwidth {
         annotation: &'static str,
         value: String,
@@ -40,7 +41,7 @@ pub enum NetworkError {
     },
 }
 
-/// Makes the error of a step with a file.
+/// Makes the error for a step with a file.
 pub fn file_error(step: &'static str, path: &Path) -> impl Fn(io::Error) -> NetworkError + use<> {
     let path = path.to_owned();
     move |source| NetworkError::File {
@@ -50,7 +51,7 @@ pub fn file_error(step: &'static str, path: &Path) -> impl Fn(io::Error) -> Netw
     }
 }
 
-/// Makes the error of a step with an interface.
+/// Makes the error for a step with an interface.
 pub fn device_error<E: Into<Box<dyn Error + Send + Sync>>>(
     step: &'static str,
 ) -> impl Fn(E) -> NetworkError {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What CNI's plugins did to the interface in the namespace: the guest's interface gets the same.
+//! Reads how CNI's plugins have configured the interface in the namespace. The guest's interface gets the same
+//! settings.
 //!
-//! A plugin's result need not tell all. Calico sets routes that its result does not have, Amazon's plugin a static
-//! neighbour. So the namespace itself is read; the result decides which address comes first.
+//! A plugin's result need not be complete. For example, Calico sets routes that are not in its result, and Amazon's
+//! plugin sets a static neighbour. So the namespace itself is read. The result only decides which address comes first.
 
 use std::net::IpAddr;
 
@@ -20,18 +21,18 @@ use rtnetlink::packet_route::route::{
 use crate::failure::{NetworkError, device_error};
 use crate::link::{Neighbor, Route};
 
-/// An interface as it was found.
+/// The settings of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// CIDR, without link-local ones.
+    /// In CIDR notation, without link-local addresses.
     pub addresses: Vec<String>,
-    /// Those that did not come with an address by themselves.
+    /// Without the routes that the kernel adds for each address.
     pub routes: Vec<Route>,
     pub neighbors: Vec<Neighbor>,
 }
 
 impl Interface {
-    /// Reads interface `index` of this thread's namespace.
+    /// Reads the interface `index` in this thread's namespace.
     pub async fn read(handle: &Handle, index: u32) -> Result<Self, NetworkError> {
         let request = handle.address().get().set_link_index_filter(index);
         let addresses: Vec<_> = request
@@ -66,7 +67,7 @@ impl Interface {
         })
     }
 
-    /// Adds what only CNI's result says: the order of addresses, and routes where the namespace has none.
+    /// Adds what only CNI's result tells: the order of addresses, and its routes if the namespace has none.
     pub fn complete(mut self, addresses: &[String], routes: &[Route]) -> Self {
         let mut all = addresses.to_vec();
         all.extend(self.addresses);
@@ -80,7 +81,7 @@ impl Interface {
         if self.routes.is_empty() {
             self.routes = routes.to_vec();
         }
-        // A gateway is reached by a route on the link, which must be there first.
+        // A gateway is reached by a route on the link, which must be made first.
         self.routes.sort_by_key(|route| !route.gateway.is_empty());
         self
     }
@@ -97,7 +98,7 @@ fn address(message: &AddressMessage, index: u32) -> Option<String> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
         message.attributes.iter().find_map(wanted)
     };
-    // Of a point-to-point interface, the other is the peer's.
+    // On a point-to-point interface, the attribute `Address` is that of the peer.
     let local = find(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Networks that could not be taken down, and wait for another try.
+//! Networks that could not be torn down and will be tried again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::failure::NetworkError;
 use crate::record::NetworkRecord;
 
-/// By pod id.
+/// The records of such networks by pod id.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     records: Mutex<HashMap<String, NetworkRecord>>,
@@ -21,7 +21,7 @@ impl Leftovers {
     pub fn add(&self, record: NetworkRecord, why: &NetworkError) {
         tracing::warn!(
             pod = record.pod_id,
-            "its network could not be taken down and will be tried again: {}",
+            "cannot tear down its network, will try again: {}",
             chain(why)
         );
         self.put(record);
@@ -36,7 +36,7 @@ impl Leftovers {
         self.records().remove(pod_id);
     }
 
-    /// Waits until there is one.
+    /// Waits until there is at least one.
     pub async fn wait(&self) {
         while self.records().is_empty() {
             self.added.notified().await;

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pod's network: a network namespace, what CNI puts into it, and a TAP that the guest sees instead.
 //!
-//! CNI plugins know nothing of VMs: they make an interface in a namespace and give it addresses. We join that
-//! interface to a TAP with tc redirects, both ways, below the namespace's own network stack, and tell the guest the
-//! MAC, addresses, routes and MTU. So any plugin works unchanged.
+//! CNI plugins know nothing of VMs: they make an interface in a namespace and give it addresses. We connect that
+//! interface to a TAP by tc redirects in both directions, below the namespace's own network stack. The guest gets the
+//! MAC address, the addresses, the routes and the MTU. So every plugin works unchanged.
 //!
 //! ```text
 //! bridge ── veth ──[ eth0 ── tc redirect ── tap0 ]── bulkhead-vmm ── guest's eth0
 //!                  └── namespace of the pod ────┘
 //! ```
-//! [`Network`] is the way in. It attaches a pod with [`cni`], [`netns`] and [`tap`], and writes a [`record`] first, by
-//! which the network can be taken down later. [`ready`] says whether pods get an address, [`sweep`] takes down what
-//! belongs to no pod, [`counters`] reads what an interface has carried.
-//! The configuration directory is read on every use. A pod keeps the configuration that it was attached with.
+//! The entrance is [`Network`]. It attaches a pod with [`cni`], [`netns`] and [`tap`]. Before that it writes a
+//! [`record`], with which the network can be torn down later. [`ready`] decides whether pods get an address, [`sweep`]
+//! tears down networks that belong to no pod, and [`counters`] reads the traffic of an interface.
+//!
+//! The configuration directory is read for every use. A pod keeps the configuration with which it was attached.
 
 mod bandwidth;
 mod capabilities;

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod's interface: its name, and the ways that it knows, which are routes and neighbours.
+//! A pod's interface: its name, routes and neighbours.
 
-/// CNI's name of the interface in the namespace.
+/// The name of CNI's interface in the namespace.
 pub const INTERFACE: &str = "eth0";
-/// Of an interface that does not say, and of a guest without a network.
+/// The MTU of an interface that has none set, and of a guest without a network.
 pub const DEFAULT_MTU: u16 = 1500;
 
-/// A route of the pod; 0 and empty: not said.
+/// A route of the pod. 0 and empty mean "not set".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// CIDR.
+    /// In CIDR notation.
     pub destination: String,
-    /// Empty: on link.
+    /// Empty if the destination is on the link.
     pub gateway: String,
-    /// The source address that it prefers.
+    /// The preferred source address.
     pub source: String,
     pub priority: u32,
     pub mtu: u32,
@@ -21,7 +21,7 @@ pub struct Route {
     pub advmss: u32,
 }
 
-/// A neighbour whose address on the link is known without asking.
+/// A static neighbour: its MAC address is known without ARP or NDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbor {
     pub address: String,

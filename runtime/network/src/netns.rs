@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Network namespaces with a name in the file system, and work done inside them.
+//! Makes network namespaces with a name in the file system, and runs code inside them.
 //!
-//! A namespace belongs to a thread: each of these runs on a thread of its own, which ends with its work.
+//! A thread can switch to another namespace. So each of these functions runs its work on a new thread, which then ends.
 
 use std::fs::File;
 use std::future::Future;
@@ -15,14 +15,14 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use crate::failure::NetworkError;
 
 const THIS_THREADS_NAMESPACE: &str = "/proc/thread-self/ns/net";
-/// For interfaces that come later: CNI says what the addresses and routes are, not a router; and an address that was
-/// given is not asked about first, which would take seconds.
+/// Settings for interfaces that are made later. CNI sets addresses and routes, so router advertisements are ignored.
+/// And duplicate address detection is off, because it would take seconds.
 const IPV6_DEFAULTS: [&str; 2] = [
     "/proc/sys/net/ipv6/conf/default/accept_ra",
     "/proc/sys/net/ipv6/conf/default/accept_dad",
 ];
 
-/// Makes a namespace and mounts it at `path`. Its loopback stays down: the pod's is in the guest.
+/// Makes a namespace and mounts it at `path`. Its loopback interface stays down, because the pod's is in the guest.
 pub async fn create(path: &Path) -> Result<(), NetworkError> {
     let path = path.to_owned();
     on_a_thread(path.clone(), move || {
@@ -30,7 +30,7 @@ pub async fn create(path: &Path) -> Result<(), NetworkError> {
         File::create(&path).map_err(|e| failed("make the mount point", e))?;
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e.into()))?;
         for setting in IPV6_DEFAULTS {
-            // A host without IPv6 has none of them.
+            // A host without IPv6 does not have these files.
             let _ = std::fs::write(setting, "0");
         }
         mount(
@@ -45,13 +45,13 @@ pub async fn create(path: &Path) -> Result<(), NetworkError> {
     .await
 }
 
-/// Unmounts and removes a namespace; one that is not there is fine.
+/// Unmounts and removes a namespace. It is no error if it does not exist.
 pub async fn remove(path: &Path) -> Result<(), NetworkError> {
     let path = path.to_owned();
     on_a_thread(path.clone(), move || {
         let failed = error(&path);
         match umount2(&path, MntFlags::MNT_DETACH) {
-            // EINVAL: a file that nothing is mounted on.
+            // EINVAL means that nothing is mounted on the file.
             Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
             Err(e) => return Err(failed("unmount", e.into())),
         }
@@ -63,12 +63,12 @@ pub async fn remove(path: &Path) -> Result<(), NetworkError> {
     .await
 }
 
-/// Whether there is a namespace: a file that nothing is mounted on is what a reboot leaves.
+/// Whether a namespace is mounted at `path`. After a reboot there may be only the file.
 pub fn exists(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Runs `work` to its end in the namespace at `path`.
+/// Runs `work` in the namespace at `path`.
 pub async fn inside<T, F, W>(path: &Path, work: W) -> Result<T, NetworkError>
 where
     T: Send + 'static,
@@ -86,7 +86,7 @@ where
     .await
 }
 
-/// The same for work that blocks, briefly.
+/// The same for work that blocks for a short time.
 pub async fn inside_blocking<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Makes a pod's network and takes it down, and asks plugins whether it is as they made it.
+//! Makes a pod's network, tears it down, and asks plugins to check it.
 //!
-//! What is to be taken down is written to a file before anything is taken from the host.
+//! All that is needed to tear it down is written to a file before anything is made on the host.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -23,20 +23,20 @@ use crate::request::{AttachRequest, Dns};
 use crate::status::LastStatus;
 use crate::{netns, tap};
 
-/// A guest without a network still has a network device, and that a MAC.
+/// The MAC address of a guest without a network. It has a network device all the same.
 const NO_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 
-/// What the guest is to be told, and what the VMM needs.
+/// A pod's network: what the guest must know, and what the VMM needs.
 #[derive(Debug)]
 pub struct Attachment {
     pub record: NetworkRecord,
-    /// `None`: loopback only.
+    /// `None` if the pod has only loopback.
     pub tap: Option<OwnedFd>,
     pub mac: [u8; 6],
     pub mtu: u16,
     /// With their prefix lengths, the primary one first: "10.88.0.5/16".
     pub addresses: Vec<String>,
-    /// In the order in which they are to be made.
+    /// In the order in which they must be made.
     pub routes: Vec<Route>,
     pub neighbors: Vec<Neighbor>,
     pub dns: Dns,
@@ -47,12 +47,13 @@ pub struct Attachment {
 pub struct Network {
     pub(crate) config: NetworkConfig,
     pub(crate) versions: KnownVersions,
-    /// Attaching reads it; collecting garbage, which must not meet an attachment that it does not know, writes it.
+    /// Held for reading while a pod is attached, and for writing during garbage collection, which would remove an
+    /// attachment that it does not know.
     pub(crate) gate: Arc<RwLock<()>>,
     pub(crate) status: LastStatus,
     pub(crate) leftovers: Leftovers,
     ranges: Ranges,
-    /// What `CHECK` said of adopted pods, by their ids; empty: all is well.
+    /// The errors of `CHECK` for adopted pods, by pod id. Empty if the check has passed.
     checks: Mutex<HashMap<String, String>>,
 }
 
@@ -72,8 +73,8 @@ impl Network {
         })
     }
 
-    /// Works out what a pod's network is to be. Nothing is taken from the host yet. The record is enough to take down
-    /// whatever [`Network::attach`] makes by it, so it is to be stored before.
+    /// Plans a pod's network, but makes nothing on the host yet. The record is enough to tear down everything that
+    /// [`Network::attach`] makes, so the caller should store it before attaching.
     pub async fn plan(&self, request: AttachRequest) -> Result<NetworkRecord, NetworkError> {
         let mut selection = Selection::look(&self.config.conf_dir)?;
         self.status.tell_skipped(&selection.skipped);
@@ -103,14 +104,14 @@ impl Network {
         })
     }
 
-    /// Makes a pod's network as it was planned, or none of it: what an error leaves behind is remembered and taken down
-    /// later.
+    /// Makes a pod's network as planned. After an error, what was made is torn down; if that fails too, it is
+    /// remembered and tried again later.
     pub async fn attach(&self, mut record: NetworkRecord) -> Result<Attachment, NetworkError> {
         let _passed = self.gate.read().await;
         if record.attached.is_none() {
             return Ok(loopback_only(record));
         }
-        // First the record: whoever finds the namespace knows how to take it down.
+        // Write the record first, so that a later daemon can tear down what it finds.
         record.write(&self.config.cache_dir)?;
         match self.attach_recorded(&mut record).await {
             Ok(attachment) => Ok(attachment),
@@ -162,8 +163,8 @@ impl Network {
         })
     }
 
-    /// Takes a pod's network down; what is already gone is fine. After an error all that is left is still there, and
-    /// asking again is the way on.
+    /// Tears down a pod's network. Parts that do not exist are no error. After an error, the record still exists, and
+    /// the call can be repeated.
     pub async fn detach(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         if let Some(attached) = &record.attached {
             let netns = Some(attached.netns.as_path()).filter(|path| netns::exists(path));
@@ -182,7 +183,8 @@ impl Network {
         record.remove(&self.config.cache_dir)
     }
 
-    /// Asks the plugins whether a pod's network is still as they made it, and keeps the answer.
+    /// Runs `CHECK`: asks the plugins whether a pod's network is still as they made it. Keeps the result for
+    /// [`Network::describe`].
     pub async fn check(&self, record: &NetworkRecord) {
         let Some(attached) = &record.attached else {
             return;
@@ -196,14 +198,14 @@ impl Network {
             Ok(()) => String::new(),
             Err(error) => {
                 let error = chain(&error);
-                tracing::warn!(pod = record.pod_id, "its network is not as it was: {error}");
+                tracing::warn!(pod = record.pod_id, "check of its network: {error}");
                 error
             }
         };
         self.checks().insert(record.pod_id.clone(), answer);
     }
 
-    /// What `inspectp` shows of a pod's network.
+    /// Describes a pod's network as JSON, for `crictl inspectp`.
     pub fn describe(&self, record: &NetworkRecord) -> serde_json::Value {
         let mut shown = record.describe();
         if let (Some(shown), Some(answer)) = (
@@ -220,7 +222,7 @@ impl Network {
         shown
     }
 
-    /// Takes over the subnets that kubelet tells; pods that are attached from now on hear of it.
+    /// Sets the subnets from kubelet. They apply to pods that are attached from now on.
     pub fn set_pod_cidr(&self, text: &str) -> Result<(), NetworkError> {
         self.ranges.set(text)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The subnets of this node, for plugins with the capability `ipRanges`: from the configuration, else as kubelet told
-//! them last (CRI `UpdateRuntimeConfig`). kubelet says it once, so it is kept in a file.
+//! The subnets of this node, for plugins with the capability `ipRanges`. They come from the configuration or, if it has
+//! none, from kubelet (CRI `UpdateRuntimeConfig`). kubelet sends them only once, so they are kept in a file.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::record::replace;
 const FILE: &str = "pod-cidr";
 const MOST: usize = 16;
 
-/// A list as it is, if each of it is a subnet and there are not too many.
+/// Checks that all items of a list are subnets, and that there are not too many. Returns the list unchanged.
 pub fn check(subnets: &[String]) -> Result<Vec<String>, NetworkError> {
     let mut numbered = subnets.iter().enumerate();
     match numbered.find(|(number, subnet)| *number >= MOST || !is_subnet(subnet)) {
@@ -21,7 +21,7 @@ pub fn check(subnets: &[String]) -> Result<Vec<String>, NetworkError> {
     }
 }
 
-/// Subnets with commas between them, as kubelet writes them.
+/// Parses subnets with commas between them, which is kubelet's format.
 fn parse(text: &str) -> Result<Vec<String>, NetworkError> {
     let subnets = text
         .split(',')
@@ -39,12 +39,12 @@ fn is_subnet(text: &str) -> bool {
     parsed == Some(true)
 }
 
-/// Where addresses of pods come from.
+/// The subnets for addresses of pods.
 #[derive(Debug)]
 pub struct Ranges {
-    /// Empty: kubelet decides.
+    /// The subnets in the configuration. If it is empty, kubelet decides.
     configured: Vec<String>,
-    /// What kubelet told last.
+    /// Keeps the last subnets from kubelet.
     file: PathBuf,
 }
 
@@ -56,11 +56,12 @@ impl Ranges {
         }
     }
 
-    /// Keeps what kubelet says.
+    /// Stores subnets from kubelet.
     pub fn set(&self, text: &str) -> Result<(), NetworkError> {
         replace(&self.file, parse(text)?.join(",").as_bytes())
     }
 
+    /// The subnets that apply now.
     pub fn now(&self) -> Vec<String> {
         if !self.configured.is_empty() {
             return self.configured.clone();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether pods get an address: CRI's condition `NetworkReady`. It follows the configuration directory, and where the
-//! plugins speak CNI 1.1, what they say of themselves.
+//! Decides whether pods get an address, for CRI's condition `NetworkReady`. That depends on the configuration directory
+//! and, with CNI 1.1, on the `STATUS` of the plugins.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,23 @@ use crate::config::NetworkConfig;
 use crate::network::Network;
 use crate::status::{Said, list};
 
-/// How long what plugins said holds: kubelet asks every few seconds.
+/// How long a result of `STATUS` is used again, because kubelet asks every few seconds.
 const FRESH: Duration = Duration::from_secs(5);
-/// How long one may think about it.
+/// How long a plugin may take for `STATUS`.
 const STATUS: Duration = Duration::from_secs(5);
 
 impl NetworkConfig {
-    /// Whether there is a network, and its plugins. Without, pods have loopback only.
+    /// Whether there is a network and its plugins are ready. Pods without a network have only loopback.
     pub async fn ready(&self) -> Result<(), Problem> {
         let (conflist, _) = self.chosen()?;
         self.plugins_ready(conflist, &KnownVersions::default())
             .await
     }
 
-    /// The network and the files that were skipped for it; or why there is none.
+    /// The network, and the errors of files that were skipped for it. The error says why there is none.
     fn chosen(&self) -> Result<(Conflist, Vec<CniError>), Problem> {
         let conf_dir = self.conf_dir.display();
-        let mend = || format!("mend the files in {conf_dir}");
+        let mend = || format!("correct the files in {conf_dir}");
         let selection =
             Selection::look(&self.conf_dir).map_err(|e| Problem::new(chain(&e), mend()))?;
         let Some(conflist) = selection.network else {
@@ -68,14 +68,14 @@ impl NetworkConfig {
         asked.await.map_err(|e| {
             Problem::new(
                 chain(&e),
-                "see to what the plugin says; nodes come back by themselves",
+                "solve what the plugin reports; the node then becomes ready by itself",
             )
         })
     }
 }
 
 impl Network {
-    /// Whether pods get an address; a remark on files that were skipped, if there are any.
+    /// Whether pods get an address. The text is a remark about files that were skipped, else empty.
     pub async fn ready(&self) -> Result<String, Problem> {
         let (conflist, skipped) = self.config.chosen()?;
         self.status.tell_skipped(&skipped);

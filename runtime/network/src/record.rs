@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is remembered of an attached network: enough to check it and to take it down, whatever the configuration
-//! says by then. Twice: with the pod, and as a file that is there before anything is taken from the host.
+//! The record of an attached network. It is enough to check the network and to tear it down, even if the configuration
+//! has changed. It is stored twice: in the pod's record, and as a file that is written before anything is made on the
+//! host.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -12,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::cni::{Conflist, Invocation};
 use crate::failure::{NetworkError, file_error};
 
-/// All that is needed to take a pod's network down.
+/// All that is needed to tear down a pod's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
     pub(crate) pod_id: String,
-    /// `None`: nothing was made.
+    /// `None` if the pod has only loopback.
     pub(crate) attached: Option<AttachedRecord>,
 }
 
@@ -25,7 +26,7 @@ pub struct AttachedRecord {
     pub netns: PathBuf,
     pub conflist: Conflist,
     pub invocation: Invocation,
-    /// CNI's result, JSON.
+    /// CNI's result as JSON.
     pub result: Option<String>,
 }
 
@@ -44,14 +45,14 @@ impl NetworkRecord {
         })
     }
 
-    /// Writes it below `directory`, in place of what is there of the same pod.
+    /// Writes the record into `directory`. Replaces an earlier one of the same pod.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), NetworkError> {
         let path = path_of(directory, &self.pod_id);
         let text = serde_json::to_vec(self).map_err(|e| file_error("write", &path)(e.into()))?;
         replace(&path, &text)
     }
 
-    /// Removes its file; one that is gone is fine.
+    /// Removes the file. It is no error if it does not exist.
     pub(crate) fn remove(&self, directory: &Path) -> Result<(), NetworkError> {
         let path = path_of(directory, &self.pod_id);
         match std::fs::remove_file(&path) {
@@ -60,7 +61,7 @@ impl NetworkRecord {
         }
     }
 
-    /// Those below `directory` of pods that are not among `pods`.
+    /// All records in `directory` whose pods are not among `pods`.
     pub(crate) fn all_but(directory: &Path, pods: &HashSet<String>) -> Vec<Self> {
         let entries = std::fs::read_dir(directory);
         let paths = entries
@@ -82,7 +83,7 @@ fn path_of(directory: &Path, pod_id: &str) -> PathBuf {
     directory.join(format!("{pod_id}.json"))
 }
 
-/// Replaces a file at once. Plugins' configurations may have secrets.
+/// Replaces a file in one step. Only root may read it, because configurations of plugins may contain secrets.
 pub fn replace(path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let temporary = path.with_extension("new");
     let mut options = std::fs::File::options();

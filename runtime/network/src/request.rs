@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who wants a network, in the words that CNI's plugins understand.
+//! The request for a pod's network, in the terms of CNI's plugins.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A pod that is to get a network.
+/// A pod that needs a network.
 #[derive(Clone, Debug, Default)]
 pub struct AttachRequest {
     pub pod_id: String,
@@ -14,7 +14,7 @@ pub struct AttachRequest {
     pub uid: String,
     pub port_mappings: Vec<PortMapping>,
     pub annotations: BTreeMap<String, String>,
-    /// What the pod says, if it does.
+    /// The pod's own DNS settings, if it has any.
     pub dns: Option<Dns>,
 }
 
@@ -37,7 +37,7 @@ pub enum Protocol {
     Sctp,
 }
 
-/// What a pod's `/etc/resolv.conf` says.
+/// The settings in a pod's `/etc/resolv.conf`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dns {
     pub servers: Vec<String>,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is remembered of the network's readiness: plugins are not asked, and nothing is logged, more often than needed.
+//! Remembers the last state of the network, so that plugins are not asked, and nothing is logged, more often than
+//! needed.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -8,15 +9,15 @@ use bulkhead_text::{Problem, chain};
 
 use crate::cni::{CniError, Conflist};
 
-/// What the plugins said last, and what has been logged.
+/// The last result of `STATUS`, and what was logged last.
 #[derive(Debug, Default)]
 pub struct LastStatus {
-    /// Held while they are asked, so that they are asked once.
+    /// Locked while plugins are asked, so that they are asked only once at a time.
     pub said: tokio::sync::Mutex<Option<Said>>,
     logged: Mutex<String>,
 }
 
-/// What the plugins of a network said of themselves.
+/// The result of `STATUS` of the plugins of a network.
 #[derive(Debug)]
 pub struct Said {
     pub at: Instant,
@@ -25,7 +26,7 @@ pub struct Said {
 }
 
 impl LastStatus {
-    /// Logs files that are not valid, each time that they are others than before.
+    /// Logs the files that are not valid, if they are not the same as the last time.
     pub fn tell_skipped(&self, skipped: &[CniError]) {
         let text = list(skipped);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,7 +39,7 @@ impl LastStatus {
     }
 }
 
-/// Files that were skipped, and why, on one line.
+/// Lists the files that were skipped, and why, on one line.
 pub fn list(errors: &[CniError]) -> String {
     let texts: Vec<_> = errors.iter().map(|error| chain(error)).collect();
     texts.join("; ")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Takes down networks that belong to no pod: what an earlier daemon left, and what a plugin would not take down when a
-//! pod could not be made. They are tried again until their plugins agree.
+//! Tears down networks that belong to no pod: those that an earlier daemon left, and those whose plugins failed to
+//! remove them after a failed boot. They are tried again until that succeeds.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -14,33 +14,33 @@ use crate::cni::{KnownVersions, Plugins, Selection};
 use crate::network::Network;
 use crate::record::NetworkRecord;
 
-/// Between two tries.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(15);
-/// How long a daemon's start waits for networks to go; the rest goes on while it serves.
+/// How long the daemon's start waits for teardowns. The rest is done while it serves.
 const SWEEP: Duration = Duration::from_secs(10);
-/// How long attaching may have to wait for one plugin that collects garbage.
+/// How long one plugin may take for `GC`, because no pod is attached meanwhile.
 const COLLECT: Duration = Duration::from_secs(10);
 
 impl Network {
-    /// Takes down the networks of pods that are no more. Touches only what this daemon recorded.
+    /// Tears down the networks of pods that no longer exist. Touches only networks with a record.
     pub async fn sweep(&self, live_pods: &HashSet<String>) {
         let started = Instant::now();
         for record in NetworkRecord::all_but(&self.config.cache_dir, live_pods) {
             tracing::info!(
                 pod = record.pod_id,
-                "it is no more; taking its network down"
+                "the pod no longer exists; tearing down its network"
             );
             let left = SWEEP.saturating_sub(started.elapsed());
             match tokio::time::timeout(left, self.detach(&record)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => self.leftovers.add(record, &error),
-                // What it was at has been killed.
+                // Too late: the running plugin was killed when the future was dropped.
                 Err(_) => self.leftovers.put(record),
             }
         }
     }
 
-    /// Tries leftovers again, for ever.
+    /// Tries again to tear down leftovers. Runs for ever.
     pub async fn tidy(&self) {
         loop {
             self.leftovers.wait().await;
@@ -48,13 +48,13 @@ impl Network {
             for record in self.leftovers.all() {
                 match self.detach(&record).await {
                     Ok(()) => {
-                        tracing::info!(pod = record.pod_id, "its network is gone at last");
+                        tracing::info!(pod = record.pod_id, "tore down its network at last");
                         self.leftovers.remove(&record.pod_id);
                     }
                     Err(error) => {
                         tracing::warn!(
                             pod = record.pod_id,
-                            "its network still cannot be taken down: {}",
+                            "its network still cannot be torn down: {}",
                             chain(&error)
                         );
                     }
@@ -63,8 +63,8 @@ impl Network {
         }
     }
 
-    /// Prepares `GC`: plugins may drop all that belongs to none of `live`. Nothing is attached until the returned
-    /// future has run or is dropped.
+    /// Prepares `GC`, in which plugins may remove everything that belongs to none of `live`. No pod is attached until
+    /// the returned future has completed or was dropped.
     pub async fn garbage_collection(
         &self,
         live: Vec<NetworkRecord>,

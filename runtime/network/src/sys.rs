@@ -10,8 +10,8 @@ use nix::libc;
 // _IOW('T', 202, int), from linux/if_tun.h; the argument is a struct ifreq.
 nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
 
-/// Makes a TAP called `name` in the network namespace of this thread: no packet information, virtio-net headers. It
-/// lives as long as the descriptor.
+/// Makes a TAP called `name` in the network namespace of this thread, without packet information and with virtio-net
+/// headers. It exists as long as the file descriptor is open.
 pub fn make_tap(name: &str) -> io::Result<OwnedFd> {
     let file = File::options()
         .read(true)
@@ -19,7 +19,7 @@ pub fn make_tap(name: &str) -> io::Result<OwnedFd> {
         .open("/dev/net/tun")?;
     // SAFETY: all zeros is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // One byte less than there is room for, so that a NUL stays.
+    // One byte less than there is room for, so that the name ends with a NUL byte.
     let room = request.ifr_name.len() - 1;
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(room)) {
         *to = from.cast_signed();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Joins CNI's interface to a TAP: what arrives at one leaves by the other, below the namespace's own stack. So the
-//! namespace's stack hears nothing; that it says nothing of its own through the TAP is seen to here.
+//! Connects CNI's interface with a TAP: each packet that arrives at one leaves through the other, below the namespace's
+//! own network stack. So the stack receives no packets. It must not send any through the TAP either, so IPv6 is
+//! disabled there.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,22 +16,22 @@ use crate::link::DEFAULT_MTU;
 use crate::{netns, sys};
 
 const TAP: &str = "tap0";
-/// The guest must not hear the namespace's router solicitations.
+/// Disables IPv6 on the TAP, so that the guest does not get router solicitations of the namespace's stack.
 const TAP_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/tap0/disable_ipv6";
 /// The ingress qdisc's handle, "ffff:".
 const INGRESS: u32 = 0xffff_0000;
 
-/// A TAP that stands for CNI's interface.
+/// A TAP that is connected with CNI's interface.
 #[derive(Debug)]
 pub struct Joined {
     pub tap: OwnedFd,
     pub mac: [u8; 6],
     pub mtu: u16,
-    /// What CNI's interface has.
+    /// The settings of CNI's interface.
     pub interface: Interface,
 }
 
-/// Makes a TAP in the namespace at `path` and joins it to `interface`.
+/// Makes a TAP in the namespace at `path` and connects it with `interface`.
 pub async fn join(path: &Path, interface: &'static str) -> Result<Joined, NetworkError> {
     netns::inside(path, move || join_here(interface)).await
 }
@@ -46,7 +47,7 @@ async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     let mtu = mtu_of(&outer);
     let mac = mac_of(&outer)?;
     let found = Interface::read(&handle, outer.header.index).await?;
-    // Without IPv6 in the kernel there is no such file, and nothing to silence.
+    // An error is ignored, because without IPv6 in the kernel the file does not exist.
     let _ = std::fs::write(TAP_WITHOUT_IPV6, "1");
     let up = LinkUnspec::new_with_index(inner.header.index)
         .mtu(mtu.into())
@@ -69,7 +70,7 @@ async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     })
 }
 
-/// All that arrives at `from` leaves by `to`.
+/// Redirects all packets that arrive at `from` to `to`.
 async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetworkError> {
     let from = i32::try_from(from).map_err(device_error("number the interface"))?;
     handle
@@ -91,7 +92,7 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetworkErro
         .map_err(device_error("add a redirect (modprobe cls_u32 act_mirred)"))
 }
 
-/// ETH_P_ALL in network byte order, as the kernel has it in `tcm_info`.
+/// ETH_P_ALL in network byte order, as the kernel expects it in `tcm_info`.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
 async fn find(handle: &Handle, name: &str) -> Result<LinkMessage, NetworkError> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The network without namespaces: configuration, readiness, records.
+//! Tests of the network without namespaces: configuration, readiness, records.
 
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
@@ -112,7 +112,7 @@ async fn readiness_follows_the_directory_and_what_the_plugin_says() {
     }
     let calls = std::fs::read_to_string(fixture.path("bin/one.calls")).unwrap();
     assert_eq!(calls, "x\n", "asked once");
-    // Another network is another question.
+    // For another network, the plugins are asked again.
     fixture.plugin("one", "exit 0");
     fixture.configure("5.conflist", &ONE.replace("\"n\"", "\"m\""));
     assert_eq!(fixture.network.ready().await.unwrap(), "");

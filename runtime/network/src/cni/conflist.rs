@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A network as its administrator wrote it: files in the configuration directory, read anew on every use.
+//! The configuration of a network: files in the configuration directory, which are read again for every use.
 //!
-//! Source: the CNI specification 1.1.0, section 1. The first valid file by name is the network; files that are not
-//! valid are skipped, and said.
+//! Source: the CNI specification 1.1.0, section 1. The first valid file by name is the network. Files that are not
+//! valid are skipped and reported.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ const EXTENSIONS: [&str; 3] = ["conflist", "conf", "json"];
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflist {
     pub name: String,
-    /// What the chain is run with.
+    /// The version that the chain is run with.
     pub version: Version,
-    /// What it may be run with, newest first; empty where it has been settled.
+    /// The versions that it may be run with, newest first. Empty after [`Conflist::settle`].
     #[serde(default)]
     pub(super) allowed: Vec<Version>,
     #[serde(default)]
@@ -34,24 +34,24 @@ pub struct Conflist {
     pub(super) plugins: Vec<Plugin>,
 }
 
-/// One plugin with its configuration as written.
+/// One plugin, with its configuration as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plugin {
-    /// The name of its file.
+    /// The file name of its program.
     pub program: String,
     pub configuration: Map<String, Value>,
 }
 
-/// What a look into the configuration directory found.
+/// What was found in the configuration directory.
 #[derive(Debug, Default)]
 pub struct Selection {
     pub network: Option<Conflist>,
-    /// Files before it that are not valid.
+    /// Why files before it are not valid.
     pub skipped: Vec<CniError>,
 }
 
 impl Selection {
-    /// Takes the first valid file of `directory` by name; one that does not exist has none.
+    /// Takes the first valid file of `directory` by name. A directory that does not exist counts as empty.
     pub fn look(directory: &Path) -> Result<Self, CniError> {
         let mut selection = Self::default();
         for path in files(directory, &EXTENSIONS)? {
@@ -79,7 +79,7 @@ impl Conflist {
         let name = whole.get("name").and_then(Value::as_str);
         let inlined_only = flag(&whole, "loadOnlyInlinedPlugins").map_err(invalid)?;
         let mut more = Vec::new();
-        // Only lists have a directory of plugins, and the name has not been checked yet.
+        // Only lists can have a directory of plugins. The name is part of its path, so it must be checked first.
         if let (Some(name), false, true) = (name, inlined_only, is_list(path, &whole)) {
             check_name(name).map_err(invalid)?;
             let directory = path.with_file_name(name);
@@ -95,7 +95,8 @@ impl Conflist {
         Self::assemble(whole, more).map_err(invalid)
     }
 
-    /// `more`: plugins from the network's own directory, after those of the file.
+    /// Makes the network of a file's content, and of `more` plugins from the network's own directory, which come after
+    /// those of the file.
     fn assemble(whole: Map<String, Value>, more: Vec<Value>) -> Result<Self, String> {
         let name = whole
             .get("name")
@@ -108,7 +109,7 @@ impl Conflist {
         let mut configurations = match whole.get("plugins") {
             Some(Value::Array(plugins)) => plugins.clone(),
             Some(_) => return Err("plugins is not a list".to_owned()),
-            // The older form of one plugin, unless the directory has them all.
+            // The file has the older format for one plugin, unless all plugins are in the directory.
             None if more.is_empty() => vec![Value::Object(whole.clone())],
             None => Vec::new(),
         };
@@ -145,7 +146,7 @@ impl Plugin {
             .get("type")
             .and_then(Value::as_str)
             .unwrap_or_default();
-        // It becomes a file name.
+        // The type is used as a file name.
         if program.is_empty() || program.contains('/') || program == "." || program == ".." {
             return Err(format!("a plugin has the type {program:?}"));
         }
@@ -156,12 +157,13 @@ impl Plugin {
     }
 }
 
-/// A list by its content, or by its name if it has its plugins elsewhere.
+/// Whether a file is a list: by its content or, if its plugins are elsewhere, by its extension.
 fn is_list(path: &Path, whole: &Map<String, Value>) -> bool {
     whole.contains_key("plugins") || path.extension().is_some_and(|end| end == "conflist")
 }
 
-/// Letters, digits, `_`, `.` and `-`, the first a letter or digit: plugins make file names of it.
+/// Checks a network's name, which plugins use in file names: letters, digits, `_`, `.` and `-`, and it must begin with
+/// a letter or digit.
 fn check_name(name: &str) -> Result<(), String> {
     let inner = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     if name.is_empty() {
@@ -175,7 +177,7 @@ fn check_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// A boolean, which may be written as a string.
+/// Reads a boolean, which may be written as a string.
 fn flag(whole: &Map<String, Value>, key: &str) -> Result<bool, String> {
     match whole.get(key) {
         None | Some(Value::Null) => Ok(false),
@@ -202,7 +204,7 @@ fn files(directory: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>, CniError
     paths.retain(|path| {
         let extension = path.extension().and_then(|extension| extension.to_str());
         extension.is_some_and(|extension| extensions.contains(&extension))
-            // Not a pipe, on which a reader would wait for ever.
+            // Leave out pipes, on which a reader could wait for ever.
             && path.is_file()
     });
     paths.sort();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What goes wrong with CNI, and how a plugin says so (the CNI specification 1.1.0, "Error").
+//! Errors of CNI, and how a plugin reports its own (the CNI specification 1.1.0, "Error").
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::process::Ended;
 
-/// How much of what a plugin said goes into an error.
+/// How much of a plugin's output is shown in an error.
 const SAID_BYTES: usize = 500;
 /// "Try again later" (CNI 1.1.0, "Error").
 const TRY_AGAIN: u64 = 11;
@@ -33,7 +33,7 @@ pub enum CniError {
         plugin: String,
         source: std::io::Error,
     },
-    #[error("plugin {plugin} did not finish {command} in {limit:?} and was killed")]
+    #[error("plugin {plugin} did not finish {command} within {limit:?} and was killed")]
     Late {
         plugin: String,
         command: &'static str,
@@ -43,7 +43,7 @@ pub enum CniError {
     Failed {
         plugin: String,
         command: &'static str,
-        /// Its error code, if it gave one.
+        /// The plugin's error code, if it sent one.
         code: Option<u64>,
         said: String,
     },
@@ -56,13 +56,14 @@ pub enum CniError {
 }
 
 impl CniError {
-    /// The plugin asks for another try.
+    /// Whether the plugin asks to try again later.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Failed { code: Some(code), .. } if *code == TRY_AGAIN)
     }
 }
 
-/// A failing plugin says why in JSON on standard output (CNI 1.1.0, "Error"); some only complain.
+/// Reads a failed plugin's error code and message. It should write them as JSON to standard output (CNI 1.1.0,
+/// "Error"), but some write only to standard error.
 pub fn failure(ended: &Ended) -> (Option<u64>, String) {
     let error: Option<Value> = serde_json::from_slice(&ended.output).ok();
     let field = |key: &str| error.as_ref().and_then(|error| error.get(key));
@@ -95,7 +96,7 @@ pub fn failure(ended: &Ended) -> (Option<u64>, String) {
     (code, told.join(": "))
 }
 
-/// The beginning, on one line.
+/// The beginning of some output, on one line.
 pub fn excerpt(bytes: &[u8]) -> String {
     let end = bytes.len().min(SAID_BYTES);
     let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default());

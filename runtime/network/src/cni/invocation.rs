@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What every plugin of a pod's chain is told: who the pod is, and the capabilities that it may declare.
+//! What every plugin of a pod's chain gets: the pod's identity, and the capabilities that the plugin declares.
 //!
 //! Sources: the CNI specification 1.1.0, "Parameters" and "Deriving runtimeConfig"; kubelet's runtimes for `CNI_ARGS`.
 
@@ -17,14 +17,14 @@ pub struct Invocation {
     pub(super) container_id: String,
     pub(super) netns: PathBuf,
     pub(super) arguments: String,
-    /// By name; a plugin gets those that it declares.
+    /// All capabilities of the pod by name. A plugin gets those that it declares.
     #[serde(default)]
     capabilities: Map<String, Value>,
 }
 
 impl Invocation {
     pub fn new(request: &AttachRequest, capabilities: Map<String, Value>, netns: &Path) -> Self {
-        // A ';' or '=' in a value would end it; names in Kubernetes have neither.
+        // A ';' or '=' would end a value. Names in Kubernetes contain neither.
         let clean = |text: &str| text.replace([';', '='], "_");
         Self {
             container_id: request.pod_id.clone(),
@@ -40,7 +40,7 @@ impl Invocation {
         }
     }
 
-    /// `runtimeConfig` of a plugin: of what there is, what it declares.
+    /// The `runtimeConfig` for a plugin: those of the pod's capabilities that it declares.
     pub(super) fn runtime_config(&self, plugin: &Plugin) -> Map<String, Value> {
         let declared = plugin.configuration.get("capabilities");
         let declares = |name: &str| {
@@ -53,7 +53,7 @@ impl Invocation {
             .collect()
     }
 
-    /// How `GC` names this attachment.
+    /// This attachment in the form for `GC`.
     pub fn attachment(&self) -> Value {
         json!({ "containerID": self.container_id, "ifname": INTERFACE })
     }

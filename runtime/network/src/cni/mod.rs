@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The runtime's side of CNI: runs a chain of plugins and reads what they say.
+//! The runtime's side of CNI: runs a chain of plugins and reads their results.
 //!
-//! Source: the CNI specification 1.1.0, sections 2 and 3. [`conflist`] is the configuration, [`version`] what it is
-//! run with, [`invocation`] what a plugin is told, [`process`] runs one, [`result`] is what `ADD` gives, [`failure`] what
-//! goes wrong.
+//! Source: the CNI specification 1.1.0, sections 2 and 3. [`conflist`] reads the configuration, [`version`] chooses the
+//! version of the protocol, [`invocation`] is a plugin's input, [`process`] runs a plugin, [`result`] parses the result
+//! of `ADD`, and [`failure`] has the errors.
 
 mod conflist;
 mod failure;
@@ -31,35 +31,35 @@ pub use self::result::AddResult;
 pub use self::version::Version;
 use crate::link::INTERFACE;
 
-/// How `GC` is told what lives, and how before the name was settled.
+/// The key under which `GC` gets the list of attachments to keep, and the key that a draft of the specification had.
 const VALID_ATTACHMENTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
-/// Where plugins are, and how long one may take.
+/// Where the plugins' programs are, and how long one may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Plugins<'a> {
     pub directories: &'a [PathBuf],
     pub limit: Duration,
 }
 
-/// What programs have said of the versions that they know, as long as they are the same files.
+/// Remembers which versions programs support. An entry is valid as long as the file has not changed.
 #[derive(Debug, Default)]
 pub struct KnownVersions(Mutex<HashMap<PathBuf, (SystemTime, Vec<Version>)>>);
 
-/// One call of a plugin, without the plugin.
+/// One call, for any plugin of a chain.
 #[derive(Clone, Copy, Debug)]
 struct Call<'a> {
     command: &'static str,
-    /// Of those commands that are about one pod.
+    /// Set for commands about one pod.
     invocation: Option<&'a Invocation>,
-    /// `None`: the namespace is gone, which only `DEL` must live with.
+    /// `None` if the namespace no longer exists, which can happen only in `DEL`.
     netns: Option<&'a Path>,
     previous: Option<&'a Value>,
-    /// What `GC` is to keep.
+    /// The attachments that `GC` must keep.
     valid: Option<&'a [Value]>,
 }
 
 impl Call<'_> {
-    /// A command that is about the network.
+    /// A command about the network, not about one pod.
     const fn general(command: &'static str) -> Self {
         Self {
             command,
@@ -72,13 +72,13 @@ impl Call<'_> {
 }
 
 impl Conflist {
-    /// The first plugin whose program is not to be found.
+    /// The first plugin whose program cannot be found.
     pub fn missing_plugin(&self, directories: &[PathBuf]) -> Option<&str> {
         let mut programs = self.plugins.iter().map(|plugin| plugin.program.as_str());
         programs.find(|program| find(program, directories).is_none())
     }
 
-    /// Settles which version the chain is run with; asks the plugins only if there is a choice.
+    /// Chooses the version that the chain is run with. Asks the plugins only if several versions are allowed.
     pub async fn settle(
         &mut self,
         known: &KnownVersions,
@@ -123,7 +123,7 @@ impl Conflist {
         Ok(versions)
     }
 
-    /// `ADD` of every plugin, each with the result of the one before.
+    /// Runs `ADD` of every plugin. Each gets the result of the one before.
     pub async fn add(
         &self,
         invocation: &Invocation,
@@ -140,7 +140,7 @@ impl Conflist {
             };
             let mut result = self.execute(plugin, call, plugins).await?;
             if let Some(result) = result.as_object_mut() {
-                // The next plugin wants to know how to read it.
+                // The next plugin needs the version to parse the result.
                 result
                     .entry("cniVersion")
                     .or_insert(self.version.name().into());
@@ -152,7 +152,7 @@ impl Conflist {
         Ok(parsed)
     }
 
-    /// `CHECK` of every plugin. Before 0.4.0, and where the administrator says so, there is none.
+    /// Runs `CHECK` of every plugin. Does nothing with versions before 0.4.0, or if the administrator has disabled it.
     pub async fn check(
         &self,
         invocation: &Invocation,
@@ -175,7 +175,7 @@ impl Conflist {
         Ok(())
     }
 
-    /// `DEL` of every plugin in reverse order. All are tried; the first error is told.
+    /// Runs `DEL` of every plugin in reverse order, even if one fails. Returns the first error.
     pub async fn delete(
         &self,
         invocation: &Invocation,
@@ -199,7 +199,8 @@ impl Conflist {
         outcome
     }
 
-    /// `STATUS` of every plugin: whether an `ADD` would go well now. Before 1.1.0 nobody can say.
+    /// Runs `STATUS` of every plugin, which tells whether an `ADD` would succeed now. Versions before 1.1.0 do not have
+    /// it.
     pub async fn status(&self, plugins: &Plugins<'_>) -> Result<(), CniError> {
         if self.version < Version::V1_1_0 {
             return Ok(());
@@ -211,7 +212,8 @@ impl Conflist {
         Ok(())
     }
 
-    /// `GC` of every plugin: all that belongs to none of `valid` may go. All are tried; the errors are told.
+    /// Runs `GC` of every plugin, even if one fails. Plugins may remove everything that belongs to none of `valid`.
+    /// Returns all errors.
     pub async fn collect_garbage(&self, valid: &[Value], plugins: &Plugins<'_>) -> Vec<CniError> {
         let mut errors = Vec::new();
         if self.disable_gc || self.version < Version::V1_1_0 {
@@ -227,7 +229,7 @@ impl Conflist {
         errors
     }
 
-    /// What the plugin answered, parsed; null where the command has no answer.
+    /// Runs one plugin. Returns its parsed answer, or null for commands without an answer.
     async fn execute(
         &self,
         plugin: &Plugin,
@@ -275,8 +277,7 @@ impl Conflist {
         })
     }
 
-    /// What the plugin reads from standard input (CNI 1.1.0, "Deriving request configuration from plugin
-    /// configuration").
+    /// The plugin's standard input (CNI 1.1.0, "Deriving request configuration from plugin configuration").
     fn input(&self, plugin: &Plugin, call: Call<'_>) -> Vec<u8> {
         if call.command == "VERSION" {
             return json!({ "cniVersion": self.version.name() })
@@ -310,7 +311,7 @@ impl Conflist {
         })
     }
 
-    /// How errors call a plugin.
+    /// The name of a plugin in errors.
     fn label(&self, plugin: &Plugin) -> String {
         format!("{} of network {}", plugin.program, self.name)
     }

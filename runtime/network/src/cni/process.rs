@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One run of one plugin: a process of its own group with a time limit, whose output is bounded.
+//! Runs one plugin, in its own process group, with a time limit and a limit on its output.
 //!
-//! A plugin that hangs, or that never stops talking, is killed with all its children.
+//! A plugin that hangs, or that writes without end, is killed with all its children.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,25 +16,25 @@ use tokio::process::{Child, Command};
 
 /// The most bytes of a plugin's output that are read.
 pub const OUTPUT_BYTES: u64 = 1 << 20;
-/// How much of a plugin's standard error is kept; the rest is read and forgotten.
+/// How much of a plugin's standard error is kept. The rest is read and discarded.
 const COMPLAINT_BYTES: usize = 4096;
-/// How long a killed plugin may take to be gone.
+/// How long a killed plugin may take to end.
 const GONE: Duration = Duration::from_secs(1);
 
 /// How a plugin ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    /// All of it.
+    /// Its whole standard output.
     pub output: Vec<u8>,
-    /// The beginning of it.
+    /// The beginning of its standard error.
     pub complaint: Vec<u8>,
 }
 
-/// Why a plugin had no end of its own.
+/// Why a plugin did not end by itself.
 #[derive(Debug)]
 pub enum Broken {
-    /// It took longer than it may.
+    /// It took longer than its time limit.
     Late,
     /// It wrote more than [`OUTPUT_BYTES`].
     Endless,
@@ -82,7 +82,8 @@ pub async fn run(
     }
 }
 
-/// A process group, killed unless its leader has been seen to end. Until that has been reaped, its number is its own.
+/// A process group. Dropping this kills the group, unless its leader has ended by itself. As long as the leader was not
+/// waited for, the group's number cannot be reused.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -93,7 +94,7 @@ impl Group {
 
     fn kill(&mut self) {
         if let Some(group) = self.0.take() {
-            // It fails if all are gone.
+            // It fails if no process is left.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -105,12 +106,13 @@ impl Drop for Group {
     }
 }
 
-/// The end is the end of its output: who waits for it must not be reaped before.
+/// Writes the input, reads the output, and then waits for the plugin. The wait comes last, because the process group
+/// can be killed safely only before it.
 async fn talk(child: &mut Child, input: &[u8]) -> Result<Ended, Broken> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let write = async {
         if let Some(mut stdin) = stdin {
-            // A plugin need not read it all: what it says then matters more.
+            // A plugin need not read all its input, so an error here is ignored. Its output matters.
             let _ = stdin.write_all(input).await;
         }
         Ok(())

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The end result of a chain's `ADD`, as far as we read it.
+//! The final result of a chain's `ADD`, as far as it is used here.
 //!
-//! Source: the CNI specification 1.1.0, "ADD Success"; 0.3 and 0.4 are alike in what is read here. A plugin is the
-//! administrator's program, but its output is read like anybody's: bounded and checked.
+//! Source: the CNI specification 1.1.0, "ADD Success". Versions 0.3 and 0.4 have the same fields. A plugin is chosen by
+//! the administrator, but its output is limited and checked like any other input.
 
 use std::net::IpAddr;
 
@@ -16,16 +16,16 @@ const MOST_ADDRESSES: usize = 256;
 const MOST_ROUTES: usize = 4096;
 const MOST_INTERFACES: usize = 1024;
 
-/// The end result of a chain.
+/// The final result of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddResult {
-    /// As the last plugin wrote it: `CHECK` and `DEL` want it back.
+    /// The result as the last plugin wrote it. `CHECK` and `DEL` need it again.
     pub text: String,
-    /// Of the pod's interface, with their prefix lengths.
+    /// The addresses of the pod's interface, with prefix lengths.
     pub addresses: Vec<String>,
     pub routes: Vec<Route>,
     pub dns: Dns,
-    /// Interfaces of the pod beside [`INTERFACE`], which a VM does not get.
+    /// Other interfaces of the pod than [`INTERFACE`]. A VM does not get them.
     pub others: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ struct RawIp {
     interface: Option<usize>,
 }
 
-/// Of 1.1.0: `mtu`, `advmss`, `priority`, `table`, `scope`.
+/// `mtu`, `advmss`, `priority` and `table` exist since 1.1.0.
 #[derive(Deserialize)]
 struct RawRoute {
     dst: String,
@@ -84,7 +84,7 @@ struct RawDns {
     options: Vec<String>,
 }
 
-/// The routing table that is looked into without rules (`RT_TABLE_MAIN`).
+/// The main routing table (`RT_TABLE_MAIN`). Others are used only with routing rules, which a guest does not have.
 const MAIN_TABLE: u32 = 254;
 
 impl AddResult {
@@ -101,7 +101,7 @@ impl AddResult {
         {
             return Err("too many interfaces, addresses or routes".to_owned());
         }
-        // The host's ends are in the result too: the pod's are those with a sandbox.
+        // The result also lists the host's interfaces. Those of the pod have a sandbox.
         let ours =
             |interface: &RawInterface| !interface.sandbox.is_empty() && interface.name == INTERFACE;
         let of_pod = |ip: &&RawIp| match ip.interface {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CNI against plugins that are shell scripts: good, garbage, failing, hanging.
+//! Tests of CNI with plugins that are shell scripts: good ones, and ones that write garbage, fail or hang.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use super::*;
 use crate::capabilities;
 use crate::request::{AttachRequest, Dns, PortMapping, Protocol};
 
-/// A plugin that notes how it was called and answers.
+/// A plugin that records how it was called, and answers.
 const GOOD: &str = r#"echo "$CNI_COMMAND $CNI_IFNAME netns=$CNI_NETNS $CNI_ARGS" >>"$0.calls"; cat >"$0.$CNI_COMMAND"
 case "$CNI_COMMAND" in
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0","7.0.0"]}';;
@@ -268,7 +268,7 @@ async fn the_newest_version_that_all_plugins_know_is_spoken() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("mute"), "{error}");
-    // One version is taken as it is: the plugin itself will say if it does not know it.
+    // A single version is not checked first: a plugin that does not support it will fail.
     let mut one = chain("1.1.0", r#"{"type":"mute"}"#);
     one.settle(&known, &fixture.plugins()).await.unwrap();
     assert_eq!(one.version, Version::V1_1_0);

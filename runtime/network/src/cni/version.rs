@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Versions of the CNI protocol that we speak, and which of them a chain is run with.
+//! The versions of the CNI protocol, and which of them a chain is run with.
 //!
-//! Source: the CNI specification 1.1.0, "Version considerations" and "VERSION". A configuration that lists several
-//! versions is run with the highest that we and all its plugins know; one that names a single version with that.
+//! Source: the CNI specification 1.1.0, "Version considerations" and "VERSION". If a configuration lists several
+//! versions, the highest one is used that we and all its plugins support. If it names one version, that is used.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Oldest first. Before 0.3.0 results had another shape and plugins no chains.
+/// The supported versions, oldest first. Before 0.3.0 the results had another format, and there were no chains of
+/// plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Version {
     #[serde(rename = "0.3.0")]
@@ -30,7 +31,8 @@ impl Version {
         (Self::V1_0_0, "1.0.0"),
         (Self::V1_1_0, "1.1.0"),
     ];
-    /// For a configuration that says nothing: the newest that has `prevResult` in `DEL` and that old plugins know.
+    /// The version for a configuration that names none. It is the oldest one that has `prevResult` in `DEL`, so that
+    /// old plugins support it too.
     pub const UNSAID: Self = Self::V0_4_0;
 
     pub fn parse(text: &str) -> Option<Self> {
@@ -43,14 +45,14 @@ impl Version {
         found.map_or("", |(_, name)| name)
     }
 
-    /// What a plugin wrote in answer to `VERSION`; versions that we do not know are left out.
+    /// Parses a plugin's answer to `VERSION`. Versions that we do not know are left out.
     pub fn supported(answer: &Value) -> Option<Vec<Self>> {
         let listed = answer.get("supportedVersions")?.as_array()?;
         let known = listed.iter().filter_map(|text| Self::parse(text.as_str()?));
         Some(known.collect())
     }
 
-    /// The versions that a configuration allows, newest first and never none; or why there is none.
+    /// The versions that a configuration allows, newest first and at least one. The error says why there is none.
     pub fn allowed(one: Option<&Value>, several: Option<&Value>) -> Result<Vec<Self>, String> {
         let text = |value: &Value| match value.as_str() {
             Some(text) => Ok(text.to_owned()),
