@@ -16,7 +16,7 @@ impl Pods {
         self.shared.host.probe.ready().await
     }
 
-    /// Whether a pod would get a network. Returns that network's name.
+    /// Whether pods get a network. The text is a remark about configuration files that were skipped, else empty.
     pub async fn has_network(&self) -> Result<String, Problem> {
         self.shared.host.network.ready().await
     }
