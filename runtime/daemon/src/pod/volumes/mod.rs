@@ -42,7 +42,7 @@ pub enum VolumeError {
     NotSupported { what: &'static str, path: PathBuf },
     #[error("mount of {path}")]
     Look { path: PathBuf, source: io::Error },
-    #[error("mount of {path}: kubelet's volume does not exist any more")]
+    #[error("mount of {path}: kubelet's volume is gone")]
     Gone { path: PathBuf },
     #[error(transparent)]
     Disk(#[from] DiskError),
