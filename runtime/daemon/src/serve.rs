@@ -106,7 +106,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("ending; pods live on");
+    tracing::info!("the daemon ends; pods keep running");
     notifier.tell(notify::STOPPING);
     stop.send_replace(true);
     // The time limit is there because streams of events never end by themselves.

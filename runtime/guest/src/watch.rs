@@ -17,7 +17,7 @@ use crate::text::bounded;
 /// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Receives news of a guest and sends them to `news`, until the VMM has `ended` or the receiver was dropped. `clock` is
+/// Receives news of a guest and sends it to `news`, until the VMM has `ended` or the receiver was dropped. `clock` is
 /// used to check the guest's times.
 pub async fn watch(
     agent: Agent,
@@ -53,7 +53,7 @@ async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<
             None => return Ok(()),
         };
         let Some(checked) = News::check(status, clock) else {
-            tracing::warn!("the guest sent news that are not valid; ignored");
+            tracing::warn!("the guest sent news that is not valid; ignored");
             continue;
         };
         if news.send(checked).await.is_err() {

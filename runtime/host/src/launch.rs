@@ -46,7 +46,7 @@ pub enum LaunchError {
     Spawn { program: PathBuf, source: io::Error },
     #[error("pass file descriptors to the VMM: {0}")]
     Descriptors(String),
-    #[error("give the VMM its configuration")]
+    #[error("send the VMM its configuration")]
     Configure(#[source] io::Error),
     #[error("the VM ended while {stage}: {obituary}{console}")]
     Ended {

@@ -80,7 +80,7 @@ where
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|e| failed("start a runtime in", e))?;
+            .map_err(|e| failed("start a runtime", e))?;
         runtime.block_on(work())
     })
     .await
@@ -110,10 +110,10 @@ async fn on_a_thread<T: Send + 'static>(
     std::thread::Builder::new()
         .name("netns".into())
         .spawn(move || send.send(work()).is_ok())
-        .map_err(|e| failed("start a thread for", e))?;
+        .map_err(|e| failed("start a thread", e))?;
     receive
         .await
-        .map_err(|e| failed("work in", io::Error::other(e)))?
+        .map_err(|e| failed("run code in it", io::Error::other(e)))?
 }
 
 fn error(path: &Path) -> impl Fn(&'static str, io::Error) -> NetworkError + use<> {

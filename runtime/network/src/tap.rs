@@ -72,7 +72,7 @@ async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
 
 /// Redirects all packets that arrive at `from` to `to`.
 async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetworkError> {
-    let from = i32::try_from(from).map_err(device_error("number the interface"))?;
+    let from = i32::try_from(from).map_err(device_error("convert an interface's index"))?;
     handle
         .qdisc()
         .add(from)

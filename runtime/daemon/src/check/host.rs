@@ -79,7 +79,7 @@ pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
         let free = free_bytes >> 20;
         return Err(Problem::new(
             format!(
-                "{free} MiB free in {shown}, the least is {} MiB",
+                "only {free} MiB are free in {shown}, at least {} MiB are needed",
                 MIN_FREE_BYTES >> 20
             ),
             remedy,
@@ -89,7 +89,7 @@ pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
     if statistics.f_files > 0 && statistics.f_favail < MIN_FREE_FILES {
         let free = statistics.f_favail;
         return Err(Problem::new(
-            format!("{free} files can be made in {shown}, the least is {MIN_FREE_FILES}"),
+            format!("{shown} has room for only {free} files, at least {MIN_FREE_FILES} are needed"),
             remedy,
         ));
     }

@@ -36,7 +36,7 @@ pub enum ConfigError {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
-    #[error("{key} is {found}, possible are {possible}")]
+    #[error("{key} is {found}, but it must be {possible}")]
     Range {
         key: &'static str,
         found: u64,

@@ -181,7 +181,7 @@ fn read_profile(path: &str) -> Result<Seccomp, ParseError> {
     let is_json = serde_json::from_slice::<serde_json::Value>(&text).is_ok_and(|v| v.is_object());
     if text.len() as u64 > PROFILE_BYTES || !is_json {
         return Err(wrong(
-            "seccomp profile without a JSON object, or too long:",
+            "seccomp profile that is no JSON object or too long:",
             path,
         ));
     }
@@ -210,7 +210,7 @@ pub fn namespaces(options: Option<cri::NamespaceOption>) -> Result<Namespaces, P
         cri::NamespaceMode::Pod => PidMode::Pod,
         cri::NamespaceMode::Container => PidMode::Container,
         cri::NamespaceMode::Node if users.is_some() => {
-            return Err(wrong("processes of the NODE with users of the", "POD"));
+            return Err(wrong("PID namespace NODE with user namespace", "POD"));
         }
         cri::NamespaceMode::Node => PidMode::Node,
         cri::NamespaceMode::Target if options.target_id.is_empty() => {
@@ -236,14 +236,14 @@ fn users(options: &cri::UserNamespace) -> Result<Option<UserNamespace>, ParseErr
 pub(super) fn id_range(mappings: &[cri::IdMapping]) -> Result<IdRange, ParseError> {
     let [mapping] = mappings else {
         return Err(wrong(
-            "number of mappings of users or groups (one is)",
+            "number of ID mappings (it must be 1)",
             mappings.len(),
         ));
     };
     // The range must not include u32::MAX, which means "no change" in system calls.
     let end = mapping.host_id.checked_add(mapping.length);
     if mapping.container_id != 0 || mapping.length == 0 || end.is_none() {
-        return Err(wrong("mapping of users or groups", format!("{mapping:?}")));
+        return Err(wrong("ID mapping", format!("{mapping:?}")));
     }
     Ok(IdRange {
         first: mapping.host_id,
@@ -268,7 +268,7 @@ pub fn check_users(pod: &PodSpec, container: &ContainerSpec) -> Result<(), Parse
     let block = container.block_devices.first();
     if let Some(block) = block.filter(|_| pod.users.is_some()) {
         return Err(not_yet(
-            "a pod with users of its own and the block device",
+            "a pod with a user namespace and the block device",
             block.path.display(),
         ));
     }

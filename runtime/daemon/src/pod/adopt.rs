@@ -32,7 +32,7 @@ impl Pods {
         for orphan in containers.into_values().flat_map(BTreeMap::into_keys) {
             tracing::warn!(
                 container = orphan,
-                "a container without a pod; forgetting it"
+                "the record of a container has no pod; removing it"
             );
             self.shared.host.store.remove(Kind::Container, &orphan)?;
         }

@@ -115,7 +115,10 @@ impl Conflist {
         };
         configurations.extend(more);
         if configurations.is_empty() || configurations.len() > MOST_PLUGINS {
-            return Err(format!("it has {} plugins", configurations.len()));
+            return Err(format!(
+                "it has {} plugins instead of 1 to {MOST_PLUGINS}",
+                configurations.len()
+            ));
         }
         let plugins = configurations.into_iter().map(Plugin::parse);
         Ok(Self {
@@ -173,7 +176,7 @@ fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "its name {name:?} is not letters, digits, _, . and -"
+        "its name {name:?} must be letters, digits, _, . and -, and begin with a letter or digit"
     ))
 }
 

@@ -26,14 +26,14 @@ pub enum CniError {
     Configuration { path: PathBuf, why: String },
     #[error("plugin {plugin} is in none of the plugin directories")]
     Missing { plugin: String },
-    #[error("the plugins of network {network} have none of its versions in common")]
+    #[error("no version that network {network} allows is supported by all its plugins")]
     Versions { network: String },
     #[error("run plugin {plugin}")]
     Run {
         plugin: String,
         source: std::io::Error,
     },
-    #[error("plugin {plugin} did not finish {command} within {limit:?} and was killed")]
+    #[error("plugin {plugin} did not finish {command} in {limit:?} and was killed")]
     Late {
         plugin: String,
         command: &'static str,

@@ -272,7 +272,7 @@ impl Conflist {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&ended.output).map_err(|e| {
-            let why = format!("what is not JSON: {e}: {:?}", excerpt(&ended.output));
+            let why = format!("text that is not JSON: {e}: {:?}", excerpt(&ended.output));
             self.nonsense(plugin, command, why)
         })
     }

@@ -91,10 +91,10 @@ impl AddResult {
     pub fn parse(value: &Value) -> Result<Self, String> {
         let text = value.to_string();
         if !value.is_object() {
-            return Err(format!("what is no result: {text}"));
+            return Err(format!("an invalid result: {text}"));
         }
         let raw: RawResult =
-            RawResult::deserialize(value).map_err(|e| format!("what is no result: {e}"))?;
+            RawResult::deserialize(value).map_err(|e| format!("an invalid result: {e}"))?;
         if raw.ips.len() > MOST_ADDRESSES
             || raw.routes.len() > MOST_ROUTES
             || raw.interfaces.len() > MOST_INTERFACES
@@ -127,7 +127,7 @@ impl AddResult {
                 .or_else(|| gateway(route.dst.contains(':')))
                 .unwrap_or_default();
             if !via.is_empty() && via.parse::<IpAddr>().is_err() {
-                return Err(format!("the gateway {via:?}"));
+                return Err(format!("the invalid gateway {via:?}"));
             }
             routes.push(Route {
                 destination: route.dst,
@@ -170,7 +170,7 @@ fn check_cidr(text: &str) -> Result<(), String> {
     if parsed == Some(true) {
         return Ok(());
     }
-    Err(format!("the address {text:?}"))
+    Err(format!("the invalid address {text:?}"))
 }
 
 #[cfg(test)]
@@ -240,8 +240,8 @@ mod tests {
                 serde_json::json!({"routes": [{"dst": "::/0", "gw": "there"}]}),
                 "there",
             ),
-            (serde_json::json!({"ips": 3}), "no result"),
-            (serde_json::json!([]), "no result"),
+            (serde_json::json!({"ips": 3}), "invalid result"),
+            (serde_json::json!([]), "invalid result"),
             (
                 serde_json::json!({"ips": vec![serde_json::json!({"address": "10.0.0.1/8"}); 300]}),
                 "too many",

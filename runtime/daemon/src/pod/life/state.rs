@@ -274,7 +274,11 @@ mod tests {
                 "{from:?} {event:?}"
             );
             if from.is_exited() && to.is_some() {
-                assert_eq!(after.as_ref(), Some(from), "the first word stands");
+                assert_eq!(
+                    after.as_ref(),
+                    Some(from),
+                    "the exit that was recorded first stays"
+                );
             }
         }
         assert_eq!((exit(&exited).code, exit(&exited).started_at), (3, 5));

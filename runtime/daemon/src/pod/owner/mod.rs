@@ -47,7 +47,7 @@ use super::request::{Answer, Request};
 use super::volumes::mirror::Mirror;
 use crate::clock::now;
 
-/// How many requests may wait for one pod, and how many news.
+/// How many requests may wait for one pod. News has a queue of the same length.
 const INBOX: usize = 64;
 
 /// Whether the task continues after a request.

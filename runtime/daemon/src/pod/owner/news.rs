@@ -15,8 +15,8 @@ use crate::pod::life::state::{ContainerEvent, PodEvent};
 use crate::pod::volumes::{environment, termination};
 
 impl Owner {
-    /// Takes news from the guest. News of an exit wait until the log, the termination message and the environment files
-    /// are on the host, so that a client that sees the exit finds them complete.
+    /// Takes news from the guest. News of an exit waits until the log, the termination message and the environment
+    /// files are on the host, so that a client that sees the exit finds them complete.
     pub(super) fn take_news(&mut self, news: News) {
         if !matches!(news.state, Told::Exited(_)) {
             return self.apply_news(news);
@@ -83,7 +83,7 @@ impl Owner {
             Told::Exited(exit) => ContainerEvent::Ended(exit),
         };
         let known = self.ledger.containers().get(&news.id);
-        // The daemon may know of an exit before older news of the guest arrive. They must not revive the container.
+        // The daemon may know of an exit before older news from the guest arrives, which must not revive the container.
         if matches!(event, ContainerEvent::Started { .. })
             && known.is_some_and(|one| one.state.is_exited())
         {

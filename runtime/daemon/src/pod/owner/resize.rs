@@ -353,7 +353,7 @@ mod tests {
             };
             asked_mib_of(&resources, host)
         };
-        // 1 GiB of 6: kubelet makes 1000 - 166.
+        // A request of 1 GiB of 6 GiB: kubelet's score is 1000 - 166.
         assert!(asked(834, 0) >= 1024, "{}", asked(834, 0));
         assert!(asked(834, 0) < 1040, "{}", asked(834, 0));
         assert_eq!(asked(834, 64 << 20), 64, "the limit is known");

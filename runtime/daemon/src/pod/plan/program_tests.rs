@@ -125,7 +125,7 @@ fn negative_limits_of_memory_and_quota_mean_none_and_others_are_refused() {
         ..Default::default()
     };
     assert!(resources(&limits).is_ok());
-    // kubelet takes the overhead from the -1 that stands for none.
+    // kubelet subtracts the overhead even from -1, which means "no limit".
     limits.memory_limit_bytes = -1 - (180 << 20);
     assert_eq!(resources(&limits).unwrap().memory_limit_bytes, -1);
     limits.cpu_shares = -1;

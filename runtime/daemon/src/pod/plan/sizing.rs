@@ -69,33 +69,38 @@ pub struct Room {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     #[error(
-        "the pod needs {needed} MiB of memory ({limit} MiB for its containers, the rest for its VM), the host has {total} MiB"
+        "the pod needs {needed} MiB of memory ({limit} MiB for its containers, the rest for its VM), but the host has {total} \
+         MiB"
     )]
     Host { needed: u64, limit: u64, total: u64 },
-    #[error("a VM takes {needed} MiB of memory to start, the host has {available} MiB available")]
+    #[error(
+        "the VM needs {needed} MiB of memory to boot, but the host has only {available} MiB available"
+    )]
     Available { needed: u64, available: u64 },
     #[error(
-        "the pod's VM needs {needed} MiB of memory at least, the cgroup that it is to be in allows {allowed} MiB: raise that \
+        "the pod's VM needs at least {needed} MiB of memory, but the cgroup for it allows only {allowed} MiB: raise that \
          cgroup's limit, or lower the pod's"
     )]
     Cgroup { needed: u64, allowed: u64 },
-    #[error("the pod needs {needed} MiB of disk, {free} MiB are free")]
+    #[error("the pod needs {needed} MiB of disk, but only {free} MiB are free")]
     Disk { needed: u64, free: u64 },
     #[error(
-        "the pod's containers would need a VM of {needed} MiB, this one can have {most}: make the pod anew on a larger node, \
-         or raise sandbox.memory_max_mib"
+        "the pod's containers would need a VM of {needed} MiB, but this one can have at most {most} MiB: create the pod again \
+         on a larger node, or raise sandbox.memory_max_mib"
     )]
     Memory { needed: u64, most: u64 },
     #[error(
-        "the pod's VM would need {needed} MiB beside its containers, the RuntimeClass's overhead is {overhead} MiB: raise the \
-         overhead and make the pod anew"
+        "the pod's VM would need {needed} MiB in addition to its containers, but the RuntimeClass's overhead is {overhead} \
+         MiB: raise the overhead and create the pod again"
     )]
     Overhead { needed: u64, overhead: u64 },
-    #[error("the pod would need {needed} CPUs, its VM can have {vcpus}: make the pod anew")]
+    #[error(
+        "the pod would need {needed} CPUs, but its VM can have at most {vcpus}: create the pod again"
+    )]
     Cpus { needed: u64, vcpus: u64 },
     #[error(
-        "the pod's VM holds {held} MiB of the host's memory, of which {most} MiB would be allowed, and its guest gives back no \
-         more: stop what uses the memory first"
+        "the pod's VM uses {held} MiB of the host's memory, but the new limit allows only {most} MiB, and the guest gives back \
+         no more: first stop what uses the memory"
     )]
     Held { held: u64, most: u64 },
 }

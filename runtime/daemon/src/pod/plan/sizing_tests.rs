@@ -164,7 +164,7 @@ fn a_vm_that_runs_is_only_asked_about_what_grows() {
         resized(512, 8000, Some(180)),
         Err(Unfit::Overhead { overhead: 180, .. })
     ));
-    // No overhead at all, and the VM is what it is: nothing grows.
+    // Without any overhead. Nothing grows, so nothing is checked.
     assert_eq!(resized(512, 512, Some(0)), Ok(()));
     assert_eq!(resized(512, 100, Some(0)), Ok(()));
     assert_eq!(

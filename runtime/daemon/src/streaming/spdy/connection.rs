@@ -98,7 +98,7 @@ impl Connection {
             let error = reader.run().await;
             reader.streams.clear();
             if error.is_protocol() {
-                tracing::info!("a streaming client is cut off: it sent {error}");
+                tracing::info!("closing the connection of a streaming client: it sent {error}");
                 let away = frame::go_away(reader.last, GoAway::ProtocolError);
                 reader.outbox.try_send(Out::control(away));
             }
