@@ -283,6 +283,7 @@ impl Lines {
         }
     }
 
+    /// Adds bytes of one stream. Appends to `out` the lines that are complete, and parts of lines that are too long.
     fn push(&mut self, stream: Stream, mut payload: &[u8], time: &str, out: &mut Vec<u8>) {
         let pending = match stream {
             Stream::Stdout => &mut self.stdout,

@@ -65,6 +65,7 @@ impl Bounds {
         }
     }
 
+    /// Limits the numbers of one cgroup.
     fn cgroup(&self, said: Option<CgroupStatistics>) -> CgroupStatistics {
         let mut cut = said.unwrap_or_default();
         let most = self.cpu_us();

@@ -105,6 +105,8 @@ impl ProcessOutput {
     }
 }
 
+/// Takes the first record out of the buffer. `None` if it is not complete yet. Its length is checked before it has
+/// arrived.
 fn take_record(buffer: &mut BytesMut) -> Result<Option<FromProcess>, StreamError> {
     let Some(&[kind, a, b, c, d]) = buffer.first_chunk::<HEADER_BYTES>() else {
         return Ok(None);

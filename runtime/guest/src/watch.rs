@@ -40,6 +40,7 @@ pub async fn watch(
     }
 }
 
+/// Reads one stream of news until it ends.
 async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<(), AgentError> {
     let mut stream = agent.watch().await?;
     loop {

@@ -363,6 +363,8 @@ fn slice(name: &str) -> Option<PathBuf> {
     Some(names.map(|name| format!("{name}{SLICE}")).collect())
 }
 
+/// Kills all processes in a cgroup and removes it, which may fail for a moment because killed processes are still
+/// ending.
 fn remove(path: &Path) {
     if !path.exists() {
         return;

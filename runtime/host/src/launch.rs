@@ -174,6 +174,7 @@ impl Launcher {
         Ok(found.map(|process| Guest::new(process.into(), files)))
     }
 
+    /// The VMM's configuration.
     fn config(&self, files: &Files, machine: &Machine) -> VmConfig {
         VmConfig {
             kernel: self.kernel.clone(),

@@ -50,6 +50,7 @@ impl HostUsage {
             .unwrap_or_else(|| Self::of_process(Path::new(&format!("/proc/{pid}"))))
     }
 
+    /// Reads a cgroup. `None` if a file is missing, for example because the memory controller is not enabled.
     fn of_cgroup(path: &Path) -> Option<Self> {
         let read = |name: &str| fs::read_to_string(path.join(name));
         let current = read("memory.current").ok()?.trim().parse().ok()?;

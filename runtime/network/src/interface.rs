@@ -87,6 +87,7 @@ impl Interface {
     }
 }
 
+/// Converts an address of the interface `index`. `None` for others and for link-local ones.
 fn address(message: &AddressMessage, index: u32) -> Option<String> {
     let scoped = matches!(
         message.header.scope,
@@ -112,6 +113,8 @@ fn address(message: &AddressMessage, index: u32) -> Option<String> {
     Some(format!("{address}/{}", message.header.prefix_len))
 }
 
+/// Converts a route of the interface `index`. `None` for routes of others, those of other tables, and those that the
+/// kernel adds itself.
 fn route(message: &RouteMessage, index: u32) -> Option<Route> {
     let header = &message.header;
     if header.kind != RouteType::Unicast
@@ -159,6 +162,7 @@ fn text(address: &RouteAddress) -> Option<String> {
     }
 }
 
+/// Converts a static neighbour of the interface `index`. `None` for others.
 fn neighbor(message: &NeighbourMessage, index: u32) -> Option<Neighbor> {
     if message.header.ifindex != index || message.header.state != NeighbourState::Permanent {
         return None;

@@ -124,6 +124,7 @@ impl Network {
         }
     }
 
+    /// Makes the namespace, runs the plugins and connects the TAP. After an error, the caller undoes what was made.
     async fn attach_recorded(
         &self,
         record: &mut NetworkRecord,

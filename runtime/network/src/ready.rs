@@ -52,6 +52,7 @@ impl NetworkConfig {
         ))
     }
 
+    /// Chooses the version of the protocol and runs `STATUS`.
     async fn plugins_ready(
         &self,
         mut conflist: Conflist,

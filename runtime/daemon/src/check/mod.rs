@@ -59,6 +59,7 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
     }
 }
 
+/// Runs all checks.
 async fn look(config: &Config) -> Vec<Finding> {
     let probe = Probe::new(
         config.vmm.clone(),

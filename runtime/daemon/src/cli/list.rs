@@ -33,6 +33,7 @@ pub async fn pods(client: &mut Client, all: bool) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Joins pods and containers to rows. Without `all`, leaves out pods that are not ready and containers that do not run.
 fn pod_rows(
     pods: Vec<cri::PodSandbox>,
     containers: Vec<cri::Container>,

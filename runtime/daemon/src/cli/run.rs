@@ -91,6 +91,8 @@ struct Run {
 }
 
 impl Run {
+    /// Makes the pod and its container, and follows the log until the container ends. Returns its exit code. The caller
+    /// removes the pod.
     async fn live(&mut self, logs: &Path) -> Result<u8, CliError> {
         self.image().await?;
         let request = cri::RunPodSandboxRequest {
@@ -154,6 +156,7 @@ impl Run {
         Ok(exit_code(status.exit_code))
     }
 
+    /// Pulls the image if it is missing.
     async fn image(&mut self) -> Result<(), CliError> {
         let image = self.container.image.clone().unwrap_or_default().image;
         let request = cri::ImageStatusRequest {

@@ -31,6 +31,8 @@ pub fn credentials(auth: cri::AuthConfig, host: &str) -> Result<Option<Credentia
     Ok(read)
 }
 
+/// Reads the credentials. A registry token takes precedence over an identity token, and that over a user name. The
+/// field `auth` comes last.
 fn read(auth: &cri::AuthConfig) -> Result<Option<Credentials>, Status> {
     if !auth.registry_token.is_empty() {
         return Ok(Some(Credentials::Bearer(auth.registry_token.clone())));

@@ -165,6 +165,7 @@ fn seccomp(profile: Option<cri::SecurityProfile>, old: &str) -> Result<Seccomp, 
     }
 }
 
+/// Reads a seccomp profile from the host. Checks only its size and that it is a JSON object; the agent checks the rest.
 fn read_profile(path: &str) -> Result<Seccomp, ParseError> {
     if !Path::new(path).is_absolute() {
         return Err(wrong("seccomp profile path", path));

@@ -104,6 +104,7 @@ pub async fn list_pods(
         .collect()
 }
 
+/// The statistics of a container. Without a reading they have only attributes.
 fn container_stats(
     record: &ContainerRecord,
     reading: Option<&Reading>,
@@ -172,6 +173,7 @@ fn add_usage(stats: &mut cri::ContainerStats, found: &ContainerReading, at: i64)
     });
 }
 
+/// The statistics of a pod, whose CPU and memory are those of its VM on the host.
 fn pod_stats(reading: &Reading, directory: &Path) -> cri::PodSandboxStats {
     let Reading { view, at, host, .. } = reading;
     let at = *at;

@@ -53,6 +53,7 @@ impl Pods {
         Ok(readable.collect())
     }
 
+    /// Releases image leases of containers that no longer exist.
     fn sweep_leases(&self, containers: &BTreeMap<String, BTreeMap<String, ContainerRecord>>) {
         let known: HashSet<&String> = containers.values().flat_map(BTreeMap::keys).collect();
         let images = &self.shared.host.images;
@@ -67,6 +68,7 @@ impl Pods {
         }
     }
 
+    /// Removes run and state directories that no pod holds.
     fn sweep_directories(&self, pods: &[PodRecord]) {
         let held = pods.iter().flat_map(|pod| &pod.held);
         let known: HashSet<&Path> = held
@@ -89,6 +91,7 @@ impl Pods {
         }
     }
 
+    /// Tears down networks that belong to no pod, and starts garbage collection in the background.
     async fn sweep_networks(&self) {
         let views = self.all();
         let live = views.iter().filter_map(|view| {

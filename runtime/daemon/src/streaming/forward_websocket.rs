@@ -173,6 +173,7 @@ impl Lines {
     }
 }
 
+/// Serves one port: connects to it, and copies in both directions until the server or the client ends.
 async fn connection(
     lines: Lines,
     pods: Pods,

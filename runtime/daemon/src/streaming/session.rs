@@ -191,6 +191,7 @@ async fn to_process(
     }
 }
 
+/// Copies input and window sizes to the process. Input waits while the agent's window is full; window sizes do not.
 async fn forward(
     mut process: ProcessInput,
     input: &mut mpsc::Receiver<FromClient>,

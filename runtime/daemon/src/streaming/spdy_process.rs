@@ -70,6 +70,7 @@ pub async fn client(
 struct Opened(Vec<(&'static str, Option<StreamReader>, Option<StreamWriter>)>);
 
 impl Opened {
+    /// Accepts streams until all that the request needs are open. Refuses others.
     async fn all(connection: &mut Connection, wanted: Streams) -> Result<Self, StreamsError> {
         let mut missing: Vec<&'static str> = [
             ("error", true),

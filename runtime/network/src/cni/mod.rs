@@ -100,6 +100,7 @@ impl Conflist {
         })
     }
 
+    /// The versions that a plugin supports. It is asked only if that is not known yet.
     async fn versions_of(
         &self,
         plugin: &Plugin,

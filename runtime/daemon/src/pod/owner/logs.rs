@@ -127,6 +127,7 @@ impl Owner {
     }
 }
 
+/// Copies a container's log until its end. After an error it tries again, from the last byte that was acknowledged.
 async fn bring(
     vsock: PathBuf,
     container: String,

@@ -49,6 +49,7 @@ impl Owner {
         tokio::task::block_in_place(|| mounts.iter_mut().map(find).collect())
     }
 
+    /// Finds the source of one mount. For an image, also writes its id into `source`.
     fn find_source(
         &self,
         container: &str,
@@ -114,6 +115,7 @@ impl Owner {
         Ok(())
     }
 
+    /// Makes a volume in the guest if it is missing, and attaches or mirrors its content.
     async fn prepare_in_guest(
         &mut self,
         guest: &Guest,

@@ -81,6 +81,7 @@ impl Owner {
         Ok(())
     }
 
+    /// Applies limits in the guest: memory and CPUs first, then the pod's cgroup.
     async fn resize_guest(
         &self,
         guest: &Guest,

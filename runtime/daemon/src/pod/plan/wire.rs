@@ -8,6 +8,7 @@ use bulkhead_network::{self as network, AttachRequest, Attachment};
 use super::dns;
 use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
 
+/// The request for a pod's network.
 pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
     let protocol = |protocol| match protocol {
         Protocol::Tcp => network::Protocol::Tcp,

@@ -82,6 +82,7 @@ pub fn place(
     }
 }
 
+/// Decides by the volume plugin's directory name what a volume is.
 fn volume_place(plugin: &str, volume: &str, directory: &Path, sub_path: PathBuf) -> Place {
     let (volume, directory) = (volume.to_owned(), directory.to_owned());
     if !is_label(&volume) {

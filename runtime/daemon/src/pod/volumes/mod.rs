@@ -250,6 +250,7 @@ fn empty_dir(
     })
 }
 
+/// A volume of the guest that mirrors `path`.
 fn mirrored(
     name: String,
     path: PathBuf,

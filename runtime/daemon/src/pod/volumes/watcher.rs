@@ -128,6 +128,7 @@ impl Shared {
     }
 }
 
+/// The task that reads inotify events and wakes the watchers.
 async fn read(inotify: tokio::io::unix::AsyncFd<OwnedFd>, shared: Arc<Shared>) {
     let mut buffer = [MaybeUninit::uninit(); BUFFER_BYTES];
     loop {

@@ -226,6 +226,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 
+    /// Passes a chunk to its stream, and waits while the stream has no room. Discards it if nobody reads the stream.
     async fn deliver(&mut self, stream: u32, chunk: Bytes) -> Result<(), ConnectionError> {
         let length = chunk.len();
         if let Some(entry) = self.streams.get(&stream) {
