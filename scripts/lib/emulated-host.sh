@@ -7,7 +7,7 @@
 
 emulated_hosts_cache=$BULKHEAD_CACHE/kvm-host
 emulated_host_mib=${BULKHEAD_KVM_HOST_MIB:-6144}
-emulated_host_boot_seconds=120
+emulated_host_boot_seconds=300
 # Off: features that TCG does not emulate well enough for nested guests, or warns about.
 emulated_host_cpu='EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec'
 # The modules that are needed to mount the root file system.

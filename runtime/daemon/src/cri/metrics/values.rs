@@ -2,11 +2,12 @@
 //! From what was read to the values of metrics.
 
 use bulkhead_network::Direction;
+use bulkhead_proto::agent::disk;
 
 use crate::pod::life::record::ContainerRecord;
 use crate::pod::readings::{
     CgroupStatistics, ContainerReading, CpuStatistics, DeviceIo, FilesystemStatistics,
-    HostPressure, MemoryStatistics, Pressure, Reading, Stall, disk,
+    HostPressure, MemoryStatistics, Pressure, Reading, Stall,
 };
 
 pub const NANOSECONDS: u64 = 1_000_000_000;

@@ -2,7 +2,7 @@
 //! How large a pod's VM is, and whether it fits. Pure.
 //!
 //! A VM is born with the memory that the pod's containers may use together, and what its own kernel and agent take of it,
-//! which grows with the memory (docs/design.md has the measurement). It can get more while it runs: for a higher limit,
+//! which grows with the memory (measured: docs/measurements.md). It can get more while it runs: for a higher limit,
 //! and for a pod without a limit whenever that needs some. The host gives memory as the guest touches it, so what counts
 //! against it at a boot is what a boot touches: limits may be promised that the host has not free, as Kubernetes
 //! overcommits them, but never more to one pod than the host has at all.

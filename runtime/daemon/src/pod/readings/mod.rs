@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// The parts of a [`Reading`], for those who show it.
 pub use bulkhead_guest::protocol::{
     CgroupStatistics, CpuStatistics, DeviceIo, FilesystemStatistics, HugepageUsage,
-    MemoryStatistics, Pressure, PressureLine, disk,
+    MemoryStatistics, Pressure, PressureLine,
 };
 use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
 use bulkhead_guest::statistics::Bounds;
