@@ -1,30 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The edge to the daemon: every handler is parse, call, answer. What may fail is mapped to a gRPC code
-//! here and nowhere else.
+//! The edge to the daemon: every handler is parse, call, answer. [`codes`] says which gRPC code an error becomes,
+//! [`watch`] what the daemon is told without being asked.
+
+mod codes;
+mod watch;
 
 use std::future::Future;
-use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bulkhead_proto::agent as proto;
 use bulkhead_proto::agent::agent_server::Agent;
-use bulkhead_proto::agent::watch_event::Event;
-use bulkhead_text::chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use crate::cgroup::CgroupError;
-use crate::container::state::State;
-use crate::container::{Container, ContainerError, Containers, ExecRequest};
+use crate::container::{Containers, ExecRequest};
 use crate::disk::scratch;
-use crate::hotplug::{Hotplug, HotplugError};
+use crate::hotplug::Hotplug;
 use crate::power;
-use crate::sandbox::{self, LimitError, Sandbox, SandboxError};
-use crate::volumes::mounts::MountError;
-use crate::volumes::{VolumeError, Volumes};
+use crate::sandbox::{self, Sandbox};
+use crate::volumes::Volumes;
+use watch::watch;
 
 const WATCH_QUEUE: usize = 16;
 const KILL_BEFORE_SHUTDOWN: Duration = Duration::from_millis(20);
@@ -140,7 +138,7 @@ impl Agent for Service {
         let started = async move { containers.start(&request.into_inner().id).await };
         let (container, state) = complete(started).await?;
         Ok(Response::new(proto::StartContainerResponse {
-            status: Some(status(&container, &state)),
+            status: Some(watch::status(&container, &state)),
             ..Default::default()
         }))
     }
@@ -251,171 +249,5 @@ impl Agent for Service {
         self.volumes.release();
         scratch::release_scratch();
         power::off()
-    }
-}
-
-/// Tells one watcher the state of everything, then what changes. A slow watcher misses steps in
-/// between, never the last one.
-async fn watch(containers: Containers, sender: mpsc::Sender<Result<proto::WatchEvent, Status>>) {
-    let mut changes = containers.changes();
-    let mut seen = 0;
-    let mut caught_up = false;
-    loop {
-        changes.borrow_and_update();
-        let (changed, newest) = containers.changed_since(seen);
-        seen = newest;
-        for (container, state) in &changed {
-            let event = Event::Container(status(container, state));
-            if sender
-                .send(Ok(proto::WatchEvent { event: Some(event) }))
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-        if !caught_up {
-            caught_up = true;
-            let event = Some(Event::CaughtUp(true));
-            if sender.send(Ok(proto::WatchEvent { event })).await.is_err() {
-                return;
-            }
-        }
-        tokio::select! {
-            changed = changes.changed() => if changed.is_err() { return },
-            () = sender.closed() => return,
-        }
-    }
-}
-
-fn status(container: &Container, state: &State) -> proto::ContainerStatus {
-    let mut status = proto::ContainerStatus {
-        id: container.id.clone(),
-        identity: container.identity.get().cloned(),
-        ..Default::default()
-    };
-    match state {
-        State::Created => status.set_state(proto::container_status::State::Created),
-        State::Running { pid, started_at } => {
-            status.set_state(proto::container_status::State::Running);
-            status.pid = pid.unsigned_abs();
-            status.started_at_unix_nanoseconds = unix_nanoseconds(*started_at);
-        }
-        State::Exited(ended) => {
-            status.set_state(proto::container_status::State::Exited);
-            status.started_at_unix_nanoseconds = ended.started_at.map_or(0, unix_nanoseconds);
-            status.finished_at_unix_nanoseconds = unix_nanoseconds(ended.finished_at);
-            status.exit_code = ended.exit_code;
-            status.oom_killed = ended.oom_killed;
-            if let Some(message) = &ended.start_error {
-                status.reason = proto::START_ERROR.to_owned();
-                status.message.clone_from(message);
-            }
-        }
-    }
-    status
-}
-
-fn unix_nanoseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
-impl From<ContainerError> for Status {
-    fn from(error: ContainerError) -> Self {
-        let code = match &error {
-            ContainerError::Invalid(_) | ContainerError::Seccomp(_) | ContainerError::Exec(_) => {
-                Code::InvalidArgument
-            }
-            ContainerError::NotFound(_) => Code::NotFound,
-            ContainerError::Exists(_) => Code::AlreadyExists,
-            ContainerError::TooMany(_) => Code::ResourceExhausted,
-            ContainerError::State(_) | ContainerError::Cgroup(CgroupError::InUse { .. }) => {
-                Code::FailedPrecondition
-            }
-            ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
-                Code::InvalidArgument
-            }
-            ContainerError::Mount(error) => mount_code(error),
-            ContainerError::Layers(_)
-            | ContainerError::Block(_)
-            | ContainerError::Overlay(_)
-            | ContainerError::Cgroup(_)
-            | ContainerError::System { .. } => Code::Internal,
-        };
-        Self::new(code, chain(&error))
-    }
-}
-
-fn mount_code(error: &MountError) -> Code {
-    match error {
-        MountError::TooMany(_) => Code::ResourceExhausted,
-        MountError::Target(_) => Code::InvalidArgument,
-        MountError::Source { .. }
-        | MountError::Shared { .. }
-        | MountError::InImage { .. }
-        | MountError::SubPath { .. } => Code::FailedPrecondition,
-        MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
-        MountError::Volume { source, .. } => volume_code(source),
-    }
-}
-
-fn volume_code(error: &VolumeError) -> Code {
-    match error {
-        VolumeError::Name(_) | VolumeError::Missing(_) | VolumeError::Extent(_) => {
-            Code::InvalidArgument
-        }
-        VolumeError::TooMany => Code::ResourceExhausted,
-        VolumeError::NotFound(_) => Code::NotFound,
-        VolumeError::OtherKind(_) => Code::FailedPrecondition,
-        VolumeError::System { source, .. } if source.kind() == ErrorKind::StorageFull => {
-            Code::ResourceExhausted
-        }
-        VolumeError::System { .. } => Code::Internal,
-    }
-}
-
-impl From<VolumeError> for Status {
-    fn from(error: VolumeError) -> Self {
-        Self::new(volume_code(&error), chain(&error))
-    }
-}
-
-impl From<LimitError> for Status {
-    fn from(error: LimitError) -> Self {
-        let code = match &error {
-            LimitError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
-            LimitError::Cgroup(_) => Code::Internal,
-            LimitError::PageSize(_) => Code::InvalidArgument,
-            LimitError::Hugepages { .. } => Code::ResourceExhausted,
-        };
-        Self::new(code, chain(&error))
-    }
-}
-
-impl From<HotplugError> for Status {
-    fn from(error: HotplugError) -> Self {
-        let code = match &error {
-            HotplugError::Ranges => Code::InvalidArgument,
-            HotplugError::Full { .. } => Code::ResourceExhausted,
-            HotplugError::Unable(_) => Code::Unimplemented,
-            HotplugError::Add { .. } | HotplugError::Online { .. } | HotplugError::Gate(_) => {
-                Code::Internal
-            }
-        };
-        Self::new(code, chain(&error))
-    }
-}
-
-impl From<SandboxError> for Status {
-    fn from(error: SandboxError) -> Self {
-        let code = match &error {
-            SandboxError::AnotherSandbox => Code::FailedPrecondition,
-            SandboxError::Entropy(_) | SandboxError::BadSysctl(_) | SandboxError::Sysctl { .. } => {
-                Code::InvalidArgument
-            }
-            SandboxError::Step { .. } | SandboxError::Network(_) => Code::Internal,
-        };
-        Self::new(code, chain(&error))
     }
 }

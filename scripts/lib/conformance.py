@@ -7,9 +7,9 @@ import subprocess
 import sys
 import tempfile
 
-from registry import Registry, wait_until
+from daemon import Daemon, write_bridge
+from registry import Registry
 
-PROGRAMS = os.environ["BULKHEAD_PROGRAMS"]
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Names under which critest asks for its images.
 MIRRORED = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]
@@ -27,38 +27,17 @@ SKIPPED_FOR_THE_HOST = re.compile("NRI socket not configured|ID mapping is not s
 PATIENCE = "180s"
 
 
-def start(command, log):
-    """A process in the background that ends with us."""
-    with open(log, "wb") as output:
-        return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=output,
-                                stderr=subprocess.STDOUT)
-
-
 def push_images(registry, images):
     subprocess.run([sys.executable, os.path.join(PROJECT, "tests/images/conformance_images.py"), "--from", images,
                     "--registry", f"http://{registry}"], check=True)
 
 
 def start_daemon(work, registry, result):
-    cni = os.path.join(work, "cni")
-    os.mkdir(cni)
-    bridge = {"type": "bridge", "bridge": "bulkhead2", "isGateway": True, "hairpinMode": True,
-              "ipam": {"type": "host-local", "dataDir": f"{work}/addresses", "ranges": [[{"subnet": "10.86.0.0/16"}]],
-                       "routes": [{"dst": "0.0.0.0/0"}]}}
-    with open(os.path.join(cni, "10-bridge.conflist"), "w") as file:
-        json.dump({"cniVersion": "1.0.0", "name": "conformance",
-                   "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}, file)
-    socket = os.path.join(work, "bulkhead.sock")
-    config = os.path.join(work, "config.toml")
-    with open(config, "w") as file:
-        file.write(f'socket = "{socket}"\nrun_dir = "{work}/run"\nstate_dir = "{work}/state"\n'
-                   f'[cni]\nconf_dir = "{cni}"\n[sandbox]\nboot_timeout_seconds = 120\n'
-                   f'[registries."{registry}"]\nplain_http = true\n')
-        for name in MIRRORED:
-            file.write(f'[registries."{name}"]\nmirrors = ["{registry}"]\n')
-    process = start([os.path.join(PROGRAMS, "bulkhead"), "serve", "--config", config], os.path.join(result, "daemon.log"))
-    wait_until(lambda: os.path.exists(socket), "bulkhead serve")
-    return process, f"unix://{socket}"
+    write_bridge(work, "conformance", "bulkhead2", "10.86.0.0/16",
+                 {"type": "portmap", "capabilities": {"portMappings": True}}, hairpinMode=True)
+    mirrored = {name: {"mirrors": [registry]} for name in MIRRORED}
+    config = {"sandbox": {"boot_timeout_seconds": 120}, "registries": {registry: {"plain_http": True}, **mirrored}}
+    return Daemon(work, config, log=os.path.join(result, "daemon.log"))
 
 
 def name_of(spec):
@@ -167,15 +146,11 @@ def main():
     with (tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work,
           Registry(work) as registry):
         push_images(registry, options.images)
-        daemon, endpoint = start_daemon(work, registry, options.result)
-        try:
+        with start_daemon(work, registry, options.result) as daemon:
             names = share_of_specs(options)
-            code, report, specs = run_critest(options, endpoint, names)
-            if daemon.poll() is not None:
-                sys.exit(f"conformance: the daemon ended with {daemon.returncode}")
-        finally:
-            daemon.terminate()
-            daemon.wait()
+            code, report, specs = run_critest(options, f"unix://{daemon.socket}", names)
+            if daemon.process.poll() is not None:
+                sys.exit(f"conformance: the daemon ended with {daemon.process.returncode}")
     passed = summary(options, report, specs, set(names))
     # critest's own verdict counts too: a suite that broke down has no failed specs.
     sys.exit(0 if passed and code == 0 else 1)

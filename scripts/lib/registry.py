@@ -1,18 +1,9 @@
-"""A docker-registry on loopback that lives as long as its `with` block, for the scripts beside this one."""
+# SPDX-License-Identifier: Apache-2.0
+"""A docker-registry on loopback, for the scripts beside this one."""
 import os
 import socket
-import subprocess
-import time
 
-PATIENCE_SECONDS = 60
-
-
-def wait_until(condition, what):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{what}: not in {PATIENCE_SECONDS} s")
-        time.sleep(0.05)
+from background import start, wait_until
 
 
 def free_port():
@@ -27,22 +18,20 @@ def can_connect(port):
 
 
 class Registry:
-    """Its files are in `directory`; entering gives its address."""
+    """Lives as long as its `with` block, which gives its address. Its files are in `directory`; `options` are those of
+    background.start."""
 
-    def __init__(self, directory):
-        self.directory = directory
-
-    def __enter__(self):
-        port = free_port()
-        config = os.path.join(self.directory, "registry.yml")
+    def __init__(self, directory, port=None, **options):
+        self.port = port or free_port()
+        config = os.path.join(directory, "registry.yml")
         with open(config, "w") as file:
             file.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: "
-                       f"{{rootdirectory: {self.directory}/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n")
-        # Ends with us, however we end.
-        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", config],
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: can_connect(port), "docker-registry")
-        return f"127.0.0.1:{port}"
+                       f"{{rootdirectory: {directory}/registry}}}}\nhttp: {{addr: '127.0.0.1:{self.port}'}}\n")
+        self.process = start(["docker-registry", "serve", config], **options)
+        wait_until(lambda: can_connect(self.port), "docker-registry")
+
+    def __enter__(self):
+        return f"127.0.0.1:{self.port}"
 
     def __exit__(self, *_):
         self.process.kill()

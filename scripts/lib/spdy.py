@@ -102,6 +102,9 @@ class Process(Spdy):
     def rest(self):
         return b"".join(iter(self.output, b""))
 
+    def to_stdin(self, data):
+        self.send(self.streams["stdin"], data)
+
 
 class Forward(Spdy):
     """One connection to a port of a pod."""
@@ -119,3 +122,6 @@ class Forward(Spdy):
                 raise ConnectionError(data.decode())
             if stream == self.stream and (data or last):
                 return data
+
+    def send_on(self, data):
+        self.send(self.stream, data)

@@ -3,12 +3,13 @@
 //!
 //! [`Store`] is the way in. A pull asks a registry ([`registry`]) for a manifest ([`manifest`]), then streams every
 //! layer that is missing through hash, decompression, hash and tar reader into one EROFS file ([`layer`]), and at
-//! last writes the image's record ([`store`]). Nothing is unpacked to a directory, nothing is mounted on the host, and
+//! last writes the image's record ([`contents`]). Nothing is unpacked to a directory, nothing is mounted on the host, and
 //! nothing becomes visible before its digest was verified.
 //!
 //! All that comes from a registry is hostile: sizes are bounded, names checked, digests computed here.
 
 mod config;
+mod contents;
 mod digest;
 mod failure;
 mod layer;
@@ -20,10 +21,11 @@ mod registry;
 mod store;
 
 pub use config::{Config, Credentials, HostConfig};
+pub use contents::{LayerBlob, StoreError, Usage};
 pub use digest::Digest;
 pub use failure::FailureKind;
 pub use manifest::ImageDefaults;
 pub use progress::PullProgress;
 pub use pull::PullError;
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, LayerBlob, Store, StoreError, Usage};
+pub use store::{Image, Store};

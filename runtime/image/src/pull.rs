@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::config::Credentials;
+use crate::contents::{Contents, ImageRecord, Needed, StoreError};
 use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::layer::{self, LayerError};
@@ -20,7 +21,6 @@ use crate::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::progress::Counters;
 use crate::reference::{Reference, Version};
 use crate::registry::{BlobStream, RegistryError, Repository};
-use crate::store::{ImageRecord, Needed, Shared, StoreError};
 
 const CONFIG_BYTES: u64 = 8 << 20;
 /// Chunks of a download (some 16 KiB each) that wait for the thread that converts them.
@@ -67,7 +67,7 @@ impl PullError {
 
 /// What all steps of one pull share.
 struct Pull {
-    shared: Arc<Shared>,
+    contents: Arc<Contents>,
     reference: String,
     repository: Repository,
     progress: Arc<Counters>,
@@ -84,20 +84,21 @@ struct Resolved {
 
 /// Fetches what is missing and records the image under `reference`.
 pub async fn pull(
-    shared: &Arc<Shared>,
+    contents: &Arc<Contents>,
     reference: &Reference,
     credentials: Option<Credentials>,
 ) -> Result<ImageRecord, PullError> {
     let shown = reference.to_string();
-    let repository = Repository::new(reference, credentials, &shared.config).map_err(|source| {
-        PullError::Registry {
-            reference: shown.clone(),
-            source,
-        }
-    })?;
+    let repository =
+        Repository::new(reference, credentials, &contents.config).map_err(|source| {
+            PullError::Registry {
+                reference: shown.clone(),
+                source,
+            }
+        })?;
     let pull = Arc::new(Pull {
-        shared: Arc::clone(shared),
-        progress: shared.pulls.begin(&shown),
+        contents: Arc::clone(contents),
+        progress: contents.pulls.begin(&shown),
         reference: shown,
         repository,
     });
@@ -119,22 +120,22 @@ pub async fn pull(
         defaults: Default::default(),
         metadata_bytes: manifest_bytes.saturating_add(config.size),
     };
-    if let Some(known) = shared.complete_image(&config.digest)? {
-        let _needed = shared.need(&known.layers);
+    if let Some(known) = contents.complete_image(&config.digest)? {
+        let _needed = contents.need(&known.layers);
         // It may have gone between the two lines above.
-        if let Some(known) = shared.complete_image(&config.digest)? {
+        if let Some(known) = contents.complete_image(&config.digest)? {
             record.layers = known.layers;
             record.defaults = known.defaults;
-            return Ok(shared.publish(&record)?);
+            return Ok(contents.publish(&record)?);
         }
     }
     let parsed = pull.config(&config, layers.len()).await?;
     record.defaults = parsed.defaults;
     let pairs = topmost(layers.into_iter().zip(parsed.diff_ids).collect());
     record.layers = pairs.iter().map(|(_, diff_id)| diff_id.clone()).collect();
-    let needed = Arc::new(shared.need(&record.layers));
+    let needed = Arc::new(contents.need(&record.layers));
     pull.layers(pairs, &needed).await?;
-    Ok(shared.publish(&record)?)
+    Ok(contents.publish(&record)?)
 }
 
 /// Of layers that appear more than once only the topmost: it hides what the others show, and overlayfs refuses a
@@ -222,16 +223,16 @@ impl Pull {
 
     /// Makes the layer, unless it is here or another pull makes it now.
     async fn layer(&self, descriptor: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
-        let maker = self.shared.maker(diff_id);
+        let maker = self.contents.maker(diff_id);
         let _making = maker.lock().await;
-        if self.shared.files.has(diff_id) {
+        if self.contents.files.has(diff_id) {
             self.progress.receive(descriptor.size);
             return Ok(());
         }
-        let Ok(_turn) = self.shared.downloads.acquire().await else {
+        let Ok(_turn) = self.contents.downloads.acquire().await else {
             return Err(self.panicked());
         };
-        let partial = self.shared.files.create()?;
+        let partial = self.contents.files.create()?;
         let layer_failed = |source| PullError::Layer {
             reference: self.reference.clone(),
             digest: descriptor.digest.clone(),
@@ -251,7 +252,7 @@ impl Pull {
         let converted = conversion.await.map_err(|_| self.panicked())?;
         downloaded.map_err(|e| self.registry(e))?;
         converted.map_err(layer_failed)?;
-        Ok(self.shared.files.keep(partial, diff_id)?)
+        Ok(self.contents.files.keep(partial, diff_id)?)
     }
 
     fn registry(&self, source: RegistryError) -> PullError {

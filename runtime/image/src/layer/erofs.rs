@@ -5,12 +5,15 @@
 //! 5.4 mounts: extended inodes, plain or inline-tail data, xattrs beside the inode. The metadata area begins where
 //! the data end, so that everything but the super block is written in order.
 
-use std::collections::BTreeMap;
+mod directory;
+pub mod xattr;
+
 use std::io;
-use std::ops::Bound;
 
 use super::blocks::{BLOCK_BYTES, BlockWriter};
-use super::tree::{Kind, Node, NodeId, Tree};
+use super::node::{Kind, Node, NodeId};
+use super::tree::Tree;
+use directory::{DIRENT_BYTES, Entry, entries, split_entries};
 
 const MAGIC: u32 = 0xe0f5_e1e2;
 const SUPER_OFFSET: usize = 1024;
@@ -20,9 +23,6 @@ const FEATURE_COMPAT_MTIME: u32 = 0x2;
 /// Inodes are found by their distance from the metadata area's start in units of this.
 const SLOT_BYTES: usize = 32;
 const INODE_BYTES: usize = 64;
-const DIRENT_BYTES: usize = 12;
-const XATTR_HEADER_BYTES: usize = 12;
-const XATTR_ENTRY_BYTES: usize = 4;
 /// The first slot stays free: inode number 0 means "none" to some programs.
 const FIRST_SLOT: usize = 1;
 const FORMAT_PLAIN: u16 = 0x1;
@@ -35,15 +35,6 @@ const S_IFDIR: u16 = 0o040_000;
 const S_IFBLK: u16 = 0o060_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
-
-/// What a name begins with, and the number that stands for it on disk.
-const XATTR_PREFIXES: [(&[u8], u8); 5] = [
-    (b"system.posix_acl_access", 2),
-    (b"system.posix_acl_default", 3),
-    (b"trusted.", 4),
-    (b"security.", 6),
-    (b"user.", 1),
-];
 
 /// Where one inode is and how its data are kept.
 #[derive(Clone, Debug, Default)]
@@ -58,12 +49,6 @@ struct Placed {
     /// What follows the inode.
     inline_bytes: usize,
     size: u64,
-}
-
-/// Whether an extended attribute can be kept.
-pub fn xattr_is_storable(name: &[u8], value: &[u8]) -> bool {
-    u16::try_from(value.len()).is_ok()
-        && xattr_name(name).is_some_and(|(_, rest)| u8::try_from(rest.len()).is_ok())
 }
 
 /// Writes the file system of `tree` behind the data in `blocks`.
@@ -112,7 +97,7 @@ impl<'a> Layout<'a> {
                 break;
             };
             let node = tree.node(id);
-            let fixed = INODE_BYTES + xattr_bytes(node);
+            let fixed = INODE_BYTES + xattr::bytes(&node.attributes.xattrs);
             let (size, split, tail) = layout.content(id);
             // Data beside the inode must lie in the inode's block, whole.
             let inline_bytes = if fixed + tail <= BLOCK_BYTES { tail } else { 0 };
@@ -281,12 +266,8 @@ impl<'a> Layout<'a> {
     fn inode(&self, id: NodeId, placed: &Placed) -> io::Result<Vec<u8>> {
         let node = self.tree.node(id);
         let attributes = &node.attributes;
-        let xattr_bytes = xattr_bytes(node);
-        let xattr_count = match xattr_bytes {
-            0 => 0,
-            bytes => (bytes - XATTR_HEADER_BYTES) / 4 + 1,
-        };
-        let xattr_count = u16::try_from(xattr_count)
+        let xattr_bytes = xattr::bytes(&attributes.xattrs);
+        let xattr_count = u16::try_from(xattr::count(xattr_bytes))
             .map_err(|_| io::Error::other("too many extended attributes"))?;
         let (file_type, content) = match &node.kind {
             Kind::Directory(_) => (S_IFDIR, placed.first_block),
@@ -316,12 +297,7 @@ impl<'a> Layout<'a> {
         bytes.extend(attributes.mtime_nanoseconds.to_le_bytes());
         bytes.extend(placed.links.to_le_bytes());
         bytes.extend([0; 16]);
-        if xattr_bytes > 0 {
-            bytes.extend([0; XATTR_HEADER_BYTES]);
-            for (name, value) in &attributes.xattrs {
-                append_xattr(&mut bytes, name, value);
-            }
-        }
+        xattr::append(&mut bytes, &attributes.xattrs);
         if inline {
             match &node.kind {
                 Kind::Symlink(target) => {
@@ -354,47 +330,6 @@ impl<'a> Layout<'a> {
     }
 }
 
-enum Entry {
-    Itself,
-    Parent,
-    Child(NodeId),
-}
-
-/// All entries of a directory, its own two included, in the order of their bytes.
-fn entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (&[u8], Entry)> {
-    let names = |range: (Bound<&[u8]>, Bound<&[u8]>)| {
-        let named = children.range::<[u8], _>(range);
-        named.map(|(name, id)| (&**name, Entry::Child(*id)))
-    };
-    let (itself, parent) = (&b"."[..], &b".."[..]);
-    let before = names((Bound::Unbounded, Bound::Excluded(itself)));
-    let between = names((Bound::Excluded(itself), Bound::Excluded(parent)));
-    let after = names((Bound::Excluded(parent), Bound::Unbounded));
-    before
-        .chain([(itself, Entry::Itself)])
-        .chain(between)
-        .chain([(parent, Entry::Parent)])
-        .chain(after)
-}
-
-/// How many entries go into each block, and the bytes used of the last one.
-fn split_entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> (Vec<usize>, usize) {
-    let mut split = vec![0];
-    let mut used = 0;
-    for (name, _) in entries(children) {
-        let bytes = DIRENT_BYTES + name.len();
-        if used + bytes > BLOCK_BYTES {
-            split.push(0);
-            used = 0;
-        }
-        used += bytes;
-        if let Some(count) = split.last_mut() {
-            *count += 1;
-        }
-    }
-    (split, used)
-}
-
 fn file_type(node: &Node) -> u8 {
     match node.kind {
         Kind::Regular { .. } => 1,
@@ -409,34 +344,4 @@ fn file_type(node: &Node) -> u8 {
 /// Linux's `new_encode_dev`: 12 bits of major, 20 of minor.
 fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
-fn xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
-    XATTR_PREFIXES
-        .iter()
-        .find_map(|(prefix, index)| Some((*index, name.strip_prefix(*prefix)?)))
-}
-
-fn xattr_bytes(node: &Node) -> usize {
-    let entries = node.attributes.xattrs.iter().map(|(name, value)| {
-        let rest = xattr_name(name).map_or(0, |(_, rest)| rest.len());
-        (XATTR_ENTRY_BYTES + rest + value.len()).next_multiple_of(4)
-    });
-    match entries.sum() {
-        0 => 0,
-        bytes => XATTR_HEADER_BYTES + bytes,
-    }
-}
-
-/// Call with what [`xattr_is_storable`] says yes to.
-fn append_xattr(bytes: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    let Some((index, rest)) = xattr_name(name) else {
-        return;
-    };
-    bytes.push(u8::try_from(rest.len()).unwrap_or(0));
-    bytes.push(index);
-    bytes.extend(u16::try_from(value.len()).unwrap_or(0).to_le_bytes());
-    bytes.extend_from_slice(rest);
-    bytes.extend_from_slice(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
 }

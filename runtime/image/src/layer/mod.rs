@@ -10,6 +10,7 @@
 
 mod blocks;
 mod erofs;
+mod node;
 mod tarball;
 mod tree;
 

@@ -4,30 +4,27 @@
 //! The `tar` crate reads the fields of a header. Walking from header to header is done here, because its own walk
 //! reads a long name or a PAX record of any length into memory.
 
-use std::collections::BTreeMap;
+mod extensions;
+
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
 use super::blocks::{BlockWriter, CopyError};
-use super::erofs::xattr_is_storable;
-use super::tree::{Attributes, Kind, Tree, TreeError};
+use super::node::{Attributes, Kind};
+use super::tree::{Tree, TreeError};
 use crate::failure::FailureKind;
+use extensions::{Extensions, until_nul};
 
 const RECORD_BYTES: usize = 512;
 /// The most that a long name or the PAX records of one file may take.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
-/// Linux gives a file no more (`XATTR_LIST_MAX` for names; we count values too).
-const MAX_XATTR_BYTES: usize = 64 << 10;
 /// `PATH_MAX` without its NUL.
 const MAX_LINK_BYTES: usize = 4095;
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
 /// Names for the bookkeeping of aufs; they are no files.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
-const XATTR_KEY: &str = "SCHILY.xattr.";
-/// How overlayfs keeps its own state; an image has no business there.
-const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 const SHOWN_BYTES: usize = 200;
 
 /// Why an archive is of no use.
@@ -61,19 +58,6 @@ impl TarError {
     }
 }
 
-/// What long names and PAX records say of the entry that follows them.
-#[derive(Debug, Default)]
-struct Extensions {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
-    sparse: bool,
-}
-
 /// Reads an archive to its end mark; file data go to `blocks`.
 pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, TarError> {
     let mut tree = Tree::new();
@@ -85,7 +69,11 @@ pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, T
             }
             EntryType::XHeader => {
                 let records = read_extension(archive, &header)?;
-                extensions.parse_pax(&records)?;
+                let parsed = extensions.parse_pax(&records);
+                parsed.map_err(|field| TarError::Field {
+                    path: "PAX records".to_owned(),
+                    field,
+                })?;
             }
             EntryType::GNULongName => {
                 extensions.path = Some(until_nul(read_extension(archive, &header)?));
@@ -177,8 +165,8 @@ impl Entry {
             source,
         };
         let has_data = matches!(self.entry_type, EntryType::Regular | EntryType::Continuous);
-        // Links, directories and devices have none whatever their size says: so reads Go, and with it all others that
-        // look at images.
+        // Links, directories and devices have no data, whatever size their header says. Go's tar reader, which other
+        // image tools use, reads archives in this way too.
         if let Some(whiteout) = Whiteout::of(&self.path) {
             if has_data {
                 skip(archive, padded(self.size).ok_or(TarError::Truncated)?)?;
@@ -267,65 +255,6 @@ impl<'a> Whiteout<'a> {
     }
 }
 
-impl Extensions {
-    /// Records of the form `LENGTH KEY=VALUE\n` (POSIX pax, "Extended Header").
-    fn parse_pax(&mut self, mut records: &[u8]) -> Result<(), TarError> {
-        let wrong = |field| TarError::Field {
-            path: "PAX records".to_owned(),
-            field,
-        };
-        while !records.is_empty() {
-            let blank = records
-                .iter()
-                .position(|byte| *byte == b' ')
-                .ok_or(wrong("length"))?;
-            let length: usize = number(&records[..blank]).ok_or(wrong("length"))?;
-            let record = records.get(blank + 1..length).ok_or(wrong("length"))?;
-            records = records.get(length..).unwrap_or_default();
-            let record = record.strip_suffix(b"\n").ok_or(wrong("length"))?;
-            let equals = record
-                .iter()
-                .position(|byte| *byte == b'=')
-                .ok_or(wrong("key"))?;
-            let (key, value) = (&record[..equals], &record[equals + 1..]);
-            let key = std::str::from_utf8(key).map_err(|_| wrong("key"))?;
-            match key {
-                "path" => self.path = Some(value.to_vec()),
-                "linkpath" => self.link = Some(value.to_vec()),
-                "size" => self.size = Some(number(value).ok_or(wrong("size"))?),
-                "uid" => self.uid = Some(number(value).ok_or(wrong("uid"))?),
-                "gid" => self.gid = Some(number(value).ok_or(wrong("gid"))?),
-                "mtime" => self.mtime = Some(time(value).ok_or(wrong("mtime"))?),
-                _ if key.starts_with("GNU.sparse.") => self.sparse = true,
-                _ => {
-                    if let Some(name) = key.strip_prefix(XATTR_KEY) {
-                        self.add_xattr(name.as_bytes(), value)
-                            .ok_or(wrong("xattr"))?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Attributes of kinds that only other systems know are left out; nothing if there are too many.
-    fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
-        if OVERLAY_PREFIXES
-            .iter()
-            .any(|prefix| name.starts_with(prefix))
-            || !xattr_is_storable(name, value)
-        {
-            return Some(());
-        }
-        self.xattrs.insert(name.into(), value.into());
-        let bytes = self
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 8);
-        (bytes.sum::<usize>() <= MAX_XATTR_BYTES).then_some(())
-    }
-}
-
 /// The next header, or nothing at the end mark or the end of the bytes.
 fn read_header(archive: &mut impl Read) -> Result<Option<Header>, TarError> {
     let mut header = Header::new_old();
@@ -404,39 +333,6 @@ fn skip(archive: &mut impl Read, bytes: u64) -> Result<(), TarError> {
 /// To the end of the last record.
 fn padded(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(RECORD_BYTES as u64)
-}
-
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    bytes.truncate(end);
-    bytes
-}
-
-fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
-    std::str::from_utf8(bytes).ok()?.parse().ok()
-}
-
-/// Decimal seconds with a fraction, perhaps negative; rounded down to nanoseconds.
-fn time(bytes: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = whole.parse().ok()?;
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let nanoseconds: u32 = digits.parse().ok()?;
-    if whole.starts_with('-') && nanoseconds > 0 {
-        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
-    }
-    Some((seconds, nanoseconds))
 }
 
 fn show(path: &[u8]) -> String {

@@ -4,7 +4,9 @@
 //! Paths never reach the host's file system: `..` is refused, symbolic links are followed inside the tree only.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+
+use super::node::{Attributes, ENTRY_BYTES, Kind, Node, NodeId, OVERLAY_OPAQUE};
 
 /// EROFS and Linux: `NAME_MAX`.
 const MAX_NAME_BYTES: usize = 255;
@@ -12,100 +14,10 @@ const MAX_LINKS_FOLLOWED: usize = 40;
 /// Bounds of what one layer may cost in memory here.
 const MAX_NODES: usize = 1 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
-/// What a name or an attribute costs besides its bytes, about.
-const ENTRY_BYTES: usize = 64;
 /// Names looked up on the way to all files of a layer; a path through links that lead through links needs many.
 const MAX_STEPS: usize = 1 << 28;
 /// Deeper trees are of no use: their paths are longer than `PATH_MAX`.
 const MAX_DEPTH: usize = 2048;
-const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
-
-/// An index into [`Tree`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(u32);
-
-impl NodeId {
-    pub const ROOT: Self = Self(0);
-
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// What tar says of any file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes {
-    /// Permission bits with set-uid, set-gid and sticky.
-    pub mode: u16,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime_seconds: i64,
-    pub mtime_nanoseconds: u32,
-    /// Full names (`user.x`).
-    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
-}
-
-impl Attributes {
-    fn xattr_bytes(&self) -> usize {
-        let xattrs = self.xattrs.iter();
-        xattrs
-            .map(|(name, value)| ENTRY_BYTES + name.len() + value.len())
-            .sum()
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Directory(BTreeMap<Box<[u8]>, NodeId>),
-    /// Data in whole blocks from `first_block` on.
-    Regular {
-        first_block: u32,
-        bytes: u64,
-    },
-    Symlink(Box<[u8]>),
-    CharDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
-    Fifo,
-}
-
-impl Kind {
-    pub fn directory() -> Self {
-        Self::Directory(BTreeMap::new())
-    }
-
-    /// How overlayfs knows that a name is gone (filesystems/overlayfs: "whiteouts").
-    const WHITEOUT: Self = Self::CharDevice { major: 0, minor: 0 };
-}
-
-#[derive(Debug)]
-pub struct Node {
-    pub attributes: Attributes,
-    pub kind: Kind,
-}
-
-impl Node {
-    fn implied_directory() -> Self {
-        Self {
-            attributes: Attributes {
-                mode: IMPLIED_DIRECTORY_MODE,
-                ..Attributes::default()
-            },
-            kind: Kind::directory(),
-        }
-    }
-
-    fn set_opaque(&mut self) {
-        let xattrs = &mut self.attributes.xattrs;
-        xattrs.insert(OVERLAY_OPAQUE.into(), (*b"y").into());
-    }
-}
-
 /// Why a path cannot be in a layer.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TreeError {
@@ -385,9 +297,6 @@ impl Tree {
     }
 }
 
-/// The attribute by which overlayfs knows an opaque directory.
-pub const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
-
 enum Walk {
     Found(NodeId),
     Missing { at: NodeId, rest: Vec<Box<[u8]>> },
@@ -424,6 +333,8 @@ fn split(path: &[u8]) -> Result<Option<Split<'_>>, TreeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn insert(tree: &mut Tree, path: &str, kind: Kind) -> Result<(), TreeError> {

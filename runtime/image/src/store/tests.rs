@@ -4,12 +4,14 @@
 mod debian;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::contents::MIN_ID_DIGITS;
+use crate::failure::FailureKind;
 use crate::registry::fake::{Fake, FakeImage, noise, plain_http};
 use debian::{Access, DebianRegistry};
 
@@ -451,7 +453,7 @@ fn an_image_of_a_version_that_did_not_count_has_a_size_too() {
         "defaults": ImageDefaults::default(),
     });
     let record: ImageRecord = serde_json::from_value(json).unwrap();
-    bed.store.shared.publish(&record).unwrap();
+    bed.store.contents.publish(&record).unwrap();
     let found = bed.store.find(id.as_str()).unwrap().unwrap();
     assert_eq!(found.size_bytes, 1);
 }

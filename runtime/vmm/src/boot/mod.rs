@@ -197,8 +197,8 @@ fn zero_page(memory_bytes: u64, cmdline: usize, initramfs: u64, size: u64) -> bo
         let start = start.max(HIGH_MEMORY);
         map.push((start, end - start, E820_RAM));
     }
-    for (to, &(addr, size, type_)) in params.e820_table.iter_mut().zip(&map) {
-        *to = boot_e820_entry { addr, size, type_ };
+    for (to, &(addr, size, r#type)) in params.e820_table.iter_mut().zip(&map) {
+        *to = boot_e820_entry { addr, size, r#type };
     }
     params.e820_entries = u8::try_from(map.len()).unwrap_or(0);
     params

@@ -5,7 +5,7 @@
 //! Nothing is assumed about how a driver cuts its message into descriptors (virtio 1.2, 2.7.4).
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::memory::Memory;
 

@@ -28,6 +28,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::memory::Memory;
+pub use ring::Turn;
 use ring::{Interrupt, Ring, RingError};
 
 /// What a device gets when the driver sets DRIVER_OK, all of it at once.
@@ -38,15 +39,6 @@ pub struct Active {
     /// What the driver accepted.
     pub features: u64,
     pub interrupt: Arc<Interrupt>,
-}
-
-/// What a device wants after a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// To be called when something happens.
-    Idle,
-    /// To be called again after the others had their turn.
-    More,
 }
 
 /// The device half of a virtio device. The transport owns status, feature negotiation and reset.

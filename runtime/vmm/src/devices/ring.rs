@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Turn;
 use super::registers::RegisterPage;
 use crate::memory::Memory;
 
@@ -33,6 +32,15 @@ pub enum RingError {
     Unreadable,
     #[error("device has no queue {0}")]
     NoQueue(usize),
+}
+
+/// What a device wants after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// To be called when something happens.
+    Idle,
+    /// To be called again after the others had their turn.
+    More,
 }
 
 /// The interrupt line of one device, and what its registers say of it.

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Turn;
 use super::mmio::{MmioTransport, SharedDevice, lock};
-use super::ring::Interrupt;
+use super::ring::{Interrupt, Turn};
 
 /// The source number that is not a queue.
 const HOST: usize = 0xff;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemory, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{DeviceError, Devices};

@@ -3,7 +3,7 @@
 //! device.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemory};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::devices::chain::Buffers;
 use crate::memory::Memory;

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use self::header::{HEADER_BYTES, NUM_BUFFERS};
 use super::chain::{Buffers, Chain};

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The line with which the host says where it wants to connect: `CONNECT <port>\n`.
+//! How connections between host and guest begin: the line with which the host says where it wants to connect,
+//! `CONNECT <port>\n`, and the socket at which the host takes connections of the guest.
 
+use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 /// `CONNECT 4294967295\n` with room to spare.
 const LINE_BYTES: usize = 32;
@@ -46,6 +49,19 @@ pub fn read_line(socket: &UnixStream) -> Line {
         Ok(_) => Line::Port(port),
         Err(_) => Line::Wrong,
     }
+}
+
+/// Connects to who listens for the guest's connections to host port `port`, where `path` is the host's own socket.
+pub fn dial(path: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    let address = SocketAddrUnix::new(PathBuf::from(path))?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let family = AddressFamily::UNIX;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // Either the connection is there at once, or the listener's backlog is full: refuse.
+    rustix::net::connect(&socket, &address)?;
+    Ok(UnixStream::from(socket))
 }
 
 fn parse(line: &[u8]) -> Option<u32> {

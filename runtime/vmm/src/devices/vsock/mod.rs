@@ -2,11 +2,13 @@
 //! virtio-vsock (virtio 1.2, 5.10). Runs on the io worker. This file moves packets between the
 //! queues and the [`muxer`], which owns the streams.
 
+mod alarm;
 mod handshake;
 pub mod muxer;
 pub mod packet;
 mod rooms;
 mod stream;
+mod table;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use super::ring::RingError;
 use super::{Active, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
-use packet::{HEADER_BYTES, Header};
+use packet::{CHAIN_MAX, HEADER_BYTES, Header};
 use rooms::Rooms;
 
 const DEVICE_ID: u32 = 19;
@@ -24,7 +26,6 @@ const RX: usize = 0;
 const TX: usize = 1;
 /// The driver keeps buffers for events there; the only event is about a restored VM.
 const EVENT: usize = 2;
-const CHAIN_MAX: usize = 64;
 const BUDGET: usize = 128;
 /// Buffers that one turn of a stream fills at most: Linux's driver has 4 KiB in each.
 const BURST: usize = 16;

@@ -7,21 +7,20 @@
 //! peer leaves behind is bounded by the credit that the other side was given.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::handshake::{Line, read_line};
+use super::alarm::Alarm;
+use super::handshake::{Line, dial, read_line};
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::stream::{Message, Phase, Ports, Stream, WINDOW_BYTES};
+use super::table::Table;
 use crate::devices::Turn;
 use crate::devices::chain::Buffers;
 use crate::statistics::{DeviceCounters, Milestone};
@@ -33,8 +32,6 @@ const MAX_STREAMS: usize = 4096;
 const MAX_RESETS: usize = 256;
 /// How long the guest has, from the host's connect to its own answer. Its boot may be in it.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// Host ports of connections that the host makes.
-const FIRST_PORT: u32 = 1 << 30;
 const EVENT_BATCHES: usize = 8;
 
 const LISTENER: u64 = 0;
@@ -55,13 +52,10 @@ pub struct Muxer {
     path: PathBuf,
     epoll: Epoll,
     listener: UnixListener,
-    timer: File,
-    timer_runs: bool,
+    alarm: Alarm,
     next_id: u64,
-    next_port: u32,
     callers: HashMap<u64, Caller>,
-    streams: HashMap<u64, Stream>,
-    by_ports: HashMap<Ports, u64>,
+    streams: Table,
     turns: VecDeque<u64>,
     resets: VecDeque<Ports>,
     counters: Arc<DeviceCounters>,
@@ -78,12 +72,10 @@ impl Muxer {
         first_stream: Arc<Milestone>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let timer = File::from(timer);
+        let alarm = Alarm::new()?;
         let epoll = Epoll::new()?;
         let input = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        for (fd, token) in [(listener.as_raw_fd(), LISTENER), (timer.as_raw_fd(), TIMER)] {
+        for (fd, token) in [(listener.as_raw_fd(), LISTENER), (alarm.fd(), TIMER)] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(input, token))?;
         }
         Ok(Self {
@@ -91,13 +83,10 @@ impl Muxer {
             path,
             epoll,
             listener,
-            timer,
-            timer_runs: false,
+            alarm,
             next_id: FIRST_ID,
-            next_port: FIRST_PORT,
             callers: HashMap::new(),
-            streams: HashMap::new(),
-            by_ports: HashMap::new(),
+            streams: Table::default(),
             turns: VecDeque::new(),
             resets: VecDeque::new(),
             counters,
@@ -116,9 +105,8 @@ impl Muxer {
     pub fn guest_reset(&mut self) {
         self.resets.clear();
         self.turns.clear();
-        let ids: Vec<u64> = self.streams.keys().copied().collect();
-        for id in ids {
-            let Some(stream) = self.streams.get_mut(&id) else {
+        for id in self.streams.ids() {
+            let Some(stream) = self.streams.get_mut(id) else {
                 continue;
             };
             stream.queued = false;
@@ -126,7 +114,7 @@ impl Muxer {
                 *sent = false;
                 self.queue(id);
             } else {
-                self.end(id);
+                self.streams.end(id);
             }
         }
     }
@@ -144,7 +132,7 @@ impl Muxer {
             return Some(self.header(ports, Op::Reset));
         }
         while let Some(id) = self.turns.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else {
+            let Some(stream) = self.streams.get_mut(id) else {
                 continue;
             };
             stream.queued = false;
@@ -169,23 +157,12 @@ impl Muxer {
     }
 
     fn header(&self, ports: Ports, op: Op) -> Header {
-        Header {
-            src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
-            src_port: ports.host,
-            dst_port: ports.guest,
-            len: 0,
-            kind: TYPE_STREAM,
-            op,
-            flags: 0,
-            buf_alloc: 0,
-            fwd_cnt: 0,
-        }
+        Header::new((HOST_CID, ports.host), (self.guest_cid, ports.guest), op)
     }
 
     /// Puts a stream in line if it has something to say.
     fn queue(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id)
+        if let Some(stream) = self.streams.get_mut(id)
             && !stream.queued
             && stream.has_message()
         {
@@ -212,15 +189,15 @@ impl Muxer {
             host: header.dst_port,
             guest: header.src_port,
         };
-        let id = self.by_ports.get(&ports).copied();
+        let id = self.streams.find(ports);
         match (id, header.op) {
             (None, Op::Reset) => {}
-            (Some(id), Op::Reset) => self.end(id),
+            (Some(id), Op::Reset) => self.streams.end(id),
             (None, Op::Request) if header.kind == TYPE_STREAM => self.accept(ports, header),
             (Some(id), _) if header.kind == TYPE_STREAM => self.advance(id, header, data),
             (None, _) => self.resets.push_back(ports),
             (Some(id), _) => {
-                self.end(id);
+                self.streams.end(id);
                 self.resets.push_back(ports);
             }
         }
@@ -228,7 +205,7 @@ impl Muxer {
 
     /// A packet for a stream that exists.
     fn advance(&mut self, id: u64, header: &Header, data: &Buffers<'_>) {
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
         stream.learn_credit(header.buf_alloc, header.fwd_cnt);
@@ -254,14 +231,17 @@ impl Muxer {
             self.queue(id);
         } else {
             let ports = stream.ports;
-            self.end(id);
+            self.streams.end(id);
             self.resets.push_back(ports);
         }
     }
 
     /// The guest wants to connect to the host.
     fn accept(&mut self, ports: Ports, header: &Header) {
-        let socket = self.dial(ports.host).ok();
+        let socket = match self.is_full() {
+            true => None,
+            false => dial(&self.path, ports.host).ok(),
+        };
         let id = socket.and_then(|socket| {
             let mut stream = Stream::new(ports, socket, Phase::Accepting);
             stream.learn_credit(header.buf_alloc, header.fwd_cnt);
@@ -274,21 +254,6 @@ impl Muxer {
             }
             None => self.resets.push_back(ports),
         }
-    }
-
-    fn dial(&self, port: u32) -> io::Result<UnixStream> {
-        if self.is_full() {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        let address = SocketAddrUnix::new(PathBuf::from(path))?;
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let family = AddressFamily::UNIX;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        // Either the connection is there at once, or the listener's backlog is full: refuse.
-        rustix::net::connect(&socket, &address)?;
-        Ok(UnixStream::from(socket))
     }
 
     // --- the host's sockets
@@ -313,22 +278,8 @@ impl Muxer {
     fn add(&mut self, stream: Stream) -> Option<u64> {
         let id = self.new_id();
         self.watch(stream.socket_fd(), id).ok()?;
-        self.by_ports.insert(stream.ports, id);
         self.streams.insert(id, stream);
         Some(id)
-    }
-
-    /// The guest is through with a stream. What it sent still goes to the host.
-    fn end(&mut self, id: u64) {
-        let Some(stream) = self.streams.get_mut(&id) else {
-            return;
-        };
-        if self.by_ports.get(&stream.ports) == Some(&id) {
-            self.by_ports.remove(&stream.ports);
-        }
-        if !stream.drain() {
-            self.streams.remove(&id);
-        }
     }
 
     /// Handles what happened on the host side.
@@ -363,7 +314,7 @@ impl Muxer {
             let id = self.new_id();
             if self.watch(socket.as_raw_fd(), id).is_ok() {
                 self.callers.insert(id, Caller { socket, deadline });
-                self.run_timer(true);
+                self.alarm.run(true);
             }
         }
     }
@@ -373,7 +324,7 @@ impl Muxer {
             self.hear_caller(id);
             return;
         }
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
         let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
@@ -381,12 +332,12 @@ impl Muxer {
         stream.host_event(readable, events.contains(EventSet::OUT), gone);
         if stream.is_abandoned() {
             let (ports, told) = (stream.ports, !stream.has_message());
-            self.end(id);
+            self.streams.end(id);
             if told && self.takes_input() {
                 self.resets.push_back(ports);
             }
         } else if stream.phase == Phase::Draining && !stream.is_draining() {
-            self.streams.remove(&id);
+            self.streams.remove(id);
         } else {
             self.queue(id);
         }
@@ -403,35 +354,22 @@ impl Muxer {
         let (Some(caller), Line::Port(port)) = (self.callers.remove(&id), line) else {
             return;
         };
-        let ports = self.free_ports(port);
+        let ports = self.streams.free_ports(port);
         let phase = Phase::Offered {
             sent: false,
             deadline: caller.deadline,
         };
         // The socket stays in epoll under the same number.
         let stream = Stream::new(ports, caller.socket, phase);
-        self.by_ports.insert(ports, id);
         self.streams.insert(id, stream);
         self.queue(id);
-    }
-
-    fn free_ports(&mut self, guest: u32) -> Ports {
-        loop {
-            let host = self.next_port;
-            self.next_port = host.checked_add(1).unwrap_or(FIRST_PORT);
-            let ports = Ports { host, guest };
-            // Ends: there are far fewer streams than ports.
-            if !self.by_ports.contains_key(&ports) {
-                return ports;
-            }
-        }
     }
 
     // --- time limits
 
     /// Ends what waits for too long, once a second while something waits.
     fn tick(&mut self) {
-        let _ = self.timer.read(&mut [0; 8]);
+        self.alarm.heard();
         self.expire(Instant::now());
         // One that found no descriptor free may find one now.
         self.accept_callers();
@@ -441,7 +379,7 @@ impl Muxer {
         self.callers.retain(|_, caller| caller.deadline > now);
         let mut waiting = !self.callers.is_empty();
         let mut late = Vec::new();
-        for (&id, stream) in &self.streams {
+        for (id, stream) in self.streams.iter() {
             if let Phase::Offered { sent, deadline } = stream.phase {
                 if deadline <= now {
                     late.push((id, stream.ports, sent));
@@ -451,30 +389,12 @@ impl Muxer {
             }
         }
         for (id, ports, sent) in late {
-            self.end(id);
+            self.streams.end(id);
             if sent && self.takes_input() {
                 self.resets.push_back(ports);
             }
         }
-        self.run_timer(waiting);
-    }
-
-    fn run_timer(&mut self, run: bool) {
-        if run == self.timer_runs {
-            return;
-        }
-        let every = Timespec {
-            tv_sec: run.into(),
-            tv_nsec: 0,
-        };
-        let spec = Itimerspec {
-            it_interval: every,
-            it_value: every,
-        };
-        let flags = TimerfdTimerFlags::empty();
-        if rustix::time::timerfd_settime(&self.timer, flags, &spec).is_ok() {
-            self.timer_runs = run;
-        }
+        self.alarm.run(waiting);
     }
 }
 

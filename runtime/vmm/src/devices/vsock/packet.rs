@@ -5,6 +5,8 @@
 //! data into descriptors.
 
 pub const HEADER_BYTES: usize = 44;
+/// Buffers that a driver may cut one packet into.
+pub const CHAIN_MAX: usize = 64;
 pub const TYPE_STREAM: u16 = 1;
 
 pub const SHUTDOWN_RECEIVE: u32 = 1;
@@ -69,6 +71,23 @@ pub struct Header {
 }
 
 impl Header {
+    /// A header about a stream, from one end (context and port) to the other. It says nothing of data or credit yet.
+    #[must_use]
+    pub fn new(from: (u64, u32), to: (u64, u32), op: Op) -> Self {
+        Self {
+            src_cid: from.0,
+            dst_cid: to.0,
+            src_port: from.1,
+            dst_port: to.1,
+            len: 0,
+            kind: TYPE_STREAM,
+            op,
+            flags: 0,
+            buf_alloc: 0,
+            fwd_cnt: 0,
+        }
+    }
+
     #[must_use]
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
         let mut rest = bytes.as_slice();

@@ -4,8 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::CHAIN_MAX;
-use super::packet::{HEADER_BYTES, Header};
+use super::packet::{CHAIN_MAX, HEADER_BYTES, Header};
 use crate::devices::chain::{Buffers, Chain};
 use crate::devices::ring::{Ring, RingError};
 use crate::memory::Memory;

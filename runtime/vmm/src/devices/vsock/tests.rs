@@ -2,10 +2,10 @@
 //! The muxer with a guest played by the test: packets in, packets out, unix sockets on the host.
 #![allow(clippy::arithmetic_side_effects)]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::super::packet::{SHUTDOWN_BOTH, SHUTDOWN_SEND};
 use super::*;
@@ -120,7 +120,7 @@ fn the_host_connects_and_both_talk_and_half_close() {
     host.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "bye");
     assert_eq!(guest.receive().unwrap().0.op, Op::Reset);
-    assert!(guest.muxer.streams.is_empty() && guest.muxer.by_ports.is_empty());
+    assert!(guest.muxer.streams.is_empty() && guest.muxer.streams.is_unknown_to_guest());
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_driver_that_ignores_credit_loses_the_stream() {
         .map(|p| p.0.op)
         .collect();
     assert!(ops.contains(&Op::Reset));
-    assert!(guest.muxer.by_ports.is_empty());
+    assert!(guest.muxer.streams.is_unknown_to_guest());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The images that are here, and who needs their layers.
+//! What is here, and who needs it: layers as files, records of images and leases, claims of pulls in progress.
 //!
 //! ```text
 //! ROOT/images.redb        records of images and leases, transactional ([`records`])
@@ -21,20 +21,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use bulkhead_text::chain;
 use tokio::sync::Semaphore;
 
-use crate::config::{Config, Credentials};
+use crate::config::Config;
 use crate::digest::Digest;
 use crate::failure::FailureKind;
-use crate::manifest::ImageDefaults;
-use crate::progress::{PullProgress, Pulls};
-use crate::pull::{self, PullError};
+use crate::progress::Pulls;
 use crate::reference::{Reference, ReferenceError};
-pub(crate) use files::LayerFiles;
-pub(crate) use records::ImageRecord;
+use files::LayerFiles;
+pub use records::ImageRecord;
 use records::Records;
 use reserve::Reserve;
 
 /// The shortest beginning of an id that is looked up.
-const MIN_ID_DIGITS: usize = 4;
+pub const MIN_ID_DIGITS: usize = 4;
 
 /// An error of the store itself.
 #[derive(Debug, thiserror::Error)]
@@ -86,20 +84,6 @@ impl StoreError {
     }
 }
 
-/// An image that is here.
-#[derive(Clone, Debug)]
-pub struct Image {
-    /// The digest of its configuration.
-    pub id: Digest,
-    pub repo_tags: Vec<String>,
-    pub repo_digests: Vec<String>,
-    /// What its layers take on the disk, and what says what they are; never 0, which kubelet takes for an error.
-    pub size_bytes: u64,
-    /// One of its names is in [`Config::pinned`].
-    pub pinned: bool,
-    pub defaults: ImageDefaults,
-}
-
 /// A layer as an EROFS file.
 #[derive(Clone, Debug)]
 pub struct LayerBlob {
@@ -115,14 +99,9 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// The store. Cheap to clone; all clones are the same store.
-#[derive(Clone, Debug)]
-pub struct Store {
-    shared: Arc<Shared>,
-}
-
+/// What the store and the pulls in progress share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub struct Contents {
     pub config: Config,
     pub files: LayerFiles,
     pub downloads: Semaphore,
@@ -135,15 +114,15 @@ pub(crate) struct Shared {
     makers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-impl Store {
-    /// Opens or makes the store below `config.root`, and removes what an earlier process left half done.
+impl Contents {
+    /// Opens or makes the directory, and removes what an earlier process left half done.
     pub fn open(config: Config) -> Result<Self, StoreError> {
         let root = config.root.clone();
         files::make_directory(&root)?;
         // First: this fails while another process has the store, whose partial files must stay.
         let records = Records::open(&root.join("images.redb"))?;
         let files = LayerFiles::open(&root)?;
-        let shared = Shared {
+        let contents = Self {
             downloads: Semaphore::new(config.max_parallel_layers.max(1)),
             config,
             files,
@@ -153,121 +132,16 @@ impl Store {
             needed: Mutex::default(),
             makers: Mutex::default(),
         };
-        shared.collect()?;
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        contents.collect()?;
+        Ok(contents)
+    }
+
+    pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        self.records.images()
     }
 
     /// By reference, by id, or by a beginning of an id that no other has.
-    pub fn find(&self, name: &str) -> Result<Option<Image>, StoreError> {
-        self.shared
-            .find(name)?
-            .map(|record| self.image(record))
-            .transpose()
-    }
-
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
-        let records = self.shared.records.images()?;
-        records
-            .into_iter()
-            .map(|record| self.image(record))
-            .collect()
-    }
-
-    /// Fetches what of the image is missing here. A dropped pull leaves nothing behind.
-    pub async fn pull(
-        &self,
-        name: &str,
-        credentials: Option<Credentials>,
-    ) -> Result<Image, PullError> {
-        let reference: Reference = name.parse().map_err(StoreError::from)?;
-        let record = pull::pull(&self.shared, &reference, credentials).await?;
-        Ok(self.image(record)?)
-    }
-
-    /// How far the pull of `name` is, if one is in progress.
-    pub fn progress(&self, name: &str) -> Option<PullProgress> {
-        let reference: Reference = name.parse().ok()?;
-        self.shared.pulls.read(&reference.to_string())
-    }
-
-    /// Forgets an image with all its names; the layers that nobody else needs go. One that is not here is fine.
-    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        if let Some(record) = self.shared.find(name)? {
-            let shared = &self.shared;
-            shared
-                .reserve
-                .with(|| shared.records.remove_image(&record.id))?;
-            shared.collect()?;
-            shared.reserve.fill();
-        }
-        Ok(())
-    }
-
-    /// Keeps an image's layers for `holder` until [`Self::release`]; bottom first.
-    pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
-        let _exclusive = self.shared.lock_needed();
-        let record = self
-            .shared
-            .find(id)?
-            .ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
-        self.shared.records.add_lease(holder, &record.layers)?;
-        let blob = |diff_id: &Digest| LayerBlob {
-            diff_id: diff_id.to_string(),
-            path: self.shared.files.path(diff_id),
-        };
-        Ok(record.layers.iter().map(blob).collect())
-    }
-
-    /// An unknown holder is fine.
-    pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        let shared = &self.shared;
-        if shared
-            .reserve
-            .with(|| shared.records.remove_lease(holder))?
-        {
-            shared.collect()?;
-            shared.reserve.fill();
-        }
-        Ok(())
-    }
-
-    /// All that have leases.
-    pub fn holders(&self) -> Result<Vec<String>, StoreError> {
-        let leases = self.shared.records.leases()?;
-        Ok(leases.into_iter().map(|(holder, _)| holder).collect())
-    }
-
-    pub fn usage(&self) -> Result<Usage, StoreError> {
-        self.shared.files.usage()
-    }
-
-    fn image(&self, record: ImageRecord) -> Result<Image, StoreError> {
-        let sizes = record
-            .layers
-            .iter()
-            .map(|layer| self.shared.files.size(layer));
-        let pinned = self.shared.config.pinned.iter().map(ToString::to_string);
-        let is_name =
-            |name: String| record.repo_tags.contains(&name) || record.repo_digests.contains(&name);
-        Ok(Image {
-            pinned: pinned.into_iter().any(is_name),
-            // A record of an earlier version knows nothing of its metadata.
-            size_bytes: sizes
-                .sum::<Result<u64, _>>()?
-                .saturating_add(record.metadata_bytes)
-                .max(1),
-            id: record.id,
-            repo_tags: record.repo_tags.into_iter().collect(),
-            repo_digests: record.repo_digests.into_iter().collect(),
-            defaults: record.defaults,
-        })
-    }
-}
-
-impl Shared {
-    fn find(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
+    pub fn find(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
         if let Ok(id) = name.parse::<Digest>() {
             return self.records.image(&id);
         }
@@ -298,6 +172,42 @@ impl Shared {
         Ok(first)
     }
 
+    /// Forgets an image; the layers that nobody else needs go.
+    pub fn remove(&self, id: &Digest) -> Result<(), StoreError> {
+        self.reserve.with(|| self.records.remove_image(id))?;
+        self.collect()?;
+        self.reserve.fill();
+        Ok(())
+    }
+
+    /// Keeps an image's layers for `holder` until [`Self::release`]; bottom first.
+    pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
+        let _exclusive = self.lock_needed();
+        let found = self.find(id)?;
+        let record = found.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
+        self.records.add_lease(holder, &record.layers)?;
+        let blob = |diff_id: &Digest| LayerBlob {
+            diff_id: diff_id.to_string(),
+            path: self.files.path(diff_id),
+        };
+        Ok(record.layers.iter().map(blob).collect())
+    }
+
+    /// An unknown holder is fine.
+    pub fn release(&self, holder: &str) -> Result<(), StoreError> {
+        if self.reserve.with(|| self.records.remove_lease(holder))? {
+            self.collect()?;
+            self.reserve.fill();
+        }
+        Ok(())
+    }
+
+    /// All that have leases.
+    pub fn holders(&self) -> Result<Vec<String>, StoreError> {
+        let leases = self.records.leases()?;
+        Ok(leases.into_iter().map(|(holder, _)| holder).collect())
+    }
+
     /// The record of an image that is here with all its layers.
     pub fn complete_image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
         let record = self.records.image(id)?;
@@ -316,7 +226,7 @@ impl Shared {
             *needed.entry(layer.clone()).or_default() += 1;
         }
         Needed {
-            shared: Arc::clone(self),
+            contents: Arc::clone(self),
             layers: layers.to_vec(),
         }
     }
@@ -353,14 +263,14 @@ impl Shared {
 
 /// A claim on layers that no record names yet.
 #[derive(Debug)]
-pub(crate) struct Needed {
-    shared: Arc<Shared>,
+pub struct Needed {
+    contents: Arc<Contents>,
     layers: Vec<Digest>,
 }
 
 impl Drop for Needed {
     fn drop(&mut self) {
-        let mut needed = self.shared.lock_needed();
+        let mut needed = self.contents.lock_needed();
         for layer in &self.layers {
             if let Some(count) = needed.get_mut(layer) {
                 *count -= 1;
@@ -370,11 +280,8 @@ impl Drop for Needed {
             }
         }
         drop(needed);
-        if let Err(error) = self.shared.collect() {
+        if let Err(error) = self.contents.collect() {
             tracing::warn!(error = chain(&error), "unused layers stay");
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which gRPC code an error becomes: here and nowhere else. Exhaustive on purpose: who adds an error chooses a code.
+
+use std::io::ErrorKind;
+
+use bulkhead_text::chain;
+use tonic::{Code, Status};
+
+use crate::cgroup::CgroupError;
+use crate::container::ContainerError;
+use crate::hotplug::HotplugError;
+use crate::sandbox::{LimitError, SandboxError};
+use crate::volumes::VolumeError;
+use crate::volumes::mounts::MountError;
+
+impl From<ContainerError> for Status {
+    fn from(error: ContainerError) -> Self {
+        let code = match &error {
+            ContainerError::Invalid(_) | ContainerError::Seccomp(_) | ContainerError::Exec(_) => {
+                Code::InvalidArgument
+            }
+            ContainerError::NotFound(_) => Code::NotFound,
+            ContainerError::Exists(_) => Code::AlreadyExists,
+            ContainerError::TooMany(_) => Code::ResourceExhausted,
+            ContainerError::State(_) | ContainerError::Cgroup(CgroupError::InUse { .. }) => {
+                Code::FailedPrecondition
+            }
+            ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
+                Code::InvalidArgument
+            }
+            ContainerError::Mount(error) => mount_code(error),
+            ContainerError::Layers(_)
+            | ContainerError::Block(_)
+            | ContainerError::Overlay(_)
+            | ContainerError::Cgroup(_)
+            | ContainerError::System { .. } => Code::Internal,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+fn mount_code(error: &MountError) -> Code {
+    match error {
+        MountError::TooMany(_) => Code::ResourceExhausted,
+        MountError::Target(_) => Code::InvalidArgument,
+        MountError::Source { .. }
+        | MountError::Shared { .. }
+        | MountError::InImage { .. }
+        | MountError::SubPath { .. } => Code::FailedPrecondition,
+        MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
+        MountError::Volume { source, .. } => volume_code(source),
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Name(_) | VolumeError::Missing(_) | VolumeError::Extent(_) => {
+            Code::InvalidArgument
+        }
+        VolumeError::TooMany => Code::ResourceExhausted,
+        VolumeError::NotFound(_) => Code::NotFound,
+        VolumeError::OtherKind(_) => Code::FailedPrecondition,
+        VolumeError::System { source, .. } if source.kind() == ErrorKind::StorageFull => {
+            Code::ResourceExhausted
+        }
+        VolumeError::System { .. } => Code::Internal,
+    }
+}
+
+impl From<VolumeError> for Status {
+    fn from(error: VolumeError) -> Self {
+        Self::new(volume_code(&error), chain(&error))
+    }
+}
+
+impl From<LimitError> for Status {
+    fn from(error: LimitError) -> Self {
+        let code = match &error {
+            LimitError::Cgroup(CgroupError::InUse { .. }) => Code::FailedPrecondition,
+            LimitError::Cgroup(_) => Code::Internal,
+            LimitError::PageSize(_) => Code::InvalidArgument,
+            LimitError::Hugepages { .. } => Code::ResourceExhausted,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+impl From<HotplugError> for Status {
+    fn from(error: HotplugError) -> Self {
+        let code = match &error {
+            HotplugError::Ranges => Code::InvalidArgument,
+            HotplugError::Full { .. } => Code::ResourceExhausted,
+            HotplugError::Unable(_) => Code::Unimplemented,
+            HotplugError::Add { .. } | HotplugError::Online { .. } | HotplugError::Gate(_) => {
+                Code::Internal
+            }
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
+impl From<SandboxError> for Status {
+    fn from(error: SandboxError) -> Self {
+        let code = match &error {
+            SandboxError::AnotherSandbox => Code::FailedPrecondition,
+            SandboxError::Entropy(_) | SandboxError::BadSysctl(_) | SandboxError::Sysctl { .. } => {
+                Code::InvalidArgument
+            }
+            SandboxError::Step { .. } | SandboxError::Network(_) => Code::Internal,
+        };
+        Self::new(code, chain(&error))
+    }
+}

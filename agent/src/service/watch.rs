@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the daemon is told of containers, without being asked again.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bulkhead_proto::agent as proto;
+use bulkhead_proto::agent::watch_event::Event;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::container::state::State;
+use crate::container::{Container, Containers};
+
+/// Tells one watcher the state of everything, then what changes. A slow watcher misses steps in
+/// between, never the last one.
+pub async fn watch(
+    containers: Containers,
+    sender: mpsc::Sender<Result<proto::WatchEvent, Status>>,
+) {
+    let mut changes = containers.changes();
+    let mut seen = 0;
+    let mut caught_up = false;
+    loop {
+        changes.borrow_and_update();
+        let (changed, newest) = containers.changed_since(seen);
+        seen = newest;
+        for (container, state) in &changed {
+            let event = Event::Container(status(container, state));
+            if sender
+                .send(Ok(proto::WatchEvent { event: Some(event) }))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        if !caught_up {
+            caught_up = true;
+            let event = Some(Event::CaughtUp(true));
+            if sender.send(Ok(proto::WatchEvent { event })).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sender.closed() => return,
+        }
+    }
+}
+
+/// A container in the daemon's words.
+pub fn status(container: &Container, state: &State) -> proto::ContainerStatus {
+    let mut status = proto::ContainerStatus {
+        id: container.id.clone(),
+        identity: container.identity.get().cloned(),
+        ..Default::default()
+    };
+    match state {
+        State::Created => status.set_state(proto::container_status::State::Created),
+        State::Running { pid, started_at } => {
+            status.set_state(proto::container_status::State::Running);
+            status.pid = pid.unsigned_abs();
+            status.started_at_unix_nanoseconds = unix_nanoseconds(*started_at);
+        }
+        State::Exited(ended) => {
+            status.set_state(proto::container_status::State::Exited);
+            status.started_at_unix_nanoseconds = ended.started_at.map_or(0, unix_nanoseconds);
+            status.finished_at_unix_nanoseconds = unix_nanoseconds(ended.finished_at);
+            status.exit_code = ended.exit_code;
+            status.oom_killed = ended.oom_killed;
+            if let Some(message) = &ended.start_error {
+                status.reason = proto::START_ERROR.to_owned();
+                status.message.clone_from(message);
+            }
+        }
+    }
+    status
+}
+
+fn unix_nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

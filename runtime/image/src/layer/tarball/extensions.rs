@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What an archive says of a file before the file's own header, because a header has no room for it: long names, PAX
+//! records. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::layer::erofs::xattr;
+
+/// Linux gives a file no more (`XATTR_LIST_MAX` for names; we count values too).
+const MAX_XATTR_BYTES: usize = 64 << 10;
+const XATTR_KEY: &str = "SCHILY.xattr.";
+/// How overlayfs keeps its own state; an image has no business there.
+const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// What long names and PAX records say of the entry that follows them.
+#[derive(Debug, Default)]
+pub struct Extensions {
+    pub path: Option<Vec<u8>>,
+    pub link: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub uid: Option<u64>,
+    pub gid: Option<u64>,
+    pub mtime: Option<(i64, u32)>,
+    pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    pub sparse: bool,
+}
+
+impl Extensions {
+    /// Records of the form `LENGTH KEY=VALUE\n` (POSIX pax, "Extended Header").
+    /// An error names the field that makes no sense.
+    pub fn parse_pax(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
+        while !records.is_empty() {
+            let blank = records
+                .iter()
+                .position(|byte| *byte == b' ')
+                .ok_or("length")?;
+            let length: usize = number(&records[..blank]).ok_or("length")?;
+            let record = records.get(blank + 1..length).ok_or("length")?;
+            records = records.get(length..).unwrap_or_default();
+            let record = record.strip_suffix(b"\n").ok_or("length")?;
+            let equals = record.iter().position(|byte| *byte == b'=').ok_or("key")?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            let key = std::str::from_utf8(key).map_err(|_| "key")?;
+            match key {
+                "path" => self.path = Some(value.to_vec()),
+                "linkpath" => self.link = Some(value.to_vec()),
+                "size" => self.size = Some(number(value).ok_or("size")?),
+                "uid" => self.uid = Some(number(value).ok_or("uid")?),
+                "gid" => self.gid = Some(number(value).ok_or("gid")?),
+                "mtime" => self.mtime = Some(time(value).ok_or("mtime")?),
+                _ if key.starts_with("GNU.sparse.") => self.sparse = true,
+                _ => {
+                    if let Some(name) = key.strip_prefix(XATTR_KEY) {
+                        self.add_xattr(name.as_bytes(), value).ok_or("xattr")?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attributes of kinds that only other systems know are left out; nothing if there are too many.
+    fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
+        if OVERLAY_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+            || !xattr::is_storable(name, value)
+        {
+            return Some(());
+        }
+        self.xattrs.insert(name.into(), value.into());
+        let bytes = self
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 8);
+        (bytes.sum::<usize>() <= MAX_XATTR_BYTES).then_some(())
+    }
+}
+
+/// A long name, which may be padded with NULs.
+pub fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
+    bytes.truncate(end);
+    bytes
+}
+
+fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Decimal seconds with a fraction, perhaps negative; rounded down to nanoseconds.
+fn time(bytes: &[u8]) -> Option<(i64, u32)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().ok()?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
+    let nanoseconds: u32 = digits.parse().ok()?;
+    if whole.starts_with('-') && nanoseconds > 0 {
+        return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
+    }
+    Some((seconds, nanoseconds))
+}

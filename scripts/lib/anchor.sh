@@ -1,0 +1,28 @@
+# Sourced after packages.sh and suites.sh: what the benchmarks compare with, of Debian's newest suites.
+# shellcheck shell=bash
+
+# anchor_containerd: prints a directory with containerd, its shim and runc of sid. They name sid's libc as theirs, since
+# runc needs a newer one than this machine's, and starts itself anew by its own path.
+anchor_containerd() {
+    local root directory program
+    root=$(extracted_packages sid containerd runc) || return 1
+    directory=$root/anchor
+    if [ ! -e "$directory" ]; then
+        rm -rf "$directory.new" && mkdir "$directory.new"
+        for program in containerd containerd-shim-runc-v2 runc; do
+            cp "$root/usr/bin/$program" "$directory.new/"
+            patchelf --set-interpreter "$root/usr/lib64/ld-linux-x86-64.so.2" --set-rpath "$root/usr/lib/x86_64-linux-gnu" \
+                "$directory.new/$program" || return 1
+        done
+        mv "$directory.new" "$directory"
+    fi
+    echo "$directory"
+}
+
+# anchor_qemu: prints the command, as words of a shell, that is the QEMU of counted hosts.
+anchor_qemu() {
+    local root
+    root=$(extracted_packages bookworm-backports qemu-system-x86) || return 1
+    extracted_command "$root" qemu-system-x86_64
+    printf '%q ' "${extracted_command[@]}" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"
+}

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one benchmark on a KVM host; scripts/bench calls this and says how."""
+import argparse
+import dataclasses
+import os
+import tempfile
+
+from bench import boot, containers, files, kept, many, net, pod, pull, streams
+from bench.comparison import Comparison, Report
+from bench.effort import COUNTED, TIMED
+from bench.passes import Clock, Events, Instructions
+from bench.setting import Setting
+from registry import Registry
+
+BENCHMARKS = {"boot": boot, "pod": pod, "containers": containers, "streams": streams, "net": net, "files": files,
+              "pull": pull, "many": many}
+# Where a host has a disk of its own.
+DISK = "/var/lib/bulkhead"
+
+
+def timed_passes(times):
+    return [Clock()] * times
+
+
+def counted_passes(times):
+    return [Instructions()] * times + [Events()] * (times // 2)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--counted", action="store_true")
+    parser.add_argument("--mib", type=int)
+    parser.add_argument("--pods", type=lambda text: tuple(map(int, text.split(","))))
+    parser.add_argument("--parallel-boots", type=int)
+    parser.add_argument("--output", required=True, metavar="FILE")
+    return parser.parse_args()
+
+
+def effort(options):
+    own = {"mib": options.mib, "crowds": options.pods, "parallel_boots": options.parallel_boots}
+    return dataclasses.replace(COUNTED if options.counted else TIMED,
+                               **{name: value for name, value in own.items() if value is not None})
+
+
+def main():
+    options = arguments()
+    report = Report()
+    comparison = Comparison(counted_passes if options.counted else timed_passes, report)
+    os.makedirs(DISK, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as work, Registry(work) as registry:
+        setting = Setting(work, registry, comparison, effort(options))
+        try:
+            BENCHMARKS[options.name].measure(setting)
+            kept.write(options.output, options.counted, report.rows)
+        finally:
+            setting.cgroup.remove()
+
+
+main()

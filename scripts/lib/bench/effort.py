@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of everything a run does. A counted host is slow and repeats well, so little is enough there."""
+import dataclasses
+
+
+@dataclasses.dataclass
+class Effort:
+    boots: int = 7
+    pods: int = 7
+    commands: int = 15
+    containers: int = 7
+    connections: int = 9
+    transfers: int = 3
+    pulls: int = 3
+    # Through a stream and through a network. On hardware, take 1024.
+    mib: int = 32
+    image_mib: int = 200
+    file_mib: int = 128
+    file_rounds: int = 2
+    random_requests: int = 2000
+    small_files: int = 2000
+    crowds: tuple = (25, 50)
+    # Of Bulkhead's; 0: its default.
+    parallel_boots: int = 0
+
+
+TIMED = Effort()
+COUNTED = dataclasses.replace(TIMED, boots=5, transfers=3, pulls=3, mib=8, image_mib=24, file_mib=16, file_rounds=2,
+                              random_requests=500, small_files=200, crowds=(4,))

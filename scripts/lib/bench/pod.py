@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pod: a pod on a bridge with one container that sleeps, from nothing until it runs, and from there to nothing; against
+containerd with runc, both through CRI, both with the image at hand."""
+from bench.sides import SLEEP
+
+
+def measure(setting):
+    image = setting.image("busybox")
+    with setting.both() as sides:
+        for side in sides:
+            side.pull(image)
+
+        def life(side, lap):
+            def make():
+                pod = side.pod("pod", setting.directory("logs"))
+                pod.start(image, *SLEEP)
+                return pod
+
+            pod = lap("pod: sandbox and container, until it runs", make)
+            lap("pod: stopped and removed", pod.end)
+
+        setting.comparison.alternate(sides, setting.effort.pods, life)
