@@ -23,7 +23,7 @@ def timed_passes(times):
 
 
 def counted_passes(times):
-    return [Instructions()] * times + [Events()] * (times // 2)
+    return [Instructions()] * times + [Events()] * max(1, times // 2)
 
 
 def arguments():

@@ -81,6 +81,8 @@ pub struct Stream {
     /// What the guest said of its direction to us.
     guest_sends_no_more: bool,
     guest_takes_no_more: bool,
+    /// The socket's sending half is closed.
+    host_told_of_end: bool,
     /// SHUTDOWN flags to send and sent.
     shutdown_due: u32,
     shutdown_sent: u32,
@@ -110,6 +112,7 @@ impl Stream {
             host_done: false,
             guest_sends_no_more: false,
             guest_takes_no_more: false,
+            host_told_of_end: false,
             shutdown_due: 0,
             shutdown_sent: 0,
             guest_window: 0,
@@ -323,7 +326,9 @@ impl Stream {
         if self.backlog.capacity() > 0 {
             self.backlog = VecDeque::new();
         }
-        if self.guest_sends_no_more {
+        if self.guest_sends_no_more && !self.host_told_of_end {
+            // Once: each call is an event of this very socket, which would bring us here again.
+            self.host_told_of_end = true;
             let _ = self.socket.shutdown(Shutdown::Write);
         }
     }

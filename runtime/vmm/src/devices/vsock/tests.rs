@@ -124,6 +124,24 @@ fn the_host_connects_and_both_talk_and_half_close() {
 }
 
 #[test]
+fn a_stream_that_the_guest_half_closed_is_quiet() {
+    let mut guest = Guest::new();
+    let (ports, mut host) = guest.open();
+    guest.send(ports, Op::Shutdown, SHUTDOWN_SEND, 0, &[]);
+    guest.muxer.poll();
+    assert_eq!(
+        guest.muxer.poll(),
+        Turn::Idle,
+        "no events of its own making"
+    );
+
+    let mut rest = String::new();
+    host.read_to_string(&mut rest).unwrap();
+    host.get_mut().write_all(b"still heard").unwrap();
+    assert_eq!(guest.receive().unwrap().1, b"still heard");
+}
+
+#[test]
 fn the_guest_connects() {
     let mut guest = Guest::new();
     let ports = Ports { host: 52, guest: 9 };
