@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The edge to the daemon: every handler is parse, call, answer. [`codes`] says which gRPC code an error becomes,
-//! [`watch`] what the daemon is told without being asked.
+//! [`mod@watch`] what the daemon is told without being asked.
 
 mod codes;
 mod watch;

@@ -3,7 +3,7 @@
 //!
 //! [`Containers`] knows all of them and is what [`crate::service`] calls; each operation has a file of
 //! its own. Operations on one container exclude each other by its `operation` lock; its state is
-//! changed only through [`Container::advance`], which publishes the change to the watchers.
+//! changed only through [`Containers::advance`], which publishes the change to the watchers.
 
 mod attach;
 mod command;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A pull, step by step: manifest, configuration, layers side by side, record.
 //!
-//! Dropping the future at any point is fine: what it had claimed is released by guards ([`Needed`], [`PartialLayer`]),
+//! Dropping the future at any point is fine: what it had claimed is released by guards ([`Needed`], `PartialLayer`),
 //! and the thread that converts a layer ends when its bytes stop coming.
 
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A file server: host directories for the guest of one VM, in a process of its own.
 //!
-//! [`jail`] makes an empty root in which only the shares are, [`serve`] moves FUSE messages between
+//! [`jail`] makes an empty root in which only the shares are, [`mod@serve`] moves FUSE messages between
 //! the VMM's socket and fuse-backend-rs as [`fuse`] says, [`tree`] makes one file system of all shares and has our
 //! rules. Who starts it mounts shares below [`SHARES`] in its mount namespace, at any time: each is
 //! a directory or a file named as [`name`] says. It ends when the VMM's socket does.

@@ -2,7 +2,7 @@
 //! The runtime's side of CNI: runs a chain of plugins and reads what they say.
 //!
 //! Source: the CNI specification 1.1.0, sections 2 and 3. [`conflist`] is the configuration, [`version`] what it is
-//! run with, [`invocation`] what a plugin is told, [`process`] runs one, [`result`] is what `ADD` gives, [`failure`] what
+//! run with, [`invocation`] what a plugin is told, [`process`] runs one, [`result`] is what `ADD` gives, [`mod@failure`] what
 //! goes wrong.
 
 mod conflist;

@@ -3,7 +3,7 @@
 //!
 //! Every change to a pod and its containers goes through a [`Request`] handled here one at a time, or is news of the
 //! guest's, so nothing else needs a lock on pod state. What is known of the pod is in its [`ledger`], which alone changes
-//! it. The other files do the work: [`boot`] and [`teardown`] take and give back what a pod has on the host, [`adopt`]
+//! it. The other files do the work: [`boot`] and [`teardown`] take and give back what a pod has on the host, [`mod@adopt`]
 //! takes over the pod of an earlier daemon, [`create`] makes containers, [`containers`] does the rest with them, and
 //! [`news`] takes note of what happened without being asked for. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring
 //! volumes into the guest; [`limits`], [`resize`] and [`together`] say what may be used there, and [`node`]

@@ -53,7 +53,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// The way there, and what [`write`] takes frames from.
+    /// The way there, and what [`write()`] takes frames from.
     pub fn new() -> (Self, mpsc::Receiver<Out>) {
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
         let outbox = Self {
