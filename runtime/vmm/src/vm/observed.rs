@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The counters of one VM in one place: devices and vCPUs hold shares, the control socket and the
-//! exit report read them.
+//! All counters of one VM in one place. Devices and vCPUs share them; the control socket and the exit
+//! report read them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::statistics::{
 pub struct Observed {
     origin: Instant,
     pub exits: Arc<ExitCounters>,
-    /// One per vCPU, or none if the host does not count.
+    /// One per vCPU. Empty if the host does not count exits.
     pub kvm_exits: Vec<KvmExits>,
     pub vsock: Arc<DeviceCounters>,
     pub net: Arc<DeviceCounters>,
@@ -29,7 +29,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// `origin` is when the process began.
+    /// `origin` is the time at which the process began.
     #[must_use]
     pub fn new(origin: Instant) -> Self {
         Self {
