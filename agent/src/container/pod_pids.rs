@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The PID namespace that containers of a pod share: made when first needed, held by a pause process.
+//! The PID namespace that the containers of a pod share. It is created when first needed and kept by a pause process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +19,7 @@ pub struct PodPids {
 }
 
 impl PodPids {
-    /// A pidfd of the pause process. If that died, a new one with a new namespace takes its place.
+    /// A pidfd of the pause process. If that has died, a new one with a new namespace is started.
     pub fn get(&self, reaper: &Reaper, users: &PodUsers) -> io::Result<Arc<OwnedFd>> {
         let mut pause = self.lock();
         if let Some(pidfd) = pause.as_ref() {

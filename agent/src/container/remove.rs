@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `RemoveContainer`: nothing is left of it.
+//! `RemoveContainer`: removes a container with everything that belongs to it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl Containers {
         );
         let cgroup = container.cgroup.clone();
         spawn_blocking(move || {
-            // First the processes: they hold the mounts.
+            // Processes first, because they use the mounts.
             let removed = cgroup.remove();
             if let Some(overlay) = overlay {
                 overlay.remove();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where a container is in its life. Pure: no I/O, no clock, no lock.
+//! The life of a container as a state machine. Pure: no I/O, no clock, no lock.
 //!
 //! ```text
 //! Created ──started──> Running ──exited──> Exited
@@ -8,7 +8,7 @@
 
 use std::time::SystemTime;
 
-/// `Exited` carries its code: no code without an exit, no exit without a code.
+/// The state of a container. Only `Exited` has an exit code, and it always has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Created,
@@ -18,7 +18,7 @@ pub enum State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// None: it never ran.
+    /// `None` if it never ran.
     pub started_at: Option<SystemTime>,
     pub finished_at: SystemTime,
     pub exit_code: i32,
@@ -85,7 +85,7 @@ impl State {
             ) => {
                 Ok(Self::Exited(Ended {
                     started_at: Some(*started_at),
-                    // The wall clock may have been set back meanwhile.
+                    // The wall clock may have been set back in the meantime.
                     finished_at: at.max(*started_at),
                     exit_code,
                     oom_killed,
@@ -96,7 +96,7 @@ impl State {
         }
     }
 
-    /// The error of an event, or of a request, that is not possible in this state.
+    /// The error for an event or a request that is not possible in this state.
     pub fn refuses(&self, event: &'static str) -> IllegalMove {
         IllegalMove {
             state: self.name(),
