@@ -3,8 +3,8 @@
 //!
 //! [`Store`] is the entry point. A pull asks a registry ([`registry`]) for a manifest ([`manifest`]). Then it streams
 //! every missing layer through hash, decompression, hash and tar reader into one EROFS file ([`layer`]). At the end it
-//! writes the image's record ([`contents`]). Nothing is unpacked to a directory, nothing is mounted on the host, and nothing
-//! becomes visible before its digest has been verified.
+//! writes the image's record ([`contents`]). Nothing is unpacked to a directory, nothing is mounted on the host, and
+//! nothing becomes visible before its digest has been verified.
 //!
 //! Everything that a registry sends may be hostile: sizes are limited, names checked, digests computed here.
 
