@@ -124,6 +124,7 @@ pub struct ImageDiskConfig {
     pub extents: Vec<PathBuf>,
 }
 
+/// A user and a group.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {

@@ -51,6 +51,7 @@ pub fn host_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     Ok(cpuid)
 }
 
+/// Adds features that KVM emulates and removes those that the guest must not have.
 fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     const HYPERVISOR: u32 = 1 << 31;
     const TSC_DEADLINE: u32 = 1 << 24;
@@ -178,6 +179,7 @@ pub fn set_up(
     Ok(())
 }
 
+/// Sets the model-specific registers that a firmware would set.
 fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), CpuError> {
     let entry = |index, data| kvm_msr_entry {
         index,

@@ -232,6 +232,7 @@ fn run_limited(vcpu: VcpuFd, _vm: &VmFd, _memory: &Memory) -> Result<(), ProbeEr
     }
 }
 
+/// Runs the guest's program to its report and checks that.
 fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
     sys::unblock_signal_in_guest(&vcpu, kick_signal())
         .map_err(|e| ProbeError::Prepare(e.to_string()))?;
@@ -262,6 +263,7 @@ fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
     Ok(())
 }
 
+/// Memory with descriptor tables, page tables and the program.
 fn guest_memory() -> Result<Memory, ProbeError> {
     let memory = memory::create(MEMORY_BYTES, None).map_err(|e| ProbeError::Prepare(chain(&e)))?;
     // A 64-bit interrupt gate into the kernel's code segment, which ring 0 may call.
@@ -287,6 +289,7 @@ fn guest_memory() -> Result<Memory, ProbeError> {
     Ok(memory)
 }
 
+/// A vCPU in long mode, about to execute the program in ring 0.
 fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, ProbeError> {
     let failed = |what| move |source| ProbeError::Kvm { what, source };
     let vcpu = vm.create_vcpu(0).map_err(failed("create vCPU"))?;

@@ -79,6 +79,7 @@ pub struct Statistics {
     pub first_stream_us: Option<u64>,
 }
 
+/// The counters behind [`DeviceStatistics`].
 #[derive(Debug, Default)]
 pub struct DeviceCounters {
     requests: AtomicU64,
@@ -121,6 +122,7 @@ impl DeviceCounters {
     }
 }
 
+/// The counters behind [`BalloonStatistics`].
 #[derive(Debug, Default)]
 pub struct BalloonCounters {
     actual_pages: AtomicU64,
@@ -151,6 +153,7 @@ impl BalloonCounters {
     }
 }
 
+/// The counters behind [`ExitStatistics`].
 #[derive(Debug, Default)]
 pub struct ExitCounters {
     pub io_in: AtomicU64,

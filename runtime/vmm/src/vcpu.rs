@@ -100,6 +100,7 @@ impl Gate {
     }
 }
 
+/// How a vCPU goes on after the gate.
 enum Pass {
     Run,
     RunAfterPause,
@@ -168,6 +169,7 @@ impl Vcpu {
         Outcome::new(ExitReason::VmmError, detail)
     }
 
+    /// Enters the guest once and handles the exit.
     fn run_once(&mut self) -> Next {
         let counters = &self.counters;
         match self.fd.run() {

@@ -175,6 +175,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError>
     Ok(())
 }
 
+/// The boot parameters ("zero page"): loader type, command line, initramfs and the map of memory (e820).
 fn zero_page(memory_bytes: u64, cmdline: usize, initramfs: u64, size: u64) -> boot_params {
     let mut params = boot_params::default();
     let low = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);

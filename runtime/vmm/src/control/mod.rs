@@ -24,6 +24,7 @@ use crate::statistics::Statistics;
 pub const LINE_BYTES: usize = 16 << 10;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A request to a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -53,6 +54,7 @@ pub enum Request {
     Stop,
 }
 
+/// The answer to a request. `Extent` answers the requests that attach or find something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {

@@ -168,6 +168,7 @@ impl Client {
         Ok(message.bytes)
     }
 
+    /// Carries out one request.
     fn answer(&mut self, line: &[u8], target: &dyn Target) -> (Reply, Next) {
         let file = self.file.take();
         let failed = |message: String| Reply::Failed { message };

@@ -151,6 +151,7 @@ impl MmioTransport {
         }
     }
 
+    /// Handles a write to a register (offsets: virtio 1.2, 4.2.2). Some work only in one phase of the handshake.
     fn write_register(&mut self, offset: u64, value: u32) {
         match offset {
             0x14 => self.offered_half = value,
@@ -177,6 +178,7 @@ impl MmioTransport {
         self.queues.get(usize::try_from(self.selected).ok()?)
     }
 
+    /// Takes over one half of the features that the driver accepts.
     fn accept(&mut self, value: u32) {
         let value = u64::from(value);
         self.accepted = match self.accepted_half {
@@ -196,6 +198,7 @@ impl MmioTransport {
         }
     }
 
+    /// Handles a write to a register of the selected queue: size, ready, or half of an address.
     fn write_queue(&mut self, offset: u64, value: u32) {
         let Ok(selected) = usize::try_from(self.selected) else {
             return;
@@ -285,6 +288,7 @@ impl MmioTransport {
         }
     }
 
+    /// The driver's reset: everything is as after the start.
     fn reset(&mut self) {
         lock(&self.device).deactivate();
         for queue in &mut self.queues {

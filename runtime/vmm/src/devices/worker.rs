@@ -71,6 +71,7 @@ impl Worker {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return e,
             };
+            // One turn for each source that was not finished in the last round or has a new event.
             let mut todo = std::mem::take(&mut again);
             for event in events.iter().take(count) {
                 let token = parse(event.data());

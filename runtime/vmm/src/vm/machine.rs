@@ -79,6 +79,7 @@ pub struct Parts {
 }
 
 impl Machine {
+    /// Creates the VM, gives memory to KVM, connects the devices, and creates the vCPUs without setting them up.
     pub fn build(
         config: &VmConfig,
         parts: Parts,

@@ -168,6 +168,7 @@ impl Announce {
 }
 
 impl Running {
+    /// Starts the threads of workers and vCPUs.
     fn start(machine: Machine, observed: Observed) -> io::Result<Self> {
         let Machine {
             vcpus,

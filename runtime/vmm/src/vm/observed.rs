@@ -9,6 +9,7 @@ use crate::statistics::{
     BalloonCounters, DeviceCounters, ExitCounters, KvmExits, Milestone, Statistics, micros_since,
 };
 
+/// The shared counters of one VM.
 #[derive(Debug)]
 pub struct Observed {
     origin: Instant,

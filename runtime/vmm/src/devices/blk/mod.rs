@@ -267,6 +267,7 @@ impl<D: Disk> VirtioDevice for Blk<D> {
     }
 
     fn config(&self) -> Vec<u8> {
+        // The offsets are those of struct virtio_blk_config (virtio 1.2, 5.2.4).
         let mut space = vec![0; 60];
         let mut put = |at: usize, bytes: &[u8]| {
             for (to, from) in space.iter_mut().skip(at).zip(bytes) {

@@ -32,12 +32,14 @@ pub struct Waiting {
     pub room: Vec<Place>,
 }
 
+/// All requests in flight.
 #[derive(Debug, Default)]
 pub struct Flight {
     slots: Vec<Slot>,
     count: usize,
 }
 
+/// A place for a request. It is used again after the request's end, so its uses are counted.
 #[derive(Debug, Default)]
 struct Slot {
     uses: u64,

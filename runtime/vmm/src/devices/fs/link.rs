@@ -41,6 +41,7 @@ struct Incoming {
     done: usize,
 }
 
+/// The connection to the file server, if there is one, with the messages that are being sent and received.
 pub struct Link {
     epoll: Epoll,
     server: Option<UnixStream>,
@@ -199,6 +200,7 @@ impl Link {
         }
     }
 
+    /// Reads the header of the next reply, checks it, and writes it to guest memory with the guest's own number.
     fn receive_header(
         &mut self,
         memory: &Memory,
@@ -235,6 +237,7 @@ impl Link {
         Ok(None)
     }
 
+    /// Reads the rest of the reply directly into guest memory. A complete reply is returned.
     fn receive_body(
         &mut self,
         memory: &Memory,

@@ -280,6 +280,7 @@ impl VirtioDevice for Net {
         let [a, b, c, d, e, f] = self.mac.0;
         let [up, _] = u16::from(self.tap.is_some()).to_le_bytes();
         let [low, high] = self.mtu.to_le_bytes();
+        // struct virtio_net_config (virtio 1.2, 5.1.4): mac, status, max_virtqueue_pairs, mtu.
         vec![a, b, c, d, e, f, up, 0, 1, 0, low, high]
     }
 

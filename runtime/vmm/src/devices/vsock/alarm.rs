@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+/// The timer.
 #[derive(Debug)]
 pub struct Alarm {
     timer: File,

@@ -133,6 +133,8 @@ impl Vsock {
         Ok(turn)
     }
 
+    /// Gives packets to the guest, after taking packets from it if `take` is set. Also takes packets that were
+    /// stalled, if there is a place for resets again.
     fn turn(&mut self, take: bool) -> Result<Turn, RingError> {
         let Some(mut active) = self.active.take() else {
             return Ok(Turn::Idle);

@@ -319,6 +319,7 @@ impl Muxer {
         }
     }
 
+    /// Handles an epoll event of a caller's or a stream's socket.
     fn host_event(&mut self, id: u64, events: EventSet) {
         if self.callers.contains_key(&id) {
             self.hear_caller(id);

@@ -31,6 +31,7 @@ pub struct Ports {
     pub guest: u32,
 }
 
+/// Where a stream is in its life; see the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The host wants to connect; the guest has not answered yet.
@@ -67,6 +68,7 @@ impl Message {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Violation;
 
+/// A stream. Its two directions have separate credit.
 #[derive(Debug)]
 pub struct Stream {
     pub ports: Ports,
@@ -208,6 +210,7 @@ impl Stream {
         None
     }
 
+    /// Reads data from the socket into `room`, as much as the guest's credit allows.
     fn read_data(&mut self, room: &Buffers<'_>) -> Option<Message> {
         let most = usize::try_from(self.credit()).unwrap_or(usize::MAX);
         if !self.may_read() || most == 0 {

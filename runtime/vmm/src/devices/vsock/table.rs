@@ -8,6 +8,7 @@ use super::stream::{Ports, Stream};
 /// The first host port for connections that the host makes.
 const FIRST_PORT: u32 = 1 << 30;
 
+/// All streams of one guest.
 #[derive(Debug)]
 pub struct Table {
     streams: HashMap<u64, Stream>,
