@@ -11,7 +11,7 @@ const SHOWN_BYTES: usize = 500;
 /// The kinds of failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The image exists neither in the store nor in the registry.
+    /// There is no such image in the store, or none in the registry.
     NotFound,
     /// The name, or something in the image, is not valid.
     Invalid,

@@ -147,6 +147,7 @@ fn machine() -> String {
     .to_owned()
 }
 
+/// The first manifest of an index that is for Linux on this architecture.
 fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, ManifestError> {
     let show = |platform: &Platform| {
         let variant = platform.variant.iter().map(|variant| format!("/{variant}"));

@@ -79,6 +79,7 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Splits `HOST/REPOSITORY:TAG@DIGEST` and adds the defaults. The error says what is wrong.
 fn parse(text: &str) -> Result<Reference, &'static str> {
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => {

@@ -32,6 +32,7 @@ pub struct ImageRecord {
     pub metadata_bytes: u64,
 }
 
+/// The database. It is opened again after an I/O error.
 #[derive(Debug)]
 pub struct Records {
     path: PathBuf,

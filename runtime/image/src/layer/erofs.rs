@@ -74,6 +74,7 @@ pub fn write(tree: &Tree, blocks: &mut BlockWriter) -> io::Result<()> {
     blocks.set_first(&layout.super_block(meta_block, total)?)
 }
 
+/// Where everything is placed in the file system.
 struct Layout<'a> {
     tree: &'a Tree,
     /// By node index. `None` for nodes that no directory contains any more.
@@ -129,6 +130,7 @@ impl<'a> Layout<'a> {
         }
     }
 
+    /// Visits a node under one of its names. A node that was visited before only gets another link.
     fn visit(&mut self, id: NodeId, parent: NodeId) {
         let Some(slot) = self.placed.get_mut(id.index()) else {
             return;
@@ -279,6 +281,7 @@ impl<'a> Layout<'a> {
             Kind::Fifo => (S_IFIFO, 0),
         };
         let inline = placed.inline_bytes > 0;
+        // struct erofs_inode_extended.
         let mut bytes = Vec::with_capacity(INODE_BYTES + xattr_bytes + placed.inline_bytes);
         bytes.extend(if inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
         bytes.extend(xattr_count.to_le_bytes());
@@ -312,6 +315,7 @@ impl<'a> Layout<'a> {
 
     fn super_block(&self, meta_block: u32, total_blocks: u32) -> io::Result<[u8; BLOCK_BYTES]> {
         let root = u16::try_from(FIRST_SLOT).map_err(io::Error::other)?;
+        // struct erofs_super_block.
         let mut fields = Vec::with_capacity(128);
         fields.extend(MAGIC.to_le_bytes());
         fields.extend(0u32.to_le_bytes()); // checksum: the feature is off

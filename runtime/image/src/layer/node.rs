@@ -44,6 +44,7 @@ impl Attributes {
     }
 }
 
+/// The type of a file, with what belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Directory(BTreeMap<Box<[u8]>, NodeId>),

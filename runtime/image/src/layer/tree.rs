@@ -298,6 +298,7 @@ impl Tree {
     }
 }
 
+/// The end of a walk: the directory, or where the first missing name would be and which names are missing.
 enum Walk {
     Found(NodeId),
     Missing { at: NodeId, rest: Vec<Box<[u8]>> },

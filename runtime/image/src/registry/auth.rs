@@ -103,6 +103,7 @@ impl Endpoint {
         }
     }
 
+    /// Gets a token from the server `realm`, with the endpoint's credentials or without any.
     async fn token(
         &self,
         realm: &str,

@@ -124,6 +124,7 @@ impl Endpoint {
         unreachable!("the last attempt returns");
     }
 
+    /// Sends GET once. If the host demands authentication, answers its challenge and sends it again.
     async fn get_authorized(
         &self,
         repository: &str,
