@@ -46,6 +46,7 @@ pub fn run() -> ExitCode {
 
 type Failure = (&'static str, io::Error);
 
+/// Prepares the guest for the agent: mounts, cgroups, limits, loopback. An error names the failed step.
 fn prepare() -> Result<(), Failure> {
     leave_initramfs().map_err(|e| ("leave the initramfs", e))?;
     mount_at(c"sysfs", c"/sys", PLAIN).map_err(|e| ("mount sysfs", e))?;

@@ -21,6 +21,7 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+/// Who waits for which process. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Reaper {
     waiting: Arc<Mutex<HashMap<i32, oneshot::Sender<Exit>>>>,

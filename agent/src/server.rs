@@ -125,6 +125,7 @@ async fn serve_streams(listener: VsockListener, containers: Containers) {
     }
 }
 
+/// Reads what the host wants on a new stream and serves that. A refusal is a message with the reason.
 async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::Result<()> {
     let open = timeout(
         HEADER_TIMEOUT,

@@ -23,6 +23,7 @@ pub struct Setting {
     pub value: String,
 }
 
+/// The files to write for `resources`, in order.
 pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, CgroupError> {
     let mut settings = Vec::new();
     let mut set = |file: &str, value: String| {

@@ -56,6 +56,7 @@ pub enum CgroupError {
     InUse { wanted: u64, used: u64 },
 }
 
+/// A cgroup, by its directory. Dropping it removes nothing.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -118,6 +119,7 @@ impl Cgroup {
             .into_owned()
     }
 
+    /// Writes limits. A file that the kernel does not have is an error only if its value is not fulfilled anyway.
     pub fn apply(&self, resources: &Resources, when: limits::When) -> Result<(), CgroupError> {
         for limits::Setting { file, value } in limits::settings(resources, when)? {
             match write_existing(&self.path.join(&file), &value) {

@@ -58,6 +58,7 @@ impl Containers {
     }
 }
 
+/// The agent's ends of a command's pipes, as far as they have been created.
 #[derive(Default)]
 struct Streams {
     stdin: Option<Pipe>,

@@ -24,6 +24,7 @@ pub struct ExecRequest {
     pub output_limit_bytes: u64,
 }
 
+/// The result of a command. A command that exceeded its time limit was killed.
 #[derive(Debug, Default)]
 pub struct ExecOutcome {
     pub stdout: Vec<u8>,
@@ -34,6 +35,7 @@ pub struct ExecOutcome {
 }
 
 impl Containers {
+    /// Runs a command to its end or its time limit, and collects its output on the way.
     pub async fn exec(
         &self,
         id: &str,

@@ -42,6 +42,7 @@ fn open_to_all(device: &GivenDevice) -> Result<(), ContainerError> {
     })
 }
 
+/// Checks a requested device: a character device below `/dev`, by a path without `..`.
 fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
     let invalid = |what: &str| ContainerError::Invalid(format!("device {}", what.to_owned()));
     let path = Path::new(&wanted.guest_path);

@@ -148,6 +148,7 @@ impl Launched {
         }
     }
 
+    /// Receives reports until the process has executed its program (which closes the channel) or has failed.
     async fn hear(&mut self) -> io::Result<Outcome> {
         let mut terminal = None;
         let mut executing = None;

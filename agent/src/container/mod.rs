@@ -126,6 +126,7 @@ struct Versioned {
     version: u64,
 }
 
+/// All containers of this guest. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Containers {
     shared: Arc<Shared>,

@@ -13,6 +13,7 @@ use crate::reaper::Reaper;
 use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
 use crate::users::PodUsers;
 
+/// The pause process of the shared PID namespace, while there is one. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct PodPids {
     pause: Arc<Mutex<Option<Arc<OwnedFd>>>>,

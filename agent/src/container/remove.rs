@@ -13,6 +13,7 @@ use super::{Container, ContainerError, Containers};
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Containers {
+    /// Kills a container's processes, then removes its cgroup, mounts and devices. It is no error if there is none.
     pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
         let Ok(container) = self.get(id) else {
             return if self.known().reserved.contains(id) {

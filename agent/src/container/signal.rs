@@ -22,6 +22,7 @@ const MAX_SIGNAL: i32 = 64;
 const HANDLER_PAUSE: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
 
 impl Containers {
+    /// Sends a signal to a container's first process, or with `all` to every process in its cgroup.
     pub fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), ContainerError> {
         if !(1..=MAX_SIGNAL).contains(&signal) {
             return Err(ContainerError::Invalid(format!("{signal} is not a signal")));

@@ -77,6 +77,7 @@ impl Containers {
         Ok(running)
     }
 
+    /// Waits for the end of the first process, then kills the rest and records the exit.
     async fn follow(self, container: Arc<Container>, exit: oneshot::Receiver<Exit>) {
         let Ok(Exit { code, at }) = exit.await else {
             return;
@@ -105,6 +106,7 @@ impl Containers {
         container.ended.send_replace(true);
     }
 
+    /// Creates the container's process with its streams and namespaces. It has not executed its program yet.
     fn launch_container(
         &self,
         container: &Container,

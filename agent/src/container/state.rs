@@ -16,6 +16,7 @@ pub enum State {
     Exited(Ended),
 }
 
+/// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// `None` if it never ran.
@@ -46,6 +47,7 @@ pub enum Event {
     },
 }
 
+/// An event or a request that is not possible in the present state.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("container is {state}: {event} is not possible")]
 pub struct IllegalMove {
@@ -54,6 +56,7 @@ pub struct IllegalMove {
 }
 
 impl State {
+    /// The state after an event. An error if the event is not possible in this state.
     pub fn after(&self, event: Event) -> Result<Self, IllegalMove> {
         match (self, event) {
             (Self::Created, Event::Started { pid, at }) => Ok(Self::Running {

@@ -41,6 +41,7 @@ struct Entry {
     users: usize,
 }
 
+/// The block volumes in use, each with the number of its users. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Blocks {
     mapped: Arc<Mutex<HashMap<Extent, Entry>>>,

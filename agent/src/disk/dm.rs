@@ -37,6 +37,7 @@ pub enum Access {
     ReadWrite,
 }
 
+/// The control device of device-mapper.
 #[derive(Debug)]
 pub struct Control {
     file: File,

@@ -44,6 +44,7 @@ struct Entry {
     users: usize,
 }
 
+/// The mounted layers, each with the number of its users. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     state: Arc<Mutex<State>>,

@@ -24,6 +24,7 @@ static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted {
     mapped: false,
 });
 
+/// Which of the two mounts exist.
 struct Mounted {
     plain: bool,
     mapped: bool,

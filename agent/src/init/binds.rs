@@ -72,6 +72,7 @@ pub fn place(taken: Vec<Taken<'_>>) -> Result<(), Failure> {
     taken.into_iter().try_for_each(place_one)
 }
 
+/// Mounts one source. Creates the mount point if the image has none.
 fn place_one(taken: Taken<'_>) -> Result<(), Failure> {
     let target = taken.mount.target.as_str();
     let path = Path::new(target);

@@ -18,6 +18,7 @@ pub const EXIT_NOT_FOUND: i32 = 127;
 pub const EXIT_NOT_EXECUTABLE: i32 = 126;
 pub const EXIT_OTHER: i32 = 128;
 
+/// Everything that the new process needs to become a container's program.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InitConfig {
     /// The mounted root file system. Not used by the exec role.

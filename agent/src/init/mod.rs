@@ -45,6 +45,7 @@ pub const CONTAINER_ROLE_ARG: &CStr = c"container-init";
 pub const EXEC_ROLE: &str = "container-exec";
 pub const EXEC_ROLE_ARG: &CStr = c"container-exec";
 
+/// Whether the process becomes a container's first process or an additional command in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Container,
@@ -65,6 +66,7 @@ pub fn run(role: Role) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Takes the steps to the exec, in the order that the head of this file shows.
 fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infallible, Failure> {
     // Before the exec, other processes of the container could reach the agent's file tree through this process.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).stage("make the process undumpable")?;

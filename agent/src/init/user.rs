@@ -54,6 +54,7 @@ pub fn read_database(path: &str) -> Vec<u8> {
     bytes
 }
 
+/// Looks up a user in the texts of the image's `passwd` and `group`. A user id that is not in `passwd` is valid.
 pub fn resolve(user: &User, passwd: &[u8], group: &[u8]) -> Result<Identity, UserError> {
     let (wanted_user, wanted_group) = match (user.uid, user.name.split_once(':')) {
         // A user id in the pod's security context replaces the image's user and group.

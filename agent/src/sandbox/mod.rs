@@ -67,6 +67,7 @@ impl Sandbox {
         }
     }
 
+    /// Configures the guest for its sandbox. Another call for the same sandbox only sets the clock and adds entropy.
     pub async fn configure(&self, request: ConfigureSandboxRequest) -> Result<(), SandboxError> {
         let mut configured = self.configured.lock().await;
         // A repeated call brings a new time and new entropy. Both are welcome.

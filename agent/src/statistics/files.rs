@@ -138,7 +138,7 @@ pub fn meminfo(text: &str, name: &str) -> u64 {
     kibibytes.map_or(0, number).saturating_mul(1024)
 }
 
-/// The soft limit of open files, from /proc/<pid>/limits. All ones if there is none.
+/// The soft limit of open files, from `/proc/<pid>/limits`. All ones if there is none.
 pub fn open_files_limit(text: &str) -> u64 {
     let line = text
         .lines()

@@ -81,6 +81,7 @@ fn count(upper: &Path, deadline: Instant) -> WritableLayer {
     walk.layer
 }
 
+/// A count that is running.
 struct Walk {
     top: OwnedFd,
     layer: WritableLayer,

@@ -40,6 +40,7 @@ impl Kept {
     }
 }
 
+/// The log of one container in memory.
 #[derive(Debug, Default)]
 pub struct LogBuffer {
     records: VecDeque<Kept>,
@@ -50,6 +51,7 @@ pub struct LogBuffer {
     kept_bytes: usize,
 }
 
+/// The host acknowledged more than there is.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("host acknowledged {position} bytes, only {sent} were written")]
 pub struct BadAcknowledgement {

@@ -19,6 +19,7 @@ use super::records::ToHost;
 /// After this many consumed bytes the host is told. It is less than the window, so the window need not run empty.
 const REPORT_BYTES: usize = INPUT_WINDOW_BYTES / 4;
 
+/// The input of one session.
 #[derive(Debug, Default)]
 pub struct Input {
     state: Mutex<Waiting>,

@@ -32,6 +32,7 @@ pub fn replace_reader(log: &Log) {
     log.reader.send_modify(|generation| *generation += 1);
 }
 
+/// Sends the log from `position` on, then the end mark.
 async fn send(log: &Log, mut position: u64, writer: impl AsyncWrite + Unpin) -> io::Result<()> {
     let mut writer = BufWriter::with_capacity(64 << 10, writer);
     loop {

@@ -158,6 +158,7 @@ impl Log {
         Ok(())
     }
 
+    /// Moves the output of one pipe into the log, until its end or until it has been silent after the container's exit.
     async fn pump(&self, source: Source, pipe: &AsyncFd<OwnedFd>) {
         let mut chunk = vec![0; MAX_PAYLOAD_BYTES];
         let mut exited = self.exited.subscribe();

@@ -23,6 +23,7 @@ pub struct Wanted {
     pub stderr: bool,
 }
 
+/// The output for one attached client.
 #[derive(Debug)]
 pub struct Tap {
     wanted: Wanted,

@@ -37,6 +37,7 @@ pub struct Inside<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
+/// What the child needs, and its results. The agent and its children share it, as all their memory, until the exec.
 struct Child {
     args: [*const c_char; 3],
     env: [*const c_char; 1],

@@ -36,6 +36,7 @@ pub struct Disks {
     settling: Arc<OnceLock<()>>,
 }
 
+/// A mounted volume.
 #[derive(Debug)]
 struct Mounted {
     /// The minor number of the device-mapper device.

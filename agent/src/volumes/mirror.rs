@@ -63,6 +63,7 @@ pub struct Mirror {
     next: Option<Next>,
 }
 
+/// The next state, as far as it has been received. Dropping it deletes it.
 #[derive(Debug)]
 struct Next {
     root: PathBuf,
@@ -111,6 +112,7 @@ impl Mirror {
         self.next = None;
     }
 
+    /// Adds one entry. An entry with an empty path is the volume itself.
     fn take_entry(&mut self, entry: MirrorEntry) -> io::Result<()> {
         if self.next.is_none() {
             let root = self.home.join(format!("next-{}", self.number));

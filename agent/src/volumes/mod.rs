@@ -59,6 +59,7 @@ pub enum VolumeError {
     },
 }
 
+/// A volume that exists.
 #[derive(Debug)]
 struct Entry {
     kind: Kind,
