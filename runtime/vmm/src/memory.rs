@@ -38,7 +38,7 @@ pub enum MemoryError {
     },
     #[error("{0} bytes of guest memory do not fit the address space")]
     TooLarge(u64),
-    #[error("arrange guest memory")]
+    #[error("combine the regions of guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
 

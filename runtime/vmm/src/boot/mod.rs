@@ -43,7 +43,7 @@ const E820_RESERVED: u32 = 2;
 pub enum BootError {
     #[error("load kernel")]
     Kernel(#[source] linux_loader::loader::Error),
-    #[error("measure initramfs")]
+    #[error("read the size of kernel or initramfs")]
     Measure(#[source] io::Error),
     #[error("load initramfs of {bytes} bytes")]
     Initramfs {

@@ -58,7 +58,7 @@ pub enum RequestError {
     OutOfRange { sector: u64, len: u64, sectors: u64 },
     #[error("request type {0} is not offered")]
     Unsupported(u32),
-    #[error("host I/O")]
+    #[error("read or write on the host")]
     Io(#[from] std::io::Error),
 }
 
