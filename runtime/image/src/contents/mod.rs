@@ -283,7 +283,7 @@ impl Drop for Needed {
         }
         drop(needed);
         if let Err(error) = self.contents.collect() {
-            tracing::warn!(error = chain(&error), "unused layers stay");
+            tracing::warn!(error = chain(&error), "cannot remove unused layers");
         }
     }
 }

@@ -103,7 +103,7 @@ impl BlobStream<'_> {
                     let crawls = self.pace.crawls(&chunk, asked.elapsed(), stall_timeout);
                     let chunk = self.take_new(chunk)?;
                     if crawls {
-                        self.count_break("next to nothing arrives".to_owned());
+                        self.count_break("almost no data arrives".to_owned());
                     } else {
                         self.response = Some(response);
                     }

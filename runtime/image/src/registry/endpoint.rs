@@ -114,7 +114,7 @@ impl Endpoint {
         for attempt in 1.. {
             match self.get_authorized(repository, path, headers).await {
                 Err(error) if error.may_pass() && attempt < TRIES => {
-                    tracing::debug!(%error, "asking the registry again");
+                    tracing::debug!(%error, "retrying a request to the registry");
                     tokio::time::sleep(pause).await;
                     pause *= 3;
                 }
