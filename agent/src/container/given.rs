@@ -38,7 +38,7 @@ fn open_to_all(device: &GivenDevice) -> Result<(), ContainerError> {
     let permissions = fs::Permissions::from_mode(device.mode);
     fs::set_permissions(&device.guest_path, permissions).map_err(|e| {
         let path = &device.guest_path;
-        ContainerError::Invalid(format!("device {path:?} for the pod's users: {e}"))
+        ContainerError::Invalid(format!("open device {path:?} to the pod's users: {e}"))
     })
 }
 

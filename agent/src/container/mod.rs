@@ -69,7 +69,7 @@ pub enum ContainerError {
     Overlay(#[from] OverlayError),
     #[error(transparent)]
     Mount(#[from] MountError),
-    #[error("set up cgroup")]
+    #[error("cgroup of the container")]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),

@@ -17,7 +17,7 @@ const CAPACITY_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum WindowError {
-    #[error("disk {disk}")]
+    #[error("read size or number of disk {disk}")]
     NoDisk {
         disk: &'static str,
         source: io::Error,

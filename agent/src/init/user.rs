@@ -27,7 +27,7 @@ pub enum UserError {
     NoUser(String),
     #[error("unable to find group {0}: no matching entries in group file")]
     NoGroup(String),
-    #[error("id {0} is out of range")]
+    #[error("user or group id {0} is out of range")]
     IdOutOfRange(i64),
     #[error("too many groups")]
     TooManyGroups,

@@ -48,7 +48,7 @@ pub enum MountError {
         sub_path: String,
         source: io::Error,
     },
-    #[error("mount at {target} of the host's files")]
+    #[error("mount the host's files at {target}")]
     Shared { target: String, source: io::Error },
     #[error("mount at {target}: {sub_path:?} of the volume")]
     SubPath {
