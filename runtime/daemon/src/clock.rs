@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host's clock, in the unit of CRI's and the agent's protocols.
+//! The host's clock, in the unit that CRI and the agent's protocol use.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Nanoseconds since 1970.
+/// The time now, in nanoseconds since 1970.
 pub fn now() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

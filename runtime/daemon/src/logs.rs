@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Container logs: from the agent's records to CRI's lines in a file.
+//! Container logs: writes the agent's records as CRI log lines to a file.
 //!
-//! One task per container runs [`follow`]. A byte is acknowledged to the agent only once it is in the file, so
-//! a full disk slows the container down and loses nothing, and a restarted daemon gets what the old one had not
-//! stored. A line that stays unfinished for [`IDLE`] is written as a partial one.
+//! One task for each container runs [`follow`]. It acknowledges bytes to the agent only after they are in the file. So
+//! on a full disk the container has to wait, but nothing is lost, and a restarted daemon gets what the old one had not
+//! stored. A line that stays unfinished for [`IDLE`] is written as a partial line.
 //!
 //! ```text
 //! 2016-10-06T00:17:09.669794202Z stdout F a whole line
@@ -22,11 +22,11 @@ use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
 
-/// The longest line that is written in one piece, as other runtimes do.
+/// The longest line that is written in one piece. Other runtimes use the same limit.
 const LINE_BYTES: usize = 16 << 10;
 /// How long an unfinished line waits for its end.
 const IDLE: Duration = Duration::from_millis(500);
-/// Between attempts to write to a file that cannot be written.
+/// The pause between attempts to write to a file after an error.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// An error about a container's log.
@@ -44,7 +44,7 @@ pub enum LogError {
     Record(String),
 }
 
-/// Joins the pod's log directory and the container's path in it. `None`: no log is wanted.
+/// Joins the pod's log directory and the container's path in it. `None` if no log was asked for.
 pub fn log_path(directory: &str, path: &str) -> Result<Option<PathBuf>, LogError> {
     if directory.is_empty() || path.is_empty() {
         return Ok(None);
@@ -57,22 +57,23 @@ pub fn log_path(directory: &str, path: &str) -> Result<Option<PathBuf>, LogError
     Ok(Some(Path::new(directory).join(relative)))
 }
 
-/// How a stream of records came to its end.
+/// How a stream of records ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// The container will write no more.
+    /// The log is complete: the container will write no more.
     End,
-    /// The connection broke; there may be more.
+    /// The connection broke, and there may be more.
     Broken,
 }
 
-/// Asks the task to open its file anew, and is told the result.
+/// A request to open the log file again. It is answered with the result.
 pub type Reopen = oneshot::Sender<Result<(), LogError>>;
 
 /// The file side of one container's log.
 #[derive(Debug)]
 pub struct LogFile {
-    /// `None`: nobody wants the log, and it is only taken off the agent's hands.
+    /// `None` if no log was asked for. Then the output is acknowledged and discarded, so that the container does not
+    /// wait.
     path: Option<PathBuf>,
     file: Option<File>,
 }
@@ -82,7 +83,7 @@ impl LogFile {
         Self { path, file: None }
     }
 
-    /// Opens the file by its name, which may be a new file after a rotation.
+    /// Opens the file by its name. After a rotation that makes a new file.
     pub fn open(&mut self) -> Result<(), LogError> {
         let Some(path) = &self.path else {
             return Ok(());
@@ -101,7 +102,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Appends all of `lines` or, as far as the file system allows, nothing.
+    /// Appends all of `lines` or nothing, as far as the file system allows that.
     fn append(&mut self, lines: &[u8]) -> Result<(), LogError> {
         let Some(path) = self.path.clone() else {
             return Ok(());
@@ -114,7 +115,7 @@ impl LogFile {
         };
         let before = file.metadata().map(|metadata| metadata.len());
         file.write_all(lines).map_err(|source| {
-            // A torn line would be read as a broken one: take it back.
+            // Remove what was written, because readers cannot parse an incomplete line.
             if let Ok(length) = before {
                 let _ = file.set_len(length);
             }
@@ -123,8 +124,8 @@ impl LogFile {
     }
 }
 
-/// Moves records from `stream` to `log` until the end. `offset` is what the agent said: payload bytes that
-/// came before the first record.
+/// Copies records from `stream` to `log` until the stream ends. `offset` is the number of payload bytes before the
+/// first record, as the agent has sent it.
 pub async fn follow(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     offset: u64,
@@ -133,7 +134,7 @@ pub async fn follow(
 ) -> Result<Followed, LogError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let (records, mut incoming) = mpsc::channel(4);
-    // Reading is a task of its own because a read of a record must not be cancelled halfway.
+    // Reading is a separate task, because the read of a record must not be cancelled in the middle.
     let reading = tokio::spawn(read_records(
         BufReader::with_capacity(64 << 10, reader),
         records,
@@ -174,7 +175,8 @@ pub async fn follow(
     }
 }
 
-/// Writes `out`, however long it takes: nothing is acknowledged meanwhile. Says once what is wrong.
+/// Writes `out`, and tries again until that succeeds. Meanwhile nothing is acknowledged. Only the first error is
+/// logged.
 async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver<Reopen>) {
     let mut said = false;
     while !out.is_empty() {
@@ -255,7 +257,7 @@ async fn read_record(reader: &mut (impl AsyncReadExt + Unpin)) -> Result<Record,
     Ok(Record::Payload { stream, bytes })
 }
 
-/// Cuts two byte streams into CRI lines, and knows which bytes are in lines already.
+/// Splits two byte streams into CRI lines, and counts which bytes are in lines already.
 #[derive(Debug)]
 struct Lines {
     received: u64,
@@ -264,7 +266,7 @@ struct Lines {
     stderr: Pending,
 }
 
-/// An unfinished line, and where in the order of all payload bytes it began.
+/// An unfinished line, and the position of its first byte among the payload bytes of both streams.
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
@@ -308,7 +310,7 @@ impl Lines {
         }
     }
 
-    /// Writes what is unfinished as partial lines.
+    /// Writes unfinished lines as partial lines.
     fn flush(&mut self, time: &str, out: &mut Vec<u8>) {
         for (stream, pending) in [
             (Stream::Stdout, &mut self.stdout),
@@ -324,7 +326,7 @@ impl Lines {
         !self.stdout.bytes.is_empty() || !self.stderr.bytes.is_empty()
     }
 
-    /// All payload bytes up to here are in lines.
+    /// How many payload bytes, counted from the start, are in lines.
     fn stored(&self) -> u64 {
         [&self.stdout, &self.stderr]
             .iter()
@@ -333,7 +335,7 @@ impl Lines {
             .fold(self.received, u64::min)
     }
 
-    /// What to tell the agent, if there is news.
+    /// The number to acknowledge to the agent, if it has changed.
     fn acknowledge(&mut self) -> Option<u64> {
         let stored = self.stored();
         let news = stored > self.acknowledged;
@@ -356,7 +358,7 @@ impl Pending {
     }
 }
 
-/// RFC 3339 with nine digits of a second, in UTC.
+/// A time in RFC 3339 format with nanoseconds, in UTC.
 pub fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -373,7 +375,8 @@ pub fn timestamp(time: SystemTime) -> String {
     text
 }
 
-/// Year, month and day of a number of days since 1970-01-01, in eras of 400 years that begin in March.
+/// Converts days since 1970-01-01 to year, month and day. It calculates in eras of 400 years whose years begin in
+/// March, so that a leap day is the last day of a year.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

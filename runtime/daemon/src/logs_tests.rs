@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of [`super`]: lines, paths, rotation, what is acknowledged when.
+//! Tests of [`super`]: lines, paths, rotation, and when bytes are acknowledged.
 
 use super::*;
 

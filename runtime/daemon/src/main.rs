@@ -34,7 +34,7 @@ use crate::notify::Notifier;
     about = "A Kubernetes container runtime: every pod in its own microVM"
 )]
 struct Arguments {
-    /// The daemon's socket, for the commands that talk to it.
+    /// The daemon's socket, for the commands that connect to it.
     #[arg(long, global = true, env = "BULKHEAD_SOCKET", default_value = config::DEFAULT_SOCKET)]
     socket: PathBuf,
     #[command(subcommand)]
@@ -43,13 +43,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve CRI until SIGTERM; pods live on and are adopted at the next start.
+    /// Serve CRI until SIGTERM. Pods keep running, and the next daemon takes them over.
     Serve {
         /// The configuration file [default: /etc/bulkhead/config.toml, if it exists].
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Say whether this machine can run pods, and what to do if not.
+    /// Check whether this machine can run pods, and tell what to do if not.
     Check {
         /// The configuration file [default: /etc/bulkhead/config.toml, if it exists].
         #[arg(long)]

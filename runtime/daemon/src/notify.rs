@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tells the service manager how the daemon is: sd_notify(3), a datagram to a socket that it names.
+//! Tells the service manager the state of the daemon, by a datagram to its socket (sd_notify(3)).
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,16 +13,16 @@ pub const READY: &str = "READY=1";
 pub const STOPPING: &str = "STOPPING=1";
 const ALIVE: &str = "WATCHDOG=1";
 
-/// Nobody listens if no service manager has started the daemon.
+/// The service manager's socket. Without a service manager there is none, and nothing is sent.
 #[derive(Clone, Debug, Default)]
 pub struct Notifier {
     socket: Option<OsString>,
-    /// How long the daemon may be silent.
+    /// How long the daemon may be silent before the service manager restarts it.
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// As systemd's variables say: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
+    /// Takes the values of systemd's variables `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     pub fn new(
         socket: Option<OsString>,
         watchdog_usec: Option<&str>,
@@ -38,7 +38,7 @@ impl Notifier {
         }
     }
 
-    /// A manager that cannot be told will act on it; the daemon goes on.
+    /// Sends a state. An error is only logged: the service manager notices by itself that the message is missing.
     pub fn tell(&self, state: &str) {
         if let Some(socket) = &self.socket
             && let Err(e) = send(socket, state)
@@ -47,7 +47,7 @@ impl Notifier {
         }
     }
 
-    /// Says for ever that the daemon's tasks run, if that is asked for.
+    /// Sends a sign of life regularly, for ever, if the service manager asks for it.
     pub async fn watch(self) {
         let Some(limit) = self.watchdog else {
             return;
@@ -67,7 +67,7 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
         _ => SocketAddr::from_pathname(socket)?,
     };
     let sender = UnixDatagram::unbound()?;
-    // A manager that does not read must not stop the daemon.
+    // A service manager that does not read must not block the daemon.
     sender.set_nonblocking(true)?;
     sender.send_to_addr(state.as_bytes(), &address)?;
     Ok(())

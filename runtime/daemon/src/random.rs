@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Random bytes, and the ids of pods and containers that are made of them.
+//! Random bytes, and random ids for pods and containers.
 
-/// Bytes of the kernel's random generator, which does not fail once the host has booted.
+/// Bytes from the kernel's random number generator, which does not fail after the host has booted.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let mut filled = 0;

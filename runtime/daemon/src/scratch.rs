@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The disks that a pod writes: each an empty ext4 file system in a sparse file.
+//! Makes the disks that a pod writes to. Each is an empty ext4 file system in a sparse file.
 //!
-//! Made once per size by mke2fs (Essential in Debian) and kept as a template; a pod gets a reflink of it, or a copy
-//! of its data extents where the file system has no reflinks. The scratch disk has no journal: it lives and dies with
-//! its VM. An emptyDir's has one, because it outlives VMs, and takes next to nothing while it is empty, because kubelet
-//! counts it. Blocking; called through `spawn_blocking`.
+//! mke2fs makes a file system once for each size, which is kept as a template. A pod gets a reflink of the template or,
+//! if the host's file system has no reflinks, a copy of its data without its holes. A scratch disk has no journal,
+//! because it is deleted with its VM. The disk of an emptyDir has one, because it outlives VMs. It also takes very
+//! little space while it is empty, because kubelet counts that space. All functions block, so call them through
+//! `spawn_blocking`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,10 +17,10 @@ use std::time::SystemTime;
 
 use rustix::fs::SeekFrom;
 
-/// What is copied at once between two extents.
+/// How much is copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 const MIB: u64 = 1 << 20;
-/// Templates that are kept. Pods choose sizes, and a template takes space.
+/// How many templates are kept. There is a limit because pods choose the sizes, and each template takes space.
 const MAX_TEMPLATES: usize = 16;
 
 /// An error about a scratch disk.
@@ -27,7 +28,7 @@ const MAX_TEMPLATES: usize = 16;
 pub enum ScratchError {
     #[error("make the template {path}")]
     Template { path: PathBuf, source: io::Error },
-    #[error("run mke2fs, which Debian's e2fsprogs has")]
+    #[error("run mke2fs (Debian package e2fsprogs)")]
     Mke2fs(#[source] io::Error),
     #[error("mke2fs failed on {path}: {message}")]
     Format { path: PathBuf, message: String },
@@ -42,7 +43,8 @@ pub enum Purpose {
     EmptyDir,
 }
 
-/// Of an emptyDir's disk. What is written takes space until the guest empties it.
+/// The size of the journal of an emptyDir's disk. It is small because written blocks of the journal take space on the
+/// host.
 const JOURNAL_MIB: u64 = 8;
 
 impl Purpose {
@@ -53,11 +55,11 @@ impl Purpose {
         }
     }
 
-    /// For mke2fs, beside what all have.
+    /// Options for mke2fs, in addition to those of all disks.
     fn options(self) -> Vec<String> {
         let options: &[&str] = match self {
             Self::Scratch => &["-O", "^has_journal"],
-            // No copies of the superblock, no room to grow: they would be most of what an empty one takes.
+            // No copies of the superblock and no room to grow: these would be most of the space of an empty disk.
             Self::EmptyDir => &[
                 "-O",
                 "^resize_inode,sparse_super2",
@@ -85,12 +87,12 @@ impl Purpose {
 #[derive(Debug)]
 pub struct Scratch {
     templates: PathBuf,
-    /// One template at a time.
+    /// Held while a template is made, so that only one is made at a time.
     making: Mutex<()>,
 }
 
 impl Scratch {
-    /// Templates go to the directory `templates`.
+    /// Keeps templates in the directory `templates`.
     pub fn new(templates: PathBuf) -> Self {
         Self {
             templates,
@@ -102,7 +104,7 @@ impl Scratch {
     pub fn make(&self, purpose: Purpose, path: &Path, bytes: u64) -> Result<(), ScratchError> {
         let template = self.template(purpose, purpose.mib(bytes))?;
         copy(&template, path).map_err(|source| {
-            // A copy that is not whole is no disk.
+            // Leave no incomplete disk behind.
             let _ = fs::remove_file(path);
             ScratchError::Copy {
                 path: path.to_owned(),
@@ -111,7 +113,8 @@ impl Scratch {
         })
     }
 
-    /// Opened here, so that it can be copied also when it is not kept any more.
+    /// Opens the template, and makes it if there is none. It is opened here, under the lock, so that it can still be
+    /// copied if `prune` removes it meanwhile.
     fn template(&self, purpose: Purpose, mib: u64) -> Result<File, ScratchError> {
         let name = format!("{}-{mib}m.ext4", purpose.name());
         let path = self.templates.join(name);
@@ -126,7 +129,7 @@ impl Scratch {
         };
         match File::options().read(true).write(true).open(&path) {
             Ok(template) => {
-                // The one used last is the last to go.
+                // For `prune`, the modification time is the time of the last use.
                 template.set_modified(SystemTime::now()).map_err(failed)?;
                 return Ok(template);
             }
@@ -143,7 +146,7 @@ impl Scratch {
         File::open(&path).map_err(failed)
     }
 
-    /// Removes the templates that were used longest ago, until there is room for one more.
+    /// Removes the least recently used templates, until there is room for one more.
     fn prune(&self) {
         let entries = fs::read_dir(&self.templates)
             .into_iter()
@@ -162,10 +165,10 @@ impl Scratch {
     }
 }
 
-/// Bytes and files that a directory really takes, holes not counted.
+/// How many bytes (without holes) and files are in a directory.
 pub fn disk_usage(directory: &Path) -> (u64, u64) {
     let mut sum = (0, 0);
-    // What vanishes meanwhile takes nothing.
+    // A file that is removed meanwhile is not counted.
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Ok(metadata) = entry.metadata() else {
             continue;
@@ -186,7 +189,7 @@ fn format(purpose: Purpose, path: &Path) -> Result<(), ScratchError> {
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"])
         .args(["-L", purpose.name()])
         .args(purpose.options())
-        // A fixed identity: a template says nothing of the host it was made on.
+        // A fixed UUID, so that all templates of a size are the same.
         .args(["-U", "00000000-0000-4000-8000-000000000001"])
         .arg(path)
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
@@ -202,7 +205,7 @@ fn format(purpose: Purpose, path: &Path) -> Result<(), ScratchError> {
     })
 }
 
-/// Copies a file by reflink, or its data and not its holes.
+/// Copies a file by reflink or, if that is not possible, its data without its holes.
 fn copy(source: &File, to: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -221,7 +224,7 @@ fn copy_extents(source: &File, target: &File) -> io::Result<()> {
     while at < length {
         let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
             Ok(start) => start,
-            // Nothing but a hole up to the end.
+            // There is only a hole up to the end.
             Err(rustix::io::Errno::NXIO) => break,
             Err(e) => return Err(e.into()),
         };

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead serve`: puts the parts together, takes over the pods of an earlier daemon, serves CRI until a signal.
+//! `bulkhead serve`: makes the parts of the daemon, takes over the pods of an earlier daemon, and serves CRI until a
+//! signal.
 //!
-//! The only reader of [`Config`] among the parts. The VMs live on when this ends.
+//! The parts get their values from here and do not read [`Config`] themselves. The VMs keep running when the daemon
+//! ends.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -33,12 +35,12 @@ use crate::scratch::Scratch;
 use crate::store::{Store, StoreError};
 use crate::streaming::{self, StreamingError};
 
-/// The longest request, as other runtimes have it.
+/// The longest request. Other runtimes use the same limit.
 const REQUEST_BYTES: usize = 16 << 20;
-/// Calls that are under way when the signal comes get this long.
+/// How long calls may still take after the signal to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 
-/// Why the daemon does not serve.
+/// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("directory {path}")]
@@ -107,11 +109,11 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     tracing::info!("ending; pods live on");
     notifier.tell(notify::STOPPING);
     stop.send_replace(true);
-    // Streams of events have no end of their own.
+    // The time limit is there because streams of events never end by themselves.
     if let Ok(served) = tokio::time::timeout(LAST_CALLS, server).await {
         served?;
     }
-    // A stale socket is replaced anyway.
+    // An error is ignored, because the next daemon replaces the socket anyway.
     let _ = std::fs::remove_file(&socket);
     Ok(())
 }
@@ -121,7 +123,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
     let systemd = (config.cgroup_driver == CgroupDriver::Systemd).then(Systemd::of_host);
-    // Before the first pod: kubelet asks what file system containers are on when it starts.
+    // The directory must exist before the first pod: at its start, kubelet asks for the containers' file system.
     let state_pods = config.state_dir.join("pods");
     make_directory(&state_pods)?;
     Ok(Host {
@@ -156,7 +158,8 @@ fn host(config: Config) -> Result<Host, ServeError> {
     })
 }
 
-/// Asks whether pods can run here, so that the first one need not wait for the answer; then keeps tidying up.
+/// Probes KVM in the background, so that the first pod need not wait for that. Then cleans up the network from time to
+/// time.
 fn warm_up(pods: &Pods) {
     let pods = pods.clone();
     tokio::spawn(async move {
@@ -187,7 +190,7 @@ fn make_directory(path: &Path) -> Result<(), ServeError> {
         .map_err(failed)
 }
 
-/// Holds the daemon's directories for one process; the lock goes with it.
+/// Locks the daemon's directories, so that only one daemon uses them. The lock ends with the process.
 fn lock(path: &Path) -> Result<File, ServeError> {
     let failed = |source| ServeError::Lock {
         path: path.to_owned(),
@@ -206,7 +209,8 @@ fn lock(path: &Path) -> Result<File, ServeError> {
     }
 }
 
-/// Listens, for root only. The lock says that who made a socket of this name is gone, unless it answers.
+/// Listens on the socket, with access only for root. A socket file that nobody answers is left over from an earlier
+/// daemon and is replaced.
 fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen {
         path: path.to_owned(),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the daemon knows of its pods, on disk.
+//! The store: the records of pods and containers on disk.
 //!
-//! One redb file; a row is a record as JSON, keyed by its id. Every call is one transaction that is on the
-//! disk when it returns: callers write here first and change memory after. Used from the tasks that own pods,
-//! and once at start.
+//! It is one redb file. A row is a record as JSON, and its key is the record's id. Each call is one transaction, which
+//! is on the disk when the call returns. Callers write here first and change memory after that. The store is used by
+//! the tasks that own pods, and once at the start.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The version is part of a table's name: a build that changes a record's form reads another table.
+/// A table's name contains its version. A build that changes the format of records incompatibly uses another table.
 const PODS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pods.v1");
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers.v1");
 
@@ -64,7 +64,7 @@ impl Store {
         };
         let database = Database::create(path).map_err(|e| failed(e.into()))?;
         let store = Self { database };
-        // So that a read finds the tables.
+        // Reading a table that does not exist would be an error.
         store.make_tables().map_err(failed)?;
         Ok(store)
     }
@@ -87,13 +87,13 @@ impl Store {
         self.change(kind, key, Some(&text))
     }
 
-    /// Forgets one record; an unknown key is fine.
+    /// Removes one record. An unknown key is no error.
     pub fn remove(&self, kind: Kind, key: &str) -> Result<(), StoreError> {
         self.change(kind, key, None)
     }
 
-    /// Reads all records of a kind. A record that cannot be read is an error of its own, so that one of them
-    /// does not hide the others.
+    /// Reads all records of a kind. A record that cannot be read becomes an error in the list, so that it does not hide
+    /// the others.
     pub fn load<T: DeserializeOwned>(
         &self,
         kind: Kind,

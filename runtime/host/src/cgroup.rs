@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host cgroup of a pod's VM, where the host has cgroup v2: it bounds, accounts and ends what is in it.
+//! The cgroup of a pod's VM on the host, if the host has cgroup v2. It limits, counts and kills the processes in it.
 //!
-//! It is below the cgroup that kubelet made for the pod, where it says one that is there and the VM fits into it. One that
-//! allows only what the containers may use, because the RuntimeClass has no overhead, is too small for a VM: then the VM's
-//! cgroup is beside it, with a bound of its own. Without kubelet it is below our own. A host without cgroup v2, or where
-//! we may not make one, runs pods all the same: the isolation is the VM's.
+//! The VM's cgroup is normally inside the one that kubelet made for the pod. But if the RuntimeClass has no overhead,
+//! kubelet's cgroup allows only what the containers may use, which is too little for a VM. Then the VM's cgroup is
+//! beside kubelet's, with its own limit. Without kubelet it is below the daemon's own cgroup parent. A host without
+//! cgroup v2, or on which the daemon may not make cgroups, runs pods all the same, because the VM isolates them.
 //!
-//! Where systemd makes the host's cgroups, only it may make any in its slices:
+//! If systemd makes the host's cgroups, only systemd may make cgroups in its slices:
 //!
 //! ```text
-//! kubepods-burstable-podUID.slice    kubelet's
-//!     bulkhead-ID.scope              systemd's: made by it, with the weight among its neighbours
-//!         vm                         ours: processes and limits. What is systemd's it sets anew when it is reloaded
+//! kubepods-burstable-podUID.slice    belongs to kubelet
+//!     bulkhead-ID.scope              belongs to systemd, which makes it and sets its CPU weight
+//!         vm                         belongs to the daemon: processes and limits; systemd's reload does not reset them
 //! ```
 
 mod limits;
@@ -30,13 +30,13 @@ pub use limits::HostLimits;
 use limits::weight;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// Turned on for pods, each by itself: a host may lack one.
+/// The controllers for pods. Each is enabled on its own, because a host may lack some.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
-/// Threads of the VMM and of what serves its pod.
+/// The most threads of the VMM and the file server together.
 const MAX_TASKS: u64 = 1024;
 const SLICE: &str = ".slice";
 const SCOPE: &str = ".scope";
-/// Our cgroup in a scope.
+/// The name of the daemon's cgroup in a scope.
 const IN_SCOPE: &str = "vm";
 
 /// Why a VM has no cgroup.
@@ -48,12 +48,12 @@ pub enum CgroupError {
     Scope(#[from] SystemdError),
 }
 
-/// Where cgroups of pods are made; `None` if the host has no cgroup v2 or none is wanted.
+/// Makes the cgroups of VMs. Without a `parent`, because the host has no cgroup v2 or it is not wanted, it makes none.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     root: PathBuf,
     parent: Option<PathBuf>,
-    /// Who makes cgroups in slices.
+    /// Makes the cgroups in slices, if systemd manages the host's cgroups.
     systemd: Option<Systemd>,
 }
 
@@ -61,15 +61,15 @@ pub struct Cgroups {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodCgroup {
     pub path: PathBuf,
-    /// `None`: no limit of its own.
+    /// Its own memory limit; `None` if it has none.
     pub memory_bytes: Option<u64>,
     pub is_cpu_limited: bool,
-    /// Huge pages of all sizes together.
+    /// The limits of huge pages, all sizes together.
     pub hugepage_bytes: u64,
 }
 
 impl Cgroups {
-    /// `parent` is relative to the root of cgroup v2; with systemd it is the name of a slice, with or without its ending.
+    /// `parent` is relative to the root of cgroup v2. With systemd it is the name of a slice, with or without `.slice`.
     pub fn new(parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
         let root = Path::new(ROOT);
         let usable = root.join("cgroup.controllers").exists();
@@ -90,7 +90,7 @@ impl Cgroups {
         }
     }
 
-    /// The cgroup that `wanted`, a pod's cgroup parent in CRI, says, if it is there.
+    /// The cgroup that kubelet made for a pod, if it exists. `wanted` is the pod's cgroup parent in CRI.
     pub fn of_pod(&self, wanted: &str) -> Option<PodCgroup> {
         self.parent.as_ref()?;
         if wanted.is_empty() {
@@ -98,7 +98,7 @@ impl Cgroups {
         }
         let path = relative(wanted).map(|path| self.root.join(path));
         let Some(path) = path.filter(|path| path.join("cgroup.procs").exists()) else {
-            tracing::warn!("the cgroup parent {wanted:?} of a pod is not there");
+            tracing::warn!("the cgroup parent {wanted:?} of a pod does not exist");
             return None;
         };
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
@@ -113,7 +113,7 @@ impl Cgroups {
         })
     }
 
-    /// Where the VM of a pod is to be that takes up to `needed` bytes of memory; `None` for the cgroup: nowhere.
+    /// The path of the cgroup for a pod's VM, which needs up to `needed` bytes of memory. `None` if it gets no cgroup.
     pub fn place(
         &self,
         pod: &str,
@@ -165,9 +165,9 @@ impl Cgroups {
         match (&self.systemd, scope_of(path)) {
             (Some(systemd), Some(scope)) => {
                 start_scope(systemd, scope, limits, pid).await?;
-                // Not the scope: if it is not there, there is nothing to be in.
+                // Not `create_dir_all`: if systemd's scope does not exist, this must fail.
                 fs::create_dir(path).map_err(failed)?;
-                // A cgroup with processes of its own cannot share out to cgroups.
+                // The scope must have no processes of its own before controllers can be enabled for the cgroup in it.
                 enter(path, pid).map_err(failed)?;
                 enable_controllers(scope);
             }
@@ -183,7 +183,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Sets limits, each as far as the host can; what it cannot is said in the log.
+    /// Sets limits. One that the host cannot set is only logged.
     pub fn limit(&self, path: &Path, limits: &HostLimits) {
         limits::write(path, limits);
         let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path)) else {
@@ -202,11 +202,11 @@ impl Cgroups {
         });
     }
 
-    /// Removes a cgroup, and kills what is left in it. One that is gone is fine.
+    /// Kills all processes in a cgroup and removes it. A cgroup that does not exist is no error.
     pub async fn remove(&self, path: &Path) -> Result<(), tokio::task::JoinError> {
         let owned = path.to_owned();
         tokio::task::spawn_blocking(move || remove(&owned)).await?;
-        // Without processes a scope ends by itself, but the next call may find it: kubelet removes its slice.
+        // systemd removes an empty scope by itself, but perhaps not soon enough: kubelet removes the slice next.
         if let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path))
             && scope.exists()
             && let Err(error) = systemd.stop(name_of(scope)).await
@@ -216,7 +216,8 @@ impl Cgroups {
         Ok(())
     }
 
-    /// On every cgroup above, from the top. One that has processes of its own, or lacks a controller, goes without.
+    /// Enables the controllers in every cgroup above `path`, from the top. Errors are expected for a cgroup that has
+    /// processes of its own or lacks a controller.
     fn enable_controllers(&self, path: &Path) {
         let mut above: Vec<_> = path.ancestors().skip(1).collect();
         above.reverse();
@@ -240,7 +241,7 @@ impl Cgroups {
     }
 }
 
-/// The limits that a cgroup has of huge pages; kubelet sets one for each size of the host.
+/// The sum of a cgroup's huge page limits. kubelet sets one for each page size of the host.
 fn hugepage_bytes(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let limits = entries.filter_map(|entry| {
@@ -249,21 +250,21 @@ fn hugepage_bytes(path: &Path) -> u64 {
             .to_str()?
             .strip_prefix("hugetlb.")?
             .strip_suffix(".max")?;
-        // Those of reservations are named alike: hugetlb.2MB.rsvd.max.
+        // Leave out the limits of reservations, which have similar names: hugetlb.2MB.rsvd.max.
         let text = (!size.contains('.')).then(|| fs::read_to_string(entry.path()).ok())??;
         text.trim().parse::<u64>().ok()
     });
     limits.fold(0, u64::saturating_add)
 }
 
-/// Once: every pod of a RuntimeClass without an overhead is like that.
+/// Warns only once, because it applies to every pod of a RuntimeClass without overhead.
 fn warn_of_no_overhead(given: &Path, allowed: u64, needed: u64) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         tracing::warn!(
-            "{} allows {} MiB of memory and the pod's VM can take {} MiB: it is put beside that cgroup, with a bound of \
-             its own, so that kubelet's view of the cgroup does not count it. Give the RuntimeClass an overhead \
-             (docs/operating.md). This is said once",
+            "{} allows {} MiB of memory, but the pod's VM can use {} MiB. So the VM gets a cgroup beside it, with its own \
+             limit, and kubelet's statistics of that cgroup do not count the VM. Give the RuntimeClass an overhead \
+             (docs/operating.md). This is logged only once",
             given.display(),
             allowed >> 20,
             needed >> 20
@@ -299,7 +300,7 @@ async fn start_scope(
         .await
 }
 
-/// The scope that a VM's cgroup is in.
+/// The scope that contains a VM's cgroup, if systemd made one.
 fn scope_of(path: &Path) -> Option<&Path> {
     let scope = path.parent()?;
     (scope.extension() == Some(OsStr::new("scope"))).then_some(scope)
@@ -310,12 +311,12 @@ fn name_of(path: &Path) -> &str {
     name.unwrap_or_default()
 }
 
-/// The cgroup that the VM's, `path`, is in: kubelet's or ours.
+/// The cgroup of kubelet or of the daemon that contains the VM's cgroup `path`.
 pub fn around(path: &Path) -> Option<&Path> {
     scope_of(path).unwrap_or(path).parent()
 }
 
-/// How much memory a cgroup holds, with those below it.
+/// How much memory a cgroup uses, with all cgroups below it.
 pub fn held_bytes(path: &Path) -> Option<u64> {
     let text = fs::read_to_string(path.join("memory.current")).ok()?;
     text.trim().parse().ok()
@@ -326,7 +327,7 @@ pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())
 }
 
-/// Whether the kernel killed something in it for want of memory.
+/// Whether the kernel killed a process in a cgroup because memory ran out.
 pub fn was_oom_killed(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("memory.events")).unwrap_or_default();
     let kills = events
@@ -335,8 +336,9 @@ pub fn was_oom_killed(path: &Path) -> bool {
     kills.is_some_and(|kills| kills.trim() != "0")
 }
 
-/// A path below the root of what kubelet says: "/kubepods/burstable/pod1" with the cgroupfs driver, with systemd's the
-/// name of a slice, whose parents are in its name. `None`: it makes no sense.
+/// Converts a cgroup parent of kubelet to a path below the root. With the cgroupfs driver it is a path
+/// ("/kubepods/burstable/pod1"), with systemd's driver the name of a slice, which contains the names of its parents.
+/// `None` if it is not valid.
 fn relative(wanted: &str) -> Option<PathBuf> {
     let path = Path::new(wanted.trim_matches('/'));
     let plain = path
@@ -351,7 +353,7 @@ fn relative(wanted: &str) -> Option<PathBuf> {
     }
 }
 
-/// a-b-c: a.slice/a-b.slice/a-b-c.slice (systemd.slice(5)).
+/// The path of a slice: that of a-b-c is a.slice/a-b.slice/a-b-c.slice (systemd.slice(5)).
 fn slice(name: &str) -> Option<PathBuf> {
     if name.is_empty() || name.split('-').any(str::is_empty) {
         return None;
@@ -378,7 +380,10 @@ fn remove(path: &Path) {
             }
         }
     }
-    tracing::warn!("cgroup {} stays busy", path.display());
+    tracing::warn!(
+        "cgroup {} still has processes after they were killed; it stays",
+        path.display()
+    );
 }
 
 #[cfg(test)]

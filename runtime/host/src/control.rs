@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The VMM's control socket, for async callers: each request on a connection and a blocking thread of its own,
-//! with a time limit.
+//! The client of the VMM's control socket, for async callers. Each request has its own connection, blocking thread and
+//! time limit.
 
 use std::fs::File;
 use std::io;
@@ -28,7 +28,7 @@ pub enum ControlError {
     Timeout { request: &'static str },
 }
 
-/// An extent in the agent's words.
+/// Converts an extent to the agent's message.
 pub fn told(extent: Extent) -> protocol::Extent {
     protocol::Extent {
         first_sector: extent.first_sector,
@@ -45,13 +45,13 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
     ask("attach", socket, move |client| client.attach_extent(&file)).await
 }
 
-/// Puts a block device, or a file with a file system of the guest's, on the volume disk.
+/// Attaches a block device, or a file with a file system of the guest, to the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
     ask(request, socket, move |client| client.attach_volume(&device)).await
 }
 
-/// Where a file is on the volume disk. `None`: that VMM does not have it.
+/// The extent of a file on the volume disk. `None` if it is not attached to this VM.
 pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, ControlError> {
     let request = "find volume";
     match ask(request, socket, move |client| client.find_volume(&file)).await {
@@ -64,7 +64,7 @@ pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, Co
     }
 }
 
-/// Takes a block device off the volume disk.
+/// Detaches a block device or file from the volume disk.
 pub async fn detach_volume(socket: &Path, extent: Extent) -> Result<(), ControlError> {
     let first = extent.first_sector;
     ask("detach volume", socket, move |client| {
@@ -73,7 +73,7 @@ pub async fn detach_volume(socket: &Path, extent: Extent) -> Result<(), ControlE
     .await
 }
 
-/// Gives the guest a file server, by the VMM's end of a connection to it.
+/// Connects a file server to the VM. `server` is the VMM's end of the connection.
 pub async fn connect_files(socket: &Path, server: OwnedFd) -> Result<(), ControlError> {
     let request = "connect files";
     ask(request, socket, move |client| {
@@ -82,7 +82,7 @@ pub async fn connect_files(socket: &Path, server: OwnedFd) -> Result<(), Control
     .await
 }
 
-/// Asks the guest to put so many pages of 4 KiB into its balloon; 0 gives them back to it.
+/// Sets the size of the guest's balloon, in pages of 4 KiB. 0 gives all pages back to the guest.
 pub async fn balloon(socket: &Path, pages: u64) -> Result<(), ControlError> {
     let pages = u32::try_from(pages).unwrap_or(u32::MAX);
     ask("balloon", socket, move |client| client.balloon(pages)).await
@@ -111,7 +111,7 @@ async fn ask<T: Send + 'static>(
     });
     match tokio::time::timeout(TIMEOUT, asking).await {
         Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
-        // The thread panicked or still waits: either way there is no answer.
+        // Also if the thread has panicked, which is reported as no answer.
         Ok(Err(_)) | Err(_) => Err(ControlError::Timeout { request }),
     }
 }

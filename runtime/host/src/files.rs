@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of one VM: sockets, logs, its report; and what they say when it has ended.
+//! The files of one VM: sockets, logs, exit report. Also tells from them why a VM has ended.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use bulkhead_vmm::report::ExitReport;
 
 /// How many lines of a guest's console an error shows.
 const CONSOLE_LINES: usize = 20;
-/// The end of the console that is looked at for them.
+/// Only the end of the console's log is read for them.
 const CONSOLE_BYTES: u64 = 16 << 10;
 
 /// The files of one VM, all in one directory.
@@ -24,12 +24,12 @@ impl Files {
         &self.0
     }
 
-    // Short names: the path of a unix socket has at most 107 bytes.
+    // The names are short, because the path of a unix socket has at most 107 bytes.
     pub fn vsock(&self) -> PathBuf {
         self.0.join("vsock")
     }
 
-    /// Where the guest's connections to host port `port` arrive.
+    /// The socket at which the guest's connections to port `port` of the host arrive.
     pub fn vsock_port(&self, port: u32) -> PathBuf {
         self.0.join(format!("vsock_{port}"))
     }
@@ -46,12 +46,12 @@ impl Files {
         self.0.join("exit.json")
     }
 
-    /// What the VMM prints.
+    /// The VMM's output.
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("vmm.log")
     }
 
-    /// What the file server prints.
+    /// The file server's output.
     pub fn share_log(&self) -> PathBuf {
         self.0.join("share.log")
     }
@@ -89,7 +89,7 @@ pub fn last_lines(path: &Path, count: usize) -> String {
         let length = file.metadata().map_or(0, |metadata| metadata.len());
         let start = length.saturating_sub(CONSOLE_BYTES);
         if file.seek(SeekFrom::Start(start)).is_ok() {
-            // What can be read is shown.
+            // An error is ignored: what could be read is shown.
             let _ = file.take(CONSOLE_BYTES).read_to_end(&mut bytes);
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A running VM with an agent that answers, as pods hold it.
+//! The guest of a pod, as the daemon sees it: a running VM with its agent and files.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use bulkhead_guest::agent::Agent;
 use crate::files::Files;
 use crate::process::VmmProcess;
 
-/// A running VM with an agent that answers.
+/// A running VM whose agent answers.
 #[derive(Clone, Debug)]
 pub struct Guest {
     pub process: Arc<VmmProcess>,
@@ -17,7 +17,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The agent is reached through the socket among the files.
+    /// Makes the guest. Its agent is reached through the vsock socket in `files`.
     pub fn new(process: Arc<VmmProcess>, files: Files) -> Self {
         Self {
             process,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a directory to a VM whose agent answers, or back to one that lives already.
+//! Starts VMs and waits for their agents, or adopts running ones.
 //!
-//! A VMM is started in two steps. [`Launcher::spawn`] makes the process, which waits for its configuration; the
-//! caller writes down its identity; [`Starting::boot`] gives it the configuration and waits for the agent. A
-//! daemon that dies in between leaves a VMM that reads an end of file and ends.
+//! A VMM is started in two steps. [`Launcher::spawn`] makes the process, which waits for its configuration. Then the
+//! caller stores its identity, and [`Starting::boot`] sends the configuration and waits for the agent. If the daemon
+//! dies in between, the VMM reads an end of file instead of the configuration and ends.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,23 +28,23 @@ use crate::guest::Guest;
 use crate::patience::{Limits, Scheduled, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
 
-/// Where the TAP's descriptor is in the VMM.
+/// The number of the TAP's file descriptor in the VMM.
 const TAP_FD: i32 = 3;
-/// Every guest has the same address: the vsock device is in the VMM, and no two guests share one.
+/// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.
 const GUEST_CID: u32 = 3;
-/// How many times longer than on a CPU of its own a boot may take: 60 s become kubelet's four minutes.
+/// By what factor a boot may take longer if it must share its CPU. It makes kubelet's four minutes of the default 60 s.
 const STARVED: u32 = 4;
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 
-/// An error on the way to a running guest. A failed boot says at which stage, and shows the console.
+/// An error while a VM starts. A boot that failed names the stage and shows the end of the guest's console.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("prepare the VM's files in {path}")]
     Files { path: PathBuf, source: io::Error },
     #[error("start {program}")]
     Spawn { program: PathBuf, source: io::Error },
-    #[error("hand the VM's descriptors over: {0}")]
+    #[error("pass file descriptors to the VMM: {0}")]
     Descriptors(String),
     #[error("give the VMM its configuration")]
     Configure(#[source] io::Error),
@@ -61,7 +61,7 @@ pub enum LaunchError {
         limit: String,
         console: String,
     },
-    #[error("the agent's first words make no sense")]
+    #[error("the agent's first message is not valid")]
     Ready(#[source] io::Error),
     #[error("look for the VMM process {pid} of an earlier daemon")]
     Adopt { pid: i32, source: io::Error },
@@ -75,17 +75,17 @@ pub struct Launcher {
     pub initramfs: PathBuf,
     pub extra_cmdline: String,
     pub ready_timeout: Duration,
-    /// Who the VMM becomes: user and group.
+    /// The user and group to which the VMM switches.
     pub run_as: Option<(u32, u32)>,
 }
 
-/// What is particular about one VM.
+/// What is different for each VM.
 #[derive(Debug)]
 pub struct Machine {
-    /// All that it can have, and those that start.
+    /// The most CPUs that it can have, and how many it boots with.
     pub vcpus: u8,
     pub boot_vcpus: u8,
-    /// At the boot, and at most.
+    /// Memory at the boot, and the most that it can have.
     pub memory_mib: u32,
     pub memory_max_mib: u32,
     pub scratch: PathBuf,
@@ -99,7 +99,7 @@ pub struct Net {
     pub mtu: u16,
 }
 
-/// A VMM that waits for its configuration. Dropped without a boot, it ends.
+/// A VMM that waits for its configuration. If this is dropped without a boot, the VMM ends.
 #[derive(Debug)]
 pub struct Starting {
     process: Arc<VmmProcess>,
@@ -111,7 +111,7 @@ pub struct Starting {
 }
 
 impl Launcher {
-    /// Starts the process of a VM with its files in `files`, a directory that exists.
+    /// Starts the VMM process of a VM. The directory `files` must exist.
     pub fn spawn(&self, files: Files, machine: Machine) -> Result<Starting, LaunchError> {
         let config = self.config(&files, &machine);
         let prepared = self.prepare(&files);
@@ -132,7 +132,7 @@ impl Launcher {
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(errors)
-            // A signal to the daemon's group, as Ctrl-C is, does not reach it.
+            // In its own process group, so that Ctrl-C, which goes to the daemon's group, does not end it.
             .process_group(0);
         let taps = machine.net.map(|net| FdMapping {
             parent_fd: net.tap,
@@ -160,12 +160,12 @@ impl Launcher {
         })
     }
 
-    /// How long a boot may take in all, if who waits for it has no limit: others may have most of the CPU.
+    /// How long a boot may take if its caller has no time limit. This includes time in which others used the CPU.
     pub fn longest(&self) -> Duration {
         self.ready_timeout.saturating_mul(STARVED)
     }
 
-    /// Finds the VM that an earlier daemon started; `None` if it is gone.
+    /// Finds the VM that an earlier daemon started. `None` if it has ended.
     pub fn adopt(&self, files: Files, identity: Identity) -> Result<Option<Guest>, LaunchError> {
         let found = VmmProcess::adopt(identity).map_err(|source| LaunchError::Adopt {
             pid: identity.pid,
@@ -202,13 +202,13 @@ impl Launcher {
         }
     }
 
-    /// Listens where the agent will report, and opens the file for what the VMM prints.
+    /// Listens on the socket to which the agent connects when it is ready, and opens the file for the VMM's output.
     fn prepare(&self, files: &Files) -> io::Result<(UnixListener, File)> {
         let socket = files.vsock_port(READY_PORT);
         let ready = UnixListener::bind(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
         if let Some((uid, gid)) = self.run_as {
-            // It connects, and makes its sockets, as who it has become.
+            // The VMM connects to this socket, and makes its own ones, after it has switched to that user.
             std::os::unix::fs::chown(&socket, Some(uid), Some(gid))?;
             std::os::unix::fs::chown(files.directory(), Some(uid), Some(gid))?;
         }
@@ -223,8 +223,8 @@ impl Starting {
         &self.process
     }
 
-    /// Lets the VM run and waits for its agent, until `until` at most. On an error the process has been killed; after a
-    /// drop it is the caller who kills it.
+    /// Boots the VM and waits for its agent, but not longer than `until`. After an error, the process has been killed.
+    /// If the future is dropped, the caller must kill it.
     pub async fn boot(self, until: Instant) -> Result<Guest, LaunchError> {
         let process = Arc::clone(&self.process);
         let booted = self.boot_steps(until).await;
@@ -250,7 +250,7 @@ impl Starting {
         let (mut stream, _) = accepted.map_err(LaunchError::Ready)?;
         let words = connect::read_message::<Ready>(&mut stream, READY_BYTES);
         let words = watch
-            .step("waiting for the agent's first words", words)
+            .step("waiting for the agent's first message", words)
             .await?
             .map_err(LaunchError::Ready)?;
         tracing::info!(
@@ -259,13 +259,14 @@ impl Starting {
             agent = bounded(&words.agent_version),
             "guest ready"
         );
-        // Only the VMM's end counts as the end: an adopted guest has no such connection.
+        // The connection is kept but not watched. Only the end of the VMM counts, because an adopted guest has no such
+        // connection.
         tokio::spawn(hold(stream, Arc::clone(&self.process)));
         Ok(Guest::new(self.process, self.files))
     }
 }
 
-/// Looks after a boot: whether its VM lives, and has not had its time.
+/// Watches a boot: whether its VM still runs, and whether it is within its time limits.
 struct Watch<'a> {
     process: &'a VmmProcess,
     files: &'a Files,
@@ -283,7 +284,7 @@ impl Watch<'_> {
         loop {
             let again = self.look(stage)?;
             tokio::select! {
-                // A VMM that died says more than a connection that broke with it.
+                // `biased`, because the VMM's exit report tells more than the connection that broke with it.
                 biased;
                 () = self.process.ended() => return Err(ended(self.files, stage)),
                 done = &mut step => return Ok(done),
@@ -292,7 +293,7 @@ impl Watch<'_> {
         }
     }
 
-    /// When to look again, if it may go on.
+    /// Checks the time limits. Returns when to check again.
     fn look(&self, stage: &'static str) -> Result<Instant, LaunchError> {
         let spent = Spent {
             passed: self.started.elapsed(),
@@ -302,8 +303,8 @@ impl Watch<'_> {
         let all = until.saturating_duration_since(self.started);
         let limit = match judge(&spent, own, all) {
             Verdict::GoOn(passed) => return Ok(self.started + passed),
-            Verdict::Slow => format!("it may take {own:?}, waiting for a CPU not counted"),
-            Verdict::Late => "who asked for it does not wait longer".to_owned(),
+            Verdict::Slow => format!("its limit is {own:?} without waiting for a CPU"),
+            Verdict::Late => "its caller does not wait any longer".to_owned(),
         };
         Err(LaunchError::Timeout {
             stage,
@@ -314,7 +315,7 @@ impl Watch<'_> {
     }
 }
 
-/// Keeps the ready connection open as long as both ends want it.
+/// Keeps the ready connection open until the VMM or the agent ends.
 async fn hold(mut stream: tokio::net::UnixStream, process: Arc<VmmProcess>) {
     let mut sink = tokio::io::sink();
     tokio::select! {
@@ -327,7 +328,8 @@ fn configure(mut input: ChildStdin, config: &VmConfig) -> Result<(), LaunchError
     use std::io::Write;
     let text =
         serde_json::to_vec(config).map_err(|e| LaunchError::Configure(io::Error::other(e)))?;
-    // Far below the capacity of a pipe, so it does not block. A VMM that died is found by who waits for it.
+    // The text is far shorter than a pipe's capacity, so this does not block. If the VMM has died, the next step
+    // notices it.
     match input.write_all(&text) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(LaunchError::Configure(e)),
         _ => Ok(()),
@@ -349,7 +351,7 @@ fn console(files: &Files) -> String {
     }
 }
 
-/// Makes the directory of a VM's files, which must be new.
+/// Makes the directory for a VM's files. It is an error if it exists already.
 pub fn make_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(parent) = path.parent() {

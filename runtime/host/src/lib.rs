@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the host does for a pod's microVM: its processes, files and cgroup.
 //!
-//! [`launch`] starts a VMM and waits for its agent ([`patience`] says how long), or adopts one that an earlier daemon
-//! started. [`process`] is the identity and the end of a process, [`control`] the VMM's control socket, [`shares`] the file
-//! server of a guest that has directories of the host. [`cgroup`] bounds all of them, with [`systemd`] where that makes the
-//! host's cgroups; [`usage`] reads what a VM costs; [`probe`] says whether this host can run VMs.
+//! [`launch`] starts a VMM and waits for its agent ([`patience`] decides how long), or adopts one that an earlier
+//! daemon started. [`process`] identifies processes and notices their end, [`control`] is the client of the VMM's
+//! control socket, and [`shares`] starts the file server of a guest with directories of the host. [`cgroup`] limits all
+//! of these, with [`systemd`]'s help if that makes the host's cgroups. [`usage`] reads what a VM uses, and [`probe`]
+//! checks whether this host can run VMs.
 //!
-//! A guest's agent is spoken to by `bulkhead-guest`, below this; pods are above.
+//! The crate `bulkhead-guest`, on which this one depends, talks to the guest's agent. Pods are in the daemon, above
+//! both.
 
 pub mod cgroup;
 pub mod control;

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long a VM may take to boot: a limit on the time that it had, not on the time that passed.
+//! How long a VM may take to boot. The limit does not count the time in which the VM had to wait for a CPU.
 //!
-//! A VM may have little of the host's CPU without being stuck: a BestEffort pod's is in a cgroup of the least weight. The
-//! kernel counts for each thread how long it could have run and had to wait for a CPU (`/proc/PID/task/TID/schedstat`).
-//! Of the time since the start that does not count. What is left is what the boot would have taken on a CPU of its own, so
-//! a guest that loops for ever and one that sleeps for ever meet the same limit, and one that others starve does not. It
-//! meets the end of its caller's patience, which does count all that passes.
+//! A VM may get little CPU time without being stuck: that of a BestEffort pod is in a cgroup with the lowest weight.
+//! The kernel counts for each thread how long it was ready to run and waited for a CPU
+//! (`/proc/PID/task/TID/schedstat`). This time is subtracted from the time since the start. The rest is what the boot
+//! would have taken on its own CPU. So the same limit applies to a guest that loops for ever and to one that sleeps for
+//! ever, but not to one that gets no CPU. For that, only the time limit of the caller applies, which counts all time.
 //!
-//! A kernel without these counters shows zeros: then all time counts.
+//! A kernel without these counters shows zeros. Then all time counts.
 
 use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Between two looks at a VM that could be over its limit, at least.
+/// The least time between two checks of a VM's limits.
 const STEP: Duration = Duration::from_secs(1);
 
-/// What the threads of a process had of the host's CPUs so far.
+/// How long the threads of a process have run on the host's CPUs so far, and how long they have waited for one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scheduled {
     pub on_cpu: Duration,
-    /// Ready to run, and not running.
+    /// The time in which threads were ready to run but did not run.
     pub waiting: Duration,
 }
 
 impl Scheduled {
-    /// All zero of a process that is gone.
+    /// Reads the counters of a process. All are zero if it has ended.
     pub fn of(pid: i32) -> Self {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
         let files = threads
@@ -39,7 +39,7 @@ impl Scheduled {
             .fold(Self::default(), Self::and)
     }
 
-    /// Nanoseconds on a CPU, nanoseconds of waiting for one, and how often it ran.
+    /// Parses schedstat: nanoseconds on a CPU, nanoseconds of waiting for one, and the number of times that it ran.
     fn parse(text: &str) -> Option<Self> {
         let mut numbers = text.split_whitespace().map(str::parse);
         let mut next = || Some(Duration::from_nanos(numbers.next()?.ok()?));
@@ -57,16 +57,16 @@ impl Scheduled {
     }
 }
 
-/// What a boot that took too long has had; says it in the error.
+/// How much time a boot has taken so far. It is shown in the error if that is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent {
-    /// Since the VMM was let run.
+    /// The time since the VMM got its configuration.
     pub passed: Duration,
     pub scheduled: Scheduled,
 }
 
 impl Spent {
-    /// Threads may wait at the same time; more than all that has passed cannot have been waited.
+    /// The time that counts. If several threads waited at the same time, their sum may exceed the time that has passed.
     fn counts(&self) -> Duration {
         self.passed.saturating_sub(self.scheduled.waiting)
     }
@@ -85,24 +85,24 @@ impl fmt::Display for Spent {
 /// The limits of one boot.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Of the time that counts.
+    /// The limit for the time that counts.
     pub own: Duration,
     /// When the boot is given up in any case.
     pub until: Instant,
 }
 
-/// What a look at a boot says.
+/// Whether a boot may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing is over before so much has passed since the start.
+    /// It may go on. No limit can be reached before so much time has passed since the start.
     GoOn(Duration),
-    /// The VM had its time.
+    /// The time that counts has reached its limit.
     Slow,
-    /// It had less, and there is no more.
+    /// The caller's time limit is over, though the time that counts is below its limit.
     Late,
 }
 
-/// Judges a boot that has `spent` so much, and has been given at most `all`.
+/// Decides whether a boot may go on. `own` limits the time that counts, and `all` the time since the start.
 pub fn judge(spent: &Spent, own: Duration, all: Duration) -> Verdict {
     let counts = spent.counts();
     if counts >= own {
@@ -111,7 +111,7 @@ pub fn judge(spent: &Spent, own: Duration, all: Duration) -> Verdict {
     if spent.passed >= all {
         return Verdict::Late;
     }
-    // It cannot have had its time before so much more has passed.
+    // The time that counts cannot reach its limit sooner.
     let left = own.saturating_sub(counts).max(STEP);
     Verdict::GoOn(spent.passed.saturating_add(left).min(all))
 }

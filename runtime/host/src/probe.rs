@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether this host can run VMs: asked of `bulkhead-vmm probe`, which runs a few instructions in a guest.
+//! Checks whether this host can run VMs, with `bulkhead-vmm probe`, which runs a few instructions in a guest.
 //!
-//! A good answer is kept; a bad one is asked for again once it is old, so that the daemon recovers without a restart.
+//! A good result is kept for ever. After a bad result, the probe is repeated when the result is old, so that the daemon
+//! recovers without a restart.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,12 +13,12 @@ use bulkhead_vmm::probe::Verdict;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
-/// How long a bad answer stands.
+/// How long a bad result is kept.
 const BAD_ANSWER: Duration = Duration::from_secs(15);
-/// A software KVM may hang on the probe guest.
+/// How long the probe may take. A KVM that is emulated in software may hang.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The answer to "can this host run VMs?", with its memory.
+/// Checks the host, and remembers the last result.
 #[derive(Debug)]
 pub struct Probe {
     vmm: PathBuf,
@@ -50,13 +51,13 @@ impl Probe {
         answer
     }
 
-    /// Whether what a guest is made of is there.
+    /// Whether the guest's kernel and initramfs can be read.
     pub fn files(&self) -> Result<(), Problem> {
         readable("kernel", &self.kernel)?;
         readable("initramfs", &self.initramfs)
     }
 
-    /// Runs the probe guest, whatever an earlier answer was.
+    /// Runs the probe, whatever the last result was.
     pub async fn kvm(&self) -> Result<(), Problem> {
         let mut command = Command::new(&self.vmm);
         command
@@ -74,7 +75,9 @@ impl Probe {
             }
             Err(_) => {
                 return Err(Problem::new(
-                    format!("the KVM of this host hung on a probe guest for {TIMEOUT:?}"),
+                    format!(
+                        "the probe guest did not end within {TIMEOUT:?}: KVM hangs on this host"
+                    ),
                     "use a host with hardware virtualization",
                 ));
             }
@@ -98,7 +101,7 @@ impl Probe {
                 );
                 Problem::new(
                     cause,
-                    "let `vmm` in the configuration name bulkhead-vmm of this version",
+                    "set `vmm` in the configuration to a bulkhead-vmm of this version",
                 )
             }
         })

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A VMM process: who it is, whether it lives, when it ends.
+//! The process of a VMM or file server: its identity, whether it lives, and when it ends.
 //!
-//! A process id alone is reused; with the start time it is an identity that can be stored and recognized after
-//! a restart. A pidfd tells of the end of a child and of an adopted process alike.
+//! Process ids are reused. But together with the start time they are an identity that can be stored, and recognized
+//! after a restart of the daemon. A pidfd tells when a process ends, both for children and for adopted processes.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,11 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-/// A process that can be recognized later.
+/// The identity of a process, by which it can be recognized later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub pid: i32,
-    /// Clock ticks after boot, field 22 of `/proc/<pid>/stat`.
+    /// The start time in clock ticks since the boot, field 22 of `/proc/<pid>/stat`.
     pub start_ticks: u64,
 }
 
@@ -30,29 +30,30 @@ impl Identity {
 }
 
 impl Identity {
-    /// Whether that process, and not another one with its id, is there.
+    /// Whether this process is alive. Another process with the same id does not count.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_ok_and(|found| found == *self)
     }
 }
 
-/// The name in parentheses may hold anything, so fields are counted after the last one.
+/// Finds the start time. The process name in parentheses may contain anything, so fields are counted after the last
+/// `)`.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A VMM process, a child of ours or adopted.
+/// A process of a VMM or file server, which is a child of the daemon or was adopted.
 #[derive(Debug)]
 pub struct VmmProcess {
     identity: Identity,
     pidfd: AsyncFd<OwnedFd>,
-    /// To be waited for, if it is our child.
+    /// Set if it is a child, which must be waited for.
     child: Mutex<Option<std::process::Child>>,
 }
 
 impl VmmProcess {
-    /// Takes a child that was just started.
+    /// Takes over a child that was just started.
     pub fn of_child(child: std::process::Child) -> io::Result<Self> {
         let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
         let mut process = Self::open(Identity::of(pid)?)?;
@@ -60,14 +61,14 @@ impl VmmProcess {
         Ok(process)
     }
 
-    /// Finds a process of an earlier daemon; `None` if it is gone.
+    /// Finds a process of an earlier daemon. `None` if it has ended.
     pub fn adopt(identity: Identity) -> io::Result<Option<Self>> {
         let process = match Self::open(identity) {
             Ok(process) => process,
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
             Err(e) => return Err(e),
         };
-        // After the pidfd is open the id cannot be reused: look now who it is.
+        // While the pidfd is open, the id cannot be reused. So check the identity after opening it.
         match Identity::of(identity.pid) {
             Ok(found) if found == identity => Ok(Some(process)),
             _ => Ok(None),
@@ -88,27 +89,27 @@ impl VmmProcess {
         self.identity
     }
 
-    /// Returns once the process has ended. May be awaited by many.
+    /// Waits until the process has ended. Several tasks may wait at the same time.
     pub async fn ended(&self) {
-        // An error cannot be waited out; it counts as the end, and who asks looks at the exit report.
+        // An error counts as the end, because waiting again would not help. The caller looks at the exit report.
         let _ready = self.pidfd.readable().await;
         let mut child = self
             .child
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(child) = child.as_mut() {
-            // The exit report says more than the status.
+            // The status is not used: the exit report tells more.
             let _ = child.wait();
         }
         *child = None;
     }
 
-    /// Kills it; an ended process is fine.
+    /// Kills the process. It is no error if it has ended.
     pub fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
     }
 
-    /// Sets how readily the host kills it for memory. Not to inherit the daemon's own protection.
+    /// Sets its OOM score adjustment on the host. A new process must not keep the value that protects the daemon.
     pub fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
         fs::write(
             format!("/proc/{}/oom_score_adj", self.identity.pid),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The file server of a guest: a jailed process that serves host directories by virtio-fs.
 //!
-//! It is started like a VMM, in two steps: [`spawn`] makes the process, the caller writes down its identity,
-//! [`Starting::serve`] lets it enter its jail and joins it to the VMM. [`mounts`] puts shares into its mount
-//! namespace while it runs; it never opens a path of the host itself. It lives on when the daemon restarts, and ends
-//! with its VMM.
+//! It is started in two steps, like a VMM: [`spawn`] makes the process, then the caller stores its identity, and
+//! [`Starting::serve`] lets it enter its jail and connects it to the VMM. [`mounts`] adds shares to its mount namespace
+//! while it runs; it never opens a path of the host itself. It keeps running when the daemon restarts, and ends with
+//! its VMM.
 
 pub mod mounts;
 
@@ -27,11 +27,11 @@ use crate::control;
 use crate::files::{Files, last_lines};
 use crate::process::VmmProcess;
 
-/// Where the socket's descriptor is in the file server.
+/// The number of the socket's file descriptor in the file server.
 const SOCKET_FD: i32 = 3;
 /// How long it may take to enter its jail.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many of its last words an error has.
+/// How many lines of its log an error shows.
 const LAST_LINES: usize = 3;
 
 /// An error about host directories of a guest.
@@ -40,20 +40,20 @@ pub enum ShareError {
     #[error("share {path} with the guest")]
     Source { path: PathBuf, source: io::Error },
     #[error(
-        "{path} cannot be shared with a guest: it is {what}, only directories and regular files can"
+        "{path} cannot be shared with a guest: it is {what}; only directories and regular files can be shared"
     )]
     Kind { path: PathBuf, what: &'static str },
     #[error(
-        "{path} is not on a mount of the host that is shared or a slave, so the host's later mounts cannot come \
-         through (HOST_TO_CONTAINER): make it one with `mount --make-rshared`, or mount it PRIVATE"
+        "{path} is on a mount of the host that is neither shared nor a slave, so the container cannot see later mounts \
+         of the host (HOST_TO_CONTAINER): run `mount --make-rshared` on it, or mount it PRIVATE"
     )]
     NotPropagated { path: PathBuf },
-    #[error("{path} cannot be read-only recursively and follow the host's later mounts")]
+    #[error("{path} cannot be recursively read-only and also show later mounts of the host")]
     Contradiction { path: PathBuf },
-    #[error("{0} directories are shared with this guest already, more are not possible")]
+    #[error("{0} directories are already shared with this guest, and more are not possible")]
     TooMany(usize),
     #[error(
-        "the file server of this guest has ended, its directories fail with EIO: remove the sandbox"
+        "the file server of this guest has ended, so its shared directories fail with EIO: remove the sandbox"
     )]
     Ended,
     #[error("file server: {step}{said}")]
@@ -62,22 +62,22 @@ pub enum ShareError {
         source: io::Error,
         said: String,
     },
-    #[error("join the file server to the VM")]
+    #[error("connect the file server to the VM")]
     Join(#[from] control::ControlError),
 }
 
-/// A file server that waits for its configuration. Dropped, it ends.
+/// A file server that waits for its configuration. If this is dropped, the file server ends.
 #[derive(Debug)]
 pub struct Starting {
     process: Arc<VmmProcess>,
     input: ChildStdin,
     output: ChildStdout,
-    /// The VMM's end.
+    /// The VMM's end of the connection.
     socket: UnixStream,
     files: Files,
 }
 
-/// Starts the process for the guest whose files are `files`.
+/// Starts the file server of the guest whose files are `files`.
 pub fn spawn(program: &Path, files: Files) -> Result<Starting, ShareError> {
     let failed = |source| server(&files, "start it", source);
     let (socket, servers) = UnixStream::pair().map_err(failed)?;
@@ -121,7 +121,7 @@ impl Starting {
         &self.process
     }
 
-    /// Lets it serve. On an error the process has been killed.
+    /// Sends the configuration and waits until the file server serves. After an error, the process has been killed.
     pub async fn serve(self) -> Result<(), ShareError> {
         let process = Arc::clone(&self.process);
         let served = self.serve_steps().await;
@@ -148,17 +148,17 @@ impl Starting {
             socket_fd: SOCKET_FD,
         };
         let text = serde_json::to_vec(&config).map_err(io::Error::other);
-        // Far below the capacity of a pipe.
+        // The text is far shorter than a pipe's capacity, so this does not block.
         let given = text.and_then(|text| input.write_all(&text));
-        given.map_err(failed("give it its configuration"))?;
+        given.map_err(failed("send it the configuration"))?;
         drop(input);
         let output = tokio::process::ChildStdout::from_std(output);
-        let mut output = output.map_err(failed("listen to it"))?;
+        let mut output = output.map_err(failed("read its output"))?;
         let mut word = [0; READY.len()];
         let heard = tokio::time::timeout(READY_TIMEOUT, output.read_exact(&mut word)).await;
         match heard {
             Ok(Ok(_)) if word == READY => {}
-            Ok(Ok(_)) => return Err(failed("its first word")(io::ErrorKind::InvalidData.into())),
+            Ok(Ok(_)) => return Err(failed("its answer")(io::ErrorKind::InvalidData.into())),
             Ok(Err(e)) => return Err(failed("it ended before it was ready")(e)),
             Err(_) => return Err(failed("wait for it")(io::ErrorKind::TimedOut.into())),
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only unsafe code of this crate: a descriptor given to tokio's reactor, and a system call of mounts.
+//! The only unsafe code of this crate: registering a file descriptor with tokio, and the system call `mount_setattr`.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -7,26 +7,26 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Waits for `descriptor` to become readable; call inside a tokio runtime.
+/// Registers `descriptor` with tokio, to wait until it is readable. Call this inside a tokio runtime.
 pub fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open until it is dropped, is always the same descriptor, and is owned by the `AsyncFd`.
     let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     Ok(registered?)
 }
 
-/// What a mount is made to be, for [`set_mount`].
+/// A change of a mount's attributes, for [`set_mount`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MountChange {
-    /// `MOUNT_ATTR_*`
+    /// The `MOUNT_ATTR_*` flags to set, and in `clear` those to clear.
     pub set: u64,
     pub clear: u64,
-    /// `MS_PRIVATE` or `MS_SLAVE`; 0 leaves it.
+    /// `MS_PRIVATE` or `MS_SLAVE`; 0 leaves it unchanged.
     pub propagation: u64,
-    /// The mounts below it too.
+    /// Whether to change the mounts below it too.
     pub recursive: bool,
 }
 
-/// `mount_setattr(2)` on the mount that `tree` is the root of.
+/// Calls `mount_setattr(2)` for the mount whose root is `tree`.
 pub fn set_mount(tree: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: change.set,

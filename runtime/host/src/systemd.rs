@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Transient scopes: the units of VMs where systemd makes the host's cgroups.
+//! Transient scopes: the systemd units of VMs, if systemd makes the host's cgroups.
 //!
-//! Below systemd's slices nobody else may make cgroups, but a scope with `Delegate=yes` is ours inside. It belongs to
-//! systemd and not to the daemon's service, so a VM lives on when that is restarted. Each call has a connection of its own:
-//! there is nothing to repair after D-Bus or systemd were started anew. The rules: systemd's `CGROUP_DELEGATION.md`,
-//! org.freedesktop.systemd1(5).
+//! Below systemd's slices nobody else may make cgroups. But in a scope with `Delegate=yes` the daemon may. A scope is
+//! not part of the daemon's service, so a VM keeps running when that is restarted. Each call makes a new connection, so
+//! nothing needs to be repaired after a restart of D-Bus or systemd. The rules are in systemd's `CGROUP_DELEGATION.md`
+//! and in org.freedesktop.systemd1(5).
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
-/// For a whole call, the end of its job included. kubelet gives RunPodSandbox four minutes.
+/// How long a call may take, including its job. For comparison: kubelet gives RunPodSandbox four minutes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why systemd did not do what it was asked for.
+/// Why a call to systemd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     #[error(
-        "connect to systemd over D-Bus at {BUS} (Debian's package dbus); where systemd does not make the cgroups of pods, say cgroup_driver = \
-         \"cgroupfs\" in the configuration"
+        "connect to systemd over D-Bus at {BUS} (Debian package dbus); if systemd does not make the cgroups of pods, set \
+         cgroup_driver = \"cgroupfs\" in the configuration"
     )]
     Connect(#[source] zbus::Error),
     #[error("systemd: {call} {unit}")]
@@ -59,13 +59,13 @@ pub struct Scope<'a> {
     /// The name of the slice that it is in.
     pub slice: &'a str,
     pub description: &'a str,
-    /// Among those in the slice, on cgroup v2's scale.
+    /// Its CPU weight among the units of the slice, on the scale of cgroup v2.
     pub cpu_weight: u64,
-    /// Who is in it.
+    /// The process that is moved into it.
     pub pid: u32,
 }
 
-/// The way to the host's systemd.
+/// The client of the host's systemd.
 #[derive(Clone, Debug)]
 pub struct Systemd {
     bus: String,
@@ -80,13 +80,13 @@ impl Systemd {
         }
     }
 
-    /// Makes a scope with its process in it, and waits until it is there.
+    /// Makes a scope, with its process in it, and waits until that is done.
     pub async fn start(&self, scope: &Scope<'_>) -> Result<(), SystemdError> {
         let properties = vec![
             ("Description", Variant::from(scope.description)),
             ("Slice", Variant::from(scope.slice)),
             ("Delegate", Variant::from(true)),
-            // As the scopes of other runtimes: kubelet's shutdown of the node ends pods, not systemd's.
+            // As in other runtimes: when the node shuts down, kubelet ends the pods, not systemd.
             ("DefaultDependencies", Variant::from(false)),
             ("CollectMode", Variant::from("inactive-or-failed")),
             ("CPUWeight", Variant::from(scope.cpu_weight)),
@@ -98,7 +98,7 @@ impl Systemd {
         self.job("StartTransientUnit", scope.unit, &body).await
     }
 
-    /// Stops a unit. One that is gone is fine.
+    /// Stops a unit. A unit that does not exist is no error.
     pub async fn stop(&self, unit: &str) -> Result<(), SystemdError> {
         match self.job("StopUnit", unit, &(unit, "replace")).await {
             Err(SystemdError::Call {
@@ -119,7 +119,7 @@ impl Systemd {
         .await
     }
 
-    /// Asks for a job and waits for its end.
+    /// Calls a method that starts a job, and waits for the end of the job.
     async fn job<B>(&self, name: &'static str, unit: &str, body: &B) -> Result<(), SystemdError>
     where
         B: serde::Serialize + DynamicType,
@@ -137,12 +137,12 @@ impl Systemd {
                 .interface(MANAGER)
                 .member("JobRemoved")
                 .arg(2, unit);
-            // Others on the bus could say it too.
+            // Accept the signal only from systemd, because others on the bus could send it too.
             let rule = match bus.is_bus() {
                 true => rule.sender(NAME),
                 false => rule,
             };
-            // Before the call: the job may end before its answer is here.
+            // Subscribe before the call, because the job may end before the answer to the call arrives.
             let rule = rule.build().map_err(failed)?;
             let ends = MessageStream::for_match_rule(rule, &bus, None).await;
             let mut ends = ends.map_err(failed)?;
@@ -189,7 +189,7 @@ impl Systemd {
         }
     }
 
-    /// Over the system's bus: what systemd says on its private socket is not quite D-Bus, which zbus refuses.
+    /// Connects over the system bus. systemd's private socket deviates from D-Bus, and zbus refuses it.
     async fn connect(&self) -> Result<Connection, SystemdError> {
         let bus = Builder::address(self.bus.as_str()).build().await;
         bus.map_err(SystemdError::Connect)

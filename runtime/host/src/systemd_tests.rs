@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Against a systemd of our own on a bus of our own. The real one: tests/tests/e2e/systemd.rs.
+//! Tests with a fake systemd on a private bus. tests/tests/e2e/systemd.rs tests with the real one.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -113,7 +113,7 @@ impl Manager {
 }
 
 impl Manager {
-    /// The job ends before the call has its answer, after one of another's for the same unit.
+    /// Ends the job before the call is answered, and before that ends another job of the same unit.
     async fn end(&self, emitter: &SignalEmitter<'_>, unit: &str) -> ObjectPath<'static> {
         let path = |number| ObjectPath::try_from(format!("{PATH}/job/{number}")).unwrap();
         for (number, result) in [(6, "canceled"), (7, self.result)] {
@@ -231,7 +231,7 @@ async fn a_job_that_fails_says_so() {
 async fn a_refusal_is_told_and_a_unit_that_is_gone_is_stopped() {
     let directory = tempfile::tempdir().unwrap();
     let bus = Bus::start(directory.path());
-    // Nobody has systemd's name here.
+    // No service with systemd's name is on this bus.
     let systemd = Systemd {
         bus: bus.address.clone(),
         patience: Duration::from_secs(10),

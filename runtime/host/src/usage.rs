@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a VM costs the host: its cgroup's files, or its process where it has none of its own.
+//! What a VM uses on the host: read from its cgroup or, if it has none, from its process.
 
 use std::fs;
 use std::path::Path;
 
-/// Clock ticks a second in `/proc/<pid>/stat`: USER_HZ, which is 100 wherever KVM runs.
+/// One clock tick in `/proc/<pid>/stat`. USER_HZ is 100 on all platforms with KVM that we support.
 const TICKS_NS: u64 = 10_000_000;
 
-/// Counted by the host, so true whatever the guest says.
+/// The usage as the host counts it, so the guest cannot falsify it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostUsage {
     pub cpu_ns: u64,
     pub memory_bytes: u64,
-    /// Page cache that the host can drop at once.
+    /// Page cache that the host can reclaim at once.
     pub inactive_file_bytes: u64,
     pub anon_bytes: u64,
     pub page_faults: u64,
     pub major_page_faults: u64,
-    /// `None`: the host does not count, or there is no cgroup.
+    /// `None` if the host does not count it, or the VM has no cgroup.
     pub pressure: Option<HostPressure>,
 }
 
@@ -28,14 +28,14 @@ pub struct HostPressure {
     pub io: Stall,
 }
 
-/// Some and full.
+/// Pressure on one resource: the time in which some tasks were stalled, and that in which all were.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stall {
     pub some: StallLine,
     pub full: StallLine,
 }
 
-/// Averages are percentages of 10, 60 and 300 seconds.
+/// A line of a pressure file. The averages are percentages of the last 10, 60 and 300 seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StallLine {
     pub averages: [f64; 3],
@@ -43,7 +43,7 @@ pub struct StallLine {
 }
 
 impl HostUsage {
-    /// Reads the VM's own cgroup, which must account; else what /proc says of the process `pid`.
+    /// Reads the VM's own cgroup. If there is none, or it lacks the controllers, reads /proc of the process `pid`.
     pub fn read(cgroup: Option<&Path>, pid: i32) -> Self {
         cgroup
             .and_then(Self::of_cgroup)
@@ -74,7 +74,7 @@ impl HostUsage {
     fn of_process(directory: &Path) -> Self {
         let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
         let stat = read("stat");
-        // The name in parentheses may hold anything, so fields are counted after the last one.
+        // The process name in parentheses may contain anything, so fields are counted after the last `)`.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let fields: Vec<u64> = fields
             .split_whitespace()
@@ -98,13 +98,13 @@ impl HostUsage {
         }
     }
 
-    /// What the kernel cannot drop at once, as cAdvisor has it.
+    /// The working set as cAdvisor defines it: memory that the kernel cannot reclaim at once.
     pub fn working_set_bytes(&self) -> u64 {
         self.memory_bytes.saturating_sub(self.inactive_file_bytes)
     }
 }
 
-/// A line `key value`.
+/// The value in a line `key value`.
 fn value(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         line.strip_prefix(key)?
@@ -115,7 +115,8 @@ fn value(text: &str, key: &str) -> Option<u64> {
     })
 }
 
-/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same of full.
+/// Parses a pressure file, which has the line `some avg10=0.00 avg60=0.00 avg300=0.00 total=0` and a similar one for
+/// full.
 fn stall(text: &str) -> Stall {
     let line = |kind: &str| {
         let words = text.lines().find_map(|line| line.strip_prefix(kind));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Looks at the host: privilege, /dev/net/tun, cgroups, disk, clock.
+//! Checks of the host: privilege, /dev/net/tun, cgroups, disk, clock.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,10 +9,10 @@ use bulkhead_text::Problem;
 
 const TUN: &str = "/dev/net/tun";
 const CGROUPS: &str = "/sys/fs/cgroup/cgroup.controllers";
-/// Less than this is gone before the first image is here.
+/// With less free space than this, not even the first image fits.
 const MIN_FREE_BYTES: u64 = 1 << 30;
 const MIN_FREE_FILES: u64 = 1000;
-/// What a clock may be behind our own program's file, which is never from the future.
+/// How far the clock may be behind the modification time of our own program's file.
 const CLOCK_SLACK: Duration = Duration::from_secs(24 * 3600);
 
 pub fn privilege() -> Result<String, Problem> {
@@ -25,7 +25,7 @@ pub fn privilege() -> Result<String, Problem> {
     ))
 }
 
-/// Opening it asks the driver, not only the file.
+/// Checks /dev/net/tun by opening it, because the file may exist without the driver.
 pub fn tun() -> Result<String, Problem> {
     match File::options().read(true).write(true).open(TUN) {
         Ok(_) => Ok(format!("{TUN} opens")),
@@ -36,7 +36,7 @@ pub fn tun() -> Result<String, Problem> {
     }
 }
 
-/// Pods run without cgroup v2, but nothing accounts for them then.
+/// Checks cgroup v2. Pods also run without it, but then their resources are neither limited nor counted.
 pub fn cgroups(parent: Option<&Path>) -> Result<String, Problem> {
     let Some(parent) = parent else {
         return Ok("not used: cgroup_parent is empty".to_owned());
@@ -60,7 +60,7 @@ pub fn cgroups(parent: Option<&Path>) -> Result<String, Problem> {
     ))
 }
 
-/// The state directory need not be there yet; then its nearest ancestor says how much room there is.
+/// Checks the free space of the state directory. If it does not exist yet, its nearest existing ancestor is checked.
 pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
     let existing = state_dir
         .ancestors()
@@ -70,7 +70,7 @@ pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
     let remedy = "free some space, or set `state_dir` to a larger file system";
     let statistics = rustix::fs::statvfs(existing).map_err(|e| {
         Problem::new(
-            format!("ask for the space of {}: {e}", existing.display()),
+            format!("read the free space of {}: {e}", existing.display()),
             remedy,
         )
     })?;
@@ -85,7 +85,7 @@ pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
             remedy,
         ));
     }
-    // Some file systems do not count files.
+    // Some file systems have no fixed number of inodes and report 0.
     if statistics.f_files > 0 && statistics.f_favail < MIN_FREE_FILES {
         let free = statistics.f_favail;
         return Err(Problem::new(
@@ -100,7 +100,7 @@ pub fn disk(state_dir: &Path, scratch_bytes: u64) -> Result<String, Problem> {
     ))
 }
 
-/// Guests take their time from here, and certificates are judged by it.
+/// Checks the clock, because guests take their time from it, and certificates are checked against it.
 pub fn clock() -> Result<String, Problem> {
     let written = std::env::current_exe()
         .and_then(fs::metadata)
@@ -108,7 +108,7 @@ pub fn clock() -> Result<String, Problem> {
     match written {
         Ok(written) => compare_clock(SystemTime::now(), written),
         Err(e) => Err(Problem::new(
-            format!("look at our own program: {e}"),
+            format!("read the modification time of our own program: {e}"),
             "run it from a file",
         )),
     }
@@ -125,7 +125,7 @@ fn compare_clock(now: SystemTime, program_written: SystemTime) -> Result<String,
         / (24 * 3600);
     Err(Problem::new(
         format!("the clock is {behind} days before this program was made"),
-        "set it (ntpd, chrony, systemd-timesyncd): guests and certificates go by it",
+        "set it (ntpd, chrony, systemd-timesyncd): guests and certificates depend on it",
     ))
 }
 

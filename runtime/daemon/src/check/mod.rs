@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead check`: can this machine run pods, and if not, why and what to do.
+//! `bulkhead check`: tells whether this machine can run pods and, if not, why and what to do.
 //!
-//! Looks and changes nothing; the daemon need not run. Each look is a function of its own in [`host`].
+//! It changes nothing, and the daemon need not run. Most checks are functions in [`host`].
 
 mod host;
 
@@ -13,14 +13,14 @@ use serde::Serialize;
 
 use crate::config::Config;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     name: &'static str,
     ok: bool,
     /// What was found.
     found: String,
-    /// Empty if all is well.
+    /// What to do; empty if the check passed.
     remedy: String,
 }
 
@@ -43,7 +43,7 @@ impl Finding {
     }
 }
 
-/// Prints what was found; succeeds only if all is well.
+/// Runs all checks and prints their results. The exit code is success only if all have passed.
 pub async fn run(config: &Config, json: bool) -> ExitCode {
     let findings = look(config).await;
     let ok = findings.iter().all(|finding| finding.ok);

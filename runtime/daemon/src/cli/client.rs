@@ -12,10 +12,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::CliError;
 
-/// ExecSync's output is bounded by the daemon; lists are not.
+/// The longest answer that is accepted. Lists can be long; the daemon bounds only the output of ExecSync.
 const ANSWER_BYTES: usize = 256 << 20;
 
-/// Cheap to clone; all clones share the connection.
+/// A client of both services. Clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     pub runtime: RuntimeServiceClient<Channel>,
@@ -33,7 +33,7 @@ impl Client {
                     .map(TokioIo::new)
             }
         };
-        // The address is a formality: the connector knows the socket.
+        // An address is required but not used: the connector opens the socket.
         let channel = Endpoint::from_static("http://bulkhead")
             .connect_with_connector(tower::service_fn(connect))
             .await
@@ -48,7 +48,7 @@ impl Client {
         })
     }
 
-    /// The status of a container by id or a beginning of it.
+    /// The status of a container, found by its id or a unique prefix of it.
     pub async fn container(&mut self, id: &str) -> Result<cri::ContainerStatus, CliError> {
         let request = cri::ContainerStatusRequest {
             container_id: id.to_owned(),
@@ -60,7 +60,7 @@ impl Client {
     }
 }
 
-/// Says of an RPC's error what was tried.
+/// Adds to the error of an RPC what was tried.
 pub fn failed(what: impl Into<String>) -> impl FnOnce(Status) -> CliError {
     let what = what.into();
     move |status| CliError::Call {

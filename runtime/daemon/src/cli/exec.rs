@@ -8,7 +8,7 @@ use bulkhead_proto::cri;
 use super::client::{Client, failed};
 use super::{CliError, exit_code};
 
-/// Runs `command` in a container, shows what it wrote, and tells its exit code.
+/// Runs `command` in a container, prints its output when it has ended, and returns its exit code.
 pub async fn exec(
     client: &mut Client,
     container: String,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead ps` and `bulkhead images`: tables.
+//! `bulkhead ps` and `bulkhead images`: print tables.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -10,11 +10,11 @@ use indicatif::{DecimalBytes, HumanDuration};
 use super::CliError;
 use super::client::{Client, failed};
 
-/// As much of an id as people want to see; it is taken as the whole wherever it is the only one.
+/// How many digits of an id are shown. Commands accept such a prefix instead of the whole id if it is unique.
 const SHORT_ID: usize = 13;
 const NONE: &str = "-";
 
-/// A row per container, and one for each pod that has none.
+/// Prints a row for each container, and one for each pod without containers.
 pub async fn pods(client: &mut Client, all: bool) -> Result<(), CliError> {
     let pods = client
         .runtime
@@ -99,7 +99,7 @@ fn container_state(state: cri::ContainerState) -> &'static str {
     }
 }
 
-/// A row per name.
+/// Prints a row for each name of an image.
 pub async fn images(client: &mut Client) -> Result<(), CliError> {
     let images = client
         .images
@@ -133,14 +133,15 @@ fn short(id: &str) -> String {
     id.chars().take(SHORT_ID).collect()
 }
 
-/// Since a time in nanoseconds after 1970.
+/// The time that has passed since `created_at`, which is in nanoseconds since 1970.
 fn age(created_at: i64) -> String {
     let created = Duration::from_nanos(u64::try_from(created_at).unwrap_or(0));
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     HumanDuration(now.saturating_sub(created)).to_string()
 }
 
-/// Columns as wide as their widest cell. Control characters of strangers do not reach the terminal.
+/// Formats a table with columns as wide as their widest cell. Control characters, which may come from untrusted names,
+/// are replaced, so that they do not reach the terminal.
 fn table(rows: &[Vec<String>]) -> String {
     let clean = |cell: &String| cell.replace(char::is_control, "?");
     let rows: Vec<Vec<String>> = rows

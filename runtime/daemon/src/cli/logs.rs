@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead logs`: reads the file that the daemon writes, CRI's log format, and follows it over a rotation.
+//! `bulkhead logs`: reads the log file that the daemon writes in CRI's format, and follows it across a rotation.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,10 +12,10 @@ use bulkhead_proto::cri;
 use super::CliError;
 use super::client::Client;
 
-/// Between two looks at a log that is followed.
+/// How often to look for new lines in a log that is followed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Prints what a container has written, and with `follow` what it will write.
+/// Prints a container's log. With `follow`, goes on until the container ends.
 pub async fn print(client: &mut Client, container: &str, follow: bool) -> Result<(), CliError> {
     let status = client.container(container).await?;
     if status.log_path.is_empty() {
@@ -29,17 +29,17 @@ pub async fn print(client: &mut Client, container: &str, follow: bool) -> Result
     log.copy()
 }
 
-/// A log file, read as far as it goes.
+/// Reads a log file and remembers how far it was read.
 #[derive(Debug)]
 pub struct LogReader {
     path: PathBuf,
     file: Option<File>,
-    /// A line whose end is not there yet.
+    /// The last line, if its end was not written yet.
     rest: Vec<u8>,
 }
 
 impl LogReader {
-    /// The file need not be there yet.
+    /// Makes a reader for the file at `path`, which need not exist yet.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -48,14 +48,14 @@ impl LogReader {
         }
     }
 
-    /// Prints until the container has ended, and tells how.
+    /// Prints the log until the container has ended. Returns the container's last status.
     pub async fn follow(
         &mut self,
         client: &mut Client,
         id: &str,
     ) -> Result<cri::ContainerStatus, CliError> {
         loop {
-            // First the state: what an ended container wrote is in the file by then.
+            // Ask for the state before reading: when a container is shown as ended, its log is complete.
             let status = client.container(id).await?;
             self.copy()?;
             if status.state() == cri::ContainerState::ContainerExited {
@@ -79,7 +79,7 @@ impl LogReader {
         stdout.flush().map_err(CliError::Output)
     }
 
-    /// The rest of the file, and then what of it stands in a new file of the name.
+    /// Reads the rest of the open file. If the log was rotated, also reads the new file.
     fn read_new(&mut self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         if let Some(file) = &mut self.file {
@@ -97,7 +97,7 @@ impl LogReader {
 fn open_new(path: &Path, open: Option<&File>) -> io::Result<Option<File>> {
     let file = match File::open(path) {
         Ok(file) => file,
-        // Not there yet, or on its way from one name to the other.
+        // It does not exist yet, or the log is being rotated.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
@@ -111,7 +111,8 @@ fn open_new(path: &Path, open: Option<&File>) -> io::Result<Option<File>> {
     }
 }
 
-/// Prints the text of whole lines to where it came from; tells how many bytes these were.
+/// Prints the text of complete lines to standard output or standard error, where the container wrote them. Returns how
+/// many bytes were used.
 fn print_lines(
     bytes: &[u8],
     stdout: &mut impl Write,

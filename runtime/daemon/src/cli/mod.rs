@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The commands for people without crictl. They speak CRI to the daemon's socket and know nothing else of it.
+//! The commands for people without crictl. They use only CRI, over the daemon's socket.
 
 mod client;
 mod exec;
@@ -16,7 +16,7 @@ use bulkhead_text::chain;
 
 use client::Client;
 
-/// What `docker run` and `podman run` return when they themselves failed.
+/// The exit code if the command itself failed, as in `docker run` and `podman run`.
 const OUR_FAILURE: u8 = 125;
 
 #[derive(Debug, clap::Subcommand)]
@@ -25,7 +25,7 @@ pub enum Command {
     Run(run::Arguments),
     /// List pods and their containers.
     Ps {
-        /// Containers that have ended and pods that are not ready, too.
+        /// Also show containers that have ended and pods that are not ready.
         #[arg(short, long)]
         all: bool,
     },
@@ -35,18 +35,18 @@ pub enum Command {
     Pull { image: String },
     /// Print what a container has written.
     Logs {
-        /// Id or the beginning of one.
+        /// The container's id, or a unique prefix of it.
         container: String,
-        /// Go on until the container ends.
+        /// Follow the log until the container ends.
         #[arg(short, long)]
         follow: bool,
     },
-    /// Run a command in a container; what it writes is shown when it has ended.
+    /// Run a command in a container; its output is printed when it has ended.
     Exec {
-        /// Kill the command after so many seconds.
+        /// Kill the command after this many seconds; 0 means no limit.
         #[arg(long, default_value_t = 0)]
         timeout: i64,
-        /// Id or the beginning of one.
+        /// The container's id, or a unique prefix of it.
         container: String,
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -96,7 +96,7 @@ pub async fn execute(command: Command, socket: &Path) -> ExitCode {
     }
 }
 
-/// The exit code is the container's where there is one.
+/// Runs the command. Returns the container's exit code if there is one.
 async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
     let mut client = Client::connect(socket).await?;
     match command {
@@ -114,7 +114,7 @@ async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
     Ok(0)
 }
 
-/// A container's exit code as a process's.
+/// Converts a container's exit code to that of a process.
 fn exit_code(code: i32) -> u8 {
     u8::try_from(code & 0xff).unwrap_or(OUR_FAILURE)
 }

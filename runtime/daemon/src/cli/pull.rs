@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead pull`, with a progress bar where there is a terminal.
+//! `bulkhead pull`, with a progress bar if the output is a terminal.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::CliError;
 use super::client::{Client, failed, image_spec};
 use crate::cri::PULL_INFO;
 
-/// Between two looks at how far it is.
+/// How often to ask for the progress.
 const LOOK: Duration = Duration::from_millis(150);
 const BAR: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
 
-/// What a verbose `ImageStatus` says of a pull in progress.
+/// The progress of a running pull, from a verbose `ImageStatus`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Progress {
@@ -23,7 +23,7 @@ struct Progress {
     total_bytes: u64,
 }
 
-/// Pulls `image` and tells its id.
+/// Pulls `image` and returns its id.
 pub async fn pull(client: &Client, image: &str) -> Result<String, CliError> {
     let bar = ProgressBar::no_length().with_message(image.to_owned());
     if let Ok(style) = ProgressStyle::with_template(BAR) {
@@ -49,7 +49,7 @@ async fn watch(mut client: Client, image: &str, bar: &ProgressBar) {
             image: Some(image_spec(image)),
             verbose: true,
         };
-        // Only for show: whatever goes wrong here, the pull itself tells.
+        // Errors are ignored: this is only for the progress bar, and the pull itself reports what is wrong.
         let Ok(answer) = client.images.image_status(request).await else {
             continue;
         };

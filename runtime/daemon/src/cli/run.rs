@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead run`: image, pod, container, output, exit code; all but the image removed afterwards.
+//! `bulkhead run`: runs one container in its own pod, prints its output, and removes the pod afterwards.
 //!
 //! ```text
 //! pull ─> RunPodSandbox ─> CreateContainer ─> StartContainer ─> log until it ends ─> StopPodSandbox, RemovePodSandbox
@@ -19,12 +19,12 @@ use crate::cri::{MASKED_PATHS, READONLY_PATHS};
 
 const CONTAINER: &str = "main";
 const LOG: &str = "main.log";
-/// What shells add to the number of the signal that ended a command.
+/// Shells report a command that was ended by a signal as this plus the signal's number.
 const BY_SIGNAL: u8 = 128;
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// The pod's name and host name [default: run- and our process id].
+    /// The pod's name and hostname [default: run- and the process id].
     #[arg(long)]
     name: Option<String>,
     /// Set an environment variable.
@@ -39,7 +39,7 @@ pub struct Arguments {
     /// The most memory that the container may use, in MiB.
     #[arg(short, long, value_name = "MIB", value_parser = clap::value_parser!(i64).range(4..=1 << 20))]
     memory: Option<i64>,
-    /// Say on standard error how long each step took.
+    /// Print on standard error how long each step took.
     #[arg(long)]
     timing: bool,
     image: String,
@@ -48,7 +48,7 @@ pub struct Arguments {
     command: Vec<String>,
 }
 
-/// Runs a container to its end and tells its exit code.
+/// Runs a container until it ends, and returns its exit code.
 pub async fn run(client: &Client, arguments: Arguments) -> Result<u8, CliError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
@@ -142,7 +142,8 @@ impl Run {
         Ok(exit_code(status.exit_code))
     }
 
-    /// A command that is not there or cannot be executed has an exit code all the same: 127 or 126.
+    /// The exit code of a container that could not be started: 127 if the command does not exist, 126 if it cannot be
+    /// executed.
     async fn not_started(&mut self, id: &str, error: tonic::Status) -> Result<u8, CliError> {
         let status = self.client.container(id).await?;
         let error = failed("start container")(error);
@@ -174,7 +175,8 @@ impl Run {
         Ok(())
     }
 
-    /// Whatever has become of it: the pod's name finds it, even where the call that made it was given up.
+    /// Stops and removes the pod. It is found by its label, because after an interrupted RunPodSandbox its id is not
+    /// known.
     async fn remove(&mut self) -> Result<(), CliError> {
         let clock = Clock::start(self.timing);
         let filter = cri::PodSandboxFilter {
@@ -213,7 +215,7 @@ impl Run {
     }
 }
 
-/// Says how long a step took, if anybody wants to know.
+/// Prints how long a step took, if `--timing` was given.
 struct Clock(Option<std::time::Instant>);
 
 impl Clock {
@@ -253,7 +255,7 @@ fn pod_config(arguments: &Arguments, logs: &Path) -> cri::PodSandboxConfig {
     }
 }
 
-/// The command is the first process that it sees.
+/// A PID namespace for the container alone, so that the command is process 1 in it.
 fn own_processes() -> cri::NamespaceOption {
     cri::NamespaceOption {
         pid: cri::NamespaceMode::Container.into(),
@@ -275,7 +277,7 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
             attempt: 0,
         }),
         image: Some(image_spec(&arguments.image)),
-        // As with docker: the image's entrypoint stays, and the command takes the place of its arguments.
+        // As in docker: the command replaces the image's arguments, and the image's entrypoint stays.
         args: arguments.command.clone(),
         envs: arguments
             .env
@@ -292,7 +294,7 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
             security_context: Some(cri::LinuxContainerSecurityContext {
                 namespace_options: Some(own_processes()),
                 run_as_user: arguments.user.map(|value| cri::Int64Value { value }),
-                // What is not said is not confined: this is what kubelet says.
+                // In CRI, what is not set is not restricted. So set what kubelet sets.
                 masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
                 readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),
                 seccomp: Some(cri::SecurityProfile {

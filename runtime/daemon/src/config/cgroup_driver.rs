@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who makes the cgroups of pods: systemd, or kubelet and we ourselves.
+//! Who makes the cgroups of pods: systemd, or kubelet and this daemon directly.
 
 use serde::Deserialize;
 
-/// How kubelet is to make the cgroups of pods; it asks us.
+/// The cgroup driver. kubelet asks for it and uses the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
@@ -12,7 +12,7 @@ pub enum CgroupDriver {
 }
 
 impl CgroupDriver {
-    /// systemd's where that is process 1, whose name this is. In a container process 1 is another.
+    /// The driver for a host whose process 1 has this name. In a container, process 1 is usually not systemd.
     fn of_init(name: &str) -> Self {
         if name.trim() == "systemd" {
             Self::Systemd

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The daemon's configuration: one TOML file, read once, raw then checked.
+//! The daemon's configuration: one TOML file, read once, then checked.
 //!
-//! [`RawConfig`] is the file as written: every key has a default, unknown keys are errors. [`Config`] is what the
-//! program uses. Every key is described in docs/operating.md.
+//! [`RawConfig`] is the file as written: every key has a default, and unknown keys are errors. [`Config`] has the
+//! checked values that the program uses. docs/operating.md describes every key.
 
 mod cgroup_driver;
 mod raw;
@@ -20,13 +20,13 @@ pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
 pub use streaming::{StreamingConfig, TlsFiles};
 
-/// Where the file is looked for when none is named; there it need not exist.
+/// The file that is read if no other is given. It need not exist.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
 const MIN_SCRATCH_GIB: u64 = 1;
 const MAX_PARALLEL_BOOTS: u64 = 1024;
 
-/// Why a configuration is of no use.
+/// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("read configuration {path}")]
@@ -52,24 +52,24 @@ pub enum ConfigError {
     Pinned(#[from] bulkhead_image::ReferenceError),
 }
 
-/// What the daemon uses.
+/// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub socket: PathBuf,
-    /// Survives a reboot: images, records of pods, scratch disks.
+    /// For what must survive a reboot: images, records of pods, scratch disks.
     pub state_dir: PathBuf,
-    /// Need not survive a reboot: sockets, consoles, network namespaces.
+    /// For what need not survive a reboot: sockets, console logs, network namespaces.
     pub run_dir: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     /// The program `bulkhead-vmm`.
     pub vmm: PathBuf,
-    /// Relative to /sys/fs/cgroup; without it VMMs stay in the daemon's cgroup.
+    /// Relative to /sys/fs/cgroup. If it is `None`, VMMs stay in the daemon's cgroup.
     pub cgroup_parent: Option<PathBuf>,
     pub cgroup_driver: CgroupDriver,
     pub sandbox: SandboxConfig,
     pub cni: NetworkConfig,
-    /// Where kubelet keeps the volumes of its pods, links followed.
+    /// Directories in which kubelet keeps the volumes of its pods. They may be links.
     pub kubelet_roots: Vec<PathBuf>,
     pub streaming: StreamingConfig,
     images: RawImages,
@@ -77,20 +77,20 @@ pub struct Config {
     registries: BTreeMap<String, bulkhead_image::HostConfig>,
 }
 
-/// The VM of a pod that asks for nothing.
+/// Settings for VMs. Sizes apply to pods without requests or limits.
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
     pub vcpus: u8,
-    /// What the VM of a pod without a memory limit is born with.
+    /// The boot memory of a VM whose pod has no memory limit.
     pub memory_mib: u32,
-    /// What no VM may go beyond.
+    /// The most memory that a VM can have.
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
     pub ready_timeout: Duration,
     pub parallel_boots: usize,
     /// Added to the guest kernel's command line.
     pub extra_cmdline: String,
-    /// Uid and gid of the VMM once its files are open.
+    /// The uid and gid to which the VMM switches after it has opened its files.
     pub run_as: Option<(u32, u32)>,
 }
 
@@ -129,7 +129,7 @@ impl Config {
         }
     }
 
-    /// Parses and checks the text of the file that errors call `path`.
+    /// Parses and checks the text of a file. `path` is its name in errors.
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: RawConfig = toml::from_str(text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
@@ -184,7 +184,7 @@ impl Config {
         })
     }
 
-    /// What the image store wants to know.
+    /// The configuration of the image store.
     pub fn image_config(&self) -> bulkhead_image::Config {
         bulkhead_image::Config {
             root: self.state_dir.join("images"),
@@ -251,12 +251,12 @@ impl RawSandbox {
     }
 }
 
-/// One for each CPU that the daemon may use: a boot keeps one busy from its beginning to its end.
+/// The default: one boot for each CPU that the daemon may use, because a boot keeps one CPU busy all the time.
 fn parallel_boots() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Where the other files of an installation are: next to this program, else where packages put them.
+/// Finds the other files of an installation: next to this program, or where packages put them.
 struct Beside(Option<PathBuf>);
 
 impl Beside {

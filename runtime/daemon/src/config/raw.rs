@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration file as written, with the default of every key.
+//! The configuration file as written, with the defaults of all keys.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::cgroup_driver::CgroupDriver;
 
-/// Where CRI clients find us.
+/// The default path of the CRI socket.
 pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 
 #[derive(Debug, Deserialize)]

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the configuration says of the streaming server.
+//! The configuration of the streaming server.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// Where the server listens.
+/// The address on which the server listens, and its TLS files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamingConfig {
     pub address: IpAddr,
-    /// 0: any free one.
+    /// 0 means any free port.
     pub port: u16,
     pub tls: Option<TlsFiles>,
 }
 
-/// In PEM.
+/// Files in PEM format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     pub certificate: PathBuf,

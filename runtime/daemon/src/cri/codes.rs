@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only place where our errors become gRPC codes.
+//! Maps errors to gRPC codes. This is the only place that does.
 
 use bulkhead_image::FailureKind;
 use bulkhead_network::{CniError, NetworkError};
@@ -15,7 +15,7 @@ use crate::pod::volumes::disk::DiskError;
 use crate::pod::{AgentError, BootError, LaunchError, PodError, ShareError};
 use crate::scratch::ScratchError;
 
-/// What kubelet looks for at the beginning of an error of `CreateContainer`.
+/// kubelet recognizes a failed image volume by this prefix of the error of `CreateContainer`.
 const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 
 impl From<PodError> for Status {
@@ -31,7 +31,7 @@ impl From<PodError> for Status {
     }
 }
 
-/// Exhaustive on purpose: a new error cannot be added without choosing a code.
+/// Lists every error, without a default, so that a new error cannot be added without choosing a code.
 fn pod_code(error: &PodError) -> Code {
     match error {
         PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
@@ -64,7 +64,7 @@ fn is_of_image_volume(error: &PodError) -> bool {
     }
 }
 
-/// Of the image store and of pulls.
+/// The status for an error of the image store or of a pull.
 pub fn image_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
     Status::new(image_code(kind), chain(error))
 }

@@ -10,7 +10,7 @@ use tonic::Status;
 use super::{filter, limits, parse, parse_security, show};
 use crate::pod::{Notice, NoticeKind, Pods};
 
-/// Of all grace periods; kubelet's are far below.
+/// The upper limit of a timeout or grace period. kubelet's are far below.
 const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 pub async fn create(
@@ -25,7 +25,7 @@ pub async fn create(
     Ok(cri::CreateContainerResponse { container_id })
 }
 
-/// Seconds of CRI; negative ones are taken as none.
+/// Converts a timeout of CRI, in seconds. A negative one counts as 0.
 pub fn seconds(timeout: i64) -> Duration {
     Duration::from_secs(u64::try_from(timeout).unwrap_or(0)).min(LONGEST_GRACE)
 }
@@ -43,12 +43,12 @@ pub fn status(
         };
         let mut details = serde_json::json!({
             "sandboxID": view.pod.id,
-            // The process of the host that runs the container: the pod's VMM.
+            // Tools expect a process of the host here. The only one is the pod's VMM.
             "pid": view.pod.vmm().map(|identity| identity.pid),
             "guestPid": pid,
             "spec": record.spec,
         });
-        // Bytes, which would be shown as numbers.
+        // Values are bytes, and JSON would show them as lists of numbers.
         let variable = |(name, value): &(String, Vec<u8>)| {
             format!("{name}={}", String::from_utf8_lossy(value))
         };

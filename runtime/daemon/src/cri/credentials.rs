@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's five ways to say a secret, and for whom it is.
+//! Reads CRI's `AuthConfig`: its five ways to give credentials, and the registry that they are for.
 //!
-//! A secret that is said to be for one registry goes to no other: the pull is then one without credentials, as with
-//! other runtimes. Secrets are in no message.
+//! Credentials for one registry are never sent to another. A pull from another registry is then done without
+//! credentials, as other runtimes do it. No message contains a secret.
 
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -11,16 +11,16 @@ use bulkhead_image::Credentials;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-/// Docker's tools write padding, others leave it out.
+/// Accepts base64 with and without padding: Docker's tools write it, others do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-/// What Docker Hub is called in image names, and in what `docker login` wrote.
+/// Docker Hub's name in image names. `docker login` stores its credentials under the aliases.
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_ALIASES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
 
-/// What `auth` says to a pull from `host`, as it is in the image's name. `None`: nothing.
+/// The credentials in `auth` for a pull from `host`, the registry in the image's name. `None` if there are none for it.
 pub fn credentials(auth: cri::AuthConfig, host: &str) -> Result<Option<Credentials>, Status> {
     let read = read(&auth)?;
     if read.is_some() && !is_for(&auth.server_address, host) {
@@ -57,7 +57,8 @@ fn read(auth: &cri::AuthConfig) -> Result<Option<Credentials>, Status> {
     }))
 }
 
-/// Whether a server's address, a URL or only a host, names the registry `host`. None names all.
+/// Whether a server's address (a URL or only a host) names the registry `host`. An empty address matches every
+/// registry.
 fn is_for(server: &str, host: &str) -> bool {
     if server.is_empty() {
         return true;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which pods and containers a list has.
+//! Decides which pods and containers are in a list.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::show;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::spec::Labels;
 
-/// An empty filter lets everything through; an id may be a beginning of one.
+/// Whether a pod passes the filter. An empty filter passes everything. The filter's id may be a prefix.
 pub fn pod(filter: Option<&PodSandboxFilter>, pod: &PodRecord) -> bool {
     let Some(filter) = filter else {
         return true;
@@ -41,7 +41,7 @@ pub fn container(filter: Option<&ContainerFilter>, container: &ContainerRecord) 
         && labels(&filter.label_selector, &container.spec.labels)
 }
 
-/// The filter of statistics has no state.
+/// The same for statistics, whose filter has no state.
 pub fn pod_stats(filter: Option<&PodSandboxStatsFilter>, record: &PodRecord) -> bool {
     filter.is_none_or(|filter| {
         record.id.starts_with(&filter.id) && labels(&filter.label_selector, &record.spec.labels)
@@ -56,7 +56,7 @@ pub fn container_stats(filter: Option<&ContainerStatsFilter>, record: &Container
     })
 }
 
-/// All of the selector's labels must be there with their values.
+/// Whether all labels of the selector exist, with the same values.
 fn labels(selector: &HashMap<String, String>, labels: &Labels) -> bool {
     selector
         .iter()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `ImageService`.
+//! CRI's `ImageService`: pulls, lists and removes images.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,17 +16,17 @@ use super::lists::{BoxStream, stream_list};
 use super::refusal::check_handler;
 use crate::clock::now;
 
-/// The service; all state is in the image store.
+/// The service. It has no state of its own; that is in the image store.
 #[derive(Clone, Debug)]
 pub struct ImageServer {
     images: Store,
-    /// What containers write is on the scratch disks of their pods, which are here.
+    /// The directory of the pods' scratch disks, which hold what containers write.
     scratch: PathBuf,
 }
 
-/// In the `info` of a verbose `ImageStatus`: how far the pull is that is in progress.
+/// The key in the `info` of a verbose `ImageStatus` under which the progress of a running pull is shown.
 pub const PULL_INFO: &str = "pull";
-/// What kubelet looks for at the beginning of a pull's error, and only where that has no code of gRPC's own.
+/// kubelet recognizes the error of a pull by this prefix, but only if its gRPC code is `Unknown`.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -165,7 +165,7 @@ fn pull_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
     }
 }
 
-/// What else a spec says chooses nothing: all handlers have the same images.
+/// The image's name. Other fields of the spec have no effect, because all runtime handlers have the same images.
 fn name(spec: Option<cri::ImageSpec>) -> Result<String, Status> {
     let spec = spec.unwrap_or_default();
     if spec.image.is_empty() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What CRI says of resources, in our own words.
+//! Converts CRI's resources to [`Resources`] and [`PodLimits`].
 
 use std::collections::HashMap;
 
@@ -9,9 +9,9 @@ use super::quantity;
 use super::refusal::ParseError;
 use crate::pod::life::spec::{PodLimits, Resources};
 
-/// The size of the pod's disk, in Kubernetes' way to write bytes. CRI itself has no field for it.
+/// The annotation with the size of the pod's scratch disk, as a Kubernetes quantity. CRI itself has no field for it.
 pub const EPHEMERAL_STORAGE: &str = "bulkhead.dev/ephemeral-storage";
-/// Below this ext4 has no room for files; above, no host has room for it.
+/// The possible sizes. A smaller ext4 has no room for files, and no host has room for a larger one.
 const SCRATCH_BYTES: std::ops::RangeInclusive<u64> = (64 << 20)..=(64 << 40);
 
 pub fn resources(limits: cri::LinuxContainerResources) -> Resources {
@@ -33,7 +33,7 @@ pub fn resources(limits: cri::LinuxContainerResources) -> Resources {
     }
 }
 
-/// Of a pod's configuration.
+/// The limits in a pod's configuration.
 pub fn pod(
     linux: &cri::LinuxPodSandboxConfig,
     annotations: &HashMap<String, String>,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Lists as streams: a node may have more pods than fit into one message.
+//! Sends lists as streams, because a node may have more pods than fit into one gRPC message.
 
 use std::pin::Pin;
 
 use tokio_stream::Stream;
 use tonic::Status;
 
-/// Items of a streamed list that go in one message.
+/// How many items of a streamed list are in one message.
 const STREAM_CHUNK: usize = 100;
 
 pub type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// A list as a stream of messages with some items each.
+/// Splits a list into a stream of messages.
 pub fn stream_list<T, M>(items: Vec<T>, message: fn(Vec<T>) -> M) -> BoxStream<M>
 where
     T: Clone + Send + 'static,

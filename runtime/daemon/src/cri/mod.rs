@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The CRI server: gRPC in, calls to `pod` and `image`, gRPC out.
 //!
-//! Handlers are thin: parse, call, answer. [`parse`] makes our words of CRI's, [`show`] the other way round;
-//! [`runtime`] and [`images`] are the two services, [`codes`] makes gRPC codes of our errors, the other files are groups of
-//! RPCs. No protobuf type of CRI's goes below this module.
+//! Handlers are thin: parse, call, answer. [`parse`] converts CRI's messages to our types, and [`show`] converts back.
+//! [`runtime`] and [`images`] are the two services, and [`codes`] maps errors to gRPC codes. The other files are groups
+//! of RPCs. No code outside of this module uses CRI's protobuf types.
 
 mod codes;
 mod container;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's messages in our own words. What we cannot do is refused here, by name, never ignored.
+//! Converts CRI's messages to our types. What the runtime cannot do is refused here with an error that names it, and
+//! never ignored.
 
 use std::collections::HashMap;
 
@@ -11,10 +12,10 @@ use super::{limits, parse_devices, parse_mounts, parse_security};
 use crate::pod::life::signal;
 use crate::pod::life::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
 
-/// The longest host name that Linux takes.
+/// The longest hostname that Linux accepts.
 const HOSTNAME_BYTES: usize = 64;
 
-/// `RunPodSandbox`.
+/// Parses the configuration in `RunPodSandbox`.
 pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<PodSpec, ParseError> {
     let config = config.ok_or(ParseError::Missing("the pod's config"))?;
     let metadata = config
@@ -65,7 +66,7 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
     })
 }
 
-/// `CreateContainer`.
+/// Parses the configuration in `CreateContainer`.
 pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, ParseError> {
     let config = config.ok_or(ParseError::Missing("the container's config"))?;
     refuse_what_is_not_there(&config)?;
@@ -142,7 +143,7 @@ fn hostname(name: String) -> Result<String, ParseError> {
     Ok(name)
 }
 
-/// `SIGNAL_SIGRTMINPLUS3` is the name of `SIGRTMIN+3`.
+/// The number of a signal of CRI, whose name for `SIGRTMIN+3`, for example, is `SIGNAL_SIGRTMINPLUS3`.
 pub fn signal_number(given: cri::Signal) -> Result<i32, ParseError> {
     let name = given.as_str_name().trim_start_matches("SIGNAL_");
     let name = name.replace("PLUS", "+").replace("MINUS", "-");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's devices in our own words. A pod has a kernel of its own: character devices that mean the same in every kernel
-//! are the guest's; of the host's, a container can have block devices.
+//! Parses CRI's devices. A pod has its own kernel, so character devices are limited to those that every kernel has; the
+//! container gets the guest's. Of the host's devices, a container can have only block devices.
 
 use std::path::{Component, Path};
 
@@ -10,7 +10,7 @@ use super::parse_mounts::container_path;
 use super::refusal::{ParseError, wrong};
 use crate::pod::life::spec::{BlockDevice, Device};
 
-/// By their paths on the host, which are those in the guest.
+/// Their paths, which are the same on the host and in the guest.
 const IN_EVERY_KERNEL: [&str; 8] = [
     "/dev/null",
     "/dev/zero",
@@ -23,7 +23,7 @@ const IN_EVERY_KERNEL: [&str; 8] = [
 ];
 const ALL_ACCESS: &str = "rwm";
 
-/// The devices of the guest, and those of the host, which must be block devices.
+/// Returns the guest's devices and the host's devices, which must be block devices.
 pub fn devices(given: Vec<cri::Device>) -> Result<(Vec<Device>, Vec<BlockDevice>), ParseError> {
     let (mut of_guest, mut of_host) = (Vec::new(), Vec::new());
     for one in given {
@@ -44,7 +44,7 @@ fn device(given: cri::Device) -> Result<Device, ParseError> {
     })
 }
 
-/// What is at the path is looked at when the container is created.
+/// Checks only the path. Whether it is a block device is checked when the container is created.
 fn block_device(given: cri::Device) -> Result<BlockDevice, ParseError> {
     let path = Path::new(&given.host_path);
     let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));

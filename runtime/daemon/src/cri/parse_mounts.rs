@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's mounts in our own words.
+//! Parses CRI's mounts.
 
 use std::collections::HashMap;
 use std::path::{Component, Path};
@@ -12,7 +12,7 @@ use crate::pod::life::spec::{
     ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace,
 };
 
-/// What may be covered below /proc; the agent has the last word, which knows where links lead.
+/// A mount must not cover /proc. The agent checks this again, because only it can resolve links in the container.
 const PROC: &str = "/proc";
 
 pub fn mounts(given: Vec<cri::Mount>) -> Result<Vec<Mount>, ParseError> {
@@ -86,7 +86,8 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
                 id: String::new(),
             }
         }
-        // kubelet gives image_sub_path for every mount of a sub-path; of a host path it is part of that already.
+        // kubelet also sets image_sub_path for a host path with a sub-path. There it is ignored: it is in host_path
+        // already.
         None if !Path::new(&given.host_path).is_absolute() => {
             return Err(wrong("host_path of a mount", given.host_path));
         }
@@ -103,7 +104,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
     })
 }
 
-/// What CRI says of an image beside its name: of a container's, and of one that is mounted.
+/// What CRI tells of an image besides its name. Used for a container's image and for one that is mounted.
 pub fn image_words(
     annotations: HashMap<String, String>,
     runtime_handler: String,
@@ -115,7 +116,7 @@ pub fn image_words(
     })
 }
 
-/// As containerd takes it: a relative path begins at the root.
+/// Normalizes a path in the container. As in containerd, a relative path starts at the root.
 pub(super) fn container_path(given: &str) -> Result<String, ParseError> {
     let refused = || wrong("container_path", given);
     let mut path = Path::new("/").to_owned();

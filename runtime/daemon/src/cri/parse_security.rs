@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CRI's security contexts in our own words.
+//! Parses CRI's security contexts.
 //!
-//! A guest has neither AppArmor nor SELinux. SELinux labels are ignored, as by every runtime on a host without it; so is
-//! AppArmor's default, but a profile by name is refused: whoever asks for one counts on it.
+//! A guest has neither AppArmor nor SELinux. SELinux labels are ignored, as every runtime does on a host without
+//! SELinux. AppArmor's default profile is ignored too. But a profile that is given by name is refused, because the user
+//! relies on it.
 
 use std::io::Read;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::pod::life::spec::{
 
 const PROFILE_BYTES: u64 = 1 << 20;
 
-/// What a container without a security context may not see, as other runtimes have it.
+/// The paths that are hidden from a container without a security context, as in other runtimes.
 pub const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -86,7 +87,7 @@ pub fn security(
         user,
         no_new_privileges: context.no_new_privs,
         readonly_root: context.readonly_rootfs,
-        // As containerd: the lists as they are, and none for a privileged container.
+        // As in containerd: the lists as CRI gives them, and empty ones for a privileged container.
         masked_paths: if privileged {
             Vec::new()
         } else {
@@ -103,7 +104,7 @@ pub fn security(
     })
 }
 
-/// A group needs a user, and all are numbers that Linux has.
+/// Checks that a group comes with a user, and that all ids are valid on Linux.
 fn check_user(user: &User) -> Result<(), ParseError> {
     if user.gid.is_some() && user.uid.is_none() && user.name.is_empty() {
         return Err(ParseError::Missing(
@@ -123,8 +124,8 @@ fn check_user(user: &User) -> Result<(), ParseError> {
     Ok(())
 }
 
-/// Who a sandbox's own processes are. A pod has none but its pause process, which is the guest's: what CRI forbids is
-/// refused all the same, and the rest has nothing to act on.
+/// Checks the user of the sandbox's own processes. A pod here has no such process except the pause process, which
+/// belongs to the guest. So a valid user has no effect, but what CRI forbids is refused all the same.
 pub fn check_sandbox_user(context: &cri::LinuxSandboxSecurityContext) -> Result<(), ParseError> {
     check_user(&User {
         uid: context.run_as_user.map(|user| user.value),
@@ -134,17 +135,17 @@ pub fn check_sandbox_user(context: &cri::LinuxSandboxSecurityContext) -> Result<
     })
 }
 
-/// The profile that is asked for by name. A guest has no AppArmor: the default is none, as on hosts without it.
+/// The AppArmor profile, if one is given by name.
 fn apparmor_profile(context: &cri::LinuxContainerSecurityContext) -> Option<&str> {
     if let Some(profile) = &context.apparmor {
         let by_name = profile.profile_type() == ProfileType::Localhost;
         return by_name.then_some(&profile.localhost_ref);
     }
-    // Older kubelets say it this way only.
+    // Older kubelets set only this field.
     context.apparmor_profile.strip_prefix("localhost/")
 }
 
-/// A profile of the host's is read here and goes into the guest as text.
+/// The seccomp profile. One that is a file on the host is read here, and its content goes into the guest.
 fn seccomp(profile: Option<cri::SecurityProfile>, old: &str) -> Result<Seccomp, ParseError> {
     if let Some(profile) = profile {
         return match profile.profile_type() {
@@ -155,7 +156,7 @@ fn seccomp(profile: Option<cri::SecurityProfile>, old: &str) -> Result<Seccomp, 
     }
     match old {
         "runtime/default" | "docker/default" => Ok(Seccomp::RuntimeDefault),
-        // Nothing said is unconfined, as with other runtimes: kubelet always says what it wants.
+        // No profile means unconfined, as in other runtimes. kubelet always sets one.
         "" | "unconfined" => Ok(Seccomp::Unconfined),
         other => match other.strip_prefix("localhost/") {
             Some(path) => read_profile(path),
@@ -187,14 +188,14 @@ fn read_profile(path: &str) -> Result<Seccomp, ParseError> {
     Ok(Seccomp::Profile(text))
 }
 
-/// The namespaces that are for the pod's author to choose.
+/// The namespaces that the pod's author can choose.
 pub struct Namespaces {
     pub pid: PidMode,
     pub users: Option<UserNamespace>,
 }
 
-/// Without options all is the pod's, as CRI's default is. What is shared with the node is refused but for
-/// processes: the guest's are meant.
+/// Parses the namespace options. Without options, all namespaces are the pod's, which is CRI's default. Namespaces of
+/// the node are refused, except the PID namespace: there the guest's is used.
 pub fn namespaces(options: Option<cri::NamespaceOption>) -> Result<Namespaces, ParseError> {
     let options = options.unwrap_or_default();
     if options.network() == cri::NamespaceMode::Node {
@@ -220,7 +221,7 @@ pub fn namespaces(options: Option<cri::NamespaceOption>) -> Result<Namespaces, P
     Ok(Namespaces { pid, users })
 }
 
-/// As CRI has it: one mapping for users and one for groups, from 0.
+/// Parses the user namespace. CRI allows one mapping for users and one for groups, both from id 0.
 fn users(options: &cri::UserNamespace) -> Result<Option<UserNamespace>, ParseError> {
     match options.mode() {
         cri::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(None),
@@ -239,7 +240,7 @@ pub(super) fn id_range(mappings: &[cri::IdMapping]) -> Result<IdRange, ParseErro
             mappings.len(),
         ));
     };
-    // The last number means "no change" to system calls.
+    // The range must not include u32::MAX, which means "no change" in system calls.
     let end = mapping.host_id.checked_add(mapping.length);
     if mapping.container_id != 0 || mapping.length == 0 || end.is_none() {
         return Err(wrong("mapping of users or groups", format!("{mapping:?}")));
@@ -250,7 +251,7 @@ pub(super) fn id_range(mappings: &[cri::IdMapping]) -> Result<IdRange, ParseErro
     })
 }
 
-/// Only a pod that said so may have a privileged container; kubelet says it if any of its containers is.
+/// Only a privileged pod may have a privileged container. kubelet makes a pod privileged if any of its containers is.
 pub fn check_privileged(pod: &PodSpec, container: &ContainerSpec) -> Result<(), ParseError> {
     if container.security.privileged && !pod.privileged {
         return Err(wrong(
@@ -261,9 +262,9 @@ pub fn check_privileged(pod: &PodSpec, container: &ContainerSpec) -> Result<(), 
     Ok(())
 }
 
-/// A container's users, and those of what it mounts, are its pod's.
+/// Checks that the user namespace of a container, and the ID mappings of its mounts, are those of its pod.
 pub fn check_users(pod: &PodSpec, container: &ContainerSpec) -> Result<(), ParseError> {
-    // Kubernetes has no such pods: with any runtime the device's owner would be nobody, and nobody could open it.
+    // Kubernetes refuses such pods too: the device's owner would not be mapped, so nobody in the pod could open it.
     let block = container.block_devices.first();
     if let Some(block) = block.filter(|_| pod.users.is_some()) {
         return Err(not_yet(

@@ -171,7 +171,7 @@ fn a_privileged_container_needs_a_privileged_sandbox() {
     }
     let error = check_privileged(&plain, &container(true)).unwrap_err();
     assert!(error.to_string().contains("\"main\""), "{error}");
-    // Pods of a version that did not ask may still have theirs.
+    // Records of an earlier version lack the field. Those pods may have privileged containers.
     let mut stored = serde_json::to_value(&plain).unwrap();
     stored.as_object_mut().unwrap().remove("privileged");
     let stored: PodSpec = serde_json::from_value(stored).unwrap();

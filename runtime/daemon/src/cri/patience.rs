@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long a client waits for its answer, as gRPC tells it: kubelet's four minutes for `RunPodSandbox`, by default.
+//! How long a client waits for its answer, from gRPC's header. For `RunPodSandbox`, kubelet waits four minutes by
+//! default.
 //!
-//! Source: gRPC over HTTP/2, `grpc-timeout`: at most eight digits and a unit. The server ends such a call itself when the
-//! time is over; what is done until then is better when it knows.
+//! The header `grpc-timeout` (gRPC over HTTP/2) has at most eight digits and a unit. The server cancels the call when
+//! the time is over. A boot that knows the time limit can give up earlier, and tell the client why.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use crate::pod::admission::Patience;
 const HEADER: &str = "grpc-timeout";
 const MOST_DIGITS: usize = 8;
 
-/// From now on.
+/// The caller's time limit, from now on.
 pub fn of(metadata: &MetadataMap) -> Patience {
     let value = metadata.get(HEADER).and_then(|value| value.to_str().ok());
     Patience::new(value.and_then(parse))
 }
 
-/// `None`: no time, or none that gRPC knows.
+/// Parses the header. `None` if it is not valid.
 fn parse(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back()?;
     let digits = text.strip_suffix(unit)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kubernetes' way to write bytes: "10Gi", "1.5G", "500M", "1e9" (apimachinery, `resource.Quantity`). Pure.
+//! Parses Kubernetes quantities of bytes: "10Gi", "1.5G", "500M", "1e9" (apimachinery, `resource.Quantity`). Pure.
 
-/// Parts of a byte are rounded up. `None`: that is no amount of bytes.
+/// Parses an amount of bytes. Fractions of a byte are rounded up. `None` if it is not a valid amount.
 pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
@@ -20,7 +20,7 @@ pub fn bytes(text: &str) -> Option<u64> {
         _ => exponent(unit)?,
     };
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    // More digits than any amount has.
+    // No real amount has more digits, and more could overflow below.
     if whole.len() + part.len() > 18 || (whole.is_empty() && part.is_empty()) {
         return None;
     }
@@ -29,7 +29,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     u64::try_from((number.checked_mul(factor)?).div_ceil(scale)).ok()
 }
 
-/// "e9" and "E9".
+/// The factor of an exponent such as "e9" or "E9".
 fn exponent(unit: &str) -> Option<u128> {
     let digits = unit.strip_prefix(['e', 'E'])?;
     10_u128.checked_pow(digits.parse().ok().filter(|power| *power <= 18)?)

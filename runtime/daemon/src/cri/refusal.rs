@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Why a request is not taken: what it lacks, what is impossible, and what this version does not have.
+//! Why a request is refused: something is missing, impossible, or not supported by this version.
 
-/// The names under which kubelet may ask for us.
+/// The names of this runtime's handlers. kubelet sends the empty one for pods without a RuntimeClass.
 pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
 
-/// A request that we do not take.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseError {
     #[error("{0} is missing")]
@@ -16,7 +16,7 @@ pub enum ParseError {
          another RuntimeClass"
     )]
     NotIsolated { what: &'static str },
-    #[error("runtime handler {0:?} is not one of this runtime: {HANDLERS:?}")]
+    #[error("runtime handler {0:?} is not one of this runtime's handlers: {HANDLERS:?}")]
     Handler(String),
     #[error("{what} {value:?} is not supported by this version")]
     NotYet { what: &'static str, value: String },
@@ -27,7 +27,7 @@ pub enum ParseError {
     },
 }
 
-/// `what` has a `value` that no version can give.
+/// The error for a `value` of `what` that is impossible.
 pub fn wrong(what: &'static str, value: impl ToString) -> ParseError {
     ParseError::Wrong {
         what,
@@ -35,7 +35,7 @@ pub fn wrong(what: &'static str, value: impl ToString) -> ParseError {
     }
 }
 
-/// `what` has a `value` that a later version may give.
+/// The error for a `value` of `what` that a later version may support.
 pub fn not_yet(what: &'static str, value: impl ToString) -> ParseError {
     ParseError::NotYet {
         what,

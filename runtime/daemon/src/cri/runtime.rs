@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `RuntimeService`: one short method per RPC, the work is in the neighbours.
+//! CRI's `RuntimeService`: one short method per RPC. The work is done in the other files of this module.
 
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
@@ -11,7 +11,7 @@ use crate::config::CgroupDriver;
 use crate::pod::Pods;
 use crate::streaming::Streaming;
 
-/// The service; all state is in the pods.
+/// The service. It has no state of its own; that is in the pods.
 #[derive(Clone, Debug)]
 pub struct RuntimeServer {
     pods: Pods,
@@ -31,7 +31,7 @@ impl RuntimeServer {
     }
 }
 
-/// For what needs a VM to be written to a file and read back.
+/// The error for RPCs that would have to save a VM to a file and restore it.
 fn no_snapshots<T>(rpc: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!(
         "{rpc}: bulkhead {} cannot save a pod's VM and restore it, so nothing can be checkpointed",
@@ -241,7 +241,8 @@ impl RuntimeService for RuntimeServer {
             .pods
             .listen()
             .map_err(|e| Status::resource_exhausted(e.to_string()))?;
-        // A listener that does not read is told so after what it was told, and lists anew.
+        // A listener that was too slow gets the events of its queue and then this error. It has to list and listen
+        // again.
         let events = futures_util::stream::unfold(Some(listener), |listener| async move {
             let mut listener = listener?;
             match listener.next().await {

@@ -41,7 +41,7 @@ pub async fn status(
     })
 }
 
-/// What `crictl inspectp` shows beyond the status.
+/// What `crictl inspectp` shows in addition to the status.
 async fn info(pods: &Pods, view: &View) -> String {
     let statistics = vmm_counters(view).await;
     let cause = match &view.pod.state {
@@ -68,7 +68,7 @@ pub fn list(pods: &Pods, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::Pod
     wanted.map(|view| show::pod(&view.pod)).collect()
 }
 
-/// What is not said stays as it is.
+/// Changes the pod's resources. Fields that are not set stay unchanged.
 pub async fn update(
     pods: &Pods,
     request: cri::UpdatePodSandboxResourcesRequest,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Our records in CRI's messages.
+//! Converts our records to CRI's messages.
 
 use bulkhead_proto::cri;
 
@@ -37,7 +37,7 @@ pub fn pod_metadata(pod: &PodRecord) -> cri::PodSandboxMetadata {
     }
 }
 
-/// A row of `ListPodSandbox`.
+/// An item of `ListPodSandbox`.
 pub fn pod(pod: &PodRecord) -> cri::PodSandbox {
     cri::PodSandbox {
         id: pod.id.clone(),
@@ -114,7 +114,7 @@ fn image(container: &ContainerRecord) -> cri::ImageSpec {
     image_spec(&spec.image, &spec.user_image, &spec.image_words)
 }
 
-/// As it was asked for.
+/// The image as the client asked for it.
 fn image_spec(image: &str, user_image: &str, words: &ImageWords) -> cri::ImageSpec {
     cri::ImageSpec {
         image: image.to_owned(),
@@ -125,7 +125,7 @@ fn image_spec(image: &str, user_image: &str, words: &ImageWords) -> cri::ImageSp
     }
 }
 
-/// A row of `ListContainers`.
+/// An item of `ListContainers`.
 pub fn container(container: &ContainerRecord) -> cri::Container {
     cri::Container {
         id: container.id.clone(),
@@ -180,7 +180,7 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
     status
 }
 
-/// As it was asked for; of an image also which one that was.
+/// A mount as the client asked for it. For an image, also the id of the image that was found.
 fn mount(mount: &Mount) -> cri::Mount {
     let words = &mount.words;
     let users = mount.users.map(users).unwrap_or_default();
@@ -216,7 +216,8 @@ fn mount(mount: &Mount) -> cri::Mount {
     shown
 }
 
-/// Names are looked up in the guest: before the start it is known only where the pod said it in numbers.
+/// The user of a container's process. User names are looked up in the guest at the start, so before that the user is
+/// known only if it was given as a number.
 fn user(container: &ContainerRecord) -> Option<cri::ContainerUser> {
     if let Some(user) = &container.user {
         return Some(cri::ContainerUser {
@@ -318,7 +319,7 @@ mod tests {
         };
         let asked = vec![plain, recursive, image];
         let parsed = mounts(asked.clone()).unwrap();
-        // The state on the disk keeps all of it.
+        // Nothing may get lost when a record is stored and loaded.
         let json = serde_json::to_string(&parsed).unwrap();
         let kept: Vec<Mount> = serde_json::from_str(&json).unwrap();
         let shown: Vec<_> = kept.iter().map(mount).collect();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! RPCs about statistics of pods and containers.
 //!
-//! As with other runtimes a list of containers has all that there are; only those that run have CPU and memory. A
-//! list of pods has those that are ready.
+//! As in other runtimes, a list of containers has all containers, but only running ones have CPU and memory. A list of
+//! pods has only pods that are ready.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::pod::readings::{
 };
 use crate::pod::{Pods, View};
 
-/// What a cgroup's limit is where there is none.
+/// The agent reports this number for a cgroup without a limit.
 const NO_LIMIT: u64 = u64::MAX;
 
 pub async fn container(
@@ -43,7 +43,8 @@ pub async fn container(
     })
 }
 
-/// A container whose guest does not answer is left out; one whose pod has stopped has attributes only.
+/// Lists statistics of containers. A container whose guest does not answer is left out. A container of a stopped pod
+/// has only attributes.
 pub async fn list_containers(
     pods: &Pods,
     wanted: Option<cri::ContainerStatsFilter>,
@@ -159,7 +160,7 @@ fn add_usage(stats: &mut cri::ContainerStats, found: &ContainerReading, at: i64)
         major_page_faults: value(memory.major_page_faults),
         psi: cgroup.memory_pressure.as_ref().map(psi),
     });
-    // Guests have no swap.
+    // Guests have no swap device, so none is available.
     stats.swap = Some(cri::SwapUsage {
         timestamp: at,
         swap_available_bytes: value(0),
@@ -242,7 +243,7 @@ fn network(name: &str, counters: &Counters, timestamp: i64) -> cri::NetworkUsage
     cri::NetworkUsage {
         timestamp,
         default_interface: Some(usage),
-        // CRI: without the default one, and a guest has no other.
+        // CRI wants all interfaces except the default one here, and a guest has no other.
         interfaces: Vec::new(),
     }
 }

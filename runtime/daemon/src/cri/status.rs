@@ -13,7 +13,7 @@ use crate::config::CgroupDriver;
 use crate::pod::Pods;
 
 const API_VERSION: &str = "v1";
-/// What `VersionRequest` and `VersionResponse` call their own version.
+/// The version of the `Version` messages themselves.
 const KUBE_API_VERSION: &str = "0.1.0";
 
 pub fn version() -> cri::VersionResponse {
@@ -64,7 +64,8 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
     }
 }
 
-/// May be ready and still have a remark: on configuration files that are not valid.
+/// The condition `NetworkReady`. Even if it is true it may have a message, about configuration files that are not
+/// valid.
 fn network_condition(ready: Result<String, Problem>) -> cri::RuntimeCondition {
     let remark = ready.as_ref().cloned().unwrap_or_default();
     let mut shown = condition("NetworkReady", "NetworkPluginNotReady", ready.map(drop));
@@ -90,18 +91,18 @@ fn condition(name: &str, reason: &str, ready: Result<(), Problem>) -> cri::Runti
     }
 }
 
-/// For plugins that take their subnets from the runtime.
+/// Sets the addresses of this node's pods, for CNI plugins that take their subnets from the runtime.
 pub fn set_pod_cidr(pods: &Pods, pod_cidr: &str) -> Result<(), Status> {
     let set = pods.set_pod_cidr(pod_cidr);
     set.map_err(|error| Status::new(network_code(&error), chain(&error)))?;
     tracing::info!(
         pod_cidr,
-        "CNI plugins with the capability ipRanges hear of it"
+        "set the pod CIDR for CNI plugins with the capability ipRanges"
     );
     Ok(())
 }
 
-/// What kubelet sets itself up by when it starts.
+/// What kubelet asks when it starts: it uses the same cgroup driver.
 pub fn runtime_config(driver: CgroupDriver) -> cri::RuntimeConfigResponse {
     let cgroup_driver = match driver {
         CgroupDriver::Systemd => cri::CgroupDriver::Systemd,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! RPCs that answer with the URL of a stream.
+//! RPCs whose answer is the URL of a stream: exec, attach and port-forward.
 
 use bulkhead_proto::cri;
 use tonic::Status;
@@ -64,7 +64,7 @@ pub fn port_forward(
         .collect::<Result<Vec<_>, _>>()?;
     if ports.len() > MAX_PORTS {
         return Err(Status::invalid_argument(format!(
-            "{} ports, possible are {MAX_PORTS}",
+            "{} ports are too many: the maximum is {MAX_PORTS}",
             ports.len()
         )));
     }
@@ -73,7 +73,7 @@ pub fn port_forward(
     Ok(cri::PortForwardResponse { url })
 }
 
-/// A WebSocket client of the old protocol has two channels for each in one byte.
+/// In the older WebSocket protocol each port has two channels, and the channel's number is one byte.
 const MAX_PORTS: usize = 64;
 
 fn streams(stdin: bool, stdout: bool, stderr: bool, terminal: bool) -> Result<Streams, Status> {

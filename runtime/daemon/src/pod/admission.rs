@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How many pods boot at a time, and whose turn it is.
 //!
-//! A boot takes CPU from its first CNI plugin to the guest's last step. Twice as many at once take each of them twice as
-//! long, until callers give up and ask again, and the host does nothing but begin. So a boot has a [`Turn`], first come,
-//! first served. [`Admission::turn`] is awaited in the caller's own task, with nothing taken but the pod's name: a caller
-//! that goes away drops it and has left the queue.
+//! A boot needs CPU from the first CNI plugin to the last step of the guest. If twice as many pods boot at once, each
+//! boot takes twice as long. In the end callers time out and ask again, and the host only starts boots that never
+//! finish. So each boot waits for a [`Turn`], first come, first served. [`Admission::turn`] is awaited in the caller's
+//! own task, and the waiting pod holds nothing but its name. A caller that goes away drops the future and so leaves the
+//! queue.
 //!
-//! What takes a network down has a lane of its own: it waits for its like and for nothing else, so that a stop never
-//! stands behind boots, and a boot that failed can undo what it did.
+//! Network teardowns have a queue of their own, the lane. So a stop never waits behind boots, and a boot that failed
+//! can undo what it did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +18,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long one boot may keep others waiting. One that takes longer waits for something else than the CPU that turns
-/// share out (a plugin that hangs, a cgroup that others starve), or the machine is so slow that two make no difference.
+/// How long one boot may keep others waiting; then the next one starts beside it. A boot that takes longer is not
+/// waiting for the CPU that turns ration, but for something else (a plugin that hangs, a cgroup that others starve). Or
+/// the machine is so slow that a second boot makes no difference.
 pub const TURN: Duration = Duration::from_secs(20);
-/// The part of a caller's patience that a pod spends in the queue at most; the rest is for its boot. Of kubelet's four
-/// minutes: three.
+/// At most this part of the caller's time limit is spent in the queue; the rest is for the boot. kubelet waits four
+/// minutes, so a pod is in the queue for at most three.
 const QUEUE_SIXTEENTHS: u32 = 12;
-/// The part after which a boot is given up, so that the caller hears why: of kubelet's four minutes all but 15 s.
+/// After this part of the caller's time limit a boot is given up, early enough for the caller to learn why. With
+/// kubelet's four minutes that is 15 s before the end.
 const BOOT_SIXTEENTHS: u32 = 15;
 
 /// The turn did not come in time.
@@ -37,7 +40,7 @@ pub struct NoTurn {
     parallel: usize,
 }
 
-/// How long who asked for a pod waits for it; `None`: for ever.
+/// How long the caller waits for its pod. A `limit` of `None` means for ever.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     since: Instant,
@@ -45,7 +48,7 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// From now on.
+    /// The limit counts from now on.
     pub fn new(limit: Option<Duration>) -> Self {
         Self {
             since: Instant::now(),
@@ -57,7 +60,7 @@ impl Patience {
         Some(self.since + self.limit? / 16 * QUEUE_SIXTEENTHS)
     }
 
-    /// When the boot is given up. A caller that waits for ever gets what `otherwise` says, from now on.
+    /// When the boot is given up. For a caller that waits for ever, that is `otherwise` from now.
     pub fn boot_until(&self, otherwise: Duration) -> Instant {
         match self.limit {
             Some(limit) => self.since + limit / 16 * BOOT_SIXTEENTHS,
@@ -66,26 +69,26 @@ impl Patience {
     }
 }
 
-/// Who may boot, and who may take its network down.
+/// Limits how many pods boot, tear down their network or check it at a time.
 #[derive(Debug)]
 pub struct Admission {
     boots: Arc<Semaphore>,
     parallel: usize,
-    /// Boots that wait or have their turn.
+    /// How many boots wait or have their turn.
     asked: Arc<AtomicUsize>,
     turn: Duration,
     teardowns: Semaphore,
     checks: Semaphore,
 }
 
-/// The right to boot. It ends when it is dropped, or when it has lasted as long as one may.
+/// The right to boot. It ends when it is dropped, or when [`Admission`]'s time limit for a turn is over.
 #[derive(Debug)]
 #[must_use]
 pub struct Turn {
     holder: JoinHandle<()>,
     pub patience: Patience,
     pub waited: Duration,
-    /// How many had asked before and were not done.
+    /// How many boots had asked earlier and were not done.
     pub ahead: usize,
 }
 
@@ -95,7 +98,7 @@ impl Drop for Turn {
     }
 }
 
-/// One that has asked, until its turn is over or it has left.
+/// Counts one boot in [`Admission::asked`] until its turn is over or its caller has left the queue.
 #[derive(Debug)]
 struct Asked(Arc<AtomicUsize>);
 
@@ -148,12 +151,12 @@ impl Admission {
         })
     }
 
-    /// Waits until a network may be taken down.
+    /// Waits until a network may be torn down.
     pub async fn teardown(&self) -> Option<SemaphorePermit<'_>> {
         self.teardowns.acquire().await.ok()
     }
 
-    /// Waits until a network may be looked at, which nobody waits for: one at a time.
+    /// Waits until a network may be checked. Checks run one at a time: no caller waits for their result.
     pub async fn check(&self) -> Option<SemaphorePermit<'_>> {
         self.checks.acquire().await.ok()
     }
@@ -161,7 +164,7 @@ impl Admission {
 
 async fn hold(_permit: OwnedSemaphorePermit, _asked: Asked, turn: Duration) {
     tokio::time::sleep(turn).await;
-    tracing::info!("a boot has taken {turn:?}; the next one begins beside it");
+    tracing::info!("a boot has taken {turn:?}; the next one starts beside it");
 }
 
 #[cfg(test)]
@@ -176,7 +179,7 @@ mod tests {
         Patience::new(None)
     }
 
-    /// Lets the tasks that can go on do so.
+    /// Lets every task run until it waits for something.
     async fn settle() {
         for _ in 0..50 {
             tokio::task::yield_now().await;
@@ -200,7 +203,7 @@ mod tests {
                 settle().await;
                 at_once.fetch_sub(1, Ordering::Relaxed);
             }));
-            // It has asked before the next one does.
+            // This boot asks before the next one is spawned.
             tokio::task::yield_now().await;
         }
         for boot in boots {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a daemon does with the pods of the one before it, once, before it serves: their owners adopt them
-//! ([`super::owner`]).
-//! Then what belongs to no pod is removed: directories, networks, leases.
+//! How a daemon takes over the pods of the daemon before it. This happens once, before it serves.
+//!
+//! Each pod gets an owner, which adopts it ([`super::owner`]). What belongs to no pod is removed: image leases,
+//! directories, networks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -14,7 +15,7 @@ use super::{Pods, owner};
 use crate::store::{Kind, StoreError};
 
 impl Pods {
-    /// Takes over what the store knows, and cleans up what nobody knows.
+    /// Takes over the pods in the store, and removes everything that belongs to none of them.
     pub async fn adopt(&self) -> Result<(), StoreError> {
         let pods: Vec<PodRecord> = self.load(Kind::Pod)?;
         let mut containers: BTreeMap<String, BTreeMap<String, ContainerRecord>> = BTreeMap::new();
@@ -39,7 +40,7 @@ impl Pods {
         Ok(())
     }
 
-    /// Records that cannot be read are left where they are, and said.
+    /// Loads all records of a kind. A record that cannot be read is logged and stays in the store.
     fn load<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Result<Vec<T>, StoreError> {
         let rows = self.shared.host.store.load(kind)?;
         let readable = rows.into_iter().filter_map(|row| match row {

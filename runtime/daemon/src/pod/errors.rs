@@ -55,7 +55,7 @@ pub enum PodError {
     Log(#[from] LogError),
     #[error("container {id}")]
     Agent { id: String, source: AgentError },
-    /// Its program could not be executed.
+    /// The guest could not execute the container's program.
     #[error("container {id}: {message}")]
     NotStarted { id: String, message: String },
     #[error("guest of pod {id}")]
@@ -64,7 +64,7 @@ pub enum PodError {
     Stream { id: String, source: ConnectError },
     #[error("the VM of pod {id} ended meanwhile")]
     Lost { id: String },
-    #[error("put what the container needs on the disks of its VM")]
+    #[error("attach the container's layers or volumes to the disks of its VM")]
     Disk(#[from] ControlError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -74,11 +74,11 @@ pub enum PodError {
     Unfit(#[from] Unfit),
     #[error("mount of the container")]
     Share(#[from] ShareError),
-    #[error("remember the state")]
+    #[error("store the state")]
     Store(#[from] StoreError),
     #[error("run pod")]
     Boot(#[from] BootError),
-    #[error("container {id} does not end though it was killed")]
+    #[error("container {id} was killed but has not ended")]
     Stuck { id: String },
     #[error("pod {id} was removed meanwhile")]
     Gone { id: String },
@@ -92,7 +92,7 @@ impl PodError {
         }
     }
 
-    /// The pod is not in a state in which `event` is possible.
+    /// The error for a pod whose state does not allow `event`.
     pub fn pod_is(pod: &PodRecord, event: &'static str) -> Self {
         Self::State {
             id: pod.id.clone(),
@@ -100,7 +100,7 @@ impl PodError {
         }
     }
 
-    /// The container is not in a state in which `event` is possible.
+    /// The error for a container whose state does not allow `event`.
     pub fn container_is(container: &ContainerRecord, event: &'static str) -> Self {
         Self::State {
             id: container.id.clone(),
@@ -109,12 +109,12 @@ impl PodError {
     }
 }
 
-/// Why a pod is not in another state.
+/// Why a pod did not move to another state.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
     #[error("{id}")]
     Illegal { id: String, source: IllegalMove },
-    #[error("remember the state")]
+    #[error("store the state")]
     Store(#[from] StoreError),
 }
 
@@ -136,14 +136,14 @@ impl From<MoveError> for BootError {
     }
 }
 
-/// An error on the way to a pod that is ready, or back from it.
+/// An error while a pod boots or is torn down.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     #[error("{0}")]
     Unready(Problem),
     #[error("directory {path} of the pod")]
     Directory { path: PathBuf, source: io::Error },
-    #[error("no room")]
+    #[error("not enough resources on this node")]
     Unfit(#[from] Unfit),
     #[error("network of the pod")]
     Network(#[from] NetworkError),
@@ -151,12 +151,12 @@ pub enum BootError {
     Scratch(#[from] ScratchError),
     #[error("duplicate the descriptor of the pod's TAP")]
     Tap(#[source] io::Error),
-    #[error("a thread that worked for the pod has panicked")]
+    #[error("a background task of the pod panicked; see the daemon's log")]
     Panicked,
     #[error("state of the pod")]
     State(#[source] IllegalMove),
-    /// `waited`: for its turn.
-    #[error("VM of the pod, whose turn came after {waited:.1?}")]
+    /// `waited` is how long the pod waited for its turn.
+    #[error("start the VM of the pod, after it waited {waited:.1?} for its turn to boot")]
     Launch {
         waited: Duration,
         source: Box<LaunchError>,
@@ -165,12 +165,12 @@ pub enum BootError {
     NoTurn(#[from] NoTurn),
     #[error("cgroup of the VM")]
     Scope(#[from] SystemdError),
-    #[error("nobody waits for the pod any more")]
+    #[error("the caller has gone away")]
     Abandoned,
     #[error("configure the guest")]
     Configure(#[from] AgentError),
-    #[error("remember the state of the pod")]
+    #[error("store the state of the pod")]
     Store(#[from] StoreError),
-    #[error("VMM process {pid} does not end within {limit:?} though it was killed")]
+    #[error("process {pid} of the pod was killed but has not ended within {limit:?}")]
     Unkillable { pid: i32, limit: Duration },
 }

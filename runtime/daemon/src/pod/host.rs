@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What pods are made with, and what those of one daemon share.
+//! What pods are made with ([`Host`]), and what all pods of one daemon share ([`Shared`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use super::volumes::Volumes;
 use crate::scratch::Scratch;
 use crate::store::Store;
 
-/// What pods are made with. `Pods` takes it and owners use it; nobody else can reach into it.
+/// The parts of the daemon that pods are made with. `Pods` takes it, and owners use it; nobody else has access to it.
 #[derive(Debug)]
 pub struct Host {
     pub run_pods: PathBuf,
     pub state_pods: PathBuf,
-    /// The VM of a pod that asks for nothing.
+    /// The size of the VM if the pod has no requests or limits.
     pub sizing: sizing::Defaults,
     pub admission: Admission,
     pub store: Arc<Store>,
@@ -36,7 +36,7 @@ pub struct Host {
     pub volumes: Volumes,
 }
 
-/// What the owners of all pods and the door have in common.
+/// What [`super::Pods`] and the owners of all pods have in common.
 #[derive(Debug)]
 pub struct Shared {
     pub host: Host,

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods: who exists, and the way to the task that owns each.
+//! Pods: which exist, and the way to the task that owns each.
 //!
-//! This file is the door, [`Pods`], with [`streams`] for those who stream, [`status`] for those who ask about the node and
-//! [`adopt`] for the start of the daemon. Every change of a pod or its containers is a [`request`] to the pod's [`owner`],
-//! handled there one at a time; [`registry`] knows the way. Everyone else reads the [`View`] that the owner published last,
-//! and so never waits for it. Waiting for something to happen (a turn to boot, a graceful stop, an exec) is done here, in
-//! the caller's task, between requests.
+//! This file is the entrance, [`Pods`]. [`streams`] adds to it what streaming needs, [`status`] what the node reports,
+//! and [`adopt`] the start of the daemon. Every change of a pod or its containers is a [`request`] to the pod's
+//! [`owner`], which handles them one at a time; [`registry`] finds the owner. Everyone else reads the [`View`] that the
+//! owner published last, and so never waits for the owner. What takes long (a turn to boot, a graceful stop, an exec)
+//! is awaited here, in the caller's task, so that the owner can serve other requests meanwhile.
 //!
 //! ```text
 //! life       what pods and containers are: specs, states, records
-//! plan       what is to be done for them, worked out before anything is done
-//! volumes    what containers mount beside their images
+//! plan       what is to be done for them, calculated before anything is done
+//! volumes    what containers mount in addition to their images
 //! owner      the task that owns a pod, and all that only it does
 //! readings   what pods and containers use
 //! ```
@@ -70,12 +70,12 @@ impl Pods {
         }
     }
 
-    /// Hears of everything that happens from now on.
+    /// Subscribes to all events from now on.
     pub fn listen(&self) -> Result<Listener, TooManyListeners> {
         self.shared.notices.listen()
     }
 
-    /// Makes a pod and waits until its guest is ready. A caller that goes away meanwhile takes the pod with it.
+    /// Makes a pod and waits until its guest is ready. If the caller goes away meanwhile, the pod is removed.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
         self.can_run().await.map_err(BootError::Unready)?;
         let record = PodRecord {
@@ -107,12 +107,12 @@ impl Pods {
         Ok(id)
     }
 
-    /// Stops a pod; one that is not there is fine.
+    /// Stops a pod. A pod that does not exist is no error.
     pub async fn stop(&self, id: &str) -> Result<(), PodError> {
         self.ask_if_there(id, Request::StopPod).await
     }
 
-    /// Removes a pod and all that it has; one that is not there is fine.
+    /// Removes a pod and all that it has. A pod that does not exist is no error.
     pub async fn remove(&self, id: &str) -> Result<(), PodError> {
         self.ask_if_there(id, Request::RemovePod).await
     }
@@ -133,7 +133,7 @@ impl Pods {
         }
     }
 
-    /// What is known of a pod, by its id or a unique beginning of it.
+    /// The view of a pod, found by its id or a unique prefix of it.
     pub fn pod(&self, id: &str) -> Result<Arc<View>, PodError> {
         let view = self.shared.registry.pod(id)?.view();
         if view.pod.state == PodState::Creating {
@@ -145,7 +145,7 @@ impl Pods {
         Ok(view)
     }
 
-    /// All pods, oldest first. Those that are being made are not shown.
+    /// All pods, oldest first, except those that still boot.
     pub fn all(&self) -> Vec<Arc<View>> {
         let mut views = self.shared.registry.views();
         views.retain(|view| view.pod.state != PodState::Creating);
@@ -153,12 +153,13 @@ impl Pods {
         views
     }
 
-    /// Reads what one pod uses; its guest must answer.
+    /// Reads what one pod uses. It is an error if its guest does not answer.
     pub async fn read(&self, view: Arc<View>, depth: Depth) -> Result<Reading, PodError> {
         self.shared.readings.read(view, depth).await
     }
 
-    /// Reads pods at once. Those that are not ready, or whose guest does not answer, are left out.
+    /// Reads what pods use, all at the same time. Pods that are not ready, or whose guest does not answer, are left
+    /// out.
     pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
         let all = self.all();
         let ids: HashSet<&str> = all
@@ -170,7 +171,7 @@ impl Pods {
         self.shared.readings.read_all(views, depth).await
     }
 
-    /// What is known of a container, and of its pod.
+    /// The record of a container, and the view of its pod.
     pub fn container(&self, id: &str) -> Result<(Arc<View>, ContainerRecord), PodError> {
         let (handle, id) = self.shared.registry.container(id)?;
         let view = handle.view();
@@ -193,7 +194,8 @@ impl Pods {
         handle.ask(|answer| Request::Start { id, answer }).await
     }
 
-    /// Asks a container to end, and kills it after `grace`. One that is not there or has ended is fine.
+    /// Sends the container its stop signal, and kills it after `grace`. A container that does not exist or has ended is
+    /// no error.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
@@ -215,7 +217,7 @@ impl Pods {
         Err(PodError::Stuck { id })
     }
 
-    /// Removes a container, killing it if it runs; one that is not there is fine.
+    /// Removes a container, and kills it first if it runs. A container that does not exist is no error.
     pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
@@ -235,7 +237,7 @@ impl Pods {
             .await
     }
 
-    /// Changes what a pod may use, within the VM that it has.
+    /// Changes what a pod may use, up to the largest size of its VM.
     pub async fn resize(
         &self,
         id: &str,
@@ -254,7 +256,7 @@ impl Pods {
         handle.ask(|answer| Request::ReopenLog { id, answer }).await
     }
 
-    /// Runs a command in a running container until it ends. `limit` zero: however long it takes.
+    /// Runs a command in a running container until it ends. A `limit` of zero means no time limit.
     pub async fn exec(
         &self,
         id: &str,
@@ -263,7 +265,7 @@ impl Pods {
     ) -> Result<ExecOutput, PodError> {
         let (record, guest) = self.running(id, "exec")?;
         let (id, pod) = (record.id, record.pod_id);
-        // A VM that dies ends the call, whatever the connection does.
+        // If the VM dies, the call ends, even if the connection to it does not break.
         tokio::select! {
             output = guest.agent.exec(&id, args, limit) => {
                 output.map_err(|source| PodError::Agent { id, source })

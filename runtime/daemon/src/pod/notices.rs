@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What listeners hear of pods and containers: everything from the moment they listen, in order, without gaps.
+//! Events about pods and containers. A listener gets all of them, from the moment it listens, in order and without
+//! gaps.
 //!
-//! Each listener has a queue of its own, as long as it must be: a burst of events waits there until the listener has
-//! read it. A queue is bounded by memory, not by number: a listener that does not read is cut off when what waits
-//! for it weighs [`LIMIT_BYTES`], hears so after what it has missed nothing of, and lists anew. Telling never waits.
+//! Each listener has its own queue, so that a burst of events waits there until the listener has read it. The queue is
+//! bounded by memory, not by the number of events. A listener that does not read is cut off when [`LIMIT_BYTES`] wait
+//! for it: it still gets what is in its queue, without a gap, and then [`CutOff`]. Then it has to list pods and
+//! containers, and listen again. [`Notices::tell`] never waits for a listener.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,13 +14,13 @@ use tokio::sync::mpsc;
 use super::life::record::ContainerRecord;
 use super::view::View;
 
-/// What may wait for one listener, as [`weight`] estimates it.
+/// How many bytes may wait for one listener, as [`weight`] estimates them.
 const LIMIT_BYTES: usize = 64 << 20;
 const MAX_LISTENERS: usize = 64;
-/// A record without its strings, and what the allocator adds.
+/// The size of a record without its strings, with the allocator's overhead.
 const RECORD_BYTES: usize = 1024;
 
-/// A change of a container, or of a pod as its own container, that listeners hear of.
+/// An event about a container or a pod. For a pod, `container_id` is the pod's own id.
 #[derive(Clone, Debug)]
 pub struct Notice {
     pub kind: NoticeKind,
@@ -35,12 +37,12 @@ pub enum NoticeKind {
     Deleted,
 }
 
-/// Why nobody listens.
+/// Why another listener was refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{MAX_LISTENERS} clients listen to events already: end one of them first")]
+#[error("{MAX_LISTENERS} clients already listen to events: end one of them first")]
 pub struct TooManyListeners;
 
-/// All who listen.
+/// All listeners.
 #[derive(Debug, Default)]
 pub struct Notices(Mutex<Vec<Teller>>);
 
@@ -50,7 +52,7 @@ struct Teller {
     waiting: Arc<Mutex<usize>>,
 }
 
-/// One who listens. Dropped, it does not any more.
+/// One listener. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Listener {
     receiver: mpsc::UnboundedReceiver<Notice>,
@@ -58,10 +60,10 @@ pub struct Listener {
     waiting: Arc<Mutex<usize>>,
 }
 
-/// The listener did not read what it was told.
+/// The listener did not read its events.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "events were not read until {LIMIT_BYTES} bytes of them waited: list pods and containers, and listen anew"
+    "{LIMIT_BYTES} bytes of events waited and were not read: list pods and containers, then listen again"
 )]
 pub struct CutOff;
 
@@ -81,7 +83,7 @@ impl Notices {
         Ok(Listener { receiver, waiting })
     }
 
-    /// Tells everyone. Those whose queue is too heavy hear no more after this.
+    /// Sends an event to all listeners. A listener whose queue is full is removed, so it gets no more events.
     pub fn tell(&self, notice: &Notice) {
         let mut tellers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if tellers.is_empty() {
@@ -103,7 +105,7 @@ impl Notices {
 }
 
 impl Listener {
-    /// The next notice, waited for. After [`CutOff`] there is nothing more.
+    /// Waits for the next notice. After [`CutOff`] no more come.
     pub async fn next(&mut self) -> Result<Notice, CutOff> {
         let notice = self.receiver.recv().await.ok_or(CutOff)?;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +114,7 @@ impl Listener {
     }
 }
 
-/// Bytes that a view takes, about: what a pod's author can make large is counted.
+/// About how many bytes a view takes. Only fields that a pod's author can make large are counted.
 fn weight(view: &View) -> usize {
     let spec = &view.pod.spec;
     let pairs = spec

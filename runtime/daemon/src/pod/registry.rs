@@ -14,7 +14,7 @@ use super::life::spec::PodName;
 use super::request::{Answer, Request};
 use super::view::View;
 
-/// The shortest part of an id that names something.
+/// The shortest prefix of an id that is accepted instead of the whole id.
 const ID_PREFIX: usize = 4;
 
 #[derive(Debug, Default)]
@@ -23,13 +23,14 @@ pub struct Registry(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     pods: BTreeMap<String, Handle>,
-    /// The pods that have these containers, by their ids.
+    /// The pod's id by the container's id.
     containers: BTreeMap<String, String>,
-    /// The ids of those who have these names.
+    /// The pod's id by the pod's name; also of pods that wait for their turn.
     names: HashMap<PodName, String>,
 }
 
-/// The name of a pod that waits for its turn; free again when this is dropped, unless it is kept.
+/// The name of a pod that waits for its turn. The name is free again when this is dropped, unless [`Reservation::keep`]
+/// was called.
 #[derive(Debug)]
 pub struct Reservation<'a> {
     registry: &'a Registry,
@@ -37,7 +38,7 @@ pub struct Reservation<'a> {
 }
 
 impl<'a> Reservation<'a> {
-    /// Takes the name of a pod, or says who has it.
+    /// Reserves the name of a pod; the error says which pod has it already.
     pub fn of(registry: &'a Registry, record: &PodRecord) -> Result<Self, PodError> {
         registry.reserve(record)?;
         Ok(Self {
@@ -46,7 +47,7 @@ impl<'a> Reservation<'a> {
         })
     }
 
-    /// The pod's owner gives the name back.
+    /// From now on the pod's owner is responsible for the name.
     pub fn keep(mut self) {
         self.name = None;
     }
@@ -73,7 +74,7 @@ impl Registry {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the name of a pod, or says who has it.
+    /// Reserves the name of a pod; the error says which pod has it already.
     pub fn reserve(&self, record: &PodRecord) -> Result<(), PodError> {
         let mut known = self.known();
         let name = &record.spec.name;
@@ -91,7 +92,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a pod known, with the containers in its view.
+    /// Adds a pod, with the containers in its view.
     pub fn register(&self, handle: Handle) {
         let view = handle.view();
         let mut known = self.known();
@@ -123,19 +124,19 @@ impl Registry {
         self.known().names.remove(name);
     }
 
-    /// What is known of all pods.
+    /// The views of all pods.
     pub fn views(&self) -> Vec<Arc<View>> {
         self.known().pods.values().map(Handle::view).collect()
     }
 
-    /// The way to a pod, by its id or a unique beginning of it.
+    /// The way to a pod, found by its id or a unique prefix of it.
     pub fn pod(&self, id: &str) -> Result<Handle, PodError> {
         let known = self.known();
         let (_, handle) = find(&known.pods, id, "pod")?;
         Ok(handle.clone())
     }
 
-    /// The way to the pod of a container, by its id or a unique beginning of it; and the whole id.
+    /// The way to the pod of a container, found by the container's id or a unique prefix of it; and the whole id.
     pub fn container(&self, id: &str) -> Result<(Handle, String), PodError> {
         let known = self.known();
         let (full, pod) = find(&known.containers, id, "container")?;
@@ -150,6 +151,7 @@ impl Handle {
         Arc::clone(&self.view.borrow())
     }
 
+    /// Sends a request to the owner and waits for its answer.
     pub async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, PodError> {
         let gone = || PodError::Gone {
             id: self.id.clone(),
@@ -165,26 +167,27 @@ impl Handle {
             .await
     }
 
+    /// The record of a container, if it runs.
     pub fn running(&self, id: &str) -> Option<ContainerRecord> {
         let record = self.view().containers.get(id).cloned();
         record.filter(|record| record.state.is_running())
     }
 
-    /// Waits until the container does not run any more, and says whether that was in time.
+    /// Waits until the container no longer runs. Returns false if it still runs after `limit`.
     pub async fn exits_within(&self, id: &str, limit: Duration) -> bool {
         let mut view = self.view.clone();
         let over = |view: &Arc<View>| {
             let record = view.containers.get(id);
             !record.is_some_and(|record| record.state.is_running())
         };
-        // A pod that went away has no running containers either.
+        // If the pod is removed meanwhile, `wait_for` returns an error at once: then nothing runs either.
         tokio::time::timeout(limit, view.wait_for(over))
             .await
             .is_ok()
     }
 }
 
-/// Finds the only id that begins with `wanted`, and what it is the id of.
+/// Finds the only id that begins with `wanted`, and the value that belongs to it. A whole id wins over longer ones.
 pub fn find<'a, V>(
     ids: &'a BTreeMap<String, V>,
     wanted: &str,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is asked of a pod's owner, and the way back of its answers.
+//! The messages to a pod's owner, and the channel for each answer.
 
 use tokio::sync::oneshot;
 
@@ -8,7 +8,7 @@ use super::life::spec::{ContainerSpec, Resources};
 
 pub type Answer<T> = oneshot::Sender<Result<T, PodError>>;
 
-/// What is asked of a pod.
+/// A message to a pod's owner.
 #[derive(Debug)]
 pub enum Request {
     StopPod(Answer<()>),
@@ -36,7 +36,7 @@ pub enum Request {
         answer: Answer<()>,
     },
     Resize {
-        /// Of the containers together, and the overhead.
+        /// The resources of all containers together, and the overhead.
         change: Box<(Resources, Resources)>,
         answer: Answer<()>,
     },

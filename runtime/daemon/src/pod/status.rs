@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the node says of its pods as a whole: whether they can run here, and what they are made with.
+//! What the node reports about its pods as a whole: whether they can run here, and what they are made with.
 
 use std::path::Path;
 
@@ -16,22 +16,23 @@ impl Pods {
         self.shared.host.probe.ready().await
     }
 
-    /// Whether a pod would get a network; says which.
+    /// Whether a pod would get a network. Returns that network's name.
     pub async fn has_network(&self) -> Result<String, Problem> {
         self.shared.host.network.ready().await
     }
 
-    /// For plugins that take their subnets from the runtime.
+    /// Tells the network which addresses this node's pods have, for CNI plugins that take their subnets from the
+    /// runtime.
     pub fn set_pod_cidr(&self, pod_cidr: &str) -> Result<(), NetworkError> {
         self.shared.host.network.set_pod_cidr(pod_cidr)
     }
 
-    /// What a pod has of the network, for people.
+    /// Describes a pod's network for people, in verbose status answers.
     pub fn describe_network(&self, record: &NetworkRecord) -> serde_json::Value {
         self.shared.host.network.describe(record)
     }
 
-    /// Removes now and then what pods left behind in the network.
+    /// Removes, from time to time, what pods left behind in the network. It never returns.
     pub async fn tidy_network(&self) {
         self.shared.host.network.tidy().await;
     }
@@ -41,12 +42,12 @@ impl Pods {
         &self.shared.host.state_pods
     }
 
-    /// What VMs are started with.
+    /// Starts VMs, and knows the programs and files for it.
     pub fn launcher(&self) -> &Launcher {
         &self.shared.host.launcher
     }
 
-    /// The VM of a pod that asks for nothing.
+    /// The size of the VM if a pod has no requests or limits.
     pub fn vm_defaults(&self) -> &Defaults {
         &self.shared.host.sizing
     }

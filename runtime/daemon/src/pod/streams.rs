@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The ways to a pod's processes and ports for streaming clients.
+//! Connects streaming clients with a pod's processes and ports.
 
 use bulkhead_guest::protocol::{AttachStream, ExecStream};
 use bulkhead_guest::streams::{self, ProcessStreams};
@@ -10,7 +10,8 @@ use super::errors::PodError;
 use super::life::record::ContainerRecord;
 
 impl Pods {
-    /// A container that runs, by its id or a unique beginning of it; else why it is of no use for `event`.
+    /// A running container and its guest, found by the container's id or a unique prefix of it. The error for a
+    /// container that does not run names `event`.
     pub fn running(
         &self,
         id: &str,
@@ -23,13 +24,13 @@ impl Pods {
         }
     }
 
-    /// A pod that is ready, by its id or a unique beginning of it.
+    /// The id and guest of a ready pod, found by its id or a unique prefix of it.
     pub fn ready(&self, id: &str, event: &'static str) -> Result<(String, Guest), PodError> {
         let view = self.pod(id)?;
         Ok((view.pod.id.clone(), view.ready_guest(event)?))
     }
 
-    /// Starts a command; `request` names the container.
+    /// Starts a command in the container that `request` names.
     pub async fn exec_stream(&self, mut request: ExecStream) -> Result<ProcessStreams, PodError> {
         let (record, guest) = self.running(&request.container_id, "exec")?;
         request.container_id.clone_from(&record.id);
@@ -40,7 +41,7 @@ impl Pods {
         })
     }
 
-    /// Takes part in a container's standard streams.
+    /// Attaches to a container's standard streams.
     pub async fn attach_stream(
         &self,
         mut request: AttachStream,
@@ -55,7 +56,7 @@ impl Pods {
         })
     }
 
-    /// Connects to a port of a pod's loopback.
+    /// Connects to a port on the loopback interface of a pod.
     pub async fn port_forward(
         &self,
         pod: &str,

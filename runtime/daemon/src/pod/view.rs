@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is known of a pod at one time. Its owner publishes one after each change.
+//! A snapshot of what is known of a pod. Its owner publishes a new one after each change.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use super::life::state::PodState;
 pub struct View {
     pub pod: PodRecord,
     pub containers: BTreeMap<String, ContainerRecord>,
-    /// `None`: no VM lives.
+    /// `None` if the pod has no running VM.
     pub guest: Option<Guest>,
 }
 
 impl View {
-    /// A container, by its whole id.
+    /// A container, found by its whole id.
     pub fn container(&self, id: &str) -> Result<&ContainerRecord, PodError> {
         let record = self.containers.get(id);
         record.ok_or_else(|| PodError::not_found("container", id))
     }
 
-    /// The guest of a pod that is ready, or why `event` is not possible.
+    /// The guest of a ready pod. For any other pod, the error names `event`.
     pub fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
         match (&self.pod.state, &self.guest) {
             (PodState::Ready, Some(guest)) => Ok(guest.clone()),

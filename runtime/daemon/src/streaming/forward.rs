@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Port-forward: connections to a pod's loopback by pairs of SPDY streams (`portforward.k8s.io`), over a
-//! connection of its own or in a WebSocket.
+//! Port-forward over SPDY (`portforward.k8s.io`), directly or inside a WebSocket. Each forwarded connection to the
+//! pod's loopback interface is a pair of SPDY streams, one for data and one for errors.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,17 +16,17 @@ use super::spdy::{Connection, Gone, Stream, StreamReader, StreamWriter};
 use crate::pod::Pods;
 
 pub const PROTOCOL: &str = "portforward.k8s.io";
-/// Read from a connection into the guest at once.
+/// How much is read at a time from a connection into the guest.
 pub const READ_BYTES: usize = 64 << 10;
 
-/// How long the second stream of a pair may take, as other runtimes have it.
+/// How long the second stream of a pair may take to be opened. Other runtimes use the same time.
 const PAIR_TIME: Duration = Duration::from_secs(30);
-/// How long a client may go on when the server has ended; socat and other runtimes have the same.
+/// How long a client may still send after the server has closed its side. socat and other runtimes use the same time.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Connections of one client at once, with half-made ones.
+/// The most connections of one client at a time, including those whose second stream is missing.
 const MAX_CONNECTIONS: usize = 128;
 
-/// Until the client has left. What is wrong with one connection is said on its error stream.
+/// Serves a client until it has left. If one forwarded connection fails, its error stream tells why.
 pub async fn serve(mut connection: Connection, pods: Pods, pod: String) {
     let mut waiting: HashMap<String, Half> = HashMap::new();
     let mut connections = JoinSet::new();
@@ -53,7 +53,7 @@ pub async fn serve(mut connection: Connection, pods: Pods, pod: String) {
                 };
                 connections.spawn(forward(pods.clone(), pod.clone(), data, error));
             }
-            // A second one of the same kind: the first is given up.
+            // The first stream of a pair, or another one of the same kind, which replaces the earlier one.
             Some(_) | None => drop(waiting.insert(half.request.clone(), half)),
         }
     }
@@ -69,7 +69,7 @@ enum Kind {
 #[derive(Debug)]
 struct Half {
     kind: Kind,
-    /// What pairs streams.
+    /// The id that both streams of a pair have.
     request: String,
     port: u16,
     reader: StreamReader,
@@ -78,7 +78,7 @@ struct Half {
 }
 
 impl Half {
-    /// `None`: it was refused, because it makes no sense or, if it would be a new pair, `is_full`.
+    /// Accepts a stream. `None` if it was refused, because its headers are not valid or because `is_full`.
     async fn of(stream: Stream, is_full: bool) -> Option<Self> {
         let Some((kind, request, port)) = describe(&stream).filter(|_| !is_full) else {
             stream.refuse().await;
@@ -106,7 +106,7 @@ fn describe(stream: &Stream) -> Option<(Kind, String, u16)> {
     let port = port.filter(|port| *port > 0)?;
     let request = match stream.headers.get("requestid") {
         Some(request) => request.clone(),
-        // Clients that do not say open the error stream right before the data stream.
+        // Clients that send no request id open the error stream directly before the data stream.
         None => match kind {
             Kind::Error => format!("stream {}", stream.id),
             Kind::Data => format!("stream {}", stream.id.checked_sub(2)?),
@@ -115,7 +115,7 @@ fn describe(stream: &Stream) -> Option<(Kind, String, u16)> {
     Some((kind, request, port))
 }
 
-/// One connection, to its end.
+/// Serves one forwarded connection until it ends.
 async fn forward(pods: Pods, pod: String, data: Half, error: Half) {
     let port = data.port;
     let failure = match pods.port_forward(&pod, port).await {
@@ -126,7 +126,7 @@ async fn forward(pods: Pods, pod: String, data: Half, error: Half) {
             tokio::pin!(sending, receiving);
             let received = tokio::select! {
                 received = &mut receiving => {
-                    // What the client still says is wanted by few servers, and some clients never end.
+                    // Few servers still read after they have closed their side, and some clients never close theirs.
                     let _ = timeout(LAST_WORDS, sending).await;
                     received
                 }
@@ -139,21 +139,21 @@ async fn forward(pods: Pods, pod: String, data: Half, error: Half) {
     let mut writer = error.writer;
     if let Some(why) = failure {
         let text = format!("error forwarding port {port} to pod {pod}: {why}");
-        // Who has left does not read it.
+        // An error means that the client has left, and nobody is there to read the text.
         let _ = writer.send(text.into()).await;
     }
     let _ = writer.finish().await;
 }
 
-/// The client's half. A client that resets it or leaves is one that sends no more.
+/// Copies from the client to the pod. If the client resets the stream or leaves, that counts as the end of its data.
 async fn to_pod(mut client: StreamReader, mut server: OwnedWriteHalf) {
     while let Ok(Some(bytes)) = client.next().await {
         if server.write_all(&bytes).await.is_err() {
-            // The server takes no more; what the client still sends is thrown away.
+            // The server accepts no more data. What the client still sends is discarded.
             return;
         }
     }
-    // Fails if the server is gone, which the other half finds out.
+    // This fails if the server is gone. The other direction notices that.
     let _ = server.shutdown().await;
 }
 
@@ -169,12 +169,12 @@ async fn to_client(mut server: OwnedReadHalf, mut client: StreamWriter) -> Resul
             Err(e) => return Err(e.to_string()),
         }
     }
-    // The client has left meanwhile: nobody is told.
+    // An error means that the client has left, so nobody needs to be told.
     let _ = client.finish().await;
     Ok(())
 }
 
-/// What is there, `None` at the end.
+/// Reads the bytes that are there, at least one. `None` at the end.
 pub async fn read(server: &mut OwnedReadHalf) -> std::io::Result<Option<Bytes>> {
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let length = server.read_buf(&mut buffer).await?;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Port-forward over WebSocket: the SPDY connection in binary messages, and the older protocol with two
-//! channels a port (`v4.channel.k8s.io`, `channel.k8s.io`, their base64 variants or no name: all the same but for
-//! base64), whose ports come with the request.
+//! Port-forward over WebSocket. There are two protocols: a tunnel, which carries an SPDY connection in binary messages,
+//! and the older protocol with two channels for each port.
+//!
+//! The older protocol has several names (`v4.channel.k8s.io`, `channel.k8s.io`, their base64 variants, or none), which
+//! differ only in base64. Its ports are in the CRI request.
 
 use std::sync::Arc;
 
@@ -21,12 +23,12 @@ use super::spdy::{Connection, GOODBYE_TIME};
 use super::websocket::{Protocol, Receiver, Sender, Socket, close, next};
 use crate::pod::Pods;
 
-/// The whole SPDY connection in the messages of a WebSocket.
+/// The name of the tunnel's protocol.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 
-/// Between the WebSocket and SPDY, each way.
+/// The size of the buffer between WebSocket and SPDY, in each direction.
 const PIPE_BYTES: usize = 64 << 10;
-/// Messages that wait for the client, of all ports.
+/// How many messages may wait for the client, from all ports together.
 const QUEUED_MESSAGES: usize = 4;
 
 /// Serves a tunnel until the client has left.
@@ -43,7 +45,7 @@ where
     let served = async {
         let mut wrapping = std::pin::pin!(wrap(&mut from_spdy, &mut sender));
         tokio::select! {
-            // What SPDY says to a client that broke its rules still goes out.
+            // SPDY's last frame, which tells a client that it broke the protocol, must still be sent.
             () = serving => drop(timeout(GOODBYE_TIME, wrapping).await),
             () = &mut wrapping => {}
         }
@@ -55,7 +57,7 @@ where
     close(&mut sender, None, wrong).await;
 }
 
-/// What comes in messages goes on as bytes. Ends when the client has left.
+/// Passes the content of messages on to SPDY until the client has left.
 async fn unwrap<T: AsyncRead + AsyncWrite + Unpin>(
     mut receiver: Receiver<T>,
     mut spdy: impl AsyncWrite + Unpin,
@@ -88,8 +90,8 @@ async fn wrap<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Serves the older protocol: every port has one connection, made at once, channel 2n for its bytes and
-/// 2n+1 for errors; each begins with its port, two bytes little-endian.
+/// Serves the older protocol. Each port has one connection, which is made at the start. Port number n in the list has
+/// channel 2n for data and channel 2n+1 for errors. Both begin with the port as two bytes, little-endian.
 pub async fn channels<T>(
     socket: Socket<T>,
     protocol: Protocol,
@@ -142,14 +144,14 @@ async fn receive<T: AsyncRead + AsyncWrite + Unpin>(
         let last = inputs.len().saturating_mul(2).saturating_sub(1);
         let input = input.ok_or_else(|| format!("channel {channel} is not one of 0 to {last}"))?;
         if channel % 2 == 0 && bytes.has_remaining() {
-            // A connection that has ended takes no more.
+            // An error means that this connection has ended, so its data is discarded.
             let _ = input.send(bytes).await;
         }
     }
     Ok(())
 }
 
-/// A connection's two channels.
+/// The two channels of a connection.
 struct Lines {
     protocol: Protocol,
     data: u8,
@@ -204,11 +206,12 @@ async fn connection(
     }
 }
 
-/// Never ends before the client leaves: this protocol has no half-close.
+/// Copies from the client to the server. It does not end before the client leaves, because this protocol has no
+/// half-close.
 async fn feed(input: &mut mpsc::Receiver<Bytes>, mut server: OwnedWriteHalf) {
     while let Some(bytes) = input.recv().await {
         if server.write_all(&bytes).await.is_err() {
-            // What the server still says is wanted.
+            // Keep the connection open, because the server may still send.
             std::future::pending::<()>().await;
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The request that becomes a stream: which token, which protocol, and the answer to both.
+//! The HTTP request that starts a stream: checks its token, agrees on a protocol, and upgrades the connection.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -20,13 +20,13 @@ use super::{Clients, forward, forward_websocket, session, spdy_process};
 
 const SPDY: &str = "SPDY/3.1";
 const WEBSOCKET: &str = "websocket";
-/// For SPDY; kubelet and crictl have it first or second.
+/// The protocol for exec and attach over SPDY. kubelet and crictl both offer it.
 const PROCESS_PROTOCOL: &str = "v4.channel.k8s.io";
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 
 type Answer = Response<Full<Bytes>>;
 
-/// What both sides will speak.
+/// The protocol that both sides will speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Speech {
     SpdyProcess,
@@ -41,9 +41,9 @@ enum Speech {
 enum Refusal {
     #[error("use GET or POST")]
     Method,
-    #[error("this token is not known, is spent, or has expired: ask for a new URL")]
+    #[error("this token is unknown, was used already, or has expired: ask for a new URL")]
     Token,
-    #[error("this is for streams: upgrade the connection to {SPDY} or {WEBSOCKET}")]
+    #[error("this URL is for streams: upgrade the connection to {SPDY} or {WEBSOCKET}")]
     NoUpgrade,
     #[error("the WebSocket handshake lacks {0}")]
     Handshake(&'static str),
@@ -62,7 +62,7 @@ impl Refusal {
     }
 }
 
-/// Answers a request; if it becomes a stream, a task of its own serves that.
+/// Answers a request. If it becomes a stream, a new task serves that.
 pub fn answer(clients: &Clients, mut request: HttpRequest<Incoming>) -> Answer {
     let taken = take(clients, request.method(), request.uri().path());
     let agreed = taken.and_then(|wanted| {
@@ -98,7 +98,7 @@ fn take(clients: &Clients, method: &Method, path: &str) -> Result<Request, Refus
     clients.tokens.take(kind, token).ok_or(Refusal::Token)
 }
 
-/// The protocol and the answer that says so.
+/// Chooses the protocol. Returns it and the answer that names it.
 fn negotiate(wanted: &Request, headers: &HeaderMap) -> Result<(Speech, Answer), Refusal> {
     let upgrades = || values(headers, &UPGRADE);
     if !values(headers, &CONNECTION).any(|value| value.eq_ignore_ascii_case("upgrade")) {
@@ -141,7 +141,7 @@ fn negotiate_websocket(wanted: &Request, headers: &HeaderMap) -> Result<(Speech,
     let accept = derive_accept_key(key.as_bytes());
     let mut answers = vec![(SEC_WEBSOCKET_ACCEPT, accept.as_str())];
     let speech = if values(headers, &SEC_WEBSOCKET_PROTOCOL).all(str::is_empty) {
-        // Who names none must not be told one, and speaks the first.
+        // A client that offers no protocol speaks the first version, and the answer must not name one.
         match wanted {
             Request::PortForward { .. } => Speech::Channels(Protocol::V1),
             Request::Exec { .. } | Request::Attach { .. } => Speech::Process(Protocol::V1),
@@ -154,7 +154,7 @@ fn negotiate_websocket(wanted: &Request, headers: &HeaderMap) -> Result<(Speech,
     Ok((speech, switching(WEBSOCKET, &answers)))
 }
 
-/// The first of ours that the client offers.
+/// The first of our protocols that the client offers.
 fn agree<'a>(
     headers: &HeaderMap,
     header: &HeaderName,
@@ -173,7 +173,7 @@ fn agree<'a>(
     })
 }
 
-/// All items of a header that may be there several times, each a list.
+/// All items of a header. It may occur several times, each time with a list.
 fn values<'a>(headers: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(name)
@@ -190,7 +190,7 @@ fn switching(protocol: &'static str, headers: &[(HeaderName, &str)]) -> Answer {
     map.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     map.insert(UPGRADE, HeaderValue::from_static(protocol));
     for (name, value) in headers {
-        // Ours and base64: always valid.
+        // All values are our own names or base64, so they are always valid.
         if let Ok(value) = HeaderValue::from_str(value) {
             map.insert(name.clone(), value);
         }
@@ -200,7 +200,7 @@ fn switching(protocol: &'static str, headers: &[(HeaderName, &str)]) -> Answer {
 
 async fn serve(clients: Clients, wanted: Request, speech: Speech, upgrade: OnUpgrade) {
     let Ok(upgraded) = upgrade.await else {
-        // The client left before it had the answer.
+        // The client left before it got the answer.
         return;
     };
     let io = TokioIo::new(upgraded);
@@ -225,7 +225,7 @@ async fn serve(clients: Clients, wanted: Request, speech: Speech, upgrade: OnUpg
             let connection = spdy(&clients, io);
             match spdy_process::client(connection, streams(&wanted)).await {
                 Ok(client) => session::serve(&clients.pods, wanted, client).await,
-                Err(why) => tracing::info!("a streaming client is given up: {why}"),
+                Err(why) => tracing::info!("closing the connection of a streaming client: {why}"),
             }
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is agreed upon, and the words of refusals.
+//! Tests of the protocol's choice and of the texts of refusals.
 
 use super::*;
 

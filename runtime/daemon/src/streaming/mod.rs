@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The streaming server: exec, attach and port-forward for kubelet and crictl.
 //!
-//! `Exec`, `Attach` and `PortForward` of CRI answer with a URL of this server, good for one request. The
-//! request upgrades its connection to SPDY/3.1 ([`spdy`]) or WebSocket ([`websocket`]); what comes then is a
-//! [`session`] with a process, or [`forward`]ed connections. Bytes go through the daemon to the guest on
-//! a vsock connection each, never through gRPC.
+//! CRI's `Exec`, `Attach` and `PortForward` answer with a URL of this server, which can be used for one request. The
+//! request upgrades its connection to SPDY/3.1 ([`spdy`]) or WebSocket ([`websocket`]). Then the connection carries a
+//! [`session`] with a process, or [`forward`]ed connections. The daemon copies the bytes to and from the guest, over
+//! one vsock connection for each session or forwarded connection, and never through gRPC.
 //!
-//! One task a connection. Everything a client sends is bounded: [`MAX_CONNECTIONS`], the head of its request,
-//! and the windows of its streams.
+//! Each connection has its own task. All that a client can send is bounded: the number of connections by
+//! [`MAX_CONNECTIONS`], the head of its request by [`HEAD_BYTES`], and its streams by their windows.
 
 mod forward;
 mod forward_websocket;
@@ -42,18 +42,18 @@ use self::tokens::{Request, Tokens, TooMany};
 use crate::config::{StreamingConfig, TlsFiles};
 use crate::pod::Pods;
 
-/// Of all clients.
+/// The most connections of all clients together.
 const MAX_CONNECTIONS: usize = 1024;
-/// How long a client may take for the head of its request, or for its part of TLS.
+/// How long a client may take to send the head of its request, or for the TLS handshake.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 const HEAD_BYTES: usize = 32 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A peer that answers nothing, not even TCP's probes, is given up after about two minutes.
+/// A peer that does not even answer TCP's keepalive probes is disconnected after about two minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Why there is no streaming server.
+/// Why the streaming server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamingError {
     #[error("listen for streams on {address}")]
@@ -70,7 +70,7 @@ pub enum StreamingError {
     Tls(#[from] rustls::Error),
 }
 
-/// Makes URLs. Cloning shares the tokens.
+/// Makes URLs. Clones share the tokens.
 #[derive(Clone, Debug)]
 pub struct Streaming {
     tokens: Arc<Tokens>,
@@ -78,7 +78,7 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// Where the client finds what it asked for, once and within a minute.
+    /// Makes a URL for a request. It can be used once, within a minute.
     pub fn url(&self, request: Request) -> Result<String, TooMany> {
         let path = request.path();
         let token = self.tokens.insert(request)?;
@@ -94,7 +94,7 @@ pub struct Server {
     base: String,
 }
 
-// An acceptor cannot be shown.
+// By hand, because `TlsAcceptor` is not `Debug`.
 impl std::fmt::Debug for Server {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Server").finish_non_exhaustive()
@@ -130,12 +130,14 @@ impl Server {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
-                // Out of descriptors, most likely: not for ever.
+                // Most likely the daemon is out of file descriptors. Some will be free again later.
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                tracing::warn!("a streaming client is refused: {MAX_CONNECTIONS} are there");
+                tracing::warn!(
+                    "refusing a streaming client: {MAX_CONNECTIONS} are connected already"
+                );
                 continue;
             };
             let Ok(peer) = keep_alive(&stream).and_then(|()| Peer::new(&stream, slot)) else {
@@ -198,7 +200,7 @@ fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// An address that clients on this host can use: kubelet is one.
+/// An address for URLs that clients on this host, such as kubelet, can connect to.
 fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whether a client is still there, also while nothing is read from its connection.
+//! Notices that a client has hung up, even while nothing is read from its connection.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,10 +9,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::OwnedSemaphorePermit;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A client that has hung up may have sent something that is still to be delivered: it gets so long for it.
+/// A client that has hung up may have sent data that is not delivered yet. After so many looks it counts as gone.
 const LAST_WORDS: u32 = 20;
 
-/// One connection of a client. Its place among the connections is free once nobody holds this.
+/// One connection of a client. When the last reference to this is dropped, another client can connect.
 #[derive(Debug)]
 pub struct Peer {
     socket: OwnedFd,
@@ -27,7 +27,8 @@ impl Peer {
         })
     }
 
-    /// Resolves a while after the client has hung up. For who does not read, and so does not see the end.
+    /// Waits until the client has hung up, and some time more. For tasks that do not read from the connection now, and
+    /// so would not notice its end.
     pub async fn left(&self) {
         let mut seen = 0;
         while seen < LAST_WORDS {
@@ -48,7 +49,7 @@ impl Peer {
 
 #[cfg(test)]
 impl Peer {
-    /// One that never leaves.
+    /// A peer that never hangs up.
     pub fn fixture() -> std::sync::Arc<Self> {
         let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

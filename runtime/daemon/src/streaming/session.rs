@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One client at a process's standard streams, whatever it speaks: exec and attach.
+//! Exec and attach: one client at the standard streams of a process, independent of the client's protocol.
 //!
-//! [`super::spdy_process`] and [`super::websocket`] make a [`Client`] of a connection. The session ends
-//! with the process (or the container's output), with the client, or with the guest. A client that does
-//! not read stops only this session: nothing is read from the guest meanwhile, and the guest's agent
-//! sees to the rest.
+//! [`super::spdy_process`] and [`super::websocket`] make a [`Client`] of a connection. The session ends with the
+//! process (or the container's output), with the client, or with the guest. A client that does not read stops only its
+//! own session: then nothing is read from the guest for it, and the agent keeps the process and other clients going.
 
 use std::future::{Future, pending};
 use std::time::Duration;
@@ -22,12 +21,12 @@ use super::status::Ended;
 use super::tokens::{Request, Streams};
 use crate::pod::{PodError, Pods};
 
-/// How long what a client said before it left may take to reach the process.
+/// How long the client's last input may take to reach the process after the client has left.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// A window size in JSON is far shorter.
+/// The longest text that can be a window size. Real ones are far shorter.
 const SIZE_BYTES: usize = 1024;
 
-/// The client went away.
+/// The client has left.
 #[derive(Debug, thiserror::Error)]
 #[error("the client has left")]
 pub struct Left;
@@ -44,7 +43,7 @@ pub enum FromClient {
     EndOfInput,
 }
 
-/// Columns and rows of the client's window.
+/// The size of the client's terminal window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
     pub columns: u16,
@@ -59,21 +58,21 @@ pub trait Output: Send {
         bytes: Bytes,
     ) -> impl Future<Output = Result<(), Left>> + Send;
 
-    /// Says how it ended, `None` if the client did it, and closes the connection.
+    /// Tells the client how the session ended, and closes the connection. `None` means that the client ended it.
     fn finish(self, ended: Option<Ended>) -> impl Future<Output = ()> + Send;
 }
 
-/// A client that is there, with all the streams that it takes part in.
+/// A connected client, with all its streams.
 #[derive(Debug)]
 pub struct Client<O> {
-    /// Closed once the client has left and all that it said is here.
+    /// Closed when the client has left and all its input has been received.
     pub input: mpsc::Receiver<FromClient>,
     pub sizes: watch::Receiver<Size>,
     pub output: O,
     pub left: CancellationToken,
 }
 
-/// Serves a client to the end. `request` is one for a process.
+/// Serves a client until the session ends. `request` must be exec or attach.
 pub async fn serve<O: Output>(pods: &Pods, request: Request, mut client: Client<O>) {
     let (what, opened) = match request {
         Request::Exec {
@@ -88,7 +87,7 @@ pub async fn serve<O: Output>(pods: &Pods, request: Request, mut client: Client<
             let opened = attach(pods, container, streams).await;
             ("error attaching to container", opened)
         }
-        // The server tells these apart before it comes here.
+        // The server passes these on to [`super::forward`] instead.
         Request::PortForward { .. } => return,
     };
     let failed = |why: String| Ended::Failed(format!("{what}: {why}"));
@@ -99,7 +98,7 @@ pub async fn serve<O: Output>(pods: &Pods, request: Request, mut client: Client<
         },
         Err(error) => Some(failed(chain(&error))),
     };
-    // The connection is read on while it ends, and what comes is for nobody.
+    // The connection is still read while it closes. Without a receiver, further input is discarded.
     drop(client.input);
     client.output.finish(ended).await;
 }
@@ -136,7 +135,7 @@ async fn attach(
     pods.attach_stream(request).await
 }
 
-/// `None`: the client left first.
+/// Copies between the process and the client. Returns how the process ended, or `None` if the client left first.
 async fn run<O: Output>(process: ProcessStreams, client: &mut Client<O>) -> Option<Ended> {
     let (gone, gone_so_far) = watch::channel(0);
     let Client {
@@ -174,12 +173,12 @@ async fn from_process(
             Ok(FromProcess::Failed(why)) => return Ended::Failed(why),
             Err(error) => return Ended::Failed(chain(&error)),
         };
-        // What a client that has left said before may still be on its way to the process.
+        // Go on even if the client has left, because its last input may still be on its way to the process.
         reads = reads && output.write(source, bytes).await.is_ok();
     }
 }
 
-/// Returns once the client has left and all that it said is on its way.
+/// Returns when the client has left and all its input has been sent.
 async fn to_process(
     process: ProcessInput,
     input: &mut mpsc::Receiver<FromClient>,
@@ -187,7 +186,7 @@ async fn to_process(
     gone: watch::Receiver<u64>,
 ) {
     if forward(process, input, sizes, gone).await.is_err() {
-        // The guest is gone; the other direction knows more.
+        // The guest is gone. The other direction finds out why.
         pending::<()>().await;
     }
 }
@@ -234,7 +233,7 @@ async fn forward(
     }
 }
 
-/// Window sizes as clients send them: one JSON object after the other, cut anywhere.
+/// Parses window sizes as clients send them: JSON objects one after the other, in pieces of any length.
 #[derive(Debug, Default)]
 pub struct SizeParser {
     buffer: Vec<u8>,
@@ -249,7 +248,7 @@ struct RawSize {
 }
 
 impl SizeParser {
-    /// The last size that is complete. What is no size is forgotten.
+    /// Adds bytes, and returns the last size that is complete. Anything that is not a size is discarded.
     pub fn push(&mut self, bytes: &[u8]) -> Option<Size> {
         self.buffer.extend_from_slice(bytes);
         let mut stream = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<RawSize>();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sessions with a client and an agent played by the test.
+//! Tests of sessions. The test plays both the client and the agent.
 
 use super::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

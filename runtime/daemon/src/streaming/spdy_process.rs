@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exec and attach over SPDY: which stream is which (`v4.channel.k8s.io`).
+//! Exec and attach over SPDY (`v4.channel.k8s.io`): each standard stream is an SPDY stream, which its headers name.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use super::spdy::{Connection, Gone, Stream, StreamReader, StreamWriter};
 use super::status::Ended;
 use super::tokens::Streams;
 
-/// How long the client may take to open its streams, as other runtimes have it.
+/// How long the client may take to open its streams. Other runtimes use the same time.
 const OPEN_TIME: Duration = Duration::from_secs(30);
 const QUEUED_INPUTS: usize = 2;
 
-/// Why a client's streams are not what they should be.
+/// Why a client's streams are not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamsError {
     #[error("it left before it had opened all its streams")]
@@ -25,18 +25,19 @@ pub enum StreamsError {
     Late,
 }
 
-/// Our halves of a client's streams.
+/// The server's halves of a client's streams.
 #[derive(Debug)]
 pub struct SpdyOutput {
     connection: Connection,
     error: StreamWriter,
     stdout: Option<StreamWriter>,
     stderr: Option<StreamWriter>,
-    /// Of streams that only the client writes. It takes the end of our half for the end of the session.
+    /// The server's halves of streams that only the client writes. They stay open until the end of the session, because
+    /// the client takes their end for the end of the session.
     silent: Vec<StreamWriter>,
 }
 
-/// Waits for the streams that the request is about.
+/// Waits until the client has opened all streams of the request.
 pub async fn client(
     mut connection: Connection,
     wanted: Streams,
@@ -65,7 +66,7 @@ pub async fn client(
     })
 }
 
-/// By their type; nobody reads what the client sends on an output stream.
+/// The opened streams by their type. What the client sends on an output stream is never read.
 struct Opened(Vec<(&'static str, Option<StreamReader>, Option<StreamWriter>)>);
 
 impl Opened {
@@ -118,7 +119,7 @@ fn kind(stream: &Stream) -> Option<&str> {
     stream.headers.get("streamtype").map(String::as_str)
 }
 
-/// Until the client has left.
+/// Receives input and window sizes until the client has left.
 async fn listen(
     (mut stdin, mut resize): (Option<StreamReader>, Option<StreamReader>),
     says: mpsc::Sender<FromClient>,
@@ -131,7 +132,7 @@ async fn listen(
             said = next(&mut stdin) => {
                 let said = match said {
                     Ok(Some(bytes)) => FromClient::Input(bytes),
-                    // Reset or finished: it sends no more.
+                    // The client has reset or finished the stream, so no more input comes.
                     Ok(None) | Err(Gone) => {
                         stdin = None;
                         FromClient::EndOfInput
@@ -176,7 +177,7 @@ impl Output for SpdyOutput {
         let Some(ended) = ended else {
             return;
         };
-        // A client that has left is told nothing.
+        // An error means that the client has left.
         let _ = self.error.send(ended.status().into()).await;
         let ours = [Some(self.error), self.stdout, self.stderr];
         for stream in ours.into_iter().flatten().chain(self.silent) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The last word of an exec or attach: Kubernetes' `metav1.Status` as JSON, as the v4 and v5 protocols
-//! have it on the error stream, or only its message, as they had it before.
+//! How an exec or attach tells the client its result, on the error stream. The v4 and v5 protocols send Kubernetes'
+//! `metav1.Status` as JSON; older ones send only its message.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     Exited(i32),
-    /// Why there is no exit code.
+    /// There is no exit code; this text says why.
     Failed(String),
 }
 
@@ -17,7 +17,7 @@ impl Ended {
         self.json().to_string()
     }
 
-    /// What went wrong; `None` if nothing did.
+    /// The message of a failure. `None` after a success.
     pub fn text(&self) -> Option<String> {
         self.json()["message"].as_str().map(str::to_owned)
     }

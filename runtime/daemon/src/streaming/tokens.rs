@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a client may do that comes with a token: good for one request, and not for long.
+//! Tokens: the secret part of a streaming URL. A token allows one request and expires soon.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,12 +9,12 @@ use bulkhead_text::hex;
 
 use crate::random::random;
 
-/// Tokens that nobody has used yet.
+/// The most tokens that wait to be used.
 const MAX_TOKENS: usize = 1000;
 const LIFETIME: Duration = Duration::from_secs(60);
 const TOKEN_BYTES: usize = 24;
 
-/// What was asked for by `Exec`, `Attach` or `PortForward`.
+/// A request by `Exec`, `Attach` or `PortForward`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     Exec {
@@ -28,7 +28,7 @@ pub enum Request {
     },
     PortForward {
         pod: String,
-        /// For WebSocket clients of the old protocol, which do not name them.
+        /// Used for WebSocket clients of the older protocol, which do not send them themselves.
         ports: Vec<u16>,
     },
 }
@@ -54,7 +54,7 @@ impl Request {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("{MAX_TOKENS} streaming requests wait for their client: try again later")]
+#[error("{MAX_TOKENS} streaming URLs were requested but not used yet: try again later")]
 pub struct TooMany;
 
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl Tokens {
         self.insert_at(request, Instant::now())
     }
 
-    /// Spends a token, whatever becomes of the request.
+    /// Takes the request of a token. The token cannot be used again, even if the request fails.
     pub fn take(&self, path: &str, token: &str) -> Option<Request> {
         self.take_at(path, token, Instant::now())
     }

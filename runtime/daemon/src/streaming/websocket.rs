@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Exec and attach over WebSocket: `v5.channel.k8s.io`, `v4.channel.k8s.io`, the first `channel.k8s.io`, and the
-//! base64 variants of the older two.
+//! Exec and attach over WebSocket: `v5.channel.k8s.io`, `v4.channel.k8s.io`, the first version `channel.k8s.io`, and
+//! the base64 variants of the older two. Also functions that port-forward over WebSocket uses.
 //!
-//! Every message begins with the number of its channel. With v5, a message `[255, channel]` closes the
-//! client's half of a channel; before it only leaving does. The first version's last word is text and no status:
-//! nothing after a success. Also what the port-forward protocols share.
+//! Each message begins with the number of its channel. In v5, the message `[255, channel]` closes the client's half of
+//! a channel; in older versions a client can do that only by leaving. The first version ends with a plain text instead
+//! of a JSON status, and with nothing after a success.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,14 +27,14 @@ use super::peer::Peer;
 use super::session::{Client, FromClient, Left, Output, Size, SizeParser, Source};
 use super::status::Ended;
 
-/// A client may send a whole file in one message, and some do.
+/// This is large because some clients send a whole file in one message.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const BUFFER_BYTES: usize = 32 << 10;
 const QUEUED_INPUTS: usize = 2;
-/// How long the last messages may take, and how long the client may take to close after them.
+/// How long the last messages may take to be sent, and then how long the client may take to close the connection.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
 const LINGER_TIME: Duration = Duration::from_secs(3);
-/// The longest reason that a close frame has room for.
+/// The longest reason that fits into a close frame.
 const REASON_BYTES: usize = 123;
 
 const STDIN: u8 = 0;
@@ -42,7 +42,7 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
-/// With v5: closes the channel that follows.
+/// In v5: closes the channel whose number follows.
 const CLOSE: u8 = 255;
 
 /// A WebSocket over any connection.
@@ -50,19 +50,19 @@ pub type Socket<T> = WebSocketStream<T>;
 pub type Receiver<T> = SplitStream<Socket<T>>;
 pub type Sender<T> = SplitSink<Socket<T>, Message>;
 
-/// What a client can speak for exec and attach.
+/// The protocols for exec and attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     V5,
     V4,
     V4Base64,
-    /// Also what a client speaks that names no protocol.
+    /// Also used if the client names no protocol.
     V1,
     V1Base64,
 }
 
 impl Protocol {
-    /// Best first.
+    /// All protocols, the best first.
     pub const ALL: [(&'static str, Self); 5] = [
         ("v5.channel.k8s.io", Self::V5),
         ("v4.channel.k8s.io", Self::V4),
@@ -71,10 +71,10 @@ impl Protocol {
         ("base64.channel.k8s.io", Self::V1Base64),
     ];
 
-    /// The channel of a message and its payload.
+    /// Splits a message into channel and payload. `None` for an empty message.
     pub fn decode(self, mut message: Bytes) -> Result<Option<(u8, Bytes)>, String> {
         let Some(&first) = message.first() else {
-            // Some clients send these to keep a connection alive.
+            // Some clients send empty messages to keep the connection alive.
             return Ok(None);
         };
         let payload = message.split_off(1);
@@ -104,7 +104,7 @@ impl Protocol {
         }
     }
 
-    /// How a process ended, on the error channel.
+    /// The message on the error channel that tells how the process ended.
     fn last_word(self, ended: &Ended) -> Option<Message> {
         let text = match self {
             Self::V5 | Self::V4 | Self::V4Base64 => Some(ended.status()),
@@ -114,7 +114,7 @@ impl Protocol {
     }
 }
 
-/// The server's end of a connection that has been upgraded.
+/// Makes the server's side of a WebSocket from an upgraded connection.
 pub async fn accept<T: AsyncRead + AsyncWrite + Unpin>(connection: T) -> Socket<T> {
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
@@ -124,8 +124,8 @@ pub async fn accept<T: AsyncRead + AsyncWrite + Unpin>(connection: T) -> Socket<
     WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await
 }
 
-/// The bytes of the next message; text counts as bytes, as some clients send that. `None` when the client has left;
-/// an error is what it did wrong.
+/// The bytes of the next message. Text messages are accepted too, because some clients send them. `None` when the
+/// client has left. The error is a text that says how the client broke the protocol.
 pub async fn next<T: AsyncRead + AsyncWrite + Unpin>(
     receiver: &mut Receiver<T>,
 ) -> Result<Option<Bytes>, String> {
@@ -135,14 +135,14 @@ pub async fn next<T: AsyncRead + AsyncWrite + Unpin>(
             Ok(Message::Text(text)) => return Ok(Some(text.into())),
             Ok(Message::Close(_)) => return Ok(None),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-            // The end of the connection without a close frame is a client's leaving too.
+            // An end of the connection without a close frame also means that the client has left.
             Err(e) => return complaint(e).map(|()| None),
         }
     }
     Ok(None)
 }
 
-/// Our half of a client's connection.
+/// The server's half of a client's connection.
 #[derive(Debug)]
 pub struct WebSocketOutput<T> {
     protocol: Protocol,
@@ -151,10 +151,10 @@ pub struct WebSocketOutput<T> {
     complaint: Complaint,
 }
 
-/// What the client did wrong, to be said when the connection is closed.
+/// How the client broke the protocol. It is the reason in the server's close frame.
 type Complaint = Arc<Mutex<Option<String>>>;
 
-/// Makes a client of a connection.
+/// Makes a [`Client`] of a connection.
 pub async fn client<T>(
     socket: Socket<T>,
     protocol: Protocol,
@@ -168,7 +168,8 @@ where
     let (resizes, sizes) = watch::channel(Size::default());
     let left = CancellationToken::new();
     let complaint = Complaint::default();
-    // Browsers' clients wait for it before they show a terminal; a client that has left shows soon.
+    // Clients in browsers show a terminal only after this message. An error is ignored: that the client has left is
+    // noticed soon.
     let _ = sender.send(protocol.encode(STDOUT, &[])).await;
     let listener = Listener {
         protocol,
@@ -181,7 +182,7 @@ where
     let (told, done) = (Arc::clone(&complaint), left.clone());
     let listening = tokio::spawn(async move {
         if let Err(wrong) = listener.run().await {
-            tracing::info!("a streaming client is cut off: {wrong}");
+            tracing::info!("closing the connection of a streaming client: {wrong}");
             *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(wrong);
         }
         done.cancel();
@@ -209,7 +210,7 @@ struct Listener<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Listener<T> {
-    /// Until the client has left; an error is what it did wrong.
+    /// Receives messages until the client has left. The error says how it broke the protocol.
     async fn run(mut self) -> Result<(), String> {
         while let Some(bytes) = next(&mut self.receiver).await? {
             if let Some((channel, payload)) = self.protocol.decode(bytes)?
@@ -221,7 +222,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Listener<T> {
         Ok(())
     }
 
-    /// False when the client has left.
+    /// Handles one message. Returns false when the client has left.
     async fn take(&mut self, channel: u8, payload: Bytes) -> Result<bool, String> {
         let said = match channel {
             STDIN if payload.is_empty() => return Ok(true),
@@ -238,14 +239,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Listener<T> {
                 Some(other) => return Err(out_of_range(*other)),
                 None => return Err("a close message without a channel".to_owned()),
             },
-            // They are ours to write; what a client sends there is for nobody.
+            // Only the server writes to these channels. What a client sends there is discarded.
             STDOUT..=ERROR => return Ok(true),
             other => return Err(out_of_range(other)),
         };
         let sending = self.says.send(said);
         tokio::select! {
             biased;
-            // If nobody listens any more, the rest is read for the sake of the close frame in it.
+            // Go on reading even if the receiver was dropped, to get the client's close frame.
             _ = sending => Ok(true),
             () = self.peer.left() => Ok(false),
         }
@@ -256,7 +257,7 @@ fn out_of_range(channel: u8) -> String {
     format!("channel {channel} is not one of {STDIN} to {RESIZE}")
 }
 
-/// What the client did wrong, if that is what broke the connection.
+/// How the client broke the protocol, if that is the cause of the error.
 fn complaint(error: tokio_tungstenite::tungstenite::Error) -> Result<(), String> {
     use tokio_tungstenite::tungstenite::Error;
     use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -287,13 +288,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Output for WebSocketOutput<T> {
         };
         let last = ended.and_then(|ended| self.protocol.last_word(&ended));
         close(&mut self.sender, last, wrong).await;
-        // The client's own close frame, so that it has read ours.
+        // Wait for the client's close frame, which shows that it has read ours.
         let _ = timeout(LINGER_TIME, &mut self.listening).await;
         self.listening.abort();
     }
 }
 
-/// Says a last word, if there is one, and closes the connection: normally, or because of what was wrong.
+/// Sends a last message, if there is one, and closes the connection. `wrong` is the reason if the client broke the
+/// protocol.
 pub async fn close<T: AsyncRead + AsyncWrite + Unpin>(
     sender: &mut Sender<T>,
     last: Option<Message>,
@@ -314,7 +316,7 @@ pub async fn close<T: AsyncRead + AsyncWrite + Unpin>(
         }
         sender.send(Message::Close(Some(frame))).await
     };
-    // A client that has left is told nothing.
+    // An error means that the client has left.
     let _ = timeout(FLUSH_TIME, closing).await;
 }
 

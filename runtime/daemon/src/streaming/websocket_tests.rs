@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! WebSocket clients played by the test.
+//! Tests of WebSocket connections. The test plays the client.
 
 use super::*;
 use tokio::io::DuplexStream;

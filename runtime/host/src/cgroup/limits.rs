@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a VM may use of the host, as the files of a cgroup.
+//! Writes the limits of a VM into the files of its cgroup on the host.
 
 use std::fs;
 use std::path::Path;
@@ -9,20 +9,20 @@ use super::held_bytes;
 const MIN_SHARES: u64 = 2;
 const MAX_SHARES: u64 = 262_144;
 
-/// What a VM may use of the host; `None` and empty: as much as there is.
+/// The limits of a VM on the host. `None` and empty mean no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostLimits {
     pub memory_bytes: Option<u64>,
     /// Thousandths of a CPU.
     pub cpu_millis: Option<u64>,
-    /// As cgroup v1 counts them, [2, 262144].
+    /// On the scale of cgroup v1, 2 to 262144.
     pub cpu_shares: Option<u64>,
-    /// Lists of CPUs and NUMA nodes.
+    /// The list of CPUs, and in `nodes` that of NUMA nodes.
     pub cpus: String,
     pub nodes: String,
 }
 
-/// Each as far as the host can; what it cannot is said in the log.
+/// Writes all limits. One that the host cannot set is only logged.
 pub(super) fn write(path: &Path, limits: &HostLimits) {
     let mut files = vec![
         ("cpu.max", cpu_max(limits.cpu_millis)),
@@ -34,14 +34,15 @@ pub(super) fn write(path: &Path, limits: &HostLimits) {
         files.push(("memory.max", limit));
     }
     for (file, value) in files {
-        // An empty list of CPUs is written as a line, or the kernel sees nothing.
+        // With a line feed, because the kernel ignores a write of zero bytes, and an empty list must be written too.
         if let Err(e) = fs::write(path.join(file), format!("{value}\n")) {
             tracing::debug!("{}: {file} = {value:?}: {e}", path.display());
         }
     }
 }
 
-/// A limit below what the VM holds would have the kernel kill it: then the old one stays until the next change.
+/// The value for memory.max. `None` if the limit is below what the VM uses, because then the kernel would kill the VM.
+/// In that case the old limit stays until the next change.
 fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
     let Some(limit) = limit else {
         return Some("max".to_owned());
@@ -49,8 +50,8 @@ fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
     let held = held_bytes(path).unwrap_or(0);
     if held > limit {
         tracing::warn!(
-            "{}: the VM holds {held} bytes, more than its new limit of {limit}: the host keeps the old limit, the guest \
-             has the new one",
+            "{}: the VM uses {held} bytes, more than its new limit of {limit}: on the host the old limit stays, in the guest \
+             the new one applies",
             path.display()
         );
         return None;
@@ -61,7 +62,7 @@ fn memory_max(path: &Path, limit: Option<u64>) -> Option<String> {
 fn cpu_max(millis: Option<u64>) -> String {
     const PERIOD_US: u64 = 100_000;
     match millis {
-        // The kernel takes no less than a millisecond.
+        // The kernel accepts no quota below 1 ms.
         Some(millis) => format!(
             "{} {PERIOD_US}",
             (millis.saturating_mul(PERIOD_US / 1000)).max(1000)
@@ -70,7 +71,7 @@ fn cpu_max(millis: Option<u64>) -> String {
     }
 }
 
-/// On cgroup v2's scale [1, 10000], as kubelet and runc convert it.
+/// Converts shares to a weight of cgroup v2, 1 to 10000, with the same formula as kubelet and runc.
 pub(super) fn weight(shares: Option<u64>) -> u64 {
     shares.map_or(100, |shares| {
         1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)

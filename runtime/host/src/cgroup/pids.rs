@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How many processes kubelet allows a pod: `podPidsLimit` is in the cgroup that it made, and nowhere in CRI.
+//! How many processes kubelet allows a pod. kubelet writes `podPidsLimit` only into the cgroup that it makes for the
+//! pod; CRI does not tell it.
 
 use std::fs;
 
 use super::{Cgroups, relative};
 
-/// What the cgroup of a pod says of its number of processes.
+/// The limit of processes in the cgroup of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PidsLimit {
     None,
@@ -13,7 +14,8 @@ pub enum PidsLimit {
 }
 
 impl Cgroups {
-    /// Of the cgroup `wanted` that kubelet named for the pod; `None` if there is none, or none that says so.
+    /// The limit in the cgroup `wanted`, the pod's cgroup parent in CRI. `None` if that does not exist, or has no pids
+    /// controller.
     pub fn pids_limit(&self, wanted: &str) -> Option<PidsLimit> {
         self.parent.as_ref()?;
         let path = self.root.join(relative(wanted)?).join("pids.max");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Mounts for a file server: a copy of the host's mount with what is asked for, moved into the server's mount
+//! Mounts for a file server: copies a mount of the host, sets its attributes, and moves it into the server's mount
 //! namespace.
 //!
-//! A mount namespace belongs to a thread here: what happens in the server's is done by a thread that ends with it.
-//! The server itself can neither mount nor reach the host's tree.
+//! A thread can switch to another mount namespace. So what is done in the server's namespace is done by a new thread,
+//! which then ends. The server itself can neither mount anything nor reach the host's files.
 
 use std::fs::File;
 use std::io;
@@ -22,16 +22,16 @@ use super::ShareError;
 use crate::process::Identity;
 use crate::sys::{MountChange, set_mount};
 
-/// What a guest may do with a share. The host's kernel sees to it.
+/// What a guest may do with a share. The host's kernel enforces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     Write,
     Read,
-    /// The mounts below it too.
+    /// Read-only together with the mounts below it.
     ReadRecursive,
 }
 
-/// Which file of the host a path leads to, and by which mount.
+/// Identifies the file of the host that a path leads to, and the mount that it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceId {
     major: u32,
@@ -40,7 +40,7 @@ pub struct SourceId {
     mount: u64,
 }
 
-/// A directory or file of the host, held.
+/// An opened directory or file of the host.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
@@ -50,7 +50,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens what `path` leads to, links followed. Blocks.
+    /// Opens the file or directory at `path`, and follows links. Blocks.
     pub fn open(path: &Path) -> Result<Self, ShareError> {
         let failed = |e: rustix::io::Errno| ShareError::Source {
             path: path.to_owned(),
@@ -89,7 +89,7 @@ impl Source {
         self.id
     }
 
-    /// Makes the mount that the server gets. Nobody sees it yet; it goes when it is dropped.
+    /// Makes the mount for the server. It is not attached anywhere yet, and is removed if it is dropped.
     pub fn copy(&self, access: Access, propagation: Propagation) -> Result<Share, ShareError> {
         let path = || self.path.clone();
         if propagation == Propagation::Slave {
@@ -124,7 +124,7 @@ impl Source {
             Propagation::Slave => libc::MS_SLAVE,
         };
         let all = MountChange {
-            // The server runs nothing and opens no devices.
+            // The server executes nothing and opens no devices, so this costs nothing and is safer.
             set: libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
             propagation,
             recursive: true,
@@ -148,7 +148,8 @@ impl Source {
     }
 }
 
-/// Whether the mount with that id receives mounts from others, by the optional fields of proc(5)'s mountinfo.
+/// Whether the mount with this id receives mounts by propagation, which the optional fields in mountinfo tell
+/// (proc(5)).
 fn is_propagated(table: &str, mount: u64) -> bool {
     let mut lines = table.lines();
     let line = lines.find(|line| line.split(' ').next() == Some(mount.to_string().as_str()));
@@ -157,18 +158,18 @@ fn is_propagated(table: &str, mount: u64) -> bool {
     optional.any(|field| field.starts_with("shared:") || field.starts_with("master:"))
 }
 
-/// A mount that is nowhere yet.
+/// A mount that is not attached anywhere yet.
 #[derive(Debug)]
 pub struct Share {
     tree: OwnedFd,
     is_directory: bool,
 }
 
-/// Mounts a share where the server has its shares.
+/// Mounts a share in the server's directory of shares.
 pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Result<()> {
     in_namespace(server, move || {
         let place = place(name);
-        // Left behind by a daemon that was killed before it could write down what it had done.
+        // Remove a mount of this name, which a daemon left that was killed before it stored the share.
         let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         let names = writable_names()?;
         remove_place(&names, name)?;
@@ -184,7 +185,8 @@ pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Resu
     .await
 }
 
-/// Unmounts a share and removes its place; the server forgets it. One that is gone is fine.
+/// Unmounts a share and removes its mount point, after which the server forgets it. It is no error if it is gone
+/// already.
 pub async fn detach(server: Identity, name: ShareName) -> io::Result<()> {
     in_namespace(server, move || {
         match unmount(place(name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -200,7 +202,7 @@ fn place(name: ShareName) -> PathBuf {
     Path::new(SHARES).join(name.to_string())
 }
 
-/// The directory of the places, by a mount of its own that can be written to: the server's cannot.
+/// Opens the directory of the mount points for writing, by a new mount of it. The server's own mount is read-only.
 fn writable_names() -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let names = open_tree(CWD, SHARES, flags)?;
@@ -217,7 +219,7 @@ fn remove_place(names: &OwnedFd, name: ShareName) -> io::Result<()> {
     for flags in [AtFlags::REMOVEDIR, AtFlags::empty()] {
         match rustix::fs::unlinkat(names, &name, flags) {
             Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
-            // Of a directory, the second time.
+            // A directory: the first attempt has removed it, or it has vanished.
             Err(rustix::io::Errno::ISDIR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -225,7 +227,7 @@ fn remove_place(names: &OwnedFd, name: ShareName) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs `work` on a thread in the server's mount namespace, where its root is the server's.
+/// Runs `work` on a new thread in the server's mount namespace, with the server's root directory.
 async fn in_namespace(
     server: Identity,
     work: impl FnOnce() -> io::Result<()> + Send + 'static,
@@ -233,11 +235,11 @@ async fn in_namespace(
     let (send, receive) = tokio::sync::oneshot::channel();
     let entered = move || {
         let namespace = File::open(format!("/proc/{}/ns/mnt", server.pid))?;
-        // The id may have been reused before it was opened; not after that.
+        // Check the identity after opening: if the process still lives now, the file belongs to it.
         if !server.is_alive() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        // A root and a current directory of its own, which the namespace changes.
+        // setns changes the root and current directory, so the thread must not share them with others.
         unshare(CloneFlags::CLONE_FS)?;
         setns(namespace, CloneFlags::CLONE_NEWNS)?;
         work()

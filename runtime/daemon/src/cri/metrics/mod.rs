@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! RPCs about metrics: what kubelet shows at `/metrics/cadvisor` when it has its statistics from CRI (KEP-2371).
+//! RPCs about metrics: what kubelet shows at `/metrics/cadvisor` when it gets its statistics from CRI (KEP-2371).
 //!
-//! [`table`] has a row for each metric, with its description and the way to its value: a metric cannot have a value
-//! without a description, nor other labels than described. CRI's values are whole numbers, so seconds are whole.
-//! Labels are those that kubelet gives cAdvisor's metrics; a pod as a whole has no container's name.
+//! [`table`] has a row for each metric, with its description and how to get its value. So no metric can have a value
+//! without a description, or labels that are not described. Values in CRI are integers, so seconds are rounded down.
+//! The labels are those that kubelet gives cAdvisor's metrics. Metrics of a whole pod have an empty container name.
 
 mod table;
 mod values;
@@ -117,7 +117,7 @@ mod tests {
     use bulkhead_host::usage::{HostPressure, HostUsage};
     use bulkhead_network::Counters;
 
-    /// What critest wants described by a runtime on a node with cgroup v2.
+    /// The metrics that critest expects from a runtime on a node with cgroup v2.
     const EXPECTED: &str = "blkio_device_usage_total cpu_cfs_periods_total cpu_cfs_throttled_periods_total \
         cpu_cfs_throttled_seconds_total cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total \
         file_descriptors fs_inodes_free fs_inodes_total fs_limit_bytes fs_reads_bytes_total fs_reads_total \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The metrics, a row each. Names, units and further labels are cAdvisor's
+//! The metrics, one row each. Names, units and additional labels are those of cAdvisor
 //! (docs/storage/prometheus.md of google/cadvisor).
 
 use super::values::{
@@ -10,7 +10,7 @@ use super::values::{
 use crate::pod::life::state::ContainerState;
 use crate::pod::readings::{HugepageUsage, Reading};
 
-/// What the kernel has in cpu.max where nobody said anything.
+/// The kernel's default period in cpu.max.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 const NO_LIMIT: u64 = u64::MAX;
 
@@ -19,7 +19,8 @@ pub enum Kind {
     Gauge,
 }
 
-/// A metric, and where its values come from. No values: not known now, or not of this subject.
+/// A metric, and where its values come from. There are no values if they are unknown now, or if the metric does not
+/// apply to a container or to a pod.
 pub struct Row {
     pub name: &'static str,
     pub help: &'static str,
@@ -98,19 +99,19 @@ pub const METRICS: &[Row] = &[
     // ---- memory
     gauge(
         "container_memory_usage_bytes",
-        "Memory in use in bytes, whenever it was used last",
+        "Memory in use in bytes, including memory that was not used recently",
     )
     .of_container(|of| one(memory(of).current_bytes))
     .of_pod(|of| one(of.host.memory_bytes)),
     gauge(
         "container_memory_working_set_bytes",
-        "Working set in bytes: what cannot be dropped at once",
+        "Working set in bytes: memory that the kernel cannot reclaim at once",
     )
     .of_container(|of| one(working_set(&memory(of))))
     .of_pod(|of| one(of.host.working_set_bytes())),
     gauge(
         "container_memory_max_usage_bytes",
-        "Most memory in use recorded, in bytes",
+        "Peak memory usage in bytes",
     )
     .of_container(|of| one(memory(of).peak_bytes)),
     gauge("container_memory_rss", "Anonymous memory in bytes")
@@ -144,7 +145,7 @@ pub const METRICS: &[Row] = &[
     .of_pod(|of| page_faults(of.host.page_faults, of.host.major_page_faults)),
     counter(
         "container_oom_events_total",
-        "Count of processes killed for want of memory",
+        "Number of processes killed because memory ran out",
     )
     .of_container(|of| one(memory(of).oom_kills)),
     gauge(
@@ -162,7 +163,7 @@ pub const METRICS: &[Row] = &[
     }),
     gauge(
         "container_hugetlb_max_usage_bytes",
-        "The most huge pages in bytes that were seen in use by a question for statistics",
+        "Peak usage of huge pages in bytes, as seen when statistics were read",
     )
     .by(&["pagesize"])
     .of_container(|of| {
@@ -185,7 +186,7 @@ pub const METRICS: &[Row] = &[
     .of_pod(|of| host_some(of, |host| &host.cpu)),
     counter(
         "container_pressure_cpu_stalled_seconds_total",
-        "Time in seconds that no task could make progress for want of a CPU",
+        "Time in seconds that no task could make progress because all waited for a CPU",
     )
     .of_container(|of| full(cgroup(of).cpu_pressure.as_ref()))
     .of_pod(|of| host_full(of, |host| &host.cpu)),
@@ -197,7 +198,7 @@ pub const METRICS: &[Row] = &[
     .of_pod(|of| host_some(of, |host| &host.memory)),
     counter(
         "container_pressure_memory_stalled_seconds_total",
-        "Time in seconds that no task could make progress for want of memory",
+        "Time in seconds that no task could make progress because all waited for memory",
     )
     .of_container(|of| full(cgroup(of).memory_pressure.as_ref()))
     .of_pod(|of| host_full(of, |host| &host.memory)),
@@ -209,7 +210,7 @@ pub const METRICS: &[Row] = &[
     .of_pod(|of| host_some(of, |host| &host.io)),
     counter(
         "container_pressure_io_stalled_seconds_total",
-        "Time in seconds that no task could make progress for want of I/O",
+        "Time in seconds that no task could make progress because all waited for I/O",
     )
     .of_container(|of| full(cgroup(of).io_pressure.as_ref()))
     .of_pod(|of| host_full(of, |host| &host.io)),
@@ -321,7 +322,7 @@ pub const METRICS: &[Row] = &[
         .of_container(|of| one(cgroup(of).tasks)),
     gauge(
         "container_threads_max",
-        "Most threads allowed in the container; 0: no limit",
+        "Maximum number of threads allowed in the container; 0: no limit",
     )
     .of_container(|of| {
         one(match cgroup(of).tasks_limit {
@@ -341,14 +342,14 @@ pub const METRICS: &[Row] = &[
     .of_container(|of| one(of.container.statistics.sockets)),
     gauge(
         "container_ulimits_soft",
-        "Soft limits of the container's first process; none: no limit",
+        "Soft limits of the container's first process; no value: no limit",
     )
     .by(&["ulimit"])
     .of_container(|of| match of.container.statistics.open_files_limit {
         0 | NO_LIMIT => Vec::new(),
         limit => labelled("max_open_files", limit),
     }),
-    // ---- what was asked for
+    // ---- requests and limits
     gauge(
         "container_spec_cpu_period",
         "CPU period of the container in microseconds",
@@ -361,12 +362,12 @@ pub const METRICS: &[Row] = &[
     }),
     gauge(
         "container_spec_cpu_quota",
-        "CPU quota of the container in microseconds a period; none: no limit",
+        "CPU quota of the container in microseconds per period; no value: no limit",
     )
     .of_container(|of| known(asked(of.record.spec.resources.cpu_quota_us))),
     gauge(
         "container_spec_cpu_shares",
-        "CPU shares of the container; none: not said",
+        "CPU shares of the container; no value: not set",
     )
     .of_container(|of| known(asked(of.record.spec.resources.cpu_shares))),
     gauge(
@@ -381,7 +382,7 @@ pub const METRICS: &[Row] = &[
     .of_container(|of| one(asked(of.record.spec.resources.memory_swap_limit_bytes))),
     gauge(
         "container_spec_memory_reservation_limit_bytes",
-        "Memory that is left to the container in bytes; 0: none",
+        "Memory that is protected from reclaim in bytes (memory.low); 0: none",
     )
     .of_container(|of| {
         let low = of.record.spec.resources.unified.get("memory.low");
@@ -398,7 +399,7 @@ pub const METRICS: &[Row] = &[
     }),
     gauge(
         "container_last_seen",
-        "When the container was seen last, in seconds since 1970",
+        "When the container was last seen, in seconds since 1970",
     )
     .of_container(|of| one(asked(of.reading.at) / NANOSECONDS)),
 ];

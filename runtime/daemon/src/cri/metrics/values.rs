@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From what was read to the values of metrics.
+//! Functions that take the values of metrics from a reading.
 
 use bulkhead_network::Direction;
 use bulkhead_proto::agent::disk;
@@ -13,14 +13,14 @@ use crate::pod::readings::{
 pub const NANOSECONDS: u64 = 1_000_000_000;
 pub const MICROSECONDS: u64 = 1_000_000;
 
-/// A container that runs, as it was read.
+/// A running container and its reading.
 pub struct Subject<'a> {
     pub record: &'a ContainerRecord,
     pub container: &'a ContainerReading,
     pub reading: &'a Reading,
 }
 
-/// One value, with the labels that the row adds.
+/// One value, with the labels in addition to those that all metrics have.
 pub struct Value {
     pub labels: Vec<String>,
     pub value: u64,
@@ -40,12 +40,12 @@ pub fn labelled(label: &str, value: u64) -> Vec<Value> {
     }]
 }
 
-/// Zero is "not said" in CRI's limits.
+/// A value that CRI sets to 0 for "not set".
 pub fn known(value: u64) -> Vec<Value> {
     if value == 0 { Vec::new() } else { one(value) }
 }
 
-/// Negative is "none" in CRI's limits.
+/// A limit of CRI, where a negative number means "no limit" and becomes 0.
 pub fn asked(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
@@ -64,14 +64,14 @@ pub fn memory(of: &Subject) -> MemoryStatistics {
     cgroup(of).memory.unwrap_or_default()
 }
 
-/// As cAdvisor has it.
+/// The working set as cAdvisor defines it: memory in use without inactive page cache.
 pub fn working_set(memory: &MemoryStatistics) -> u64 {
     memory
         .current_bytes
         .saturating_sub(memory.inactive_file_bytes)
 }
 
-/// cgroup v2 counts with all below: both of cAdvisor's scopes are the same.
+/// cgroup v2 always includes the cgroups below, so cAdvisor's two scopes have the same value.
 pub fn page_faults(all: u64, major: u64) -> Vec<Value> {
     let value = |kind: &str, scope: &str, value| Value {
         labels: vec![kind.to_owned(), scope.to_owned()],
@@ -109,7 +109,7 @@ pub fn host_full(of: &Reading, stall: fn(&HostPressure) -> &Stall) -> Vec<Value>
     })
 }
 
-/// A value of the guest's disk that writable layers are on.
+/// A value with the label of the scratch disk, which holds the writable layers.
 pub fn on_scratch_disk(value: u64) -> Vec<Value> {
     labelled(&format!("/dev/{}", disk::SCRATCH), value)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod and a container are: what was asked for ([`spec`], [`signal`]), where they are in their lives ([`state`]),
-//! and what is stored of them ([`record`]). Nothing here does anything.
+//! What a pod and a container are: what was asked for ([`spec`], [`signal`]), their life cycle ([`state`]), and what is
+//! stored of them ([`record`]). Types and pure functions only.
 
 pub mod record;
 pub mod signal;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is stored of a pod and a container.
 //!
-//! A pod's [`Held`] stack is both the undo of a start that failed and the list of what a removal gives back. It is written
-//! before a thing is taken, so that a daemon that died in between knows what to look for. A process has its entry once it
-//! exists, and does nothing before that: it waits for its configuration, and ends when the daemon that was to give it one
-//! ends.
+//! A pod's [`Held`] stack lists the host resources that it has taken. It is used to undo a boot that failed and to
+//! release everything when the pod is removed. An entry is written before its resource is taken, so that after a crash
+//! the next daemon knows what to look for. Processes are the exception, because their identity is known only once they
+//! exist. But a new process does nothing until it gets its configuration, and it ends if the daemon ends before that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -29,19 +29,19 @@ pub struct PodRecord {
     pub state: PodState,
     /// Nanoseconds since 1970.
     pub created_at: i64,
-    /// Oldest first; given back in reverse.
+    /// The oldest first. Resources are released in reverse order.
     pub held: Vec<Held>,
-    /// CIDR, the primary one first.
+    /// In CIDR notation, the primary address first.
     pub addresses: Vec<String>,
     /// Layers that are on the image disk, by diff id.
     pub layers: BTreeMap<String, Extent>,
-    /// Of its VM; zeros before that is known.
+    /// The size of its VM; zeros while it is not known yet.
     #[serde(default)]
     pub size: VmSize,
     /// What its containers may use together.
     #[serde(default)]
     pub allowance: Allowance,
-    /// Volumes of the guest that follow the host's, by their name in the guest.
+    /// Volumes of the guest that mirror a directory of the host, by their name in the guest.
     #[serde(default)]
     pub mirrors: BTreeMap<String, MirrorSource>,
     /// Directories and files of the host that are mounted in the guest.
@@ -50,11 +50,11 @@ pub struct PodRecord {
     /// The number of the last share that was made.
     #[serde(default)]
     pub shares_made: u16,
-    /// Block devices of the host that containers have.
+    /// Block devices of the host that containers use.
     #[serde(default)]
     pub blocks: Vec<BlockRecord>,
-    /// EmptyDirs that are on the volume disk, by their name in the guest. `None`: the VM is of a version that keeps them
-    /// on its scratch disk.
+    /// EmptyDirs that are on the volume disk, by their name in the guest. `None` if the VM is of an earlier version,
+    /// which keeps emptyDirs on its scratch disk.
     #[serde(default)]
     pub disks: Option<BTreeMap<String, DiskRecord>>,
 }
@@ -62,40 +62,40 @@ pub struct PodRecord {
 /// Something on the host that belongs to the pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Held {
-    /// Sockets, console, reports.
+    /// For sockets, the console's log and the VMM's reports.
     RunDirectory(PathBuf),
-    /// The scratch disk.
+    /// For the scratch disk.
     StateDirectory(PathBuf),
     Network(Box<NetworkRecord>),
     Cgroup(PathBuf),
     Vmm(Identity),
-    /// Serves host directories to the VM.
+    /// The process that serves host directories to the VM.
     FileServer(Identity),
 }
 
-/// What a VM was booted with, and what it can get.
+/// What a VM was booted with, and what it can get at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSize {
-    /// All CPUs that it can have.
+    /// The most CPUs that it can have.
     pub vcpus: u8,
-    /// Those that its kernel started with; 0, of an earlier version: all.
+    /// The CPUs that its kernel booted with. 0 in records of an earlier version, where it booted with all of them.
     #[serde(default)]
     pub boot_vcpus: u8,
-    /// At the boot.
+    /// Memory at the boot.
     pub memory_mib: u32,
-    /// At most; 0, of an earlier version: what it was booted with.
+    /// The most memory that it can have. 0 in records of an earlier version, where it is what the VM was booted with.
     #[serde(default)]
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
 }
 
-/// What the containers of a pod may use together; `None`: as much as there is.
+/// What the containers of a pod may use together. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowance {
-    /// Without huge pages.
+    /// Not including huge pages.
     pub memory_bytes: Option<u64>,
     pub cpu_millis: Option<u64>,
-    /// What kubelet's cgroup of the pod allows; CRI does not tell.
+    /// Read from the cgroup that kubelet makes for the pod, because CRI does not tell it.
     #[serde(default)]
     pub hugepage_bytes: u64,
 }
@@ -103,7 +103,7 @@ pub struct Allowance {
 /// A share as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ShareRecord {
-    /// In the guest and in the file server.
+    /// Its name in the guest and in the file server, as text.
     pub name: String,
     pub path: PathBuf,
     pub access: Access,
@@ -113,10 +113,12 @@ pub struct ShareRecord {
 }
 
 impl ShareRecord {
+    /// The name, parsed.
     pub fn name(&self) -> Option<ShareName> {
         ShareName::parse(&self.name)
     }
 
+    /// Whether this share serves a mount of `source` with this access and propagation.
     pub fn is(&self, access: Access, propagation: Propagation, source: SourceId) -> bool {
         let name = self.name();
         self.source == source
@@ -125,30 +127,30 @@ impl ShareRecord {
     }
 }
 
-/// A device of the host that is on the volume disk, as it is stored.
+/// A block device of the host that is attached to the volume disk, as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockRecord {
     pub path: PathBuf,
-    /// `st_rdev`; it stays the device's while the VMM has it open.
+    /// The device number (`st_rdev`). It cannot be reused for another device while the VMM has this one open.
     pub device: u64,
     pub writable: bool,
     pub extent: Extent,
-    /// Ids of the containers that have it.
+    /// Ids of the containers that use it.
     pub users: BTreeSet<String>,
 }
 
 /// An emptyDir that is on the volume disk, as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskRecord {
-    /// kubelet's, of the volume.
+    /// kubelet's directory of the volume.
     pub directory: PathBuf,
     pub extent: Extent,
 }
 
-/// What a mirror is made from, as it is stored.
+/// The source of a mirror, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorSource {
-    /// On the host: a directory or a single file.
+    /// A directory or a single file on the host.
     pub path: PathBuf,
 }
 
@@ -163,19 +165,19 @@ pub struct ContainerRecord {
     /// Nanoseconds since 1970.
     pub created_at: i64,
     pub image_id: String,
-    /// What CRI shows as the reference: a digest if the image has one.
+    /// The reference that CRI shows: by digest if the image has one, else the image's id.
     pub image_ref: String,
-    /// Sent to stop it.
+    /// The signal that is sent to stop it.
     pub stop_signal: i32,
-    /// `None`: nobody wants the log.
+    /// `None` if no log was asked for.
     pub log_path: Option<PathBuf>,
-    /// kubelet's file for what the container says last.
+    /// kubelet's file for the container's termination message.
     #[serde(default)]
     pub termination_log: Option<PathBuf>,
-    /// EmptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+    /// The emptyDirs that it mounts: kubelet's directory for each, by the volume's name in the guest.
     #[serde(default)]
     pub empty_dirs: BTreeMap<String, PathBuf>,
-    /// Known once it has run.
+    /// The user that its process runs as. Known once it has started.
     pub user: Option<ProcessUser>,
 }
 
@@ -194,7 +196,7 @@ impl PodRecord {
         })
     }
 
-    /// Takes note of how the network came out that was planned and is on the stack.
+    /// Replaces the planned network on the stack by the one that was made.
     pub fn hold_network(&mut self, record: NetworkRecord) {
         for held in &mut self.held {
             if let Held::Network(known) = held {
@@ -203,7 +205,7 @@ impl PodRecord {
         }
     }
 
-    /// The network was not made, and nothing of it is left.
+    /// Takes the network off the stack. Call this if it could not be made.
     pub fn release_network(&mut self) {
         self.held.retain(|held| !matches!(held, Held::Network(_)));
     }
@@ -215,7 +217,7 @@ impl PodRecord {
         })
     }
 
-    /// Its addresses, while they are its own.
+    /// Its addresses, as long as it has its network.
     pub fn held_addresses(&self) -> &[String] {
         match self.network() {
             Some(_) => &self.addresses,

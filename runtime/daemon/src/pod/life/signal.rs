@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Signal names of images and of CRI, as Linux numbers.
+//! Converts signal names, as images and CRI have them, to Linux numbers.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ pub const SIGKILL: i32 = libc::SIGKILL;
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
 
-/// Reads `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`, `RTMAX-1`.
+/// Parses a signal's name or number: `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`, `RTMAX-1`.
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return Some(number).filter(|number| (1..=SIGRTMAX).contains(number));

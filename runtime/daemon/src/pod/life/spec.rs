@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was asked for: pods and containers in our own words, checked, as they are stored.
+//! What clients asked for: the settings of pods and containers, checked, as they are stored.
 //!
-//! `cri` makes these from CRI's messages and shows them again; nothing here knows protobuf.
+//! `cri` makes these from CRI's messages and shows them in its answers. Nothing here depends on protobuf.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub type Labels = BTreeMap<String, String>;
 
-/// What makes a pod unique for Kubernetes.
+/// The fields that make a pod unique for Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodName {
     pub name: String,
@@ -24,14 +24,14 @@ pub struct PodSpec {
     pub name: PodName,
     pub hostname: String,
     pub log_directory: String,
-    /// `None`: what the network says, else what the host has.
+    /// `None`: the DNS settings of the network or, if it has none, those of the host.
     pub dns: Option<Dns>,
     pub port_mappings: Vec<PortMapping>,
     pub labels: Labels,
     pub annotations: Labels,
     pub runtime_handler: String,
     pub pid: PidMode,
-    /// Whether it may have privileged containers. Pods of earlier versions were not asked, and may.
+    /// Whether it may have privileged containers. Records of earlier versions lack this field; those pods may.
     #[serde(default = "yes")]
     pub privileged: bool,
     #[serde(default)]
@@ -49,13 +49,13 @@ fn yes() -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodLimits {
-    /// All containers together, as kubelet sums it up.
+    /// The sum for all containers, as kubelet calculates it.
     pub resources: Resources,
-    /// What the RuntimeClass adds for the VM.
+    /// The RuntimeClass's overhead, for the VM itself.
     pub overhead: Resources,
     /// The host cgroup that kubelet made for the pod.
     pub cgroup_parent: String,
-    /// The size of its disk; `None`: the default.
+    /// The size of its scratch disk; `None` means the default.
     pub scratch_bytes: Option<u64>,
 }
 
@@ -81,14 +81,14 @@ pub enum Protocol {
     Sctp,
 }
 
-/// Whose processes a container sees.
+/// Which processes a container sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidMode {
     Pod,
     Container,
-    /// The guest's own: what CRI calls the node is the VM here.
+    /// All processes of the guest: what CRI calls the node is the VM here.
     Node,
-    /// Those of the container with this id.
+    /// The processes of the container with this id.
     Target(String),
 }
 
@@ -98,14 +98,14 @@ pub struct ContainerSpec {
     pub attempt: u32,
     /// A reference or an image id, as CRI gave it.
     pub image: String,
-    /// What the user wrote, where CRI says so.
+    /// The image as the user wrote it, if CRI tells.
     pub user_image: String,
     #[serde(default)]
     pub image_words: ImageWords,
     pub command: Vec<String>,
     pub args: Vec<String>,
     pub working_directory: String,
-    /// Values may be any bytes but NUL.
+    /// Values may have any bytes except NUL.
     pub environment: Vec<(String, Vec<u8>)>,
     pub labels: Labels,
     pub annotations: Labels,
@@ -117,7 +117,7 @@ pub struct ContainerSpec {
     #[serde(default)]
     pub block_devices: Vec<BlockDevice>,
     pub stdin: bool,
-    /// Its input ends when the first client that is attached to it goes.
+    /// Its standard input ends when the first attached client detaches.
     #[serde(default)]
     pub stdin_once: bool,
     pub tty: bool,
@@ -126,7 +126,7 @@ pub struct ContainerSpec {
     pub stop_signal: Option<i32>,
 }
 
-/// What CRI says of an image beyond its name. Shown again, and without effect: all handlers have the same images.
+/// What CRI tells of an image besides its name. It is only shown in answers: all runtime handlers have the same images.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ImageWords {
@@ -134,28 +134,28 @@ pub struct ImageWords {
     pub runtime_handler: String,
 }
 
-/// Something that is to be mounted in a container.
+/// A mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Absolute.
     pub container_path: String,
     pub source: MountSource,
     pub readonly: bool,
-    /// With everything that is mounted below it.
+    /// Read-only with everything that is mounted below it.
     pub recursive_readonly: bool,
     pub propagation: Propagation,
-    /// Whose the files are, where the pod's users are its own.
+    /// The ID mapping of the files' owners, if the pod has a user namespace.
     #[serde(default)]
     pub users: Option<UserNamespace>,
     #[serde(default)]
     pub words: MountWords,
 }
 
-/// What CRI says of a mount that is only shown again.
+/// What CRI tells of a mount and is only shown in answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MountWords {
-    /// The container's path as it was written; empty: as it is.
+    /// The container's path as the client wrote it; empty if it is the same as [`Mount::container_path`].
     pub container_path: String,
     pub selinux_relabel: bool,
     pub user_image: String,
@@ -164,13 +164,13 @@ pub struct MountWords {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountSource {
-    /// A path of the host's, which may be one of kubelet's volumes.
+    /// A path of the host, which may be in one of kubelet's volumes.
     Host(PathBuf),
-    /// What is at `sub_path` in an image; empty: all of it.
+    /// The directory `sub_path` of an image, or the whole image if it is empty.
     Image {
         image: String,
         sub_path: String,
-        /// Which image that was when the container was created.
+        /// The id that the image had when the container was created.
         #[serde(default)]
         id: String,
     },
@@ -203,7 +203,7 @@ impl BlockDevice {
     }
 }
 
-/// Whether what the host mounts below a source later appears in the container.
+/// Whether a container sees what the host mounts below the mount's source later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
     Private,
@@ -227,7 +227,7 @@ pub struct Security {
     pub users: Option<UserNamespace>,
 }
 
-/// Users that are a pod's own: 0 and up in its containers are these in the guest.
+/// A pod's user namespace. Ids from 0 in its containers are mapped to these ranges in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
     pub uids: IdRange,
@@ -240,7 +240,7 @@ pub struct IdRange {
     pub length: u32,
 }
 
-/// Who to be, beyond what the image says.
+/// The user of a container's process. What is not set here comes from the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     pub uid: Option<i64>,
@@ -255,11 +255,11 @@ pub struct User {
 pub enum Seccomp {
     RuntimeDefault,
     Unconfined,
-    /// The text of a profile of the host's.
+    /// The content of a profile file on the host.
     Profile(Vec<u8>),
 }
 
-/// Limits; 0 and empty mean none.
+/// Requests and limits in CRI's form. 0 and empty mean "not set".
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     pub cpu_period_us: i64,
@@ -270,13 +270,13 @@ pub struct Resources {
     pub oom_score_adj: i64,
     pub cpuset_cpus: String,
     pub cpuset_mems: String,
-    /// Page size and bytes.
+    /// Pairs of page size and bytes.
     pub hugepage_limits: Vec<(String, u64)>,
     pub unified: BTreeMap<String, String>,
 }
 
 impl Resources {
-    /// Thousandths of a CPU; 0: none.
+    /// The CPU limit in thousandths of a CPU; 0 if there is none.
     pub fn cpu_limit_millis(&self) -> u64 {
         if self.cpu_quota_us <= 0 || self.cpu_period_us <= 0 {
             return 0;
@@ -285,7 +285,8 @@ impl Resources {
         u64::try_from(millis).unwrap_or(u64::MAX)
     }
 
-    /// What the shares were made of: kubelet gives 1024 a CPU, and 2 to who asks for none.
+    /// The CPU request in thousandths, calculated back from the shares: kubelet sets 1024 shares for each CPU, and 2 if
+    /// there is no request.
     pub fn cpu_request_millis(&self) -> u64 {
         let shares = u64::try_from(self.cpu_shares).unwrap_or(0);
         if shares <= 2 {
@@ -295,7 +296,7 @@ impl Resources {
         }
     }
 
-    /// Takes over what `change` says and keeps the rest, as CRI's update means it.
+    /// Takes over what is set in `change` and keeps the rest, as CRI defines an update.
     pub fn update(&mut self, change: &Self) {
         let number = |old: &mut i64, new: i64| {
             if new != 0 {

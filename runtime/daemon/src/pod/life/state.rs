@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What states a pod and a container have, and which event leads from one to the next.
+//! The states of a pod and a container, and which event leads from one to the next.
 //!
-//! Pure: no I/O, no clock, no lock, no import but what an exit is. The pod's owner applies these moves, one at a
-//! time, each written to disk before it is true in memory.
+//! Pure: no I/O, no clock, no lock. The pod's owner applies the moves one at a time, and stores each (in its ledger).
 //!
 //! ```text
 //! pod:        Creating ──Booted──> Ready ──StopRequested──> Stopping ──Stopped──> NotReady ──> (removed)
@@ -15,14 +14,14 @@
 use bulkhead_guest::exit::{Exit, ExitReason};
 use serde::{Deserialize, Serialize};
 
-/// Where a pod is in its life.
+/// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodState {
-    /// Host resources are being taken; the pod is not shown yet.
+    /// It is booting, and clients do not see it yet.
     Creating,
-    /// Its VM lives and its agent has taken the configuration.
+    /// Its VM runs, and its agent has applied the configuration.
     Ready,
-    /// It is being taken down.
+    /// A stop has begun.
     Stopping,
     /// Its VM is gone.
     NotReady { cause: String },
@@ -33,13 +32,13 @@ pub enum PodEvent {
     Booted,
     StopRequested,
     Stopped,
-    /// The VM ended without being asked.
+    /// The VM ended unasked.
     Lost {
         cause: String,
     },
 }
 
-/// Where a container is in its life. No exit code without an exit, no exit without a code.
+/// The state of a container. Only an exited container has an exit code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerState {
     Created,
@@ -77,7 +76,7 @@ impl PodState {
                     cause: cause.clone(),
                 })
             }
-            // A stopped pod stays as it is, and the first cause stands.
+            // A pod that is not ready stays so, with the cause that was recorded first.
             (Self::NotReady { .. }, PodEvent::StopRequested | PodEvent::Lost { .. }) => {
                 Ok(self.clone())
             }
@@ -88,7 +87,7 @@ impl PodState {
         }
     }
 
-    /// Why `event` is not possible now.
+    /// The error for an `event` that is not possible in this state.
     pub fn refuse(&self, event: &'static str) -> IllegalMove {
         IllegalMove {
             subject: "pod",
@@ -126,7 +125,7 @@ impl ContainerState {
                 pid: *pid,
                 started_at: *at,
             }),
-            // The answer to a start and the watch both tell of it.
+            // Both the answer to a start and the guest's news report it.
             (Self::Running { .. }, ContainerEvent::Started { .. }) => Ok(self.clone()),
             (Self::Running { .. }, ContainerEvent::Ended(exit))
                 if exit.reason == ExitReason::StartError =>
@@ -136,7 +135,7 @@ impl ContainerState {
             (Self::Created | Self::Running { .. }, ContainerEvent::Ended(exit)) => {
                 let started_at = match self {
                     Self::Running { started_at, .. } => *started_at,
-                    // Only the guest saw it start, if it did.
+                    // The daemon did not hear of the start, so take the time from the guest.
                     _ => exit.started_at,
                 };
                 Ok(Self::Exited(Exit {
@@ -145,13 +144,13 @@ impl ContainerState {
                     ..exit.clone()
                 }))
             }
-            // The first word on an exit stands.
+            // The exit that was recorded first stays.
             (Self::Exited(_), ContainerEvent::Ended(_)) => Ok(self.clone()),
             (Self::Exited(_), ContainerEvent::Started { .. }) => Err(self.refuse(event.name())),
         }
     }
 
-    /// Why `event` is not possible now.
+    /// The error for an `event` that is not possible in this state.
     pub fn refuse(&self, event: &'static str) -> IllegalMove {
         IllegalMove {
             subject: "container",

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What becomes of a pod that an earlier daemon stored.
+//! What happens to a pod that an earlier daemon stored.
 //!
 //! ```text
 //! stored as    its VMM lives                          its VMM is gone
-//! Creating     removed: nobody has heard of it        removed
+//! Creating     removed: no client knows its id        removed
 //! Ready        adopted                                not ready, containers exited 137
 //! Stopping     stopped                                stopped
-//! NotReady     (has none)                             kept
+//! NotReady     (it has no VMM)                        kept
 //! ```
 
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ pub async fn adopt(
 }
 
 impl Owner {
-    /// Asks CNI in the background whether the network is as it was.
+    /// Starts a CNI CHECK of the pod's network in the background.
     fn check_network(&self) {
         let Some(record) = self.ledger.pod().network().cloned() else {
             return;
@@ -66,7 +66,7 @@ impl Owner {
         });
     }
 
-    /// Finds the VM of a pod that was ready, or takes note of its end.
+    /// Adopts the VM of a pod that was ready, or records that the VM has ended.
     async fn adopt_guest(&mut self) {
         let files = self.ledger.pod().run_directory().cloned().map(Files::new);
         let found = match (self.ledger.pod().vmm(), &files) {
@@ -102,7 +102,7 @@ impl Owner {
                 );
                 self.lose(&cause);
                 if let Err(error) = self.release_vm().await {
-                    self.ledger.complain("give back what the VM had", &error);
+                    self.ledger.complain("release the VM's resources", &error);
                 }
             }
         }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block volumes: devices of the host that containers of a pod have as block devices.
+//! Block volumes: block devices of the host that containers use as block devices.
 //!
-//! A device goes to the VMM as a descriptor and becomes a range of the volume disk. Containers that have the same
-//! device with the same access have the same range; it is given back when the last of them is removed.
+//! The VMM gets the device as an open file and maps it as an extent of the volume disk. Containers that use the same
+//! device with the same access share one extent. It is detached when the last of them is removed.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::pod::life::record::BlockRecord;
 use crate::pod::volumes::block::OpenBlock;
 
 impl Owner {
-    /// Puts devices on the volume disk that are not there yet, and says in the request where they are.
+    /// Attaches the devices that are not on the volume disk yet, and writes the extents of all into the request.
     pub(super) async fn attach_blocks(
         &mut self,
         guest: &Guest,
@@ -40,7 +40,7 @@ impl Owner {
                 None => {
                     let socket = guest.files.control();
                     let extent = control::attach_volume(&socket, block.file).await?;
-                    // A daemon that dies in between leaves the device open until the VM ends.
+                    // If the daemon dies before this is stored, the VMM keeps the device open until the VM ends.
                     let stored = self.ledger.change_pod(|pod| {
                         pod.blocks.push(BlockRecord {
                             path: wanted.path.clone(),
@@ -70,8 +70,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes note that a container has no devices any more; gives back what only it had. Call once the guest has
-    /// removed the container.
+    /// Records that a container no longer uses any device, and detaches those that only it used. Call this after the
+    /// guest has removed the container.
     pub(super) async fn detach_blocks(&mut self, container: &str) {
         let of_it = |block: &BlockRecord| block.users.contains(container);
         if !self.ledger.pod().blocks.iter().any(of_it) {
@@ -92,7 +92,7 @@ impl Owner {
                 .ledger
                 .complain("forget the block devices of a container", &error);
         }
-        // They went with the VM, if it ended.
+        // Without a VM there is nothing to detach: its devices were closed when it ended.
         let Some(socket) = self.ledger.guest().map(|guest| guest.files.control()) else {
             return;
         };

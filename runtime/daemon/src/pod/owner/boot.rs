@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod takes on the host, in order, until its guest is configured.
+//! How a pod boots: it takes resources of the host, one after the other, until its guest is configured.
 //!
 //! ```text
-//! run directory, state directory, network, cgroup, VMM, file server      each on the Held stack before it is taken
+//! run directory, state directory, network, cgroup, VMM, file server
 //! ```
-//! [`super::teardown`] gives it back. A boot whose caller has gone is given up between two steps; while the guest boots, at
-//! once.
+//! [`super::teardown`] releases them in reverse order. If the caller goes away, the boot is given up: while the guest
+//! boots at once, otherwise after the current step.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,13 +31,14 @@ use crate::pod::request::Answer;
 use crate::random::random;
 use crate::scratch::Purpose;
 
-/// Digits of the id in the run directory's name: a unix socket's path has at most 107 bytes.
+/// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
+/// 107 bytes.
 const RUN_NAME_DIGITS: usize = 16;
-/// What a pod without DNS settings of its own resolves names by.
+/// The host's DNS settings, for pods without their own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Owner {
-    /// Takes the pod from its record to a guest that is configured. After an error the caller removes the pod.
+    /// Boots the pod until its guest is configured. After an error the caller of this function removes the pod.
     pub(super) async fn boot(
         &mut self,
         turn: &Turn,
@@ -110,7 +111,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Network and scratch disk have nothing to do with each other and are made at once.
+    /// Attaches the network and makes the scratch disk, both at the same time: neither depends on the other.
     async fn attach_and_make_scratch(
         &mut self,
         network: NetworkRecord,
@@ -128,7 +129,7 @@ impl Owner {
         let attachment = match attached {
             Ok(attachment) => attachment,
             Err(error) => {
-                // What it has made is gone, or the network's to take down.
+                // The network has undone what it made, or remembers it and tries again later. So the pod holds none.
                 self.ledger.change_pod(PodRecord::release_network)?;
                 return Err(error.into());
             }
@@ -143,7 +144,7 @@ impl Owner {
         Ok(attachment)
     }
 
-    /// Starts the VMM, which is not a VM yet.
+    /// Starts the VMM process. The VM itself starts in `boot_guest`, after the process is recorded and limited.
     async fn start_vmm(
         &mut self,
         files: Files,
@@ -179,8 +180,8 @@ impl Owner {
         Ok(starting)
     }
 
-    /// From a VMM to a guest that is this pod's, and how long the configuration took. It may be dropped at any time; then,
-    /// and after an error, the VMM is to be killed.
+    /// Boots the VM and configures its guest. Also returns how long the configuration took. The caller may drop the
+    /// future at any time; then, and after an error, it must kill the VMM.
     async fn boot_guest(
         &self,
         starting: Starting,
@@ -199,7 +200,7 @@ impl Owner {
         Ok((guest, started.elapsed()))
     }
 
-    /// Writes down whose process it is, and bounds it, before it becomes a VM.
+    /// Stores the identity of the VMM process and moves the process into its cgroup, before it becomes a VM.
     async fn hold_vmm(
         &mut self,
         identity: Identity,
@@ -215,9 +216,10 @@ impl Owner {
             match cgroups.make(&path, &limits, identity.pid).await {
                 Ok(()) => {}
                 Err(error @ CgroupError::Files { .. }) => {
-                    self.ledger.complain("bound the VM", &error)
+                    self.ledger.complain("limit the VM", &error)
                 }
-                // systemd is asked only where it makes cgroups, and can be asked again.
+                // Only a daemon with the systemd cgroup driver gets here. It is an error for the caller, who can try
+                // again.
                 Err(CgroupError::Scope(error)) => return Err(error.into()),
             }
         }
@@ -232,7 +234,7 @@ fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
     }
 }
 
-/// What a fresh guest is told: what it is to be, the time, and randomness that nobody else has.
+/// The first message to a guest: the pod's settings, the time, and entropy that no other guest gets.
 fn configuration(
     id: &str,
     spec: &PodSpec,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod's owner does with containers that are there: start, signal, change, remove.
+//! What a pod's owner does with existing containers: start, signal, update, remove.
 
 use bulkhead_guest::agent::{AgentError, Started};
 use bulkhead_guest::exit::Exit;
@@ -15,11 +15,11 @@ use crate::pod::life::spec::Resources;
 use crate::pod::life::state::{ContainerEvent, ContainerState};
 use crate::pod::plan::program;
 
-/// A start that failed for a reason that nobody named.
+/// The exit code of a container whose start failed for an unknown reason.
 const START_FAILED_EXIT_CODE: i32 = 128;
 
 impl Owner {
-    /// Starts a container. One that cannot run has exited after this, with the code that says why.
+    /// Starts a container. If it cannot be started, it is recorded as exited, with an exit code that says why.
     pub(super) async fn start(&mut self, id: &str) -> Result<(), PodError> {
         let record = self.ledger.container(id)?;
         if record.state != ContainerState::Created {
@@ -36,7 +36,7 @@ impl Owner {
             }) => {
                 let log = LogTask::start(guest.files.vsock(), id.clone(), path);
                 self.logs.insert(id.clone(), log);
-                // The guest's clock is not the host's.
+                // The guest's clock may be behind the host's: nothing may start before it was created.
                 let at = started_at.max(created_at);
                 let event = ContainerEvent::Started { pid, at };
                 self.ledger.happened(&id, &event, user);
@@ -53,7 +53,7 @@ impl Owner {
                 (exit, PodError::Agent { id, source })
             }
         };
-        // Clients look for a log of whatever was started.
+        // Clients look for the log file of every container that they have started, also if it failed.
         if let Err(error) = LogFile::new(path).open() {
             self.ledger.complain("make a log", &error);
         }
@@ -64,7 +64,7 @@ impl Owner {
         Err(error)
     }
 
-    /// Signals a container; one that does not run is fine.
+    /// Sends a signal to a container. A container that does not run is no error.
     pub(super) async fn signal(&mut self, id: &str, signal: i32) -> Result<(), PodError> {
         let running = self.ledger.container(id)?.state.is_running();
         let Some(guest) = self.ledger.guest().cloned().filter(|_| running) else {
@@ -77,7 +77,7 @@ impl Owner {
         })
     }
 
-    /// Kills what is left of a container, and forgets it.
+    /// Removes a container; kills it first if it runs.
     pub(super) async fn remove(&mut self, id: &str) -> Result<(), PodError> {
         let running = self.ledger.container(id)?.state.is_running();
         if let Some(guest) = self.ledger.guest().cloned() {
@@ -109,7 +109,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Gives back what a container holds on the host, and forgets it: lease, record, memory.
+    /// Forgets a container on the host: its image lease, its record and its log task.
     pub(super) fn forget_container(&mut self, id: &str) -> Result<(), PodError> {
         tokio::task::block_in_place(|| self.shared.host.images.release(id))?;
         self.ledger.forget_container(id)?;
@@ -117,7 +117,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Changes limits, in the guest and in the record.
+    /// Changes a container's limits, in the guest and in the record.
     pub(super) async fn update(&mut self, id: &str, change: &Resources) -> Result<(), PodError> {
         check_placement(change)?;
         let mut record = self.ledger.container(id)?.clone();
@@ -145,8 +145,9 @@ impl Owner {
     }
 }
 
-/// How a container ended whose start the guest did not answer. `None`: its news tell, because the guest has it in another
-/// state than the daemon. That is also how an agent of an earlier version says that a program could not be executed.
+/// The exit of a container for which the start call failed. `None` for FAILED_PRECONDITION: then the guest has the
+/// container in another state than the daemon, and its news will report that state. An agent of an earlier version also
+/// answers so when it could not execute the program.
 fn exit_without_answer(error: &AgentError) -> Option<Exit> {
     let message = error.to_string();
     (!error.is_precondition()).then(|| Exit::not_started(START_FAILED_EXIT_CODE, message, now()))

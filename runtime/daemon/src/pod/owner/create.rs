@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a pod's owner makes a container: what it needs of the host, then of the guest's disks, then the container itself. A
-//! creation that fails is undone.
+//! How a pod's owner makes a container. First it finds what the container needs on the host, then it attaches that to
+//! the guest's disks, then the guest makes the container. A creation that fails is undone.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ use crate::pod::registry::find;
 use crate::pod::volumes::block::{self, OpenBlock};
 use crate::random::new_id;
 
-/// What of the host a container is to have.
+/// What the container gets from the host: its mounts and its opened block devices.
 struct Parts {
     mounts: Vec<FoundMount>,
     opened: Vec<OpenBlock>,
@@ -49,7 +49,7 @@ impl Owner {
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
         record.empty_dirs = empty_dirs(&mounts);
-        // The record comes first: a lease without a record is given back at the next start.
+        // The record must exist before the image lease: at its start, a daemon removes leases without a record.
         self.ledger.write_container(&record)?;
         let parts = Parts { mounts, opened };
         let resources = record.spec.resources.clone();
@@ -83,7 +83,8 @@ impl Owner {
         })
     }
 
-    /// Keeps an image's layers for a container and puts those on the image disk that are not there yet; bottom first.
+    /// Leases an image's layers for a container, and attaches those that are not on the image disk yet. Returns the
+    /// extents of all layers, the lowest layer first.
     pub(super) async fn attach_image(
         &mut self,
         guest: &Guest,
@@ -113,7 +114,7 @@ impl Owner {
         let id = &record.id;
         if let Err(error) = guest.agent.remove(id).await {
             self.ledger
-                .complain("undo a container in the guest", &error);
+                .complain("remove a failed container in the guest", &error);
         }
         self.give_back_hugepages(guest, id, &record.spec.resources)
             .await;
@@ -121,7 +122,7 @@ impl Owner {
         self.unshare(id).await;
         self.detach_blocks(id).await;
         if let Err(error) = self.forget_container(id) {
-            self.ledger.complain("undo a container", &error);
+            self.ledger.complain("remove a failed container", &error);
         }
     }
 
@@ -168,7 +169,7 @@ impl Owner {
         }
     }
 
-    /// Makes the whole id of the container whose processes are to be shared.
+    /// Completes the id of the container whose PID namespace this one joins, where a prefix was given.
     fn resolve_target(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
         if let PidMode::Target(target) = &mut spec.security.pid {
             *target = find(self.ledger.containers(), target, "container")?

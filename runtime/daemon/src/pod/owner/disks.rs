@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! EmptyDirs on disk: the owner puts each on the volume disk of its VM, once.
+//! EmptyDirs on disk: the owner attaches each to the volume disk of its VM, once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use crate::pod::volumes::VolumeError;
 use crate::pod::volumes::disk::{self, DiskError, Opened};
 
 impl Owner {
-    /// Puts the emptyDir `name` on the volume disk, if it is not there; says where. It stays until the VM ends.
+    /// Attaches the emptyDir `name` to the volume disk, if it is not attached yet. Returns its extent. It stays
+    /// attached until the VM ends.
     pub(super) async fn attach_disk(
         &mut self,
         guest: &Guest,
@@ -22,7 +23,7 @@ impl Owner {
         directory: &Path,
     ) -> Result<protocol::Extent, PodError> {
         let Some(disks) = &self.ledger.pod().disks else {
-            // Its agent ignores the place.
+            // The VM of an earlier version has no such disk, and its agent ignores the extent.
             return Ok(protocol::Extent::default());
         };
         if let Some(known) = disks.get(name) {
@@ -35,7 +36,8 @@ impl Owner {
         let socket = guest.files.control();
         let extent = match opened.map_err(VolumeError::from)? {
             Opened::Ours(file) => control::attach_volume(&socket, file).await?,
-            // Perhaps this very VM's, of a call that nobody could take note of.
+            // Perhaps this VM holds the lock: an earlier call attached the disk, and the daemon died before it was
+            // stored.
             Opened::Locked(file) => {
                 let found = control::find_volume(&socket, file).await?;
                 found.ok_or_else(|| {
@@ -54,7 +56,7 @@ impl Owner {
             disks.insert(name.to_owned(), record);
         });
         if let Err(error) = stored {
-            // Or the lock stays with the VM, and nobody could have the disk.
+            // Otherwise the VMM keeps the lock, and nobody can use the disk.
             let _ = control::detach_volume(&socket, extent).await;
             return Err(error.into());
         }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is known of one pod, in the places that must agree: the store, the owner's memory, the host's limits, the view that
-//! everyone else reads, the index of containers, and what listeners have heard.
+//! All that is known of one pod, in the places that must agree: the store, the owner's memory, the host's limits, the
+//! view that everyone else reads, the registry's index of containers, and the events that listeners got.
 //!
-//! Every change is made by a method of [`Ledger`], in one order: check, store, memory, limits, publish, tell. Where the
-//! store refuses, nothing has changed; only what is a fact already ([`Ledger::happened`], a pod that is not ready any more)
-//! is taken note of all the same.
+//! Every change is made by a method of [`Ledger`], always in the same order: check, store, memory, limits, publish,
+//! tell listeners. If the store fails, nothing changes. The exception is what has already happened
+//! ([`Ledger::happened`], a pod that is no longer ready): that is taken over into memory even if it cannot be stored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use crate::store::{Kind, Store, StoreError};
 #[derive(Debug)]
 pub struct Ledger {
     known: View,
-    /// Listeners have heard of the pod.
+    /// Whether listeners have heard of the pod.
     announced: bool,
     published: watch::Sender<Arc<View>>,
     others: Others,
 }
 
-/// Who else is to hear of each change.
+/// The other places that each change goes to.
 #[derive(Debug)]
 pub struct Others {
     pub store: Arc<Store>,
@@ -77,23 +77,23 @@ impl Ledger {
         self.known.container(id)
     }
 
-    /// `None`: no VM lives.
+    /// `None` if the pod has no running VM.
     pub fn guest(&self) -> Option<&Guest> {
         self.known.guest.as_ref()
     }
 
-    /// The guest, if the pod is one that can run something.
+    /// The guest, if the pod is ready. For any other pod, the error names `event`.
     pub fn ready_guest(&self, event: &'static str) -> Result<Guest, PodError> {
         self.known.ready_guest(event)
     }
 
-    /// Takes note of the guest, or that there is none any more. It is not stored: the VMM's identity is.
+    /// Sets the guest, or that there is none any more. Only memory changes: the store has the VMM's identity instead.
     pub fn set_guest(&mut self, guest: Option<Guest>) {
         self.known.guest = guest;
         self.publish();
     }
 
-    /// Moves the pod along an event.
+    /// Moves the pod to its state after `event`.
     pub fn move_pod(&mut self, event: &PodEvent) -> Result<(), MoveError> {
         let pod = &self.known.pod;
         let state = pod.state.after(event);
@@ -133,7 +133,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Forgets the pod, which has no containers any more.
+    /// Forgets the pod. Its containers must have been forgotten before.
     pub fn forget_pod(&mut self) -> Result<(), StoreError> {
         let pod = &self.known.pod;
         self.remove(Kind::Pod, &pod.id)?;
@@ -144,12 +144,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Stores a container that is about to be made. Nobody sees it before [`Ledger::add_container`].
+    /// Stores a container before it is made. It is not visible until [`Ledger::add_container`].
     pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
         self.put(Kind::Container, &record.id, record)
     }
 
-    /// Shows a container that was written and has been made.
+    /// Makes a stored container visible, after it was made.
     pub fn add_container(&mut self, record: ContainerRecord) {
         let id = record.id.clone();
         self.known.containers.insert(id.clone(), record);
@@ -168,8 +168,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes note of what has happened to a container, and of who its process is, if that is told. It is true whether or
-    /// not it can be stored. One that is not there has no news.
+    /// Records what has happened to a container, and as which user its process runs, if known. Memory changes even if
+    /// the store fails, because it has happened already. Events of unknown containers are ignored.
     pub fn happened(&mut self, id: &str, event: &ContainerEvent, user: Option<ProcessUser>) {
         let Some(old) = self.known.containers.get(id) else {
             return;
@@ -177,7 +177,7 @@ impl Ledger {
         let state = match old.state.after(event) {
             Ok(state) if state == old.state => return,
             Ok(state) => state,
-            Err(error) => return self.complain("news of a container", &error),
+            Err(error) => return self.complain("unexpected event of a container", &error),
         };
         let record = ContainerRecord {
             state,
@@ -185,7 +185,7 @@ impl Ledger {
             ..old.clone()
         };
         if let Err(error) = self.put(Kind::Container, id, &record) {
-            self.complain("remember what happened", &error);
+            self.complain("store the state of a container", &error);
         }
         let has_ended = record.state.is_exited();
         self.known.containers.insert(id.to_owned(), record);
@@ -201,7 +201,7 @@ impl Ledger {
         self.tell(kind, id);
     }
 
-    /// Forgets a container, also one that was written and never made.
+    /// Forgets a container, also one that was stored and never made.
     pub fn forget_container(&mut self, id: &str) -> Result<(), StoreError> {
         self.remove(Kind::Container, id)?;
         self.others.registry.forget_container(id);
@@ -213,7 +213,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Applies on the host what the pod's containers say, after one has come, gone or changed.
+    /// Updates the VM's limits on the host. Call this after a container was added, removed or changed, or has ended.
     pub fn place(&self) {
         if let Some(path) = self.known.pod.cgroup() {
             self.others.cgroups.limit(path, &self.host_limits());
@@ -221,12 +221,12 @@ impl Ledger {
         if let Some(guest) = &self.known.guest
             && let Err(e) = guest.process.set_oom_score_adj(self.oom_score_adj())
         {
-            // Lowering it takes CAP_SYS_RESOURCE, which a daemon in a container may lack.
+            // Lowering the score needs CAP_SYS_RESOURCE, which a daemon in a container may not have.
             tracing::debug!(pod = self.known.pod.id, "oom_score_adj of the VMM: {e}");
         }
     }
 
-    /// For errors that no caller waits for.
+    /// Logs an error that no caller can be told.
     pub fn complain(&self, what: &str, error: &dyn std::error::Error) {
         tracing::warn!(pod = self.known.pod.id, "{what}: {}", chain(error));
     }
@@ -243,7 +243,7 @@ impl Ledger {
         self.published.send_replace(Arc::new(self.known.clone()));
     }
 
-    /// Listeners hear what has been published.
+    /// Sends an event to listeners, with the view that was published last.
     fn tell(&self, kind: NoticeKind, container_id: &str) {
         self.others.notices.tell(&Notice {
             kind,
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// A path that no record can be stored with.
+    /// A path that is not UTF-8, so that a record with it cannot be stored as JSON.
     fn not_text() -> PathBuf {
         PathBuf::from(OsStr::from_bytes(b"/\xff"))
     }

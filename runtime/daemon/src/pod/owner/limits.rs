@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the owner holds a pod's VM and its containers to, on the host and in the guest, by [`crate::pod::plan::limits`].
+//! The limits of a pod's VM and its containers, on the host and in the guest. [`crate::pod::plan::limits`] calculates
+//! them; the owner applies them.
 
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ use crate::pod::plan::hugepages;
 use crate::pod::plan::limits::{guest_limits, host_cpu, shares, union};
 use crate::pod::plan::sizing::{self, Room, Wanted};
 
-/// What is known of a pod's VM before anything is taken for it.
+/// The size and cgroup of a pod's VM, before any resource is taken for it.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub size: VmSize,
@@ -24,7 +25,7 @@ pub(super) struct Plan {
 }
 
 impl Owner {
-    /// How large the VM will be, and its cgroup; or why there is no room for it. Nothing is taken yet.
+    /// Calculates the VM's size and cgroup; the error says why the node has no room for it. Takes nothing yet.
     pub(super) fn plan(&self) -> Result<Plan, BootError> {
         let host = &self.shared.host;
         let limits = &self.ledger.pod().spec.limits;
@@ -56,7 +57,7 @@ impl Owner {
         })
     }
 
-    /// Limits the pod's containers together, in the guest.
+    /// Limits all containers of the pod together, in the guest.
     pub(super) async fn limit_guest(&self, guest: &Guest) -> Result<(), BootError> {
         let pod = self.ledger.pod();
         let limits = guest_limits(&pod.spec.limits, pod.allowance, pod.cgroup());
@@ -65,7 +66,7 @@ impl Owner {
 }
 
 impl Ledger {
-    /// What the pod and its live containers are to have.
+    /// What the pod with its live containers asks for.
     pub fn wanted(&self) -> Wanted {
         let live = self.live().map(|one| &one.spec.resources);
         self.wanted_with(&self.pod().spec.limits, self.pod().allowance, live)
@@ -85,13 +86,13 @@ impl Ledger {
         }
     }
 
-    /// Containers that have not ended.
+    /// The containers that have not exited, also those not started yet.
     pub fn live(&self) -> impl Iterator<Item = &ContainerRecord> {
         let all = self.containers().values();
         all.filter(|one| !one.state.is_exited())
     }
 
-    /// What the host lets the VM use, by the pod and its containers.
+    /// The VM's limits on the host, from the pod and its containers.
     pub fn host_limits(&self) -> HostLimits {
         self.host_limits_for(&self.wanted())
     }
@@ -109,7 +110,8 @@ impl Ledger {
         }
     }
 
-    /// How readily the host kills the VM for memory: as the container that it would kill last.
+    /// The VMM's OOM score adjustment on the host: the lowest of its live containers, so that the VM is killed no
+    /// earlier than its most protected container would be.
     pub fn oom_score_adj(&self) -> i32 {
         let scores = self.live().map(|one| one.spec.resources.oom_score_adj);
         i32::try_from(scores.min().unwrap_or(0).clamp(-1000, 1000)).unwrap_or(0)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers' logs: a task for each brings it from the guest to its file, over as many connections as it takes.
+//! Container logs. A task for each container copies its output from the guest to the log file, and reconnects when the
+//! connection breaks.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,15 +17,15 @@ use crate::pod::errors::PodError;
 use crate::pod::life::state::ContainerState;
 use crate::pod::request::Answer;
 
-/// Between attempts to open the stream again.
+/// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);
-/// How long what is still on its way may take once the VM is gone.
+/// How long the last output may take to arrive after the VM has ended.
 const LAST_BYTES: Duration = Duration::from_secs(1);
-/// How long those wait for the rest of logs who want them whole. It is for processes that outlive their container's
-/// first one and keep its pipes.
+/// How long [`LogTask::rest_of`] waits for the end of a log. The limit is there because a process may outlive its
+/// container's first process and keep its pipes open.
 const REST: Duration = Duration::from_secs(2);
 
-/// The log of a container that was started. Dropped, it ends.
+/// The task that copies one container's log. Dropping this ends the task.
 #[derive(Debug)]
 pub struct LogTask {
     reopen: mpsc::Sender<Reopen>,
@@ -33,7 +34,7 @@ pub struct LogTask {
 }
 
 impl LogTask {
-    /// Follows the log of `container` behind the VMM's socket `vsock`; without a `path` it is thrown away.
+    /// Follows the log of `container`, through the VMM's socket `vsock`. Without a `path` the log is discarded.
     pub fn start(vsock: PathBuf, container: String, path: Option<PathBuf>) -> Self {
         let (reopen, requests) = mpsc::channel(4);
         let (finished, done) = watch::channel(false);
@@ -48,12 +49,12 @@ impl LogTask {
         }
     }
 
-    /// All has been written, or never will be.
+    /// Whether nothing more will be written: the log is complete, or its task was ended.
     pub fn is_done(&self) -> bool {
         *self.done.borrow() || self.abort.is_finished()
     }
 
-    /// Waits until everything of these has been written, but not for long.
+    /// Waits until these logs are complete, but at most [`REST`].
     pub fn rest_of<'a>(
         logs: impl IntoIterator<Item = &'a Self>,
     ) -> impl Future<Output = ()> + Send + 'static {
@@ -66,12 +67,12 @@ impl LogTask {
         async { drop(tokio::time::timeout(REST, rest).await) }
     }
 
-    /// Hands a request to the task; gives it back if the task has ended.
+    /// Passes a request to the task. Returns the request if the task has ended, or has too many requests already.
     pub fn reopen(&self, answer: Reopen) -> Result<(), Reopen> {
         self.reopen.try_send(answer).map_err(|e| e.into_inner())
     }
 
-    /// Ends the task soon: nothing more can come.
+    /// Ends the task after [`LAST_BYTES`]. Call this when the VM has ended.
     pub fn finish(&self) {
         let abort = self.abort.clone();
         tokio::spawn(async move {
@@ -88,7 +89,7 @@ impl Drop for LogTask {
 }
 
 impl Owner {
-    /// Has the log's task open its file again. The answer comes from there.
+    /// Asks the log's task to open its file again. The task's result becomes the answer.
     pub(super) fn reopen_log(&mut self, id: &str, answer: Answer<()>) {
         let record = match self.ledger.container(id) {
             Ok(record) => record,
@@ -102,7 +103,7 @@ impl Owner {
                 tokio::spawn(async move {
                     let result = match reopened.await {
                         Ok(result) => result.map_err(PodError::from),
-                        // The log came to its end meanwhile.
+                        // The log has ended meanwhile, so there is nothing to open again.
                         Err(_) => Ok(()),
                     };
                     let _ = answer.send(result);

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The task that owns one pod.
 //!
-//! Every change to a pod and its containers goes through a [`Request`] handled here one at a time, or is news of the
-//! guest's, so nothing else needs a lock on pod state. What is known of the pod is in its [`ledger`], which alone changes
-//! it. The other files do the work: [`boot`] and [`teardown`] take and give back what a pod has on the host, [`mod@adopt`]
-//! takes over the pod of an earlier daemon, [`create`] makes containers, [`containers`] does the rest with them, and
-//! [`news`] takes note of what happened without being asked for. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring
-//! volumes into the guest; [`limits`], [`resize`] and [`together`] say what may be used there, and [`node`]
-//! what the host has.
+//! Every change to a pod and its containers is either a [`Request`] or news from the guest. This task handles them one
+//! at a time, so pod state needs no lock. All state is in the pod's [`ledger`], and only the ledger changes it. The
+//! other files do the work: [`boot`] takes resources of the host and [`teardown`] releases them, [`mod@adopt`] takes over
+//! the pod of an earlier daemon, [`create`] makes containers, [`containers`] starts, changes and removes them, and
+//! [`news`] records what happened unasked. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring volumes into the
+//! guest. [`limits`], [`resize`] and [`together`] set what the guest may use, and [`node`] reads what the host has.
 
 mod adopt;
 mod blocks;
@@ -48,10 +47,10 @@ use super::request::{Answer, Request};
 use super::volumes::mirror::Mirror;
 use crate::clock::now;
 
-/// Requests that wait for a pod.
+/// How many requests may wait for one pod, and how many news.
 const INBOX: usize = 64;
 
-/// Whether the task goes on after a request.
+/// Whether the task continues after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     GoOn,
@@ -62,28 +61,29 @@ enum Then {
 pub struct Owner {
     shared: Arc<Shared>,
     ledger: Ledger,
-    /// Of containers that were started.
+    /// By container id, for containers that were started.
     logs: HashMap<String, LogTask>,
     /// By the volume's name in the guest.
     mirrors: HashMap<String, Mirror>,
-    /// What this daemon last told the guest.
+    /// The limit that this daemon last sent to the guest.
     pids_limit: Option<PidsLimit>,
-    /// Whose turn it is to bring files for the environment to the host.
+    /// Held while environment files are copied to the host, so that only one copy runs at a time.
     environment: Arc<tokio::sync::Mutex<()>>,
     news: mpsc::Receiver<News>,
     news_sender: mpsc::Sender<News>,
-    /// Exits whose log is whole now, or late.
+    /// Exits whose log is complete now, or did not become complete in time.
     settled: mpsc::Receiver<News>,
     settled_sender: mpsc::Sender<News>,
     inbox: mpsc::Receiver<Request>,
 }
 
-/// Starts the task of a new pod, whose name is reserved and whose turn it is. `answer` hears how its boot went.
+/// Starts the task of a new pod. Its name must be reserved, and it must have its turn. `answer` gets the result of the
+/// boot.
 pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer: Answer<()>) {
     let mut owner = Owner::new(shared, record, BTreeMap::new());
     tokio::spawn(async move {
         let booted = owner.boot(&turn, &mut answer).await;
-        // What is to be undone waits for nobody's boot, and the next boot not for it.
+        // Undoing a failed boot needs no turn, and the next boot must not wait for it.
         drop(turn);
         let abandoned = match booted {
             Ok(()) => answer.send(Ok(())).is_err(),
@@ -92,7 +92,7 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
                 if answer.send(Err(error.into())).is_err() {
                     tracing::info!(
                         pod = owner.ledger.pod().id,
-                        "nobody waits for the failed boot"
+                        "the boot failed, and its caller has gone away"
                     );
                 }
                 match undone {
@@ -105,7 +105,7 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
         if abandoned {
             tracing::info!(
                 pod = owner.ledger.pod().id,
-                "who asked for the pod has gone; removing it"
+                "the pod is ready, but its caller has gone away; removing it"
             );
             match owner.remove_pod().await {
                 Ok(()) => return,
@@ -117,7 +117,7 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
 }
 
 impl Owner {
-    /// Makes the owner and makes it known; its task is not started yet.
+    /// Makes the owner and registers it. Its task is not started yet.
     fn new(
         shared: Arc<Shared>,
         pod: PodRecord,
@@ -190,7 +190,7 @@ impl Owner {
                 let created = self.create(*spec).await;
                 let id = created.as_ref().ok().cloned();
                 if let (Err(_), Some(id)) = (answer.send(created), id) {
-                    // Nobody knows the id: nobody could ever remove it.
+                    // The caller has gone away. Nobody else knows the id, so nobody else could remove the container.
                     if let Err(error) = self.remove(&id).await {
                         self.ledger
                             .complain("remove an abandoned container", &error);
@@ -213,7 +213,7 @@ impl Owner {
         Then::GoOn
     }
 
-    /// Takes the guest into service: its news are heard from now on.
+    /// Makes the guest the pod's guest, and watches its news from now on.
     fn serve_guest(&mut self, guest: Guest) {
         let process = Arc::clone(&guest.process);
         let ended = async move { process.ended().await };
@@ -230,7 +230,7 @@ async fn end_of(process: Option<Arc<VmmProcess>>) {
     }
 }
 
-/// Answers; a caller that went away does not hear it.
+/// Sends the answer. It is no error if the caller has gone away.
 fn reply<T>(answer: Answer<T>, result: Result<T, PodError>) {
     let _ = answer.send(result);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod's owner does so that a container finds its volumes: makes them in the guest where they are missing, has
-//! mirrors follow the host, and fills in the mounts of the agent's request.
+//! How a pod's owner prepares the mounts of a container. It makes missing volumes in the guest, starts mirrors of host
+//! directories, and fills in the mounts of the agent's request.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,8 +33,8 @@ enum FoundSource {
 }
 
 impl Owner {
-    /// Finds the sources of what the container `id` is to mount, and writes down which images those are. Nothing is
-    /// changed in the guest yet.
+    /// Finds the sources of all mounts of the container `id`, and writes the ids of image volumes into `mounts`.
+    /// Changes nothing in the guest yet.
     pub(super) fn find_mounts(
         &self,
         id: &str,
@@ -140,7 +140,7 @@ impl Owner {
         })
     }
 
-    /// Has a volume of the guest follow the host's from now on, and waits until it has what that holds now.
+    /// Makes a volume of the guest follow a host directory from now on, and waits until it has the directory's content.
     async fn follow(
         &mut self,
         guest: &Guest,
@@ -163,7 +163,7 @@ impl Owner {
         Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
     }
 
-    /// Takes up the mirrors of an earlier daemon.
+    /// Continues the mirrors of an earlier daemon.
     pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
         let watcher = &self.shared.host.volumes.watcher;
         let started = self.ledger.pod().mirrors.iter().map(|(name, source)| {
@@ -174,7 +174,7 @@ impl Owner {
         self.mirrors = started.collect();
     }
 
-    /// Takes away what only this container had in the guest.
+    /// Removes the container's own volume in the guest: the one for its termination message.
     pub(super) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
         if record.termination_log.is_some()
             && let Err(error) = guest
@@ -195,7 +195,7 @@ fn of_volume(image: &str, error: PodError) -> PodError {
     }
 }
 
-/// The file on the host for what the container says last, if it mounts one.
+/// kubelet's file for the container's termination message, if the container mounts one.
 pub(super) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
     mounts.iter().find_map(|found| match &found.source {
         FoundSource::Host(Found::Guest(InGuest {
@@ -206,7 +206,7 @@ pub(super) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
     })
 }
 
-/// The emptyDirs that it mounts, by their name in the guest, and kubelet's directories of them.
+/// The emptyDirs that the container mounts: kubelet's directory for each, by the volume's name in the guest.
 pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
     let one = |found: &FoundMount| match &found.source {
         FoundSource::Host(Found::Guest(InGuest {
@@ -234,7 +234,7 @@ fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
     }
 }
 
-/// What does not depend on the kind of volume.
+/// Adds to a prepared mount the fields that do not depend on the kind of volume.
 fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => protocol::Propagation::Private,

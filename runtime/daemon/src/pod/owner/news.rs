@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What happened to a pod without being asked for: containers that started or ended, a VM that died.
+//! What happened to a pod unasked: containers that started or exited, a VM that died.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::pod::life::state::{ContainerEvent, PodEvent};
 use crate::pod::volumes::{environment, termination};
 
 impl Owner {
-    /// News wait for the log's rest if they tell of an exit, so that who sees the exit finds the log whole.
+    /// Takes news from the guest. News of an exit wait until the log, the termination message and the environment files
+    /// are on the host, so that a client that sees the exit finds them complete.
     pub(super) fn take_news(&mut self, news: News) {
         if !matches!(news.state, Told::Exited(_)) {
             return self.apply_news(news);
@@ -43,7 +44,7 @@ impl Owner {
         });
     }
 
-    /// What kubelet's file is still to get from a container that has run.
+    /// The guest, container id and file on the host for a termination message that has not been copied yet.
     fn last_words(&self, id: &str) -> Option<(Guest, String, PathBuf)> {
         let container = self.ledger.containers().get(id)?;
         let path = container.termination_log.clone()?;
@@ -51,18 +52,18 @@ impl Owner {
         (!container.state.is_exited()).then(|| (guest, id.to_owned(), path))
     }
 
-    /// Brings the files of a container's emptyDirs to the host, if it has run and has any. What goes wrong is said in
-    /// the log: kubelet says what it misses.
+    /// Copies the environment files of a container's emptyDirs to the host; `None` if it has no emptyDirs or has exited
+    /// already. Errors go only to the log, because kubelet reports a file that is missing.
     fn environment_files(&self, id: &str) -> Option<impl Future<Output = ()> + Send + 'static> {
         let container = self.ledger.containers().get(id)?;
-        // An agent of an earlier version has no such call.
+        // `disks` is `None` in a VM of an earlier version, and its agent has no such call.
         self.ledger.pod().disks.as_ref()?;
         let guest = self.ledger.guest().cloned()?;
         let volumes = container.empty_dirs.clone();
         if volumes.is_empty() || container.state.is_exited() {
             return None;
         }
-        // Of two that exit at once, the one that looked last is to write last.
+        // If two containers exit at once, the one that reads the files last must also write them last.
         let turn = Arc::clone(&self.environment);
         Some(async move {
             let _turn = turn.lock().await;
@@ -82,7 +83,7 @@ impl Owner {
             Told::Exited(exit) => ContainerEvent::Ended(exit),
         };
         let known = self.ledger.containers().get(&news.id);
-        // The end of a container may be known before the guest has heard of it.
+        // The daemon may know of an exit before older news of the guest arrive. They must not revive the container.
         if matches!(event, ContainerEvent::Started { .. })
             && known.is_some_and(|one| one.state.is_exited())
         {
@@ -91,7 +92,7 @@ impl Owner {
         self.ledger.happened(&news.id, &event, news.user);
     }
 
-    /// The VM ended without being asked.
+    /// Handles a VM that ended unasked.
     pub(super) async fn vm_ended(&mut self) {
         let files = self.ledger.guest().map(|guest| guest.files.clone());
         let mut cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
@@ -106,11 +107,11 @@ impl Owner {
         tracing::warn!(pod = self.ledger.pod().id, "{cause}");
         self.lose(&cause);
         if let Err(error) = self.release_vm().await {
-            self.ledger.complain("give back what the VM had", &error);
+            self.ledger.complain("release the VM's resources", &error);
         }
     }
 
-    /// Takes note that the VM is gone: the pod is not ready, its containers have ended.
+    /// Records that the VM is gone: the pod is not ready any more, and its containers have exited.
     pub(super) fn lose(&mut self, cause: &str) {
         self.ledger.set_guest(None);
         self.mirrors.clear();
@@ -118,7 +119,7 @@ impl Owner {
             cause: cause.to_owned(),
         };
         if let Err(error) = self.ledger.move_pod(&event) {
-            self.ledger.complain("remember that the VM is gone", &error);
+            self.ledger.complain("store that the VM is gone", &error);
         }
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {

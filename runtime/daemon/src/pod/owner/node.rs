@@ -11,7 +11,7 @@ const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
 const ONLINE_NODES: &str = "/sys/devices/system/node/online";
 const MEMORY: &str = "/proc/meminfo";
 
-/// The node's memory, as it is now.
+/// The node's memory now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     pub total_bytes: u64,
@@ -37,12 +37,12 @@ impl Memory {
     }
 }
 
-/// CPUs that this daemon may use.
+/// How many CPUs this daemon may use.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Whether the host has the CPUs and nodes that are named.
+/// Checks that the host has the CPUs and NUMA nodes that are named.
 pub fn check_placement(resources: &Resources) -> Result<(), ProgramError> {
     for (name, list, online) in [
         ("cpuset_cpus", &resources.cpuset_cpus, ONLINE_CPUS),

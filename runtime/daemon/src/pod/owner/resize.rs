@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a running pod's VM gets more of, and what it has to give back.
+//! Resizes a running pod: its VM gets more memory and CPUs, or gives memory back.
 //!
-//! `UpdatePodSandboxResources` is checked as far as something grows. What grows is given by the host first, then by the
-//! guest; what shrinks is taken in the guest first. Then the guest's free memory and page cache go back to the host, through
-//! the balloon, before the answer: kubelet lowers the limit of the pod's cgroup next, and where that holds more, the kernel
-//! would kill the VM.
+//! `UpdatePodSandboxResources` is checked only where something grows. If the limit grows, the host's limit is raised
+//! first, then the guest's. If it shrinks, the guest's limit is lowered first. Then, before the call is answered, the
+//! guest gives its free memory and page cache back to the host, through the balloon. This is necessary because kubelet
+//! lowers the limit of the pod's cgroup next: if the VM held more than that, the kernel would kill it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,16 +26,16 @@ use crate::pod::plan::sizing::{self, Unfit, Wanted};
 
 const MIB: u64 = 1 << 20;
 const PAGE_BYTES: u64 = 4096;
-/// How long the guest may take to give back more.
+/// How long the guest may take to give back some more memory.
 const BALLOON_PATIENCE: Duration = Duration::from_secs(3);
 const BALLOON_PAUSE: Duration = Duration::from_millis(50);
-/// Asked for beyond what is needed: the guest goes on meanwhile.
+/// Asked for in addition to what is needed, because the guest may allocate more meanwhile.
 const BALLOON_SLACK_BYTES: u64 = 4 * MIB;
-/// kubelet's scores for pods that have a memory request and no limit; one that is out of range says nothing.
+/// The OOM scores by which kubelet tells a memory request (burstable pods). Scores outside of this range tell nothing.
 const SCORES_OF_REQUESTS: std::ops::Range<i64> = 3..999;
 
 impl Owner {
-    /// `UpdatePodSandboxResources`. After an error all is as it was.
+    /// Does `UpdatePodSandboxResources`. After an error, the old limits are restored.
     pub(super) async fn resize(
         &mut self,
         resources: &Resources,
@@ -75,7 +75,7 @@ impl Owner {
             pod.spec.limits = changed;
             pod.allowance = allowance;
         })?;
-        // The pod's own huge pages, which came along, may be fewer than its containers have.
+        // `resize_guest` set the pod's own huge page limits, which may be lower than those of its containers.
         self.keep_known_hugepages(&guest).await;
         self.ledger.place();
         Ok(())
@@ -105,7 +105,7 @@ impl Owner {
             .map_err(|source| self.guest_error(source))
     }
 
-    /// Puts back what the pod still has by its record.
+    /// Restores the limits that are in the pod's record.
     async fn undo_resize(&self, guest: &Guest) {
         let wanted = self.ledger.wanted();
         let limits = &self.ledger.pod().spec.limits;
@@ -115,7 +115,8 @@ impl Owner {
         self.ledger.place();
     }
 
-    /// Gives the guest what the pod is to have for certain: its limit or, without one, the `asked_mib` of its containers.
+    /// Hot-adds the memory that the pod is sure to get: its limit or, if it has none, the `asked_mib` of its
+    /// containers. Also sets how many CPUs are online.
     async fn size_guest(
         &self,
         guest: &Guest,
@@ -124,7 +125,7 @@ impl Owner {
     ) -> Result<(), PodError> {
         let size = self.ledger.pod().size;
         if size.memory_max_mib == 0 {
-            // Of an earlier version: it has all that it can have.
+            // A VM of an earlier version has all its memory from the start.
             return Ok(());
         }
         let least = wanted
@@ -150,8 +151,8 @@ impl Owner {
         sized.map_err(|source| self.guest_error(source))
     }
 
-    /// Before the container `id` is made with these resources, or changed to them: memory for it, as far as the pod's limit
-    /// does not cover it, and CPUs.
+    /// Gives the guest memory and CPUs for the container `id`, before it is made with these resources or changed to
+    /// them. Does nothing if the VM already has all that the pod's limits allow.
     pub(super) async fn make_room(
         &self,
         guest: &Guest,
@@ -174,7 +175,7 @@ impl Owner {
         }
         let asked = asked_together(live.into_iter(), node::Memory::read().total_bytes);
         if more_pages {
-            // A request may be more than there is; pages must all be there.
+            // Requests may add up to more memory than the VM can have. Huge pages may not: each must be there.
             let needed = wanted
                 .memory_mib()
                 .unwrap_or_else(|| wanted.with_containers(0));
@@ -198,7 +199,7 @@ impl Owner {
         (given.path == parent).then_some(given.path)
     }
 
-    /// Has the guest give memory back until the VM holds no more than it may from now on.
+    /// Makes the guest give memory back until the VM uses no more than its new limit.
     async fn take_back(
         &self,
         guest: &Guest,
@@ -209,7 +210,7 @@ impl Owner {
         let Some(own) = self.ledger.pod().cgroup() else {
             return Ok(());
         };
-        // kubelet's cgroup is to hold the limit and the overhead.
+        // kubelet's cgroup will be limited to the containers' limit and the overhead.
         let (path, most) = match inside {
             Some(path) => {
                 let containers = wanted.allowance.memory_bytes.unwrap_or(u64::MAX);
@@ -228,7 +229,8 @@ impl Owner {
         let mut deadline = Instant::now() + BALLOON_PATIENCE;
         let mut result = Ok(());
         while least > most && Instant::now() < deadline && result.is_ok() {
-            // Pages that the guest never touched are given for nothing: so more is asked for as long as it takes.
+            // The guest may first give pages that it never touched, which frees nothing on the host. So ask for more
+            // and more until enough is free.
             let excess = least - most + BALLOON_SLACK_BYTES;
             asked = asked.max(excess).saturating_add(excess / 8);
             result = control::balloon(&socket, asked / PAGE_BYTES).await;
@@ -259,7 +261,7 @@ impl Owner {
     }
 }
 
-/// What a change says, in kubelet's numbers: 0 is "as it was", less is "no limit".
+/// The allowance after a change. In kubelet's numbers, 0 means "unchanged" and less than 0 means "no limit".
 fn resized(old: Allowance, change: &Resources) -> Allowance {
     Allowance {
         memory_bytes: match change.memory_limit_bytes {
@@ -274,7 +276,7 @@ fn resized(old: Allowance, change: &Resources) -> Allowance {
     }
 }
 
-/// The same limits for a cgroup that may have other ones: those that are not there are lifted.
+/// Replaces "unchanged" (0) by "no limit" (-1), so that a limit that the pod no longer has is lifted in the guest.
 fn lifting(limits: protocol::Resources) -> protocol::Resources {
     let none_lifts = |limit: i64| if limit == 0 { -1 } else { limit };
     protocol::Resources {
@@ -284,13 +286,15 @@ fn lifting(limits: protocol::Resources) -> protocol::Resources {
     }
 }
 
-/// What containers ask for together: their limits, else their requests. The host has `host_bytes`.
+/// How much memory the containers ask for together, in MiB: the limit of each, or its request if it has no limit.
+/// `host_bytes` is the host's memory.
 fn asked_together<'a>(containers: impl Iterator<Item = &'a Resources>, host_bytes: u64) -> u64 {
     let asked = containers.map(|one| asked_mib_of(one, host_bytes));
     asked.fold(0, u64::saturating_add)
 }
 
-/// kubelet tells a request only by a score for the host's memory killer: 1000 less the thousandths of the host's memory.
+/// How much memory one container asks for. kubelet tells a memory request only through the OOM score: 1000 minus the
+/// thousandths of the host's memory that are requested.
 fn asked_mib_of(resources: &Resources, host_bytes: u64) -> u64 {
     if let Some(limit) = positive(resources.memory_limit_bytes) {
         return sizing::mib(limit);
@@ -298,7 +302,7 @@ fn asked_mib_of(resources: &Resources, host_bytes: u64) -> u64 {
     let score = resources.oom_score_adj;
     let thousandths = 1000 - score;
     match u64::try_from(thousandths) {
-        // Rounded up: it is to have what it asks for.
+        // Rounded up, so that the container gets at least its request.
         Ok(thousandths) if SCORES_OF_REQUESTS.contains(&score) => {
             sizing::mib(host_bytes / 1000 * (thousandths + 1))
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Directories and files of the host that a pod's containers mount: what the owner does for them.
+//! Shares: directories and files of the host that a pod's containers mount by virtio-fs.
 //!
-//! The first one starts the pod's file server. Containers that mount the same source in the same way share it; it
-//! goes when the last of them is removed. A source is known by what its path leads to at that moment: a path that
-//! leads elsewhere later is another share.
+//! The first share starts the pod's file server. Containers that mount the same source in the same way use one share.
+//! It is removed with the last of these containers. A source is identified by the file that its path leads to when it
+//! is shared; if the path leads to another file later, that is another share.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ use super::Owner;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{Held, ShareRecord};
 
-/// Mounts of one file server. Each is a name in its root.
+/// The most shares of one file server. Each is an entry in its root directory.
 const MOST_SHARES: usize = 512;
-/// How far apart the ends of a VM and its file server may be.
+/// A file server that ends has ended as expected if its VM ends within this time.
 const END_TOGETHER: Duration = Duration::from_secs(2);
 
-/// How a container wants a path of the host.
+/// A path of the host, and how a container mounts it.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub path: PathBuf,
@@ -34,7 +34,7 @@ pub struct Wanted {
 }
 
 impl Owner {
-    /// Makes a path of the host one that the guest can mount for a container; returns its name there.
+    /// Shares a path of the host with the guest, for a container. Returns the share's name in the guest.
     pub(super) async fn share(
         &mut self,
         container: &str,
@@ -73,8 +73,8 @@ impl Owner {
             propagation: wanted.propagation,
             number: self.ledger.pod().shares_made.saturating_add(1),
         };
-        // A daemon that dies in between leaves a mount that the next share of this number replaces; the guest has
-        // not heard of it.
+        // If the daemon dies before this is stored, the mount stays in the file server until the next share gets the
+        // same number and replaces it. The guest does not know of it.
         mounts::attach(server, copy, name)
             .await
             .map_err(|source| ShareError::Source {
@@ -99,7 +99,7 @@ impl Owner {
         Ok(name.to_string())
     }
 
-    /// Takes note that a container mounts nothing any more; gives back what only it had.
+    /// Records that a container no longer uses any share, and unmounts those that only it used.
     pub(super) async fn unshare(&mut self, container: &str) {
         if !self
             .ledger
@@ -137,10 +137,10 @@ impl Owner {
         }
     }
 
-    /// The pod's file server, started if there is none.
+    /// The pod's file server. Starts it if there is none.
     async fn file_server(&mut self) -> Result<Identity, PodError> {
         if let Some(server) = self.ledger.pod().file_server() {
-            // What it knew of the guest's files died with it: another one could not go on.
+            // A new file server cannot replace it, because the state of the guest's open files died with the old one.
             return match server.is_alive() {
                 true => Ok(server),
                 false => Err(ShareError::Ended.into()),
@@ -165,7 +165,7 @@ impl Owner {
         {
             tracing::warn!(
                 pod = self.ledger.pod().id,
-                "the file server has no cgroup: {e}"
+                "move the file server into the pod's cgroup: {e}"
             );
         }
         let process = Arc::clone(starting.process());
@@ -179,7 +179,7 @@ impl Owner {
         Ok(identity)
     }
 
-    /// Says it in the log when the file server of an earlier daemon ends before its VM.
+    /// Watches the file server of an earlier daemon, and logs an error if it ends before its VM.
     pub(super) fn adopt_file_server(&self, vmm: Arc<VmmProcess>) {
         let Some(identity) = self.ledger.pod().file_server() else {
             return;
@@ -195,7 +195,7 @@ impl Owner {
         let pod = self.ledger.pod().id.clone();
         tokio::spawn(async move {
             server.ended().await;
-            // With its VM it ends as it should.
+            // It is an error only if the VM goes on without its file server.
             if tokio::time::timeout(END_TOGETHER, vmm.ended())
                 .await
                 .is_err()

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a pod gives back what it took on the host.
+//! How a pod releases the resources that it holds on the host.
 //!
-//! A stop gives back all but the directories, a removal everything, both from the top of the Held stack. The VM itself is
-//! ended by its guest, else by its VMM, else by force.
+//! Resources are released from the top of the Held stack. A stop releases all but the directories, a removal also
+//! those. To end the VM, the guest is asked to shut down; if it does not, the VMM is asked to stop; if it does not, it
+//! is killed.
 
 use std::io;
 use std::path::Path;
@@ -20,17 +21,17 @@ use crate::pod::life::record::Held;
 use crate::pod::life::signal;
 use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 
-/// A guest that powers off may not answer any more.
+/// How long the call to shut down may take. A guest that powers off may never answer it.
 const SHUTDOWN: Duration = Duration::from_secs(2);
-/// One that has something to write back takes longer.
+/// The same for a guest that has data to write back to its disks, which takes longer.
 const SHUTDOWN_WITH_DISKS: Duration = Duration::from_secs(20);
-/// How long a VMM may take to end at each step: shut down, stop.
+/// How long a VMM may take to end after the guest's shutdown, and again after its own stop.
 const END_STEP: Duration = Duration::from_secs(3);
-/// How long a killed process may take.
+/// How long a killed process may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 impl Owner {
-    /// Ends the VM and gives back all but the directories. Asking again is fine.
+    /// Ends the VM and releases all but the directories. A stopped pod may be stopped again.
     pub(super) async fn stop_pod(&mut self) -> Result<(), PodError> {
         self.ledger.move_pod(&PodEvent::StopRequested)?;
         if let Some(guest) = self.ledger.guest().cloned() {
@@ -53,7 +54,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Removes the pod and everything that it has. After success its task ends.
+    /// Removes the pod and everything that it has. After success the owner's task must end.
     pub(super) async fn remove_pod(&mut self) -> Result<(), PodError> {
         self.stop_pod().await?;
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
@@ -64,7 +65,7 @@ impl Owner {
         Ok(self.ledger.forget_pod()?)
     }
 
-    /// Kills what runs and lets the logs come to their end.
+    /// Kills all running containers and waits for the end of their logs.
     async fn kill_containers(&mut self, guest: &Guest) {
         let running = self
             .ledger
@@ -74,20 +75,21 @@ impl Owner {
         let ids: Vec<String> = running.map(|one| one.id.clone()).collect();
         for id in &ids {
             if let Err(error) = guest.agent.signal(id, signal::SIGKILL).await {
-                // The VM ends anyway.
+                // No need to try further: the VM ends anyway.
                 return self.ledger.complain("kill a container", &error);
             }
         }
         LogTask::rest_of(self.logs.values()).await;
     }
 
-    /// Gives back what belonged to a VM that has ended.
+    /// Releases what belonged to a VM that has ended.
     pub(super) async fn release_vm(&mut self) -> Result<(), BootError> {
         let of_vm =
             |held: &Held| matches!(held, Held::FileServer(_) | Held::Vmm(_) | Held::Cgroup(_));
         self.release_while(of_vm).await
     }
 
+    /// Releases resources from the top of the Held stack, as long as `wanted` holds for them.
     async fn release_while(&mut self, wanted: impl Fn(&Held) -> bool) -> Result<(), BootError> {
         while let Some(held) = self
             .ledger
@@ -124,7 +126,7 @@ impl Owner {
         }
     }
 
-    /// How long the guest may take to end.
+    /// How long the guest may take to shut down.
     fn shutdown_limit(&self) -> Duration {
         match &self.ledger.pod().disks {
             Some(disks) if !disks.is_empty() => SHUTDOWN_WITH_DISKS,
@@ -133,7 +135,7 @@ impl Owner {
     }
 }
 
-/// Ends a VM: by the guest, else by the VMM, else by force.
+/// Ends a VM. Asks the guest, then the VMM; if neither helps, kills the VMM.
 async fn end_vm(guest: &Guest, limit: Duration) {
     let process = &guest.process;
     tokio::select! {
@@ -145,22 +147,23 @@ async fn end_vm(guest: &Guest, limit: Duration) {
     }
     tracing::info!(
         pid = process.identity().pid,
-        "the guest does not shut down; stopping its VMM"
+        "the guest has not shut down; stopping its VMM"
     );
-    // If it does not answer, it is killed.
+    // An error is ignored: a VMM that does not end is killed below.
     let _ = control::stop(&guest.files.control()).await;
     if !within(process).await {
         process.kill();
     }
 }
 
+/// Waits until the process has ended. Returns false if that takes longer than [`END_STEP`].
 async fn within(process: &VmmProcess) -> bool {
     tokio::time::timeout(END_STEP, process.ended())
         .await
         .is_ok()
 }
 
-/// Kills a VMM if it lives, and waits until it is gone.
+/// Kills a VMM or file server if it lives, and waits until it has ended.
 async fn kill(identity: Identity) -> Result<(), BootError> {
     let Ok(Some(process)) = VmmProcess::adopt(identity) else {
         return Ok(());

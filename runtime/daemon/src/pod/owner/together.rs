@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the containers of a pod have of their guest together, though CRI says it of each, or not at all.
+//! Limits of all containers of a pod together, which CRI gives for each container or not at all.
 //!
-//! **Huge pages** ([`crate::pod::plan::hugepages`]) are reserved before a container is made and given back after it was
-//! removed. Those of one that has exited go to the next one that is made.
-//! **Processes**: `podPidsLimit` is only in the cgroup that kubelet made for the pod. It is read for each new container, and
-//! counts all of the guest's containers together.
+//! - **Huge pages** ([`crate::pod::plan::hugepages`]) are reserved before a container is made, and released after it
+//! was
+//!   removed. Those of a container that has exited can be used by the next new one.
+//! - **Processes**: kubelet writes `podPidsLimit` only into the cgroup that it makes for the pod. It is read for each
+//! new
+//!   container, and limits the processes of all containers of the guest together.
 
 use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::protocol;
@@ -16,12 +18,12 @@ use crate::pod::errors::PodError;
 use crate::pod::life::spec::Resources;
 use crate::pod::plan::hugepages::together;
 
-/// As the agent takes it: less than zero lifts a limit.
+/// To the agent, a number below zero means "no limit".
 const NO_LIMIT: i64 = -1;
 
 impl Owner {
-    /// Makes room for the container `id`, which is to have `resources`, and has the guest count the pod's processes as
-    /// kubelet's cgroup says, if that has changed.
+    /// Reserves huge pages for the container `id`, which will have `resources`. Also sets the guest's limit of
+    /// processes to that of kubelet's cgroup, if it has changed.
     pub(super) async fn limit_together(
         &mut self,
         guest: &Guest,
@@ -30,7 +32,7 @@ impl Owner {
     ) -> Result<(), PodError> {
         let parent = &self.ledger.pod().spec.limits.cgroup_parent;
         let pids = self.shared.host.cgroups.pids_limit(parent);
-        // A fresh guest has none; an adopted one has what an earlier daemon told it.
+        // A new guest has no limit yet, and of an adopted one it is unknown: then `self.pids_limit` is `None`.
         let pids = pids.filter(|limit| self.pids_limit != Some(*limit));
         let limits = protocol::Resources {
             pids_limit: match pids {
@@ -46,7 +48,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Has the guest keep the huge pages of its live containers and of `id`, which is to have `resources`.
+    /// Reserves huge pages in the guest for its live containers and for `id`, which will have `resources`.
     pub(super) async fn reserve_hugepages(
         &self,
         guest: &Guest,
@@ -58,22 +60,22 @@ impl Owner {
         reserved.map_err(|source| self.guest_error(source))
     }
 
-    /// Gives back the huge pages of `id`, which had `resources` and is gone, or was never made.
+    /// Releases the huge pages of `id`, which had `resources`. Call this after it was removed, or could not be made.
     pub(super) async fn give_back_hugepages(&self, guest: &Guest, id: &str, resources: &Resources) {
         let limits = self.hugepages(id, resources, false);
         if let Err(error) = self.limit(guest, limits).await {
             self.ledger
-                .complain("keep and give back huge pages", &error);
+                .complain("reserve or release huge pages", &error);
         }
     }
 
-    /// Of the containers as they are known, after a change that was refused or that was of something else.
+    /// Reserves the huge pages of the containers as they are recorded, after another change failed or overwrote them.
     pub(super) async fn keep_known_hugepages(&self, guest: &Guest) {
         self.give_back_hugepages(guest, "", &Resources::default())
             .await;
     }
 
-    /// What the guest is to reserve for all but `id`, and for `id` with `resources` if it `lives`.
+    /// The huge pages of all other live containers and, if `lives`, of `id` with `resources`.
     fn hugepages(&self, id: &str, resources: &Resources, lives: bool) -> protocol::Resources {
         let others = self.ledger.containers().values().filter(|one| one.id != id);
         let live = others.clone().filter(|one| !one.state.is_exited());
@@ -89,7 +91,7 @@ impl Owner {
         }
     }
 
-    /// One call to the guest, or none if there is nothing to say.
+    /// Sends limits to the guest, if there are any.
     pub(super) async fn limit(
         &self,
         guest: &Guest,

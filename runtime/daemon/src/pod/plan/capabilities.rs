@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which capabilities a container has: the default set, what is added, what is dropped.
+//! Which capabilities a container has: the default set, plus what is added, minus what is dropped.
 
-/// What every container runtime gives by default.
+/// The default set, the same as in other container runtimes.
 const DEFAULT: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -19,7 +19,7 @@ const DEFAULT: [&str; 14] = [
     "CAP_SETFCAP",
 ];
 
-/// All that the guest's kernel knows (linux/capability.h of 6.1), in the order of their numbers.
+/// All capabilities of the guest's kernel (linux/capability.h), in the order of their numbers.
 const ALL: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -64,13 +64,13 @@ const ALL: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// A name that is no capability.
+/// A name that is not a capability.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a capability")]
 pub struct UnknownCapability(String);
 
-/// Returns the set as `CAP_*` names. `ALL` stands for all of them; single names win over it, and a drop over
-/// an add.
+/// Returns the resulting set as `CAP_*` names. `ALL` stands for all capabilities. A single name takes precedence over
+/// `ALL`, and a drop over an add.
 pub fn resolve<S: AsRef<str>>(
     privileged: bool,
     add: &[S],
@@ -93,7 +93,7 @@ pub fn resolve<S: AsRef<str>>(
         .collect())
 }
 
-/// Normalizes names for the ambient set, where `ALL` stands for all too.
+/// Returns the given names as `CAP_*` names, for the ambient set. Here, too, `ALL` stands for all capabilities.
 pub fn normalize<S: AsRef<str>>(given: &[S]) -> Result<Vec<String>, UnknownCapability> {
     let (all, some) = names(given)?;
     let wanted = |name: &&str| all || some.contains(name);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Lists of CPUs and NUMA nodes as the kernel writes them: "0-3,8" (cpuset(7)). Pure.
+//! Lists of CPUs and NUMA nodes in the kernel's format, "0-3,8" (cpuset(7)). Pure.
 
 use std::collections::BTreeSet;
 
-/// CPUs that a list may name: the kernel's own bound.
+/// Numbers in a list must be below this, which is the kernel's limit for CPUs.
 const MAX_NUMBER: u32 = 8192;
 
-/// The numbers of a list; `None`: it is none.
+/// Parses a list. `None` if it is not a valid list.
 pub fn parse(text: &str) -> Option<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {

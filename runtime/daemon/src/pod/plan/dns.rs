@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a pod resolves names.
+//! The DNS settings of a pod.
 
 use bulkhead_network::Attachment;
 
 use crate::pod::life::spec::{Dns, PodSpec};
 
-/// What the pod says, else the network, else the host in its `resolv_conf`.
+/// The pod's own settings, else those of the network, else those of the host in `resolv_conf`. A pod without a network
+/// gets no settings from the host, which it could not use.
 pub fn of_pod(spec: &PodSpec, attachment: &Attachment, resolv_conf: &str) -> Dns {
     if let Some(dns) = &spec.dns {
         return dns.clone();
@@ -24,7 +25,7 @@ pub fn of_pod(spec: &PodSpec, attachment: &Attachment, resolv_conf: &str) -> Dns
     parse(resolv_conf)
 }
 
-/// Reads resolv.conf(5); a resolver on the host's loopback is of no use in a guest.
+/// Parses resolv.conf(5). A name server on the host's loopback is left out, because a guest cannot reach it.
 fn parse(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines() {

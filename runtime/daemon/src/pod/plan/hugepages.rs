@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How many huge pages a guest reserves: as many as its live containers may use together, or as the pod itself asks for, if
-//! that is more. kubelet tells no pod of them, only containers, naming every page size of the *host* with 0 where it wants
-//! none.
+//! How many huge pages a guest reserves: the sum of its live containers' limits or, if that is more, what the pod
+//! itself asks for.
+//!
+//! kubelet sets huge pages only for containers, not for the pod. For each container it names every page size of the
+//! *host*, with 0 bytes for those that the container does not use.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +11,15 @@ use bulkhead_guest::protocol;
 
 use crate::pod::life::spec::Resources;
 
-/// Of all sizes together, for live containers or, if that is more, for the pod itself.
+/// The bytes in huge pages of all sizes together, for live containers or, if that is more, for the pod itself.
 pub fn bytes<'a>(pod: &'a Resources, live: impl Iterator<Item = &'a Resources>) -> u64 {
     let sums = together(pod, [pod].into_iter(), live);
     let bytes = sums.iter().map(|limit| limit.limit_bytes);
     bytes.fold(0, u64::saturating_add)
 }
 
-/// By page size, the bytes that are wanted: of all sizes that anybody known ever wanted some of.
+/// The bytes to reserve for each page size. Sizes that only exited containers (in `known`) used are listed with 0, so
+/// that the guest releases those pages.
 pub fn together<'a>(
     pod: &Resources,
     known: impl Iterator<Item = &'a Resources>,

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod may use: by the size of its VM, by the host's cgroup around it, and by the guest's around its containers.
+//! The limits of a pod: the size of its VM, the VM's cgroup on the host, and the pod's cgroup in the guest.
 //!
 //! ```text
-//! host cgroup of the VM    memory.max: guest memory for the limit + VMM; cpu.max, cpu.weight: the pod's; cpuset: see below
-//!   guest memory           for the limit at the boot; more is added for a higher one, and for a pod without one as it needs it
+//! host cgroup of the VM    memory.max: guest memory for the limit + VMM; cpu.max, cpu.weight: the pod's; cpuset: below
+//!   guest memory           at boot what the limit needs; more for a raised limit or, without a limit, on demand
 //!     guest's pod cgroup   memory.max: the pod's limit
 //!       container          its own limits
 //! ```
-//! kubelet's cgroup of the pod says whether the pod has a limit at all: in CRI, kubelet sums up the limits that there are,
-//! also where some container has none.
+//! The cgroup that kubelet makes for the pod tells whether the pod has a limit at all. CRI does not: there, kubelet
+//! sums up the limits that exist, even if some container has none.
 //!
-//! CPUs and NUMA nodes that kubelet names are the host's, which the guest does not know. The VM runs on those of all its
-//! containers together; a container without any lets it run everywhere. Likewise the host's memory killer sees the VM
-//! with the lowest score of its containers.
+//! kubelet's CPU and NUMA node numbers are those of the host, which mean nothing in the guest. So they apply to the
+//! whole VM: it runs on the CPUs of all its containers together, or on all CPUs if one container has no list. In the
+//! same way, the VM gets the lowest OOM score of its containers.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,14 +26,14 @@ use super::{cpulist, hugepages};
 use crate::pod::life::record::Allowance;
 use crate::pod::life::spec::PodLimits;
 
-/// A cgroup's file that kubelet names for the pod but means for its containers: in the pod's cgroup it would have one
-/// container's end be the end of all.
+/// kubelet sets this file for the pod but means it for each container. In the pod's cgroup it would kill all containers
+/// when one runs out of memory.
 const OOM_GROUP: &str = "memory.oom.group";
-/// Moved by the agent in a pod without a limit.
+/// In a pod without a memory limit the agent itself uses this file, so kubelet's value must not overwrite it.
 const GATE: &str = "memory.high";
 
 impl PodLimits {
-    /// What the containers may use together when the pod is made. `cgroup` is kubelet's of the pod.
+    /// What the containers may use together when the pod is made. `cgroup` is the one that kubelet made for the pod.
     pub fn allowance(&self, cgroup: Option<&PodCgroup>) -> Allowance {
         let limits = &self.resources;
         let is_limited = cgroup.is_none_or(|cgroup| cgroup.memory_bytes.is_some());
@@ -57,6 +57,7 @@ impl PodLimits {
     }
 }
 
+/// Checks that all numbers of a CPU or NUMA node list are `online`.
 pub fn check_list(name: &'static str, list: &str, online: &str) -> Result<(), ProgramError> {
     let wrong = || ProgramError::Placement {
         name,
@@ -65,14 +66,14 @@ pub fn check_list(name: &'static str, list: &str, online: &str) -> Result<(), Pr
     };
     let named = cpulist::parse(list).ok_or_else(wrong)?;
     let online = cpulist::parse(online).unwrap_or_default();
-    // A host that does not say what it has is not asked.
+    // If the host's own list is unknown, anything is accepted.
     if online.is_empty() || named.is_subset(&online) {
         return Ok(());
     }
     Err(wrong())
 }
 
-/// All that are named; empty if someone may be anywhere.
+/// The union of the lists. It is empty, which means "everywhere", if one of them is empty.
 pub fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
     let mut all = BTreeSet::new();
     for list in lists {
@@ -84,19 +85,20 @@ pub fn union<'a>(lists: impl Iterator<Item = &'a str>) -> String {
     cpulist::format(&all)
 }
 
-/// The containers' limit, and what the RuntimeClass adds for the VM.
+/// The VM's CPU limit on the host in thousandths: the containers' limit and the RuntimeClass's overhead.
 pub fn host_cpu(allowance: Allowance, limits: &PodLimits) -> Option<u64> {
     let millis = allowance.cpu_millis?;
     Some(millis.saturating_add(limits.overhead.cpu_limit_millis()))
 }
 
+/// The VM's CPU shares on the host: the pod's and those of the overhead. `None` if the pod has none.
 pub fn shares(limits: &PodLimits) -> Option<u64> {
     let shares = limits.resources.cpu_shares;
     let all = shares.saturating_add(limits.overhead.cpu_shares.max(0));
     u64::try_from(all).ok().filter(|_| shares > 0)
 }
 
-/// What containers may use together, by the guest's cgroup around them.
+/// The limits of the pod's cgroup in the guest, which all containers share. `cgroup` is the VM's on the host.
 pub fn guest_limits(
     limits: &PodLimits,
     allowance: Allowance,
@@ -104,7 +106,7 @@ pub fn guest_limits(
 ) -> protocol::Resources {
     let resources = &limits.resources;
     let hugepages = resources.hugepage_limits.iter();
-    // Where the host cannot hold the VM to it, the guest at least holds its containers to it.
+    // If the VM has no cgroup on the host, the CPU limit is enforced at least for the containers, in the guest.
     let cpu = cgroup.is_none() && allowance.cpu_millis.is_some();
     let memory = allowance.memory_bytes;
     let meant = |file: &str| file != OOM_GROUP && (file != GATE || memory.is_some());
@@ -127,7 +129,7 @@ pub fn guest_limits(
     }
 }
 
-/// `None`: no limit, or none that was said.
+/// A limit of CRI. `None` if it is not set (0) or means "no limit" (below 0).
 pub fn positive(number: i64) -> Option<u64> {
     u64::try_from(number).ok().filter(|number| *number > 0)
 }

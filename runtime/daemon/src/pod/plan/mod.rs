@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is to be done for a pod, worked out before anything is done. Pure: no file of the host is read here, and nothing is
-//! asked of a guest.
+//! What is to be done for a pod, calculated before anything is done. Pure: nothing here reads files of the host or asks
+//! a guest.
 //!
-//! [`sizing`] says how large a VM is, [`limits`] what the cgroups on both sides allow, [`hugepages`] what a guest reserves;
-//! [`program`] what a container runs, with [`capabilities`]; [`wire`] and [`dns`] what CNI and the guest are told of a pod.
+//! - [`sizing`]: how large a VM is; [`limits`]: cgroup limits on the host and in the guest; [`hugepages`]: how many
+//! huge
+//!   pages a guest reserves; [`cpulist`]: lists of CPUs and NUMA nodes.
+//! - [`program`]: what a container runs, with which [`capabilities`].
+//! - [`wire`]: what CNI and the guest are told of a pod, with its [`dns`] settings.
 
 pub mod capabilities;
 pub mod cpulist;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a container runs: the image's configuration and the container's, merged as Kubernetes says, in the
-//! agent's words. Pure.
+//! What a container runs: the image's configuration and the container's, merged by Kubernetes' rules into a request to
+//! the agent. Pure.
 
 use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
@@ -8,10 +8,10 @@ use bulkhead_image::ImageDefaults;
 use super::capabilities::{self, UnknownCapability};
 use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 
-/// Where programs are looked for if neither the image nor the pod says.
+/// The PATH of a container if neither the image nor the pod sets one.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A container that cannot be described.
+/// Why the settings of a container cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     #[error("neither the container nor its image {0} says what to run")]
@@ -28,11 +28,11 @@ pub enum ProgramError {
         list: String,
         online: String,
     },
-    #[error("resource {name} is {value}")]
+    #[error("resource {name} is {value}: it must not be negative")]
     Resource { name: &'static str, value: i64 },
 }
 
-/// Makes the agent's request; its layers and mounts are filled in later.
+/// Makes the request to the agent. Its layers, mounts and block devices are filled in later.
 pub fn describe(
     id: &str,
     spec: &ContainerSpec,
@@ -100,7 +100,8 @@ fn device(device: &Device) -> protocol::Device {
     }
 }
 
-/// A command replaces the entry point and the image's arguments; arguments replace only those.
+/// A command replaces both the image's entry point and its arguments; arguments alone replace only the image's
+/// arguments.
 fn arguments(spec: &ContainerSpec, image: &ImageDefaults) -> Vec<String> {
     let (program, args) = match (spec.command.is_empty(), spec.args.is_empty()) {
         (false, _) => (&spec.command, &spec.args),
@@ -110,7 +111,7 @@ fn arguments(spec: &ContainerSpec, image: &ImageDefaults) -> Vec<String> {
     program.iter().chain(args).cloned().collect()
 }
 
-/// The image's variables, then the container's, which win by name.
+/// Defaults, then the image's variables, then the container's. Of variables with the same name the last one is used.
 fn environment(
     spec: &ContainerSpec,
     image: &ImageDefaults,
@@ -152,7 +153,7 @@ fn environment(
     Ok(merged.into_iter().map(join).collect())
 }
 
-/// The pod's user wins over the image's; a group alone keeps the image's user.
+/// The user that CRI asks for, else the image's. If CRI sets only a group, the image's user stays.
 fn user(security: &Security, image: &ImageDefaults) -> protocol::User {
     let wanted = &security.user;
     let name = match (&wanted.uid, wanted.name.as_str()) {
@@ -179,7 +180,7 @@ fn pid_namespace(mode: &PidMode) -> (protocol::PidNamespace, String) {
     }
 }
 
-/// A privileged container is not filtered, as everywhere.
+/// A privileged container runs without seccomp, as in other container runtimes.
 fn seccomp(security: &Security) -> protocol::Seccomp {
     use protocol::seccomp::Kind;
     let (kind, profile) = match &security.seccomp {
@@ -194,12 +195,12 @@ fn seccomp(security: &Security) -> protocol::Seccomp {
     }
 }
 
-/// In the kernel's range.
+/// The OOM score adjustment, clamped to the kernel's range.
 pub fn oom_score_adj(limits: &Resources) -> i32 {
     i32::try_from(limits.oom_score_adj.clamp(-1000, 1000)).unwrap_or(0)
 }
 
-/// Limits in the agent's words.
+/// Converts limits to the agent's message.
 pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError> {
     for (name, value) in [
         ("cpu_period", limits.cpu_period_us),
@@ -210,13 +211,13 @@ pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError
         }
     }
     Ok(protocol::Resources {
-        // Any number below 0 means none: kubelet calculates with the -1 that it read.
+        // kubelet may send any number below 0 for "no limit", because it does arithmetic with -1.
         memory_limit_bytes: limits.memory_limit_bytes.max(-1),
         cpu_quota_us: limits.cpu_quota_us,
         cpu_period_us: limits.cpu_period_us,
         cpu_shares: limits.cpu_shares,
         pids_limit: 0,
-        // Those are the host's, and the whole VM's: see `limits`.
+        // These are numbers of the host, and apply to the whole VM: see `limits`.
         cpuset_cpus: String::new(),
         cpuset_mems: String::new(),
         memory_swap_limit_bytes: limits.memory_swap_limit_bytes.max(0),

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How large a pod's VM is, and whether it fits. Pure.
 //!
-//! A VM is born with the memory that the pod's containers may use together, and what its own kernel and agent take of it,
-//! which grows with the memory (measured: docs/measurements.md). It can get more while it runs: for a higher limit,
-//! and for a pod without a limit whenever that needs some. The host gives memory as the guest touches it, so what counts
-//! against it at a boot is what a boot touches: limits may be promised that the host has not free, as Kubernetes
-//! overcommits them, but never more to one pod than the host has at all.
+//! A VM boots with the memory that the pod's containers may use together, and in addition what its own kernel and agent
+//! need. The latter grows with the VM's memory (docs/measurements.md has figures). The VM can get more memory while it
+//! runs: when the limit is raised and, if the pod has no limit, whenever it needs more.
+//!
+//! The host allocates memory only when the guest first touches it. So at a boot only what a boot touches must be free
+//! on the host: Kubernetes overcommits limits, and so limits may add up to more than the host has. But one pod alone
+//! never gets a limit that exceeds the host's whole memory.
 
 use bulkhead_proto::agent::{GUEST_FIXED_BYTES, GUEST_PARTS};
 use bulkhead_vmm::config::{MAX_MEMORY_MIB, MAX_VCPUS};
@@ -14,39 +16,39 @@ use crate::pod::life::record::{Allowance, VmSize};
 
 const MIB: u64 = 1 << 20;
 const GUEST_FIXED_MIB: u64 = GUEST_FIXED_BYTES / MIB;
-/// What a guest has touched once its agent is ready.
+/// How much memory a guest has touched when its agent is ready.
 const GUEST_START_MIB: u64 = 48;
-/// What a VMM takes beside the guest's memory.
+/// What a VMM needs in addition to the guest's memory.
 const VMM_FIXED_MIB: u64 = 16;
-/// One part in so many of the guest's memory: the host's page tables of it.
+/// The host's page tables for the guest's memory take 1/256 of it.
 const VMM_PARTS: u64 = 256;
-/// Below this no guest starts.
+/// A guest does not boot with less.
 const LEAST_MIB: u64 = 64;
-/// Memory is added in blocks (of 128 MiB): what describes the rest of the last one.
+/// Memory is added in blocks of 128 MiB. This is what the guest needs to manage the unused rest of the last block.
 const BLOCK_SLACK_MIB: u64 = 4;
-/// Free disk without which no pod is begun: the file system's own structures and a little to write.
+/// A pod does not start with less free disk: room for the file system's own structures, and a little to write.
 const LEAST_DISK_BYTES: u64 = 64 * MIB;
-/// A CPU limit may be raised to twice what it was, or to so many CPUs, while the VM runs.
+/// While the VM runs, a CPU limit can be raised to this many CPUs or to twice what it was, whichever is more.
 const SPARE_VCPUS: u8 = 4;
 
-/// What a pod wants; 0: not said.
+/// What a pod asks for; 0 means "not set".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub allowance: Allowance,
     pub hugepage_bytes: u64,
     pub cpu_request_millis: u64,
-    /// The pod's ephemeral storage.
+    /// The size of the scratch disk that the pod asks for.
     pub scratch_bytes: Option<u64>,
 }
 
-/// What an administrator wants of VMs.
+/// The administrator's settings for VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Defaults {
-    /// At least.
+    /// The least number of CPUs that a VM boots with.
     pub vcpus: u8,
-    /// What the VM of a pod without a memory limit is born with.
+    /// The boot memory of a VM whose pod has no memory limit.
     pub memory_mib: u32,
-    /// What no VM may go beyond.
+    /// The most memory that a VM can have.
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
 }
@@ -59,11 +61,11 @@ pub struct Room {
     pub available_bytes: u64,
     /// The tightest limit of the cgroups that the VM will be in.
     pub cgroup_bytes: Option<u64>,
-    /// Free where scratch disks are.
+    /// Free bytes on the file system of the scratch disks.
     pub disk_bytes: u64,
 }
 
-/// Why a pod cannot be here, in MiB.
+/// Why a pod does not fit on this host. Amounts are in MiB.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     #[error(
@@ -99,21 +101,21 @@ pub enum Unfit {
 }
 
 impl Wanted {
-    /// Memory of the VM in which the containers can use all that they may; `None`: there is no end to it.
+    /// How much memory the VM needs, so that its containers can use all of their limit. `None` if they have no limit.
     pub fn memory_mib(&self) -> Option<u64> {
         Some(self.with_containers(mib(self.allowance.memory_bytes?)))
     }
 
-    /// Memory of the VM in which containers can use `container_mib`, beside the pod's huge pages.
+    /// How much memory the VM needs, so that its containers can use `container_mib` and the pod's huge pages.
     pub fn with_containers(&self, container_mib: u64) -> u64 {
         let inside = container_mib
             .saturating_add(mib(self.hugepage_bytes))
             .saturating_add(GUEST_FIXED_MIB);
-        // With x of the whole describing it: whole = part / (1 - 1/x).
+        // The guest needs 1/GUEST_PARTS of the whole to manage it, so: whole = inside / (1 - 1/GUEST_PARTS).
         inside.saturating_mul(GUEST_PARTS).div_ceil(GUEST_PARTS - 1)
     }
 
-    /// What the VM may take of the host's memory; `None`: there is no end to it.
+    /// The VM's memory limit on the host. `None` if the containers have no limit.
     pub fn host_bytes(&self) -> Option<u64> {
         let whole = self.memory_mib()?;
         let all = whole
@@ -123,12 +125,12 @@ impl Wanted {
     }
 }
 
-/// What the VMM takes beside a guest of `memory_mib`.
+/// What the VMM needs in addition to a guest's memory of `memory_mib`.
 pub fn vmm_mib(memory_mib: u64) -> u64 {
     VMM_FIXED_MIB + memory_mib.div_ceil(VMM_PARTS)
 }
 
-/// How large the VM is to be, or why there can be none.
+/// How large the VM will be, or why it does not fit.
 pub fn size(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<VmSize, Unfit> {
     let scratch_bytes = scratch(wanted, defaults, room)?;
     let (memory_mib, memory_max_mib) = memory(wanted, defaults, room)?;
@@ -142,7 +144,7 @@ pub fn size(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<VmSize,
     })
 }
 
-/// All CPUs, and those at the boot.
+/// The most CPUs that the VM can have, and how many it boots with.
 fn cpus(wanted: &Wanted, defaults: &Defaults, host_cpus: usize) -> (u8, u8) {
     let whole = |millis: u64| u8::try_from(millis.div_ceil(1000)).unwrap_or(u8::MAX);
     let host = u8::try_from(host_cpus)
@@ -181,7 +183,7 @@ fn memory(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<(u32, u32
             (needed, ceiling.max(needed))
         }
         None => {
-            // Made to fit: it asked for nothing that it would not get.
+            // Without a limit the VM's size is adapted to its cgroup: the pod asked for no certain amount.
             let below = |allowed: u64| allowed.saturating_sub(vmm_mib(allowed));
             let most = allowed.map_or(ceiling, |allowed| below(allowed).min(ceiling));
             let needed = wanted.with_containers(0).max(LEAST_MIB);
@@ -209,7 +211,8 @@ fn check_cgroup(needed: u64, allowed: Option<u64>) -> Result<(), Unfit> {
     }
 }
 
-/// The disk is sparse. What a pod asked for must be free; a default, which nobody asked for, need not be.
+/// The size of the scratch disk, which is a sparse file. A size that the pod asked for must be free. The default size
+/// need not be, because nobody asked for it.
 fn scratch(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u64, Unfit> {
     let needed = wanted.scratch_bytes.unwrap_or(LEAST_DISK_BYTES);
     if needed.max(LEAST_DISK_BYTES) > room.disk_bytes {
@@ -221,8 +224,9 @@ fn scratch(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u64, Unf
     Ok(wanted.scratch_bytes.unwrap_or(defaults.scratch_bytes))
 }
 
-/// Whether a VM that runs can hold what its pod is now to have. What does not grow is not asked about. `overhead_bytes` is
-/// what there is for the VM beside the containers, where it lives in kubelet's cgroup of the pod.
+/// Whether a running VM has room for the pod's new limits. Only what grows is checked. `overhead_bytes` is the
+/// RuntimeClass's overhead, if the VM lives in the cgroup that kubelet made for the pod; there it must suffice for the
+/// VM.
 pub fn resize(
     old: &Wanted,
     new: &Wanted,
@@ -237,7 +241,7 @@ pub fn resize(
         if needed > most {
             return Err(Unfit::Memory { needed, most });
         }
-        // What the guest keeps free for itself it does not touch.
+        // GUEST_START_MIB instead of GUEST_FIXED_MIB: the memory that the guest keeps free is not touched.
         let beside = GUEST_START_MIB + needed / GUEST_PARTS + vmm_mib(needed);
         if let Some(overhead) = overhead_bytes.map(|bytes| bytes / MIB)
             && beside > overhead
@@ -251,7 +255,7 @@ pub fn resize(
     if grows(old.allowance.cpu_millis, new.allowance.cpu_millis)
         && let Some(millis) = new.allowance.cpu_millis
     {
-        // A limit beyond the host's CPUs is none.
+        // A limit above the number of the host's CPUs limits nothing, so a VM with all CPUs is enough.
         let (needed, vcpus) = (millis.div_ceil(1000), u64::from(size.vcpus));
         if needed > vcpus && vcpus < host_cpus as u64 {
             return Err(Unfit::Cpus { needed, vcpus });
@@ -260,7 +264,7 @@ pub fn resize(
     Ok(())
 }
 
-/// Whether there is more than before; `None` is no end.
+/// Whether a limit grows; `None` means no limit.
 pub fn grows(old: Option<u64>, new: Option<u64>) -> bool {
     match (old, new) {
         (Some(_), None) => true,
@@ -269,6 +273,7 @@ pub fn grows(old: Option<u64>, new: Option<u64>) -> bool {
     }
 }
 
+/// Converts bytes to MiB, rounded up.
 pub fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(MIB)
 }

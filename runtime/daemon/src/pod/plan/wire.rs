@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod in others' words: what CNI is told of it, and the guest of the pod, of what CNI made and of
-//! the pod's users.
+//! Converts a pod's settings to the messages of others: the request for a CNI network, and the guest's configuration,
+//! which includes what CNI has made.
 
 use bulkhead_guest::protocol;
 use bulkhead_network::{self as network, AttachRequest, Attachment};
@@ -37,7 +37,7 @@ pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
     }
 }
 
-/// A pod without a name for its host gets the beginning of its id.
+/// The pod's hostname, or the beginning of its id if it has none.
 pub fn hostname(id: &str, spec: &PodSpec) -> String {
     if spec.hostname.is_empty() {
         return id.get(..12).unwrap_or(id).to_owned();
@@ -45,7 +45,7 @@ pub fn hostname(id: &str, spec: &PodSpec) -> String {
     spec.hostname.clone()
 }
 
-/// What a guest is to be. The time and its randomness are filled in by who sends it.
+/// The guest's configuration. The sender fills in the time, the entropy and the machine id.
 pub fn configuration(
     id: &str,
     spec: &PodSpec,
@@ -80,7 +80,7 @@ pub fn configuration(
     }
 }
 
-/// `None`: loopback only.
+/// The guest's network interface. `None` if the pod has loopback only.
 fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
     attachment.tap.as_ref()?;
     let routes = attachment.routes.iter();

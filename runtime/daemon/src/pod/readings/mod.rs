@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What pods and containers use.
+//! Statistics: what pods and containers use.
 //!
-//! Two sources, on purpose. A **container**'s numbers are its guest's cgroup's: only the guest knows containers. They
-//! are cut to what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and memory are the host's cgroup of its
-//! VM: what the pod really costs the node, guest kernel and VMM included, and out of the guest's reach; so is its
-//! network. A pod therefore uses more than the sum of its containers.
+//! There are two sources, on purpose. A **container**'s figures come from its cgroup in the guest, because only the
+//! guest knows containers. They are capped at what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and
+//! memory come from the VM's cgroup on the host. That is what the pod really costs the node, with the guest's kernel
+//! and the VMM, and the guest cannot falsify it. Its network counters come from the host as well. So a pod uses more
+//! than the sum of its containers.
 //!
-//! Nobody waits for the pod's owner here. Guests are asked at once, each with a time limit: one that does not answer
-//! is left out of a list, with a word in the log, and is an error where it alone was asked for.
+//! A reading does not wait for the pod's owner. All guests are asked at the same time, each with a time limit. A guest
+//! that does not answer is left out of a list, with a warning in the log; if only its pod was asked for, that is an
+//! error.
 
 mod peaks;
 pub mod rates;
@@ -38,18 +40,18 @@ use crate::pod::life::record::PodRecord;
 use crate::pod::life::state::{ContainerState, PodState};
 use crate::pod::view::View;
 
-/// How long a list waits for a guest.
+/// How long a guest may take to answer when many pods are read.
 const LIST_LIMIT: Duration = Duration::from_secs(5);
-/// How long is waited for a guest that alone was asked for.
+/// How long a guest may take to answer when only its pod is read.
 const ONE_LIMIT: Duration = Duration::from_secs(15);
-/// A guest's clock may run ahead of ours by so much.
+/// How far a guest's clock may run ahead of the host's.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
-/// What is to be found out.
+/// How much to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
     Usage,
-    /// Also what takes longer: descriptors of processes.
+    /// Also the number of open file descriptors, which takes longer.
     Descriptors,
 }
 
@@ -70,7 +72,7 @@ pub struct Reading {
 #[derive(Clone, Debug)]
 pub struct ContainerReading {
     pub cpu: CpuUse,
-    /// The most bytes in huge pages that were seen, in the order of the statistics.
+    /// The most bytes in huge pages that were seen, for each page size in the order of the statistics.
     pub hugepage_peaks: Vec<u64>,
     pub statistics: ContainerStatistics,
 }
@@ -82,7 +84,7 @@ impl Reading {
     }
 }
 
-/// What is to be remembered between two readings.
+/// What is kept between two readings.
 #[derive(Debug, Default)]
 pub struct Readings {
     rates: Rates,
@@ -90,12 +92,12 @@ pub struct Readings {
 }
 
 impl Readings {
-    /// Reads one pod; its guest must answer.
+    /// Reads one pod. It is an error if its guest does not answer.
     pub async fn read(&self, view: Arc<View>, depth: Depth) -> Result<Reading, PodError> {
         self.read_within(view, depth, ONE_LIMIT).await
     }
 
-    /// Reads pods at once. Those that are not ready, or whose guest does not answer, are left out.
+    /// Reads pods, all at the same time. Pods that are not ready, or whose guest does not answer, are left out.
     pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
         let ready = views
             .into_iter()
@@ -131,7 +133,7 @@ impl Readings {
                 counters(view.pod.network())
             )
         };
-        // A VM that dies ends the call, whatever the connection does.
+        // If the VM dies, the call ends, even if the connection to it does not break.
         let (answer, network) = tokio::select! {
             answers = asking => answers,
             () = guest.process.ended() => return Err(PodError::Lost { id }),
@@ -177,7 +179,7 @@ impl Readings {
         })
     }
 
-    /// Forgets pods and containers but these.
+    /// Forgets all pods and containers except these.
     pub fn keep(&self, ids: &HashSet<&str>) {
         self.rates.keep(ids);
         self.peaks.keep(ids);
@@ -188,7 +190,7 @@ fn age(since: i64, now: i64) -> Duration {
     Duration::from_nanos(u64::try_from(now.saturating_sub(since)).unwrap_or(0))
 }
 
-/// A pod of an earlier version has no size in its record, and so no bounds.
+/// The most that the pod can have used. The record of an earlier version has no size, and so there are no bounds.
 fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
     let known = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
     let vcpus = match u32::from(pod.size.vcpus) {
@@ -202,13 +204,14 @@ fn bounds(pod: &PodRecord, age: Duration) -> Bounds {
     }
 }
 
-/// What the VMM counts of itself, as JSON. `None`: no VM lives, or its VMM does not answer.
+/// The VMM's own counters, as JSON. `None` if the pod has no running VM, or its VMM does not answer.
 pub async fn vmm_counters(view: &View) -> Option<serde_json::Value> {
     let guest = view.guest.as_ref()?;
     control::statistics(&guest.files.control()).await.ok()
 }
 
-/// Statistics without a network are better than none.
+/// The counters of a pod's network. An error is only logged, because statistics without the network are better than
+/// none.
 async fn counters(record: Option<&NetworkRecord>) -> Option<(&'static str, Counters)> {
     match Network::counters(record?).await {
         Ok(counters) => counters,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The most that was seen of what cgroup v2 keeps no highest value of: huge pages.
+//! The peak usage of huge pages, for which cgroup v2 has no file.
 //!
-//! Only readings are seen: what comes and goes between two of them is not.
+//! A peak is the highest value of all readings. Peaks between two readings are missed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
-/// By container and page size.
+/// The peaks by container and page size.
 #[derive(Debug, Default)]
 pub struct Peaks(Mutex<HashMap<String, HashMap<String, u64>>>);
 
 impl Peaks {
-    /// Takes note that `id` uses `current` bytes in pages of `page_size`; tells the most that was ever seen.
+    /// Records that container `id` uses `current` bytes in pages of `page_size`. Returns the peak so far.
     pub fn observe(&self, id: &str, page_size: &str, current: u64) -> u64 {
         let mut peaks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_container = peaks.entry(id.to_owned()).or_default();
@@ -20,7 +20,7 @@ impl Peaks {
         *most
     }
 
-    /// Forgets who is no more.
+    /// Forgets all except these.
     pub fn keep(&self, ids: &HashSet<&str>) {
         let mut peaks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         peaks.retain(|id, _| ids.contains(id.as_str()));

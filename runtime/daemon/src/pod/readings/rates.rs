@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From CPU time that has been used to CPUs that are being used.
+//! Calculates the current CPU usage from CPU time counters.
 //!
-//! A rate is taken between two questions that are at least [`WINDOW`] apart, and given again until then. The first
-//! question has nothing to compare with and gets the average since the start. A counter never runs backwards,
-//! whatever a guest says.
+//! The usage is the average between two readings that are at least [`WINDOW`] apart. A reading that comes earlier gets
+//! the last result again. The first reading gets the average since the start. Counters never run backwards, even if a
+//! guest reports less than before.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Shorter times say more of the scheduler than of the workload.
+/// An average over a shorter time tells more about the scheduler than about the workload.
 const WINDOW: Duration = Duration::from_secs(1);
 const NANOSECONDS: u128 = 1_000_000_000;
 
@@ -17,7 +17,7 @@ const NANOSECONDS: u128 = 1_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuUse {
     pub total_ns: u64,
-    /// CPUs that are being used, in thousand-millionths.
+    /// The current usage, in billionths of a CPU.
     pub nano_cores: u64,
 }
 
@@ -28,12 +28,12 @@ struct Sample {
     nano_cores: u64,
 }
 
-/// What was seen last of everyone.
+/// The last sample of each container and pod.
 #[derive(Debug, Default)]
 pub struct Rates(Mutex<HashMap<String, Sample>>);
 
 impl Rates {
-    /// Takes note that `id`, which is `age` old, has used `total_ns` until `now`.
+    /// Records that `id`, which is `age` old, has used `total_ns` until `now`.
     pub fn observe(&self, id: &str, total_ns: u64, age: Duration, now: Instant) -> CpuUse {
         let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let last = samples.get(id).copied();
@@ -64,7 +64,7 @@ impl Rates {
         }
     }
 
-    /// Forgets who is no more.
+    /// Forgets all except these.
     pub fn keep(&self, ids: &HashSet<&str>) {
         let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         samples.retain(|id, _| ids.contains(id.as_str()));

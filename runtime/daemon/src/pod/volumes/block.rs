@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block devices of the host: which may be a container's, and how one is opened. Devices are not claimed (O_EXCL): kubelet
-//! gives one to several containers, and one that is ReadWriteMany to several pods. Writes are synchronous (O_DSYNC): what
-//! the guest was told is written, is on the device.
+//! Block devices of the host: which ones a container may use, and how they are opened.
+//!
+//! Devices are not claimed (O_EXCL), because kubelet may give one device to several containers and, if it is
+//! ReadWriteMany, to several pods. Writes are synchronous (O_DSYNC), so that what the guest was told is written, really
+//! is on the device.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -20,20 +22,22 @@ pub enum BlockError {
     #[error("open block device {path}")]
     Open { path: PathBuf, source: io::Error },
     #[error(
-        "{path} is no block device but {what}: only block devices of the host can be a container's"
+        "{path} is not a block device but {what}: only block devices of the host can be given to a container"
     )]
     Kind { path: PathBuf, what: &'static str },
-    #[error("character device {path} of the host: a pod has a kernel of its own, which lacks it")]
+    #[error(
+        "{path} is a character device of the host: a pod has its own kernel, which does not have this device"
+    )]
     Character { path: PathBuf },
     #[error("block device {path} has no sectors: is anything behind it?")]
     Empty { path: PathBuf },
 }
 
-/// A device that was found and opened, for a container that is to have it.
+/// An opened device, for a container that asked for it.
 #[derive(Debug)]
 pub struct OpenBlock {
     pub file: File,
-    /// `st_rdev`.
+    /// The device number (`st_rdev`).
     pub device: u64,
     pub writable: bool,
     pub ownership: protocol::Ownership,
@@ -41,14 +45,14 @@ pub struct OpenBlock {
 }
 
 impl OpenBlock {
-    /// Blocks as long as the device's driver does.
+    /// Opens a device. Blocks for as long as its driver does.
     fn open(wanted: &BlockDevice) -> Result<Self, BlockError> {
         let path = &wanted.path;
         let failed = |source| BlockError::Open {
             path: path.clone(),
             source,
         };
-        // What it is must be known before it is opened: that alone can change something, or wait.
+        // Find out what it is before opening it: opening alone can have an effect, or block.
         let place = OpenOptions::new()
             .read(true)
             .custom_flags(flags(OFlags::PATH))
@@ -88,7 +92,7 @@ impl OpenBlock {
     }
 }
 
-/// Opens for writing if that is wanted and the device is not read-only; says whether it did.
+/// Opens a device for writing if `write` is set and the device is not read-only. Returns whether it is writable.
 fn open_device(path: &Path, write: bool) -> io::Result<(File, bool)> {
     let open = |write: bool| {
         let mut options = OpenOptions::new();
@@ -100,7 +104,7 @@ fn open_device(path: &Path, write: bool) -> io::Result<(File, bool)> {
     };
     match open(write) {
         Ok(file) => Ok((file, write)),
-        // A read-only device refuses root as well.
+        // A read-only device cannot be opened for writing, even by root.
         Err(e)
             if write
                 && matches!(
@@ -118,7 +122,7 @@ fn flags(flags: OFlags) -> i32 {
     i32::try_from(flags.bits()).unwrap_or(0)
 }
 
-/// Finds and opens what a container is to have, before anything is made for it.
+/// Opens all block devices of a container. Call this before anything else is made for the container.
 pub fn open(wanted: &[BlockDevice]) -> Result<Vec<OpenBlock>, BlockError> {
     tokio::task::block_in_place(|| wanted.iter().map(OpenBlock::open).collect())
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! EmptyDirs on disk: each a file system of the guest's in one sparse file, [`IMAGE`], in kubelet's directory of the
+//! EmptyDirs on disk: each is a file system of the guest in one sparse file, [`IMAGE`], in kubelet's directory of the
 //! volume.
 //!
-//! So what it takes is what kubelet measures there; kubelet deletes it with the pod; and the next sandbox of the same
-//! pod finds it. The host never looks into it. A lock says that a VM has it: it goes with the descriptor to the VMM, and
-//! ends when that has ended, whatever becomes of the daemon.
+//! So kubelet can measure the disk usage of the volume and deletes it with the pod, and the next sandbox of the same
+//! pod finds it again. The host never reads the file system. A lock on the file shows that a VM uses it. The lock
+//! belongs to the open file, which is passed to the VMM, so it is released when the VMM ends, even if the daemon has
+//! died.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,20 +17,20 @@ use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use crate::random::random;
 use crate::scratch::{Purpose, Scratch, ScratchError};
 
-/// The name of the file; no guest can give it to one of its own.
+/// The name of the file. Files that are copied from the guest never get this name.
 pub const IMAGE: &str = ".bulkhead.ext4";
 
 /// An error about an emptyDir on disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    #[error("make the disk of an emptyDir")]
+    #[error("make the disk for an emptyDir")]
     Make(#[from] ScratchError),
     #[error("{path}, the disk of an emptyDir")]
     File { path: PathBuf, source: io::Error },
     #[error("{path} is not the disk of an emptyDir but {what}: remove it")]
     Other { path: PathBuf, what: &'static str },
     #[error(
-        "{path}, the disk of an emptyDir, is another VM's: stop the other sandbox of this pod first"
+        "{path}, the disk of an emptyDir, is used by another VM: stop the other sandbox of this pod first"
     )]
     InUse { path: PathBuf },
 }
@@ -37,11 +38,12 @@ pub enum DiskError {
 #[derive(Debug)]
 pub enum Opened {
     Ours(File),
-    /// A VM has it.
+    /// A VM uses it.
     Locked(File),
 }
 
-/// Opens the disk in `directory`, made with room for `bytes` if it is not there, and locks it if nobody else has.
+/// Opens the disk in `directory` and locks it, unless it is locked already. If there is none, makes one with room for
+/// `bytes`.
 pub fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, DiskError> {
     let path = directory.join(IMAGE);
     let failed = |source| DiskError::File {
@@ -62,7 +64,7 @@ pub fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, D
         what,
     };
     if !metadata.is_file() {
-        return Err(other("no regular file"));
+        return Err(other("a special file"));
     }
     if metadata.nlink() != 1 {
         return Err(other("a file with other names"));
@@ -83,7 +85,8 @@ fn open_existing(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Whole or not at all, and never over one that has come meanwhile.
+/// Makes the disk under a temporary name and renames it. So it is either complete or not there, and it never replaces
+/// one that was made meanwhile.
 fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
     let number = u64::from_ne_bytes(random());
     let new = directory.join(format!("{IMAGE}.{number:016x}"));
@@ -127,7 +130,7 @@ mod tests {
         let first = ours(64 << 20).unwrap();
         let inode = |file: &File| file.metadata().unwrap().ino();
         let made = inode(&first);
-        // As a VMM has it.
+        // The VMM gets such a duplicate.
         let passed_on = first.try_clone().unwrap();
         drop(first);
         assert!(ours(64 << 20).is_none());

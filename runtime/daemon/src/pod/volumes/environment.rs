@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What kubelet reads of an emptyDir on the host: files that one container leaves to set the environment of the next
-//! (`fileKeyRef`). When a container has exited, and before anybody hears of it, the files in kubelet's form that its
-//! emptyDirs hold are copied to the host. Which of them a pod names is not known here, so all are, within bounds.
+//! Environment files: a container leaves files in an emptyDir, and kubelet reads the environment of a later container
+//! from them (`fileKeyRef`).
 //!
-//! A guest chooses names and contents, never where they go: each name is checked, and what is opened is beneath the
-//! volume's directory, without links. Copies that the guest has no longer are removed.
+//! kubelet reads them on the host. So when a container has exited, and before its exit is reported, the files in its
+//! emptyDirs that have kubelet's format are copied to the host. The daemon does not know which of them the pod refers
+//! to, so it copies all, up to the limits below.
+//!
+//! The guest chooses the names and contents of the files, but not where they are written: each name is checked, and
+//! files are opened only beneath the volume's directory and never through links. Copies of files that are no longer in
+//! the guest are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -30,23 +34,26 @@ const MAX_FILE_BYTES: usize = 64 << 10;
 const MAX_DEPTH: usize = 8;
 const MAX_NAME_BYTES: usize = 255;
 
-/// Brings the files of `volume`, an emptyDir of the guest, to kubelet's `directory` of it. What goes wrong is said in the
-/// log: kubelet says what it misses.
+/// Copies the environment files of `volume`, an emptyDir of the guest, to kubelet's `directory` of it. Errors go only
+/// to the log, because kubelet reports a file that is missing.
 pub async fn copy_back(guest: &Guest, volume: &str, directory: &Path) {
     let files = match guest.agent.environment_files(volume).await {
         Ok(files) => files,
         Err(error) => {
-            return tracing::warn!(volume, "read files for the environment: {}", chain(&error));
+            return tracing::warn!(volume, "read environment files: {}", chain(&error));
         }
     };
     let path = directory.to_owned();
     let written = tokio::task::spawn_blocking(move || write(&path, files)).await;
     if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        tracing::warn!("copy files of {volume} to {}: {error}", directory.display());
+        tracing::warn!(
+            "copy environment files of {volume} to {}: {error}",
+            directory.display()
+        );
     }
 }
 
-/// Makes the regular files of `directory` those that were given, but for the volume's disk.
+/// Writes `files` into `directory` and removes all other regular files, except the volume's disk.
 fn write(directory: &Path, files: Vec<EnvironmentFile>) -> io::Result<()> {
     let files = checked(files)?;
     let root = openat2(
@@ -59,14 +66,14 @@ fn write(directory: &Path, files: Vec<EnvironmentFile>) -> io::Result<()> {
     remove_others(&root, &files)?;
     for (path, content) in &files {
         if let Err(e) = write_one(&root, path, content) {
-            // A directory of a sub-path may be in the way, or a mount.
+            // A sub-path's directory or a mount may have the same name. The other files are written all the same.
             tracing::warn!("{}: {e}", directory.join(path).display());
         }
     }
     Ok(())
 }
 
-/// What a guest says, if it can be true.
+/// Checks the names and sizes that the guest sent.
 fn checked(files: Vec<EnvironmentFile>) -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     if files.len() > MAX_FILES {
@@ -78,7 +85,7 @@ fn checked(files: Vec<EnvironmentFile>) -> io::Result<BTreeMap<PathBuf, Vec<u8>>
             return Err(wrong(format!("{} bytes are too many", content.len())));
         }
         let clean = clean(&path).ok_or_else(|| wrong(format!("{path:?} is not a name")))?;
-        // Not the disk's, nor what one is being made under.
+        // Leave out the names of the volume's disk, also its temporary ones.
         if !path.starts_with(IMAGE) {
             known.insert(clean, content.into());
         }
@@ -86,7 +93,7 @@ fn checked(files: Vec<EnvironmentFile>) -> io::Result<BTreeMap<PathBuf, Vec<u8>>
     Ok(known)
 }
 
-/// Few plain names, one below the other.
+/// A relative path of at most [`MAX_DEPTH`] plain names; `None` if it is anything else.
 fn clean(path: &str) -> Option<PathBuf> {
     let parts: Option<Vec<&OsStr>> = Path::new(path)
         .components()
@@ -103,7 +110,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-/// Never through a link, nor into something that is mounted there.
+/// Opens `path` beneath `root`, but never through a link or on another file system.
 fn open(root: impl AsFd, path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     openat2(root, path, flags, Mode::from_raw_mode(mode), resolve)
@@ -125,13 +132,14 @@ fn write_one(root: &OwnedFd, path: &Path, content: &[u8]) -> io::Result<()> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    // kubelet is root.
+    // Only root may read it; that is enough for kubelet.
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.set_len(0)?;
     file.write_all(content)
 }
 
-/// Removes copies that the guest has no longer. Nobody else leaves files here: kubelet makes directories only.
+/// Removes copies of files that are no longer in the guest. All regular files here are such copies: kubelet makes only
+/// directories.
 fn remove_others(root: &OwnedFd, files: &BTreeMap<PathBuf, Vec<u8>>) -> io::Result<()> {
     let mut ahead = vec![(root.try_clone()?, PathBuf::new())];
     let mut seen = BTreeSet::new();

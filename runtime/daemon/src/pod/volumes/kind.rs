@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a host path that a container mounts is: one of kubelet's volumes, told by its place, or any other path.
+//! Recognizes what a host path is that a container mounts: one of kubelet's volumes, by its place, or any other path.
 //! Pure.
 //!
 //! ```text
 //! <root>/pods/<uid>/volumes/kubernetes.io~empty-dir/<volume>        made in the guest
 //! <root>/pods/<uid>/volumes/kubernetes.io~{configmap,secret,
 //!                           projected,downward-api}/<volume>        mirrored into the guest
-//! <root>/pods/<uid>/volume-subpaths/<volume>/<container>/<n>        a bind mount of what is below a volume
+//! <root>/pods/<uid>/volume-subpaths/<volume>/<container>/<n>        a bind mount of a path in a volume
 //! <root>/pods/<uid>/etc-hosts                                       mirrored into the guest
 //! <root>/pods/<uid>/containers/<container>/<file>                   written in the guest, copied back
 //! ```
-//! Everything else, other pods' volumes too, is shared as it is.
+//! Every other path is shared as it is, also the volumes of other pods.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -25,10 +25,10 @@ const MIRRORED: [&str; 4] = [
     "kubernetes.io~downward-api",
 ];
 
-/// A mount's source, found by its place.
+/// What the source of a mount is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// An emptyDir; `sub_path` below it, empty for all of it.
+    /// An emptyDir, or the path `sub_path` in it (empty for the whole volume).
     EmptyDir {
         volume: String,
         directory: PathBuf,
@@ -39,19 +39,19 @@ pub enum Place {
         volume: String,
         directory: PathBuf,
         sub_path: PathBuf,
-        /// kubelet keeps it in memory, for it may be secret.
+        /// Whether the guest must keep it in memory, as kubelet does, because it may be secret.
         in_memory: bool,
     },
     /// The pod's /etc/hosts.
     EtcHosts,
     TerminationLog,
-    /// A sub-path whose volume is gone.
+    /// A sub-path whose mount or volume no longer exists.
     Lost,
     Shared,
 }
 
-/// What `path` (without links) is, for the pod `uid` of a kubelet whose root (without links) is `root`.
-/// `volumes_called` lists the directories of a pod's volumes that have a name, whatever their kind.
+/// What `path` is for the pod `uid`. `root` is kubelet's root directory; both paths must be free of links.
+/// `volumes_called` lists the directories of a pod's volumes of a given name, of all kinds.
 pub fn place(
     root: &Path,
     uid: &str,
@@ -105,8 +105,8 @@ fn volume_place(plugin: &str, volume: &str, directory: &Path, sub_path: PathBuf)
     Place::Shared
 }
 
-/// Finds the source of kubelet's bind mount again: the volume whose place on its file system is above that of the
-/// mount.
+/// Finds the volume of a sub-path, which kubelet has bind-mounted: the one whose place on its file system contains the
+/// mount's source.
 fn sub_path(volume: &str, path: &Path, candidates: &[PathBuf], mounts: &Mounts) -> Place {
     let Some(bind) = mounts.at(path) else {
         return Place::Lost;
@@ -128,12 +128,12 @@ fn sub_path(volume: &str, path: &Path, candidates: &[PathBuf], mounts: &Mounts) 
         let plugin = plugin.and_then(|name| name.to_str()).unwrap_or_default();
         return volume_place(plugin, volume, directory, below.to_owned());
     }
-    // Of a volume whose directory is elsewhere, as a local persistent volume's.
+    // The volume's directory is elsewhere, for example that of a local persistent volume.
     Place::Shared
 }
 
-/// What a sub-path of a mirrored volume is called in the volume's newest state: kubelet resolves the link to the
-/// directory of the state that is current then, and that one may be gone by now.
+/// The sub-path of a mirrored volume in the newest state of the volume. kubelet has resolved the link `..data` to the
+/// directory of the state at that time, which may not exist any more.
 pub fn in_newest_state(sub_path: &Path) -> PathBuf {
     let mut parts = sub_path.components();
     match parts.next() {
@@ -144,7 +144,7 @@ pub fn in_newest_state(sub_path: &Path) -> PathBuf {
     }
 }
 
-/// Kubernetes' names of volumes are DNS labels. Others are no volumes of kubelet's.
+/// Whether a name is a DNS label. All names of Kubernetes volumes are.
 fn is_label(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-')

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The task that keeps a volume of the guest what a host directory is.
+//! The task that keeps a volume of the guest a copy of a host directory.
 //!
-//! It sends the whole state at first, and again when the host's changes; while one state is under way, however many
-//! changes make one more. Memory holds a batch of records. What goes wrong is tried again, and the guest keeps the
-//! last state meanwhile; a container that is being created waits for a state of now, or hears what is wrong.
+//! It sends the whole state of the directory at first, and again after each change. All changes that happen while a
+//! state is sent lead to one more state. Only a batch of records is in memory at a time. After an error the task tries
+//! again, and the guest keeps the last complete state meanwhile. The creation of a container waits for a state that is
+//! not older than the creation, or fails with the error.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,11 +24,11 @@ use super::walk::{Walk, WalkError};
 use super::watcher::{Watch, Watcher};
 use crate::pod::life::record::MirrorSource;
 
-/// Changes come in bursts; after the first one this long is waited for more.
+/// Changes come in bursts: how long to wait for more after the first one.
 const BURST: Duration = Duration::from_millis(20);
-/// Between attempts after something went wrong, and between looks at what cannot be watched.
+/// The pause before another attempt after an error, and between states if the directory cannot be watched.
 const RETRY: Duration = Duration::from_secs(3);
-/// How often a state that changes while it is read is begun anew before that is an error.
+/// How often to start reading again if the state changes while it is read, before that is an error.
 const ATTEMPTS: usize = 100;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(5);
 /// How long the guest may take to write a batch, and to answer a commit.
@@ -40,11 +41,11 @@ pub enum MirrorError {
     Walk(#[from] WalkError),
     #[error("connect to the guest")]
     Connect(#[from] ConnectError),
-    #[error("send it to the guest")]
+    #[error("send its content to the guest")]
     Send(#[source] io::Error),
     #[error("the guest: {0}")]
     Guest(String),
-    #[error("the guest does not take it within {GUEST_LIMIT:?}")]
+    #[error("the guest has not taken it within {GUEST_LIMIT:?}")]
     Slow,
     #[error("the mirror has ended")]
     Ended,
@@ -52,7 +53,7 @@ pub enum MirrorError {
 
 type Synced = oneshot::Sender<Result<(), Arc<MirrorError>>>;
 
-/// A mirror at work. Dropped, it ends.
+/// A running mirror. Dropping it ends its task.
 #[derive(Debug)]
 pub struct Mirror {
     requests: mpsc::UnboundedSender<Synced>,
@@ -60,7 +61,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Mirrors `source` into `volume` of the guest behind the VMM's socket `vsock`.
+    /// Starts to mirror `source` into the guest's `volume`. `vsock` is the VMM's socket.
     pub fn start(vsock: PathBuf, volume: String, source: MirrorSource, watcher: Watcher) -> Self {
         let (requests, inbox) = mpsc::unbounded_channel();
         let task = Task {
@@ -105,7 +106,7 @@ impl Task {
         let mut waiting: Vec<Synced> = Vec::new();
         let mut was_well = true;
         loop {
-            // Before reading, so that no change is missed.
+            // The watch must begin before the read, so that no change is missed.
             let watch = watcher.watch(&self.source.path);
             while let Ok(one) = inbox.try_recv() {
                 waiting.push(one);
@@ -125,7 +126,7 @@ impl Task {
             }
             was_well = is_well;
             for one in waiting.drain(..) {
-                // Who asked may have gone.
+                // The caller may have gone away.
                 let _ = one.send(result.clone());
             }
             tokio::select! {
@@ -166,7 +167,7 @@ async fn changed(watch: io::Result<Watch>, is_well: bool) {
     match watch {
         Ok(watch) if is_well => watch.changed().await,
         Ok(watch) => {
-            // Something else than the host's directory may mend it.
+            // The next attempt may succeed even if the directory does not change.
             let _ = timeout(RETRY, watch.changed()).await;
         }
         Err(_) => sleep(RETRY).await,

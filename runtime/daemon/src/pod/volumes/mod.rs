@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes: what containers mount beside their images.
+//! Volumes: what containers mount in addition to their images.
 //!
-//! [`kind`] tells by a host path's place which of kubelet's volumes it is, [`mountinfo`] is what the host has mounted,
-//! this file makes of both what the guest is told. The pod's owner has the guest make what is missing when
-//! a container is created. [`mirror`] keeps copies in the guest what kubelet's originals are, with
-//! [`watcher`] and [`walk`]; [`termination`] brings a container's last words back. [`disk`] is what an emptyDir is on the
-//! host, and [`environment`] what kubelet reads of it there. [`block`] opens devices of the host.
+//! [`kind`] recognizes kubelet's volumes by their place, and [`mountinfo`] reads the host's mounts. From both, this
+//! file makes the description of a volume for the guest. When a container is created, the pod's owner makes the guest
+//! create missing volumes.
+//!
+//! - [`mirror`] keeps copies in the guest up to date with kubelet's originals; [`watcher`] and [`walk`] help it.
+//! - [`termination`] copies a container's termination message to the host.
+//! - [`disk`] is the host's side of an emptyDir, and [`environment`] copies files from it for kubelet.
+//! - [`block`] opens block devices of the host.
 
 pub mod block;
 pub mod disk;
@@ -39,25 +42,25 @@ pub enum VolumeError {
     NotSupported { what: &'static str, path: PathBuf },
     #[error("mount of {path}")]
     Look { path: PathBuf, source: io::Error },
-    #[error("mount of {path}: that volume is gone")]
+    #[error("mount of {path}: kubelet's volume does not exist any more")]
     Gone { path: PathBuf },
     #[error(transparent)]
     Disk(#[from] DiskError),
     #[error("make volume {name} in the guest")]
     Make { name: String, source: AgentError },
-    #[error("bring {path} into the guest")]
+    #[error("copy {path} into the guest")]
     Mirror {
         path: PathBuf,
         source: Arc<MirrorError>,
     },
 }
 
-/// A host path that a container mounts, found out.
+/// How a host path that a container mounts gets into the guest.
 #[derive(Debug)]
 pub enum Found {
-    /// Kept by the guest.
+    /// The guest has a volume of its own for it.
     Guest(InGuest),
-    /// A file or directory of the host.
+    /// The host's file or directory is shared with the guest.
     Shared(PathBuf),
 }
 
@@ -65,25 +68,25 @@ pub enum Found {
 pub struct InGuest {
     pub volume: protocol::Volume,
     pub sub_path: PathBuf,
-    /// How the sub-path is made where the volume lacks it.
+    /// The owner and mode of the sub-path, if the guest has to make it.
     pub made_as: Option<Ownership>,
     pub host: HostSide,
 }
 
-/// What the host has to do with a volume that the guest keeps.
+/// The host's side of a volume of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostSide {
-    /// It is in the guest's memory; kubelet's is this directory.
+    /// The volume is in the guest's memory. This is kubelet's directory of it.
     Memory(PathBuf),
-    /// It is in a file in this directory.
+    /// The volume is in a file in this directory of kubelet.
     Disk(PathBuf),
-    /// The guest's follows it.
+    /// The volume is a copy of this source and follows its changes.
     Mirrored(MirrorSource),
-    /// This file gets what the guest's has when its container exits.
+    /// When the container exits, the guest's file is copied to this file.
     CopiedBack(PathBuf),
 }
 
-/// Finds out what host paths are.
+/// Recognizes the host paths that containers mount.
 #[derive(Debug)]
 pub struct Volumes {
     kubelet_roots: Vec<PathBuf>,
@@ -98,8 +101,9 @@ impl Volumes {
         }
     }
 
-    /// For a container `id` of a pod with the Kubernetes uid `uid`. Blocks. A path that is not there becomes a
-    /// directory, as with other runtimes, but for kubelet's own.
+    /// Finds out how `path` gets into the guest, for the container `id` of a pod with the Kubernetes uid `uid`. Blocks.
+    /// If the path does not exist, a directory is made, as other runtimes do. But a missing volume of kubelet is an
+    /// error.
     pub fn find(&self, uid: &str, id: &str, path: &Path) -> Result<Found, VolumeError> {
         let look = |source| VolumeError::Look {
             path: path.to_owned(),
@@ -107,7 +111,7 @@ impl Volumes {
         };
         if !path.exists() {
             if self.is_kubelets(path) {
-                // It made it before it asked; an empty one would hide that it is lost.
+                // kubelet made the volume before it asked. A new empty directory would hide that its content is lost.
                 return Err(VolumeError::Gone {
                     path: path.to_owned(),
                 });
@@ -176,7 +180,7 @@ impl Volumes {
                 let kind = metadata.file_type();
                 if kind.is_block_device() || kind.is_char_device() {
                     return Err(VolumeError::NotSupported {
-                        what: "a device that is mounted and not given as one",
+                        what: "a device as a mount (instead of in the container's devices)",
                         path: path.to_owned(),
                     });
                 }
@@ -193,7 +197,7 @@ impl Volumes {
     }
 
     fn place(&self, uid: &str, real: &Path, mounts: &Mounts) -> Place {
-        // Often a link to a larger disk.
+        // kubelet's root is often a link to a larger disk.
         let roots = self
             .kubelet_roots
             .iter()
@@ -205,7 +209,7 @@ impl Volumes {
     }
 }
 
-/// The directories of a pod's volumes that have this name: one for each plugin that has one.
+/// The directories of a pod's volumes with this name: at most one for each volume plugin.
 fn volumes_called(pod: &Path, name: &str) -> Vec<PathBuf> {
     let plugins = std::fs::read_dir(pod.join("volumes"));
     let plugins = plugins.into_iter().flatten().flatten();
@@ -236,7 +240,7 @@ fn empty_dir(
         Some(("hugetlbfs", size)) => Kind::HugePages(protocol::HugePageDirectory {
             page_size_bytes: size("pagesize"),
         }),
-        // Which place it has in the guest is known once it is there.
+        // The owner fills in the extent when it has attached the disk.
         Some(_) | None => Kind::Directory(protocol::Extent::default()),
     };
     Ok(protocol::Volume {
@@ -278,7 +282,7 @@ fn ownership(metadata: &std::fs::Metadata) -> Ownership {
     }
 }
 
-/// A path in the guest's words.
+/// A path as text, for messages to the guest, without a slash at the end.
 pub fn text(path: &Path) -> String {
     join(Path::new(""), path).to_string_lossy().into_owned()
 }

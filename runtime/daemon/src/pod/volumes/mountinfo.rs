@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host's mounts as /proc/self/mountinfo tells them (proc_pid_mountinfo(5)). Pure but for [`Mounts::read`].
+//! The host's mounts, from /proc/self/mountinfo (proc_pid_mountinfo(5)). Pure, except for [`Mounts::read`].
 
 use std::ffi::OsString;
 use std::io;
@@ -13,13 +13,13 @@ const DELETED: &str = "//deleted";
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
-    /// "major:minor" of the file system.
+    /// The device number of the file system, as "major:minor".
     pub device: String,
-    /// What of the file system is mounted here.
+    /// The path in the file system that is mounted.
     pub root: PathBuf,
     pub at: PathBuf,
     pub kind: String,
-    /// Of the file system, not of the mount.
+    /// The options of the file system, not those of the mount.
     pub options: String,
 }
 
@@ -32,18 +32,18 @@ impl Mounts {
         Ok(Self::parse(&std::fs::read(MOUNTINFO)?))
     }
 
-    /// Lines that cannot be understood are left out.
+    /// Parses the file. Lines with errors are left out.
     pub fn parse(text: &[u8]) -> Self {
         let lines = text.split(|byte| *byte == b'\n');
         Self(lines.filter_map(parse_line).collect())
     }
 
-    /// What is mounted at exactly `path`; the last of several covers the others.
+    /// The mount at exactly `path`. If there are several, it is the last one, which covers the others.
     pub fn at(&self, path: &Path) -> Option<&Mounted> {
         self.0.iter().rev().find(|mounted| mounted.at == path)
     }
 
-    /// The file system that `path` (without links) is on, and its path in that.
+    /// The device of the file system that `path` (without links) is on, and the path within that file system.
     pub fn locate(&self, path: &Path) -> Option<(&str, PathBuf)> {
         let above = path.ancestors();
         let mounted = above.into_iter().find_map(|ancestor| self.at(ancestor))?;
@@ -53,12 +53,12 @@ impl Mounts {
 }
 
 impl Mounted {
-    /// The source is gone; the mount holds what is left of it.
+    /// Whether the mount's source was deleted.
     pub fn is_deleted(&self) -> bool {
         self.root.to_string_lossy().ends_with(DELETED)
     }
 
-    /// A size among the options, such as `size` of a tmpfs or `pagesize` of a hugetlbfs, in bytes.
+    /// The value of an option in bytes, such as `size` of a tmpfs or `pagesize` of a hugetlbfs.
     pub fn size_bytes(&self, option: &str) -> Option<u64> {
         let mut options = self
             .options
@@ -80,7 +80,7 @@ impl Mounted {
     }
 }
 
-/// Without a trailing slash where nothing is below.
+/// Joins two paths. If `below` is empty, the result has no slash at the end.
 pub fn join(root: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() {
         root.to_owned()
@@ -89,7 +89,7 @@ pub fn join(root: &Path, below: &Path) -> PathBuf {
     }
 }
 
-/// `36 35 98:0 /root /at opts [tags...] - type source options`.
+/// Parses a line such as `36 35 98:0 /root /at opts [tags...] - type source options`.
 fn parse_line(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();

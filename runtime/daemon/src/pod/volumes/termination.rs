@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container's last words: what it wrote to its termination log in the guest goes to kubelet's file on the host, before
-//! anybody hears that it has exited.
+//! A container's termination message: what it wrote to its termination log in the guest is copied to kubelet's file on
+//! the host, before its exit is reported.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -10,15 +10,16 @@ use std::path::Path;
 use bulkhead_host::Guest;
 use bulkhead_text::chain;
 
-/// kubelet reads the last 4 KiB.
+/// At most so much is copied. kubelet reads only the last 4 KiB.
 const MOST_BYTES: u32 = 32 << 10;
 
-/// The name of a container's log among the volumes of the guest.
+/// The name of the guest's volume for a container's termination log.
 pub fn volume_name(container: &str) -> String {
     format!("termination-log-{container}")
 }
 
-/// Brings the log of `container` to `path`. What goes wrong costs the log and nothing else.
+/// Copies the termination log of `container` to `path`. Errors are only logged: without a termination message nothing
+/// else fails.
 pub async fn copy_back(guest: &Guest, container: &str, path: &Path) {
     let content = match guest
         .agent
@@ -37,7 +38,7 @@ pub async fn copy_back(guest: &Guest, container: &str, path: &Path) {
     }
 }
 
-/// Into the file that kubelet made, and into nothing else.
+/// Writes the content into the file that kubelet made. Makes no new file and follows no link.
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options

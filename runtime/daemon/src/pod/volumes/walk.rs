@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One state of a host directory, record by record, for a mirror. Blocks.
+//! Reads one state of a host directory for a mirror, record by record. Blocks.
 //!
-//! kubelet swaps a volume's state by its link `..data`. Only the state that the link names is read, and if the link
-//! names another one at the end, or something vanished meanwhile, what was read is no state at all.
+//! kubelet keeps each state of a volume in its own directory and switches between them by the link `..data`. Only the
+//! state that the link names is read. If the link names another state at the end, or a file has vanished meanwhile, the
+//! walk fails with [`WalkError::Changed`], because it may have read parts of two states.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -16,21 +17,21 @@ use bulkhead_guest::protocol::{MirrorEntry, mirror_entry::Kind, mirror_record::R
 use super::ownership;
 
 const CURRENT: &str = "..data";
-/// kubelet's names for states begin so.
+/// The prefix of kubelet's names for state directories and the link to them.
 const HIDDEN: &[u8] = b"..";
 const CHUNK_BYTES: u64 = 64 << 10;
-/// A batch is as much, and at most a chunk more.
+/// A batch ends when it has reached this size, so it may be larger by up to one chunk.
 const BATCH_BYTES: usize = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
-    #[error("{0} is not there")]
+    #[error("{0} does not exist")]
     Gone(PathBuf),
     #[error("{0} changed while it was read")]
     Changed(PathBuf),
     #[error("read {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{0:?} is not a name in UTF-8")]
+    #[error("{0:?} has a name that is not UTF-8")]
     Name(OsString),
 }
 
@@ -38,10 +39,11 @@ pub enum WalkError {
 #[derive(Debug)]
 pub struct Walk {
     root: PathBuf,
-    /// What the link named when it began.
+    /// What the link named when the walk began.
     current: Option<PathBuf>,
-    /// Relative paths, the next one last.
+    /// Relative paths that are still to be read. The next one is last.
     ahead: Vec<PathBuf>,
+    /// The file whose content is being read.
     file: Option<File>,
 }
 
@@ -59,7 +61,7 @@ impl Walk {
         })
     }
 
-    /// The next records; none at the end of a whole state.
+    /// The next records. An empty batch means that the state is complete.
     pub fn next_batch(&mut self) -> Result<Vec<Record>, WalkError> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES {
@@ -108,7 +110,7 @@ impl Walk {
         Ok(Some(Record::Data(data.into())))
     }
 
-    /// What is at `path`, without its name; `None`: nothing that is mirrored.
+    /// The entry for `path`; the caller fills in its path. `None` if it is something that is not mirrored.
     fn entry(&mut self, path: &Path) -> io::Result<Option<MirrorEntry>> {
         let whole = super::mountinfo::join(&self.root, path);
         let mut metadata = whole.symlink_metadata()?;
@@ -133,7 +135,7 @@ impl Walk {
             self.file = Some(file);
             Kind::File(true)
         } else {
-            // Sockets, pipes and devices are no content.
+            // Sockets, pipes and devices have no content to mirror.
             return Ok(None);
         };
         Ok(Some(MirrorEntry {
@@ -143,7 +145,7 @@ impl Walk {
         }))
     }
 
-    /// Takes note of what is in a directory.
+    /// Adds the content of a directory to what is still to be read.
     fn ahead_of(&mut self, path: &Path, whole: &Path) -> io::Result<()> {
         for entry in fs::read_dir(whole)? {
             let name = entry?.file_name();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Hears of changes below host paths, by inotify(7). One instance for the whole daemon, since a user may have only
-//! some hundred of them; one task reads it and wakes who watches.
+//! Watches host paths for changes, by inotify(7). The daemon has one inotify instance, because the kernel limits them
+//! to about a hundred for each user. One task reads its events and wakes the watchers.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +14,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
-/// What changes a directory's list of names, a file's content, or either's owner and mode.
+/// Events that change the names in a directory, the content of a file, or the owner or mode of either.
 const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVE)
@@ -24,7 +24,7 @@ const CHANGES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF);
 const BUFFER_BYTES: usize = 8 << 10;
 
-/// Cloning shares it.
+/// Watches any number of paths. Clones share one inotify instance.
 #[derive(Clone, Debug, Default)]
 pub struct Watcher {
     shared: Arc<Shared>,
@@ -37,9 +37,9 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Made with the first watch.
+    /// Made when the first path is watched.
     inotify: Option<Arc<OwnedFd>>,
-    /// By watch descriptor: one for an inode, however many watch it.
+    /// The watchers by watch descriptor. The kernel gives one descriptor for an inode, even if several watch it.
     watched: HashMap<i32, Vec<Arc<Notify>>>,
 }
 
@@ -52,7 +52,7 @@ pub struct Watch {
 }
 
 impl Watcher {
-    /// Watches what is at `path` now; call inside a tokio runtime.
+    /// Watches the file or directory that is at `path` now. Call this inside a tokio runtime.
     pub fn watch(&self, path: &Path) -> io::Result<Watch> {
         let mut state = self.shared.lock();
         let inotify = match &state.inotify {
@@ -79,7 +79,7 @@ impl Watcher {
 }
 
 impl Watch {
-    /// Returns at once if something has changed since the last time.
+    /// Waits for a change. Returns at once if something has changed since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -95,7 +95,7 @@ impl Drop for Watch {
         if watchers.is_empty() {
             state.watched.remove(&self.descriptor);
             if let Some(inotify) = &state.inotify {
-                // It may have gone with what it watched.
+                // An error is expected if the watched file was deleted: then the kernel has removed the watch already.
                 let _ = inotify::remove_watch(&**inotify, self.descriptor);
             }
         }
@@ -110,7 +110,7 @@ impl Shared {
     fn wake(&self, descriptor: i32, events: ReadFlags) {
         let mut state = self.lock();
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-            // Nobody knows who missed something.
+            // The kernel has dropped events of unknown watches, so wake all watchers.
             state
                 .watched
                 .values()
@@ -122,7 +122,7 @@ impl Shared {
             watchers.iter().for_each(|one| one.notify_one());
         }
         if events.contains(ReadFlags::IGNORED) {
-            // The kernel may give the number to another inode.
+            // The watch is gone, and the kernel may reuse its number for another inode.
             state.watched.remove(&descriptor);
         }
     }

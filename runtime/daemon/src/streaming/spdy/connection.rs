@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One connection: a task that reads frames and gives them to streams, and one that writes.
+//! One SPDY connection. One task reads frames and passes them to streams, another one writes.
 //!
-//! Memory is bounded: a stream holds at most its window, a connection at most [`MAX_STREAMS`] streams, and
+//! Memory is bounded: a stream holds at most its window, a connection has at most [`MAX_STREAMS`] streams, and at most
 //! [`outbox::QUEUED_FRAMES`] frames wait to be written.
 
 use std::collections::HashMap;
@@ -22,19 +22,19 @@ use super::outbox::{self, Gone, Out, Outbox};
 use super::stream::{Chunk, Stream, Window};
 use crate::streaming::peer::Peer;
 
-/// Of one connection at once, both directions of a stream counting once.
+/// The most streams of one connection at a time.
 const MAX_STREAMS: usize = 256;
-/// Streams that nobody has looked at yet.
+/// How many new streams may wait for [`Connection::next`].
 const NEW_STREAMS: usize = 16;
-/// The most that a stream is given at once, which is what Kubernetes' clients send in a frame.
+/// The largest chunk that a stream gets at a time. It is what Kubernetes' clients send in one frame.
 const CHUNK_BYTES: usize = 32 << 10;
-/// Read from the client at once: two such frames.
+/// How much is read from the client at a time: two such frames.
 const READ_BYTES: usize = 2 * (HEAD_BYTES + CHUNK_BYTES);
 /// How long the last frames may take to be written.
 const FLUSH_TIME: Duration = Duration::from_secs(30);
-/// How long the last frame may take when the client is cut off.
+/// How long the last frame may take to be written when the server ends the connection because of an error.
 pub const GOODBYE_TIME: Duration = Duration::from_secs(2);
-/// How long the client may take to hang up after them.
+/// How long the client may take to hang up after the last frames.
 const LINGER_TIME: Duration = Duration::from_secs(3);
 
 /// Why a connection broke.
@@ -44,7 +44,7 @@ enum ConnectionError {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Header(#[from] HeaderError),
-    #[error("stream {0}, which is not odd and higher than those before")]
+    #[error("stream {0}, but a new stream must have an odd number that is higher than all before")]
     StreamId(u32),
     #[error("connection")]
     Io(#[from] io::Error),
@@ -58,7 +58,7 @@ impl ConnectionError {
     }
 }
 
-/// See the head of this file. Dropped, it breaks off.
+/// A client's connection. Dropping it ends the connection at once.
 #[derive(Debug)]
 pub struct Connection {
     incoming: mpsc::Receiver<Stream>,
@@ -70,7 +70,7 @@ pub struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.reading.abort();
-        // The writer may be at its last frame; it ends by itself.
+        // The writer is not aborted, because it may be writing the last frame. It ends by itself.
         self.outbox.close();
     }
 }
@@ -110,7 +110,7 @@ impl Connection {
                 tokio::time::sleep(GOODBYE_TIME).await;
             };
             tokio::select! {
-                // An error is the client's leaving, which the reader finds out too.
+                // An error means that the client has left. The reader notices that too.
                 _ = outbox::write(queue, writer) => {}
                 () = late => {}
             }
@@ -124,7 +124,7 @@ impl Connection {
         }
     }
 
-    /// The next stream that the client opens; `None` once it has left.
+    /// Waits for the next stream that the client opens. `None` when the client has left.
     pub async fn next(&mut self) -> Option<Stream> {
         let closed = self.outbox.closed();
         tokio::select! {
@@ -133,22 +133,22 @@ impl Connection {
         }
     }
 
-    /// Whatever else the client opens is refused.
+    /// Refuses all streams that the client opens from now on.
     pub fn refuse_more(&mut self) {
         self.incoming.close();
     }
 
-    /// Resolves when the client has left or is cut off.
+    /// A token that is cancelled when the connection has ended.
     pub fn closed(&self) -> CancellationToken {
         self.outbox.closed()
     }
 
-    /// Writes what is queued and says goodbye. Streams should be finished.
+    /// Writes all queued frames and a last one, and closes the connection. Streams should be finished before.
     pub async fn finish(mut self) {
         self.incoming.close();
         let end = self.outbox.send(Out::End).await;
         if end.is_ok() && timeout(FLUSH_TIME, &mut self.writing).await.is_ok() {
-            // Closing a socket with unread input would reset it, and the client might miss our last words.
+            // Closing a socket with unread input resets the connection, and the client might miss the last frames.
             let _ = timeout(LINGER_TIME, &mut self.reading).await;
         }
     }
@@ -164,10 +164,10 @@ struct Entry {
 struct Reader<R> {
     reader: BufReader<R>,
     decoder: Decoder,
-    /// Those whose client's half is open.
+    /// The streams whose client's half is still open.
     streams: HashMap<u32, Entry>,
     last: u32,
-    /// Bytes for streams that nobody reads, not yet given back to the connection's window.
+    /// Discarded bytes that were not yet added to the connection's window again.
     discarded: usize,
     new: mpsc::Sender<Stream>,
     outbox: Outbox,
@@ -207,7 +207,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         length: usize,
     ) -> Result<(), ConnectionError> {
         if stream > self.last {
-            // Never opened. One that has ended already is not worth a word.
+            // The stream was never opened. Data for a stream that has ended already is ignored.
             let reset = frame::rst_stream(stream, Reset::InvalidStream);
             self.send(reset).await?;
         }
@@ -220,7 +220,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             self.deliver(stream, chunk.freeze()).await?;
         }
         if fin && let Some(entry) = self.streams.remove(&stream) {
-            // Who has dropped its end does not wait for this one.
+            // An error means that the stream's reader was dropped.
             let _ = entry.chunks.send(Chunk::Fin);
         }
         Ok(())
@@ -266,7 +266,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
             Control::Ping { id } if id % 2 == 1 => self.send(frame::ping(id)).await,
             Control::GoAway => Ok(()),
-            // An answer to a ping that we did not send, too.
+            // A ping with an even id answers one of ours, but the server sends none.
             Control::Ping { .. } | Control::Ignored => Ok(()),
         }
     }
@@ -277,7 +277,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         headers: super::headers::Headers,
         fin: bool,
     ) -> Result<(), ConnectionError> {
-        // Whoever has dropped its reader has no use for the entry.
+        // Make room: an entry is of no use if its stream's reader was dropped.
         if self.streams.len() >= MAX_STREAMS {
             self.streams.retain(|_, entry| !entry.chunks.is_closed());
         }

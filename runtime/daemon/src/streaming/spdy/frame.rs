@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames (SPDY/3.1, 2.2 and 2.6). Pure: bytes in, values out, nothing allocated before its length is checked.
+//! Encodes and parses frames (SPDY/3.1, 2.2 and 2.6). Pure. Lengths are checked before anything is allocated.
 
-/// Of every frame.
+/// The length of every frame's head.
 pub const HEAD_BYTES: usize = 8;
-/// The longest control frame that is taken; those of Kubernetes have some hundred bytes.
+/// The longest control frame that is accepted. Those of Kubernetes have a few hundred bytes.
 pub const MAX_CONTROL_BYTES: usize = 16 << 10;
 
 const VERSION: u16 = 3;
@@ -31,10 +31,10 @@ pub enum GoAway {
     ProtocolError = 1,
 }
 
-/// A frame that cannot be understood. The connection ends.
+/// A frame that breaks the protocol. The connection must end.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FrameError {
-    #[error("a control frame of SPDY version {0}, spoken is {VERSION}")]
+    #[error("a control frame of SPDY version {0} instead of {VERSION}")]
     Version(u16),
     #[error("a control frame of type {kind} with {length} bytes")]
     Length { kind: u16, length: usize },
@@ -86,14 +86,14 @@ impl Head {
     }
 }
 
-/// A control frame of the client's. Header blocks are still compressed.
+/// A control frame from the client. Its header block is still compressed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Control<'a> {
     SynStream {
         stream: u32,
         block: &'a [u8],
     },
-    /// Headers for a stream that exists; they count for the compression only.
+    /// More headers of an existing stream. They are not used, but they must be decoded to keep the compression's state.
     Headers {
         block: &'a [u8],
     },
@@ -104,7 +104,7 @@ pub enum Control<'a> {
         id: u32,
     },
     GoAway,
-    /// Settings, windows, and what is not known.
+    /// Settings, window updates and unknown frames.
     Ignored,
 }
 
@@ -136,7 +136,7 @@ impl<'a> Control<'a> {
     }
 }
 
-/// The head of a data frame; `length` below 2^24.
+/// The head of a data frame. `length` must be below 2^24.
 pub fn data(stream: u32, fin: bool, length: usize) -> [u8; HEAD_BYTES] {
     let [a, b, c, d] = (stream & ID_MASK).to_be_bytes();
     let [_, l1, l2, l3] = u32::try_from(length).unwrap_or(0).to_be_bytes();
@@ -173,7 +173,7 @@ pub fn go_away(last_stream: u32, why: GoAway) -> Vec<u8> {
     control(GOAWAY, &[&last_stream.to_be_bytes(), &status.to_be_bytes()])
 }
 
-/// Stream 0 is the whole connection.
+/// Lets the client send so many bytes more. Stream 0 stands for the whole connection.
 pub fn window_update(stream: u32, bytes: u32) -> Vec<u8> {
     control(
         WINDOW_UPDATE,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Header blocks (SPDY/3.1, 2.6.10): zlib with a fixed dictionary, one stream of it a direction.
-//!
-//! After an error the compression state is lost, so the connection has to end.
+//! Header blocks (SPDY/3.1, 2.6.10). They are compressed by zlib with a fixed dictionary. All blocks of one direction
+//! of a connection are one zlib stream, so after an error the connection must end.
 
 use std::collections::BTreeMap;
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-/// A block unpacked. Those of Kubernetes have some hundred bytes; zlib can make a thousand of one.
+/// The longest decompressed block. Those of Kubernetes have a few hundred bytes, but zlib can make a thousand bytes of
+/// one.
 const MAX_BLOCK_BYTES: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
 
-/// The words of the dictionary (2.6.10.1), each with its length before it, and its end.
+/// The words of the dictionary (2.6.10.1), each of which comes after its length; and then [`TAIL`].
 #[rustfmt::skip]
 const WORDS: [&str; 65] = [
     "options", "head", "post", "put", "delete", "trace", "accept", "accept-charset",
@@ -36,13 +36,13 @@ const TAIL: &str = concat!(
     "hcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.",
 );
 
-/// Names are lower case.
+/// Headers by their names, which are in lower case.
 pub type Headers = BTreeMap<String, String>;
 
-/// A header block that cannot be understood.
+/// A header block that breaks the protocol.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
-    #[error("a header block that is not compressed as it should be")]
+    #[error("a header block that zlib cannot decompress")]
     Compression(#[from] flate2::DecompressError),
     #[error("a header block of more than {MAX_BLOCK_BYTES} bytes")]
     TooLong,
@@ -63,7 +63,7 @@ pub(super) fn dictionary() -> Vec<u8> {
     dictionary
 }
 
-/// Of what one client sends.
+/// Decodes the header blocks that one client sends.
 #[derive(Debug)]
 pub struct Decoder(Decompress);
 
@@ -80,7 +80,7 @@ impl Decoder {
 
     fn inflate(&mut self, block: &[u8]) -> Result<Vec<u8>, HeaderError> {
         let start = self.0.total_in();
-        // One more than allowed, to see what is too long.
+        // One byte more than allowed, to notice a block that is too long.
         let mut plain = Vec::with_capacity(MAX_BLOCK_BYTES + 1);
         loop {
             let taken = usize::try_from(self.0.total_in() - start).unwrap_or(usize::MAX);
@@ -109,7 +109,7 @@ impl Decoder {
     }
 }
 
-/// Of what one server sends.
+/// Encodes the header blocks of the server's direction.
 #[derive(Debug)]
 pub struct Encoder(Compress);
 
@@ -120,7 +120,7 @@ impl Encoder {
         Ok(Self(compress))
     }
 
-    /// The block without any header: Kubernetes' replies have none.
+    /// Encodes a block without headers, which is all that replies to Kubernetes need.
     pub fn empty(&mut self) -> Result<Vec<u8>, flate2::CompressError> {
         let mut block = Vec::with_capacity(64);
         self.0
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A client's encoder.
+    /// The client's compressor.
     fn compressor() -> Compress {
         let mut compress = Compress::new(Compression::best(), true);
         compress.set_dictionary(&dictionary()).unwrap();

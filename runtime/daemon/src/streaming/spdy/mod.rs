@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! SPDY/3.1, the server's side, as Kubernetes clients speak it. Knows nothing of pods.
+//! The server's side of SPDY/3.1, as Kubernetes clients speak it. Knows nothing of pods.
 //!
-//! [`frame`] is the encoding, [`headers`] the compressed header blocks, [`connection`] the streams of one
-//! connection, [`stream`] what their users see and [`outbox`] the frames on their way out.
+//! [`frame`] is the encoding, [`headers`] the compressed header blocks, [`connection`] the streams of one connection,
+//! [`stream`] what their users see, and [`outbox`] the frames that wait to be sent.
 //!
-//! Kubernetes' own clients ignore flow control: they send as fast as TCP takes it and never open a window
-//! for us. So a stream's window is kept for those who obey it, and one who does not is told of it no more and
-//! held back by not reading from its connection: nothing but that connection waits. In the other direction TCP
-//! alone holds us back.
+//! Kubernetes' own clients ignore SPDY's flow control: they send as fast as TCP accepts it, and they never open a
+//! window for the server. So from client to server, windows are kept for clients that obey them. A client that does not
+//! gets no window updates any more; when too much waits for a stream, its connection is not read until there is room,
+//! which stops only that connection. From server to client there is only the flow control of TCP.
 
 mod connection;
 mod frame;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames on their way to the client: a queue that streams and the reading task fill, and the task that writes it.
+//! Frames to the client: a queue that streams and the reading task fill, and the task that writes the frames.
 
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::frame::{self, GoAway};
 use super::headers::Encoder;
 
-/// Frames of all streams that wait to be written.
+/// How many frames of all streams may wait to be written.
 pub const QUEUED_FRAMES: usize = 4;
 
 /// The stream was reset or its connection has ended.
@@ -20,7 +20,7 @@ pub const QUEUED_FRAMES: usize = 4;
 #[error("the client has left the stream")]
 pub struct Gone;
 
-/// A frame on its way out.
+/// A frame to be written, or the end of the connection.
 #[derive(Debug)]
 pub enum Out {
     Frame { head: Bytes, payload: Bytes },
@@ -44,7 +44,7 @@ impl Out {
     }
 }
 
-/// The way to the writing task.
+/// The sender to the writing task.
 #[derive(Clone, Debug)]
 pub struct Outbox {
     frames: mpsc::Sender<Out>,
@@ -53,7 +53,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// The way there, and what [`write()`] takes frames from.
+    /// Makes the queue: the sender, and the receiver for [`write()`].
     pub fn new() -> (Self, mpsc::Receiver<Out>) {
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
         let outbox = Self {
@@ -64,7 +64,7 @@ impl Outbox {
         (outbox, queue)
     }
 
-    /// Cancelled when the client has left or is cut off.
+    /// A token that is cancelled when the connection has ended.
     pub fn closed(&self) -> CancellationToken {
         self.closed.clone()
     }
@@ -78,12 +78,12 @@ impl Outbox {
     }
 
     pub fn try_send(&self, frame: Out) {
-        // Who does not read does not miss it.
+        // The queue is full only if the client does not read, and then it would not read this frame either.
         let _ = self.frames.try_send(frame);
     }
 
     pub async fn reply(&self, stream: u32) -> Result<(), Gone> {
-        // The order of blocks in their compression must be the order on the wire.
+        // Blocks must be sent in the order in which they are compressed. So the place in the queue is reserved first.
         let permit = self.frames.reserve().await.map_err(|_| Gone)?;
         let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         let block = encoder.as_mut().and_then(|encoder| encoder.empty().ok());
@@ -99,7 +99,7 @@ impl Outbox {
     }
 }
 
-/// The writing task: until the end is sent or nobody can send any more.
+/// The writing task. It ends after [`Out::End`], or when all senders are gone.
 pub async fn write(
     mut queue: mpsc::Receiver<Out>,
     mut writer: impl AsyncWrite + Unpin,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One stream of a connection: its two halves, which close alone.
+//! One stream of a connection. Its two halves are closed independently.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -11,28 +11,29 @@ use super::frame::{self, Reset};
 use super::headers::Headers;
 use super::outbox::{Gone, Out, Outbox};
 
-/// How much of a stream may wait to be read, as SPDY has it for a client that was told nothing else.
+/// How much of a stream may wait to be read. It is SPDY's default for the client's window.
 pub const WINDOW_BYTES: usize = 64 << 10;
-/// So much was read before the client's window is opened again.
+/// The client's window is opened again after so much was read.
 const UPDATE_BYTES: usize = WINDOW_BYTES / 2;
-/// What keeping a chunk costs at least, as a part of the window.
+/// A chunk takes at least this part of the window, because each chunk needs memory besides its bytes.
 const LEAST_CHUNK_BYTES: usize = 256;
 
 /// What the connection hands to a stream's reader.
 #[derive(Debug)]
 pub enum Chunk {
-    /// With the part of the window that it takes.
+    /// Bytes, and the part of the window that they take.
     Data(Bytes, OwnedSemaphorePermit),
     Fin,
 }
 
-/// How much the client may send: held against what waits to be read, whether it heeds it or not.
+/// How much of a stream may wait to be read. It limits the client whether or not the client obeys flow control.
 #[derive(Debug)]
 pub struct Window {
     room: Arc<Semaphore>,
-    /// Bytes that the client may still send by what it was told.
+    /// How many bytes the client may still send according to the window updates that it got.
     left: AtomicI64,
-    /// It has sent more than that once, so telling it is a system call for nothing.
+    /// Whether the client obeys window updates. False once it has sent more than allowed: then it gets no more updates,
+    /// because each would only cost a system call.
     is_heeded: AtomicBool,
 }
 
@@ -45,7 +46,7 @@ impl Window {
         }
     }
 
-    /// Room for a chunk that came, once there is some; `None` if nobody reads the stream any more.
+    /// Waits until there is room for a received chunk. `None` if the stream's reader was dropped.
     pub async fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let length = i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.left.fetch_sub(length, Ordering::Relaxed) < length {
@@ -55,16 +56,16 @@ impl Window {
         Arc::clone(&self.room).acquire_many_owned(cost).await.ok()
     }
 
-    /// So many bytes were read. Whether the client should be told.
+    /// Counts bytes that were read. Returns whether to send the client a window update.
     fn open(&self, bytes: usize) -> bool {
-        // Before the client is told: it must not send by a leave that is not here yet.
+        // Count before the update is sent, so that data that the update allows is not taken for disobedience.
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.left.fetch_add(bytes, Ordering::Relaxed);
         self.is_heeded.load(Ordering::Relaxed)
     }
 }
 
-/// A stream that the client has opened and nobody has answered yet.
+/// A stream that the client has opened and that was not answered yet.
 #[derive(Debug)]
 pub struct Stream {
     pub id: u32,
@@ -95,12 +96,12 @@ impl Stream {
 
     pub async fn refuse(self) {
         let reset = frame::rst_stream(self.id, Reset::RefusedStream);
-        // Who has left needs no refusal.
+        // An error means that the client has left.
         let _ = self.outbox.send(Out::control(reset)).await;
     }
 }
 
-/// The client's half of a stream. Dropped early, the rest is thrown away.
+/// The client's half of a stream. If it is dropped early, the rest of the data is discarded.
 #[derive(Debug)]
 pub struct StreamReader {
     id: u32,
@@ -112,7 +113,7 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// The next bytes, `None` once the client has finished its half. May be cancelled without loss.
+    /// Waits for the next bytes. `None` when the client has finished its half. The future can be dropped without loss.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
         if self.ended {
             return Ok(None);
@@ -139,12 +140,12 @@ impl StreamReader {
 
 impl Drop for StreamReader {
     fn drop(&mut self) {
-        // The connection must not wait for a window that nobody opens any more.
+        // Otherwise the connection would wait for room in this stream for ever.
         self.window.room.close();
     }
 }
 
-/// Our half of a stream. Dropped, it is finished if the connection takes it at once.
+/// The server's half of a stream. Dropping it finishes it, unless the connection's queue is full.
 #[derive(Debug)]
 pub struct StreamWriter {
     id: u32,
@@ -153,12 +154,12 @@ pub struct StreamWriter {
 }
 
 impl StreamWriter {
-    /// Sends bytes, at most 16 MiB at once. Waits while the client does not read.
+    /// Sends bytes, at most 16 MiB at a time. Waits while the client does not read.
     pub async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
         self.outbox.send(Out::data(self.id, false, bytes)).await
     }
 
-    /// Nothing more comes.
+    /// Finishes this half.
     pub async fn finish(mut self) -> Result<(), Gone> {
         self.finished = true;
         let fin = Out::data(self.id, true, Bytes::new());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A connection with a client played by the test.
+//! Tests of a connection. The test plays the client.
 
 use super::super::frame::MAX_CONTROL_BYTES;
 use super::super::stream::WINDOW_BYTES;
@@ -122,7 +122,7 @@ async fn a_window_is_opened_again_as_its_bytes_are_read() {
         while read < WINDOW_BYTES {
             read += reader.next().await.unwrap().unwrap().len();
         }
-        // What was read is told of when the next is asked for.
+        // The window update is sent by the next call of `next`.
         assert!(
             timeout(Duration::from_millis(10), reader.next())
                 .await
@@ -151,7 +151,7 @@ async fn a_client_that_ignores_its_window_is_told_of_it_no_more() {
         client.data(1, true, &[]).await;
         client
     });
-    // So much comes that a chunk more than the window is there before anything is read.
+    // Wait until more than the window has arrived before anything is read.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let mut read = 0;
     while let Some(bytes) = reader.next().await.unwrap() {
@@ -203,7 +203,7 @@ async fn a_client_that_breaks_the_protocol_is_told_and_cut_off() {
         let (mut client, mut connection) = pair();
         client.send(&bytes).await;
         assert!(connection.next().await.is_none(), "{case}");
-        // Whoever serves it gives it up then; the client is told all the same.
+        // The server drops such a connection. The client must get the last frame all the same.
         drop(connection);
         let (head, payload) = client.receive().await.unwrap();
         assert_eq!((head[3], payload[7]), (7, 1), "{case}");
