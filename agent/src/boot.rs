@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! PID 1, from the kernel's hand to the first call served.
+//! PID 1, from the kernel's start of it to the first call that it serves.
 //!
-//! Only what every guest needs at once is done here; what takes longer or depends on the pod waits for
-//! `ConfigureSandbox` ([`crate::sandbox`]). Whatever fails here ends the guest, with a line on the
-//! console that says what.
+//! This file does only what every guest needs at once. What takes longer or depends on the pod waits for
+//! `ConfigureSandbox` ([`crate::sandbox`]). A failure here ends the guest, with a line on the console
+//! that says what failed.
 
 use std::ffi::CStr;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::init::mounts;
 use crate::{cgroup, network, power, server};
 
 const MAX_OPEN_FILES: u64 = 65536;
-/// Threads for what blocks: mounts and unmounts, the scratch disk.
+/// Threads for work that blocks: mounts and unmounts, the scratch disk.
 const BLOCKING_THREADS: usize = 4;
 
 const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -46,11 +46,13 @@ pub fn run() -> ExitCode {
 
 type Failure = (&'static str, io::Error);
 
+/// Prepares the guest for the agent: mounts, cgroups, limits, loopback. An error names the failed step.
 fn prepare() -> Result<(), Failure> {
     leave_initramfs().map_err(|e| ("leave the initramfs", e))?;
     mount_at(c"sysfs", c"/sys", PLAIN).map_err(|e| ("mount sysfs", e))?;
-    // Making namespaces, mounts and cgroups waits for grace periods, milliseconds each. Interrupting the
-    // few CPUs of a guest instead costs next to nothing. A kernel without the switch is only slower.
+    // Creating namespaces, mounts and cgroups waits for RCU grace periods, milliseconds each. With this
+    // switch the kernel interrupts the few CPUs of the guest instead, which costs almost nothing. A kernel
+    // without the switch is only slower.
     let _ = fs::write("/sys/kernel/rcu_expedited", "1");
     let device_files = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
     for (kind, target, attributes) in [
@@ -61,7 +63,7 @@ fn prepare() -> Result<(), Failure> {
         mount_at(kind, target, attributes).map_err(|e| ("mount a kernel file system", e))?;
     }
     cgroup::enable_controllers().map_err(|e| ("enable cgroup controllers", e))?;
-    // Whatever containers do, the kernel shall not choose the agent; containers set their own score.
+    // The OOM killer must never choose the agent. Each container sets its own score.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(|e| ("set the OOM score", e))?;
     let files = Rlimit {
         current: Some(MAX_OPEN_FILES),
@@ -71,9 +73,9 @@ fn prepare() -> Result<(), Failure> {
     network::start_loopback().map_err(|e| ("bring the loopback interface up", e))
 }
 
-/// A root that can be pivoted from, which the initramfs cannot, and that has room for mount points.
+/// Changes to a root that can be pivoted from, which the initramfs cannot, and that takes mount points.
 fn leave_initramfs() -> io::Result<()> {
-    // The binary stays there; nobody may write to it by way of /proc/<pid>/exe.
+    // The agent's binary stays in the initramfs. Nobody may write to it through /proc/<pid>/exe.
     mount_remount(c"/", MountFlags::BIND | MountFlags::RDONLY, c"")?;
     let root = mounts::new_filesystem(c"tmpfs", &[("mode", "755")], PLAIN)?;
     mounts::attach_at(&root, c"/")?;

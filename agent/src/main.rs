@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Bulkhead guest agent: PID 1 of every pod's virtual machine.
 //!
-//! One static binary with four roles, told apart by how it was started. As PID 1 it boots the guest
-//! and serves the daemon ([`boot`], [`service`]); the other three are its own children, made by
-//! re-executing itself so that nothing but single-threaded code runs between a fork and an exec:
-//! `container-init` and `container-exec` turn into a container's program ([`init`]), `pause` holds a
-//! pod's shared PID namespace ([`pause`]).
+//! One static binary with four roles; its arguments select the role. As PID 1 it boots the guest and serves
+//! the daemon ([`boot`], [`service`]). The other three are its own children. It creates them by executing
+//! itself again, so that only single-threaded code runs between a fork and an exec: `container-init` and
+//! `container-exec` become a container's program ([`init`]), `pause` keeps a pod's shared PID namespace
+//! ([`pause`]).
 
 mod boot;
 mod cgroup;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pause process: PID 1 of a PID namespace that a pod's containers share. It only exists.
+//! The pause process: PID 1 of a PID namespace that a pod's containers share. It does nothing but exist.
 //!
-//! Containers can see it as `/proc/1`, so it leaves the agent's file tree for an empty one first.
+//! Containers can see it as `/proc/1`, so first it changes from the agent's file tree to an empty one.
 
 use std::process::ExitCode;
 
@@ -27,7 +27,7 @@ fn isolate() -> std::io::Result<()> {
     sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
     mounts::enter_empty_root()?;
     sys::reset_signals()?;
-    // Ignored, so that the kernel collects the namespace's orphans by itself.
+    // Ignore child exits, so that the kernel collects the namespace's orphans itself.
     sys::ignore_child_exits()
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only code that waits for children. PID 1 gets every orphan of the guest, so one owner
-//! collects all exits and hands each to whoever registered for that process.
+//! The only code that waits for child processes. PID 1 inherits every orphan of the guest, so one owner collects
+//! all exits and passes each to the code that registered for that process.
 //!
-//! Everything runs on the agent's one thread: a child cannot be collected between its creation and
-//! [`Reaper::register`] as long as no await lies between the two.
+//! Everything runs on the agent's one thread. So a child cannot be collected between its creation and
+//! [`Reaper::register`], as long as there is no await in between.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,20 +21,21 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+/// Who waits for which process. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Reaper {
     waiting: Arc<Mutex<HashMap<i32, oneshot::Sender<Exit>>>>,
 }
 
 impl Reaper {
-    /// Call right after the process was made, before any await.
+    /// Registers for a process's exit. Call it directly after the process was created, before any await.
     pub fn register(&self, pid: i32) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
         self.lock().insert(pid, sender);
         receiver
     }
 
-    /// Collects children for as long as the agent lives.
+    /// Collects child processes as long as the agent lives.
     pub async fn run(self) -> std::io::Result<()> {
         let mut child_exits = signal(SignalKind::child())?;
         loop {

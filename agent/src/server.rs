@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent's ends of the vsock: control calls, byte streams, and the connection that says it lives.
+//! The agent's side of the vsock: control calls, byte streams, and the connection that shows that the guest lives.
 
 use std::io;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ use crate::volumes::{Volumes, mirror_stream};
 const HOST_CID: u32 = 2;
 const MAX_CALLS: usize = 128;
 const MAX_REQUEST_BYTES: usize = 8 << 20;
-/// Two output streams of the largest size and what is around them.
+/// Two output streams of the largest size, and some space for the message around them.
 const MAX_ANSWER_BYTES: usize = 40 << 20;
 const MAX_STREAMS: usize = 2048;
-/// A command's arguments are in it.
+/// The header contains a command's arguments.
 const MAX_HEADER_BYTES: usize = 1 << 20;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until the host hangs up for good, which is an error like any other.
+/// Serves the host. Returns only if the control server, the reaper or the listener for streams ends.
 pub async fn serve() -> io::Result<()> {
     let control = listen(CONTROL_PORT)?;
     let streams = listen(STREAM_PORT)?;
@@ -76,7 +76,7 @@ fn listen(port: u32) -> io::Result<VsockListener> {
     VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
 }
 
-/// Processes of the guest have no business here.
+/// Whether the host has connected. Processes of the guest must not use these ports.
 fn is_from_host(stream: &VsockStream) -> bool {
     stream.peer_addr().is_ok_and(|peer| peer.cid() == HOST_CID)
 }
@@ -95,7 +95,8 @@ async fn report_ready() -> io::Result<VsockStream> {
     Ok(stream)
 }
 
-/// The host does not write on this connection. Its end does not end the pod: the daemon may restart.
+/// Never returns. Reads from the ready connection, on which the host does not write, until its end. Then waits for
+/// ever: the daemon may only have restarted, and the pod goes on.
 async fn until_closed(mut ready: VsockStream) -> io::Result<()> {
     let mut ignored = [0; 64];
     while matches!(ready.read(&mut ignored).await, Ok(length) if length > 0) {}
@@ -106,7 +107,7 @@ async fn serve_streams(listener: VsockListener, containers: Containers) {
     let slots = Arc::new(Semaphore::new(MAX_STREAMS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors or memory, most likely: not for ever.
+            // Probably out of file descriptors or memory, which may pass.
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
@@ -116,7 +117,7 @@ async fn serve_streams(listener: VsockListener, containers: Containers) {
         if is_from_host(&stream) {
             let containers = containers.clone();
             tokio::spawn(async move {
-                // The host hung up: not worth a word.
+                // An error means that the host has closed the stream. That is no reason for a message.
                 let _ = serve_stream(stream, &containers).await;
                 drop(slot);
             });
@@ -124,6 +125,7 @@ async fn serve_streams(listener: VsockListener, containers: Containers) {
     }
 }
 
+/// Reads what the host wants on a new stream and serves that. A refusal is a message with the reason.
 async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::Result<()> {
     let open = timeout(
         HEADER_TIMEOUT,
@@ -183,7 +185,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
             messages::write(&mut stream, &StreamOpened::default()).await?;
             mirror_stream::serve(mirror, stream).await
         }
-        None => refuse(&mut stream, "this kind of stream is not known".to_owned()).await,
+        None => refuse(&mut stream, "unknown kind of stream".to_owned()).await,
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The edge to the daemon: every handler is parse, call, answer. [`codes`] says which gRPC code an error becomes,
-//! [`watch`] what the daemon is told without being asked.
+//! The agent's gRPC service: each handler parses the request, calls the operation and answers. [`codes`] maps errors to
+//! gRPC codes. [`mod@watch`] reports changes to the daemon.
 
 mod codes;
 mod watch;
@@ -35,7 +35,7 @@ pub struct Service {
     pub volumes: Volumes,
 }
 
-/// Runs to its end even if the daemon hangs up meanwhile: nothing is left half done.
+/// Runs an operation to its end, even if the daemon closes the connection, so that nothing stays half done.
 async fn complete<T: Send + 'static, E: Into<Status> + Send + 'static>(
     operation: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -45,7 +45,7 @@ async fn complete<T: Send + 'static, E: Into<Status> + Send + 'static>(
         .map_err(Into::into)
 }
 
-/// The same for what blocks.
+/// The same for an operation that blocks.
 async fn blocking<T: Send + 'static, E: Into<Status> + Send + 'static>(
     operation: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Status> {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The user namespace that a pod's containers share, if the pod has one: root inside is nobody in the guest.
+//! The user namespace that a pod's containers share, if the pod has one. Its root has no privileges in the guest.
 //!
-//! It is made once, when the guest becomes that pod's, and held by a descriptor. Layers are mounted with their
-//! owners mapped; what the agent makes for the pod (volumes, pipes) belongs to mapped owners from the start.
+//! It is created once, when the guest is configured for its pod, and kept by a descriptor. Image layers are mounted
+//! with mapped owners. Files that the agent creates for the pod (volumes, pipes) belong to mapped owners at once.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +14,7 @@ use bulkhead_proto::agent::{IdRange, Ownership, UserNamespace};
 use crate::sys;
 use crate::sys::spawn::in_new_user_namespace;
 
-/// The pod's user namespace. Cloning shares it.
+/// The pod's user namespace. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct PodUsers(Arc<OnceLock<Users>>);
 
@@ -26,14 +26,14 @@ struct Users {
 }
 
 impl PodUsers {
-    /// Makes the namespace; once.
+    /// Creates the namespace. Further calls do nothing.
     pub fn make(&self, wanted: &UserNamespace) -> io::Result<()> {
         if self.0.get().is_some() {
             return Ok(());
         }
         let range = |range: Option<IdRange>| {
             let range = range.unwrap_or_default();
-            // The last number means "no change" to system calls.
+            // The last id means "no change" to system calls, so it must not be in the range.
             let end = range.first.checked_add(range.length);
             end.filter(|_| range.length > 0).map(|_| range)
         };
@@ -50,7 +50,7 @@ impl PodUsers {
             }
             Ok(File::open(format!("/proc/{pid}/ns/user"))?.into())
         })?;
-        // Configuration is one call at a time.
+        // Cannot be set already, because configuration calls run one after the other.
         let _ = self.0.set(Users {
             namespace,
             uids,
@@ -63,7 +63,7 @@ impl PodUsers {
         self.0.get().map(|users| users.namespace.as_fd())
     }
 
-    /// What belongs to users of the pod, in the guest's numbers.
+    /// Converts an ownership by users of the pod to the guest's ids.
     pub fn owned(&self, ownership: &Ownership) -> io::Result<Ownership> {
         let (uid, gid) = self.in_guest(ownership.uid, ownership.gid)?;
         Ok(Ownership {
@@ -73,7 +73,7 @@ impl PodUsers {
         })
     }
 
-    /// The guest's numbers for a user and a group of the pod's.
+    /// The guest's ids for a user and a group of the pod.
     pub fn in_guest(&self, uid: u32, gid: u32) -> io::Result<(u32, u32)> {
         let Some(users) = self.0.get() else {
             return Ok((uid, gid));
@@ -85,7 +85,7 @@ impl PodUsers {
         Ok((mapped(uid, users.uids)?, mapped(gid, users.gids)?))
     }
 
-    /// Makes what is mounted at `mount` show its owners as the pod's users.
+    /// Makes a detached mount show its owners as the pod's users.
     pub fn map_owners(&self, mount: impl AsFd) -> io::Result<()> {
         match self.namespace() {
             Some(namespace) => sys::map_owners(mount.as_fd(), namespace),

@@ -1,8 +1,9 @@
-# Sourced after packages.sh and suites.sh: what the benchmarks compare with, of Debian's newest suites.
+# Sourced after packages.sh and suites.sh: the programs that the benchmarks compare with, from Debian's newest suites.
 # shellcheck shell=bash
 
-# anchor_containerd: prints a directory with containerd, its shim and runc of sid. They name sid's libc as theirs, since
-# runc needs a newer one than this machine's, and starts itself anew by its own path.
+# anchor_containerd: prints a directory with containerd, its shim and runc of sid. The programs are patched to use sid's
+# libc: runc needs a newer one than this machine's, and executes itself again by its own path, so a wrapper would not
+# do.
 anchor_containerd() {
     local root directory program
     root=$(extracted_packages sid containerd runc) || return 1
@@ -19,10 +20,11 @@ anchor_containerd() {
     echo "$directory"
 }
 
-# anchor_qemu: prints the command, as words of a shell, that is the QEMU of counted hosts.
+# anchor_qemu: prints the command of the QEMU that counted hosts use, quoted for a shell.
 anchor_qemu() {
     local root
     root=$(extracted_packages bookworm-backports qemu-system-x86) || return 1
     extracted_command "$root" qemu-system-x86_64
+    # shellcheck disable=SC2154 # extracted_command() sets it
     printf '%q ' "${extracted_command[@]}" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios"
 }

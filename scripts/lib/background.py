@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes in the background, and waiting for what they bring."""
+"""Starts processes in the background, and waits for conditions."""
 import subprocess
 import time
 
 PATIENCE_SECONDS = 60
-# What starts a process: one that ends with us, however we end; one that stays.
+# Commands that start a process: so that it ends with this one, however that ends; so that it stays.
 ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 STAYS = ["setsid"]
 
@@ -21,7 +21,7 @@ def start(command, log=None, holder=ENDS_WITH_US, **options):
 
 
 def wait_until(condition, what, every=0.05):
-    """Asks for a condition every so many seconds."""
+    """Waits until a condition is true. Checks it every `every` seconds."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:

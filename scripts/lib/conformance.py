@@ -1,4 +1,4 @@
-"""critest against a fresh daemon, run on a KVM host by scripts/conformance and scripts/test."""
+"""Runs critest against a fresh daemon. scripts/conformance and scripts/test run this on a KVM host."""
 import argparse
 import json
 import os
@@ -11,9 +11,9 @@ from daemon import Daemon, write_bridge
 from registry import Registry
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Names under which critest asks for its images.
+# Registries from which critest pulls its images.
 MIRRORED = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]
-# A regular expression for the whole name of a spec, and why it says nothing about a runtime like this one.
+# Regular expressions for names of specs, and why these specs do not apply to a runtime with VMs.
 NOT_APPLICABLE = {
     "HostIpc is true": "a pod has a kernel of its own: no IPC namespace of the host to share",
     "HostNetwork is true": "a pod has a kernel of its own: no network namespace of the host to share",
@@ -22,7 +22,7 @@ NOT_APPLICABLE = {
     "mount with 'rshared'": "mounts of a guest cannot appear on the host",
     "public image with digest": "pulls by a digest that only the public registry has",
 }
-# What critest says when it skips a spec for something that is not the runtime's to have. Any other skip is a failure.
+# Messages of critest when it skips a spec for a reason that is not in the runtime. Any other skip counts as a failure.
 SKIPPED_FOR_THE_HOST = re.compile("NRI socket not configured|ID mapping is not supported with path|SELinux")
 PATIENCE = "180s"
 
@@ -45,14 +45,14 @@ def name_of(spec):
 
 
 def specs_of(path):
-    """The specs in a report of Ginkgo's."""
+    """Reads a report of Ginkgo. Returns it and its specs."""
     with open(path) as file:
         report = json.load(file)[0]
     return report, [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
 
 
 def share_of_specs(options):
-    """Names of the specs that this run is about: of those that --focus matches, every N-th."""
+    """Returns the names of this run's specs: every N-th of those that --focus matches."""
     report = os.path.join(options.result, "specs.json")
     subprocess.run([options.critest, "-ginkgo.dry-run", f"-ginkgo.json-report={report}"], cwd=options.result, check=True,
                    stdout=subprocess.DEVNULL)
@@ -74,7 +74,7 @@ def run_critest(options, endpoint, names):
     command.append("-ginkgo.focus=(" + "|".join(map(re.escape, names)) + ")$")
     if options.parallel > 1:
         command.append(f"-parallel={options.parallel}")
-    # For the test runner of --parallel.
+    # critest --parallel starts ginkgo, which is beside it.
     os.environ["PATH"] = os.path.dirname(options.critest) + ":" + os.environ["PATH"]
     with open(os.path.join(options.result, "critest.log"), "wb") as output:
         code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
@@ -90,7 +90,7 @@ def why_not_applicable(name):
 
 
 def summary(options, report, specs, names):
-    """Prints the table; returns whether all applicable specs passed, of which there must be some."""
+    """Prints the table. Returns whether all applicable specs passed and there was at least one."""
     areas, failed, skipped, excluded = {}, [], [], []
     for spec in specs:
         name, state = name_of(spec), spec["State"]
@@ -139,7 +139,7 @@ def main():
     parser.add_argument("--seed", type=int)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--focus", default="", metavar="REGEXP")
-    parser.add_argument("--share", default=(1, 1), metavar="I/N", help="one of N runs that together have all specs",
+    parser.add_argument("--share", default=(1, 1), metavar="I/N", help="run part I of N; all parts together have all specs",
                         type=lambda text: tuple(map(int, text.split("/"))))
     options = parser.parse_args()
     os.makedirs("/var/lib/bulkhead", exist_ok=True)
@@ -152,7 +152,7 @@ def main():
             if daemon.process.poll() is not None:
                 sys.exit(f"conformance: the daemon ended with {daemon.process.returncode}")
     passed = summary(options, report, specs, set(names))
-    # critest's own verdict counts too: a suite that broke down has no failed specs.
+    # critest's exit code counts too, because a suite that crashed has no failed specs.
     sys.exit(0 if passed and code == 0 else 1)
 
 

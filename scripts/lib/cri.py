@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of the CRI, of Bulkhead's and of containerd's. Its messages and stubs are made of proto/proto/cri.proto."""
+"""A CRI client, for Bulkhead and for containerd. Its messages and stubs are generated from proto/proto/cri.proto."""
 import functools
 import os
 import subprocess
 import sys
 import tempfile
 
-import grpc  # Debian's, so scripts run with /usr/bin/python3
+import grpc  # Debian's package, so scripts that use it run with /usr/bin/python3
 
 PROTOCOL = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "proto/proto")
 PATIENCE_SECONDS = 300
@@ -14,7 +14,7 @@ PATIENCE_SECONDS = 300
 
 @functools.cache
 def generated():
-    """The modules of messages and of stubs."""
+    """Generates and returns the modules of messages and of stubs."""
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOCOL}", f"--python_out={directory}",
                         f"--grpc_python_out={directory}", "cri.proto"], check=True)
@@ -28,7 +28,7 @@ def generated():
 
 
 class Cri:
-    """Both services of one socket."""
+    """A client of both services at one socket."""
 
     def __init__(self, socket):
         self.messages, stubs = generated()

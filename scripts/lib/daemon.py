@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts `bulkhead serve` with a configuration and a directory of its own: the only place in scripts/ that does."""
+"""Starts `bulkhead serve` with its own configuration and directory. Nothing else in scripts/ starts a daemon."""
 import json
 import os
 
@@ -13,17 +13,17 @@ def program(name):
 
 
 def toml(table, path=()):
-    """A table of tables, strings, numbers, truth values and lists, as TOML."""
+    """Returns a table of tables, strings, numbers, booleans and lists as TOML."""
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     lines = [f"[{'.'.join(map(json.dumps, path))}]"] if path and plain else []
-    # What JSON writes for these is what TOML reads.
+    # For these types, JSON's notation is also TOML's.
     lines += [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in plain.items()]
     lines += [toml(value, (*path, key)) for key, value in table.items() if isinstance(value, dict)]
     return "\n".join(lines)
 
 
 def merged(table, other):
-    """`table` with what `other` says beside it or instead."""
+    """Returns `table` with the entries of `other` added or replaced."""
     result = dict(table)
     for key, value in other.items():
         inner = result.get(key)
@@ -32,7 +32,8 @@ def merged(table, other):
 
 
 def write_bridge(directory, name, bridge, subnet, *plugins, **more):
-    """Writes a CNI configuration into `directory`/cni: a bridge, and `plugins` behind it. `more` is the bridge's."""
+    """Writes a CNI configuration into `directory`/cni: a bridge, then `plugins`. `more` are further keys of the
+    bridge."""
     os.makedirs(f"{directory}/cni")
     ipam = {"type": "host-local", "dataDir": f"{directory}/addresses", "ranges": [[{"subnet": subnet}]],
             "routes": [{"dst": "0.0.0.0/0"}]}
@@ -44,7 +45,7 @@ def write_bridge(directory, name, bridge, subnet, *plugins, **more):
 class Daemon:
     """A daemon that lives as long as its `with` block.
 
-    All its files are in `directory`, unless `config` says otherwise; `config` is what its file says beside that, as
+    All its files are in `directory`, unless `config` says otherwise. `config` has further keys of its configuration as
     nested dictionaries. Pods get the network that is configured in `directory`/cni. `options` are those of
     background.start.
     """

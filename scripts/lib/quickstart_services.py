@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts what scripts/lib/quickstart-pod needs and leaves it running: a registry with an image, or a daemon.
+"""Starts a service for scripts/lib/quickstart-pod and leaves it running: a registry with an image, or a daemon.
 
     quickstart_services.py registry|daemon RUN STATE PORT
 
-RUN is a directory for sockets, logs (NAME.log) and process ids (NAME.pid), STATE one on disk, PORT the registry's.
+RUN is a directory for sockets, logs (NAME.log) and process ids (NAME.pid). STATE is a directory on disk. PORT is the
+registry's.
 """
 import os
 import subprocess
@@ -34,7 +35,7 @@ def main(what, run, state, port):
     process = {"registry": registry, "daemon": daemon}[what](run, state, int(port))
     with open(f"{run}/{what}.pid", "w") as file:
         file.write(f"{process.pid}\n")
-    # It is to outlive us.
+    # The process must outlive this one. With a return code, Popen does not complain that it still runs.
     process.returncode = 0
 
 

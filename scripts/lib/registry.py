@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A docker-registry on loopback, for the scripts beside this one."""
+"""A docker-registry on loopback, for other scripts."""
 import os
 import socket
 
@@ -18,8 +18,8 @@ def can_connect(port):
 
 
 class Registry:
-    """Lives as long as its `with` block, which gives its address. Its files are in `directory`; `options` are those of
-    background.start."""
+    """Lives as long as its `with` block, whose value is its address. Its files are in `directory`. `options` are those
+    of background.start."""
 
     def __init__(self, directory, port=None, **options):
         self.port = port or free_port()

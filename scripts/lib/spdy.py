@@ -1,4 +1,4 @@
-"""A SPDY/3.1 client for the streams of CRI: exec, attach and port-forward. It knows no TLS and, like Kubernetes' own
+"""A SPDY/3.1 client for the streams of CRI: exec, attach and port-forward. It has no TLS and, like Kubernetes' own
 clients, no flow control."""
 import json
 import socket
@@ -26,7 +26,7 @@ class Spdy:
             raise SystemExit(f"{url}: {answer}")
         while self.reader.readline().strip():
             pass
-        # Without SPDY's dictionary: zlib says itself whether one is needed. The headers of answers are not read.
+        # Without SPDY's dictionary: a zlib stream says itself whether it needs one. Headers of answers are ignored.
         self.compress = zlib.compressobj()
         self.next = 1
 
@@ -53,7 +53,7 @@ class Spdy:
         self.socket.sendall(struct.pack(">II", stream, len(data)) + data)
 
     def data(self):
-        """The next data of any stream: (stream, bytes, whether they are its last)."""
+        """Reads the next data of any stream. Returns the stream, the bytes, and whether they are its last."""
         while True:
             kind, flags, stream, payload = self._frame()
             if kind is None:
@@ -73,7 +73,7 @@ class Spdy:
     def _read(self, count):
         data = self.reader.read(count)
         if len(data) < count:
-            raise EOFError("the server hung up")
+            raise EOFError("the server closed the connection")
         return data
 
     def _control(self, kind, payload):
@@ -88,7 +88,7 @@ class Process(Spdy):
         self.streams = {kind: self.open(streamtype=kind) for kind in ("error", *kinds)}
 
     def output(self):
-        """The next of both outputs; nothing once the status came, which has to be success."""
+        """Reads the next output, stdout or stderr. Empty once the status has arrived, which must be Success."""
         while True:
             stream, data, _ = self.data()
             if not data:
@@ -115,7 +115,7 @@ class Forward(Spdy):
         self.stream = self.open(streamtype="data", port=str(port), requestid="0")
 
     def receive(self):
-        """The next data of the connection; nothing once it ended."""
+        """Reads the next data of the connection. Empty once it has ended."""
         while True:
             stream, data, last = self.data()
             if stream == self.error and data:

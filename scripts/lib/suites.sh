@@ -21,7 +21,7 @@ extracted_packages() {
 # DIRECTORY.
 extracted_command() {
     local libraries=$1/usr/lib/x86_64-linux-gnu
-    # shellcheck disable=SC2034 # for who calls
+    # shellcheck disable=SC2034 # the caller uses it
     extracted_command=("$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$1/usr/bin/$2")
 }
 

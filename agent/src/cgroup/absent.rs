@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files of cgroup v2 that this guest does not have: which values ask for what is true without them. Pure.
+//! Files of cgroup v2 that this guest's kernel does not have, and the values for them that are true without them. Pure.
 //!
-//! kubelet and users name files as their node has them. A guest has no swap, no RDMA, and only some sizes of huge
-//! pages. A limit on what is not there is kept by doing nothing; everything else is refused in words.
+//! kubelet and users name the files of their node. A guest has no swap, no RDMA, and only some sizes of huge pages. A
+//! limit on something that does not exist holds by itself; any other value is refused with an explanation.
 
-/// Whether a kernel without `file` keeps what `value` asks for.
+/// Whether a kernel without `file` fulfils `value` by itself.
 pub fn is_kept_without(file: &str, value: &str) -> bool {
     let value = value.trim();
     match file {
-        // Nothing can be swapped out, so every limit of it is kept.
+        // Nothing can be swapped out, so every limit holds.
         "memory.swap.max" | "memory.swap.high" | "memory.zswap.max" => is_limit(value),
         "memory.zswap.writeback" => matches!(value, "0" | "1"),
         "rdma.max" | "misc.max" | "dmem.max" => has_only(value, &["0", "max"]),
         "dmem.min" | "dmem.low" => has_only(value, &["0"]),
-        // What every cgroup has that nobody changed.
+        // The values of a cgroup that nobody has changed.
         "io.weight" | "io.bfq.weight" => matches!(value, "100" | "default 100"),
         "cpu.uclamp.min" => matches!(value, "0" | "0.0" | "0.00"),
         "cpu.uclamp.max" => matches!(value, "max" | "100" | "100.0" | "100.00"),
-        // More than nothing of it is a wish for pages, which would not be granted.
+        // A limit above 0 is a wish for huge pages, which would not be fulfilled.
         _ => file.starts_with("hugetlb.") && file.ends_with(".max") && matches!(value, "0" | "max"),
     }
 }
 
-/// What to do about a file that is not there, for whoever asked for it.
+/// Advice for a user whose value for a missing file cannot be fulfilled.
 pub fn advice(file: &str) -> &'static str {
     match file.split_once('.') {
         Some(("memory", rest)) if rest.starts_with("swap.") || rest.starts_with("zswap.") => {
@@ -38,15 +38,15 @@ pub fn advice(file: &str) -> &'static str {
     }
 }
 
-/// A limit as the kernel reads them: bytes, with a unit or without, or none.
+/// Whether `value` is a limit in the kernel's format: "max", or bytes with or without a unit.
 fn is_limit(value: &str) -> bool {
     let digits = value.trim_end_matches(['K', 'M', 'G', 'T', 'k', 'm', 'g', 't']);
     let units = value.len() - digits.len();
     value == "max" || (units <= 1 && digits.parse::<u64>().is_ok())
 }
 
-/// Whether all limits in `value`, a line for each device, are among `allowed`. `mlx5_0 hca_handle=max hca_object=0`
-/// has two, `sev 0` one.
+/// Whether all limits in `value` are among `allowed`. There is one line per device: `mlx5_0 hca_handle=max
+/// hca_object=0` has two limits, `sev 0` has one.
 fn has_only(value: &str, allowed: &[&str]) -> bool {
     let line_is_kept = |line: &str| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
         [limit] | [_, limit] if !limit.contains('=') => allowed.contains(limit),
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn what_is_true_without_the_file_is_obeyed_by_doing_nothing() {
         for (file, value) in [
-            // What kubelet sends for a container on a node whose cgroups have swap: none, or LimitedSwap's share.
+            // What kubelet sends on a node whose cgroups have swap: no swap, or the share of LimitedSwap.
             ("memory.swap.max", "0"),
             ("memory.swap.max", "104857600"),
             ("memory.swap.max", "max"),

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The eBPF program that decides which devices a container may use, as runc's default: make any node,
-//! open only the harmless ones. Without it CAP_MKNOD, which containers have by default, would be
-//! access to the pod's disks.
+//! The eBPF program that decides which devices a container may use. The default is runc's: any device node may
+//! be created, but only harmless devices may be opened. Without this program CAP_MKNOD, which containers have by
+//! default, would give access to the pod's disks.
 
 const CHARACTER: u32 = 2;
 const ACCESS_MKNOD: u32 = 1;
 const ALL_ACCESS: u32 = ACCESS_MKNOD | ACCESS_READ | ACCESS_WRITE;
-/// (major, minor); no minor: all of them.
+/// Major and minor numbers. Without a minor number, all of that major number.
 const ALLOWED: [(u32, Option<u32>); 9] = [
     (1, Some(3)), // null
     (1, Some(5)), // zero
@@ -19,7 +19,7 @@ const ALLOWED: [(u32, Option<u32>); 9] = [
     (137, None),
 ];
 
-// Registers: 0 the verdict, 1 the context, 2 the type, 3 the access, 4 and 5 the device.
+// Registers: 0 verdict, 1 context, 2 device type, 3 access, 4 major number, 5 minor number.
 const LOAD_WORD: u8 = 0x61;
 const SHIFT_RIGHT: u8 = 0x74;
 const AND: u8 = 0x54;
@@ -29,21 +29,22 @@ const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
-/// A device that a container was given.
+/// A device that a container may use in addition to the default ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub major: u32,
     pub minor: u32,
-    /// Else a character device.
+    /// Whether it is a block device. Otherwise it is a character device.
     pub block: bool,
-    /// What may be done with it: bits of `BPF_DEVCG_ACC_*` (linux/bpf.h).
+    /// The allowed access: bits of `BPF_DEVCG_ACC_*` (linux/bpf.h).
     pub access: u32,
 }
 
 pub const ACCESS_READ: u32 = 2;
 pub const ACCESS_WRITE: u32 = 4;
 
-/// One instruction each, as the kernel lays them out. `given` is allowed beside the usual.
+/// Builds the program, one number per instruction, in the kernel's layout. It allows the devices in `given`
+/// and the default ones.
 pub fn program(given: &[Rule]) -> Vec<u64> {
     let mut code = vec![
         instruction(LOAD_WORD, 2, 1, 0, 0),
@@ -57,7 +58,7 @@ pub fn program(given: &[Rule]) -> Vec<u64> {
     code.extend(verdict(1));
     let (blocks, characters): (Vec<Rule>, Vec<Rule>) = given.iter().partition(|rule| rule.block);
     let of_blocks = rules(&blocks);
-    // What is not taken for a character device: `given` is bounded, so that the jump is as well.
+    // How far to jump for character devices. `given` is bounded, so the distance fits 16 bits.
     let beyond = i16::try_from(of_blocks.len() + 2).unwrap_or(0);
     code.push(instruction(JUMP_EQUAL, 2, 0, beyond, CHARACTER));
     code.extend(of_blocks);
@@ -77,13 +78,13 @@ pub fn program(given: &[Rule]) -> Vec<u64> {
     code
 }
 
-/// Allows what the rules say and goes on otherwise.
+/// Instructions that allow what the rules allow, and otherwise fall through.
 fn rules(given: &[Rule]) -> Vec<u64> {
     let mut code = Vec::new();
     for rule in given {
         code.push(instruction(JUMP_NOT_EQUAL, 4, 0, 6, rule.major));
         code.push(instruction(JUMP_NOT_EQUAL, 5, 0, 5, rule.minor));
-        // What is asked for beyond what is allowed; nothing is what it takes.
+        // Keep the bits that are requested but not allowed. If there are none, allow.
         code.push(instruction(COPY, 0, 3, 0, 0));
         code.push(instruction(AND, 0, 0, 0, !rule.access & ALL_ACCESS));
         code.push(instruction(JUMP_NOT_EQUAL, 0, 0, 2, 0));
@@ -109,7 +110,7 @@ fn instruction(opcode: u8, destination: u8, source: u8, offset: i16, immediate: 
 mod tests {
     use super::*;
 
-    /// What the program says, by the few instructions that it uses.
+    /// The verdict of the program, from an interpreter of the few instructions that it uses.
     fn said(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> u64 {
         let context = [access << 16 | kind, major, minor];
         let mut registers = [0u64; 6];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the limits that Kubernetes knows to the files of cgroup v2. Pure.
+//! Translates Kubernetes's limits into files of cgroup v2. Pure.
 
 use bulkhead_proto::agent::Resources;
 
@@ -9,20 +9,21 @@ const DEFAULT_PERIOD_US: i64 = 100_000;
 const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 
-/// In an update, what is not mentioned stays as it is, and a negative number lifts the limit.
+/// When limits are set. An update leaves a limit that it does not mention, and a negative number removes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     Creation,
     Update,
 }
 
-/// A file to be written. [`super::absent`] says what becomes of it on a kernel without the file.
+/// A file and the value to write. [`super::absent`] handles a kernel without the file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Setting {
     pub file: String,
     pub value: String,
 }
 
+/// The files to write for `resources`, in order.
 pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, CgroupError> {
     let mut settings = Vec::new();
     let mut set = |file: &str, value: String| {
@@ -32,7 +33,7 @@ pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, Cgrou
         });
     };
     if let Some(limit) = limit(resources.memory_limit_bytes, when) {
-        // Without a limit of its own there is no swap: what kubelet does on nodes with cgroup v2.
+        // Without a swap limit there is no swap, as kubelet does it on nodes with cgroup v2.
         let swap = match resources.memory_swap_limit_bytes {
             0 if limit == "max" => "max".to_owned(),
             0 => "0".to_owned(),
@@ -80,7 +81,7 @@ pub fn settings(resources: &Resources, when: When) -> Result<Vec<Setting>, Cgrou
     Ok(settings)
 }
 
-/// The value to write for a limit in CRI's numbers: 0 is "not said", less is "none".
+/// The value to write for a number of CRI. 0 means "not given", a negative number "no limit".
 fn limit(value: i64, when: When) -> Option<String> {
     match value {
         0 => None,
@@ -89,12 +90,12 @@ fn limit(value: i64, when: When) -> Option<String> {
     }
 }
 
-/// cgroup v1's shares [2, 262144] on cgroup v2's scale [1, 10000], as runc and kubelet convert them.
+/// Converts cgroup v1's shares [2, 262144] to cgroup v2's weight [1, 10000], as runc and kubelet do.
 fn weight(shares: i64) -> i64 {
     1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - MIN_SHARES) * 9999 / (MAX_SHARES - MIN_SHARES)
 }
 
-/// A controller's file in this very cgroup: no path, and nothing of the cgroup core.
+/// Checks that a name is a controller's file in this very cgroup: no path, and no file of the cgroup core.
 fn checked_name(name: &str) -> Result<String, CgroupError> {
     let plain = name
         .bytes()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container's cgroup: limits, killing, and what the kernel says of its memory.
+//! A container's cgroup: limits, killing, and memory events.
 //!
-//! Containers sit under one cgroup that stands for the pod, `/sys/fs/cgroup/pod/c-<id>`; each exec gets a
-//! child of the container's cgroup, so that it can be killed alone but counts with the rest. The agent
-//! itself stays in the root, where no limit applies.
+//! All containers are below one cgroup for the pod, `/sys/fs/cgroup/pod/c-<id>`. Each exec gets a child of its
+//! container's cgroup, so that it can be killed alone but counts as part of the container. The agent itself
+//! stays in the root cgroup, where no limit applies.
 
 mod absent;
 pub mod devices;
@@ -19,9 +19,9 @@ use bulkhead_proto::agent::Resources;
 
 use self::devices::Rule;
 
-/// The whole guest.
+/// The cgroup of the whole guest.
 pub const ROOT: &str = "/sys/fs/cgroup";
-/// All containers together.
+/// The cgroup of all containers together.
 pub const POD: &str = "/sys/fs/cgroup/pod";
 const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
@@ -29,7 +29,7 @@ const MAX_DEPTH: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    #[error("make cgroup {path}")]
+    #[error("create cgroup {path}")]
     Make { path: PathBuf, source: io::Error },
     #[error("set {file} to {value:?}")]
     Set {
@@ -56,12 +56,13 @@ pub enum CgroupError {
     InUse { wanted: u64, used: u64 },
 }
 
+/// A cgroup, by its directory. Dropping it removes nothing.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Makes the pod's cgroup and turns every controller on for containers. Once, at boot.
+/// Creates the pod's cgroup and enables every controller for containers. Called once, at boot.
 pub fn enable_controllers() -> io::Result<()> {
     let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))?;
     let wanted: Vec<String> = controllers
@@ -77,12 +78,12 @@ pub fn enable_controllers() -> io::Result<()> {
 }
 
 impl Cgroup {
-    /// The cgroup of a container, made if it is not there.
+    /// The cgroup of a container. Creates it if it does not exist.
     pub fn create(container_id: &str) -> Result<Self, CgroupError> {
         Self::make(Path::new(POD).join(format!("c-{container_id}")))
     }
 
-    /// The one above all containers.
+    /// The cgroup above all containers.
     pub fn pod() -> Self {
         Self { path: POD.into() }
     }
@@ -91,12 +92,12 @@ impl Cgroup {
         &self.path
     }
 
-    /// Every process in it and below.
+    /// Every process in this cgroup and below.
     pub fn pids(&self) -> Vec<i32> {
         pids(&self.path, MAX_DEPTH)
     }
 
-    /// A child for the processes of one exec.
+    /// Creates a child for the processes of one exec.
     pub fn create_child(&self, name: &str) -> Result<Self, CgroupError> {
         Self::make(self.path.join(name))
     }
@@ -110,7 +111,7 @@ impl Cgroup {
         Ok(Self { path })
     }
 
-    /// The file in which a process writes itself to join.
+    /// The file to which a process writes to join this cgroup.
     pub fn procs(&self) -> String {
         self.path
             .join("cgroup.procs")
@@ -118,6 +119,7 @@ impl Cgroup {
             .into_owned()
     }
 
+    /// Writes limits. A file that the kernel does not have is an error only if its value is not fulfilled anyway.
     pub fn apply(&self, resources: &Resources, when: limits::When) -> Result<(), CgroupError> {
         for limits::Setting { file, value } in limits::settings(resources, when)? {
             match write_existing(&self.path.join(&file), &value) {
@@ -144,7 +146,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Changes limits. A memory limit that would have the kernel kill at once is refused.
+    /// Changes limits. Refuses a memory limit that would make the kernel kill processes at once.
     pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
         if let Ok(wanted) = u64::try_from(resources.memory_limit_bytes)
             && wanted > 0
@@ -154,7 +156,7 @@ impl Cgroup {
         self.apply(resources, limits::When::Update)
     }
 
-    /// Has the kernel drop caches until no more than `wanted` bytes are in use.
+    /// Makes the kernel reclaim memory, such as caches, until at most `wanted` bytes are in use.
     fn make_room(&self, wanted: u64) -> Result<(), CgroupError> {
         let used = || {
             let text = fs::read_to_string(self.path.join("memory.current")).unwrap_or_default();
@@ -164,7 +166,7 @@ impl Cgroup {
         if before <= wanted {
             return Ok(());
         }
-        // It gives back what it can; whether that was enough is asked below.
+        // The kernel reclaims as much as it can. The check below shows whether that was enough.
         let _ = write_existing(
             &self.path.join("memory.reclaim"),
             &(before - wanted).to_string(),
@@ -175,7 +177,7 @@ impl Cgroup {
         }
     }
 
-    /// Sets how readily the kernel kills its processes for want of memory. One that ends meanwhile is fine.
+    /// Sets how likely the OOM killer chooses the processes. A process that ends meanwhile is no error.
     pub fn set_oom_score_adj(&self, score: i32) -> Result<(), CgroupError> {
         for pid in self.pids() {
             let file = format!("/proc/{pid}/oom_score_adj");
@@ -196,32 +198,32 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Lets the container's processes use the standard devices only.
+    /// Allows only the default devices and those in `given`.
     pub fn restrict_devices(&self, given: &[Rule]) -> Result<(), CgroupError> {
         let directory = File::open(&self.path).map_err(CgroupError::Devices)?;
         crate::sys::bpf::attach_device_program(directory.as_fd(), &devices::program(given))
             .map_err(CgroupError::Devices)
     }
 
-    /// Kills every process in it and below. Not waited for.
+    /// Kills every process in this cgroup and below, without waiting for their end.
     pub fn kill(&self) {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
     }
 
-    /// Sends a signal to every process in it and below.
+    /// Sends a signal to every process in this cgroup and below.
     pub fn signal(&self, signal: i32) {
         for pid in self.pids() {
             let _ = crate::sys::kill(pid, signal);
         }
     }
 
-    /// Whether the kernel killed one of its processes for want of memory.
+    /// Whether the OOM killer has killed a process of this cgroup.
     pub fn was_oom_killed(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         oom_kills(&events) > 0
     }
 
-    /// Kills what is left and removes it with everything below. Blocks up to a second.
+    /// Kills the remaining processes and removes the cgroup with everything below. Blocks for up to a second.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let mut last = Ok(());
         for _ in 0..REMOVE_ATTEMPTS {
@@ -238,13 +240,13 @@ impl Cgroup {
         })
     }
 
-    /// Removes it if nothing is in it.
+    /// Removes the cgroup if it is empty.
     pub fn remove_if_empty(&self) {
         let _ = fs::remove_dir(&self.path);
     }
 }
 
-/// A file that is not there is `NotFound`, not an attempt to make one.
+/// Writes to an existing file. A missing file is a `NotFound` error; it is not created.
 fn write_existing(path: &Path, value: &str) -> io::Result<()> {
     File::options()
         .write(true)

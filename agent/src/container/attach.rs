@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `AttachStream`: a host at the standard streams of a container's first process.
+//! `AttachStream`: connects a client of the host to the standard streams of a container's first process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use crate::streams::records::ToHost;
 use crate::streams::session::{self, Sinks};
 use crate::streams::tap::{Next, Tap, Wanted};
 
-/// One host that is attached.
+/// One attached client.
 #[derive(Debug)]
 pub struct Attachment {
     tap: Arc<Tap>,
@@ -25,7 +25,7 @@ pub struct Attachment {
 }
 
 impl Containers {
-    /// The container's output from now on goes to the answer too.
+    /// Attaches a client: it gets the container's output from now on.
     pub fn attach(&self, request: &AttachStream) -> Result<Attachment, ContainerError> {
         let container = self.get(&request.container_id)?;
         container.running_pidfd("attach to")?;
@@ -45,7 +45,7 @@ impl Containers {
             },
             stdin: input.map(|fd| AttachedInput {
                 fd,
-                // A terminal has no end of input; who reads it sees the hangup at the container's end.
+                // A terminal's input does not end. Its reader sees a hangup when the container ends.
                 once: (request.stdin_once && terminal.is_none()).then_some(container),
             }),
             terminal,
@@ -53,7 +53,7 @@ impl Containers {
     }
 }
 
-/// The container's input; with `once` it ends when this is dropped.
+/// The container's standard input. With `once` it is closed when this is dropped.
 #[derive(Debug)]
 struct AttachedInput {
     fd: Arc<AsyncFd<OwnedFd>>,
@@ -76,7 +76,7 @@ impl Drop for AttachedInput {
 }
 
 impl Attachment {
-    /// Until the container's output has ended or the host has left.
+    /// Serves until the container's output has ended or the client has left.
     pub async fn serve(
         self,
         reader: impl AsyncRead + Unpin,

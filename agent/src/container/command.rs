@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A command beside a container's first process: how it is made, and how it ends.
+//! A command that runs in a container in addition to its first process: how it starts and how it ends.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -28,25 +28,25 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
-/// A stream that nobody reads or writes.
+/// A stream that is not used: /dev/null.
 pub fn null() -> Result<OwnedFd, ContainerError> {
     start::null().map_err(ContainerError::system("open /dev/null"))
 }
 
-/// The agent's end and the command's of a stream that the command writes.
+/// A pipe for output of the command: the agent's end and the command's end.
 pub fn pipe() -> Result<(AsyncFd<OwnedFd>, OwnedFd), ContainerError> {
     let (reader, writer) = raw_pipe()?;
     Ok((watch(reader)?, writer))
 }
 
-/// The agent's end and the command's of a stream that the command reads.
+/// A pipe for input of the command: the agent's end and the command's end.
 pub fn input_pipe() -> Result<(AsyncFd<OwnedFd>, OwnedFd), ContainerError> {
     let (reader, writer) = raw_pipe()?;
     Ok((watch(writer)?, reader))
 }
 
 fn raw_pipe() -> Result<(OwnedFd, OwnedFd), ContainerError> {
-    pipe_with(PipeFlags::CLOEXEC).map_err(|e| ContainerError::system("make a pipe")(e.into()))
+    pipe_with(PipeFlags::CLOEXEC).map_err(|e| ContainerError::system("create a pipe")(e.into()))
 }
 
 pub fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, ContainerError> {
@@ -54,7 +54,7 @@ pub fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, ContainerError> {
 }
 
 impl Containers {
-    /// Starts a command in a running container; without `stdio` on a terminal of its own.
+    /// Starts a command in a running container. Without `stdio` it gets a terminal of its own.
     pub(super) fn launch_exec(
         &self,
         container: &Arc<Container>,
@@ -77,7 +77,7 @@ impl Containers {
         };
         let stdio = match stdio {
             Some(stdio) => stdio,
-            // Until it has opened its terminal.
+            // Used until the process has opened its terminal.
             None => Stdio {
                 stdin: null()?,
                 stdout: null()?,
@@ -94,7 +94,7 @@ impl Containers {
             Some(pidfd.as_fd()),
         )
         .inspect_err(|_| group.remove_if_empty())
-        .map_err(ContainerError::system("make a process"))?;
+        .map_err(ContainerError::system("create a process"))?;
         Ok(Command {
             launched,
             group,
@@ -103,7 +103,7 @@ impl Containers {
     }
 }
 
-/// A command on its way. Dropped before its end it is killed; see [`Command::outlive`].
+/// A started command. If it is dropped before the command's end, the command is killed, see [`Command::outlive`].
 #[derive(Debug)]
 pub struct Command {
     launched: Launched,
@@ -112,13 +112,13 @@ pub struct Command {
 }
 
 impl Command {
-    /// Until the command's own process has ended.
+    /// Waits for the end of the command's own process.
     pub async fn run(&mut self) -> Result<Exit, ContainerError> {
         self.started().await?;
         self.exited().await
     }
 
-    /// Until the program runs; with a terminal, the side of it that the agent holds.
+    /// Waits until the program runs. Returns the agent's side of its terminal, if it has one.
     pub async fn started(&mut self) -> Result<Option<OwnedFd>, ContainerError> {
         match self.launched.wait_for_exec().await {
             Outcome::Executed { terminal, .. } => Ok(terminal),
@@ -135,21 +135,21 @@ impl Command {
     pub async fn exited(&mut self) -> Result<Exit, ContainerError> {
         let exit = (&mut self.launched.exit).await;
         self.ended = true;
-        exit.map_err(|_| ContainerError::Exec("the agent lost track of it".to_owned()))
+        exit.map_err(|_| ContainerError::Exec("the agent lost track of the command".to_owned()))
     }
 
-    /// Lets it live as long as it likes; the answer is its exit.
+    /// Lets the command run without this handle. The receiver gets its exit.
     pub fn outlive(mut self) -> tokio::sync::oneshot::Receiver<Result<Exit, ContainerError>> {
         let (sender, exit) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let exit = self.exited().await;
-            // Nobody may be waiting any more.
+            // Fails if nobody waits for the exit any more.
             let _ = sender.send(exit);
         });
         exit
     }
 
-    /// It and all its descendants.
+    /// Kills the command and all its descendants.
     pub async fn kill(&mut self) {
         self.group.kill();
         self.launched.kill();
@@ -160,11 +160,11 @@ impl Command {
 impl Drop for Command {
     fn drop(&mut self) {
         if !self.ended {
-            // Nobody waits for it any more.
+            // Nobody waits for the command any more.
             self.group.kill();
             self.launched.kill();
         }
-        // What a command left running stays, in its group, until the container is removed.
+        // Processes that the command left running stay in its cgroup until the container is removed.
         self.group.remove_if_empty();
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `CreateContainer`: root file system and cgroup; no process runs yet.
+//! `CreateContainer`: prepares the root file system and the cgroup. No process runs yet.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -57,7 +57,7 @@ impl Containers {
     }
 }
 
-/// An id that nobody else may take until this is dropped.
+/// Reserves a container id until it is dropped.
 struct Reservation {
     id: String,
     containers: Containers,
@@ -69,7 +69,7 @@ impl Drop for Reservation {
     }
 }
 
-/// Blocks. What was made is undone on an error.
+/// Builds the container. Blocks. On an error, undoes what it has done.
 fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, ContainerError> {
     let process = spec
         .process

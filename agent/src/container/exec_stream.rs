@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `ExecStream`: a command in a running container with a host at its standard streams.
+//! `ExecStream`: runs a command in a running container, with a client of the host at its standard streams.
 //!
-//! The command is not killed when the host leaves. Its pipes close or its terminal hangs up, and it goes
-//! on or ends as it would when an ssh connection breaks.
+//! The command is not killed when the client leaves. Its pipes close or its terminal hangs up, and the command
+//! continues or ends, as it would when an ssh connection breaks.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use crate::streams::session::{self, Sinks};
 
 type Pipe = Arc<AsyncFd<OwnedFd>>;
 
-/// A command that is being started, and the agent's ends of its streams.
+/// A command that is being started, with the agent's ends of its streams.
 #[derive(Debug)]
 pub struct StreamedExec {
     command: Command,
@@ -58,6 +58,7 @@ impl Containers {
     }
 }
 
+/// The agent's ends of a command's pipes, as far as they have been created.
 #[derive(Default)]
 struct Streams {
     stdin: Option<Pipe>,
@@ -91,7 +92,7 @@ impl Streams {
 }
 
 impl StreamedExec {
-    /// Until the command has ended and its output is with the host, or the host has left.
+    /// Serves until the command has ended and its output has been sent, or the client has left.
     pub async fn serve(
         mut self,
         reader: impl AsyncRead + Unpin,
@@ -157,7 +158,7 @@ fn lost(error: &str) -> StreamEnd {
     }
 }
 
-/// At most two: standard output and standard error.
+/// Sends all output to the client. There are at most two streams: standard output and standard error.
 async fn pump_all(
     outputs: &[(Source, Pipe)],
     host: mpsc::Sender<ToHost>,

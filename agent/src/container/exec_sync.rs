@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `ExecSync`: a command in a running container, its output, its exit code.
+//! `ExecSync`: runs a command in a running container and returns its output and its exit code.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::command::{Stdio, null, pipe};
 use super::{ContainerError, Containers};
 
-/// What is kept of each stream at most, whatever is asked for.
+/// The most bytes of each stream that are kept, whatever limit the request has.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
-/// How long a descendant may hold the output open after the command has ended.
+/// How long to wait for the end of output after the command has ended: a descendant may hold it open.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const CHUNK_BYTES: usize = 32 << 10;
 
@@ -24,6 +24,7 @@ pub struct ExecRequest {
     pub output_limit_bytes: u64,
 }
 
+/// The result of a command. A command that exceeded its time limit was killed.
 #[derive(Debug, Default)]
 pub struct ExecOutcome {
     pub stdout: Vec<u8>,
@@ -34,6 +35,7 @@ pub struct ExecOutcome {
 }
 
 impl Containers {
+    /// Runs a command to its end or its time limit, and collects its output on the way.
     pub async fn exec(
         &self,
         id: &str,
@@ -101,7 +103,7 @@ impl Containers {
     }
 }
 
-/// One stream of a command's output, as much of it as is kept.
+/// One stream of a command's output, up to its limit.
 struct Output {
     pipe: AsyncFd<OwnedFd>,
     limit: usize,
@@ -119,7 +121,7 @@ impl Output {
         }
     }
 
-    /// What is over the limit is read too, so that the command does not block on it.
+    /// Reads to the end. Drops what exceeds the limit, but reads it, so that the command does not block.
     async fn read_all(&mut self) {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {

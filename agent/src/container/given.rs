@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The devices that a container is given beside the usual ones, found when it is created: those of this guest, and
-//! block devices of the host that are ranges of the volume disk.
+//! The devices that a container gets in addition to the default ones. They are found when the container is created:
+//! devices of this guest, and block devices of the host, which are extents of the volume disk.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,8 @@ use crate::users::PodUsers;
 const MAX_DEVICES: usize = 64;
 const DEVICES: &str = "/dev";
 
-/// A pod with users of its own gets the guest's nodes themselves: its root may make none, and owns none of the guest's.
+/// Finds devices of the guest. In a pod with a user namespace the container gets the guest's own node, because root
+/// there may not create device nodes. That node belongs to the guest's root, so it is opened to all users.
 pub fn find(wanted: &[Device], users: &PodUsers) -> Result<Vec<GivenDevice>, ContainerError> {
     if wanted.len() > MAX_DEVICES {
         return Err(ContainerError::TooMany("devices"));
@@ -32,24 +33,27 @@ pub fn find(wanted: &[Device], users: &PodUsers) -> Result<Vec<GivenDevice>, Con
     Ok(found)
 }
 
-/// As a node that is made for a container is. Who may use it is the cgroup's to say.
+/// Gives a node the mode that a node created for a container would have. The cgroup decides who may use the device.
 fn open_to_all(device: &GivenDevice) -> Result<(), ContainerError> {
     let permissions = fs::Permissions::from_mode(device.mode);
     fs::set_permissions(&device.guest_path, permissions).map_err(|e| {
         let path = &device.guest_path;
-        ContainerError::Invalid(format!("device {path:?} for the pod's users: {e}"))
+        ContainerError::Invalid(format!("open device {path:?} to the pod's users: {e}"))
     })
 }
 
+/// Checks a requested device: a character device below `/dev`, by a path without `..`.
 fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
     let invalid = |what: &str| ContainerError::Invalid(format!("device {}", what.to_owned()));
     let path = Path::new(&wanted.guest_path);
     let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
     if !path.starts_with(DEVICES) || !path.components().all(plain) {
-        return Err(invalid(&format!("{path:?} is not one of the guest's")));
+        return Err(invalid(&format!("{path:?} is not a device of the guest")));
     }
     if !Path::new(&wanted.container_path).is_absolute() {
-        return Err(invalid(&format!("{path:?} has no place")));
+        return Err(invalid(&format!(
+            "{path:?} has no absolute path in the container"
+        )));
     }
     let found = fs::symlink_metadata(path).and_then(|metadata| {
         match metadata.file_type().is_char_device() {
@@ -71,7 +75,7 @@ fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
     })
 }
 
-/// Makes devices of the guest's of what the host put on the volume disk; they live as long as the second result.
+/// Creates devices for extents of the volume disk. They exist as long as the second result.
 pub fn map(
     blocks: &Blocks,
     wanted: &[BlockDevice],
@@ -82,7 +86,10 @@ pub fn map(
     let (mut devices, mut mapped) = (Vec::new(), Vec::new());
     for device in wanted {
         if !Path::new(&device.container_path).is_absolute() {
-            let text = format!("block device {:?} has no place", device.container_path);
+            let text = format!(
+                "block device {:?} has no absolute path in the container",
+                device.container_path
+            );
             return Err(ContainerError::Invalid(text));
         }
         let how = match device.readonly {
@@ -112,7 +119,7 @@ fn access(permissions: &str) -> u32 {
     may('r', ACCESS_READ) | may('w', ACCESS_WRITE)
 }
 
-/// What the cgroup is to allow for it. Nodes may be made of any device, as with runc.
+/// The access that the cgroup has to allow. Nodes may be created for any device, as with runc.
 pub fn rule(device: &GivenDevice) -> Rule {
     Rule {
         major: device.major,

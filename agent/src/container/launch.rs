@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Starting a process that becomes a container's program, and hearing from it until the exec.
+//! Starts a process that becomes a container's program, and receives its reports until the exec.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
@@ -35,16 +35,16 @@ use crate::users::PodUsers;
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REPORT_BYTES: usize = 16 << 10;
 
-/// The PID namespace that a new process is in.
+/// The PID namespace of a new process.
 #[derive(Debug)]
 pub enum Pids<'a> {
     New,
     Guest,
-    /// That of the process behind a pidfd.
+    /// The namespace of the process behind a pidfd.
     Of(BorrowedFd<'a>),
 }
 
-/// A process on its way to the exec.
+/// A process that has not executed its program yet.
 #[derive(Debug)]
 pub struct Launched {
     pub pid: i32,
@@ -53,10 +53,10 @@ pub struct Launched {
     reports: AsyncFd<OwnedFd>,
 }
 
-/// What became of it.
+/// What became of the process.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The program runs, or has run. With a terminal: its controlling side.
+    /// The program runs, or has run. `terminal` is the controlling side of its terminal, if it has one.
     Executed {
         terminal: Option<OwnedFd>,
         identity: Identity,
@@ -64,7 +64,7 @@ pub enum Outcome {
     Failed(Failure),
 }
 
-/// Makes the process. `stdio` and `target` are borrowed: the caller closes its copies after.
+/// Creates the process. `stdio` and `target` are borrowed; the caller closes its own copies afterwards.
 pub fn launch(
     shared: &Shared,
     role: Role,
@@ -108,11 +108,11 @@ pub fn launch(
             spawn_self(role, &fds, PidNamespace::OfChildren, inside)
         })?,
     };
-    // No await since the process was made: it cannot have been collected.
+    // There was no await since the process was created, so the reaper cannot have collected it yet.
     let exit = shared.reaper.register(pid);
     let pidfd = pidfd(pid).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
     if inside.is_some() {
-        // It may not lower its own; it is still on its way, or gone.
+        // The process may not lower its own score, so the agent does it. It fails if the process is gone.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
     }
     Ok(Launched {
@@ -123,7 +123,7 @@ pub fn launch(
     })
 }
 
-/// So that a program with users of its own can open `/dev/stdout`: pipes are its root's.
+/// Gives pipes to the pod's root user. Otherwise a program in the pod's user namespace could not open `/dev/stdout`.
 fn own_pipes(stdio: &[BorrowedFd<'_>], users: &PodUsers) -> io::Result<()> {
     let (uid, gid) = users.in_guest(0, 0)?;
     for fd in stdio {
@@ -136,11 +136,11 @@ fn own_pipes(stdio: &[BorrowedFd<'_>], users: &PodUsers) -> io::Result<()> {
 }
 
 impl Launched {
-    /// Waits for the exec or its failure. After a failure the process is gone or about to be.
+    /// Waits for the exec or a failure. After a failure the process has ended or is about to.
     pub async fn wait_for_exec(&mut self) -> Outcome {
         match timeout(START_TIMEOUT, self.hear()).await {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => self.abort(format!("hear from the new process: {error}")),
+            Ok(Err(error)) => self.abort(format!("receive a report of the new process: {error}")),
             Err(_) => self.abort(format!(
                 "not started within {} seconds",
                 START_TIMEOUT.as_secs()
@@ -148,6 +148,7 @@ impl Launched {
         }
     }
 
+    /// Receives reports until the process has executed its program (which closes the channel) or has failed.
     async fn hear(&mut self) -> io::Result<Outcome> {
         let mut terminal = None;
         let mut executing = None;
@@ -173,7 +174,7 @@ impl Launched {
         }
     }
 
-    /// Kills the process, not those that it made.
+    /// Kills the process, but not its descendants.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
@@ -184,7 +185,7 @@ impl Launched {
     }
 }
 
-/// One datagram, empty at the end, and the descriptor that came with it.
+/// Receives one datagram, which is empty at the end, and the descriptor that came with it.
 async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     loop {
         let mut ready = socket.readable().await?;
@@ -207,13 +208,13 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Option<Owned
     }
 }
 
-/// Call while the process cannot have been collected.
+/// Opens a pidfd. Call it while the process cannot have been collected.
 pub fn pidfd(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Calls `make` with new processes going to another PID namespace, for this thread only.
+/// Calls `make`; processes that this thread creates meanwhile are in another PID namespace.
 pub fn in_pid_namespace<T>(
     pidfd: BorrowedFd<'_>,
     make: impl FnOnce() -> io::Result<T>,
@@ -226,7 +227,7 @@ pub fn in_pid_namespace<T>(
     move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)?;
     let made = make();
     if let Err(e) = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID)) {
-        // Every later process would be in the wrong place.
+        // All later processes would be in the wrong namespace, so this is fatal.
         power::fatal(&format!("return to the guest's PID namespace: {e}"));
     }
     made

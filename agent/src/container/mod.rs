@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The containers of this guest.
 //!
-//! [`Containers`] knows all of them and is what [`crate::service`] calls; each operation has a file of
-//! its own. Operations on one container exclude each other by its `operation` lock; its state is
-//! changed only through [`Container::advance`], which publishes the change to the watchers.
+//! [`Containers`] knows all of them, and [`crate::service`] calls it. Each operation has a file of its own. The
+//! `operation` lock of a container serializes operations on it. Its state changes only in [`Containers::advance`],
+//! which publishes the change to the watchers.
 
 mod attach;
 mod command;
@@ -45,7 +45,7 @@ use state::{Event, IllegalMove, State};
 pub use exec_sync::ExecRequest;
 
 const MAX_CONTAINERS: usize = 1024;
-/// Under way at once, of both kinds.
+/// How many execs of both kinds may run at once.
 const MAX_EXECS: usize = 256;
 const MAX_ID_BYTES: usize = 128;
 
@@ -61,15 +61,15 @@ pub enum ContainerError {
     TooMany(&'static str),
     #[error(transparent)]
     State(#[from] IllegalMove),
-    #[error("layers")]
+    #[error("mount layers")]
     Layers(#[from] LayerError),
     #[error(transparent)]
     Block(#[from] BlockError),
-    #[error("root file system")]
+    #[error("mount root file system")]
     Overlay(#[from] OverlayError),
     #[error(transparent)]
     Mount(#[from] MountError),
-    #[error("cgroup")]
+    #[error("cgroup of the container")]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -88,7 +88,7 @@ impl ContainerError {
     }
 }
 
-/// One container. Made by [`create`], forgotten by [`remove`].
+/// One container. [`create`] creates it, [`remove`] removes it.
 #[derive(Debug)]
 pub struct Container {
     pub id: String,
@@ -100,32 +100,33 @@ pub struct Container {
     rootfs: PathBuf,
     mounts: Vec<BindMount>,
     devices: Vec<GivenDevice>,
-    /// Block devices of the host that it has.
+    /// The block devices of the host that it uses.
     blocks: Mutex<Vec<MappedBlock>>,
-    /// Images that it mounts as volumes.
+    /// The images that it mounts as volumes.
     views: Mutex<Vec<ImageView>>,
     overlay: Mutex<Option<Overlay>>,
     state: Mutex<Versioned>,
-    /// Of its first process, while that runs.
+    /// The pidfd of its first process, while that runs.
     pidfd: Mutex<Option<Arc<OwnedFd>>>,
-    /// Who that is or was; empty until it runs.
+    /// The user that its first process runs or ran as. Empty before it runs.
     pub identity: OnceLock<Identity>,
-    /// The agent's end of its standard input, held so that it does not end.
+    /// The agent's end of its standard input. It is kept open so that the input does not end.
     stdin: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
-    /// The agent's side of its terminal, while it runs.
+    /// The agent's side of its terminal, while the container runs.
     terminal: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
     ended: watch::Sender<bool>,
     written: Counted,
     operation: tokio::sync::Mutex<()>,
 }
 
-/// A state and when it was reached, counted in changes of the whole guest.
+/// A state, and the number of the change that led to it. All containers of the guest share one counter.
 #[derive(Debug)]
 struct Versioned {
     state: State,
     version: u64,
 }
 
+/// All containers of this guest. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Containers {
     shared: Arc<Shared>,
@@ -140,7 +141,7 @@ struct Shared {
     users: PodUsers,
     reaper: Reaper,
     pod_pids: pod_pids::PodPids,
-    /// How many changes there have been.
+    /// The number of changes so far.
     changes: watch::Sender<u64>,
     execs: Arc<Semaphore>,
 }
@@ -148,7 +149,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Known {
     containers: BTreeMap<String, Arc<Container>>,
-    /// Ids that are being made.
+    /// The ids of containers that are being created.
     reserved: HashSet<String>,
 }
 
@@ -174,17 +175,17 @@ impl Containers {
         found.ok_or_else(|| ContainerError::NotFound(id.to_owned()))
     }
 
-    /// Those that containers may mount.
+    /// The volumes that containers may mount.
     pub fn volumes(&self) -> &Volumes {
         &self.shared.volumes
     }
 
-    /// Tells when there may be something new for [`Self::changed_since`].
+    /// Notifies when [`Self::changed_since`] may return something new.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
 
-    /// The containers that changed after `version`, oldest change first, and the newest version.
+    /// The containers that changed after `version`, the oldest change first, and the newest version.
     pub fn changed_since(&self, version: u64) -> (Vec<(Arc<Container>, State)>, u64) {
         let containers: Vec<_> = self.known().containers.values().cloned().collect();
         let mut changed: Vec<_> = containers
@@ -219,7 +220,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Everything that runs is killed; for the end of the guest.
+    /// Kills all processes of all containers, for the end of the guest.
     pub fn kill_all(&self) {
         for container in self.known().containers.values() {
             container.cgroup.kill();
@@ -245,7 +246,7 @@ impl Containers {
 }
 
 impl Container {
-    /// The state and the change that led to it.
+    /// The state and the number of the change that led to it.
     pub fn snapshot(&self) -> (State, u64) {
         let versioned = self.versioned();
         (versioned.state.clone(), versioned.version)
@@ -279,7 +280,7 @@ impl Container {
     }
 }
 
-/// An id becomes a directory's name.
+/// Checks an id, which becomes the name of a directory.
 fn check_id(id: &str) -> Result<(), ContainerError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts_well = id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());

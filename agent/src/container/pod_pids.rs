@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The PID namespace that containers of a pod share: made when first needed, held by a pause process.
+//! The PID namespace that the containers of a pod share. It is created when first needed and kept by a pause process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,13 +13,14 @@ use crate::reaper::Reaper;
 use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
 use crate::users::PodUsers;
 
+/// The pause process of the shared PID namespace, while there is one. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct PodPids {
     pause: Arc<Mutex<Option<Arc<OwnedFd>>>>,
 }
 
 impl PodPids {
-    /// A pidfd of the pause process. If that died, a new one with a new namespace takes its place.
+    /// A pidfd of the pause process. If that has died, a new one with a new namespace is started.
     pub fn get(&self, reaper: &Reaper, users: &PodUsers) -> io::Result<Arc<OwnedFd>> {
         let mut pause = self.lock();
         if let Some(pidfd) = pause.as_ref() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `RemoveContainer`: nothing is left of it.
+//! `RemoveContainer`: removes a container with everything that belongs to it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use super::{Container, ContainerError, Containers};
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Containers {
+    /// Kills a container's processes, then removes its cgroup, mounts and devices. It is no error if there is none.
     pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
         let Ok(container) = self.get(id) else {
             return if self.known().reserved.contains(id) {
@@ -42,7 +43,7 @@ impl Containers {
         );
         let cgroup = container.cgroup.clone();
         spawn_blocking(move || {
-            // First the processes: they hold the mounts.
+            // Processes first, because they use the mounts.
             let removed = cgroup.remove();
             if let Some(overlay) = overlay {
                 overlay.remove();

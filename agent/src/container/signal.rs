@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Signals for containers.
+//! Sends signals to containers.
 //!
-//! The kernel drops a signal for PID 1 of a PID namespace that has no handler for it. A program that was started a
-//! moment ago and is about to install one would lose the signal and be killed at the end of its grace period;
-//! here its signal waits for the handler.
+//! The kernel drops a signal for PID 1 of a PID namespace that has no handler for it. A program that has just started
+//! and is about to install a handler would lose the signal and then be killed at the end of its grace period. So here
+//! the signal waits for the handler.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -18,10 +18,11 @@ use super::{ContainerError, Containers};
 use crate::sys;
 
 const MAX_SIGNAL: i32 = 64;
-/// Between two looks for a handler: a tenth of the time waited so far, within these.
+/// The pause between two checks for a handler: a tenth of the time waited so far, within this range.
 const HANDLER_PAUSE: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
 
 impl Containers {
+    /// Sends a signal to a container's first process, or with `all` to every process in its cgroup.
     pub fn signal(&self, id: &str, signal: i32, all: bool) -> Result<(), ContainerError> {
         if !(1..=MAX_SIGNAL).contains(&signal) {
             return Err(ContainerError::Invalid(format!("{signal} is not a signal")));
@@ -39,7 +40,7 @@ impl Containers {
                     return Ok(());
                 }
                 match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
-                    // Gone, and about to be reported as such.
+                    // The process is gone. Its exit will be reported soon.
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
                         return Err(container.illegal("signal"));
                     }
@@ -51,15 +52,15 @@ impl Containers {
     }
 }
 
-/// Waits as long as the process lives: who wants it gone ends it by SIGKILL, after a grace period that is theirs.
-/// The pidfd keeps a new process with the same number from getting it.
+/// Sends a signal when the process has a handler for it. Waits as long as the process lives: whoever wants it to end
+/// sends SIGKILL after a grace period. The pidfd makes sure that no new process with the same number gets the signal.
 async fn send_once_handled(pidfd: Arc<OwnedFd>, pid: i32, signal: i32) {
     let started = Instant::now();
     while would_be_dropped(pid, signal) {
         let pause = started.elapsed() / 10;
         sleep(pause.clamp(*HANDLER_PAUSE.start(), *HANDLER_PAUSE.end())).await;
     }
-    // The process may be gone.
+    // Fails if the process is gone.
     let _ = sys::pidfd_send_signal(pidfd.as_fd(), signal);
 }
 
@@ -67,12 +68,13 @@ fn would_be_dropped(pid: i32, signal: i32) -> bool {
     if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
         return false;
     }
-    // A process that is gone gets none.
+    // If the process is gone, there is nothing to wait for.
     fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| is_dropped_by(&status, signal))
 }
 
-/// `status` is of proc(5): the kernel drops `signal` if this is PID 1 of a namespace and has nothing to do with it.
+/// Whether the kernel drops `signal` for the process with this `status` (proc(5)): it is PID 1 of a namespace, and it
+/// neither blocks, ignores nor handles the signal.
 fn is_dropped_by(status: &str, signal: i32) -> bool {
     let field = |name: &str| {
         let value = status.lines().find_map(|line| line.strip_prefix(name));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `StartContainer`: a process, its standard streams, and what happens when it ends.
+//! `StartContainer`: starts a container's process, connects its standard streams, and follows it to its end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,8 @@ use crate::streams::buffer::Source;
 use crate::sys;
 
 impl Containers {
-    /// Returns the container and its state once the program has been executed, or could not be: it has exited then.
+    /// Starts the container. Returns it and its state when the program has been executed. If that was not possible, the
+    /// container has exited.
     pub async fn start(&self, id: &str) -> Result<(Arc<Container>, State), ContainerError> {
         let container = self.get(id)?;
         let _operation = container.operation.lock().await;
@@ -34,7 +35,7 @@ impl Containers {
             Outcome::Executed { terminal, identity } => {
                 match connect(&container, streams, terminal) {
                     Ok(()) => {
-                        // A container starts once.
+                        // Cannot be set already, because a container starts only once.
                         let _ = container.identity.set(identity);
                         let running = self.started(&container, launched, started_at)?;
                         return Ok((Arc::clone(&container), running));
@@ -76,11 +77,12 @@ impl Containers {
         Ok(running)
     }
 
+    /// Waits for the end of the first process, then kills the rest and records the exit.
     async fn follow(self, container: Arc<Container>, exit: oneshot::Receiver<Exit>) {
         let Ok(Exit { code, at }) = exit.await else {
             return;
         };
-        // Also where the PID namespace is shared, and its end would not end them.
+        // Kills descendants, too. If the PID namespace is shared, they would not end with the first process.
         container.cgroup.kill();
         let oom_killed = container.cgroup.was_oom_killed();
         *container
@@ -104,12 +106,13 @@ impl Containers {
         container.ended.send_replace(true);
     }
 
+    /// Creates the container's process with its streams and namespaces. It has not executed its program yet.
     fn launch_container(
         &self,
         container: &Container,
     ) -> Result<(Launched, Streams), ContainerError> {
         let (child, streams) =
-            streams(container).map_err(ContainerError::system("make standard streams"))?;
+            streams(container).map_err(ContainerError::system("create standard streams"))?;
         let spec = &container.spec;
         let config = InitConfig {
             rootfs: container.rootfs.to_string_lossy().into_owned(),
@@ -139,11 +142,11 @@ impl Containers {
             &pids,
             None,
         )
-        .map_err(ContainerError::system("make a process"))?;
+        .map_err(ContainerError::system("create a process"))?;
         Ok((launched, streams))
     }
 
-    /// A process of the namespace that the container is to join, if it is to join one.
+    /// A pidfd of a process in the PID namespace that the container has to join, if it has to join one.
     fn pid_namespace(&self, container: &Container) -> Result<Option<Arc<OwnedFd>>, ContainerError> {
         match container.spec.pid_namespace() {
             PidNamespace::Container | PidNamespace::Guest => Ok(None),
@@ -152,7 +155,7 @@ impl Containers {
                 let pause = shared.pod_pids.get(&shared.reaper, &shared.users);
                 pause
                     .map(Some)
-                    .map_err(ContainerError::system("make the pod's PID namespace"))
+                    .map_err(ContainerError::system("create the pod's PID namespace"))
             }
             PidNamespace::Target => self
                 .get(&container.spec.pid_target)?
@@ -169,7 +172,7 @@ struct Streams {
     outputs: Vec<(Source, OwnedFd)>,
 }
 
-/// The output goes to the log, the rest waits for who attaches.
+/// Connects the container's output to its log. Input and terminal are kept for clients that attach.
 fn connect(
     container: &Container,
     mut streams: Streams,
@@ -189,7 +192,7 @@ fn connect(
     container.log.attach(streams.outputs)
 }
 
-/// The container's ends.
+/// The container's ends of its standard streams.
 struct ChildStreams {
     stdin: OwnedFd,
     stdout: OwnedFd,
@@ -210,7 +213,7 @@ pub(super) fn null() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// With a terminal the process opens that itself and starts without any of these.
+/// Creates the standard streams. A process with a terminal opens that itself and starts with /dev/null.
 fn streams(container: &Container) -> io::Result<(ChildStreams, Streams)> {
     if container.process.terminal {
         let child = ChildStreams {

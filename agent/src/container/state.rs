@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where a container is in its life. Pure: no I/O, no clock, no lock.
+//! The life of a container as a state machine. Pure: no I/O, no clock, no lock.
 //!
 //! ```text
 //! Created ──started──> Running ──exited──> Exited
@@ -8,7 +8,7 @@
 
 use std::time::SystemTime;
 
-/// `Exited` carries its code: no code without an exit, no exit without a code.
+/// The state of a container. Only `Exited` has an exit code, and it always has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Created,
@@ -16,9 +16,10 @@ pub enum State {
     Exited(Ended),
 }
 
+/// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// None: it never ran.
+    /// `None` if it never ran.
     pub started_at: Option<SystemTime>,
     pub finished_at: SystemTime,
     pub exit_code: i32,
@@ -46,6 +47,7 @@ pub enum Event {
     },
 }
 
+/// An event or a request that is not possible in the present state.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("container is {state}: {event} is not possible")]
 pub struct IllegalMove {
@@ -54,6 +56,7 @@ pub struct IllegalMove {
 }
 
 impl State {
+    /// The state after an event. An error if the event is not possible in this state.
     pub fn after(&self, event: Event) -> Result<Self, IllegalMove> {
         match (self, event) {
             (Self::Created, Event::Started { pid, at }) => Ok(Self::Running {
@@ -85,7 +88,7 @@ impl State {
             ) => {
                 Ok(Self::Exited(Ended {
                     started_at: Some(*started_at),
-                    // The wall clock may have been set back meanwhile.
+                    // The wall clock may have been set back in the meantime.
                     finished_at: at.max(*started_at),
                     exit_code,
                     oom_killed,
@@ -96,7 +99,7 @@ impl State {
         }
     }
 
-    /// The error of an event, or of a request, that is not possible in this state.
+    /// The error for an event or a request that is not possible in this state.
     pub fn refuses(&self, event: &'static str) -> IllegalMove {
         IllegalMove {
             state: self.name(),

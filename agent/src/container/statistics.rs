@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `Statistics`: what each container uses. Blocks; nothing is locked while files are read.
+//! `Statistics`: what each container uses. Blocks. No lock is held while files are read.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -12,7 +12,7 @@ use super::{Container, Containers};
 use crate::cgroup::{POD, ROOT};
 use crate::statistics::{self, Descriptors};
 
-/// What counting files and descriptors of all containers may take together: the daemon does not wait for long.
+/// How long counting files and descriptors of all containers may take. The daemon does not wait much longer.
 const COUNT_TIME: Duration = Duration::from_secs(2);
 
 impl Containers {

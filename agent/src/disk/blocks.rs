@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block volumes: extents of the volume disk, each a device of the guest's while a container has it. Containers that
-//! have the same extent have the same device, and so one cache of it.
+//! Block volumes: extents of the volume disk. Each is a device of the guest while a container uses it. Containers with
+//! the same extent share one device, and so its page cache.
 //!
-//! Everything here blocks; call it from a thread that may.
+//! Everything here blocks, so it must be called from a thread that may block.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,14 +22,14 @@ pub enum BlockError {
     Extent(#[from] BadExtent),
     #[error("block volume")]
     Window(#[from] WindowError),
-    #[error("look at {path}")]
+    #[error("get the device number of {path}")]
     Device { path: String, source: io::Error },
 }
 
-/// A device in use. Dropping it gives it back.
+/// A device in use. Dropping it ends the use.
 #[derive(Debug)]
 pub struct MappedBlock {
-    /// As `st_rdev` has it.
+    /// The device number, as in `st_rdev`.
     pub number: u64,
     extent: Extent,
     blocks: Blocks,
@@ -41,6 +41,7 @@ struct Entry {
     users: usize,
 }
 
+/// The block volumes in use, each with the number of its users. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Blocks {
     mapped: Arc<Mutex<HashMap<Extent, Entry>>>,
@@ -98,7 +99,8 @@ impl Drop for MappedBlock {
 fn map(extent: Extent, access: Access) -> Result<u64, BlockError> {
     let name = device_name(extent);
     let minor = window::map(disk::VOLUMES, &name, extent, access)?;
-    // Its writes are on the device when they are done. Flushes would wait for the files on the same disk.
+    // Writes are on the host's device when they complete, so no flush is needed. A flush would also wait for the
+    // files on the volume disk.
     let cache = format!("/sys/block/dm-{minor}/queue/write_cache");
     let _ = fs::write(cache, "write through");
     let path = format!("/dev/dm-{minor}");

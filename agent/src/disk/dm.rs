@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Device-mapper: one linear target over an extent of a disk. The structures are those of
-//! `linux/dm-ioctl.h`, version 4.
+//! Device-mapper: creates devices with one linear target, over an extent of a disk. The structures are those
+//! of `linux/dm-ioctl.h`, version 4.
 
 use std::ffi::c_ulong;
 use std::fs::File;
@@ -12,12 +12,12 @@ use crate::sys;
 const HEADER_BYTES: usize = 312;
 const TARGET_BYTES: usize = 40;
 const READ_ONLY: u32 = 1;
-/// Removed on last close, if it is busy now.
+/// If the device is in use, remove it when it is closed for the last time.
 const DEFERRED_REMOVE: u32 = 1 << 17;
 
 const DEVICE_CREATE: u8 = 3;
 const DEVICE_REMOVE: u8 = 4;
-/// Also resumes, which makes a loaded table live.
+/// Also resumes a device, which activates a loaded table.
 const DEVICE_SUSPEND: u8 = 6;
 const TABLE_LOAD: u8 = 9;
 
@@ -30,13 +30,14 @@ const AT_DEVICE: usize = 40;
 const AT_NAME: usize = 48;
 const NAME_BYTES: usize = 128;
 
-/// What may be done to a device.
+/// Whether a device may be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
     ReadOnly,
     ReadWrite,
 }
 
+/// The control device of device-mapper.
 #[derive(Debug)]
 pub struct Control {
     file: File,
@@ -51,7 +52,7 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Makes `/dev/dm-<minor>` of `extent` of `disk` ("major:minor").
+    /// Creates `/dev/dm-<minor>` for `extent` of `disk` ("major:minor"). Returns the minor number.
     pub fn create_linear(
         &self,
         name: &str,
@@ -101,7 +102,7 @@ fn header(name: &str, payload_bytes: usize, flags: u32) -> Vec<u8> {
         &u32::try_from(HEADER_BYTES).unwrap_or(0).to_ne_bytes(),
     );
     put(&mut bytes, AT_FLAGS, &flags.to_ne_bytes());
-    // One byte is left for the terminating zero.
+    // Leave one byte for the terminating NUL.
     put(
         &mut bytes,
         AT_NAME,
@@ -115,7 +116,7 @@ fn table(name: &str, disk: &str, extent: Extent, flags: u32) -> Vec<u8> {
     let target_bytes = (TARGET_BYTES + parameters.len()).next_multiple_of(8);
     let mut bytes = header(name, target_bytes, flags);
     put(&mut bytes, AT_TARGET_COUNT, &1u32.to_ne_bytes());
-    // dm_target_spec: start, length, status, next, type[16]; the parameters follow.
+    // dm_target_spec has start, length, status, next, type[16]. The parameters follow it.
     put(
         &mut bytes,
         HEADER_BYTES + 8,
@@ -141,7 +142,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
-/// The minor number in the kernel's answer (`huge_encode_dev`).
+/// The minor number in the kernel's reply (`huge_encode_dev`).
 fn minor(answer: &[u8]) -> u32 {
     let field = answer
         .get(AT_DEVICE..AT_DEVICE + 4)

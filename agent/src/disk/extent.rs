@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A part of a disk, as the host names it. Pure.
+//! A part of a disk, as the host names it in a request. Pure.
 
 use std::fmt;
 
 use bulkhead_proto::agent as proto;
 
-/// Sectors of 512 bytes that follow one another: at least one, and there is a number for the end.
+/// Consecutive sectors of 512 bytes: at least one, and their end does not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Extent {
     first_sector: u64,
     sectors: u64,
 }
 
-/// What the host has named is no part of any disk.
+/// The host's request named an extent that no disk can have.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an extent of {sectors} sectors at {first_sector} is empty or too large")]
 pub struct BadExtent {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Image layers: extents of the image disk that hold one EROFS file system each, mounted once however
-//! many containers use them, and unmounted after the last.
+//! Image layers: extents of the image disk, each with one EROFS file system. A layer is mounted once for all its
+//! containers and unmounted after the last one.
 //!
-//! Everything here blocks; call it from a thread that may.
+//! Everything here blocks, so it must be called from a thread that may block.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,7 +17,7 @@ use super::dm::Access;
 use super::extent::{BadExtent, Extent};
 use super::window::{self, WindowError};
 
-/// Short, because an overlay names all its layers in one page.
+/// Short, because the names of all layers of an overlay must fit one page.
 pub const MOUNTS: &str = "/run/l";
 
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,7 @@ pub enum LayerError {
     Mount { extent: Extent, source: io::Error },
 }
 
-/// A layer in use. Dropping it gives it back.
+/// A layer in use. Dropping it ends the use.
 #[derive(Debug)]
 pub struct MountedLayer {
     pub path: PathBuf,
@@ -44,6 +44,7 @@ struct Entry {
     users: usize,
 }
 
+/// The mounted layers, each with the number of its users. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     state: Arc<Mutex<State>>,
@@ -56,9 +57,9 @@ struct State {
 }
 
 impl Layers {
-    /// Mounts what is not mounted yet; the result is in the order of `wanted`.
+    /// Mounts those layers that are not mounted yet. The result has the order of `wanted`.
     pub fn acquire(&self, wanted: &[proto::Extent]) -> Result<Vec<MountedLayer>, LayerError> {
-        // On an error the ones before it are dropped, and so given back.
+        // After an error, the layers before it are dropped and so released.
         let extents = wanted.iter().map(|&wanted| Extent::try_from(wanted));
         extents.map(|extent| self.acquire_one(extent?)).collect()
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The layers below an overlay, as the pod's users are to see them.
+//! The lower layers of an overlay, with the owners that the pod's users should see.
 
 use std::ffi::CString;
 use std::fs;
@@ -14,15 +14,15 @@ use super::layers::{MOUNTS, MountedLayer};
 use crate::init::mounts;
 use crate::users::PodUsers;
 
-/// Layers in use, bottom first. Dropping it gives them back.
+/// Layers in use, the bottom one first. Dropping this ends the use.
 #[derive(Debug)]
 pub struct Lower {
-    /// The same layers with their owners mapped; empty where the pod's users are the guest's.
+    /// Idmapped mounts of the same layers. Empty if the pod has no user namespace.
     mapped: Vec<MappedLayer>,
     layers: Vec<MountedLayer>,
 }
 
-/// A second view of a layer. Dropping it unmounts it.
+/// An idmapped mount of a layer. Dropping it unmounts it.
 #[derive(Debug)]
 struct MappedLayer(PathBuf);
 
@@ -42,7 +42,7 @@ impl Lower {
         self.layers.len()
     }
 
-    /// Where the layers are, the top one first, as an overlay's options name them.
+    /// The paths of the layers, the top one first, as the options of an overlay need them.
     pub fn names(&self) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut names: Vec<String> = if self.mapped.is_empty() {

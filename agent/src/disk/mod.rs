@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's three disks: the image disk, a [`window`] of read-only layers ([`layers`]), the scratch disk, where
-//! everything that containers write goes ([`scratch`]), and the volume disk, a window too, with block devices of the
-//! host ([`blocks`]) and with volumes (`crate::volumes`). What the host puts in a window is an [`extent`], of which
-//! [`dm`] makes a block device. And what is no disk: directories of the host ([`shared`]).
+//! The pod's three disks, and the host's shared directories.
+//!
+//! The image disk is a [`window`] of read-only layers ([`layers`]). The scratch disk holds everything that containers
+//! write outside of volumes ([`scratch`]). The volume disk is a window, too, with block devices of the host
+//! ([`blocks`]) and with volumes (`crate::volumes`). The host puts an [`extent`] into a window, and [`dm`] makes a
+//! block device of it.
+//! Directories of the host are not on a disk, but come by virtio-fs ([`shared`]).
 
 pub mod blocks;
 pub mod dm;

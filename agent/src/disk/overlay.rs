@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container's root file system: its image's layers below, a directory of the scratch disk above.
+//! A container's root file system: the layers of its image below, a directory of the scratch disk above.
 //!
-//! Everything here blocks; call it from a thread that may.
+//! Everything here blocks, so it must be called from a thread that may block.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,9 +15,9 @@ use super::lower::Lower;
 use super::scratch;
 use crate::users::PodUsers;
 
-/// The kernel takes one page of options.
+/// The kernel accepts one page of mount options.
 const MAX_OPTIONS_BYTES: usize = 4095;
-/// Below an image without layers.
+/// An empty directory, which is the only layer of an image without layers.
 const EMPTY: &str = "/run/empty";
 
 /// Where images that are volumes are mounted.
@@ -35,16 +35,16 @@ pub enum OverlayError {
     Mount { layers: usize, source: io::Error },
 }
 
-/// An image's content at a place of its own, read-only. Dropping it takes it away.
+/// A read-only mount of an image. Dropping it unmounts it.
 #[derive(Debug)]
 pub struct ImageView {
     path: PathBuf,
-    /// Held for as long as it is mounted.
+    /// Kept as long as the overlay is mounted.
     _lower: Lower,
 }
 
 impl ImageView {
-    /// `layers` bottom first, owned by `users`; `name` is nobody else's.
+    /// `layers` are in order, the bottom one first; their owners are mapped to `users`. `name` must be unique.
     pub fn mount(
         name: &str,
         layers: Vec<MountedLayer>,
@@ -65,7 +65,8 @@ impl ImageView {
         if count == 0 {
             return Ok(view);
         }
-        // An overlay has at least two layers; the empty one also makes whiteouts of the lowest layer hide nothing.
+        // An overlay needs at least two layers. With the empty one below, whiteouts of the image's lowest layer work,
+        // too: they hide nothing.
         let mut names = view._lower.names();
         names.push(EMPTY.to_owned());
         let options = format!("lowerdir={},index=off,metacopy=off", names.join(":"));
@@ -100,16 +101,16 @@ impl Drop for ImageView {
     }
 }
 
-/// A mounted root file system. [`Overlay::remove`] undoes it.
+/// A mounted root file system. [`Overlay::remove`] removes it.
 #[derive(Debug)]
 pub struct Overlay {
     directory: PathBuf,
-    /// Held for as long as the overlay is mounted.
+    /// Kept as long as the overlay is mounted.
     lower: Lower,
 }
 
 impl Overlay {
-    /// `layers` bottom first. What is in them and what is written belongs to `users`.
+    /// Mounts an overlay. `layers` are in order, the bottom one first. All files belong to `users`.
     pub fn mount(
         container_id: &str,
         layers: Vec<MountedLayer>,
@@ -130,13 +131,13 @@ impl Overlay {
         self.directory.join("root")
     }
 
-    /// Where what the container writes goes.
+    /// The directory with everything that the container writes.
     pub fn upper(&self) -> PathBuf {
         self.directory.join("up")
     }
 
     fn prepare(&self, users: &PodUsers) -> Result<(), OverlayError> {
-        // What an earlier attempt left is not this container's.
+        // An earlier attempt may have left files, which do not belong to this container.
         let _ = fs::remove_dir_all(&self.directory);
         for path in [
             self.upper(),
@@ -162,7 +163,7 @@ impl Overlay {
             lower.push(EMPTY.to_owned());
         }
         let directory = self.directory.display();
-        // volatile: nothing on the scratch disk outlives the guest, so nothing needs to be synced to it.
+        // volatile: nothing on the scratch disk outlives the guest, so overlayfs need not sync it.
         let options = format!(
             "lowerdir={},upperdir={directory}/up,workdir={directory}/work,index=off,metacopy=off,volatile",
             lower.join(":"),
@@ -182,7 +183,7 @@ impl Overlay {
         .map_err(|e| failed(e.into()))
     }
 
-    /// Unmounts it, deletes what the container wrote, and gives the layers back.
+    /// Unmounts the root file system, deletes what the container wrote, and releases the layers.
     pub fn remove(self) {
         let _ = unmount(self.rootfs(), UnmountFlags::DETACH);
         if let Err(e) = fs::remove_dir_all(&self.directory) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The scratch disk: an ext4 file system that the host made, new for this guest.
+//! The scratch disk: an ext4 file system that the host created for this guest.
 
 use std::fs;
 use std::io;
@@ -10,13 +10,13 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 pub const MOUNT: &str = "/run/scratch";
 pub const CONTAINERS: &str = "/run/scratch/containers";
 
-/// Mounts it; a guest without one gets memory instead. Once, from a thread that may block.
+/// Mounts the scratch disk, or a tmpfs if there is none. Called once, from a thread that may block.
 pub fn mount_scratch() -> io::Result<()> {
     fs::create_dir_all(MOUNT)?;
     let size = fs::read_to_string(format!("/sys/block/{}/size", disk::SCRATCH)).unwrap_or_default();
     let has_disk = size.trim().parse::<u64>().is_ok_and(|sectors| sectors > 0);
     if has_disk {
-        // It lives as long as the guest: no barriers. What is deleted goes back to the host.
+        // The file system ends with the guest, so it needs no barriers. discard gives deleted space back to the host.
         let options = Some(c"nobarrier,discard,noinit_itable");
         mount(
             format!("/dev/{}", disk::SCRATCH),
@@ -37,7 +37,7 @@ pub fn mount_scratch() -> io::Result<()> {
     fs::create_dir_all(CONTAINERS)
 }
 
-/// Writes back what is left and lets go of it, as far as possible.
+/// Writes everything back and unmounts the scratch disk, or at least makes it read-only.
 pub fn release_scratch() {
     rustix::fs::sync();
     if unmount(MOUNT, UnmountFlags::empty()).is_err() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Directories and files of the host, by virtio-fs: one device for all of them, mounted when the first
-//! container needs it. The host's file server has a name for each share; nothing else is there. A pod with users of its
-//! own has a second view, in which the owners of all files are its users.
+//! container needs it. The host's file server has one name per share and nothing else. A pod with a user namespace
+//! has a second mount, in which all files belong to its own users (an idmapped mount).
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use crate::users::PodUsers;
 
 const MOUNT: &std::ffi::CStr = c"/run/shared";
 const MAPPED: &std::ffi::CStr = c"/run/shared-mapped";
-/// The device's name for itself.
+/// The tag by which the device can be mounted.
 const TAG: &std::ffi::CStr = c"bulkhead";
 
 static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted {
@@ -24,13 +24,14 @@ static MOUNTED: Mutex<Mounted> = Mutex::new(Mounted {
     mapped: false,
 });
 
+/// Which of the two mounts exist.
 struct Mounted {
     plain: bool,
     mapped: bool,
 }
 
-/// Where the share `name` is in the agent's tree, as users of the pod see it if they are given. Blocks, and fails if the
-/// host does not serve it.
+/// The path of the share `name` in the agent's tree, in the mount for `seen_by` if that is given. Blocks. Fails if the
+/// host does not serve the share.
 pub fn path(name: &str, seen_by: Option<&PodUsers>) -> io::Result<PathBuf> {
     let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
     if !is_name(name) {
@@ -39,11 +40,11 @@ pub fn path(name: &str, seen_by: Option<&PodUsers>) -> io::Result<PathBuf> {
     let mut mounted = MOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     if !mounted.plain {
         fs::create_dir_all(as_path(MOUNT))?;
-        // A device node of the host would be one of this guest.
+        // A device node of the host must not become a device of this guest.
         mount(TAG, MOUNT, c"virtiofs", MountFlags::NODEV, None)?;
         mounted.plain = true;
     }
-    // The first answer of the server also means that it has said what it can.
+    // An idmapped mount is possible only after the server has answered FUSE_INIT, so wait for a first reply here.
     let path = as_path(MOUNT).join(name);
     path.symlink_metadata()?;
     let Some(users) = seen_by else {
@@ -51,7 +52,7 @@ pub fn path(name: &str, seen_by: Option<&PodUsers>) -> io::Result<PathBuf> {
     };
     if !mounted.mapped {
         if users.namespace().is_none() {
-            return Err(invalid("the pod has no users of its own".to_owned()));
+            return Err(invalid("the pod has no user namespace".to_owned()));
         }
         let view = mounts::clone_path(as_path(MOUNT))?;
         users.map_owners(&view)?;
@@ -66,7 +67,7 @@ fn as_path(text: &std::ffi::CStr) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(text.to_bytes()))
 }
 
-/// A letter and a number, as the file server has them.
+/// Whether `name` is a letter and a number, as the file server names shares.
 fn is_name(name: &str) -> bool {
     let digits = name.strip_prefix(['p', 's']).unwrap_or_default();
     (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit())

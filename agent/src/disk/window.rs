@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Extents of the disks that are windows: the host puts something there, raises the disk's capacity and then says
-//! where it is; a device-mapper device makes a block device of it.
+//! Extents of the disks that are windows. The host puts an extent on the disk, raises the disk's capacity, and then
+//! says in a request where the extent is. A device-mapper device makes it a block device.
 //!
-//! Everything here blocks; call it from a thread that may.
+//! Everything here blocks, so it must be called from a thread that may block.
 
 use std::fs;
 use std::io;
@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 use super::dm::{Access, Control};
 use super::extent::Extent;
 
-/// How long the disk may take to show the capacity that the host has announced.
+/// How long the disk may take to show a capacity that the host has announced.
 const CAPACITY_TIMEOUT: Duration = Duration::from_secs(5);
 const CAPACITY_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum WindowError {
-    #[error("disk {disk}")]
+    #[error("read size or number of disk {disk}")]
     NoDisk {
         disk: &'static str,
         source: io::Error,
     },
-    #[error("{extent} end beyond disk {disk}, which has {capacity}")]
+    #[error("{extent} reach beyond the end of disk {disk}, which has {capacity} sectors")]
     BeyondDisk {
         disk: &'static str,
         extent: Extent,
@@ -36,7 +36,7 @@ pub enum WindowError {
     },
 }
 
-/// Makes `/dev/dm-N` of an extent, by the name `name`; returns N.
+/// Creates `/dev/dm-N` for an extent, with the device-mapper name `name`. Returns N.
 pub fn map(
     disk: &'static str,
     name: &str,
@@ -55,14 +55,15 @@ pub fn map(
         })
 }
 
-/// Forgets a device; one that is in use goes with its last user.
+/// Removes a device. One that is in use goes when its last user closes it.
 pub fn unmap(name: &str) {
     if let Ok(control) = Control::open() {
         let _ = control.remove(name);
     }
 }
 
-/// The host raises the disk's capacity, then calls; the interrupt that says so may come after the call.
+/// Waits until the disk is large enough. The host raises the capacity before the request, but the interrupt about it
+/// may come later.
 fn wait_for_capacity(disk: &'static str, extent: Extent) -> Result<(), WindowError> {
     let deadline = Instant::now() + CAPACITY_TIMEOUT;
     loop {

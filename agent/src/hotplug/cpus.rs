@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CPUs that the VM has and the kernel did not start.
+//! CPUs that the VM has but the kernel did not start at boot.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,13 @@ use super::HotplugError;
 
 const DIRECTORY: &str = "/sys/devices/system/cpu";
 
-/// Brings CPUs up until `wanted` are, as far as there are so many; returns how many are.
+/// Brings CPUs online until `wanted` are, or all that there are. Returns how many are online.
 pub fn bring_up(wanted: u32) -> Result<u32, HotplugError> {
     bring_up_in(Path::new(DIRECTORY), wanted)
 }
 
 fn bring_up_in(directory: &Path, wanted: u32) -> Result<u32, HotplugError> {
-    // The first one is always up, and has no switch.
+    // The first CPU is always online and has no switch.
     let mut up = 1;
     let mut number = 1;
     while let Some((path, is_up)) = switch(directory, number) {
@@ -29,7 +29,7 @@ fn bring_up_in(directory: &Path, wanted: u32) -> Result<u32, HotplugError> {
     Ok(up)
 }
 
-/// `None`: there is no such CPU.
+/// The file to switch a CPU, and whether the CPU is online. `None` if there is no such CPU.
 fn switch(directory: &Path, number: u32) -> Option<(PathBuf, bool)> {
     let path = directory.join(format!("cpu{number}/online"));
     let state = fs::read_to_string(&path).ok()?;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The end of the memory that containers of a pod without a limit can use just now, and the thread that moves it.
+//! The gate: where a pod without a memory limit has to stop before it gets more memory; and the thread that moves it.
 //!
-//! The gate is `memory.high` of the pod's cgroup. At the gate the kernel first takes back page cache. A container that comes
-//! further is slowed down but not killed, and the kernel tells of it in `memory.events.local`. Then this thread looks
-//! what the memory is used for, adds memory if the containers need it, and moves the gate on. Page cache alone gets no more
-//! memory: a container that reads a large disk would otherwise take all that the node has.
+//! The gate is `memory.high` of the pod's cgroup. When the containers reach it, the kernel first reclaims page cache.
+//! Containers that go further are slowed down but not killed, and the kernel reports it in `memory.events.local`.
+//! Then this thread checks what the memory is used for. If the containers need more, it adds memory to the guest and
+//! moves the gate up. For page cache alone it adds nothing: otherwise a container that reads a large disk would take
+//! all memory of the node.
 //!
-//! `memory.max` is the end of all growth. There the kernel kills a process of the pod, and not one that it chooses from the
-//! whole guest.
+//! `memory.max` is the final limit. When the containers reach it, the kernel kills a process of the pod, instead of one
+//! of the whole guest.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -20,25 +21,26 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::Hotplug;
 use crate::cgroup::POD;
 
-/// After an attempt to grow that failed.
+/// The pause after a failed attempt to add memory.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
-/// While page cache keeps coming to the gate, it is not looked at more often.
+/// The pause between two checks while page cache keeps reaching the gate.
 const PAUSE_AFTER_CACHE: Duration = Duration::from_millis(50);
-/// Per cent of the last ten seconds in which something waited for memory. Above, page cache is needed too.
+/// Memory pressure: the share of the last ten seconds in which something waited for memory. Above this, page cache is
+/// needed, too.
 const PRESSING_PERCENT: f64 = 10.0;
 
 /// What the pod's memory is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Use {
     current: u64,
-    /// Page cache, which the kernel can take back.
+    /// Page cache, which the kernel can reclaim.
     cache: u64,
     pressure_percent: f64,
 }
 
 impl Use {
-    /// Whether there is to be more memory: what is not page cache fills three quarters of what is there, counting a
-    /// quarter of the page cache as needed; or the pod waits for memory.
+    /// Whether the pod needs more memory. Counts everything but page cache, and a quarter of the page cache, as needed.
+    /// True if that is more than three quarters of the gate, or if the pod waits for memory.
     fn needs_more(&self, gate: u64) -> bool {
         let needed = self.current.saturating_sub(self.cache / 4 * 3);
         needed > gate / 4 * 3 || self.pressure_percent > PRESSING_PERCENT
@@ -59,7 +61,7 @@ impl Use {
     }
 }
 
-/// Sets the gate, and the most that the pod can ever use.
+/// Sets the gate, and the most memory that the pod can ever use.
 pub fn set(gate_bytes: u64, most_bytes: u64) -> io::Result<()> {
     let gate = if gate_bytes < most_bytes {
         gate_bytes.to_string()
@@ -70,7 +72,7 @@ pub fn set(gate_bytes: u64, most_bytes: u64) -> io::Result<()> {
     write("memory.high", &gate)
 }
 
-/// Takes the gate away.
+/// Removes the gate.
 pub fn lift() -> io::Result<()> {
     write("memory.high", "max")
 }
@@ -79,7 +81,7 @@ fn write(file: &str, value: &str) -> io::Result<()> {
     fs::write(Path::new(POD).join(file), value)
 }
 
-/// Starts the thread that moves the gate for as long as the guest lives.
+/// Starts the thread that moves the gate. It runs as long as the guest.
 pub fn watch(hotplug: Hotplug) -> io::Result<()> {
     let mut events = File::open(Path::new(POD).join("memory.events.local"))?;
     let builder = std::thread::Builder::new().name("memory".to_owned());
@@ -95,9 +97,9 @@ pub fn watch(hotplug: Hotplug) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns once something has happened since the last time.
+/// Returns when an event has happened since the last call.
 fn wait(events: &mut File) -> io::Result<()> {
-    // What was read is what the next change is told against (kernfs).
+    // Reading the file makes the next poll report only later changes (kernfs).
     let mut read = String::new();
     events.rewind()?;
     events.read_to_string(&mut read)?;
@@ -111,7 +113,7 @@ fn wait(events: &mut File) -> io::Result<()> {
 }
 
 impl Hotplug {
-    /// Moves the gate if the containers need it; returns how long to leave it alone.
+    /// Moves the gate if the containers need it. Returns how long to wait before the next check.
     fn at_the_gate(&self) -> Duration {
         let mut state = self.state();
         if !state.grows {
@@ -130,7 +132,7 @@ impl Hotplug {
             }
         }
         let grown = memory.grow();
-        // Some of it may be there.
+        // Move the gate even after an error, because some memory may have been added.
         let moved = state.set_gate();
         match (grown, moved) {
             (Ok(()), Ok(())) => Duration::ZERO,
@@ -146,9 +148,9 @@ impl Hotplug {
     }
 }
 
-/// For the console, which the daemon shows.
+/// Reports an error on the console, which the daemon logs.
 fn complain(error: &dyn std::error::Error) {
-    eprintln!("bulkhead-agent: more memory for the pod: {}", chain(error));
+    eprintln!("bulkhead-agent: add memory for the pod: {}", chain(error));
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -156,7 +158,7 @@ fn field(text: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// `some avg10=1.23 avg60=...` of a pressure file.
+/// The number in `some avg10=1.23 avg60=...` of a pressure file.
 fn average(text: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let word = line

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Blocks of memory, added one by one through the kernel's probe file (Linux, admin-guide/mm/memory-hotplug).
+//! Hot-adds blocks of memory, one by one, through the kernel's probe file (Linux, admin-guide/mm/memory-hotplug).
 
 use std::fs;
 use std::io;
@@ -10,16 +10,16 @@ use bulkhead_proto::agent::SizeSandboxRequest;
 use super::HotplugError;
 
 const DIRECTORY: &str = "/sys/devices/system/memory";
-/// More blocks than any VM has: 1 TiB in the smallest ones.
+/// More blocks than any VM has: 1 TiB in blocks of the smallest size.
 const MAX_BLOCKS: u64 = 8192;
 
-/// What the guest has and what it can have.
+/// The memory that the guest has, and the memory that it can get.
 #[derive(Debug)]
 pub struct Memory {
     directory: PathBuf,
     block_bytes: u64,
     present: u64,
-    /// Addresses of blocks that can be added, the next one last.
+    /// Addresses of blocks that can be added. The next one is the last element.
     blocks: Vec<u64>,
 }
 
@@ -51,7 +51,7 @@ impl Memory {
         self.present
     }
 
-    /// What it can have at most.
+    /// The most memory that the guest can have.
     pub fn most(&self) -> u64 {
         let more = self.blocks.len() as u64;
         self.present
@@ -62,7 +62,7 @@ impl Memory {
         self.blocks.is_empty()
     }
 
-    /// Adds blocks until there are `bytes`. What has been added before an error stays.
+    /// Adds blocks until there are `bytes`. After an error, the blocks added before it stay.
     pub fn grow_to(&mut self, bytes: u64) -> Result<(), HotplugError> {
         if bytes > self.most() {
             return Err(HotplugError::Full {
@@ -76,7 +76,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds a quarter of what is there, a block at least, as far as there is more.
+    /// Adds a quarter of the present memory, at least one block, but not more than there is.
     pub fn grow(&mut self) -> Result<(), HotplugError> {
         let step = (self.present / 4).max(self.block_bytes);
         self.grow_to(self.present.saturating_add(step).min(self.most()))
@@ -93,7 +93,7 @@ impl Memory {
             .map_err(HotplugError::Unable)
             .map(|mut file| io::Write::write_all(&mut file, format!("{address:#x}").as_bytes()))?;
         match added {
-            // An attempt before this one got so far.
+            // An earlier attempt added the block but did not bring it online.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => return Err(HotplugError::Add { address, source }),
             Ok(()) => {}
@@ -104,7 +104,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The kernel does so by itself, if it is configured as ours.
+    /// Brings a block online. A kernel that is configured as ours does it itself.
     fn bring_online(&self, address: u64) -> Result<(), HotplugError> {
         let number = address / self.block_bytes;
         let path = self.directory.join(format!("memory{number}/state"));
@@ -116,7 +116,8 @@ impl Memory {
     }
 }
 
-/// The whole blocks of `ranges` that lie beyond the first `boot` bytes, in order. `None`: the numbers make no sense.
+/// The addresses of whole blocks in `ranges` after the first `boot` bytes, in order. `None` if the numbers cannot be
+/// right.
 fn blocks(ranges: &[(u64, u64)], boot: u64, block: u64) -> Option<Vec<u64>> {
     let mut blocks = Vec::new();
     let mut left_of_boot = boot;
@@ -164,7 +165,7 @@ mod tests {
         assert_eq!(blocks(&[(0, u64::MAX / 2)], 0, BLOCK), None, "too many");
     }
 
-    /// A guest of 256 MiB that can have 1 GiB, whose kernel is a directory.
+    /// A guest of 256 MiB that can have 1 GiB. A directory plays the kernel.
     fn memory(directory: &Path) -> Memory {
         fs::write(directory.join("block_size_bytes"), "8000000\n").unwrap();
         fs::write(directory.join("probe"), "").unwrap();

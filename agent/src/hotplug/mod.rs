@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Memory and CPUs that the guest gets while it runs.
 //!
-//! A VM has addresses for more memory than its kernel is told of at the boot, and more CPUs than it starts. The host backs
-//! memory when it is touched, so what is not used costs nothing, not even its description in the kernel. The daemon
-//! says how much the pod needs for certain ([`Hotplug::size`]). Where the pod has no limit, the guest itself adds
-//! memory when its containers come to the end of what is there: [`gate`].
+//! A VM has more CPUs than it starts at boot, and addresses for more memory than its kernel is told of. The host
+//! allocates memory when it is touched, so unused memory costs nothing, not even its page structures in the guest's
+//! kernel. The daemon says how much the pod needs for sure ([`Hotplug::size`]). If the pod has no limit, the guest
+//! itself adds memory when its containers have used up what there is: [`gate`].
 
 mod cpus;
 mod gate;
@@ -22,11 +22,11 @@ use memory::Memory;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HotplugError {
-    #[error("the ranges of memory make no sense")]
+    #[error("the ranges of memory are not valid")]
     Ranges,
-    #[error("{wanted} bytes of memory were asked for, this VM can have {most}")]
+    #[error("{wanted} bytes of memory were requested, this VM can have at most {most}")]
     Full { wanted: u64, most: u64 },
-    #[error("this guest's kernel cannot be given memory")]
+    #[error("this guest's kernel does not support memory hotplug")]
     Unable(#[source] io::Error),
     #[error("add the memory at {address:#x}")]
     Add { address: u64, source: io::Error },
@@ -36,7 +36,7 @@ pub enum HotplugError {
     Gate(#[source] io::Error),
 }
 
-/// The guest's memory, once the daemon has said where it can be. Cloning shares it.
+/// The guest's memory and CPUs. The memory is known once the daemon has said where it can be. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Hotplug {
     state: Arc<Mutex<State>>,
@@ -45,13 +45,13 @@ pub struct Hotplug {
 #[derive(Debug, Default)]
 struct State {
     memory: Option<Memory>,
-    /// More is added without being asked for.
+    /// Whether the guest adds memory without a request.
     grows: bool,
     watched: bool,
 }
 
 impl Hotplug {
-    /// Gives the guest what is asked for, at least. Blocks while the kernel takes memory and CPUs in.
+    /// Gives the guest at least what the request says. Blocks while the kernel adds memory and CPUs.
     pub fn size(&self, request: &SizeSandboxRequest) -> Result<SizeSandboxResponse, HotplugError> {
         let mut state = self.state();
         if state.memory.is_none() {
@@ -74,13 +74,13 @@ impl Hotplug {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change leaves it whole.
+        // A panic in between leaves a valid state, because each change is complete in itself.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Sets the gate and the end of all growth by what is there now.
+    /// Sets the gate and the final limit by the memory that is present now.
     fn set_gate(&self) -> io::Result<()> {
         match &self.memory {
             Some(memory) if self.grows => gate::set(
@@ -92,7 +92,7 @@ impl State {
     }
 }
 
-/// What containers can use of a guest that has `bytes` of memory.
+/// How much containers can use in a guest that has `bytes` of memory.
 fn containers_share(bytes: u64) -> u64 {
     bytes.saturating_sub(GUEST_FIXED_BYTES + bytes / GUEST_PARTS)
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The container's volumes: taken along before the pivot, placed after it.
+//! The container's volumes: their sources are opened before the pivot and mounted after it.
 //!
-//! A source is found beneath its volume and a target inside the container's root, both by descriptor, so
-//! neither a link in a volume nor one in an image leads anywhere else. Nothing is mounted over `/proc`
-//! but the few files that runc allows too: whoever could would choose what the kernel is said to be.
+//! A source is looked up within its volume and a target within the container's root, both by descriptor. So no
+//! symbolic link in a volume or an image can lead out of it. Over `/proc` nothing is mounted except the few files
+//! that runc allows, too: otherwise a volume could decide what the kernel seems to report.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::volumes::mounts::open_sub_path;
 
 /// `f_type` of procfs (`linux/magic.h`).
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-/// Files of procfs that may be covered, as with runc: for tools that show a container its own limits.
+/// Files of procfs over which may be mounted, as with runc. Tools use it to show a container its own limits.
 const COVERABLE: [&str; 11] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -33,17 +33,17 @@ const COVERABLE: [&str; 11] = [
     "/proc/uptime",
 ];
 
-/// A view of a source that is mounted nowhere yet.
+/// A detached mount of a source.
 #[derive(Debug)]
 pub struct Taken<'a> {
     view: OwnedFd,
     mount: &'a BindMount,
 }
 
-/// Call in the new mount namespace, before the pivot.
+/// Opens all sources. Call it in the new mount namespace, before the pivot.
 pub fn take_along(mounts: &[BindMount]) -> Result<Vec<Taken<'_>>, Failure> {
     let take = |mount| {
-        let view = view(mount).stage_on("take along what is mounted at", &mount.target)?;
+        let view = view(mount).stage_on("open the source of the mount at", &mount.target)?;
         Ok(Taken { view, mount })
     };
     mounts.iter().map(take).collect()
@@ -67,29 +67,30 @@ fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
     Ok(view)
 }
 
-/// Call after the pivot, once the kernel's file systems are mounted.
+/// Mounts all sources at their targets. Call it after the pivot, when the kernel's file systems are mounted.
 pub fn place(taken: Vec<Taken<'_>>) -> Result<(), Failure> {
     taken.into_iter().try_for_each(place_one)
 }
 
+/// Mounts one source. Creates the mount point if the image has none.
 fn place_one(taken: Taken<'_>) -> Result<(), Failure> {
     let target = taken.mount.target.as_str();
     let path = Path::new(target);
     let is_directory =
-        mounts::is_directory(&taken.view).stage_on("look at the source of", target)?;
+        mounts::is_directory(&taken.view).stage_on("examine the source of", target)?;
     let place = if is_directory {
         paths::ensure_directory(path)
     } else {
         paths::ensure_file(path)
     };
-    let place = place.stage_on("make the mount point", target)?;
-    let on_proc = fstatfs(&place).stage_on("look at the mount point", target)?;
+    let place = place.stage_on("create the mount point", target)?;
+    let on_proc = fstatfs(&place).stage_on("examine the mount point", target)?;
     if on_proc.f_type == PROC_SUPER_MAGIC && !COVERABLE.contains(&target) {
         return Err(Failure::other(format!(
             "mount at {target:?}: nothing may be mounted over /proc"
         )));
     }
-    if !is_directory && mounts::is_directory(&place).stage_on("look at the mount point", target)? {
+    if !is_directory && mounts::is_directory(&place).stage_on("examine the mount point", target)? {
         return Err(Failure::other(format!(
             "mount at {target:?}: the source is a file and the image has a directory there"
         )));

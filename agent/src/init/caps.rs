@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Capability names and sets.
+//! Names of capabilities, and sets of them.
 
 use super::config::Failure;
 
-/// By number, from `linux/capability.h`.
+/// Indexed by number, from `linux/capability.h`.
 const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -51,7 +51,7 @@ const NAMES: [&str; 41] = [
 /// One bit for each capability that this kernel may know.
 pub const ALL_BITS: u64 = (1 << NAMES.len()) - 1;
 
-/// The set that `names` (CAP_*, or ALL) stand for.
+/// The set of capabilities with these names (CAP_*, or ALL).
 pub fn parse(names: &[String]) -> Result<u64, Failure> {
     names.iter().try_fold(0, |set, name| Ok(set | bits(name)?))
 }
@@ -69,7 +69,7 @@ fn bits(name: &str) -> Result<u64, Failure> {
         .ok_or_else(|| Failure::other(format!("unknown capability {name:?}")))
 }
 
-/// The numbers in a set, one bit each.
+/// The capabilities in a set, as one bit each.
 pub fn each(set: u64) -> impl Iterator<Item = u64> {
     (0..NAMES.len())
         .map(|number| 1 << number)

@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the agent tells the process that is to become a container's program, and what it hears back.
+//! The messages between the agent and the process that becomes a container's program: a configuration for it, and its
+//! reports.
 //!
-//! Both sides are this same binary, so the encoding is private; protobuf because it is linked anyway.
-//! The configuration travels in a memory file (any size, nobody waits), the answers as datagrams.
+//! Both sides are this same binary, so the encoding is private. It is protobuf because that is linked anyway. The
+//! configuration is in a memory file, which may have any size and blocks nobody; the reports are datagrams.
 
 use bulkhead_proto::agent::{Identity, Process};
 
-/// Descriptors at fixed numbers in the new process; 0, 1 and 2 are the program's own.
+/// Fixed descriptor numbers in the new process. 0, 1 and 2 belong to the program.
 pub const CONFIG_FD: i32 = 3;
 pub const REPORT_FD: i32 = 4;
 /// With the exec role: a pidfd of the container's first process.
 pub const TARGET_FD: i32 = 5;
 
-/// Exit code and message for each way in which a start fails, as runc has them.
+/// Exit codes for failed starts, the same as runc's.
 pub const EXIT_NOT_FOUND: i32 = 127;
 pub const EXIT_NOT_EXECUTABLE: i32 = 126;
 pub const EXIT_OTHER: i32 = 128;
 
+/// Everything that the new process needs to become a container's program.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InitConfig {
-    /// The mounted root file system; unused by the exec role.
+    /// The mounted root file system. Not used by the exec role.
     #[prost(string, tag = "1")]
     pub rootfs: String,
-    /// Directories of the cgroup to join, the first first; each is `cgroup.procs` to be written.
+    /// The file `cgroup.procs` of the cgroup to join.
     #[prost(string, tag = "2")]
     pub cgroup_procs: String,
     #[prost(message, optional, tag = "3")]
@@ -35,35 +37,35 @@ pub struct InitConfig {
     pub masked_paths: Vec<String>,
     #[prost(string, repeated, tag = "7")]
     pub readonly_paths: Vec<String>,
-    /// A compiled filter; empty: none.
+    /// The compiled filter. Empty if there is none.
     #[prost(uint64, repeated, tag = "8")]
     pub seccomp: Vec<u64>,
     #[prost(uint32, tag = "9")]
     pub seccomp_flags: u32,
-    /// In the order in which they are made.
+    /// Mounts, in the order in which they are made.
     #[prost(message, repeated, tag = "10")]
     pub mounts: Vec<BindMount>,
     #[prost(message, repeated, tag = "11")]
     pub devices: Vec<GivenDevice>,
-    /// The process is in the pod's own user namespace and in its cgroup already.
+    /// The process is already in the pod's user namespace and in its cgroup.
     #[prost(bool, tag = "12")]
     pub own_users: bool,
 }
 
-/// A device that the container gets beside the usual ones.
+/// A device that the container gets in addition to the default ones.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GivenDevice {
-    /// Absolute, in the container's tree.
+    /// Absolute path in the container's tree.
     #[prost(string, tag = "1")]
     pub path: String,
     #[prost(uint32, tag = "2")]
     pub major: u32,
     #[prost(uint32, tag = "3")]
     pub minor: u32,
-    /// As the cgroup's program has it.
+    /// The access bits of the cgroup's device program.
     #[prost(uint32, tag = "4")]
     pub access: u32,
-    /// Else a character device.
+    /// Whether it is a block device. Otherwise it is a character device.
     #[prost(bool, tag = "5")]
     pub block: bool,
     /// Permission bits of the node.
@@ -73,34 +75,34 @@ pub struct GivenDevice {
     pub uid: u32,
     #[prost(uint32, tag = "8")]
     pub gid: u32,
-    /// The guest's own node; empty where there is none that a container could have.
+    /// The path of the guest's own node. Empty if there is none that a container may get.
     #[prost(string, tag = "9")]
     pub guest_path: String,
 }
 
-/// Something of the agent's tree that appears in the container's.
+/// A part of the agent's tree that is mounted in the container's tree.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BindMount {
-    /// Absolute, in the agent's tree.
+    /// Absolute path in the agent's tree.
     #[prost(string, tag = "1")]
     pub source: String,
-    /// Below the source; empty: the source itself.
+    /// Path below the source. Empty for the source itself.
     #[prost(string, tag = "2")]
     pub sub_path: String,
-    /// Absolute, in the container's tree.
+    /// Absolute path in the container's tree.
     #[prost(string, tag = "3")]
     pub target: String,
     #[prost(bool, tag = "4")]
     pub readonly: bool,
     #[prost(bool, tag = "5")]
     pub recursive_readonly: bool,
-    /// What is mounted below the source later appears in the container too.
+    /// What is mounted below the source later also appears in the container.
     #[prost(bool, tag = "6")]
     pub follows_host: bool,
 }
 
-/// What the new process says, in order: perhaps `Terminal`, then `Executing`, then either a failure
-/// or nothing, because a successful exec closes the channel.
+/// A report of the new process. Their order: `Terminal` if it has one, then `Executing`, then `Failed` if the exec
+/// fails. A successful exec closes the channel instead.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Report {
     #[prost(oneof = "Event", tags = "1, 2, 3")]
@@ -109,10 +111,10 @@ pub struct Report {
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Event {
-    /// Comes with the terminal's controlling side as a descriptor.
+    /// Comes with a descriptor, the controlling side of the terminal.
     #[prost(bool, tag = "1")]
     Terminal(bool),
-    /// The next thing that happens is the exec, as this user.
+    /// The next step is the exec, as this user.
     #[prost(message, tag = "2")]
     Executing(Identity),
     #[prost(message, tag = "3")]
@@ -144,7 +146,7 @@ impl Failure {
     }
 }
 
-/// Names the stage in which a system call failed.
+/// Adds the failed stage to the error of a system call.
 pub trait Stage<T> {
     fn stage(self, stage: &str) -> Result<T, Failure>;
     fn stage_on(self, stage: &str, object: &str) -> Result<T, Failure>;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Giving privilege up, in the order that lets each step still be allowed.
+//! Gives up privileges, in an order in which each step is still allowed.
 
 use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 use rustix::thread::{
@@ -18,16 +18,16 @@ use crate::sys;
 /// The capability sets of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Capabilities {
-    /// Bounding, permitted and effective.
+    /// The bounding, permitted and effective set.
     pub granted: u64,
     pub ambient: u64,
 }
 
-/// Becomes the user. What is left of root's privilege is taken by [`confine`].
+/// Changes to the user. [`confine`] removes the privileges of root that are left.
 pub fn become_user(identity: &Identity, capabilities: Capabilities) -> Result<(), Failure> {
     own_standard_streams(identity.uid);
     for bit in caps::each(caps::ALL_BITS & !capabilities.granted) {
-        // One that this kernel does not know cannot be held either.
+        // Fails for a capability that this kernel does not know, which nobody can hold then.
         let _ = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(bit));
     }
     set_keep_capabilities(true).stage("keep capabilities")?;
@@ -44,7 +44,7 @@ pub fn become_user(identity: &Identity, capabilities: Capabilities) -> Result<()
     set_keep_capabilities(false).stage("stop keeping capabilities")
 }
 
-/// The last steps before the exec. After the filter only capset, prctl and execve are needed.
+/// The last steps before the exec. After the filter is loaded, only capset, prctl and execve are called.
 pub fn confine(
     config: &InitConfig,
     no_new_privileges: bool,
@@ -54,7 +54,8 @@ pub fn confine(
         set_no_new_privs(true).stage("set no_new_privs")?;
     }
     if !config.seccomp.is_empty() {
-        // Without no_new_privs a filter takes CAP_SYS_ADMIN, which the change of user made ineffective.
+        // Without no_new_privs, loading a filter needs CAP_SYS_ADMIN. The change of user made it ineffective, so raise
+        // the permitted capabilities again.
         let permitted = rustix::thread::capabilities(None)
             .stage("read capabilities")?
             .permitted;
@@ -88,7 +89,8 @@ fn set(
     )
 }
 
-/// So that an unprivileged program can open `/dev/stdout`. Failure costs just that.
+/// Gives the standard streams to the user, so that a program without privileges can open `/dev/stdout`. If this
+/// fails, only that does not work.
 fn own_standard_streams(uid: u32) {
     let own = |fd: std::os::fd::BorrowedFd<'_>| {
         let Ok(stat) = fstat(fd) else { return };

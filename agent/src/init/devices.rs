@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is in a container's `/dev`, which is a tmpfs of its own.
+//! The content of a container's `/dev`, which is a tmpfs of its own.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -30,7 +30,7 @@ const LINKS: [(&str, &str); 6] = [
     ("/proc/kcore", "/dev/core"),
     ("pts/ptmx", "/dev/ptmx"),
 ];
-/// What of the agent's `/dev` is a container's own.
+/// Parts of the agent's `/dev` of which each container has its own.
 const NOT_COPIED: [&str; 4] = ["pts", "shm", "mqueue", "ptmx"];
 const MAX_DEPTH: usize = 3;
 const MAX_DEVICES: usize = 1024;
@@ -42,11 +42,12 @@ pub struct Node {
     kind: FileType,
     mode: Mode,
     number: u64,
-    /// The guest's own node, where the container's users may not make one.
+    /// A mount of the guest's own node, for containers whose users may not create device nodes.
     view: Option<OwnedFd>,
 }
 
-/// The devices that the container gets: all of the guest's if it is privileged. Call before the pivot.
+/// Collects the devices for the container: the default ones, or all of the guest's if it is privileged. Call it before
+/// the pivot.
 pub fn take_along(config: &InitConfig) -> Result<Vec<Node>, Failure> {
     let standard = STANDARD.into_iter().map(|(name, major, minor)| Node {
         path: Path::new("/dev").join(name),
@@ -62,7 +63,7 @@ pub fn take_along(config: &InitConfig) -> Result<Vec<Node>, Failure> {
     if config.own_users {
         for node in &mut nodes {
             let view = mounts::clone_path(&node.path);
-            let view = view.stage_on("take along device", &node.path.to_string_lossy())?;
+            let view = view.stage_on("open device", &node.path.to_string_lossy())?;
             node.view = Some(view);
         }
     }
@@ -101,15 +102,15 @@ fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
     }
 }
 
-/// A device that the container was given.
+/// A device that the container gets in addition to the default ones.
 #[derive(Debug)]
 pub struct Given<'a> {
     device: &'a GivenDevice,
-    /// The guest's own node, where the container's users may not make one.
+    /// A mount of the guest's own node, for containers whose users may not create device nodes.
     view: Option<OwnedFd>,
 }
 
-/// Call before the pivot.
+/// Collects the additional devices. Call it before the pivot.
 pub fn take_given(config: &InitConfig) -> Result<Vec<Given<'_>>, Failure> {
     let take = |device| {
         let view = config.own_users.then(|| take_one(device)).transpose()?;
@@ -120,25 +121,27 @@ pub fn take_given(config: &InitConfig) -> Result<Vec<Given<'_>>, Failure> {
 
 fn take_one(device: &GivenDevice) -> Result<OwnedFd, Failure> {
     let view = mounts::clone_path(Path::new(&device.guest_path));
-    view.stage_on("take along device", &device.path)
+    view.stage_on("open device", &device.path)
 }
 
-/// Makes the nodes that the container was given, in place of what the image or a default has there.
+/// Creates the additional devices. They replace files of the image and default devices.
 pub fn place_given(given: Vec<Given<'_>>) -> Result<(), Failure> {
     for Given { device, view } in given {
         let path = Path::new(&device.path);
         if let Some(view) = view {
-            let place = paths::ensure_file(path).stage_on("make a place for", &device.path)?;
+            let place =
+                paths::ensure_file(path).stage_on("create a mount point for", &device.path)?;
             mounts::attach(view, place).stage_on("mount device", &device.path)?;
             continue;
         }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Failure::other(format!("device {path:?} has no name")));
         };
-        let parent = paths::ensure_directory(parent).stage_on("make a place for", &device.path)?;
+        let parent =
+            paths::ensure_directory(parent).stage_on("create the directory of", &device.path)?;
         match unlinkat(&parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(e).stage_on("make room for device", &device.path),
+            Err(e) => return Err(e).stage_on("remove the file in place of device", &device.path),
         }
         let number = makedev(device.major, device.minor);
         let kind = if device.block {
@@ -147,7 +150,7 @@ pub fn place_given(given: Vec<Given<'_>>) -> Result<(), Failure> {
             FileType::CharacterDevice
         };
         let mode = Mode::from_raw_mode(device.mode & 0o777);
-        mknodat(&parent, name, kind, mode, number).stage_on("make device", &device.path)?;
+        mknodat(&parent, name, kind, mode, number).stage_on("create device", &device.path)?;
         let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
         chownat(
             &parent,
@@ -156,29 +159,29 @@ pub fn place_given(given: Vec<Given<'_>>) -> Result<(), Failure> {
             Some(gid),
             AtFlags::SYMLINK_NOFOLLOW,
         )
-        .stage_on("give device to its owner", &device.path)?;
+        .stage_on("set the owner of device", &device.path)?;
     }
     Ok(())
 }
 
-/// Fills the fresh `/dev`. Call after the pivot, with no umask.
+/// Fills the new `/dev`. Call it after the pivot, with no umask.
 pub fn populate(nodes: Vec<Node>) -> Result<(), Failure> {
     for (target, link) in LINKS {
-        symlinkat(target, CWD, link).stage_on("make link", link)?;
+        symlinkat(target, CWD, link).stage_on("create link", link)?;
     }
     for node in nodes {
         let name = node.path.to_string_lossy().into_owned();
         if let Some(parent) = node.path.parent() {
-            paths::ensure_directory(parent).stage("make a directory of /dev")?;
+            paths::ensure_directory(parent).stage("create a directory in /dev")?;
         }
         if let Some(view) = node.view {
-            let place = paths::ensure_file(&node.path).stage_on("make device", &name)?;
+            let place = paths::ensure_file(&node.path).stage_on("create device", &name)?;
             mounts::attach(view, place).stage_on("mount device", &name)?;
             continue;
         }
         match mknodat(CWD, &node.path, node.kind, node.mode, node.number) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(e).stage_on("make device", &name),
+            Err(e) => return Err(e).stage_on("create device", &name),
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The last stage: find the program, become its user, execute it.
+//! The last stage: finds the program, changes to its user, executes it.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -18,7 +18,7 @@ use crate::sys;
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Does not return when it succeeds.
+/// Executes the program. Returns only if that fails.
 pub fn execute(
     process: &Process,
     config: &InitConfig,
@@ -47,7 +47,7 @@ pub fn execute(
     let environment = c_strings(environment.into_iter())?;
     let path =
         CString::new(program.into_os_string().into_vec()).stage("encode the program's path")?;
-    // Not every kernel has keyrings, and nothing depends on one.
+    // Not every kernel has keyrings, and nothing depends on them.
     let _ = sys::new_session_keyring();
     credentials::become_user(&identity, capabilities)?;
     sys::reset_signals().stage("reset signals")?;
@@ -107,11 +107,11 @@ fn enter_directory(cwd: &str) -> Result<(), Failure> {
             "working directory {cwd:?} is not an absolute path"
         )));
     }
-    let directory = paths::ensure_directory(path).stage_on("make working directory", cwd)?;
+    let directory = paths::ensure_directory(path).stage_on("create working directory", cwd)?;
     rustix::process::fchdir(directory).stage_on("change to working directory", cwd)
 }
 
-/// Looks `name` up as a shell would, with runc's words for what goes wrong.
+/// Looks up `name` like a shell. The error messages are runc's.
 fn find_program(name: &str, search_path: &[u8]) -> Result<PathBuf, Failure> {
     let failure = |code, text: &str| Failure::new(code, format!("exec: {name:?}: {text}: unknown"));
     if name.contains('/') {
@@ -172,7 +172,7 @@ fn c_strings(strings: impl Iterator<Item = Vec<u8>>) -> Result<Vec<CString>, Fai
     strings
         .map(CString::new)
         .collect::<Result<_, _>>()
-        .stage("arguments and environment")
+        .stage("encode arguments and environment")
 }
 
 #[cfg(test)]

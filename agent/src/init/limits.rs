@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Resource limits of the process itself; what its cgroup limits is in [`crate::cgroup`].
+//! Resource limits of the process itself. [`crate::cgroup`] sets those of its cgroup.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::config::{Failure, Stage};
 
-/// Call while the agent's `/proc` is still in sight.
+/// Call it while the agent's `/proc` is still mounted.
 pub fn set_oom_score_adj(value: i32) -> Result<(), Failure> {
     fs::write("/proc/self/oom_score_adj", value.to_string()).stage("set the OOM score")
 }
@@ -17,7 +17,7 @@ pub fn set_rlimits(limits: &[Limit]) -> Result<(), Failure> {
     for limit in limits {
         let resource = resource(&limit.name)
             .ok_or_else(|| Failure::other(format!("unknown resource limit {:?}", limit.name)))?;
-        // All ones is RLIM_INFINITY, which rustix writes as None.
+        // All ones is RLIM_INFINITY, which is None in rustix.
         let value = |n: u64| (n != u64::MAX).then_some(n);
         setrlimit(
             resource,

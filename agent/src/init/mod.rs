@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a fresh copy of the agent's binary to a container's program.
+//! Turns a copy of the agent's binary into a container's program.
 //!
-//! One process, one thread. The agent made it (with the PID namespace it belongs to) and waits on the
-//! report channel; what is left to do is done here in the only order that works:
+//! There is one process with one thread. The agent has created it, in its PID namespace, and waits on the report
+//! channel. All other steps are done here, in the only order that works:
 //!
 //! ```text
 //! container: cgroup -> namespaces -> rootfs -> terminal -> limits -> credentials -> exec
 //! exec:      cgroup -> setns ----------------> terminal -> limits -> credentials -> exec
 //! ```
 //!
-//! After the pivot nothing of the guest is reachable by path, so an image's symbolic links cannot
-//! lead out of it; see [`paths`] for the one door that is left (`/proc` magic links) and is closed.
+//! After the pivot no path leads to a file of the guest, so an image's symbolic links cannot lead out of it.
+//! The only exception would be magic links in `/proc`; [`paths`] does not follow them.
 
 mod binds;
 mod caps;
@@ -45,13 +45,14 @@ pub const CONTAINER_ROLE_ARG: &CStr = c"container-init";
 pub const EXEC_ROLE: &str = "container-exec";
 pub const EXEC_ROLE_ARG: &CStr = c"container-exec";
 
+/// Whether the process becomes a container's first process or an additional command in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Container,
     Exec,
 }
 
-/// The whole life of such a process as far as it is ours.
+/// Runs such a process until the exec, or until a step fails.
 pub fn run(role: Role) -> ExitCode {
     let Ok(reporter) = sys::inherited_fd(config::REPORT_FD).map(Reporter::new) else {
         return ExitCode::FAILURE;
@@ -65,8 +66,9 @@ pub fn run(role: Role) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Takes the steps to the exec, in the order that the head of this file shows.
 fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infallible, Failure> {
-    // Until the exec, other processes of the container could reach the agent's file tree through us.
+    // Before the exec, other processes of the container could reach the agent's file tree through this process.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).stage("make the process undumpable")?;
     let config = read_config().stage("read the configuration")?;
     let process = config
@@ -79,11 +81,13 @@ fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infal
     }
     match role {
         Role::Container => {
-            sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).stage("make namespaces")?;
+            sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)
+                .stage("create namespaces")?;
             rootfs::enter(&config)?;
         }
         Role::Exec => {
-            let target = sys::inherited_fd(config::TARGET_FD).stage("find the container")?;
+            let target =
+                sys::inherited_fd(config::TARGET_FD).stage("take over the container's pidfd")?;
             join(&target).stage("join the container's namespaces")?;
         }
     }

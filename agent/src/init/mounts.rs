@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Mounting by descriptor (`fsopen`, `fsmount`, `open_tree`, `move_mount`): a file system exists
-//! before it has a place, and the place is a descriptor that was resolved once, so nothing can be
-//! swapped between the check and the mount. Used by [`super::rootfs`], the boot and the pause process.
+//! Mounts by descriptor (`fsopen`, `fsmount`, `open_tree`, `move_mount`). A file system is created before it is
+//! mounted, and its mount point is a descriptor that was resolved once. So nobody can swap anything between check
+//! and mount. Used by [`super::rootfs`], the boot and the pause process.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use rustix::mount::{
 };
 use rustix::process::{fchdir, pivot_root};
 
-/// A new instance of a file system that is mounted nowhere yet. An option with an empty value is a flag.
+/// Creates a file system that is not mounted yet. An option with an empty value is a flag.
 pub fn new_filesystem(
     kind: &CStr,
     options: &[(&str, &str)],
@@ -34,7 +34,7 @@ pub fn new_filesystem(
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// A second view of what is mounted at `path` in the caller's namespace, attached nowhere yet.
+/// A detached copy of the mount at `path` in the caller's namespace.
 pub fn clone_path(path: &Path) -> Result<OwnedFd> {
     open_tree(
         CWD,
@@ -43,7 +43,7 @@ pub fn clone_path(path: &Path) -> Result<OwnedFd> {
     )
 }
 
-/// The same of an open file or directory, with what is mounted below it if `recursive`.
+/// A detached copy of the mount at an open file or directory, with all mounts below it if `recursive`.
 pub fn clone_fd(fd: impl AsFd, recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -52,13 +52,13 @@ pub fn clone_fd(fd: impl AsFd, recursive: bool) -> Result<OwnedFd> {
     open_tree(fd, c"", flags)
 }
 
-/// Puts an unattached mount over an open file or directory.
+/// Mounts a detached mount over an open file or directory.
 pub fn attach(mount: impl AsFd, target: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// Puts an unattached mount at a path of the agent's own tree.
+/// Mounts a detached mount at a path of the agent's own tree.
 pub fn attach_at(mount: impl AsFd, path: &CStr) -> Result<()> {
     move_mount(
         mount,
@@ -69,17 +69,17 @@ pub fn attach_at(mount: impl AsFd, path: &CStr) -> Result<()> {
     )
 }
 
-/// Makes `root`, a mounted directory, the root of this mount namespace and drops everything else.
+/// Makes `root`, a mounted directory, the root of this mount namespace, and detaches everything else.
 pub fn pivot_into(root: impl AsFd) -> Result<()> {
     fchdir(root)?;
-    // Both arguments the same: the old root ends up mounted on top of the new one, and is the one
-    // that the unmount finds.
+    // With the same directory for both arguments, the old root is mounted on top of the new one, so the
+    // unmount hits the old root.
     pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")
 }
 
-/// Leaves the current tree for an empty, read-only one.
+/// Changes the root to an empty, read-only one.
 pub fn enter_empty_root() -> Result<()> {
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -90,7 +90,7 @@ pub fn enter_empty_root() -> Result<()> {
     pivot_into(&empty)
 }
 
-/// Whether something is a directory, by descriptor.
+/// Whether a descriptor is of a directory.
 pub fn is_directory(fd: impl AsFd) -> Result<bool> {
     let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH)?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finding and making things in a tree that an image's author arranged.
+//! Finds and creates files in a tree whose content comes from an image's author.
 //!
-//! Runs after the pivot, so `/` is the container's root and links cannot climb over it. What is left
-//! to refuse are the kernel's magic links (`/proc/1/root`), which would lead to another process's
-//! root when the container shares a PID namespace.
+//! Runs after the pivot, so `/` is the container's root and symbolic links cannot lead out of it. Only the
+//! kernel's magic links (`/proc/1/root`) could: if containers share a PID namespace, they lead to another
+//! process's root. They are refused.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -15,18 +15,18 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-/// Deeper than any path that the kernel would take (PATH_MAX / 2 components).
+/// More than any path that the kernel accepts can have (PATH_MAX / 2 components).
 const MAX_COMPONENTS: usize = 2048;
-/// As the kernel has it.
+/// The kernel's own limit.
 const MAX_LINKS: usize = 40;
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// Opens what is at `path` as a place (`O_PATH`), following links inside the root only.
+/// Opens `path` as a location (`O_PATH`). Symbolic links are followed within the root.
 pub fn find(path: &Path) -> Result<OwnedFd> {
     open(path, OFlags::PATH)
 }
 
-/// Opens a directory for what is done in it.
+/// Opens a directory as a location.
 fn find_directory(path: &Path) -> Result<OwnedFd> {
     open(path, OFlags::PATH | OFlags::DIRECTORY)
 }
@@ -42,7 +42,7 @@ pub fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     )
 }
 
-/// Opens a directory, made with its parents if need be. Where a link leads nowhere, what it names is made.
+/// Opens a directory. Creates it and its parents if necessary. If a symbolic link is dangling, creates its target.
 pub fn ensure_directory(path: &Path) -> Result<OwnedFd> {
     ensure_directory_behind(path, 0)
 }
@@ -55,7 +55,7 @@ fn ensure_directory_behind(path: &Path, links: usize) -> Result<OwnedFd> {
     if path.components().count() > MAX_COMPONENTS {
         return Err(Errno::NAMETOOLONG);
     }
-    // From the root downwards, so that each step has a parent that exists.
+    // From the root downwards, so that the parent always exists.
     let mut so_far = std::path::PathBuf::from("/");
     for component in path.components() {
         match component {
@@ -84,7 +84,7 @@ fn ensure_directory_behind(path: &Path, links: usize) -> Result<OwnedFd> {
     find_directory(path)
 }
 
-/// Opens a file as a place, made empty if it is not there. A link that leads nowhere is replaced.
+/// Opens a file as a location. Creates an empty file if there is none, also in place of a dangling symbolic link.
 pub fn ensure_file(path: &Path) -> Result<OwnedFd> {
     match find(path) {
         Err(Errno::NOENT) => {}

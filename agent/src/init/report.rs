@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The new process's end of the report channel (see [`super::config`] for what is said on it).
+//! The new process's end of the report channel. [`super::config`] describes the messages.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -12,9 +12,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, se
 use super::config::{Event, Failure, Report};
 use super::user::Identity;
 
-/// A program's name may be as long as the kernel allows; a message about it need not.
+/// A program's name may be longer than this, but a message about it need not be.
 const MAX_MESSAGE_BYTES: usize = 4096;
-/// Those that are told; the process has all of its groups.
+/// The most groups in a report. The process itself has all of its groups.
 const MAX_GROUPS: usize = 1024;
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Reporter {
         Self { socket }
     }
 
-    /// Hands the controlling side of the container's terminal to the agent.
+    /// Sends the controlling side of the container's terminal to the agent.
     pub fn terminal(&self, controller: BorrowedFd<'_>) -> io::Result<()> {
         let message = encode(Event::Terminal(true));
         let fds = [controller];
@@ -43,7 +43,7 @@ impl Reporter {
         Ok(())
     }
 
-    /// The next thing that happens is the exec.
+    /// Reports that the next step is the exec.
     pub fn executing(&self, identity: &Identity) -> io::Result<()> {
         let groups = identity.groups.iter().take(MAX_GROUPS);
         let event = Event::Executing(protocol::Identity {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The container's file tree: pivot into the root file system, then everything a Linux program
-//! expects to find mounted in it.
+//! The container's file tree: pivots into the root file system, then mounts everything that a Linux program
+//! expects in it.
 //!
-//! [`enter`] is the first half; [`seal`] the second, once the terminal has been made: masked and
-//! read-only paths, and the read-only root last of all.
+//! [`enter`] is the first half. [`seal`] is the second half, after the terminal has been created: masked and
+//! read-only paths, and at the very end the read-only root.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -21,23 +21,23 @@ const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const NO_DEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
-/// What containers see of the pod: (where the agent keeps it, where it appears).
+/// The pod's files that containers see: path in the agent's tree, path in the container.
 const POD_FILES: [(&str, &str); 3] = [
     (files::RESOLV_CONF, "/etc/resolv.conf"),
     (files::HOSTS, "/etc/hosts"),
     (files::HOSTNAME, "/etc/hostname"),
 ];
 
-/// Makes the container's tree the whole world of this process.
+/// Makes the container's tree the only one that this process can reach.
 pub fn enter(config: &InitConfig) -> Result<(), Failure> {
-    // What comes from outside must be taken along: after the pivot there is no outside.
+    // Everything from outside must be opened now. After the pivot it cannot be reached any more.
     let volumes = binds::take_along(&config.mounts)?;
     let pod_files = POD_FILES
         .iter()
         .filter(|(source, target)| Path::new(source).exists() && !is_given(config, target))
         .map(|(source, target)| Ok((mounts::clone_path(Path::new(source))?, *target)))
         .collect::<rustix::io::Result<Vec<_>>>()
-        .stage("take the pod's files along")?;
+        .stage("open the pod's files")?;
     let writable = if config.privileged {
         MountAttrFlags::empty()
     } else {
@@ -48,9 +48,10 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     let given_devices = devices::take_given(config)?;
 
     rustix::process::umask(rustix::fs::Mode::empty());
-    // A view of our own: the agent's is locked where our users are others than its.
+    // A mount in our own namespace: with a user namespace, the agent's mount is locked.
     let root = mounts::clone_path(Path::new(&config.rootfs)).stage("open the root file system")?;
-    let path = std::ffi::CString::new(config.rootfs.as_str()).stage("name the root file system")?;
+    let path = std::ffi::CString::new(config.rootfs.as_str())
+        .stage("encode the path of the root file system")?;
     mounts::attach_at(&root, &path).stage("mount the root file system")?;
     mounts::pivot_into(&root).stage("pivot into the root file system")?;
     drop(root);
@@ -65,14 +66,14 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
         "/sys/fs/cgroup",
     )?;
     for (mount, target) in pod_files {
-        let place = paths::ensure_file(Path::new(target)).stage_on("make", target)?;
+        let place = paths::ensure_file(Path::new(target)).stage_on("create", target)?;
         mounts::attach(mount, place).stage_on("mount", target)?;
     }
     binds::place(volumes)?;
     devices::place_given(given_devices)
 }
 
-/// File systems of the kernel that show more than the container's own, mounted nowhere yet.
+/// File systems of the kernel that need access to more than the container, not mounted yet.
 struct Kernel {
     proc: OwnedFd,
     sys: OwnedFd,
@@ -81,17 +82,17 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// With users of its own, a process may mount processes only while it sees those of the guest, and devices and
-    /// message queues, which belong to the guest's users, not at all: it gets a view of the agent's.
+    /// Opens these file systems. A process in a user namespace may mount procfs only while it sees the guest's. sysfs
+    /// and message queues belong to the guest's users. It may not mount them and gets copies of the agent's mounts.
     fn take_along(config: &InitConfig, writable: MountAttrFlags) -> Result<Self, Failure> {
         let plain = NO_SUID | NO_EXEC | NO_DEV;
         let (sys, mqueue) = if config.own_users {
             let open = paths::find(Path::new("/sys")).stage("open /sys")?;
-            let view = mounts::clone_fd(open, true).stage("take /sys along")?;
+            let view = mounts::clone_fd(open, true).stage("clone the mount of /sys")?;
             sys::set_mount_attributes(view.as_fd(), read_only_attribute(), true)
                 .stage("make /sys read-only")?;
             let queues = mounts::clone_path(Path::new(files::MQUEUE));
-            (view, queues.stage("take message queues along")?)
+            (view, queues.stage("clone the mount of message queues")?)
         } else {
             let sys = new(c"sysfs", &[], plain | writable)?;
             (sys, new(c"mqueue", &[], plain)?)
@@ -101,12 +102,12 @@ impl Kernel {
             proc: new(c"proc", &[], plain)?,
             sys,
             mqueue,
-            shm: shm.stage("take the pod's /dev/shm along")?,
+            shm: shm.stage("clone the mount of the pod's /dev/shm")?,
         })
     }
 }
 
-/// Whether one of the container's own mounts takes the place of what we would have mounted.
+/// Whether one of the container's own mounts replaces a default mount.
 fn is_given(config: &InitConfig, target: &str) -> bool {
     config.mounts.iter().any(|mount| mount.target == target)
 }
@@ -136,7 +137,7 @@ fn place_dev(
     Ok(())
 }
 
-/// Takes away what the container must not see or change.
+/// Removes access to what the container must not see or change.
 pub fn seal(config: &InitConfig) -> Result<(), Failure> {
     for path in &config.readonly_paths {
         make_read_only(Path::new(path)).stage_on("make read-only", path)?;
@@ -158,12 +159,13 @@ fn new(
     options: &[(&str, &str)],
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Failure> {
-    mounts::new_filesystem(kind, options, attributes).stage_on("make", &kind.to_string_lossy())
+    mounts::new_filesystem(kind, options, attributes)
+        .stage_on("create a file system of type", &kind.to_string_lossy())
 }
 
 fn place(mount: OwnedFd, target: &str) -> Result<(), Failure> {
     let directory =
-        paths::ensure_directory(Path::new(target)).stage_on("make directory", target)?;
+        paths::ensure_directory(Path::new(target)).stage_on("create directory", target)?;
     mounts::attach(mount, directory).stage_on("mount", target)
 }
 
@@ -171,7 +173,7 @@ fn read_only_attribute() -> u64 {
     u64::from(READ_ONLY.bits())
 }
 
-/// A path that does not exist needs no protection.
+/// Makes a path read-only. One that does not exist needs no protection.
 fn make_read_only(path: &Path) -> std::io::Result<()> {
     let place = match paths::find(path) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),

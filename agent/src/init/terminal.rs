@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A terminal in the container's own devpts, so that its name there (`/dev/pts/0`) is the right one; the
-//! controlling side goes to the agent, the other becomes descriptors 0, 1, 2 and, for the container's
-//! first process, `/dev/console`.
+//! A terminal in the container's own devpts, so that its name there (`/dev/pts/0`) is right. The controlling
+//! side goes to the agent. The other side becomes descriptors 0, 1 and 2 and, for the container's first
+//! process, `/dev/console`.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::config::{Failure, Stage};
 use super::report::Reporter;
 use super::{Role, mounts, paths};
 
-/// Call in a fresh session.
+/// Creates the terminal and makes it the controlling terminal. Call it in a new session.
 pub fn attach(role: Role, reporter: &Reporter) -> Result<(), Failure> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
     let controller = paths::open(Path::new("/dev/pts/ptmx"), flags).stage("open a terminal")?;
@@ -26,10 +26,10 @@ pub fn attach(role: Role, reporter: &Reporter) -> Result<(), Failure> {
     .stage("open the terminal")?;
     reporter
         .terminal(controller.as_fd())
-        .stage("hand the terminal over")?;
-    ioctl_tiocsctty(&terminal).stage("take the terminal")?;
+        .stage("send the terminal to the agent")?;
+    ioctl_tiocsctty(&terminal).stage("set the controlling terminal")?;
     if role == Role::Container {
-        let console = paths::ensure_file(Path::new("/dev/console")).stage("make /dev/console")?;
+        let console = paths::ensure_file(Path::new("/dev/console")).stage("create /dev/console")?;
         let view = mounts::clone_fd(&terminal, false).stage("clone the terminal")?;
         mounts::attach(view, console).stage("mount /dev/console")?;
     }

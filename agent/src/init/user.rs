@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who a container's process is: user and groups as Kubernetes and image configurations name them,
-//! looked up in the image's own `/etc/passwd` and `/etc/group`.
+//! The user and groups of a container's process, as Kubernetes and image configurations name them, looked up
+//! in the image's own `/etc/passwd` and `/etc/group`.
 //!
-//! The files are the image author's: read with a bound, lines that make no sense are skipped. Pure
-//! but for [`read_database`].
+//! The image's author wrote these files, so only a limited part is read, and invalid lines are skipped. Pure,
+//! except for [`read_database`].
 
 use std::fs::File;
 use std::io::Read;
@@ -14,11 +14,11 @@ use rustix::fs::OFlags;
 
 use super::paths;
 
-/// A larger file is cut here; no image needs more, and the guest's memory is the container's neighbour.
+/// Only this much of a file is read. No image needs more, and it takes memory of the guest.
 const MAX_DATABASE_BYTES: u64 = 4 << 20;
-/// NGROUPS_MAX.
+/// The kernel's NGROUPS_MAX.
 const MAX_GROUPS: usize = 65536;
-/// The kernel's "no change"; never a real id.
+/// To the kernel this means "no change", so it is never a real id.
 const INVALID_ID: u32 = u32::MAX;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,23 +27,23 @@ pub enum UserError {
     NoUser(String),
     #[error("unable to find group {0}: no matching entries in group file")]
     NoGroup(String),
-    #[error("id {0} is out of range")]
+    #[error("user or group id {0} is out of range")]
     IdOutOfRange(i64),
     #[error("too many groups")]
     TooManyGroups,
 }
 
-/// What the process becomes.
+/// The user and groups that the process gets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// The primary one, then those that the pod asks for, then those of the image.
+    /// First the primary group, then the groups that the pod requests, then those of the image.
     pub groups: Vec<u32>,
     pub home: Option<Vec<u8>>,
 }
 
-/// Reads one of the two files; one that cannot be read is empty.
+/// Reads one of the two files. One that cannot be read counts as empty.
 pub fn read_database(path: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(fd) = paths::open(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK) {
@@ -54,9 +54,10 @@ pub fn read_database(path: &str) -> Vec<u8> {
     bytes
 }
 
+/// Looks up a user in the texts of the image's `passwd` and `group`. A user id that is not in `passwd` is valid.
 pub fn resolve(user: &User, passwd: &[u8], group: &[u8]) -> Result<Identity, UserError> {
     let (wanted_user, wanted_group) = match (user.uid, user.name.split_once(':')) {
-        // A number from the pod's security context replaces whatever the image says.
+        // A user id in the pod's security context replaces the image's user and group.
         (Some(uid), _) => (checked_id(uid)?.to_string(), ""),
         (None, Some((user, group))) => (user.to_owned(), group),
         (None, None) => (user.name.clone(), ""),
@@ -242,7 +243,7 @@ mod tests {
             ("12345:12346", (12345, 12346, vec![12346])),
             ("nohome", (3000, 3000, vec![3000])),
             ("0", (0, 0, vec![0, 10])),
-            // A name that looks like a number is a name first.
+            // A name that looks like a number is first looked up as a name.
             ("1000", (2000, 2000, vec![2000])),
         ];
         for (name, expected) in table {

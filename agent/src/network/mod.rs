@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's network interface as CNI planned it on the host: name, MTU, addresses, routes.
+//! The pod's network interface as CNI defined it on the host: name, MTU, addresses, routes.
 
 pub mod netlink;
 
@@ -17,26 +17,26 @@ const CLASS: &str = "/sys/class/net";
 /// How long the interface may take to appear after the guest has started.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
 const APPEAR_PAUSE: Duration = Duration::from_millis(2);
-/// IFNAMSIZ with its terminating zero.
+/// The longest interface name: IFNAMSIZ minus its terminating NUL.
 const MAX_NAME_BYTES: usize = 15;
 const MAX_ADDRESSES: usize = 256;
 const MAX_ROUTES: usize = 4096;
 const MAX_NEIGHBORS: usize = 4096;
-/// For the interface: the host says what addresses and routes there are, not a router on the link, and what the host
-/// gives needs no asking around whether another has it.
+/// Settings of the interface that are switched off. Addresses and routes come from the host, not from router
+/// advertisements; and the host's addresses need no duplicate address detection.
 const IPV6_SETTINGS: [&str; 2] = ["accept_ra", "accept_dad"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    #[error("no interface with the address {0:?}")]
+    #[error("guest has no interface with the MAC address {0:?}")]
     NoInterface(String),
     #[error("{0:?} is not a name for an interface")]
     BadName(String),
-    #[error("{0:?} is not an address with a prefix length")]
+    #[error("{0:?} is not an IP address with a prefix length")]
     BadPrefix(String),
-    #[error("{0:?} is not an address")]
+    #[error("{0:?} is not an IP address")]
     BadAddress(String),
-    #[error("{0:?} is not the address of an Ethernet interface")]
+    #[error("{0:?} is not a MAC address")]
     BadMac(String),
     #[error("too many addresses, routes or neighbours")]
     TooMany,
@@ -48,18 +48,18 @@ pub enum NetworkError {
     },
 }
 
-/// An address and how many of its bits name the network.
+/// An address and its prefix length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     pub address: IpAddr,
     pub bits: u8,
 }
 
-/// A route to make; 0: the kernel's choice.
+/// A route to add. Where a number is 0, the kernel chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     pub destination: Prefix,
-    /// `None`: on link.
+    /// `None` if the destination is on the link.
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
     pub priority: u32,
@@ -73,7 +73,7 @@ pub fn start_loopback() -> io::Result<()> {
     Netlink::open()?.set_up(LOOPBACK_INDEX)
 }
 
-/// Everything may be there already: a second call changes nothing.
+/// Configures the interface. A second call with the same request changes nothing.
 pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
     check_name(&wanted.name)?;
     if wanted.addresses.len() > MAX_ADDRESSES
@@ -112,7 +112,7 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
         .name(index, &wanted.name, wanted.mtu)
         .map_err(kernel("rename to", &wanted.name))?;
     for setting in IPV6_SETTINGS {
-        // Without IPv6 there is nothing to say.
+        // Fails if the kernel has no IPv6. Then there is nothing to set.
         let _ = fs::write(
             format!("/proc/sys/net/ipv6/conf/{}/{setting}", wanted.name),
             "0",
@@ -126,7 +126,7 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
             .add_address(index, address)
             .map_err(kernel("add address", &address))?;
     }
-    // A gateway may be one of them.
+    // Before the routes, because a gateway may be one of these neighbours.
     for (address, mac) in neighbors {
         netlink
             .add_neighbor(index, address, mac)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The five requests of rtnetlink that the agent needs, over one blocking socket (the kernel answers
-//! before `send` returns). Layouts are those of `linux/rtnetlink.h`.
+//! The five rtnetlink requests that the agent needs, over one blocking socket. The kernel has handled a request
+//! when `send` returns. The formats are those of `linux/rtnetlink.h`.
 
 use std::io;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ const LINK_UP: u32 = 1;
 
 const ADDRESS_ADDRESS: u16 = 1;
 const ADDRESS_LOCAL: u16 = 2;
-/// No duplicate address detection: the address is the host's to give.
+/// No duplicate address detection, because the host assigns the addresses.
 const ADDRESS_NO_DAD: u8 = 2;
 
 const ROUTE_DESTINATION: u16 = 1;
@@ -59,7 +59,7 @@ pub struct Netlink {
 
 impl Netlink {
     pub fn open() -> io::Result<Self> {
-        // No protocol number is number 0, NETLINK_ROUTE.
+        // No protocol means number 0, which is NETLINK_ROUTE.
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -73,7 +73,7 @@ impl Netlink {
         self.ask(NEW_LINK, 0, link(index, LINK_UP))
     }
 
-    /// An MTU of 0 stays as it is.
+    /// Sets the name and the MTU. An MTU of 0 leaves it unchanged.
     pub fn name(&mut self, index: u32, name: &str, mtu: u32) -> io::Result<()> {
         let mut message = link(index, 0);
         attribute(&mut message, LINK_NAME, &[name.as_bytes(), b"\0"].concat());
@@ -103,7 +103,7 @@ impl Netlink {
 
     pub fn add_route(&mut self, index: u32, to: &Route) -> io::Result<()> {
         match self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, 0)) {
-            // The gateway is in no network that the interface is in, as point-to-point plugins have it.
+            // The gateway is in none of the interface's networks, as with point-to-point plugins.
             Err(e) if to.gateway.is_some() && is_unreachable(&e) => {
                 self.ask(NEW_ROUTE, CREATE | REPLACE, route(index, to, ROUTE_ON_LINK))
             }
@@ -143,7 +143,7 @@ fn is_unreachable(error: &io::Error) -> bool {
     )
 }
 
-/// An answer is a header and an error number, 0 for success.
+/// Parses a reply: a header and an error number, which is 0 for success.
 fn acknowledged(answer: &[u8]) -> io::Result<()> {
     let kind = answer
         .get(4..6)
@@ -221,7 +221,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The address with the bits of the host part cleared: the kernel refuses a route that has any.
+/// The address with a host part of zero. The kernel refuses a route with any other host part.
 fn network(prefix: Prefix) -> Vec<u8> {
     let mut octets = octets(prefix.address);
     for (index, octet) in octets.iter_mut().enumerate() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files that make a pod recognise itself: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`. Kept
-//! once by the agent, seen by every container. Rendering is pure.
+//! The pod's own files: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`. The agent keeps one copy, which all
+//! containers see. Creating their texts is pure.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,11 +14,11 @@ pub const RESOLV_CONF: &str = "/run/pod/resolv.conf";
 pub const HOSTS: &str = "/run/pod/hosts";
 pub const HOSTNAME: &str = "/run/pod/hostname";
 pub const SHM: &str = "/run/pod/shm";
-/// The pod's message queues, where its users are its own and may not mount them themselves.
+/// The pod's message queues, for a pod whose users may not mount them themselves.
 pub const MQUEUE: &str = "/run/pod/mqueue";
 const MACHINE_ID: &str = "/run/machine-id";
 
-/// The files belong to the pod's root, whose numbers in the guest these are.
+/// Writes the files. They belong to the pod's root user, whose ids in the guest are given.
 pub fn write(request: &ConfigureSandboxRequest, (uid, gid): (u32, u32)) -> io::Result<()> {
     let put = |path: &str, text: String| {
         fs::write(path, text)?;
@@ -65,7 +65,7 @@ fn hosts(entries: &[HostEntry]) -> String {
     text
 }
 
-/// What would end a line or a field is not part of a name.
+/// Removes characters that would end a line or a field.
 fn one_word(text: &str) -> String {
     text.chars()
         .filter(|c| !c.is_whitespace() && !c.is_control())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Limits of all containers together, and the huge pages that they may use.
+//! Limits of all containers together, and the huge pages that containers may use.
 
 use std::fs;
 use std::io;
@@ -9,17 +9,17 @@ use bulkhead_proto::agent::{HugepageLimit, Resources};
 
 use crate::cgroup::{Cgroup, CgroupError};
 
-/// Where the kernel keeps huge pages, a directory for each size.
+/// The kernel's pools of huge pages, one directory per size.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
 const KIB: u64 = 1 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
-    #[error("limits of the pod")]
+    #[error("set limits of the pod")]
     Cgroup(#[from] CgroupError),
     #[error("this guest has no huge pages of {0:?}")]
     PageSize(String),
-    #[error("{wanted} huge pages of {page_size} were asked for, the guest has room for {found}")]
+    #[error("{wanted} huge pages of {page_size} were requested, the guest can have {found}")]
     Hugepages {
         page_size: String,
         wanted: u64,
@@ -27,7 +27,7 @@ pub enum LimitError {
     },
 }
 
-/// Blocks: reserving huge pages moves memory about.
+/// Sets the limits. Blocks, because the kernel moves memory to reserve huge pages.
 pub fn limit(resources: &Resources) -> Result<(), LimitError> {
     for wanted in &resources.hugepage_limits {
         reserve(Path::new(POOLS), wanted)?;
@@ -39,7 +39,7 @@ pub fn limit(resources: &Resources) -> Result<(), LimitError> {
     Ok(Cgroup::pod().update(&rest)?)
 }
 
-/// Has the kernel keep as many huge pages as the limit allows. Fewer are an error, and none are kept then.
+/// Reserves as many huge pages as the limit allows. If fewer are possible, reserves none and fails.
 fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
     let bytes = page_bytes(&limit.page_size).filter(|bytes| *bytes >= KIB);
     let bytes = bytes.ok_or_else(|| LimitError::PageSize(limit.page_size.clone()))?;
@@ -53,7 +53,7 @@ fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
     };
     let before = match current() {
         Ok(before) => before,
-        // kubelet names every size that its node has, also those of which the pod wants none.
+        // kubelet lists every page size of its node, even if the pod wants none of it.
         Err(_) if wanted == 0 => return Ok(()),
         Err(_) => return Err(LimitError::PageSize(limit.page_size.clone())),
     };
@@ -66,7 +66,7 @@ fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
         });
     }
     let set = |pages: u64| fs::write(&file, pages.to_string());
-    // What was written says nothing: the kernel keeps as many as it finds.
+    // The write succeeds even if the kernel finds fewer pages, so check below.
     let _ = set(wanted);
     let found = current().unwrap_or(before);
     if found < wanted {
@@ -80,13 +80,13 @@ fn reserve(pools: &Path, limit: &HugepageLimit) -> Result<(), LimitError> {
     Ok(())
 }
 
-/// Memory that the kernel could free, in bytes. To ask for more would drop all that is cached, and fail.
+/// How many bytes of memory the kernel could free. A request for more would drop all caches and then fail.
 fn available() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     crate::statistics::files::meminfo(&text, "MemAvailable")
 }
 
-/// "2MB", "1GB" and "64KB", as cgroup files and kubelet write them.
+/// Parses sizes such as "2MB", "1GB" and "64KB", as cgroup files and kubelet write them.
 fn page_bytes(page_size: &str) -> Option<u64> {
     let units = [("KB", 10), ("MB", 20), ("GB", 30)];
     units.iter().find_map(|(unit, shift)| {

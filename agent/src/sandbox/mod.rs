@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What turns a guest that is like every other into one pod's: clock, entropy, names, network, disks.
+//! Turns a guest, which is like every other one, into a certain pod's guest: clock, entropy, names, network, disks.
 
 pub mod files;
 mod limits;
@@ -28,9 +28,11 @@ const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    #[error("this guest is another sandbox already")]
+    #[error("this guest is already configured for another sandbox")]
     AnotherSandbox,
-    #[error("{0} bytes of entropy are too few or too many")]
+    #[error(
+        "{0} bytes of entropy are not in the range of {MIN_ENTROPY_BYTES} to {MAX_ENTROPY_BYTES}"
+    )]
     Entropy(usize),
     #[error("{0:?} is not the name of a sysctl")]
     BadSysctl(String),
@@ -49,7 +51,7 @@ pub enum SandboxError {
     Network(#[source] NetworkError),
 }
 
-/// Which sandbox this guest is, once it is one.
+/// The sandbox that this guest is configured for, if it is configured.
 #[derive(Debug)]
 pub struct Sandbox {
     configured: Mutex<Option<ConfigureSandboxRequest>>,
@@ -57,7 +59,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Not configured yet; will make the pod's users in `users`.
+    /// Not configured yet. [`Self::configure`] will create the pod's user namespace in `users`.
     pub fn new(users: PodUsers) -> Self {
         Self {
             configured: Mutex::default(),
@@ -65,9 +67,10 @@ impl Sandbox {
         }
     }
 
+    /// Configures the guest for its sandbox. Another call for the same sandbox only sets the clock and adds entropy.
     pub async fn configure(&self, request: ConfigureSandboxRequest) -> Result<(), SandboxError> {
         let mut configured = self.configured.lock().await;
-        // Who asks again has a new time and new entropy, which never hurt.
+        // A repeated call brings a new time and new entropy. Both are welcome.
         add_entropy(&request.entropy)?;
         set_clock(request.clock_unix_nanoseconds)?;
         let identity = ConfigureSandboxRequest {
@@ -84,7 +87,7 @@ impl Sandbox {
             self.users
                 .make(wanted)
                 .map_err(|source| SandboxError::Step {
-                    what: "make the pod's user namespace",
+                    what: "create the pod's user namespace",
                     source,
                 })?;
         }
@@ -98,10 +101,10 @@ impl Sandbox {
     }
 }
 
-/// Every step may be repeated, so that a call that failed half-way may be.
+/// Configures the guest. Each step can be repeated, so a call that failed half-way can be repeated, too.
 async fn apply(request: &ConfigureSandboxRequest, users: &PodUsers) -> Result<(), SandboxError> {
     let step = |what| move |source| SandboxError::Step { what, source };
-    // The disk's first answer takes longest: it is read while the rest is done.
+    // The first access to the disk takes longest, so it happens while the other steps are done.
     let disk = tokio::task::spawn_blocking(|| {
         if PathBuf::from(scratch::CONTAINERS).exists() {
             Ok(())
@@ -114,7 +117,7 @@ async fn apply(request: &ConfigureSandboxRequest, users: &PodUsers) -> Result<()
         source: e.into(),
     })?;
     let root = users.in_guest(0, 0);
-    let root = root.map_err(step("find the pod's root"))?;
+    let root = root.map_err(step("map the pod's root user"))?;
     files::write(request, root).map_err(step("write the pod's files"))?;
     mount_shm(request.shm_bytes, root).map_err(step("mount the pod's /dev/shm"))?;
     if request.user_namespace.is_some() {
@@ -172,7 +175,7 @@ fn mount_mqueue() -> io::Result<()> {
     Ok(mount(c"mqueue", files::MQUEUE, c"mqueue", flags, None)?)
 }
 
-/// Owned by the pod's root, whose numbers in the guest these are.
+/// Mounts the pod's /dev/shm. It belongs to the pod's root user, whose ids in the guest are given.
 fn mount_shm(bytes: u64, (uid, gid): (u32, u32)) -> io::Result<()> {
     let bytes = if bytes == 0 { DEFAULT_SHM_BYTES } else { bytes };
     if fs::exists(files::SHM)? {

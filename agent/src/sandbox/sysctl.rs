@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kernel parameters of the pod.
+//! Kernel parameters (sysctls) of the pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use super::SandboxError;
 
 const ROOT: &str = "/proc/sys";
 
-/// What containerd gives every pod: `ping` and low ports without privilege. In a namespace of the pod's own, which the
-/// guest is, they take nothing from anybody. And what kubelet sets on a node: a program may reserve more memory than the
-/// guest has just now, which may get more.
+/// The first two are containerd's defaults for every pod: `ping` and low ports without privileges. They are safe,
+/// because the guest has no other pod. The last one is kubelet's for a node: a program may reserve more memory than
+/// the guest has now, because the guest may get more later.
 const DEFAULTS: [(&str, &str); 3] = [
     ("net.ipv4.ping_group_range", "0 2147483647"),
     ("net.ipv4.ip_unprivileged_port_start", "0"),
     ("vm.overcommit_memory", "1"),
 ];
 
-/// To be called before the pod's own are set, which win.
+/// Sets the defaults. Call it before the pod's own values are set, because these have precedence.
 pub fn set_defaults() -> Result<(), SandboxError> {
     DEFAULTS
         .iter()
@@ -33,8 +33,8 @@ pub fn set(name: &str, value: &str) -> Result<(), SandboxError> {
     })
 }
 
-/// `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/forwarding`: whichever separator comes first
-/// separates, the other is a character of a name and stands for the one that cannot be.
+/// The file of a sysctl, for `net.ipv4.ip_forward` as well as for `net/ipv4/conf/eth0.1/forwarding`. Whichever of `.`
+/// and `/` comes first is the separator. The other one is then part of a name; if it is `/`, it stands for a `.`.
 fn path(name: &str) -> Option<PathBuf> {
     let first = name.find(['.', '/'])?;
     let dots_separate = name[first..].starts_with('.');

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Compiles a [`Filter`] to classic BPF.
 //!
-//! The program checks the architecture, then finds the system call by binary search over ranges of
-//! numbers with the same treatment, then tests arguments. It is written from its end to its start, so
-//! every jump target is already there when it is needed; jumps reach 255 instructions, and what is
-//! farther is repeated (a return) or reached by way of an unconditional jump.
+//! The program checks the architecture, then finds the system call by a binary search over ranges of numbers
+//! with the same rules, then tests arguments. It is written from its end to its start, so that every jump target
+//! exists already when it is needed. A conditional jump reaches only 255 instructions. If its target is farther
+//! away, a return is written again, and anything else is reached through an unconditional jump.
 
 use std::collections::HashMap;
 
 use super::{Action, Comparison, Condition, Filter, Rule, SeccompError};
 
 const MAX_INSTRUCTIONS: usize = 4096;
-/// Two below what a jump field holds: fixing one branch may push the other away.
+/// A little less than a jump field holds, because reaching one target may push the other one further away.
 const REACH: usize = 250;
 
 pub(super) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-/// Numbers from here on belong to the x32 ABI.
+/// System call numbers from here on belong to the x32 ABI.
 const X32_BIT: u32 = 0x4000_0000;
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
@@ -60,7 +60,7 @@ pub fn errno(number: i32) -> u16 {
     u16::try_from(number).unwrap_or(1)
 }
 
-/// The numbers from `start` to the next range's start, treated alike.
+/// The numbers from `start` to the start of the next range, which have the same rules.
 struct Range<'a> {
     start: u32,
     rules: &'a [Rule],
@@ -85,10 +85,10 @@ fn ranges(filter: &Filter) -> Vec<Range<'_>> {
     ranges
 }
 
-/// An instruction that is written already, counted from the end of the program.
+/// An instruction that has been written already, counted from the end of the program.
 type Node = usize;
 
-/// The program backwards: the last instruction comes first.
+/// The program in reverse order: the last instruction comes first.
 #[derive(Default)]
 struct Code {
     reversed: Vec<u64>,
@@ -110,7 +110,7 @@ impl Code {
         }
     }
 
-    /// The rules of one call. One without conditions decides whatever those with conditions leave.
+    /// Writes the rules of one call. A rule without conditions applies when no rule with conditions does.
     fn decide(&mut self, rules: &[Rule], default: Action) -> Node {
         let plain = rules.iter().find(|rule| rule.conditions.is_empty());
         let last = plain.map_or(default, |rule| rule.action);
@@ -120,7 +120,7 @@ impl Code {
             .rev()
             .filter(|rule| !rule.conditions.is_empty())
         {
-            // Nodes must stay near: take the answers anew for each rule.
+            // Write the action again for each rule, so that it stays within reach.
             let mut matched = self.give(rule.action);
             for condition in &rule.conditions {
                 matched = self.test(condition, matched, next);
@@ -130,7 +130,7 @@ impl Code {
         next
     }
 
-    /// 64 bits are compared as two halves, the upper one first.
+    /// Writes the test of an argument. BPF has 32 bits, so the halves are compared, the upper one first.
     fn test(&mut self, condition: &Condition, yes: Node, no: Node) -> Node {
         let [l0, l1, l2, l3, h0, h1, h2, h3] = condition.value.to_le_bytes();
         let low = u32::from_le_bytes([l0, l1, l2, l3]);
@@ -196,7 +196,7 @@ impl Code {
         self.then(LOAD, offset, next)
     }
 
-    /// An instruction that goes on to `next`.
+    /// Writes an instruction that continues with `next`.
     fn then(&mut self, code: u16, k: u32, next: Node) -> Node {
         if next + 1 != self.reversed.len() {
             self.jump(next);
@@ -207,7 +207,7 @@ impl Code {
     fn branch(&mut self, code: u16, k: u32, yes: Node, no: Node) -> Node {
         let yes = self.within_reach(yes);
         let no = self.within_reach(no);
-        // Both are at most REACH + 1 away, which fits.
+        // Both are at most REACH + 1 away, which fits one byte.
         let distance = |len: usize, node: Node| u8::try_from(len - node - 1).unwrap_or(u8::MAX);
         let len = self.reversed.len();
         self.push(code, distance(len, yes), distance(len, no), k)
@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn every_number_gets_its_own_answer() {
         let mut filter = Filter::new(Action::Errno(1));
-        // Alternating answers: no ranges to merge, so jumps get long.
+        // Alternating actions: no ranges can be merged, so jumps become long.
         for number in (0..900).step_by(2) {
             filter.rules.insert(
                 number,

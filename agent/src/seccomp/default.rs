@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The default profile: the calls that ordinary programs make, more for each capability that could use
-//! them, and EPERM for the rest. Close to what containerd and Docker allow, so that images that work
-//! there work here.
+//! The default profile: the calls that ordinary programs make, more calls for each capability that needs them,
+//! and EPERM for all others. It is close to the default of containerd and Docker, so that images that work there
+//! work here, too.
 
 use super::bpf::errno;
 use super::{Action, Comparison, Condition, Filter, Rule};
 
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
-/// Hypervisor sockets lead to the daemon: they are the agent's.
+/// Sockets to the hypervisor lead to the daemon, so only the agent may use them.
 const AF_VSOCK: u64 = 40;
-/// The personalities that change nothing of security: Linux, UNAME26, both, and the question.
+/// Personalities that do not affect security: Linux, UNAME26, both, and the query of the current one.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 pub fn filter(capabilities: &[String]) -> Filter {
@@ -36,8 +36,8 @@ pub fn filter(capabilities: &[String]) -> Filter {
         allow(&[condition(0, Comparison::NotEqual, AF_VSOCK)]),
     );
     if !has("CAP_SYS_ADMIN") {
-        // New namespaces are not for everybody. The flags of clone3 are in memory, where no filter
-        // looks: as if the kernel did not have it, C libraries then use clone.
+        // No new namespaces. The flags of clone3 are in memory, where a filter cannot look. So behave as if the
+        // kernel did not have clone3; then C libraries use clone.
         filter.add(
             "clone",
             allow(&[condition(0, Comparison::MaskedEqual(CLONE_NAMESPACES), 0)]),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel's interpreter, as far as [`super::compile`] uses it.
+//! For tests: an interpreter of the BPF instructions that [`super::compile`] uses.
 
 use super::bpf::*;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System call filters: the default profile, the profiles that users bring, and the compiler for both.
+//! System call filters: the default profile, profiles of users, and the compiler for both.
 //!
-//! The agent compiles (once for a profile); the container's process only loads the result.
+//! The agent compiles each filter once, when the container is created. The container's process only loads it.
 
 mod bpf;
 mod default;
@@ -21,7 +21,7 @@ pub enum SeccompError {
     Parse(#[source] serde_json::Error),
     #[error("seccomp profile: {0} is not supported")]
     Unsupported(String),
-    #[error("seccomp profile: the filter has {0} instructions, the kernel takes 4096")]
+    #[error("seccomp profile: the filter has {0} instructions, at most 4096 are possible")]
     TooLong(usize),
     #[error("seccomp profile is larger than 1 MiB")]
     TooLarge,
@@ -46,11 +46,11 @@ pub enum Comparison {
     LessOrEqual,
     Greater,
     GreaterOrEqual,
-    /// The argument and `.0`, compared with the value.
+    /// The argument, masked with this value, equals the condition's value.
     MaskedEqual(u64),
 }
 
-/// A test of one system call argument.
+/// A test of one argument of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
     pub argument: u8,
@@ -58,14 +58,15 @@ pub struct Condition {
     pub value: u64,
 }
 
-/// What happens when all conditions hold.
+/// The action when all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub conditions: Vec<Condition>,
     pub action: Action,
 }
 
-/// A filter as decisions: for each system call the rules in order, else the default.
+/// The rules for each system call. The first one whose conditions hold decides. A rule without conditions comes last,
+/// and otherwise the default action applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     pub default: Action,
@@ -80,7 +81,7 @@ impl Filter {
         }
     }
 
-    /// Adds a rule for the call named `name`; a name that this architecture does not have is skipped.
+    /// Adds a rule for the call `name`. Skips a name that this architecture does not have.
     pub fn add(&mut self, name: &str, rule: Rule) {
         if let Some(number) = syscalls::number(name) {
             self.rules.entry(number).or_default().push(rule);
@@ -88,14 +89,14 @@ impl Filter {
     }
 }
 
-/// A program that is ready to be loaded, eight bytes an instruction; empty: no filter.
+/// A compiled filter, one number per instruction. Empty if there is no filter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
     pub instructions: Vec<u64>,
     pub flags: u32,
 }
 
-/// Compiles what a container asks for.
+/// Compiles the filter that a container requests.
 pub fn program(wanted: Option<&Seccomp>, capabilities: &[String]) -> Result<Program, SeccompError> {
     let kind = wanted.map_or(Kind::RuntimeDefault, Seccomp::kind);
     let (filter, flags) = match kind {
@@ -109,7 +110,7 @@ pub fn program(wanted: Option<&Seccomp>, capabilities: &[String]) -> Result<Prog
     })
 }
 
-/// The inverse of the encoding in [`Program`], for the system call.
+/// Converts the instructions of a [`Program`] to the format of the system call.
 pub fn decode(instructions: &[u64]) -> Vec<libc::sock_filter> {
     instructions
         .iter()

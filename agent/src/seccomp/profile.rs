@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Profiles that users bring: an OCI `linux.seccomp` object. What cannot be honoured is an error, so
-//! that a profile never protects less than it says.
+//! Profiles of users: OCI `linux.seccomp` objects. A profile that cannot be fulfilled completely is an error, so
+//! that it never protects less than it says.
 
 use serde::Deserialize;
 
@@ -32,7 +32,7 @@ struct RawRule {
     errno_ret: Option<u16>,
     #[serde(default)]
     args: Option<Vec<RawCondition>>,
-    /// Docker's own dialect: rules that depend on capabilities or the kernel's version.
+    /// Only Docker's format has these: rules that depend on capabilities or on the kernel's version.
     includes: Option<serde_json::Map<String, serde_json::Value>>,
     excludes: Option<serde_json::Map<String, serde_json::Value>>,
 }
@@ -47,7 +47,7 @@ struct RawCondition {
     op: String,
 }
 
-/// The filter and the flags of `seccomp(2)` to load it with.
+/// Parses a profile. Returns the filter and the flags for `seccomp(2)`.
 pub fn parse(json: &[u8]) -> Result<(Filter, u32), SeccompError> {
     if json.len() > MAX_PROFILE_BYTES {
         return Err(SeccompError::TooLarge);
@@ -91,7 +91,7 @@ pub fn parse(json: &[u8]) -> Result<(Filter, u32), SeccompError> {
 
 fn flag(name: &str) -> Result<u32, SeccompError> {
     match name {
-        // One thread loads it: nothing to synchronise.
+        // There is only one thread when the filter is loaded, so there is nothing to synchronize.
         "SECCOMP_FILTER_FLAG_TSYNC" => Ok(0),
         "SECCOMP_FILTER_FLAG_LOG" => Ok(FLAG_LOG),
         "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => Ok(FLAG_SPEC_ALLOW),

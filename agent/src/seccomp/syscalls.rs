@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System call names and numbers of x86-64, sorted by name. From the kernel's `unistd_64.h`.
+//! Names and numbers of system calls on x86-64, sorted by name. From the kernel's `unistd_64.h`.
 
-/// The number of the call named `name`, if this architecture has it.
+/// The number of the call `name`, if this architecture has it.
 pub fn number(name: &str) -> Option<u32> {
     let index = TABLE
         .binary_search_by(|(known, _)| (*known).cmp(name))

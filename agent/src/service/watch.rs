@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the daemon is told of containers, without being asked again.
+//! Reports the states of containers to the daemon.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,8 +11,8 @@ use tonic::Status;
 use crate::container::state::State;
 use crate::container::{Container, Containers};
 
-/// Tells one watcher the state of everything, then what changes. A slow watcher misses steps in
-/// between, never the last one.
+/// Sends the state of all containers, then every change, to one watcher. A slow watcher may miss intermediate states,
+/// but never the last one.
 pub async fn watch(
     containers: Containers,
     sender: mpsc::Sender<Result<proto::WatchEvent, Status>>,
@@ -48,7 +48,7 @@ pub async fn watch(
     }
 }
 
-/// A container in the daemon's words.
+/// The status of a container as a message for the daemon.
 pub fn status(container: &Container, state: &State) -> proto::ContainerStatus {
     let mut status = proto::ContainerStatus {
         id: container.id.clone(),

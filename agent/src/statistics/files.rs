@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel's statistics files, from text to numbers. Pure; what is missing or makes no sense is zero.
+//! Parses the kernel's statistics files. Pure. A value that is missing or not valid counts as zero.
 
 use std::collections::BTreeMap;
 
 use bulkhead_proto::agent::{CpuStatistics, DeviceIo, MemoryStatistics, Pressure, PressureLine};
 
-/// What limits say when there is none.
+/// The value of a limit file if there is no limit.
 const NONE: &str = "max";
-/// Disks of a guest are few; one that has more is not what we boot.
+/// A guest has only a few disks. More than this are not expected and left out.
 const MAX_DEVICES: usize = 16;
 
-/// Lines of `key value`, as cpu.stat, memory.stat and memory.events have them.
+/// A file with lines of `key value`, such as cpu.stat, memory.stat and memory.events.
 pub struct Keyed<'a>(BTreeMap<&'a str, u64>);
 
 impl<'a> Keyed<'a> {
@@ -31,7 +31,7 @@ pub fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// A limit; all ones where there is none.
+/// A limit. All ones if there is none.
 pub fn limit(text: &str) -> u64 {
     match text.trim() {
         NONE => u64::MAX,
@@ -39,7 +39,7 @@ pub fn limit(text: &str) -> u64 {
     }
 }
 
-/// cpu.stat.
+/// Parses cpu.stat.
 pub fn cpu(text: &str) -> CpuStatistics {
     let stat = Keyed::parse(text);
     CpuStatistics {
@@ -52,7 +52,7 @@ pub fn cpu(text: &str) -> CpuStatistics {
     }
 }
 
-/// What memory.stat and memory.events say; the caller adds the files that hold one number.
+/// Parses memory.stat and memory.events. The caller adds the values of files with a single number.
 pub fn memory(stat: &str, events: &str) -> MemoryStatistics {
     let stat = Keyed::parse(stat);
     let events = Keyed::parse(events);
@@ -70,7 +70,7 @@ pub fn memory(stat: &str, events: &str) -> MemoryStatistics {
     }
 }
 
-/// cpu.pressure and its like: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
+/// Parses cpu.pressure and similar files: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
 pub fn pressure(text: &str) -> Pressure {
     let line = |kind: &str| {
         let words = text.lines().find_map(|line| line.strip_prefix(kind))?;
@@ -96,7 +96,7 @@ pub fn pressure(text: &str) -> Pressure {
     }
 }
 
-/// io.stat: `253:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
+/// Parses io.stat: `253:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0`.
 pub fn io(text: &str) -> Vec<DeviceIo> {
     let device = |line: &str| {
         let (device, words) = line.split_once(' ')?;
@@ -123,13 +123,13 @@ pub fn io(text: &str) -> Vec<DeviceIo> {
     text.lines().filter_map(device).take(MAX_DEVICES).collect()
 }
 
-/// What a block device's uevent file calls it.
+/// The name of a block device, from its uevent file.
 pub fn device_name(text: &str) -> String {
     let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     name.unwrap_or_default().to_owned()
 }
 
-/// A line of /proc/meminfo, in bytes.
+/// The value of a line of /proc/meminfo, in bytes.
 pub fn meminfo(text: &str, name: &str) -> u64 {
     let line = text
         .lines()
@@ -138,7 +138,7 @@ pub fn meminfo(text: &str, name: &str) -> u64 {
     kibibytes.map_or(0, number).saturating_mul(1024)
 }
 
-/// The soft limit of open files in /proc/<pid>/limits; all ones where there is none.
+/// The soft limit of open files, from `/proc/<pid>/limits`. All ones if there is none.
 pub fn open_files_limit(text: &str) -> u64 {
     let line = text
         .lines()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the guest's kernel counts, for `Statistics`: raw numbers, which the daemon checks and adds up.
 //!
-//! Everything here reads files and blocks; a call runs on a thread that may. Of a file at most 64 KiB are read, of
-//! a container's processes at most so many are looked at that the answer comes in time.
+//! Everything here reads files, so it must be called from a thread that may block. At most 64 KiB of a file are read.
+//! Counting descriptors is limited in number and in time, so that the answer comes in time.
 
 pub mod files;
 pub mod writable;
@@ -21,17 +21,17 @@ use crate::disk::scratch;
 
 const FILE_BYTES: u64 = 64 << 10;
 const MAX_HUGEPAGE_SIZES: usize = 8;
-/// Descriptors that are looked at in one container.
+/// The most descriptors that are counted in one container.
 const MAX_DESCRIPTORS: u64 = 65_536;
 
-/// Descriptors and limits of a container's processes.
+/// The open descriptors of a container's processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptors {
     pub open: u64,
     pub sockets: u64,
 }
 
-/// Reads a cgroup's files; one that is missing is zero.
+/// Reads a cgroup's files. A missing file counts as zero.
 pub fn cgroup(directory: &Path) -> CgroupStatistics {
     let read = |name: &str| read(&directory.join(name));
     let memory = files::memory(&read("memory.stat"), &read("memory.events"));
@@ -54,7 +54,7 @@ pub fn cgroup(directory: &Path) -> CgroupStatistics {
     }
 }
 
-/// io.stat, with the names that the devices have.
+/// Parses io.stat and adds the names of the devices.
 fn devices(text: &str) -> Vec<DeviceIo> {
     let mut devices = files::io(text);
     for device in &mut devices {
@@ -70,7 +70,7 @@ fn hugepages(directory: &Path) -> Vec<HugepageUsage> {
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let page_size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
-            // The files of reservations are named alike.
+            // Files about reservations have similar names.
             let plain = !page_size.contains('.');
             plain.then(|| HugepageUsage {
                 page_size: page_size.to_owned(),
@@ -83,7 +83,7 @@ fn hugepages(directory: &Path) -> Vec<HugepageUsage> {
     found
 }
 
-/// The guest as a whole; `pod` is the cgroup above all containers.
+/// Statistics of the whole guest. `pod` is the cgroup above all containers.
 pub fn guest(root: &Path, pod: &Path) -> GuestStatistics {
     let memory = read(Path::new("/proc/meminfo"));
     GuestStatistics {
@@ -105,7 +105,7 @@ fn filesystem(mount: &Path) -> Option<FilesystemStatistics> {
     })
 }
 
-/// Counts the descriptors of processes, up to a bound in number and until `deadline`.
+/// Counts the descriptors of processes, up to a limit and until `deadline`.
 pub fn descriptors(pids: &[i32], deadline: Instant) -> Descriptors {
     let mut counted = Descriptors::default();
     for pid in pids {
@@ -127,14 +127,14 @@ pub fn descriptors(pids: &[i32], deadline: Instant) -> Descriptors {
     counted
 }
 
-/// How many files a process may have open; zero if it is gone.
+/// How many files a process may have open. Zero if the process is gone.
 pub fn open_files_limit(pid: i32) -> u64 {
     files::open_files_limit(&read(Path::new(&format!("/proc/{pid}/limits"))))
 }
 
 fn read(path: &Path) -> String {
     let mut bytes = Vec::new();
-    // What cannot be read says nothing.
+    // A file that cannot be read counts as empty.
     let _ = File::open(path).and_then(|file| file.take(FILE_BYTES).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How much a container has written: the upper directory of its overlay, counted inode by inode.
+//! How much a container has written: counts the inodes and blocks in the upper directory of its overlay.
 //!
-//! Counting costs time, so an answer is kept for a while: twenty times as long as the count took, at least a second.
-//! However many files there are and however often is asked, that is at most a twentieth of a CPU. A count that is not
-//! done when the call must answer is cut, and says so, unless there is an older one. Blocks; one count at a time.
+//! Counting takes time, so a result is reused for twenty times as long as the count took, at least a second. Counting
+//! then takes at most a twentieth of a CPU, however many files there are and however often someone asks. A count that
+//! is not finished by the deadline is cut and marked as cut, unless there is an older complete one. Blocks. Counts of
+//! one container run one after the other.
 
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -15,13 +16,13 @@ use std::time::{Duration, Instant};
 use bulkhead_proto::agent::WritableLayer;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, open, openat2, statat};
 
-/// What is counted at most.
+/// The most inodes that are counted.
 const MAX_INODES: u64 = 1_000_000;
-/// Inodes with several names that are remembered, so that they count once.
+/// How many inodes with several names are remembered, so that each counts only once.
 const MAX_LINKED: usize = 65_536;
 const LEAST_AGE: Duration = Duration::from_secs(1);
 const AGE_FACTOR: u32 = 20;
-/// `st_blocks` counts these.
+/// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
 
 /// The last count of one directory.
@@ -35,7 +36,7 @@ struct Last {
 }
 
 impl Counted {
-    /// Counts what is in `upper`, or says what was counted a moment ago, or earlier if there is no time.
+    /// Counts the content of `upper`. Returns the last count instead if that is recent, or if the deadline has passed.
     pub fn count(&self, upper: &Path, deadline: Instant) -> WritableLayer {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
@@ -58,7 +59,7 @@ impl Counted {
     }
 }
 
-/// A directory that cannot be read, as one that vanished, holds nothing.
+/// Counts a directory. One that cannot be read, for example because it vanished, counts as empty.
 fn count(upper: &Path, deadline: Instant) -> WritableLayer {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let Ok(top) = open(upper, flags, Mode::empty()) else {
@@ -80,16 +81,18 @@ fn count(upper: &Path, deadline: Instant) -> WritableLayer {
     walk.layer
 }
 
+/// A count that is running.
 struct Walk {
     top: OwnedFd,
     layer: WritableLayer,
     linked: HashSet<u64>,
-    /// Paths below `top` that are still to be read.
+    /// Paths below `top` that still have to be read.
     pending: Vec<Vec<u8>>,
 }
 
 impl Walk {
-    /// The container changes names while we look: nothing is followed, and nothing outside `top` is opened.
+    /// Counts one directory. The container may change names meanwhile, so no symbolic link is followed and nothing
+    /// outside `top` is opened.
     fn visit(&mut self, path: &[u8]) {
         let Some(directory) = self.open(path) else {
             return;
@@ -129,7 +132,7 @@ impl Walk {
         }
     }
 
-    /// A directory too deep for one path is not counted, and the count says so.
+    /// Opens a directory. One whose path is too long is not counted, and the count is marked as cut.
     fn open(&mut self, path: &[u8]) -> Option<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let path = if path.is_empty() {

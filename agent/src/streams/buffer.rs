@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a container has written and the host has not yet stored. Pure: no I/O, no clock.
+//! The part of a container's output that the host has not stored yet. Pure: no I/O, no clock.
 //!
-//! Positions are payload bytes since the container's start, over both streams. A record is dropped once
-//! all of it is acknowledged; one that is acknowledged in part keeps the rest.
+//! Positions count payload bytes of both streams since the container's start. A record is dropped when all of it
+//! has been acknowledged. Of a record that is acknowledged in part, the rest is kept.
 
 use std::collections::VecDeque;
 
 use bulkhead_proto::agent::log_record::MAX_PAYLOAD_BYTES;
 
-/// At most so much is kept; after that the container's pipes are not read.
+/// When this many bytes are kept, the container's pipes are not read any more.
 pub const CAPACITY_BYTES: usize = 1 << 20;
-/// What keeping a record costs beside its payload: it counts, or single bytes on alternating streams
-/// would fill the guest's memory long before they fill the buffer.
+/// What a record takes in addition to its payload. It is counted, because single bytes on alternating streams
+/// would otherwise fill the guest's memory long before they fill the buffer.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Record {
 
 #[derive(Debug)]
 struct Kept {
-    /// The position of its first byte.
+    /// The position of the first byte.
     start: u64,
     source: Source,
     payload: Vec<u8>,
@@ -40,18 +40,20 @@ impl Kept {
     }
 }
 
+/// The log of one container in memory.
 #[derive(Debug, Default)]
 pub struct LogBuffer {
     records: VecDeque<Kept>,
-    /// The position of the first byte that the host may still ask for.
+    /// The position of the first byte that the host may still request.
     acknowledged: u64,
-    /// The position after the last byte that is kept.
+    /// The position after the last byte.
     end: u64,
     kept_bytes: usize,
 }
 
+/// The host acknowledged more than there is.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{position} bytes are acknowledged, {sent} were written")]
+#[error("host acknowledged {position} bytes, only {sent} were written")]
 pub struct BadAcknowledgement {
     position: u64,
     sent: u64,
@@ -68,7 +70,7 @@ impl LogBuffer {
         self.acknowledged
     }
 
-    /// Call with at most [`Self::room`] and [`MAX_PAYLOAD_BYTES`] bytes.
+    /// Appends bytes of one stream. Call it with at most [`Self::room`] and [`MAX_PAYLOAD_BYTES`] bytes.
     pub fn append(&mut self, source: Source, payload: &[u8]) {
         self.kept_bytes += payload.len();
         match self.records.back_mut() {
@@ -87,7 +89,7 @@ impl LogBuffer {
         self.end += payload.len() as u64;
     }
 
-    /// Forgets what the host has stored. An older number than the last changes nothing.
+    /// Drops what the host has stored. A number lower than the last one changes nothing.
     pub fn acknowledge(&mut self, position: u64) -> Result<(), BadAcknowledgement> {
         if position > self.end {
             return Err(BadAcknowledgement {
@@ -107,7 +109,7 @@ impl LogBuffer {
         Ok(())
     }
 
-    /// What is kept at `position` of one stream, if anything is there yet.
+    /// The record at `position`, or its rest from there. `None` if there is nothing yet.
     pub fn next(&self, position: u64) -> Option<Record> {
         let position = position.max(self.acknowledged);
         let record = self.records.get(

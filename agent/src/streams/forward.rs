@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connections to a port of the pod's loopback. The guest's network namespace is the pod's.
+//! Connections to a port of the pod's loopback interface. The guest's network namespace is the pod's.
 
 use std::future::Future;
 use std::io;
@@ -10,16 +10,16 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// For each address; both together are within what the host waits.
+/// The time limit for each address. Both together are less than the host waits.
 const CONNECT_TIME: Duration = Duration::from_secs(4);
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Connects to 127.0.0.1, else to ::1. The error names both attempts.
+/// Connects to 127.0.0.1, or else to ::1. The error describes both attempts.
 pub async fn connect(port: u32) -> Result<TcpStream, String> {
     let port = u16::try_from(port)
         .ok()
         .filter(|port| *port > 0)
-        .ok_or_else(|| format!("{port} is not a port"))?;
+        .ok_or_else(|| format!("{port} is not a port number"))?;
     let first = match dial(TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await {
         Ok(stream) => return Ok(stream),
         Err(e) => e,
@@ -39,7 +39,7 @@ async fn dial(connecting: impl Future<Output = io::Result<TcpStream>>) -> io::Re
     Ok(stream)
 }
 
-/// Until both directions have ended.
+/// Copies data until both directions have ended.
 pub async fn serve(
     mut host: impl AsyncRead + AsyncWrite + Unpin,
     mut server: TcpStream,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host typed and the process has not read yet.
+//! Input from the host that the process has not read yet.
 //!
-//! The listener puts bytes in as they come, at most a window full; [`Input::feed`] writes them to the
-//! process as fast as that reads, and tells the host what is gone. So the host is always listened to.
+//! The session adds bytes as they arrive, at most one window full. [`Input::feed`] writes them to the process as fast
+//! as that reads, and reports to the host how many are gone. So the session never has to stop reading from the host.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,9 +16,10 @@ use tokio::sync::{Notify, mpsc};
 
 use super::records::ToHost;
 
-/// So much is gone before the host is told: it never needs the last of its window.
+/// After this many consumed bytes the host is told. It is less than the window, so the window need not run empty.
 const REPORT_BYTES: usize = INPUT_WINDOW_BYTES / 4;
 
+/// The input of one session.
 #[derive(Debug, Default)]
 pub struct Input {
     state: Mutex<Waiting>,
@@ -29,13 +30,13 @@ pub struct Input {
 #[derive(Debug, Default)]
 struct Waiting {
     chunks: VecDeque<Vec<u8>>,
-    /// Of all chunks that are not reported as gone.
+    /// The size of all chunks that have not been reported as consumed.
     bytes: usize,
     ended: bool,
 }
 
 impl Input {
-    /// Fails if the host sends more than its window.
+    /// Adds input. Fails if the host sends more than its window.
     pub fn push(&self, chunk: Vec<u8>) -> io::Result<()> {
         let mut state = self.lock();
         if state.ended || state.bytes + chunk.len() > INPUT_WINDOW_BYTES {
@@ -52,8 +53,8 @@ impl Input {
         self.changed.notify_one();
     }
 
-    /// Until the end of the input, or of the host. What `sink` does not want, or nobody, is dropped.
-    /// The sink is dropped with the end of the input, or earlier if the process closed it.
+    /// Writes input to `sink` until the input has ended. Input that the sink does not take is dropped, and so is all
+    /// input if there is no sink. The sink is dropped at the end of the input, or earlier if the process closed it.
     pub async fn feed<S: AsRef<AsyncFd<OwnedFd>>>(
         &self,
         mut sink: Option<S>,
@@ -64,7 +65,7 @@ impl Input {
             if let Some(open) = &sink
                 && write_all(open.as_ref(), &chunk).await.is_err()
             {
-                // The process closed its input; what comes is for nobody.
+                // The process closed its input. Drop all further input.
                 sink = None;
             }
             total += chunk.len() as u64;
@@ -72,7 +73,7 @@ impl Input {
             if unreported >= REPORT_BYTES {
                 self.lock().bytes -= unreported;
                 unreported = 0;
-                // A host that has left may still have sent something worth writing.
+                // Fails if the host has left. Its last input still has to be written.
                 let _ = host.send(ToHost::input_gone(total)).await;
             }
         }
@@ -80,7 +81,7 @@ impl Input {
         self.drained.notify_one();
     }
 
-    /// Resolves when all input up to its end is written or dropped.
+    /// Waits until all input up to its end has been written or dropped.
     pub async fn drained(&self) {
         self.drained.notified().await;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Serves a container's log on a connection, as `LogStream` in `agent.proto` says.
+//! Serves a container's log on a connection, as described for `LogStream` in `agent.proto`.
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::buffer::Source;
 use super::pump::{Log, Next};
 use super::records::header;
 
-/// Returns when the log has ended and all is acknowledged, when the host hangs up, or when another
-/// stream takes this one's place.
+/// Returns when the host closes the connection, or when another stream replaces this one. At the end of the log it
+/// waits until the host has stored everything and closes.
 pub async fn serve(
     log: &Arc<Log>,
     start: u64,
@@ -27,11 +27,12 @@ pub async fn serve(
     }
 }
 
-/// Takes the place of whoever reads the log now.
+/// Ends the stream that reads the log now, so that a new one can replace it.
 pub fn replace_reader(log: &Log) {
     log.reader.send_modify(|generation| *generation += 1);
 }
 
+/// Sends the log from `position` on, then the end mark.
 async fn send(log: &Log, mut position: u64, writer: impl AsyncWrite + Unpin) -> io::Result<()> {
     let mut writer = BufWriter::with_capacity(64 << 10, writer);
     loop {
@@ -57,7 +58,7 @@ async fn send(log: &Log, mut position: u64, writer: impl AsyncWrite + Unpin) -> 
     }
     writer.write_all(&header(log_record::END, 0)).await?;
     writer.flush().await?;
-    // The host hangs up once it has stored everything.
+    // The host closes the connection when it has stored everything.
     std::future::pending().await
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Messages on a byte stream: each after its length, four bytes big-endian.
+//! Messages on a byte stream: a length of four bytes, big-endian, then the message.
 
 use std::io;
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Byte streams: what crosses the vsock beside gRPC.
+//! Byte streams: everything that crosses the vsock besides gRPC.
 //!
-//! Logs: [`buffer`] is the log of one container in memory, [`pump`] fills it from the container's pipes,
-//! [`log`] serves it to the host. Exec and attach: [`records`] is their encoding, [`input`] and [`output`]
-//! the two directions, [`session`] puts them together; [`tap`] is what an attached host has not read yet.
-//! [`forward`] connects to a port of the pod. [`messages`] are what every stream begins with.
+//! Logs: [`buffer`] holds the log of one container, [`pump`] fills it from the container's pipes, [`log`] serves it to
+//! the host. Exec and attach: [`records`] is the encoding, [`input`] and [`output`] are the two directions, and
+//! [`session`] combines them. [`tap`] holds the output that an attached client has not read yet. [`forward`] connects
+//! to a port of the pod. [`messages`] reads and writes the messages at the start of every stream.
 
 pub mod buffer;
 pub mod forward;

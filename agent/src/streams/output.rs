@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a command's pipe or terminal to the host.
+//! Sends the output of a command's pipe or terminal to the host.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use tokio::time::sleep;
 use super::buffer::Source;
 use super::records::{self, ToHost};
 
-/// How long a descendant may hold the output open after the command has ended.
+/// How long to wait for the end of output after the command has ended: a descendant may hold it open.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// What was in the pipe when the command ended is sent however long the host takes: no pipe holds more.
+/// Output that was in the pipe when the command ended is always sent, however slow the host is. No pipe holds more.
 const LARGEST_PIPE_BYTES: usize = 1 << 20;
 
-/// Sends all output until its end, until the host has left, or a while after `ended`.
+/// Sends output until its end, until the host has left, or until some time after `ended`.
 pub async fn pump(
     source: Source,
     pipe: &AsyncFd<OwnedFd>,
@@ -62,13 +62,13 @@ pub async fn pump(
                 None => return,
             },
             Err(Errno::INTR) => {}
-            // A terminal answers EIO once nobody has it open.
+            // A terminal returns EIO when nobody has it open any more.
             Err(_) => return,
         }
     }
 }
 
-/// One read becomes one record without a copy; `None` at the end.
+/// Reads one record, without copying its payload. `None` at the end.
 fn read(source: Source, pipe: &AsyncFd<OwnedFd>) -> rustix::io::Result<Option<ToHost>> {
     let kind = match source {
         Source::Stdout => STDOUT,
@@ -76,7 +76,7 @@ fn read(source: Source, pipe: &AsyncFd<OwnedFd>) -> rustix::io::Result<Option<To
     };
     let mut bytes = Vec::with_capacity(HEADER_BYTES + MAX_PAYLOAD_BYTES);
     bytes.extend_from_slice(&records::header(kind, 0));
-    // No more than the capacity, so the payload has at most its allowed length.
+    // Reads at most the spare capacity, so the payload is not longer than allowed.
     let length = rustix::io::read(pipe.get_ref(), spare_capacity(&mut bytes))?;
     if length == 0 {
         return Ok(None);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From a container's pipes (or its terminal) into its log, as fast as the host stores it.
+//! Moves output from a container's pipes or terminal into its log, as fast as the host stores it.
 //!
-//! One task a pipe. It reads only when the log has room, so a container that writes more than the host
-//! stores is slowed down, as by any pipe.
+//! There is one task per pipe. It reads only when the log has space. So a container that writes faster than the
+//! host stores is slowed down, as by any pipe.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -18,19 +18,19 @@ use crate::sys;
 use super::buffer::{BadAcknowledgement, LogBuffer, Record, Source};
 use super::tap::Tap;
 
-/// How long a pipe may stay silent, but open, after the container's end: a process that left the
-/// container's cgroup could hold it for ever.
+/// How long a pipe may stay open without data after the container's end. A process that left the container's
+/// cgroup could hold it open for ever.
 const SILENCE_AFTER_EXIT: Duration = Duration::from_secs(3);
 
-/// A container's log, shared by its pumps and the stream that serves it.
+/// A container's log, shared by the tasks that fill it and the stream that serves it.
 #[derive(Debug)]
 pub struct Log {
     state: Mutex<State>,
-    /// There is something to read, or the end.
+    /// Notified when there is something to read, or the end has been reached.
     readable: Notify,
-    /// There may be room.
+    /// Notified when there may be space for more.
     writable: Notify,
-    /// The newest stream; an older one ends when this changes.
+    /// The number of the newest stream. When it changes, older streams end.
     pub reader: watch::Sender<u64>,
     exited: watch::Sender<bool>,
 }
@@ -49,7 +49,7 @@ impl State {
         self.closed || (self.started && self.open_pipes == 0)
     }
 
-    /// Those that somebody still reads.
+    /// The taps that somebody still reads.
     fn taps(&mut self) -> impl Iterator<Item = Arc<Tap>> {
         self.taps.retain(|tap| tap.strong_count() > 0);
         self.taps.iter().filter_map(Weak::upgrade)
@@ -83,7 +83,7 @@ impl Default for Log {
 }
 
 impl Log {
-    /// Starts reading. `pipes` are all that there will ever be.
+    /// Starts reading from `pipes`, which are all pipes of the container.
     pub fn attach(self: &Arc<Self>, pipes: Vec<(Source, OwnedFd)>) -> std::io::Result<()> {
         let mut pumps = Vec::new();
         for (source, pipe) in pipes {
@@ -107,7 +107,7 @@ impl Log {
         Ok(())
     }
 
-    /// The container will write no more, except what its pipes still hold.
+    /// The container has exited. It writes no more; its pipes may still hold output.
     pub fn container_exited(&self) {
         let mut state = self.lock();
         state.started = true;
@@ -117,7 +117,7 @@ impl Log {
         self.readable.notify_waiters();
     }
 
-    /// The container is removed: whoever reads gets what is there, then the end.
+    /// The container is removed. A reader gets the rest of the log and then its end.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -140,14 +140,14 @@ impl Log {
         }
     }
 
-    /// Lets `tap` have the output from now on, for as long as somebody holds it.
+    /// Sends output from now on to `tap`, too, as long as somebody holds it.
     pub fn tap(&self, tap: &Arc<Tap>) {
         let mut state = self.lock();
         state.taps.push(Arc::downgrade(tap));
         state.end_taps();
     }
 
-    /// Resolves when [`Self::next`] may have something new. Make it before asking.
+    /// Resolves when [`Self::next`] may return something new. Call this before `next`.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.readable.notified()
     }
@@ -158,6 +158,7 @@ impl Log {
         Ok(())
     }
 
+    /// Moves the output of one pipe into the log, until its end or until it has been silent after the container's exit.
     async fn pump(&self, source: Source, pipe: &AsyncFd<OwnedFd>) {
         let mut chunk = vec![0; MAX_PAYLOAD_BYTES];
         let mut exited = self.exited.subscribe();
@@ -171,7 +172,7 @@ impl Log {
                 () = silence(&mut exited) => return,
             };
             let Ok(mut ready) = ready else { return };
-            // No await from here to the append: the room is still there.
+            // There is no await between this check and the append, so the space cannot be taken by another task.
             let room = self.lock().buffer.room().min(chunk.len());
             if room == 0 {
                 continue;
@@ -181,13 +182,13 @@ impl Log {
                 Ok(length) => self.append(source, &chunk[..length]),
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
-                // A terminal answers EIO once nobody has it open.
+                // A terminal returns EIO when nobody has it open any more.
                 Err(_) => return,
             }
         }
     }
 
-    /// 0 when the log is closed.
+    /// Waits for space. Returns 0 when the log is closed.
     async fn wait_for_room(&self) -> usize {
         loop {
             let changed = self.writable.notified();
@@ -218,7 +219,7 @@ impl Log {
     }
 }
 
-/// Resolves a while after the container's end.
+/// Resolves some time after the container's end.
 async fn silence(exited: &mut watch::Receiver<bool>) {
     let ended = exited.wait_for(|exited| *exited).await.is_ok();
     if ended {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The records of `ExecStream` and `AttachStream`: one byte kind, four bytes length, payload.
+//! The records of `ExecStream` and `AttachStream`: kind (one byte), length (four bytes), payload.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::buffer::Source;
 
-/// What the host says.
+/// A record from the host.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FromHost {
     Input(Vec<u8>),
@@ -20,7 +20,7 @@ pub enum FromHost {
     WindowSize { columns: u16, rows: u16 },
 }
 
-/// Reads the next record; `None` when the host has left.
+/// Reads the next record. `None` if the host has closed the stream.
 pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<FromHost>> {
     let kind = match reader.read_u8().await {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -39,7 +39,7 @@ pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
             rows: reader.read_u16().await?,
         })),
         _ => {
-            let text = format!("a record of kind {kind} with {length} bytes");
+            let text = format!("unexpected record of kind {kind} with {length} bytes");
             Err(io::Error::new(io::ErrorKind::InvalidData, text))
         }
     }
@@ -50,7 +50,7 @@ pub async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Fr
 pub struct ToHost(pub Vec<u8>);
 
 impl ToHost {
-    /// `payload` is cut to what fits, which callers see to.
+    /// A record with output. A payload that is too long is cut; callers make sure that this does not happen.
     pub fn output(source: Source, payload: &[u8]) -> Self {
         let kind = match source {
             Source::Stdout => STDOUT,
@@ -59,7 +59,7 @@ impl ToHost {
         Self::new(kind, payload)
     }
 
-    /// The process, or nobody, has got so much input since the start of the stream.
+    /// Reports how much input since the start of the stream has been written to the process or dropped.
     pub fn input_gone(total: u64) -> Self {
         Self::new(INPUT, &total.to_be_bytes())
     }
@@ -77,7 +77,7 @@ impl ToHost {
     }
 }
 
-/// The beginning of a record, here and of a log, whose payload of `length` bytes follows.
+/// The header of a record, here or in a log. A payload of `length` bytes follows.
 pub fn header(kind: u8, length: usize) -> [u8; HEADER_BYTES] {
     let [a, b, c, d] = u32::try_from(length).unwrap_or(0).to_be_bytes();
     [kind, a, b, c, d]

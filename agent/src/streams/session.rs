@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One host at a process's standard streams: exec and attach, after their beginning.
+//! Connects one client of the host to a process's standard streams, for exec and attach.
 //!
 //! ```text
 //! host ──records──> listen ──> Input ──> feed ──> the process
@@ -7,8 +7,8 @@
 //! host <──records── write <── queue <── output pumps, feed's reports, the end
 //! ```
 //!
-//! All of it is one task. It ends with the work (the process, the container's output) or with the host,
-//! whichever is first; then every descriptor is closed.
+//! All of this runs in one task. It ends when the work has ended (the process, or the container's output) or when
+//! the host closes the stream, whichever comes first. Then every descriptor is closed.
 
 use std::future::{Future, pending};
 use std::io;
@@ -26,20 +26,20 @@ use tokio::time::timeout;
 use super::input::Input;
 use super::records::{self, FromHost, ToHost};
 
-/// Records that wait for the host; each has at most 64 KiB.
+/// How many records may wait for the host. Each has at most 64 KiB.
 const QUEUED_RECORDS: usize = 2;
 const READ_BUFFER_BYTES: usize = 64 << 10;
-/// How long a process may take for the input of a host that has left.
+/// How long a process may take to read the last input of a host that has left.
 const LAST_INPUT_TIME: Duration = Duration::from_secs(10);
 
-/// What the host's records act upon.
+/// Where input and window sizes from the host go.
 #[derive(Debug)]
 pub struct Sinks<S> {
     pub stdin: Option<S>,
     pub terminal: Option<Arc<AsyncFd<OwnedFd>>>,
 }
 
-/// `work` gets the way to the host for its output, and says how the stream ends.
+/// Runs a session. `work` gets a channel for its output to the host, and returns how the stream ends.
 pub async fn run<S, F>(
     reader: impl AsyncRead + Unpin,
     writer: impl AsyncWrite + Unpin,
@@ -62,7 +62,7 @@ where
             end = working => end,
             end = feeding => end,
         };
-        // Nobody is left to tell if this fails.
+        // Fails if the host has left. Then there is nobody to tell.
         let _ = host.send(ToHost::end(&end)).await;
         drop(host);
     };
@@ -78,7 +78,7 @@ where
     }
 }
 
-/// Until the host leaves, which is no error.
+/// Receives records until the host closes the stream, which is not an error.
 async fn listen(
     reader: impl AsyncRead + Unpin,
     input: &Input,
@@ -97,7 +97,7 @@ async fn listen(
                         ws_xpixel: 0,
                         ws_ypixel: 0,
                     };
-                    // A terminal that has hung up has no size.
+                    // Fails if the terminal has hung up. Then its size does not matter.
                     let _ = tcsetwinsize(terminal.get_ref(), size);
                 }
             }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an attached host has not read yet of a container's output.
+//! The output of a container that an attached client has not read yet.
 //!
-//! A tap never makes the container wait: when it is full, what comes is counted and not kept, until the
-//! host has read all that is. Then the host is told how much it missed.
+//! A tap never makes the container wait. When it is full, it counts further output without keeping it, until the
+//! client has read everything that was kept. Then the client is told how much it missed.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,16 +13,17 @@ use tokio::sync::Notify;
 use super::buffer::Source;
 
 const CAPACITY_BYTES: usize = 1 << 20;
-/// What keeping a chunk costs beside its bytes.
+/// What a chunk takes in addition to its bytes.
 const CHUNK_OVERHEAD_BYTES: usize = 64;
 
-/// Which output the host wants.
+/// Which output the client wants.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     pub stdout: bool,
     pub stderr: bool,
 }
 
+/// The output for one attached client.
 #[derive(Debug)]
 pub struct Tap {
     wanted: Wanted,
@@ -41,7 +42,7 @@ struct Kept {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     Output(Source, Vec<u8>),
-    /// So many bytes are missing here.
+    /// This many bytes are missing here.
     Skipped(u64),
 }
 
@@ -54,7 +55,7 @@ impl Tap {
         }
     }
 
-    /// The container wrote something.
+    /// Adds output of the container.
     pub fn offer(&self, source: Source, bytes: &[u8]) {
         let wanted = match source {
             Source::Stdout => self.wanted.stdout,
@@ -83,13 +84,13 @@ impl Tap {
         self.changed.notify_one();
     }
 
-    /// The container will write no more.
+    /// Marks the end: the container writes no more.
     pub fn end(&self) {
         self.lock().ended = true;
         self.changed.notify_one();
     }
 
-    /// `None` at the end. One caller at a time.
+    /// Waits for the next output. `None` at the end. Only one caller at a time.
     pub async fn next(&self) -> Option<Next> {
         loop {
             {

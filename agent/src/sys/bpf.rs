@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bpf(2)`: a cgroup device program, loaded and attached.
+//! `bpf(2)`: loads a cgroup device program and attaches it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,7 +11,7 @@ const BPF_PROG_ATTACH: libc::c_int = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 
-/// The head of `union bpf_attr` for BPF_PROG_LOAD; the kernel takes the rest as zero.
+/// The start of `union bpf_attr` for BPF_PROG_LOAD. The kernel takes the rest as zero.
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -33,7 +33,7 @@ struct ProgAttach {
     attach_flags: u32,
 }
 
-/// Loads `program` and lets it decide over device access in `cgroup` and below.
+/// Loads `program` and attaches it to `cgroup`, where it decides about device access, there and below.
 pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let load = ProgLoad {

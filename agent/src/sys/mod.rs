@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The only unsafe code of the agent: system calls that have no safe wrapper in rustix.
 //!
-//! Nothing here decides anything; each function is one system call or one indivisible sequence.
+//! Nothing here makes decisions. Each function is one system call, or one sequence that belongs together.
 
 pub mod bpf;
 pub mod spawn;
@@ -31,7 +31,7 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
 
 /// Takes over a descriptor that the parent placed at a fixed number, and makes it close on exec.
 ///
-/// Call once for a number, first thing in the process.
+/// Call it only once per number, and before the process opens anything.
 pub fn inherited_fd(number: c_int) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with F_SETFD takes no pointer and fails on a number that is not open.
     let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -40,7 +40,7 @@ pub fn inherited_fd(number: c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes `fd` non-blocking and lets the runtime wait for it.
+/// Makes `fd` non-blocking and registers it with the runtime.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     // SAFETY: an OwnedFd stays the same open descriptor for as long as the AsyncFd that owns it lives.
@@ -60,7 +60,7 @@ pub fn write_port(port: u16, value: u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces the program. Returns only when that failed.
+/// Replaces the program. Returns only if that fails.
 pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Result<Infallible> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings
@@ -75,7 +75,7 @@ pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Result<Infa
     Err(io::Error::last_os_error())
 }
 
-/// Gives every signal its default disposition and unblocks all of them.
+/// Sets every signal to its default action and unblocks all signals.
 pub fn reset_signals() -> io::Result<()> {
     for signal in 1..=64 {
         // SAFETY: SIG_DFL installs no code of ours. Signals that cannot be set answer EINVAL.
@@ -84,7 +84,7 @@ pub fn reset_signals() -> io::Result<()> {
     set_signal_mask(0)
 }
 
-/// Lets the kernel collect this process's children.
+/// Makes the kernel collect this process's children.
 pub fn ignore_child_exits() -> io::Result<()> {
     // SAFETY: SIG_IGN installs no code of ours.
     let previous = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
@@ -109,7 +109,7 @@ fn set_signal_mask(mask: u64) -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// Sends any signal, real-time ones too, to the process behind a pidfd.
+/// Sends any signal, including real-time signals, to the process behind a pidfd.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: a null siginfo means what kill(2) would send.
@@ -125,14 +125,15 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// `kill(2)`: rustix's typed signals leave the real-time ones out.
+/// `kill(2)`. rustix's signal type has no real-time signals.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes no pointer.
     let result = unsafe { libc::kill(pid, signal) };
     check(result.into()).map(drop)
 }
 
-/// What the tree below `target` must be able to do no more, with `mount_setattr(2)`.
+/// Sets attributes that restrict the mount `target`, such as read-only, with `mount_setattr(2)`. If `recursive`, also
+/// on all mounts below it.
 pub fn set_mount_attributes(
     target: BorrowedFd<'_>,
     attributes: u64,
@@ -147,7 +148,7 @@ pub fn set_mount_attributes(
     mount_setattr(target, &attr, recursive)
 }
 
-/// Whether what is mounted below `target`'s origin later shows below `target`, for the whole tree.
+/// Sets whether later mounts below the original of `target` also appear below `target`. Applies to the whole tree.
 pub fn set_propagation(
     target: BorrowedFd<'_>,
     propagation: MountPropagationFlags,
@@ -161,7 +162,7 @@ pub fn set_propagation(
     mount_setattr(target, &attr, true)
 }
 
-/// Has the tree at `target`, which is mounted nowhere yet, show its owners as a user namespace maps them.
+/// Turns the detached mount `target` into an idmapped mount: its owners are shown as the user namespace maps them.
 pub fn map_owners(target: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
     let attr = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP,
@@ -195,7 +196,7 @@ fn mount_setattr(
     check(result).map(drop)
 }
 
-/// Installs a classic BPF program as this process's seccomp filter.
+/// Loads a classic BPF program as this process's seccomp filter.
 pub fn load_seccomp(program: &mut [libc::sock_filter], flags: u32) -> io::Result<()> {
     let len =
         u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -215,7 +216,7 @@ pub fn load_seccomp(program: &mut [libc::sock_filter], flags: u32) -> io::Result
     check(result).map(drop)
 }
 
-/// A session keyring of its own, so that containers do not share keys.
+/// Creates a session keyring, so that containers do not share keys.
 pub fn new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_ulong = 1;
     // SAFETY: a null name asks for an anonymous keyring.
@@ -229,8 +230,8 @@ pub fn new_session_keyring() -> io::Result<()> {
     check(result).map(drop)
 }
 
-/// A device-mapper request. The kernel writes at most `data_size` bytes, which the caller set to the
-/// length of `buffer`; this checks that.
+/// Sends a request to device-mapper. The kernel writes at most `data_size` bytes, a field in the buffer. The
+/// function checks that this is the length of `buffer`.
 pub fn dm_ioctl(control: impl AsFd, request: libc::c_ulong, buffer: &mut [u8]) -> io::Result<()> {
     const DATA_SIZE: std::ops::Range<usize> = 12..16;
     let declared = buffer
@@ -245,7 +246,7 @@ pub fn dm_ioctl(control: impl AsFd, request: libc::c_ulong, buffer: &mut [u8]) -
     check(result.into()).map(drop)
 }
 
-/// Writes what the journal of an ext4 file system holds to its place, and discards the journal's blocks.
+/// Writes the content of an ext4 journal to the file system, and discards the journal's blocks.
 pub fn empty_journal(root: impl AsFd) -> io::Result<()> {
     const EXT4_IOC_CHECKPOINT: libc::c_ulong = 0x4004_662b;
     const DISCARD: u32 = 1;
@@ -256,7 +257,7 @@ pub fn empty_journal(root: impl AsFd) -> io::Result<()> {
     check(result.into()).map(drop)
 }
 
-/// Mixes `entropy` into the kernel's pool, credits it, and reseeds the generator at once.
+/// Adds `entropy` to the kernel's pool, credits it, and reseeds the generator at once.
 pub fn add_entropy(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
     const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
     const RNDRESEEDCRNG: libc::c_ulong = 0x5207;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Starting a copy of this binary: `clone(CLONE_VM | CLONE_VFORK)`, then exec.
+//! Starts a copy of this binary: `clone(CLONE_VM | CLONE_VFORK)`, then exec.
 //!
-//! No page table is copied and one call makes the PID namespace too, so a container costs one
-//! process. Between clone and exec the child only makes system calls, on a stack of its own.
+//! No page table is copied, and the same call creates the PID namespace, so a container needs only one process.
+//! Between clone and exec the child only makes system calls, on a stack of its own.
 //!
-//! With users of its own, a container costs a second, short-lived process: a PID namespace belongs to the
-//! user namespace of whoever makes it, and only a process without threads can enter one.
+//! With a user namespace, a container needs a second, short-lived process. A PID namespace belongs to the user
+//! namespace of the process that creates it, and only a process without other threads can enter a user namespace.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::io;
@@ -17,26 +17,27 @@ use super::{check, set_signal_mask};
 
 const STACK_BYTES: usize = 64 << 10;
 const STACK_WORDS: usize = STACK_BYTES / size_of::<u128>();
-/// Inherited descriptors are first moved above the numbers they will get in the child.
+/// Inherited descriptors are first moved above the numbers that they will get in the child.
 const FIRST_FREE_FD: RawFd = 64;
 const THIS_BINARY: &CStr = c"/proc/self/exe";
 const NONE: RawFd = -1;
 
-/// Whether the child is the first process of a new PID namespace.
+/// Whether the child becomes the first process of a new PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PidNamespace {
     New,
     OfChildren,
 }
 
-/// A user namespace to be root in, and the cgroup to join before, because nobody in there may.
+/// A user namespace in which the child becomes root, and a cgroup, which it has to join before entering.
 #[derive(Clone, Copy, Debug)]
 pub struct Inside<'a> {
     pub users: BorrowedFd<'a>,
-    /// `cgroup.procs`, opened for writing; none: the agent's own.
+    /// `cgroup.procs`, opened for writing. `None` for the agent's own cgroup.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
+/// What the child needs, and its results. The agent and its children share it, as all their memory, until the exec.
 struct Child {
     args: [*const c_char; 3],
     env: [*const c_char; 1],
@@ -44,13 +45,13 @@ struct Child {
     fd_count: c_int,
     users: RawFd,
     cgroup: RawFd,
-    /// The end of the second process's stack; null where there is none.
+    /// The end of the second process's stack. Null if there is no second process.
     second_stack: *mut c_void,
     second_pid: c_int,
     error: c_int,
 }
 
-/// Runs this binary as `role` with `fds` as its descriptors 0, 1, 2, ... and no others.
+/// Runs this binary as `role`. The new process has `fds` as its descriptors 0, 1, 2, ... and no others.
 pub fn spawn_self(
     role: &CStr,
     fds: &[BorrowedFd<'_>],
@@ -90,7 +91,7 @@ pub fn spawn_self(
     }
     let mut stack = vec![0u128; STACK_WORDS];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
-    // The child has no handlers of ours to run: it must not see a signal before it has exec'd.
+    // The child must not run a signal handler of the agent, so block all signals until the exec.
     set_signal_mask(u64::MAX)?;
     // SAFETY: `top` is the 16-byte aligned end of a live stack; `child` and what it points to live
     // until the child has exec'd or exited, because CLONE_VFORK suspends us until then.
@@ -99,7 +100,7 @@ pub fn spawn_self(
     set_signal_mask(0)?;
     cloned?;
     if child.error != 0 {
-        // It exited before the exec; the reaper collects it.
+        // The child exited before the exec. The reaper collects it.
         return Err(io::Error::from_raw_os_error(child.error));
     }
     Ok(if is_second_needed {
@@ -109,7 +110,7 @@ pub fn spawn_self(
     })
 }
 
-/// The child. Shares the parent's memory, so: no allocation, no lock, no return into Rust's runtime.
+/// The child. It shares the parent's memory, so it must not allocate, lock, or return into Rust's runtime.
 extern "C" fn start(argument: *mut c_void) -> c_int {
     let child = argument.cast::<Child>();
     // SAFETY: the parent passed the address of its `Child` and is suspended: we alone use it.
@@ -129,7 +130,7 @@ extern "C" fn start(argument: *mut c_void) -> c_int {
     if child.second_stack.is_null() {
         return become_root(child);
     }
-    // A sibling of ours, so that the agent is its parent; the signal of its end is ours.
+    // CLONE_PARENT makes the agent the parent. The exit signal is then the same as ours, SIGCHLD.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT | libc::CLONE_NEWPID;
     // SAFETY: as in the parent: the stack and `child` live until the second process has exec'd or exited.
     let pid = unsafe { libc::clone(second, child.second_stack, flags, argument) };
@@ -146,7 +147,8 @@ extern "C" fn second(argument: *mut c_void) -> c_int {
     become_root(unsafe { &mut *argument.cast::<Child>() })
 }
 
-/// Only root keeps its capabilities over an exec. Not by libc, whose calls would change the agent's threads too.
+/// Becomes root in the user namespace, because only root keeps its capabilities over an exec. Uses raw system calls:
+/// libc's functions would also change the agent's other threads.
 fn become_root(child: &mut Child) -> c_int {
     let zero: c_long = 0;
     // SAFETY: an empty list is not read.
@@ -194,7 +196,7 @@ fn fail(child: &mut Child) -> c_int {
     127
 }
 
-/// Calls `look` with a process that is alone in a new user namespace, and ends that process after.
+/// Calls `look` with the id of a process that is alone in a new user namespace. Ends that process afterwards.
 pub fn in_new_user_namespace<T>(look: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
     let mut stack = vec![0u128; STACK_WORDS];
     let top = stack.as_mut_ptr_range().end.cast::<c_void>();
@@ -207,7 +209,7 @@ pub fn in_new_user_namespace<T>(look: impl FnOnce(i32) -> io::Result<T>) -> io::
     seen
 }
 
-/// A copy of this process that does nothing.
+/// A copy of this process that only waits.
 extern "C" fn wait_for_end(_argument: *mut c_void) -> c_int {
     loop {
         // SAFETY: takes no pointer.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes on disk: each an ext4 file system of its own, with a journal, in a file of the host's that is an extent of the
-//! volume disk. It outlives the guest: the next one of the same pod mounts it again.
+//! Volumes on disk. Each is an ext4 file system with a journal, in a file of the host that is an extent of the volume
+//! disk. It outlives the guest: the next guest of the same pod mounts it again.
 //!
-//! What a volume takes on the host is what kubelet measures, so it follows what is in it: blocks that are freed are
-//! discarded when the journal commits, and a thread writes back what has changed and empties the journal, every
-//! [`PAUSE`]. Everything here blocks.
+//! kubelet measures how much a volume takes on the host, so that has to follow the volume's content. Freed blocks are
+//! discarded when the journal commits. And every [`PAUSE`] a thread "settles" each volume that was written to: it
+//! writes back what has changed and empties the journal. Everything here blocks.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,35 +23,36 @@ use crate::disk::window;
 use crate::sys;
 
 const MOUNTS: &str = "/run/disks";
-/// What containers see. Beside it is `lost+found`, which is the file system's.
+/// The directory that containers see. Beside it is `lost+found`, which belongs to the file system.
 const CONTENT: &str = "content";
-/// kubelet looks once a minute.
+/// kubelet measures once a minute.
 const PAUSE: Duration = Duration::from_secs(20);
 
-/// Those that are mounted, by their volumes' names. Cloning shares them.
+/// The mounted file systems, by the names of their volumes. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Disks {
     mounted: Arc<Mutex<HashMap<String, Mounted>>>,
-    /// Whether there is a thread that settles them.
+    /// Set when the thread that settles volumes has been started.
     settling: Arc<OnceLock<()>>,
 }
 
+/// A mounted volume.
 #[derive(Debug)]
 struct Mounted {
-    /// Of the device-mapper device.
+    /// The minor number of the device-mapper device.
     minor: u32,
-    /// What had been written and discarded when it was last settled.
+    /// The device's activity when the volume was settled last.
     settled: Activity,
 }
 
-/// Sectors written to a device, and discarded.
+/// How many sectors have been written to a device and discarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Activity {
     written: u64,
     discarded: u64,
 }
 
-/// What containers mount.
+/// The directory that containers mount.
 pub fn content(name: &str) -> PathBuf {
     home(name).join(CONTENT)
 }
@@ -61,7 +62,8 @@ fn home(name: &str) -> PathBuf {
 }
 
 impl Disks {
-    /// Mounts the file system of the extent. Content that is new belongs to `ownership`; that of an earlier guest is left as it is.
+    /// Mounts the file system in `extent`. New content belongs to `ownership`. Content of an earlier guest stays
+    /// as it is.
     pub fn mount(&self, name: &str, extent: Extent, ownership: &Ownership) -> io::Result<()> {
         let device = device_name(name);
         let minor = window::map(disk::VOLUMES, &device, extent, Access::ReadWrite);
@@ -83,7 +85,7 @@ impl Disks {
         Ok(())
     }
 
-    /// Unmounts it; what it holds stays on the host.
+    /// Unmounts a volume. Its content stays on the host.
     pub fn unmount(&self, name: &str) -> io::Result<()> {
         if self.lock().remove(name).is_none() {
             return Ok(());
@@ -93,8 +95,8 @@ impl Disks {
         fs::remove_dir(home(name))
     }
 
-    /// Writes everything back, for the end of the guest. What processes that are about to end still hold open is safe
-    /// all the same: the journal has it.
+    /// Writes everything back, at the end of the guest. A file system that processes still use cannot be unmounted, but
+    /// is safe all the same, because of its journal.
     pub fn release(&self) {
         let names: Vec<String> = self.lock().drain().map(|(name, _)| name).collect();
         for name in names {
@@ -116,12 +118,12 @@ impl Disks {
                 }
             };
             if let Err(e) = std::thread::Builder::new().name(name).spawn(settling) {
-                eprintln!("bulkhead-agent: no thread settles the volumes: {e}");
+                eprintln!("bulkhead-agent: start the thread that settles volumes: {e}");
             }
         });
     }
 
-    /// Those that have not been written since the last time are left alone.
+    /// Settles all volumes that have been written to since the last time.
     fn settle(&self) {
         let known: Vec<_> = self
             .lock()
@@ -138,7 +140,7 @@ impl Disks {
                 sys::empty_journal(&root)
             });
             if let Err(e) = done {
-                // Without space on the host, or unmounted meanwhile. The next time tells.
+                // The host may have no space, or the volume has been unmounted meanwhile. Try again the next time.
                 eprintln!("bulkhead-agent: settle volume {name}: {e}");
             }
             if let Some(one) = self.lock().get_mut(&name) {
@@ -158,13 +160,15 @@ fn device_name(name: &str) -> String {
 
 fn mount_device(minor: u32, home: &Path) -> io::Result<()> {
     fs::create_dir_all(home)?;
-    // As on the scratch disk, but with barriers: the host's power may fail. The journal commits as often as it is settled.
+    // As on the scratch disk, but with barriers, because the host's power may fail. The journal commits as often as
+    // volumes are settled.
     let options = Some(c"discard,noinit_itable,commit=20");
     let device = format!("/dev/dm-{minor}");
     Ok(mount(device, home, c"ext4", MountFlags::NOATIME, options)?)
 }
 
-/// Whole or not at all: a guest that ends in between leaves nothing that the next one would take for finished.
+/// Creates the content directory by a rename at the end. If the guest ends in between, the next guest does not find
+/// a directory that looks finished.
 fn make_content(home: &Path, owner: &Ownership) -> io::Result<()> {
     let content = home.join(CONTENT);
     if content.symlink_metadata().is_ok_and(|found| found.is_dir()) {
@@ -178,13 +182,13 @@ fn make_content(home: &Path, owner: &Ownership) -> io::Result<()> {
     fs::rename(&new, &content)
 }
 
-/// Nothing, if the device is gone.
+/// The activity of a device. Zero if the device is gone.
 fn activity(minor: u32) -> Activity {
     let text = fs::read_to_string(format!("/sys/block/dm-{minor}/stat")).unwrap_or_default();
     parse_activity(&text)
 }
 
-/// Documentation/block/stat.rst: the seventh number and the fourteenth.
+/// Parses the seventh and the fourteenth number of a `stat` file (Documentation/block/stat.rst).
 fn parse_activity(text: &str) -> Activity {
     let numbers: Vec<u64> = text
         .split_whitespace()
@@ -212,7 +216,7 @@ mod tests {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
         };
-        // What a guest left that ended too early.
+        // Left by a guest that ended too early.
         fs::create_dir(home.join("new")).unwrap();
         make_content(home, &owner(0o2770)).unwrap();
         let mode = || fs::metadata(home.join(CONTENT)).unwrap().mode() & 0o7777;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of a volume that kubelet may take environment variables from (`fileKeyRef`). It reads them on the host,
-//! where they are not: they are brought there when a container has exited.
+//! The files of a volume from which kubelet may take environment variables (`fileKeyRef`). kubelet reads them on the
+//! host, but they are in the guest. So they are copied to the host when a container has exited.
 //!
-//! Which ones it will read nobody says, so all are found that are in the form that it takes, `NAME='value'`, nearest to
-//! the root first. Containers write in the volume, perhaps now: what is there is looked at without following links, and
-//! no more of it than [`MAX_LOOKED_AT`].
+//! Nobody says which files kubelet will read. So this finds all files in the required form, `NAME='value'`, those
+//! nearest to the root first. Containers may write to the volume at the same time, so no symbolic link is followed. No
+//! more than [`MAX_LOOKED_AT`] entries are examined.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -22,14 +22,14 @@ const MAX_TOTAL_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 8;
 const MAX_LOOKED_AT: usize = 4096;
 
-/// A directory that is still to be looked at.
+/// A directory that still has to be examined.
 struct Ahead {
     directory: OwnedFd,
     path: String,
     depth: usize,
 }
 
-/// Finds them below the directory `root`.
+/// Finds the files below the directory `root`.
 pub fn find(root: &Path) -> io::Result<Vec<EnvironmentFile>> {
     let mut found = Vec::new();
     let (mut looked_at, mut total) = (0, 0);
@@ -45,7 +45,7 @@ pub fn find(root: &Path) -> io::Result<Vec<EnvironmentFile>> {
         depth: 1,
     }]);
     while let Some(at) = ahead.pop_front() {
-        // What vanishes meanwhile is not there.
+        // Entries that vanish meanwhile are skipped.
         for entry in Dir::read_from(&at.directory)
             .into_iter()
             .flatten()
@@ -89,7 +89,7 @@ pub fn find(root: &Path) -> io::Result<Vec<EnvironmentFile>> {
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
-/// Something else may be there by now: no pipe is waited for.
+/// NONBLOCK, because the file may have been replaced by a pipe, on which an open would wait.
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC);
@@ -99,7 +99,7 @@ fn open(directory: &OwnedFd, name: &str, flags: OFlags) -> rustix::io::Result<Ow
     openat2(directory, name, flags, Mode::empty(), resolve)
 }
 
-/// A file that is not too long and has the form.
+/// Reads a file, if it is not too long and has the required form.
 fn read(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
     let file = File::from(open(directory, name, FILE).ok()?);
     let metadata = file.metadata().ok()?;
@@ -111,8 +111,8 @@ fn read(directory: &OwnedFd, name: &str) -> Option<Vec<u8>> {
     has_form(&content).then_some(content)
 }
 
-/// Whether kubelet could make anything of it: by the first line that is neither empty nor a comment. A file without
-/// such a line is one without variables, which is no error where they are optional.
+/// Whether kubelet could parse the file, judged by the first line that is neither empty nor a comment. A file without
+/// such a line defines no variables, which is valid where variables are optional.
 fn has_form(content: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(content) else {
         return false;
@@ -141,7 +141,7 @@ fn kind(directory: &OwnedFd, entry: &rustix::fs::DirEntry) -> FileType {
     }
 }
 
-/// A name that may be told to the host.
+/// A name that can be sent to the host.
 fn plain(name: &CStr) -> Option<&str> {
     let name = name.to_str().ok()?;
     (name != "." && name != "..").then_some(name)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kinds of volumes, and how those that need no disk of their own are made and unmade. Blocks.
+//! The kinds of volumes, and how to create and remove those that are not on a disk of their own. Blocks.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use super::mirror;
 use crate::disk::extent::{BadExtent, Extent};
 
-/// What a volume is.
+/// The kind of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Disk(Extent),
@@ -56,7 +56,7 @@ impl Kind {
         )
     }
 
-    /// Makes it at `home`, empty. Not for volumes on disk, which `super::disks` mounts.
+    /// Creates an empty volume at `home`. Not for volumes on disk, which `super::disks` mounts.
     pub fn make(self, home: &Path) -> io::Result<()> {
         if let Some(parent) = home.parent() {
             fs::create_dir_all(parent)?;
@@ -70,7 +70,7 @@ impl Kind {
                 Self::Memory { size_bytes } if size_bytes > 0 => {
                     (c"tmpfs", format!(",size={size_bytes}"))
                 }
-                // The kernel refuses a size that it has no pool of.
+                // The kernel refuses a page size for which it has no pool.
                 Self::HugePages { page_size_bytes } => {
                     (c"hugetlbfs", format!(",pagesize={page_size_bytes}"))
                 }
@@ -86,10 +86,10 @@ impl Kind {
         }
     }
 
-    /// What was only made in part, or is not there, is fine.
+    /// Removes a volume. It is no error if it was created only in part or not at all.
     pub fn unmake(self, home: &Path) -> io::Result<()> {
         if self.is_in_memory() {
-            // Not mounted if it could not be made.
+            // Fails if the file system could not be mounted at all.
             let _ = unmount(home, UnmountFlags::DETACH);
         }
         let removed = match self {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A mirrored volume: the next state grows out of sight, then takes the place of the last one the way kubelet
-//! swaps it, so that programs that watch the volume see the same events.
+//! A mirrored volume: a copy of a host directory that kubelet refreshes. The next state is built out of sight. Then it
+//! replaces the last one in the same way as kubelet does it, so programs that watch the volume see the same events.
 //!
 //! ```text
 //! <home>/content     what containers mount
-//! <home>/next-<n>    the state that is being received by stream n
+//! <home>/next-<n>    the state that stream n is receiving
 //! ```
-//! A volume that is a single file is written in place: containers have mounted that very file.
+//! A volume that is a single file is overwritten in place, because containers have mounted that very file.
 //!
-//! Everything here blocks; [`super::mirror_stream`] calls it from a thread that may.
+//! Everything here blocks; [`super::mirror_stream`] calls it from a thread that may block.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -31,17 +31,17 @@ use rustix::fs::{
 use super::ownership;
 use crate::users::PodUsers;
 
-/// kubelet's link to the current state, which readers rely on to change all at once.
+/// kubelet's symbolic link to the current state. By changing this link, all files change at once for readers.
 const CURRENT: &str = "..data";
 const MAX_PATH_BYTES: usize = 4095;
 const COMPARED_BYTES: usize = 16 << 10;
 
-/// Where a volume's content is, that containers mount.
+/// The part of a volume that containers mount.
 pub fn content(home: &Path) -> PathBuf {
     home.join("content")
 }
 
-/// An empty one.
+/// Creates an empty mirror.
 pub fn prepare(home: &Path, single_file: bool) -> io::Result<()> {
     if single_file {
         File::create_new(content(home)).map(drop)
@@ -57,18 +57,19 @@ pub struct Mirror {
     single_file: bool,
     users: PodUsers,
     streams: Arc<AtomicU64>,
-    /// Which stream this is.
+    /// The number of this stream.
     number: u64,
-    /// What has come of the next state.
+    /// What has been received of the next state.
     next: Option<Next>,
 }
 
+/// The next state, as far as it has been received. Dropping it deletes it.
 #[derive(Debug)]
 struct Next {
     root: PathBuf,
-    /// The last entry, if that was a file.
+    /// The file of the last entry, if that was a file.
     file: Option<File>,
-    /// Of the volume itself.
+    /// The ownership of the volume's root.
     ownership: Option<Ownership>,
 }
 
@@ -85,12 +86,12 @@ impl Mirror {
         }
     }
 
-    /// Owners in what comes are users of the pod.
+    /// Sets that owners in received entries are users of the pod.
     pub fn owned_by(self, users: PodUsers) -> Self {
         Self { users, ..self }
     }
 
-    /// Takes one record of the next state. After an error the state is given up.
+    /// Handles one record of the next state. After an error the caller must give the state up.
     pub fn take(&mut self, record: Record) -> io::Result<()> {
         match record {
             Record::Entry(entry) => self.take_entry(entry),
@@ -106,29 +107,30 @@ impl Mirror {
         }
     }
 
-    /// Forgets what has come of the next state.
+    /// Discards what has been received of the next state.
     pub fn give_up(&mut self) {
         self.next = None;
     }
 
+    /// Adds one entry. An entry with an empty path is the volume itself.
     fn take_entry(&mut self, entry: MirrorEntry) -> io::Result<()> {
         if self.next.is_none() {
             let root = self.home.join(format!("next-{}", self.number));
             self.next = Some(Next::new(root)?);
         }
         let (Some(next), Some(kind)) = (self.next.as_mut(), entry.kind) else {
-            return Err(invalid("an entry of no kind"));
+            return Err(invalid("entry without a kind"));
         };
         let ownership = entry
             .ownership
-            .ok_or_else(|| invalid("an entry without an owner"))?;
+            .ok_or_else(|| invalid("entry without an owner"))?;
         let ownership = self.users.owned(&ownership)?;
         next.file = None;
         if entry.path.is_empty() {
             let is_file = matches!(kind, Kind::File(_));
             if is_file != self.single_file {
                 return Err(invalid(
-                    "a volume that is a file there and a directory here",
+                    "the volume is a file on the host and a directory in the guest, or the reverse",
                 ));
             }
             if is_file {
@@ -141,7 +143,7 @@ impl Mirror {
             return Ok(());
         }
         if self.single_file {
-            return Err(invalid("an entry below a file"));
+            return Err(invalid("entry below a volume that is a file"));
         }
         next.add(&entry.path, &kind, &ownership)
     }
@@ -152,7 +154,7 @@ impl Mirror {
         };
         next.file = None;
         if self.streams.load(Ordering::SeqCst) != self.number {
-            return Err(io::Error::other("another stream fills this volume now"));
+            return Err(io::Error::other("a newer stream fills this volume"));
         }
         let content = content(&self.home);
         if self.single_file {
@@ -169,7 +171,7 @@ impl Mirror {
 
 impl Next {
     fn new(root: PathBuf) -> io::Result<Self> {
-        // What an earlier state left, that was given up.
+        // An earlier state may have been left here when it was given up.
         let _ = fs::remove_dir_all(&root);
         fs::create_dir(&root)?;
         Ok(Self {
@@ -185,10 +187,10 @@ impl Next {
             .components()
             .all(|part| matches!(part, Component::Normal(_)));
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(invalid("an entry without a name"));
+            return Err(invalid("entry without a name"));
         };
         if !plain || path.as_os_str().len() > MAX_PATH_BYTES {
-            return Err(invalid("an entry with a path that is not plain"));
+            return Err(invalid("entry with a path that is too long or not plain"));
         }
         let parent = open_directory(&self.root.join(parent))?;
         match kind {
@@ -216,7 +218,7 @@ impl Next {
 
 impl Drop for Next {
     fn drop(&mut self) {
-        // Removed at the next start otherwise.
+        // If this fails, the next state of this stream removes the directory.
         let _ = fs::remove_dir_all(&self.root);
     }
 }
@@ -241,7 +243,7 @@ fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     Ok(openat(parent, name, flags, Mode::from_raw_mode(0o600))?.into())
 }
 
-/// Writes what is in `next` over `content`, which stays the same file.
+/// Writes the content of `next` to `content`, which stays the same file.
 fn overwrite(content: &Path, next: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).custom_flags(libc::O_NOFOLLOW);
@@ -250,7 +252,7 @@ fn overwrite(content: &Path, next: &Path) -> io::Result<()> {
     file.set_len(length)
 }
 
-/// Makes `content` what `next` is, name by name at the top: each change is one rename.
+/// Replaces the entries of `content` by those of `next`, name by name at the top level. Each change is one rename.
 fn replace(content: &Path, next: &Path) -> io::Result<()> {
     let (old, new) = (open_directory(content)?, open_directory(next)?);
     let wanted = names(next)?;
@@ -263,7 +265,7 @@ fn replace(content: &Path, next: &Path) -> io::Result<()> {
             others.push(name);
         }
     }
-    // The link that switches all readers comes before what leads through it.
+    // First the link that switches all readers, then the links that lead through it.
     others.sort_by_key(|name| name.as_os_str() != CURRENT);
     for name in directories.into_iter().chain(others) {
         if !same(&content.join(name), &next.join(name))? {
@@ -278,7 +280,8 @@ fn replace(content: &Path, next: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What it replaces ends up in the next state's place, which is deleted.
+/// Moves one name from `new` to `old`. A directory that it replaces moves to the next state's place and is deleted
+/// with it.
 fn move_in(old: &OwnedFd, new: &OwnedFd, content: &Path, name: &OsStr) -> io::Result<()> {
     let is_directory = |path: PathBuf| path.symlink_metadata().is_ok_and(|m| m.is_dir());
     let there = content.join(name).symlink_metadata().is_ok();
@@ -303,7 +306,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Sorted.
+/// The names in a directory, sorted.
 fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     let entries = fs::read_dir(directory)?;
     let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
@@ -312,7 +315,7 @@ fn names(directory: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Whether two trees are equal in all that is mirrored. What is missing or odd is not.
+/// Whether two trees are equal in everything that is mirrored. False if `one` is missing or of an unexpected type.
 fn same(one: &Path, other: &Path) -> io::Result<bool> {
     let a = match one.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -345,7 +348,7 @@ fn same(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Of two files of one length.
+/// Compares two files of equal length.
 fn same_bytes(one: &Path, other: &Path) -> io::Result<bool> {
     let open = |path| {
         let mut options = OpenOptions::new();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Receives the states of a mirrored volume, as `MirrorStream` in `agent.proto` says.
+//! Receives the states of a mirrored volume, as described for `MirrorStream` in `agent.proto`.
 //!
-//! Records are written in batches, each on a thread that may block: a slow disk holds up its stream and
-//! nothing else, and memory holds one batch.
+//! Records are written in batches, each on a thread that may block. So a slow disk delays only its own stream, and
+//! only one batch is in memory.
 
 use std::io;
 
@@ -18,13 +18,13 @@ use crate::streams::messages;
 const MAX_RECORD_BYTES: usize = 128 << 10;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Returns when the host hangs up.
+/// Returns when the host closes the stream.
 pub async fn serve(
     mut mirror: Mirror,
     stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
-    // Until the commit nobody hears of an error; what comes before it is thrown away.
+    // An error is reported only at the commit. Records up to there are thrown away.
     let mut failed: Option<io::Error> = None;
     loop {
         let (batch, ends) = read_batch(&mut stream).await?;
@@ -50,7 +50,7 @@ fn apply(mut mirror: Mirror, batch: Vec<Record>) -> (Mirror, io::Result<()>) {
     (mirror, result)
 }
 
-/// Records up to a commit, or as many as one batch has; whether a commit is the last.
+/// Reads records up to a commit, or as many as fit one batch. Also returns whether the last one is a commit.
 async fn read_batch(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<(Vec<Record>, bool)> {
     let (mut batch, mut bytes) = (Vec::new(), 0);
     while bytes < BATCH_BYTES {

@@ -24,7 +24,7 @@ fn entry(path: &str, mode: u32, kind: Kind) -> Record {
     })
 }
 
-/// A state as kubelet makes it: files in a directory of its own, links to them.
+/// A state as kubelet makes it: files in a directory of its own, and links to them.
 fn state(name: &str, files: &[(&str, &str)]) -> Vec<Record> {
     let mut records = vec![
         entry("", 0o755, Kind::Directory(true)),
@@ -71,7 +71,7 @@ fn a_state_replaces_the_last_one_and_leaves_nothing_of_it() {
         .unwrap()
         .mode();
     assert_eq!(mode & 0o7777, 0o640);
-    // Whoever has a file of the old state open keeps it.
+    // A program that has a file of the old state open can still read it.
     let mut old = File::open(content(&mirror.home).join("a")).unwrap();
     take_all(&mut mirror, state("..2", &[("a", "new"), ("c", "")])).unwrap();
     assert_eq!(

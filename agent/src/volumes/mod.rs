@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The volumes that this guest keeps for its containers: file systems of their own on disk, files of the scratch disk,
-//! and file systems in memory. They outlive containers and end with the guest, or when they are removed; those on disk
-//! are there again for the next guest of the same pod.
+//! The volumes that this guest keeps for its containers: file systems on disk, files of the scratch disk, and file
+//! systems in memory. They outlive containers. They end when they are removed or with the guest, except those on disk,
+//! which the next guest of the same pod mounts again.
 //!
-//! Everything here blocks; call it from a thread that may. [`mounts`] turns what a container asks to
-//! have mounted into what its first process does.
+//! Everything here blocks, so it must be called from a thread that may block. [`mounts`] translates the mounts that a
+//! container wants into those that its first process makes.
 
 mod disks;
 mod environment;
@@ -31,7 +31,7 @@ use crate::disk::extent::BadExtent;
 use crate::disk::scratch;
 use crate::users::PodUsers;
 
-/// Where those in memory are mounted.
+/// Where volumes in memory are mounted.
 const IN_MEMORY: &str = "/run/volumes";
 const MAX_VOLUMES: usize = 65536;
 const MAX_NAME_BYTES: usize = 128;
@@ -39,15 +39,15 @@ const MAX_READ_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    #[error("{0:?} is not the name of a volume")]
+    #[error("{0:?} is not a valid name of a volume")]
     Name(String),
-    #[error("a volume without {0}")]
+    #[error("volume without {0}")]
     Missing(&'static str),
-    #[error("a volume on disk")]
+    #[error("volume on disk")]
     Extent(#[from] BadExtent),
-    #[error("too many volumes: {MAX_VOLUMES}")]
+    #[error("too many volumes, at most {MAX_VOLUMES} are possible")]
     TooMany,
-    #[error("no volume {0}")]
+    #[error("volume {0} does not exist")]
     NotFound(String),
     #[error("volume {0} is of another kind")]
     OtherKind(String),
@@ -59,27 +59,28 @@ pub enum VolumeError {
     },
 }
 
+/// A volume that exists.
 #[derive(Debug)]
 struct Entry {
     kind: Kind,
-    /// As it was last asked for; what containers did to it since then stays until it is asked for otherwise.
+    /// The ownership of the last request. Changes that containers made later stay until another ownership is requested.
     ownership: Ownership,
-    /// How many streams have filled it: only the newest may.
+    /// How many streams have filled the volume. Only the newest one may fill it.
     streams: Arc<AtomicU64>,
 }
 
-/// All volumes of this guest. Cloning shares them.
+/// All volumes of this guest. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Volumes {
     on_disk: PathBuf,
-    /// Whom what is made belongs to.
+    /// The users to whom volumes belong.
     users: PodUsers,
     disks: Disks,
     known: Arc<Mutex<HashMap<String, Entry>>>,
 }
 
 impl Volumes {
-    /// None yet.
+    /// Starts without volumes.
     pub fn new(users: PodUsers) -> Self {
         Self {
             on_disk: Path::new(scratch::MOUNT).join("volumes"),
@@ -89,14 +90,14 @@ impl Volumes {
         }
     }
 
-    /// Makes a volume, or sees that it is there.
+    /// Creates a volume, or checks that it exists.
     pub fn ensure(&self, volume: Option<Volume>) -> Result<(), VolumeError> {
         let volume = volume.ok_or(VolumeError::Missing("a description"))?;
         let name = volume.name;
         check_name(&name)?;
         let ownership = volume.ownership.ok_or(VolumeError::Missing("an owner"))?;
         let ownership = self.users.owned(&ownership);
-        let ownership = ownership.map_err(failed("find the owner of", &name))?;
+        let ownership = ownership.map_err(failed("map the owner of", &name))?;
         let kind = Kind::try_from(volume.kind.ok_or(VolumeError::Missing("a kind"))?)?;
         let (home, path) = (self.home(&name, kind), self.path(&name, kind));
         let mut known = self.lock();
@@ -117,7 +118,7 @@ impl Volumes {
                         mounted.map_err(failed("mount", &name))?;
                     }
                     _ => {
-                        let made = kind.make(&home).map_err(failed("make", &name));
+                        let made = kind.make(&home).map_err(failed("create", &name));
                         let made = made.and_then(|()| set_ownership(&name, &path, &ownership));
                         made.inspect_err(|_| drop(kind.unmake(&home)))?;
                     }
@@ -134,7 +135,7 @@ impl Volumes {
         }
     }
 
-    /// One that is not there is fine.
+    /// Removes a volume. It is no error if there is none.
     pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
         let mut known = self.lock();
         let Some(kind) = known.get(name).map(|entry| entry.kind) else {
@@ -149,7 +150,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// At most the last `limit` bytes of a volume that is a file.
+    /// Reads at most the last `limit` bytes of a volume that is a file.
     pub fn read_end(&self, name: &str, limit: u32) -> Result<Vec<u8>, VolumeError> {
         let kind = self.lock().get(name).map(|entry| entry.kind);
         let path = match kind {
@@ -160,27 +161,27 @@ impl Volumes {
         read_end(&path, u64::from(limit).min(MAX_READ_BYTES)).map_err(failed("read", name))
     }
 
-    /// Of an emptyDir, what kubelet may want to read on the host.
+    /// The files of an emptyDir from which kubelet may read environment variables on the host.
     pub fn environment_files(&self, name: &str) -> Result<Vec<EnvironmentFile>, VolumeError> {
         let kind = self.lock().get(name).map(|entry| entry.kind);
         match kind {
             Some(kind @ (Kind::Disk(_) | Kind::Memory { .. })) => {
                 let found = environment::find(&self.path(name, kind));
-                found.map_err(failed("look through", name))
+                found.map_err(failed("search", name))
             }
-            // None has files of that form.
+            // Such a volume cannot have files of that form.
             Some(Kind::HugePages { .. }) => Ok(Vec::new()),
             Some(_) => Err(VolumeError::OtherKind(name.to_owned())),
             None => Err(VolumeError::NotFound(name.to_owned())),
         }
     }
 
-    /// Writes back what outlives the guest, at its end.
+    /// Writes back the volumes that outlive the guest, at its end.
     pub fn release(&self) {
         self.disks.release();
     }
 
-    /// The receiving end of a mirrored volume, which takes the place of any other.
+    /// The receiving end for a mirrored volume. It replaces any other.
     pub fn mirror(&self, name: &str) -> Result<Mirror, VolumeError> {
         let known = self.lock();
         let entry = known.get(name);
@@ -193,7 +194,7 @@ impl Volumes {
         Ok(mirror.owned_by(self.users.clone()))
     }
 
-    /// Where a volume is in the agent's tree.
+    /// The path of a volume in the agent's tree.
     fn find(&self, name: &str) -> Result<PathBuf, VolumeError> {
         let known = self.lock();
         let entry = known.get(name);
@@ -201,7 +202,7 @@ impl Volumes {
         Ok(self.path(name, entry.kind))
     }
 
-    /// What containers mount. A mirror's next state grows beside it.
+    /// The part of a volume that containers mount. The next state of a mirror is built beside it.
     fn path(&self, name: &str, kind: Kind) -> PathBuf {
         let home = self.home(name, kind);
         match kind {
@@ -233,7 +234,7 @@ fn set_ownership(name: &str, path: &Path, ownership: &Ownership) -> Result<(), V
     ownership::set_at(path, ownership).map_err(failed("set the owner of", name))
 }
 
-/// The file is the agent's; what is in it is a container's.
+/// Reads the end of a file. A container may have written its content, but cannot replace the file.
 fn read_end(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOFOLLOW);
@@ -245,7 +246,7 @@ fn read_end(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// A name becomes that of a directory.
+/// Checks a name, which becomes the name of a directory.
 fn check_name(name: &str) -> Result<(), VolumeError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts_well = name
@@ -277,7 +278,7 @@ mod tests {
         (directory, volumes)
     }
 
-    /// Owned by whoever runs the test.
+    /// A volume that belongs to the user who runs the test.
     fn volume(name: &str, mode: u32, kind: WantedKind) -> Option<Volume> {
         Some(Volume {
             name: name.into(),

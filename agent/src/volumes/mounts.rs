@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the mounts that a container is to have to those that its first process makes: sources are found
-//! and checked when the container is created, so that what is wrong is an error of that call.
+//! Translates the mounts that a container wants into those that its first process makes. Sources are found and checked
+//! when the container is created, so that a wrong one is an error of that call.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,14 +19,14 @@ use crate::disk::shared;
 use crate::init::config::BindMount;
 use crate::init::mounts::is_directory;
 
-/// A container with more is refused. Each is a descriptor of its first process for a moment.
+/// The most mounts of one container. Each takes a descriptor of its first process for a moment.
 const MAX_MOUNTS: usize = 8192;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    #[error("too many mounts: {0}, possible are {MAX_MOUNTS}")]
+    #[error("too many mounts: {0}, at most {MAX_MOUNTS} are possible")]
     TooMany(usize),
-    #[error("{0:?} is not a place where something can be mounted")]
+    #[error("{0:?} is not a path at which something can be mounted")]
     Target(String),
     #[error("mount at {target}: {reason}")]
     Source {
@@ -35,20 +35,20 @@ pub enum MountError {
     },
     #[error("mount at {target}")]
     Volume { target: String, source: VolumeError },
-    #[error("{IMAGE_VOLUME} at {target}: layers")]
+    #[error("{IMAGE_VOLUME} at {target}: mount layers")]
     Layers { target: String, source: LayerError },
     #[error("{IMAGE_VOLUME} at {target}")]
     Image {
         target: String,
         source: OverlayError,
     },
-    #[error("{IMAGE_VOLUME} at {target}: {sub_path:?} in it")]
+    #[error("{IMAGE_VOLUME} at {target}: {sub_path:?} in the image")]
     InImage {
         target: String,
         sub_path: String,
         source: io::Error,
     },
-    #[error("mount at {target} of the host's files")]
+    #[error("mount the host's files at {target}")]
     Shared { target: String, source: io::Error },
     #[error("mount at {target}: {sub_path:?} of the volume")]
     SubPath {
@@ -58,16 +58,16 @@ pub enum MountError {
     },
 }
 
-/// What a container's mounts come down to.
+/// The resolved mounts of a container.
 #[derive(Debug, Default)]
 pub struct Resolved {
-    /// Parents before what is below them.
+    /// Parents come before what is mounted below them.
     pub binds: Vec<BindMount>,
-    /// Held for as long as the container is there.
+    /// Kept as long as the container exists.
     pub views: Vec<ImageView>,
 }
 
-/// Finds the sources and says what is to be mounted in the container `id`.
+/// Finds and checks the sources of the mounts of container `id`.
 pub fn resolve(
     volumes: &Volumes,
     layers: &Layers,
@@ -91,7 +91,7 @@ pub fn resolve(
             }
             _ => find(volumes, mount, &target)?,
         };
-        // Of a share the file server keeps what is read-only, and what the host has mounted below it writable.
+        // The file server enforces that a share is read-only, because mounts of the host below it may be writable.
         let is_share = matches!(mount.source, Some(Source::Shared(_)));
         check_sub_path(volumes, mount, &source, &target)?;
         resolved.binds.push(BindMount {
@@ -103,7 +103,7 @@ pub fn resolve(
             target,
         });
     }
-    // Stable: of two at one place the later one covers the earlier.
+    // The sort is stable: of two mounts at one place the later one covers the earlier one.
     let depth = |bind: &BindMount| Path::new(&bind.target).components().count();
     resolved.binds.sort_by_key(depth);
     Ok(resolved)
@@ -122,7 +122,7 @@ fn find(volumes: &Volumes, mount: &Mount, target: &str) -> Result<PathBuf, Mount
         }
         Some(Source::Image(_)) | None => Err(MountError::Source {
             target,
-            reason: "nothing is given to be mounted",
+            reason: "the mount has no source",
         }),
     }
 }
@@ -143,7 +143,7 @@ fn view(
     })
 }
 
-/// Of an image only a directory is a volume.
+/// Checks the sub-path of a mount and creates it if it may be created. In an image it must be a directory.
 fn check_sub_path(
     volumes: &Volumes,
     mount: &Mount,
@@ -176,7 +176,7 @@ fn check_sub_path(
     })
 }
 
-/// An absolute path without `.` and `..`, which is not the root.
+/// Checks a mount point: an absolute path without `..` that is not the root. Returns it without `.`.
 fn target(path: &str) -> Result<String, MountError> {
     let refused = || MountError::Target(path.to_owned());
     let clean = Path::new(path);
@@ -196,8 +196,8 @@ fn target(path: &str) -> Result<String, MountError> {
     Ok(Path::new("/").join(names).to_string_lossy().into_owned())
 }
 
-/// Opens what is at `sub_path` below `source` as a place. Links that lead out are refused, and so are the
-/// kernel's magic ones: containers write in volumes.
+/// Opens `sub_path` below `source` as a location. Containers write to volumes, so links that lead out of it are
+/// refused, and so are the kernel's magic links.
 pub fn open_sub_path(source: &Path, sub_path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = openat2(CWD, source, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
@@ -208,7 +208,7 @@ pub fn open_sub_path(source: &Path, sub_path: &str) -> rustix::io::Result<OwnedF
     openat2(&root, sub_path, flags, Mode::empty(), beneath)
 }
 
-/// The same, made directory by directory if it is not there and may be made.
+/// The same, but if the path does not exist and `made_as` is given, creates its directories.
 fn find_sub_path(
     source: &Path,
     sub_path: &str,
@@ -216,7 +216,7 @@ fn find_sub_path(
 ) -> io::Result<OwnedFd> {
     match (open_sub_path(source, sub_path), made_as) {
         (Err(Errno::NOENT), Some(made_as)) => make_below(source, Path::new(sub_path), made_as),
-        (Err(Errno::XDEV), _) => Err(io::Error::other("leads out of the volume")),
+        (Err(Errno::XDEV), _) => Err(io::Error::other("the path leads out of the volume")),
         (found, _) => Ok(found?),
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Owner, group and permission bits of files and directories, set without following links.
+//! Sets owner, group and permission bits of files and directories, without following links.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -10,17 +10,17 @@ use std::path::Path;
 use bulkhead_proto::agent::Ownership;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-/// All that chmod(2) sets.
+/// All bits that chmod(2) sets.
 const PERMISSIONS: u32 = 0o7777;
 
-/// Of what is at `path`, which is not a link.
+/// Sets the ownership of the file at `path`, which must not be a symbolic link.
 pub fn set_at(path: &Path, ownership: &Ownership) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(CWD, path, flags, Mode::empty())?;
     set(file.as_fd(), ownership)
 }
 
-/// The owner first: a change of it takes the set-id bits away.
+/// Sets the ownership of an open file. The owner comes first, because changing it clears the set-id bits.
 pub fn set(file: impl AsFd, ownership: &Ownership) -> io::Result<()> {
     let file = File::from(file.as_fd().try_clone_to_owned()?);
     fchown(&file, Some(ownership.uid), Some(ownership.gid))?;

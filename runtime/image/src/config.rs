@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the store is told by its owner.
+//! The configuration of the store.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,15 +13,15 @@ use crate::reference::Reference;
 /// How the store works.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Holds all files of the store; nobody else writes there.
+    /// The directory with all files of the store. Nobody else writes there.
     pub root: PathBuf,
-    /// By host as in a reference (`docker.io`, `127.0.0.1:5000`); hosts not named get the defaults.
+    /// Settings by host name as in a reference (`docker.io`, `127.0.0.1:5000`). Other hosts get the defaults.
     pub registries: BTreeMap<String, HostConfig>,
-    /// Layers being downloaded at once, over all pulls.
+    /// How many layers may be downloaded at once, over all pulls.
     pub max_parallel_layers: usize,
-    /// How long a registry may be silent before it is given up.
+    /// A registry that sends nothing for this long is given up.
     pub stall_timeout: Duration,
-    /// Images that whoever cleans up is told to keep.
+    /// Images that must not be garbage-collected. They are reported as pinned.
     pub pinned: Vec<Reference>,
 }
 
@@ -41,15 +41,15 @@ impl Default for Config {
 #[derive(Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostConfig {
-    /// HTTP without TLS.
+    /// Use HTTP without TLS.
     pub plain_http: bool,
-    /// Hosts (with optional port) that are asked first, in order. Each has the settings under its own name.
+    /// Hosts, with an optional port, to ask first, in order. The settings of each are under its own name.
     pub mirrors: Vec<String>,
-    /// PEM certificates to trust besides the system's.
+    /// PEM certificates to trust in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// Accept any certificate.
+    /// Accept any TLS certificate.
     pub skip_verify: bool,
-    /// Used when a pull brings no credentials of its own.
+    /// Used when a pull request has no credentials of its own.
     pub username: Option<String>,
     pub password: Option<String>,
 }
@@ -66,16 +66,16 @@ impl fmt::Debug for HostConfig {
     }
 }
 
-/// Who pulls. Its `Debug` shows no secret.
+/// The credentials of a pull. Their `Debug` shows no secret.
 #[derive(Clone)]
 pub enum Credentials {
     Basic {
         username: String,
         password: String,
     },
-    /// A token of the registry itself, sent as it is.
+    /// A token for the registry itself, sent as it is.
     Bearer(String),
-    /// A token that its token server changes into one of the registry's (OAuth 2.0, RFC 6749 section 6).
+    /// A refresh token. The token server exchanges it for a token of the registry (OAuth 2.0, RFC 6749 section 6).
     Identity(String),
 }
 

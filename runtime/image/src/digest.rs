@@ -11,22 +11,22 @@ use sha2::{Digest as _, Sha256};
 const PREFIX: &str = "sha256:";
 const HEX_DIGITS: usize = 64;
 
-/// A digest that is known to be well formed, so that it may name a file.
+/// A digest that is known to be well-formed, so it may be part of a file name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(String);
 
-/// A string that is no digest.
+/// A string that is not a digest.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not \"sha256:\" and 64 lower-case hexadecimal digits")]
 pub struct BadDigest(String);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self::from_hash(Sha256::digest(bytes).as_ref())
     }
 
-    /// The digits alone.
+    /// The hexadecimal digits without the prefix.
     pub fn hex(&self) -> &str {
         self.0.get(PREFIX.len()..).unwrap_or_default()
     }
@@ -78,7 +78,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Hashes and counts what is read through it.
+/// Computes the digest and the length of everything that is read through it.
 pub struct HashingReader<R> {
     inner: R,
     hash: Sha256,
@@ -94,7 +94,7 @@ impl<R: Read> HashingReader<R> {
         }
     }
 
-    /// Reads what is left, then tells the digest and the length of it all.
+    /// Reads the rest, then returns the digest and the length of all that was read.
     pub fn finish(mut self) -> io::Result<(Digest, u64)> {
         let mut rest = vec![0; 64 << 10];
         while self.read(&mut rest)? > 0 {}

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Images: from a registry to files that a guest can mount.
 //!
-//! [`Store`] is the way in. A pull asks a registry ([`registry`]) for a manifest ([`manifest`]), then streams every
-//! layer that is missing through hash, decompression, hash and tar reader into one EROFS file ([`layer`]), and at
-//! last writes the image's record ([`contents`]). Nothing is unpacked to a directory, nothing is mounted on the host, and
-//! nothing becomes visible before its digest was verified.
+//! [`Store`] is the entry point. A pull asks a registry ([`registry`]) for a manifest ([`manifest`]). Then it streams
+//! every missing layer through hash, decompression, hash and tar reader into one EROFS file ([`layer`]). At the end it
+//! writes the image's record ([`contents`]). Nothing is unpacked to a directory, nothing is mounted on the host, and
+//! nothing becomes visible before its digest has been verified.
 //!
-//! All that comes from a registry is hostile: sizes are bounded, names checked, digests computed here.
+//! Everything that a registry sends may be hostile: sizes are limited, names checked, digests computed here.
 
 mod config;
 mod contents;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Manifests, indexes and image configurations: OCI (image-spec 1.1) and Docker's schema 2, which differ in names of
-//! media types only. Unknown fields are ignored, as both ask for.
+//! Manifests, indexes and image configurations, of OCI (image-spec 1.1) and of Docker's schema 2, which differ only in
+//! the names of media types. Unknown fields are ignored, as both specifications demand.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::failure::{FailureKind, shorten};
 use crate::layer::MAX_LAYER_BYTES;
 
-/// overlayfs takes 500 lower layers.
+/// overlayfs accepts 500 lower layers.
 const MAX_LAYERS: usize = 500;
 const INDEX_TYPES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
@@ -26,26 +26,26 @@ const CONFIG_TYPES: [&str; 2] = [
 ];
 const OS: &str = "linux";
 
-/// Why a manifest is of no use.
+/// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("parse the {what}: {problem}")]
     Parse { what: &'static str, problem: String },
     #[error("manifest of type {0:?}: only OCI and Docker schema 2 images are supported")]
     MediaType(String),
-    #[error("no image for {wanted}, there is {offered}")]
+    #[error("no image for {wanted}, the index has {offered}")]
     Platform { wanted: String, offered: String },
-    #[error("a manifest with configuration type {0:?} is an artifact, no container image")]
+    #[error("a manifest with configuration type {0:?} is an artifact, not a container image")]
     Artifact(String),
-    #[error("{layers} layers, but {diff_ids} diff ids in the configuration")]
+    #[error("image has {layers} layers, but {diff_ids} diff ids in the configuration")]
     LayerCount { layers: usize, diff_ids: usize },
-    #[error("{0} layers, at most {MAX_LAYERS} can be stacked")]
+    #[error("image has {0} layers, at most {MAX_LAYERS} can be stacked")]
     TooManyLayers(usize),
-    #[error("a layer of {0} bytes, at most {MAX_LAYER_BYTES} are taken")]
+    #[error("image has a layer of {0} bytes, at most {MAX_LAYER_BYTES} are allowed")]
     LayerSize(u64),
-    #[error("an index of indexes that leads nowhere")]
+    #[error("indexes are nested too deeply")]
     Nested,
-    #[error("the {what} has digest {found}, not the promised {promised}")]
+    #[error("the {what} has digest {found}, expected {promised}")]
     Digest {
         what: &'static str,
         promised: Digest,
@@ -63,7 +63,7 @@ impl ManifestError {
     }
 }
 
-/// A reference from one document to another.
+/// A reference from one document to another (OCI descriptor).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -81,10 +81,10 @@ struct Platform {
     variant: Option<String>,
 }
 
-/// What a manifest turns out to be.
+/// What a manifest turned out to be.
 #[derive(Debug)]
 pub enum Manifest {
-    /// Go on with this one: it is the image for this machine.
+    /// An index. The descriptor is that of the image for this machine.
     Index(Descriptor),
     Image {
         config: Descriptor,
@@ -102,12 +102,12 @@ struct Document {
 }
 
 impl Manifest {
-    /// `served_type` is what the server called it; the document's own word wins.
+    /// `served_type` is the media type that the server sent. The one in the document has precedence.
     pub fn parse(bytes: &[u8], served_type: &str) -> Result<Self, ManifestError> {
         let document: Document =
             serde_json::from_slice(bytes).map_err(|error| unreadable("manifest", &error))?;
         let media_type = document.media_type.as_deref().unwrap_or(served_type);
-        // What has both faces would be one image to us and another to other clients.
+        // A document that is both index and image could be one image here and another one elsewhere: refuse it.
         match (document.manifests, document.config, document.layers) {
             (Some(manifests), None, None) if INDEX_TYPES.contains(&media_type) => {
                 choose(manifests, &machine()).map(Self::Index)
@@ -129,7 +129,7 @@ impl Manifest {
     }
 }
 
-/// The parser's complaint may quote what it was given, which is a stranger's.
+/// A parse error. The parser's message may quote the document, which comes from another party, so it is shortened.
 fn unreadable(what: &'static str, error: &serde_json::Error) -> ManifestError {
     ManifestError::Parse {
         what,
@@ -137,7 +137,7 @@ fn unreadable(what: &'static str, error: &serde_json::Error) -> ManifestError {
     }
 }
 
-/// This machine's architecture as Go calls it.
+/// This machine's architecture, by Go's name.
 fn machine() -> String {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -147,6 +147,7 @@ fn machine() -> String {
     .to_owned()
 }
 
+/// The first manifest of an index that is for Linux on this architecture.
 fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, ManifestError> {
     let show = |platform: &Platform| {
         let variant = platform.variant.iter().map(|variant| format!("/{variant}"));
@@ -179,7 +180,7 @@ fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, 
         })
 }
 
-/// What an image says about the containers made from it (image-spec, config.md).
+/// The defaults of an image for its containers (image-spec, config.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageDefaults {
@@ -200,16 +201,16 @@ pub struct ImageDefaults {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The parts of a configuration that we use.
+/// The parts of an image configuration that we use.
 #[derive(Debug)]
 pub struct ImageConfig {
     pub defaults: ImageDefaults,
-    /// Of the layers, bottom first.
+    /// The diff ids of the layers, the bottom one first.
     pub diff_ids: Vec<Digest>,
 }
 
 impl ImageConfig {
-    /// Checks that the configuration belongs to an image of `layers` layers.
+    /// Parses a configuration and checks that it belongs to an image of `layers` layers.
     pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]
         struct Rootfs {
@@ -238,7 +239,7 @@ impl ImageConfig {
     }
 }
 
-/// Go writes empty lists as null.
+/// Accepts null for an empty list or map, because Go programs write it so.
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -279,7 +280,7 @@ mod tests {
             Manifest::parse(list(&["arm64", "s390x"]).as_bytes(), INDEX_TYPES[0]).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "no image for linux/amd64, there is linux/arm64, linux/s390x"
+            "no image for linux/amd64, the index has linux/arm64, linux/s390x"
         );
         assert_eq!(error.kind(), FailureKind::NotFound);
     }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How far the pulls in progress are, for who watches them.
+//! The progress of running pulls, for those who watch them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// How far a pull is. Layers that were here before count as received.
+/// How far a pull is. Layers that were in the store before count as received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PullProgress {
-    /// As sent by the registry.
+    /// Bytes as the registry sends them, compressed.
     pub received_bytes: u64,
     /// Zero until the manifest is known.
     pub total_bytes: u64,
 }
 
-/// What the tasks of one pull count in.
+/// The counters of one pull, to which its tasks add.
 #[derive(Debug, Default)]
 pub struct Counters {
     received_bytes: AtomicU64,
@@ -38,12 +38,12 @@ impl Counters {
     }
 }
 
-/// The pulls in progress, by reference; of several for one reference the latest.
+/// The running pulls by reference. If there are several for one reference, only the latest.
 #[derive(Debug, Default)]
 pub struct Pulls(Mutex<HashMap<String, Weak<Counters>>>);
 
 impl Pulls {
-    /// The pull is in progress for as long as the counters live.
+    /// Registers a pull. It counts as running as long as the counters exist.
     pub fn begin(&self, reference: &str) -> Arc<Counters> {
         let counters = Arc::default();
         let mut pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);

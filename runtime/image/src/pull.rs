@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pull, step by step: manifest, configuration, layers side by side, record.
+//! A pull, step by step: manifest, configuration, all layers at the same time, record.
 //!
-//! Dropping the future at any point is fine: what it had claimed is released by guards ([`Needed`], [`PartialLayer`]),
-//! and the thread that converts a layer ends when its bytes stop coming.
+//! The future may be dropped at any point: guards release what it has claimed ([`Needed`], `PartialLayer`), and the
+//! thread that converts a layer ends when no more bytes arrive.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -23,9 +23,9 @@ use crate::reference::{Reference, Version};
 use crate::registry::{BlobStream, RegistryError, Repository};
 
 const CONFIG_BYTES: u64 = 8 << 20;
-/// Chunks of a download (some 16 KiB each) that wait for the thread that converts them.
+/// How many chunks of a download (about 16 KiB each) may wait for the thread that converts them.
 const CHUNKS_WAITING: usize = 16;
-/// An index may lead to an index, not further.
+/// The most documents on the way to an image: an index may refer to an index, and that to an image.
 const MANIFEST_DEPTH: usize = 3;
 
 /// Why an image was not pulled.
@@ -49,8 +49,8 @@ pub enum PullError {
     },
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("pull {reference}: a task of it panicked")]
-    Panicked { reference: String },
+    #[error("pull {reference}: one of its tasks panicked or was cancelled")]
+    TaskFailed { reference: String },
 }
 
 impl PullError {
@@ -60,12 +60,12 @@ impl PullError {
             Self::Manifest { source, .. } => source.kind(),
             Self::Layer { source, .. } => source.kind(),
             Self::Store(source) => source.kind(),
-            Self::Panicked { .. } => FailureKind::Internal,
+            Self::TaskFailed { .. } => FailureKind::Internal,
         }
     }
 }
 
-/// What all steps of one pull share.
+/// The state that all steps of one pull share.
 struct Pull {
     contents: Arc<Contents>,
     reference: String,
@@ -73,16 +73,16 @@ struct Pull {
     progress: Arc<Counters>,
 }
 
-/// What a reference stands for.
+/// What a reference refers to.
 struct Resolved {
-    /// Of the manifest that the reference names, which may be an index.
+    /// The digest of the manifest that the reference names, which may be an index.
     top: Digest,
     config: Descriptor,
     layers: Vec<Descriptor>,
     manifest_bytes: u64,
 }
 
-/// Fetches what is missing and records the image under `reference`.
+/// Downloads what is missing and records the image under `reference`.
 pub async fn pull(
     contents: &Arc<Contents>,
     reference: &Reference,
@@ -122,7 +122,7 @@ pub async fn pull(
     };
     if let Some(known) = contents.complete_image(&config.digest)? {
         let _needed = contents.need(&known.layers);
-        // It may have gone between the two lines above.
+        // The image may have been removed between the check and the claim, so check again.
         if let Some(known) = contents.complete_image(&config.digest)? {
             record.layers = known.layers;
             record.defaults = known.defaults;
@@ -138,8 +138,8 @@ pub async fn pull(
     Ok(contents.publish(&record)?)
 }
 
-/// Of layers that appear more than once only the topmost: it hides what the others show, and overlayfs refuses a
-/// directory that it is given twice.
+/// If a layer appears more than once, keeps only the topmost: it hides what the others show, and overlayfs does not
+/// accept a directory twice.
 fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
     let mut seen = BTreeSet::new();
     layers.reverse();
@@ -149,7 +149,7 @@ fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
 }
 
 impl Pull {
-    /// From the reference to the digest that it stands for, and to the image for this machine.
+    /// Follows the reference, through indexes, to the image for this machine.
     async fn resolve(&self, reference: &Reference) -> Result<Resolved, PullError> {
         let mut version = reference.version_text().to_owned();
         let mut promised = match &reference.version {
@@ -197,8 +197,8 @@ impl Pull {
         ImageConfig::parse(&bytes, layers).map_err(|e| self.manifest(e))
     }
 
-    /// All layers side by side; the first failure ends the others. Each task holds the claim: what an aborted one
-    /// has just made is removed when the last of them is gone.
+    /// Fetches all layers at the same time. The first failure aborts the others. Each task holds the claim, so a layer
+    /// that an aborted task has just finished is removed when the last task has ended.
     async fn layers(
         self: &Arc<Self>,
         layers: Vec<(Descriptor, Digest)>,
@@ -216,12 +216,12 @@ impl Pull {
             });
         }
         while let Some(result) = tasks.join_next().await {
-            result.map_err(|_| self.panicked())??;
+            result.map_err(|_| self.task_failed())??;
         }
         Ok(())
     }
 
-    /// Makes the layer, unless it is here or another pull makes it now.
+    /// Creates a layer, unless it is in the store or another pull is creating it.
     async fn layer(&self, descriptor: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
         let maker = self.contents.maker(diff_id);
         let _making = maker.lock().await;
@@ -230,7 +230,7 @@ impl Pull {
             return Ok(());
         }
         let Ok(_turn) = self.contents.downloads.acquire().await else {
-            return Err(self.panicked());
+            return Err(self.task_failed());
         };
         let partial = self.contents.files.create()?;
         let layer_failed = |source| PullError::Layer {
@@ -247,9 +247,9 @@ impl Pull {
             layer::convert(ChunkReader::new(receiver), file, &digest, &promised)
         });
         let blob = self.repository.blob(&descriptor.digest, descriptor.size);
-        // When the download fails, the conversion sees its bytes end and fails too: the first cause counts.
+        // A failed download ends the conversion's input, so that fails, too. The download's error is the real cause.
         let downloaded = forward(blob, sender, &self.progress).await;
-        let converted = conversion.await.map_err(|_| self.panicked())?;
+        let converted = conversion.await.map_err(|_| self.task_failed())?;
         downloaded.map_err(|e| self.registry(e))?;
         converted.map_err(layer_failed)?;
         Ok(self.contents.files.keep(partial, diff_id)?)
@@ -269,8 +269,8 @@ impl Pull {
         }
     }
 
-    fn panicked(&self) -> PullError {
-        PullError::Panicked {
+    fn task_failed(&self) -> PullError {
+        PullError::TaskFailed {
             reference: self.reference.clone(),
         }
     }
@@ -291,7 +291,7 @@ fn verify(
     }
 }
 
-/// Passes a download on until it ends or nobody wants it any more.
+/// Passes a download on until it ends or the receiver is dropped.
 async fn forward(
     mut blob: BlobStream<'_>,
     sender: mpsc::Sender<Bytes>,
@@ -300,14 +300,14 @@ async fn forward(
     while let Some(chunk) = blob.next().await? {
         progress.receive(chunk.len() as u64);
         if sender.send(chunk).await.is_err() {
-            // The conversion has failed and will say why.
+            // The conversion has failed. Its own result says why.
             break;
         }
     }
     Ok(())
 }
 
-/// The receiving end of a download for blocking code.
+/// Lets blocking code read a download.
 struct ChunkReader {
     chunks: mpsc::Receiver<Bytes>,
     current: Bytes,

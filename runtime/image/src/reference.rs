@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Image references, with the rules and the defaults that Docker made customary: `busybox` is
+//! Image references, by the rules and defaults that Docker introduced: `busybox` means
 //! `docker.io/library/busybox:latest`.
 
 use std::fmt;
@@ -13,7 +13,7 @@ const MAX_NAME_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
 const SHOWN_CHARACTERS: usize = 300;
 
-/// A string that is no reference.
+/// Why a string is not a reference.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("image reference {text:?}: {problem}")]
 pub struct ReferenceError {
@@ -21,7 +21,7 @@ pub struct ReferenceError {
     problem: &'static str,
 }
 
-/// What a reference asks of a repository.
+/// Which version of a repository a reference names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
     Tag(String),
@@ -31,11 +31,11 @@ pub enum Version {
 /// A complete reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
-    /// As written by users, with its port: `docker.io`.
+    /// The host as users write it, with its port, such as `docker.io`.
     pub host: String,
-    /// `library/busybox`.
+    /// Such as `library/busybox`.
     pub repository: String,
-    /// A digest wins over a tag that stands beside it.
+    /// If there are a tag and a digest, the digest.
     pub version: Version,
 }
 
@@ -45,12 +45,12 @@ impl Reference {
         format!("{}/{}", self.host, self.repository)
     }
 
-    /// The name with a digest: what `repo_digests` lists.
+    /// The name with a digest, as `repo_digests` has it.
     pub fn with_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.name())
     }
 
-    /// What comes after `manifests/` in the registry's URL.
+    /// The last part of the registry's URL, after `manifests/`.
     pub fn version_text(&self) -> &str {
         match &self.version {
             Version::Tag(tag) => tag,
@@ -79,17 +79,18 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Splits `HOST/REPOSITORY:TAG@DIGEST` and adds the defaults. The error says what is wrong.
 fn parse(text: &str) -> Result<Reference, &'static str> {
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => {
             let digest = digest.parse().map_err(
-                |_| "after the @ must stand sha256: and 64 lower-case hexadecimal digits",
+                |_| "after the @ there must be sha256: and 64 lower-case hexadecimal digits",
             )?;
             (rest, Some(digest))
         }
         None => (text, None),
     };
-    // A colon before the last slash is a port's.
+    // A colon before the last slash belongs to a port.
     let (name, tag) = match rest.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
         _ => (rest, None),
@@ -106,7 +107,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     }
     if !path.split('/').all(is_component) {
         return Err(
-            "a repository is lower-case letters, digits and single separators ('.', '_', '__', '-') between them",
+            "the repository must be lower-case letters and digits, with single separators ('.', '_', '__', '-') between them",
         );
     }
     let host = if host == "index.docker.io" {
@@ -130,7 +131,7 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     })
 }
 
-/// Whether what stands before the first slash is a host and not a part of the repository.
+/// Whether the part before the first slash is a host and not the first part of the repository.
 fn is_host(text: &str) -> bool {
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) => (name, Some(port)),

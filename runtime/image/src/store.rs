@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The way in: the images that are here, and pulls of those that are not. [`crate::contents`] keeps them,
-//! [`crate::pull`] fetches them.
+//! The entry point: lists and removes the images of the store, and pulls others. [`crate::contents`] stores them,
+//! [`crate::pull`] downloads them.
 
 use std::sync::Arc;
 
@@ -12,35 +12,36 @@ use crate::progress::PullProgress;
 use crate::pull::{self, PullError};
 use crate::reference::Reference;
 
-/// An image that is here.
+/// An image in the store.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The digest of its configuration.
     pub id: Digest,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
-    /// What its layers take on the disk, and what says what they are; never 0, which kubelet takes for an error.
+    /// What its layers take on disk, plus the size of its manifests and configuration. Never 0, because kubelet takes 0
+    /// for an error.
     pub size_bytes: u64,
-    /// One of its names is in [`Config::pinned`].
+    /// Whether one of its names is in [`Config::pinned`].
     pub pinned: bool,
     pub defaults: ImageDefaults,
 }
 
-/// The store. Cheap to clone; all clones are the same store.
+/// The store. Cloning is cheap; all clones are the same store.
 #[derive(Clone, Debug)]
 pub struct Store {
     contents: Arc<Contents>,
 }
 
 impl Store {
-    /// Opens or makes the store below `config.root`, and removes what an earlier process left half done.
+    /// Opens or creates the store below `config.root`, and removes what an earlier process left unfinished.
     pub fn open(config: Config) -> Result<Self, StoreError> {
         Ok(Self {
             contents: Arc::new(Contents::open(config)?),
         })
     }
 
-    /// By reference, by id, or by a beginning of an id that no other has.
+    /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
     pub fn find(&self, name: &str) -> Result<Option<Image>, StoreError> {
         self.contents
             .find(name)?
@@ -56,7 +57,7 @@ impl Store {
             .collect()
     }
 
-    /// Fetches what of the image is missing here. A dropped pull leaves nothing behind.
+    /// Downloads the missing parts of an image. If the future is dropped, nothing is left behind.
     pub async fn pull(
         &self,
         name: &str,
@@ -67,13 +68,13 @@ impl Store {
         Ok(self.image(record)?)
     }
 
-    /// How far the pull of `name` is, if one is in progress.
+    /// How far the pull of `name` is, if one is running.
     pub fn progress(&self, name: &str) -> Option<PullProgress> {
         let reference: Reference = name.parse().ok()?;
         self.contents.pulls.read(&reference.to_string())
     }
 
-    /// Forgets an image with all its names; the layers that nobody else needs go. One that is not here is fine.
+    /// Removes an image with all its names, and the layers that nothing else needs. It is no error if there is none.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         match self.contents.find(name)? {
             Some(record) => self.contents.remove(&record.id),
@@ -81,17 +82,17 @@ impl Store {
         }
     }
 
-    /// Keeps an image's layers for `holder` until [`Self::release`]; bottom first.
+    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first.
     pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
         self.contents.lease(id, holder)
     }
 
-    /// An unknown holder is fine.
+    /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
         self.contents.release(holder)
     }
 
-    /// All that have leases.
+    /// The holders of all leases.
     pub fn holders(&self) -> Result<Vec<String>, StoreError> {
         self.contents.holders()
     }
@@ -110,7 +111,7 @@ impl Store {
             |name: String| record.repo_tags.contains(&name) || record.repo_digests.contains(&name);
         Ok(Image {
             pinned: pinned.into_iter().any(is_name),
-            // A record of an earlier version knows nothing of its metadata.
+            // Records of an earlier version have no metadata size, so it may be 0.
             size_bytes: sizes
                 .sum::<Result<u64, _>>()?
                 .saturating_add(record.metadata_bytes)

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Idmapped mounts of the guest (`FUSE_ALLOW_IDMAP`, Linux 6.12): its kernel may show the owners of files as others than
-//! they are, once the server has agreed at the beginning of the session. fuse-backend-rs does not know the flag, so it is
-//! added to its reply here. Pure.
+//! Idmapped mounts in the guest (`FUSE_ALLOW_IDMAP`, Linux 6.12): the guest's kernel shows other owners of files
+//! than the server reports. The server agrees to this at the start of the session. fuse-backend-rs does not know it, so
+//! this file adds it to the library's reply. Pure.
 //!
-//! The server knows nothing of mappings: what it hears and says are the host's numbers. What changes for it is that only
-//! requests that make a file say for whom (checked in [`super::tree`]); all others have [`NOBODY`] in their headers. The
-//! guest's kernel checks permissions, as before.
+//! The server does not see the mappings: it receives and sends the host's user and group ids. One thing changes for it:
+//! only requests that create a file have a user and a group in their headers (checked in [`super::tree`]); all others
+//! have [`NOBODY`]. The guest's kernel checks permissions, as it does without idmapped mounts.
 
-/// FUSE_INIT.
+/// The opcode FUSE_INIT.
 pub const INIT: u32 = 26;
 /// `FUSE_INVALID_UIDGID`.
 pub const NOBODY: u32 = u32::MAX;
 
-/// `struct fuse_in_header` and `fuse_init_in` up to the second word of flags.
+/// The size of `struct fuse_in_header` and of `fuse_init_in` up to the second word of flags.
 pub const REQUEST_BYTES: usize = 40 + 20;
-/// `struct fuse_out_header` and `fuse_init_out` up to the second word of flags.
+/// The size of `struct fuse_out_header` and of `fuse_init_out` up to the second word of flags.
 pub const REPLY_BYTES: usize = 16 + 36;
 
 const REQUEST_FLAGS: usize = 40 + 12;
@@ -23,12 +23,12 @@ const REPLY_ERROR: usize = 4;
 const REPLY_FLAGS: usize = 16 + 12;
 const REPLY_FLAGS2: usize = 16 + 32;
 
-/// Says that there is a second word of flags.
+/// The flag that says that there is a second word of flags.
 const INIT_EXT: u32 = 1 << 30;
-/// Bit 40 of all flags.
+/// Bit 40 of all flags, which is bit 8 of the second word.
 const ALLOW_IDMAP: u32 = 1 << 8;
 
-/// Agrees to idmapped mounts in the reply to an INIT that offers them.
+/// Agrees to idmapped mounts in the reply to an INIT request, if the request offers them.
 pub fn agree(request: &[u8; REQUEST_BYTES], reply: &mut [u8; REPLY_BYTES]) {
     let offered = word(request, REQUEST_FLAGS) & INIT_EXT != 0
         && word(request, REQUEST_FLAGS2) & ALLOW_IDMAP != 0;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The jail of a file server: namespaces of its own, a root in which nothing is but the shares and
-//! a `/proc` of its own processes, the capabilities of a file server and no others.
+//! The jail of a file server: its own namespaces, a root that contains only the shares and a `/proc` with
+//! only its own processes, and no more capabilities than a file server needs ([`kept`]).
 //!
-//! It stays user 0, because files keep their owners; it acts as the guest's users when it makes
-//! files. What it may is in [`kept`]. Runs on the only thread of its process.
+//! The server stays user 0, because files have many owners. It switches to a user of the guest when it
+//! creates a file for that user. Runs on the only thread of its process.
 
 use std::fs;
 use std::io;
@@ -21,13 +21,13 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets, Unsh
 use super::{SHARES, ShareError};
 use crate::sys;
 
-/// Each file that the guest knows is an open descriptor here.
+/// Every file that the guest's kernel knows is an open descriptor in the server.
 const OPEN_FILES: u64 = 1 << 20;
-/// Heap and stacks together.
+/// Limit of heap and stacks together.
 const MEMORY_BYTES: u64 = 512 << 20;
-/// A directory that every host has. The new root is mounted there and becomes the root.
+/// A directory that exists on every host. The new root is mounted there first.
 const PLACE: &str = "/proc";
-/// Names of shares, and nothing that is large.
+/// The root holds only the mount points of shares, so it is small.
 const ROOT_OPTIONS: &std::ffi::CStr = c"size=256k,nr_inodes=1024,mode=755";
 const QUIET: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
@@ -40,8 +40,8 @@ pub(super) fn failed<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Sh
     }
 }
 
-/// What a server of other people's files needs: to act as their owners, to go and to change what
-/// permission bits would forbid (the guest's kernel has checked them), to make hard links.
+/// The capabilities that a server of other users' files needs: to act as the owner of a file, to make hard
+/// links, and to ignore permission bits, because the guest's kernel has checked them.
 fn kept() -> CapabilitySet {
     CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
@@ -52,7 +52,7 @@ fn kept() -> CapabilitySet {
         | CapabilitySet::SETUID
 }
 
-/// Leaves the host's namespaces. The new PID namespace begins with the next child.
+/// Leaves the host's namespaces. The new PID namespace holds only children that are created from now on.
 pub(super) fn separate() -> Result<(), ShareError> {
     let flags = UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
@@ -60,14 +60,15 @@ pub(super) fn separate() -> Result<(), ShareError> {
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
-    sys::unshare(flags).map_err(failed("make namespaces"))
+    sys::unshare(flags).map_err(failed("create namespaces"))
 }
 
-/// The outer process: waits for the server and ends as it does. Killed, it takes the server along.
+/// Runs the outer process: waits for the server and ends with the same result. If it is killed, the server
+/// dies, too.
 pub(super) fn guard(child: i32) -> Result<(), ShareError> {
     let step = "give up privileges of the outer process";
     give_up(CapabilitySet::empty(), step)?;
-    // Who waits for the server's word waits for the server alone.
+    // Close the pipe's write end here. Then who waits for the server's "ready" sees the server's end at once.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(failed(step))?;
     loop {
         return match waitpid(Pid::from_raw(child), None) {
@@ -81,18 +82,18 @@ pub(super) fn guard(child: i32) -> Result<(), ShareError> {
     }
 }
 
-/// The server itself: there is no way back.
+/// Puts the server's process into the jail. There is no way back.
 pub(super) fn enter() -> Result<(), ShareError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(failed("end with the outer process"))?;
-    make_root().map_err(failed("make an empty root"))?;
-    // The guest's kernel has applied the mask already.
+        .map_err(failed("tie the server to the outer process"))?;
+    make_root().map_err(failed("create an empty root"))?;
+    // The guest's kernel has already applied the umask of its process.
     rustix::process::umask(Mode::empty());
     limit(Resource::Core, 0);
     limit(Resource::Data, MEMORY_BYTES);
     limit(Resource::Nofile, OPEN_FILES);
-    // Acting as another user keeps the capabilities: the guest's kernel knows of groups that the
-    // server is not told of, and has checked them.
+    // Keep the capabilities when switching to another user: the guest's kernel has checked permissions, and
+    // it knows groups of the user that the server is not told.
     let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
         | CapabilitiesSecureBits::NO_ROOT
@@ -117,7 +118,7 @@ fn give_up(kept: CapabilitySet, step: &'static str) -> Result<(), ShareError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed(step))
 }
 
-/// Puts the whole mount namespace away for a small file system in memory.
+/// Replaces the root by a small read-only tmpfs and detaches everything else from the mount namespace.
 fn make_root() -> io::Result<()> {
     mount_change(
         "/",
@@ -127,7 +128,7 @@ fn make_root() -> io::Result<()> {
     let place = Path::new(PLACE);
     fs::create_dir(place.join("proc"))?;
     fs::create_dir(place.join(SHARES.trim_start_matches('/')))?;
-    // Of this PID namespace, and of processes only.
+    // It shows this PID namespace, and of it only processes.
     let options = c"subset=pid,hidepid=invisible";
     mount("proc", place.join("proc"), "proc", QUIET, options)?;
     std::env::set_current_dir(place)?;
@@ -138,7 +139,7 @@ fn make_root() -> io::Result<()> {
     Ok(())
 }
 
-/// Sets a limit, or the nearest that is allowed.
+/// Sets a limit. If that is not allowed, sets the nearest value that is.
 fn limit(resource: Resource, value: u64) {
     let set = |value| {
         let limit = Rlimit {

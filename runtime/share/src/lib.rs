@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A file server: host directories for the guest of one VM, in a process of its own.
+//! A file server: gives the guest of one VM access to host directories, in a process of its own.
 //!
-//! [`jail`] makes an empty root in which only the shares are, [`serve`] moves FUSE messages between
-//! the VMM's socket and fuse-backend-rs as [`fuse`] says, [`tree`] makes one file system of all shares and has our
-//! rules. Who starts it mounts shares below [`SHARES`] in its mount namespace, at any time: each is
-//! a directory or a file named as [`name`] says. It ends when the VMM's socket does.
+//! [`jail`] creates a root that contains only the shares. [`mod@serve`] moves FUSE messages, whose format is in
+//! [`fuse`], between the VMM's socket and fuse-backend-rs. [`tree`] joins all shares in one file system and
+//! enforces our rules. The parent may mount shares below [`SHARES`] in the server's mount namespace at any
+//! time; each is a directory or a file, named as in [`name`]. The server ends when the VMM closes the socket.
 //!
 //! ```text
 //!  outer process            main thread                workers
-//!  waits, passes on         watches for shares that    a request each: read, check, serve,
-//!  the end                  went away                  reply
+//!  waits for the server,    watches for shares that    one request each: read, check,
+//!  ends as it does          were unmounted             serve, reply
 //! ```
 
 pub mod fuse;
@@ -36,20 +36,20 @@ use tree::Tree;
 pub use ready::READY;
 pub use sys::inherited;
 
-/// Where the shares are in the server's root.
+/// The directory of the shares in the server's root.
 pub const SHARES: &str = "/shares";
-/// The most bytes of configuration that are read.
+/// Configuration beyond this many bytes is not read.
 const CONFIG_BYTES: u64 = 4096;
 
-/// What the parent writes to standard input, as JSON.
+/// The configuration, which the parent writes to standard input as JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareConfig {
-    /// An inherited descriptor: a stream socket whose other end is a VMM.
+    /// An inherited file descriptor: a stream socket whose other end is a VMM.
     pub socket_fd: i32,
 }
 
-/// Why a file server did not start, or ended.
+/// Why a file server did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     #[error("read configuration")]
@@ -72,7 +72,7 @@ pub enum ShareError {
     },
 }
 
-/// Runs a file server until its VMM goes away. Call on the only thread.
+/// Runs a file server until its VMM closes the socket. Call it while the process has only one thread.
 pub fn run(input: impl Read) -> Result<(), ShareError> {
     let mut text = Vec::new();
     let mut bounded = input.take(CONFIG_BYTES);
@@ -81,7 +81,7 @@ pub fn run(input: impl Read) -> Result<(), ShareError> {
     let fd = config.socket_fd;
     let socket = sys::inherited(fd).map_err(|source| ShareError::Socket { fd, source })?;
     jail::separate()?;
-    // Only a child is inside a new PID namespace.
+    // A process cannot move itself into a new PID namespace; only its children are in it.
     if let Some(child) = sys::fork().map_err(jail::failed("fork"))? {
         drop(socket);
         return jail::guard(child);
@@ -101,11 +101,11 @@ fn serve(socket: UnixStream) -> Result<(), ShareError> {
     let gate = serve::start(&socket, &tree).map_err(failed("start workers"))?;
     gate.wait();
     seccomp::confine()?;
-    ready::announce().map_err(failed("say that it is ready"))?;
+    ready::announce().map_err(failed("report that the server is ready"))?;
     gate.open();
     let mut events = [0; 4096];
     loop {
-        // Which one it was does not matter; the workers end the process.
+        // It does not matter which share it was. This loop has no end: a worker ends the process.
         match rustix::io::read(&watch, &mut events) {
             Ok(_) | Err(rustix::io::Errno::INTR) => tree.sweep(),
             Err(e) => return Err(errno("watch for shares")(e)),

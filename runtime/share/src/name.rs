@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Names of shares: a letter that says whether the host's mounts below it change while it is
-//! shared, and a number that is used once. `p12`, `s3`.
+//! Names of shares, such as `p12` or `s3`: a letter that says whether the host's mounts below the share
+//! propagate into it, and a number that is used only once.
 
 use std::fmt;
 
-/// Whether mounts and unmounts of the host below a share show in it.
+/// Whether the host's later mounts and unmounts below a share appear in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Propagation {
-    /// They do not; the guest may remember names and attributes for a while.
+    /// They do not. The guest may cache names and attributes for a short time.
     Private,
-    /// They do, and the guest asks each time.
+    /// They do. The guest asks the server each time.
     Slave,
 }
 
-/// The name of a share below [`super::SHARES`], and in the guest.
+/// The name of a share, both below [`super::SHARES`] and in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShareName {
     pub propagation: Propagation,
-    /// Not 0. Never used again as long as its server lives.
+    /// Never 0, and never used again during the life of its server.
     pub number: u16,
 }
 
 impl ShareName {
-    /// Reads a name; only the one spelling of each is one.
+    /// Reads a name. Only the canonical spelling is accepted, for example no leading zeroes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let propagation = match text.chars().next()? {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a file server says that shares may be mounted: a word on standard output, and nothing
-//! more there. Main thread, once.
+//! How a file server reports that shares may be mounted: it writes one word to standard output, and
+//! nothing else ever. Main thread, once.
 
 use std::io;
 
-/// What is said.
+/// The word and a newline.
 pub const READY: &[u8] = b"ready\n";
 
 pub fn announce() -> io::Result<()> {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The system calls of a file server that runs: those that files need. All others fail with EPERM,
-//! among them everything about mounts, namespaces, sockets, signals to others, and files by handle,
-//! which would lead out of the shares. Set once for all threads.
+//! The system calls that a running file server may make. All others fail with EPERM. Not allowed are, among
+//! others, calls about mounts, namespaces, new sockets, signals to other processes, and files by handle, which
+//! could reach files outside the shares. Set once for all threads.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-/// A filter that cannot be set.
+/// Why the filter could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
     #[error("build the filter")]
@@ -16,11 +16,11 @@ pub enum SeccompError {
     Set(#[from] seccompiler::Error),
 }
 
-/// `fchmodat2` (Linux 6.6), which newer C libraries try first.
+/// `fchmodat2` (Linux 6.6). Newer C libraries try it before `fchmodat`.
 const SYS_FCHMODAT2: libc::c_long = 452;
 
 const ALLOWED: &[libc::c_long] = &[
-    // Files by name and by descriptor.
+    // Files, by name and by descriptor.
     libc::SYS_openat,
     libc::SYS_close,
     libc::SYS_read,
@@ -66,13 +66,13 @@ const ALLOWED: &[libc::c_long] = &[
     // The VMM's socket.
     libc::SYS_recvfrom,
     libc::SYS_sendto,
-    // Acting as a user of the guest.
+    // Switching to a user of the guest.
     libc::SYS_setresuid,
     libc::SYS_setresgid,
     libc::SYS_capget,
     libc::SYS_capset,
     libc::SYS_umask,
-    // Threads, memory and the end.
+    // Threads, memory, and the end of the process.
     libc::SYS_futex,
     libc::SYS_mmap,
     libc::SYS_munmap,
@@ -94,7 +94,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// Confines all threads of this process from now on.
+/// Applies the filter to all threads of this process.
 pub fn confine() -> Result<(), SeccompError> {
     let program: BpfProgram = filter()?.try_into()?;
     Ok(seccompiler::apply_filter_all_threads(&program)?)

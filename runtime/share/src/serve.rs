@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The workers of a file server: each takes a request from the VMM's socket, has it served, and
-//! writes the reply. The guest's request is bytes in memory of ours that nobody else changes.
+//! The workers of a file server: each reads a request from the VMM's socket, lets fuse-backend-rs serve it,
+//! and writes the reply. A request is a copy in the server's memory, which the guest cannot change.
 //!
-//! fuse-backend-rs wants its messages in a descriptor chain, so each worker has a queue of one
-//! chain in a memory of its own: the request in one piece, room for the reply in another.
+//! fuse-backend-rs expects messages as descriptor chains. So each worker has its own memory with a virtqueue
+//! of one chain: one buffer for the request, one for the reply.
 
 use std::io;
 use std::net::Shutdown;
@@ -21,7 +21,7 @@ use super::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure}
 use super::idmap;
 use super::tree::Tree;
 
-/// Requests that are served at once. Each may wait for a slow disk.
+/// How many requests are served at once. Each may wait for a slow disk.
 const WORKERS: usize = 4;
 const STACK_BYTES: usize = 512 << 10;
 const F_NEXT: u16 = 1;
@@ -34,7 +34,7 @@ const REPLY: u64 = 0x1000;
 const REQUEST: u64 = 0x20_0000;
 const MEMORY_BYTES: usize = 0x40_0000;
 
-/// Where the workers wait, started and idle, until the process is confined.
+/// Where the started workers wait until the process is confined.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Barrier>);
 
@@ -43,7 +43,7 @@ impl Gate {
         Self(Arc::new(Barrier::new(WORKERS + 1)))
     }
 
-    /// Returns once every worker has done what a thread does at its start.
+    /// Waits until every worker has made the system calls that a thread makes at its start.
     pub fn wait(&self) {
         self.0.wait();
     }
@@ -58,13 +58,13 @@ impl Gate {
     }
 }
 
-/// The socket, of which one worker at a time reads and one writes.
+/// The socket. One worker at a time reads from it, and one writes to it.
 struct Line {
     input: Mutex<UnixStream>,
     output: Mutex<UnixStream>,
 }
 
-/// Starts the workers. The process ends with the first that finds the VMM gone.
+/// Starts the workers. The first one that finds that the VMM has gone ends the process.
 pub fn start(socket: &UnixStream, tree: &Arc<Tree>) -> io::Result<Gate> {
     let gate = Gate::new();
     let line = Arc::new(Line {
@@ -83,7 +83,7 @@ pub fn start(socket: &UnixStream, tree: &Arc<Tree>) -> io::Result<Gate> {
                     break e;
                 }
             };
-            // The VMM that ended is the usual reason.
+            // The usual end: the VMM has closed the socket.
             let usual = end.kind() == io::ErrorKind::UnexpectedEof;
             if !usual {
                 eprintln!("bulkhead-vmm share: {end}");
@@ -110,7 +110,7 @@ fn turn<F: FileSystem + Sync>(line: &Line, server: &Server<F>, desk: &mut Desk) 
     sent
 }
 
-/// One worker's queue and memory.
+/// The memory and the virtqueue of one worker.
 struct Desk {
     memory: GuestMemoryMmap<()>,
     queue: Queue,
@@ -138,13 +138,15 @@ impl Desk {
         put.map_err(io::Error::other)
     }
 
-    /// Reads one request: its length, which its first four bytes say, and the rest.
+    /// Reads one request: first four bytes, which are its length, then the rest.
     fn receive(&self, input: &mut UnixStream) -> io::Result<usize> {
         self.fill(input, REQUEST, 4)?;
         let len: Result<u32, _> = self.memory.read_obj(GuestAddress(REQUEST));
         let len = usize::try_from(len.map_err(io::Error::other)?).unwrap_or(usize::MAX);
         if !(REQUEST_HEADER..=MOST_BYTES).contains(&len) {
-            return Err(io::Error::other(format!("a request of {len} bytes")));
+            return Err(io::Error::other(format!(
+                "request of {len} bytes is too short or too long"
+            )));
         }
         self.fill(input, REQUEST + 4, len - 4)?;
         Ok(len)
@@ -156,14 +158,14 @@ impl Desk {
         input.read_exact_volatile(&mut slice).map_err(gone)
     }
 
-    /// Writes the reply, which is `len` bytes long.
+    /// Sends the reply, which has `len` bytes.
     fn send(&self, output: &mut UnixStream, len: usize) -> io::Result<()> {
         let slice = self.memory.get_slice(GuestAddress(REPLY), len);
         let slice = slice.map_err(io::Error::other)?;
         output.write_all_volatile(&slice).map_err(gone)
     }
 
-    /// Serves the request of `len` bytes; returns the length of the reply, if there is one.
+    /// Serves the request of `len` bytes. Returns the length of the reply, if there is one.
     fn serve<F: FileSystem + Sync>(
         &mut self,
         server: &Server<F>,
@@ -178,7 +180,7 @@ impl Desk {
             .memory
             .read_obj(GuestAddress(REQUEST + 8))
             .map_err(bad)?;
-        // No reply yet.
+        // Clear the place of the reply, so that an old reply cannot pass for a new one.
         self.put(REPLY, [0u8; REPLY_HEADER])?;
         let served = self.hand_over(server, len)?;
         if UNANSWERED.contains(&opcode) {
@@ -192,13 +194,13 @@ impl Desk {
             }
             return Ok(Some(said));
         }
-        // The library has no answer to what it cannot read.
+        // The library does not reply to a request that it cannot parse.
         let errno = if served { libc::EIO } else { libc::EINVAL };
         self.put(REPLY, failure(unique, errno))?;
         Ok(Some(REPLY_HEADER))
     }
 
-    /// Adds to the library's reply what it does not know. Both messages are long enough.
+    /// Adds the flag of idmapped mounts to the library's reply. Both messages are long enough.
     fn allow_idmap(&self) -> io::Result<()> {
         let bad = io::Error::other::<vm_memory::GuestMemoryError>;
         let (mut request, mut reply) = ([0; idmap::REQUEST_BYTES], [0; idmap::REPLY_BYTES]);
@@ -213,7 +215,7 @@ impl Desk {
         memory.write_slice(&reply, GuestAddress(REPLY)).map_err(bad)
     }
 
-    /// Makes a chain of the request and the room for its reply. False: it made no sense.
+    /// Gives the library a chain of the request and the buffer for its reply. False: it could not parse the request.
     fn hand_over<F: FileSystem + Sync>(
         &mut self,
         server: &Server<F>,
@@ -223,7 +225,7 @@ impl Desk {
         self.put(TABLE, Descriptor::new(REQUEST, length(len)?, F_NEXT, 1))?;
         let room = Descriptor::new(REPLY, length(MOST_BYTES)?, F_WRITE, 0);
         self.put(TABLE + 16, room)?;
-        // The head of the only chain is 0, which is what the ring's places hold.
+        // The ring's entries are all 0, which is the index of the chain's first descriptor.
         self.offered = self.offered.wrapping_add(1);
         self.put(AVAILABLE + 2, self.offered)?;
         let chain = self
@@ -231,7 +233,7 @@ impl Desk {
             .iter(&self.memory)
             .map_err(io::Error::other)?
             .next();
-        let chain = chain.ok_or_else(|| io::Error::other("the own queue is empty"))?;
+        let chain = chain.ok_or_else(|| io::Error::other("the worker's queue is empty"))?;
         let reader = Reader::from_descriptor_chain(&self.memory, chain.clone());
         let reader = reader.map_err(|e| io::Error::other(e.to_string()))?;
         let writer = VirtioFsWriter::new(&self.memory, chain);
@@ -242,7 +244,7 @@ impl Desk {
     }
 }
 
-/// What goes wrong with a socket between two processes of one machine is that the other one ended.
+/// A socket between two processes of one machine fails only if the other process has ended.
 fn gone(_error: vm_memory::VolatileMemoryError) -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }

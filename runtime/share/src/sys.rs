@@ -21,7 +21,7 @@ pub fn inherited(fd: i32) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Splits this process in two; returns the child's id in the parent, nothing in the child.
+/// Forks this process. Returns the child's id in the parent and `None` in the child.
 pub fn fork() -> io::Result<Option<i32>> {
     // SAFETY: called while there is one thread, so the child's memory is whole.
     match unsafe { nix::unistd::fork() }? {
@@ -37,7 +37,7 @@ pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
-/// What `fstat` says of an open file, as the C library spells it.
+/// The attributes of an open file, in the type that fuse-backend-rs uses.
 pub fn stat(file: &File) -> io::Result<libc::stat64> {
     // SAFETY: `stat64` is plain data for which all zeroes is a valid value.
     let mut found: libc::stat64 = unsafe { std::mem::zeroed() };

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One file system of all shares, with the rules that no guest gets around. Called by all workers.
+//! One file system that contains all shares, and the rules that every request of a guest must obey. All
+//! workers call it.
 //!
-//! The root has a name for each share and nothing else can be made there. A share is a
-//! fuse-backend-rs passthrough of its own: looked up when the guest first asks for it, dropped when
-//! it is mounted no more. A node is the share's number in the upper 16 bits and the passthrough's
-//! own number below.
+//! The root directory has one name per share; nothing can be created in it. Each share is its own passthrough
+//! file system of fuse-backend-rs. It is opened when the guest first looks it up, and dropped when it is no
+//! longer mounted. A node's number has the share's number in its upper 16 bits and the passthrough's own
+//! number in the others.
 //!
 //! | rule | why |
 //! |---|---|
-//! | no `..`, no `.`; the passthrough never follows a symbolic link | nothing above a share can be named |
-//! | no device nodes | the guest's device numbers mean nothing on the host, nor the other way |
-//! | extended attributes of users only | `security.*` and `trusted.*` would be the host's |
-//! | a file is made for a user and a group, never for none | it would be root's |
-//! | no O_DIRECT, no unnamed files | buffers are not aligned; the host's page cache serves all |
+//! | no `..`, no `.`; the passthrough never follows a symbolic link | no name can leave a share |
+//! | no device nodes | device numbers of guest and host have nothing to do with each other |
+//! | only extended attributes named `user.*` | `security.*` and `trusted.*` would take effect on the host |
+//! | a file is always created for a user and a group | without them it would belong to root |
+//! | no O_DIRECT, no unnamed files | buffers are not aligned; the host's page cache serves all guests |
 
 mod calls;
 mod rules;
@@ -32,21 +33,21 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use super::name::{Propagation, ShareName};
 
 const NUMBER_SHIFT: u32 = 48;
-/// How long a guest may remember what the host may change.
+/// How long a guest may cache names and attributes that the host may change.
 const PRIVATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All shares of one guest.
 pub struct Tree {
     root: PathBuf,
     shares: RwLock<BTreeMap<u16, Arc<Share>>>,
-    /// What was agreed with the guest's driver.
+    /// The options that were agreed on with the guest's driver.
     options: AtomicU64,
 }
 
 /// A directory or file of the host.
 struct Share {
     name: ShareName,
-    /// The mount that it is: the same name may be another one later.
+    /// The id of its mount. Later the same name may be another mount.
     mount: u64,
     files: PassthroughFs<()>,
 }
@@ -64,8 +65,7 @@ impl Tree {
         }
     }
 
-    /// Forgets shares that are mounted no more, so that nothing here keeps the host's file system
-    /// busy.
+    /// Drops shares that are no longer mounted, so that the server does not keep the host's file systems busy.
     pub fn sweep(&self) {
         let is_there = |share: &Share| self.mount_of(share.name).ok() == Some(share.mount);
         let mut shares = self.shares.write().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +80,7 @@ impl Tree {
         mount_id(&self.path(name))
     }
 
-    /// The share of a name, as it is mounted now.
+    /// The share with this name, as it is mounted now.
     fn share(&self, name: ShareName) -> io::Result<Arc<Share>> {
         let mount = self.mount_of(name)?;
         let found = {
@@ -89,9 +89,9 @@ impl Tree {
         };
         match found {
             Some(share) if share.name == name && share.mount == mount => Ok(share),
-            // A number is used once: what the guest knows of it is of another share.
+            // Numbers are used only once, so what the guest knows belongs to an earlier share.
             Some(_) => Err(errno(libc::ESTALE)),
-            // The place is there and nothing is mounted.
+            // There is a mount point, but nothing is mounted on it.
             None if mount == mount_id(&self.root)? => Err(errno(libc::ENOENT)),
             None => self.admit(name, mount),
         }
@@ -106,11 +106,11 @@ impl Tree {
         Ok(Arc::clone(shares.entry(name.number).or_insert(share)))
     }
 
-    /// The share that a node is in, and the node's number there.
+    /// The share that a node belongs to, and the node's number in that share.
     fn node(&self, node: u64) -> io::Result<(Arc<Share>, u64)> {
         let number = u16::try_from(node >> NUMBER_SHIFT).unwrap_or(0);
         if number == 0 {
-            // The root: nothing can be done to it but to look.
+            // The root can only be looked at.
             return Err(errno(libc::EACCES));
         }
         let shares = self.shares.read().unwrap_or_else(PoisonError::into_inner);
@@ -159,12 +159,12 @@ fn config(path: &Path, propagation: Propagation) -> io::Result<Config> {
         root_dir: root_dir.to_owned(),
         entry_timeout: timeout,
         attr_timeout: timeout,
-        // Data is remembered until a file is opened again, or its size or time changes.
+        // The guest caches data until the file is opened again or its size or time changes.
         cache_policy: CachePolicy::Auto,
         writeback: false,
         xattr: true,
         killpriv_v2: true,
-        // The same file below two mounts is two: one of them may be read-only.
+        // The same file in two mounts is two nodes, because one of the mounts may be read-only.
         enable_mntid: true,
         allow_direct_io: false,
         ..Config::default()

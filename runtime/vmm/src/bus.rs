@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The addresses of the guest: which device answers to a port or an MMIO address. Called on vCPU
-//! threads.
+//! The bus: which device answers to a port or an MMIO address of the guest. Called on vCPU threads.
 
 use std::sync::Mutex;
 
@@ -10,15 +9,15 @@ use crate::devices::serial::SerialPort;
 use crate::report::{ExitReason, Outcome};
 use crate::slot::MMIO_BASE;
 
-/// The serial port's interrupt line; those of the devices are in [`crate::slot`].
+/// The serial port's interrupt line. The lines of the virtio devices are in [`crate::slot`].
 pub const SERIAL_IRQ: u32 = 4;
 
 const SERIAL_FIRST: u16 = 0x3f8;
 const SERIAL_LAST: u16 = 0x3ff;
-/// Data and command of a PC's keyboard controller, which can reset the machine.
+/// Status and command port of a PC's keyboard controller; one of its commands resets the machine.
 const KEYBOARD_CONTROL: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
-/// Where the guest says that it is through.
+/// The guest's agent writes [`POWER_OFF`] to this port to end the VM.
 const POWER: u16 = 0x600;
 const POWER_OFF: u8 = 1;
 
@@ -70,7 +69,7 @@ impl Bus {
                     *byte = serial.read(serial_register(port));
                 }
             }
-            // Ready for a command: a kernel that resets waits for this.
+            // Input buffer empty, ready for a command: a kernel waits for this before it resets.
             KEYBOARD_CONTROL => data.fill(0),
             _ => data.fill(0xff),
         }

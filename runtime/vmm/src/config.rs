@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The configuration of one VM: what the parent writes to standard input, and the check of it.
+//! The configuration of one VM, which the parent process writes to standard input, and its checks.
 //!
-//! [`VmConfig`] is the file as written (unknown keys are errors). [`VmConfig::check`] looks at
-//! what can be told without touching the system; opening the files is [`crate::vm::resources`]'s.
+//! [`VmConfig`] is the JSON as written; unknown keys are errors. [`VmConfig::check`] does all checks
+//! that need no system call. [`crate::vm::resources`] opens the files.
 
 use std::fmt;
 use std::io::Read;
@@ -11,19 +11,19 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Guest-physical addresses that memory has.
+/// The guest-physical address ranges that are memory.
 pub use crate::memory::ranges as memory_ranges;
 
-/// The most bytes of configuration that are read.
+/// Configuration beyond this many bytes is not read.
 const CONFIG_BYTES: u64 = 1 << 20;
-/// APIC ids are eight bits in the MP table, and its room is bounded.
+/// APIC ids have eight bits in the MP table, and the space for that table is limited.
 pub const MAX_VCPUS: u8 = 64;
 pub const MIN_MEMORY_MIB: u32 = 32;
 /// 1 TiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
-/// The kernel's COMMAND_LINE_SIZE is 2048; our own words take less than half of it.
+/// The kernel's COMMAND_LINE_SIZE is 2048; the VMM's own part takes less than half of it.
 const EXTRA_CMDLINE_BYTES: usize = 1024;
-/// `sun_path` holds 108 bytes with its NUL; the vsock path gets `_` and a port appended.
+/// `sun_path` holds 108 bytes including its NUL. `_` and a port are appended to the vsock path.
 const SOCKET_PATH_BYTES: usize = 107;
 const PORT_SUFFIX_BYTES: usize = 11;
 
@@ -34,21 +34,21 @@ pub enum ConfigError {
     Read(#[source] std::io::Error),
     #[error("parse configuration")]
     Parse(#[source] serde_json::Error),
-    #[error("vcpus is {0}, possible are 1 to {MAX_VCPUS}")]
+    #[error("vcpus is {0}, must be 1 to {MAX_VCPUS}")]
     Vcpus(u8),
-    #[error("boot_vcpus is {boot}, possible are 0 to {vcpus}, the number of vcpus")]
+    #[error("boot_vcpus is {boot}, must be 0 to {vcpus}, the number of vcpus")]
     BootVcpus { boot: u8, vcpus: u8 },
-    #[error("memory_mib is {0}, possible are {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
+    #[error("memory_mib is {0}, must be {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory(u32),
-    #[error("memory_max_mib is {0}, the most possible is {MAX_MEMORY_MIB}")]
+    #[error("memory_max_mib is {0}, must be at most {MAX_MEMORY_MIB}")]
     MemoryMax(u32),
-    #[error("guest_cid is {0}, the least is 3")]
+    #[error("guest_cid is {0}, must be 3 to 4294967294")]
     GuestCid(u32),
     #[error("extra_cmdline is longer than {EXTRA_CMDLINE_BYTES} bytes or not printable ASCII")]
     Cmdline,
-    #[error("socket path {0} is too long")]
+    #[error("socket path {0} is too long for a unix socket")]
     SocketPath(PathBuf),
-    #[error("mtu is {0}, possible are 68 to 65521")]
+    #[error("mtu is {0}, must be 68 to 65521")]
     Mtu(u16),
     #[error("mac address {0} is not a unicast address")]
     Mac(MacAddress),
@@ -61,38 +61,38 @@ pub struct VmConfig {
     /// An uncompressed ELF kernel (`vmlinux`).
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// Appended to the command line that the VMM makes.
+    /// Appended to the command line that the VMM builds.
     #[serde(default)]
     pub extra_cmdline: String,
-    /// All vCPUs that the guest can have.
+    /// How many vCPUs the guest can have at most.
     pub vcpus: u8,
-    /// How many of them run from the start, 0: all. The guest brings up the others itself.
+    /// How many of them run from the start; 0 means all. The guest brings the others online itself.
     #[serde(default)]
     pub boot_vcpus: u8,
-    /// Memory that the guest finds at its start.
+    /// Memory that the guest has at boot.
     pub memory_mib: u32,
-    /// Memory that the guest can have: addresses up to here are backed when they are touched, and the guest may add what
-    /// lies beyond `memory_mib` while it runs. Less than `memory_mib`: no more than that.
+    /// Memory that the guest can have at most. The guest may hot-add what lies above `memory_mib`; the host
+    /// allocates a page when it is first touched. A value below `memory_mib` counts as `memory_mib`.
     #[serde(default)]
     pub memory_max_mib: u32,
-    /// The file that is the guest's memory; an anonymous one if absent.
+    /// The file to use as guest memory. Without it, memory is an anonymous file.
     #[serde(default)]
     pub memory_file: Option<PathBuf>,
-    /// Gets at most the first MiB that the guest writes to its serial port.
+    /// Where the guest's serial output goes; only the first MiB is kept.
     pub console_log: PathBuf,
-    /// Where to listen, see [`crate::control`].
+    /// Where to listen for requests, see [`crate::control`].
     pub control_socket: PathBuf,
-    /// Where to write the [`crate::report::ExitReport`]; made empty at start.
+    /// Where to write the [`crate::report::ExitReport`]. Created empty at start.
     pub exit_report: PathBuf,
     pub vsock: VsockConfig,
-    /// Without it the network device is there and its link is down.
+    /// Without it there is a network device whose link is down.
     #[serde(default)]
     pub net: Option<NetConfig>,
     pub image_disk: ImageDiskConfig,
-    /// Without it the scratch disk is there and has no sectors.
+    /// Without it there is a scratch disk of size zero.
     #[serde(default)]
     pub scratch_disk: Option<PathBuf>,
-    /// Who to become once everything is open.
+    /// The user and group to change to once everything is open.
     #[serde(default)]
     pub run_as: Option<RunAs>,
 }
@@ -102,21 +102,21 @@ pub struct VmConfig {
 pub struct VsockConfig {
     /// 3 or more.
     pub guest_cid: u32,
-    /// The host side connects here and says `CONNECT <port>\n`; the guest's connection to host
-    /// port P becomes one to `<socket>_<P>`.
+    /// A host program connects here and sends `CONNECT <port>\n` to reach a port of the guest. When the
+    /// guest connects to host port P, the VMM connects to `<socket>_<P>`.
     pub socket: PathBuf,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// An inherited descriptor, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
+    /// An inherited file descriptor, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
     pub tap_fd: i32,
     pub mac: MacAddress,
     pub mtu: u16,
 }
 
-/// The extents that the image disk has at start, in order.
+/// The files that the image disk has at start, in order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageDiskConfig {
@@ -124,6 +124,7 @@ pub struct ImageDiskConfig {
     pub extents: Vec<PathBuf>,
 }
 
+/// A user and a group.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {
@@ -148,7 +149,7 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// Checks what can be told from the text alone.
+    /// Checks what the text alone shows, without system calls.
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::Vcpus(self.vcpus));
@@ -188,13 +189,13 @@ impl VmConfig {
         Ok(())
     }
 
-    /// Memory that the guest finds at its start, in bytes.
+    /// Memory at boot, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
     }
 
-    /// Memory that the guest can have, in bytes.
+    /// Memory that the guest can have at most, in bytes.
     #[must_use]
     pub fn memory_max_bytes(&self) -> u64 {
         u64::from(self.memory_max_mib.max(self.memory_mib)) << 20

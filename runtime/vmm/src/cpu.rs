@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a virtual CPU is: its CPUID leaves, its model-specific registers, its local APIC, and the
-//! state in which it enters a 64-bit kernel. Called at setup only, before any guest code runs.
+//! The state of a virtual CPU: its CPUID leaves, model-specific registers and local APIC, and the
+//! registers with which it enters a 64-bit kernel. Called at setup only, before any guest code runs.
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
@@ -9,7 +9,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use crate::boot::Entry;
 
-/// A vCPU that could not be set up.
+/// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
     #[error("{what} of vCPU {vcpu}")]
@@ -38,10 +38,10 @@ const APIC_MODE_MASK: u32 = 0x7 << 8;
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-/// MTRRs enabled, everything write-back.
+/// MTRRs enabled, all memory write-back.
 const MTRR_ALL_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// The leaves that all vCPUs share, from what this host can do.
+/// The CPUID leaves that all vCPUs have in common, from what this host supports.
 pub fn host_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
@@ -51,6 +51,7 @@ pub fn host_cpuid(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     Ok(cpuid)
 }
 
+/// Adds features that KVM emulates and removes those that the guest must not have.
 fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     const HYPERVISOR: u32 = 1 << 31;
     const TSC_DEADLINE: u32 = 1 << 24;
@@ -59,20 +60,20 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     const SVM: u32 = 1 << 2;
     match entry.function {
         0x1 => {
-            // No nested virtualization: it is the largest piece of KVM that a guest can reach.
+            // No nested virtualization: it is the largest part of KVM that a guest could attack.
             entry.ecx = (entry.ecx & !VMX) | HYPERVISOR | X2APIC;
             if deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
         }
-        // Thermal and power: only that the APIC timer never stops.
+        // Thermal and power leaf: keep only ARAT, which says that the APIC timer never stops.
         0x6 => {
             entry.eax &= 1 << 2;
             entry.ebx = 0;
             entry.ecx = 0;
             entry.edx = 0;
         }
-        // Performance counters, SGX, SVM details.
+        // Hide performance counters (0xa), SGX (0x12) and details of SVM and counters (0x8000_00xx).
         0xa | 0x12 | 0x8000_000a | 0x8000_0022 => {
             entry.eax = 0;
             entry.ebx = 0;
@@ -84,11 +85,11 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     }
 }
 
-/// The shared leaves with what differs from one vCPU to the next.
+/// The common leaves plus those values that differ from vCPU to vCPU.
 fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
     let mut cpuid = shared.clone();
     let (id, total) = (u32::from(vcpu), u32::from(count));
-    // How many bits of an APIC id number the cores of a package.
+    // The number of bits of an APIC id that select a core within a package.
     let bits = total.next_power_of_two().trailing_zeros();
     for entry in cpuid.as_mut_slice() {
         match entry.function {
@@ -103,7 +104,7 @@ fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
                 };
             }
             0x4 => {
-                // One thread per core; caches of level 3 are shared by the package.
+                // One thread per core. All cores share the caches of level 3.
                 let level = entry.eax >> 5 & 7;
                 let sharing = if level >= 3 { (1 << bits) - 1 } else { 0 };
                 let kind = entry.eax & 0x3ff;
@@ -139,7 +140,7 @@ fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
     cpuid
 }
 
-/// A flat segment, as a GDT entry would describe it.
+/// A flat segment that covers all addresses.
 #[must_use]
 pub fn segment(selector: u16, kind: u8, dpl: u8, long: bool) -> kvm_segment {
     kvm_segment {
@@ -159,7 +160,7 @@ pub fn segment(selector: u16, kind: u8, dpl: u8, long: bool) -> kvm_segment {
     }
 }
 
-/// Sets up vCPU `vcpu` of `count`. The first one starts at `entry`, the others wait to be woken.
+/// Sets up vCPU `vcpu` of `count`. The first one starts at `entry`; the others wait until the guest starts them.
 pub fn set_up(
     fd: &VcpuFd,
     shared: &CpuId,
@@ -178,6 +179,7 @@ pub fn set_up(
     Ok(())
 }
 
+/// Sets the model-specific registers that a firmware would set.
 fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), CpuError> {
     let entry = |index, data| kvm_msr_entry {
         index,
@@ -202,7 +204,7 @@ fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), CpuError> {
     Ok(())
 }
 
-/// LINT0 takes the old interrupt controller, LINT1 the NMI, as the MP table says.
+/// LINT0 delivers interrupts of the legacy controller (PIC), LINT1 the NMI, as the MP table says.
 fn set_apic_lines(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let mut apic = fd.get_lapic()?;
     let modes = [
@@ -211,7 +213,7 @@ fn set_apic_lines(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     ];
     for (register, mode) in modes {
         for (index, byte) in (0..4).zip(mode.to_le_bytes()) {
-            // The delivery mode is in bits 8 to 10: the second byte alone.
+            // The delivery mode is in bits 8 to 10, so only the second byte changes.
             let mask = APIC_MODE_MASK.to_le_bytes()[index].cast_signed();
             if let Some(reg) = apic.regs.get_mut(register + index) {
                 *reg = (*reg & !mask) | byte.cast_signed();
@@ -221,8 +223,8 @@ fn set_apic_lines(fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     fd.set_lapic(&apic)
 }
 
-/// The 64-bit boot protocol (Documentation/x86/boot.rst): paging on, identity-mapped, flat
-/// segments at 0x10 and 0x18, interrupts off, the zero page's address in RSI.
+/// Sets the registers that the 64-bit boot protocol wants (Documentation/x86/boot.rst): paging on,
+/// memory identity-mapped, flat segments at 0x10 and 0x18, interrupts off, the zero page's address in RSI.
 fn enter_long_mode(fd: &VcpuFd, entry: &Entry) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = fd.get_sregs()?;
     sregs.cs = segment(0x10, 11, 0, true);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A part of a disk. The VMM says with it where it has put something, and is told with it what to take away. Pure.
+//! A part of a disk. In requests and replies it says where an image layer or a volume is. Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// What virtio-blk and Linux count in, whatever a disk's own blocks are.
+/// The unit of virtio-blk and Linux, whatever block size a disk has.
 pub const SECTOR_BYTES: u64 = 512;
 
-/// Sectors of a disk that follow one another: where an image layer is on the image disk, or a volume on the volume disk.
+/// Consecutive sectors of a disk, such as an image layer on the image disk or a volume on the volume disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     pub first_sector: u64,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gives up what the process no longer needs once everything is open: capabilities, the chance to
-//! get new ones, the user. Runs on the main thread, before there are others.
+//! Gives up privileges once everything is open: capabilities, the chance to get new ones, and the
+//! user. Runs on the main thread, before there are other threads.
 //!
-//! The empty root, the namespaces and the seccomp filters of each thread belong here too.
+//! Not done yet: an empty root, namespaces, and a seccomp filter for each thread (docs/threat-model.md).
 
 use std::io;
 
@@ -12,10 +12,10 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::config::RunAs;
 
-/// A privilege that could not be given up.
+/// Which privilege could not be given up.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
-    #[error("become user {} and group {}", .run_as.uid, .run_as.gid)]
+    #[error("change to user {} and group {}", .run_as.uid, .run_as.gid)]
     User {
         run_as: RunAs,
         source: nix::errno::Errno,
@@ -28,7 +28,7 @@ pub enum JailError {
     Dumpable(#[source] io::Error),
 }
 
-/// Enters the jail; there is no way back.
+/// Gives up all privileges. There is no way back.
 pub fn enter(run_as: Option<RunAs>) -> Result<(), JailError> {
     raise_file_limit();
     drop_bounding_set();
@@ -42,23 +42,23 @@ pub fn enter(run_as: Option<RunAs>) -> Result<(), JailError> {
     };
     rustix::thread::set_capabilities(None, none).map_err(|e| JailError::Capabilities(e.into()))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| JailError::NoNewPrivileges(e.into()))?;
-    // A core dump would hold the guest's memory; nobody of the same user may trace us either.
+    // A core dump would contain the guest's memory. This also keeps processes of the same user from tracing us.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| JailError::Dumpable(e.into()))
 }
 
-/// Every vsock stream is a descriptor.
+/// Raises the limit of open files as far as possible: every vsock stream needs a file descriptor.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Without it there are fewer streams.
+    // If this fails, fewer streams are possible.
     let _ = rustix::process::setrlimit(Resource::Nofile, raised);
 }
 
-/// Needs CAP_SETPCAP; without it there is nothing to bound.
+/// Empties the bounding set. This needs CAP_SETPCAP; without it the process cannot gain capabilities anyway.
 fn drop_bounding_set() {
     for capability in CapabilitySet::all().iter() {
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);

@@ -2,13 +2,13 @@
 //! One microVM: a KVM virtual machine with a fixed set of virtio devices, in a process of its own.
 //!
 //! [`config`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to the
-//! process that starts it: a configuration on standard input, a control socket, a report at the end. Everything else is
-//! what the `bulkhead-vmm` binary is made of.
+//! parent process: a configuration on standard input, a control socket, and a report at the end. Everything
+//! else belongs to the `bulkhead-vmm` binary.
 //!
 //! ```text
-//!  main thread        vcpu threads (one per vCPU)      disk worker     io worker     files worker
-//!  control socket     KVM_RUN, MMIO registers,         image disk      vsock, net,   shared
-//!  and the end        serial port                      scratch disk    rng, balloon  directories
+//!  main thread        vCPU threads (one per vCPU)      disk worker     io worker     files worker
+//!  control socket,    KVM_RUN, MMIO registers,         image disk,     vsock, net,   shared
+//!  end of the VM      serial port                      scratch disk    rng, balloon  directories
 //! ```
 //!
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
@@ -31,7 +31,7 @@ mod sys;
 pub mod vcpu;
 pub mod vm;
 
-/// What a process of this crate does first, before it makes threads.
+/// Prepares the process. Has to run before the process creates threads.
 pub fn prepare_process() {
     sys::use_one_malloc_arena();
 }

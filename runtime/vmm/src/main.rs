@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead-vmm run` runs one microVM; `bulkhead-vmm probe` tells whether this host can;
-//! `bulkhead-vmm share` is the file server of one.
+//! The `bulkhead-vmm` binary. `run` runs one microVM, `probe` tells whether this host can run one, and
+//! `share` is the file server of one.
 
 use std::process::ExitCode;
 use std::time::Instant;

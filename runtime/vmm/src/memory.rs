@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guest memory: one file (anonymous unless configured), mapped shared, with a hole below 4 GiB
-//! for devices. No neighbours: everything else uses it.
+//! Guest memory: one file, anonymous unless configured, mapped shared, with a gap below 4 GiB for
+//! devices. Everything else in this crate builds on it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,15 +15,15 @@ use vm_memory::{
 
 use crate::sys;
 
-/// The memory that devices and vCPUs see.
+/// The memory that devices and vCPUs share.
 pub type Memory = GuestMemoryMmap<()>;
 
-/// Guest-physical addresses from here to [`GAP_END`] belong to devices.
+/// Guest-physical addresses from here up to [`GAP_END`] belong to devices.
 pub const GAP_START: u64 = 0xc000_0000;
 pub const GAP_END: u64 = 1 << 32;
 const PAGE_BYTES: u64 = 4096;
 
-/// An error while making guest memory.
+/// Why guest memory could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     #[error("open memory file")]
@@ -38,11 +38,12 @@ pub enum MemoryError {
     },
     #[error("{0} bytes of guest memory do not fit the address space")]
     TooLarge(u64),
-    #[error("arrange guest memory")]
+    #[error("combine the regions of guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
 
-/// Where `bytes` of memory lie: `(guest address, length)`, in order. Less memory lies where the beginning of more does.
+/// The guest-physical ranges of `bytes` of memory, as `(address, length)`, in order. Memory that is added
+/// later follows: the ranges of less memory are a prefix of those of more.
 #[must_use]
 pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
     if bytes <= GAP_START {
@@ -52,7 +53,7 @@ pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
     }
 }
 
-/// Makes and maps guest memory. Pages are taken when the guest first touches them.
+/// Creates and maps guest memory. The host allocates a page when it is first touched.
 pub fn create(bytes: u64, path: Option<&Path>) -> Result<Memory, MemoryError> {
     let file = match path {
         Some(path) => {
@@ -74,7 +75,7 @@ pub fn create(bytes: u64, path: Option<&Path>) -> Result<Memory, MemoryError> {
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
 }
 
-/// Makes and maps memory that is none of the guest's RAM: pages of devices.
+/// Creates and maps memory that is not RAM of the guest: register pages of devices.
 pub fn create_at(start: u64, bytes: u64) -> Result<GuestRegionMmap<()>, MemoryError> {
     let file = Arc::new(anonymous_file("device-memory", bytes)?);
     map(&file, 0, start, bytes)
@@ -106,15 +107,15 @@ fn anonymous_file(name: &str, bytes: u64) -> Result<File, MemoryError> {
     let file = rustix::fs::memfd_create(name, flags).map_err(|e| MemoryError::Open(e.into()))?;
     let file = File::from(file);
     set_len(&file, bytes)?;
-    // Nobody may shrink it under the mapping, which would make every access a SIGBUS.
+    // Nobody can shrink the file under the mapping, after which every access would be a SIGBUS.
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| MemoryError::Open(e.into()))?;
     Ok(file)
 }
 
-/// Backs the huge pages that `[start, end)` touches with huge pages of the host, if it can. The
-/// guest's first access to each small page would otherwise be a VM exit of its own: for what a
-/// kernel certainly uses that is most of the exits of a boot.
+/// Backs the part of memory around `[start, end)` with huge pages of the host, if possible. Otherwise the
+/// guest's first access to each small page costs a VM exit. For memory that a kernel uses for sure, those
+/// are most of the exits of a boot.
 pub fn expect_use(memory: &Memory, start: u64, end: u64) {
     let Some(region) = memory.find_region(GuestAddress(start)) else {
         return;
@@ -124,7 +125,7 @@ pub fn expect_use(memory: &Memory, start: u64, end: u64) {
     let end = end.saturating_sub(region.start_addr().0).min(region.len());
     let last = end.next_multiple_of(huge).min(region.len() / huge * huge);
     let len = last.saturating_sub(first);
-    // One page has to be there: Linux takes an empty range for one that was truncated meanwhile.
+    // Touch one small page in each huge page: Linux takes an empty range for a truncated file and fails.
     for at in (first..last).step_by(sys::HUGE_PAGE_BYTES) {
         let _ = region.read_obj::<u8>(MemoryRegionAddress(at));
     }
@@ -133,8 +134,8 @@ pub fn expect_use(memory: &Memory, start: u64, end: u64) {
     }
 }
 
-/// Gives the whole pages inside `[start, start + len)` back to the host; they read as zeroes from
-/// now on. Returns how many bytes that were. The numbers may come from the guest.
+/// Gives the whole pages inside `[start, start + len)` back to the host. They read as zeroes from now
+/// on. Returns how many bytes were released. The numbers may come from the guest and be wrong.
 pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let bad = || io::Error::from(io::ErrorKind::InvalidInput);
     let region = memory.find_region(GuestAddress(start)).ok_or_else(bad)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Can this host's /dev/kvm really run guests? Its existence proves nothing: a software KVM for
-//! paravirtualized guests opens, makes vCPUs, and then delivers the first `syscall` of user space
-//! with the wrong privilege. So run a few instructions in a guest and look.
+//! Tests whether this host's /dev/kvm really runs guests. Its existence proves nothing: a software KVM for
+//! paravirtualized guests can be opened and creates vCPUs, but then delivers the first `syscall` of user
+//! space with the wrong privilege level. So the probe runs a few instructions in a guest and checks them.
 
 use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,7 +19,7 @@ use crate::vcpu::kick_signal;
 use crate::{cpu, sys};
 
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// How long a kicked vCPU may take to come back.
+/// How long an interrupted vCPU may take to leave the guest.
 const KICK_LIMIT: Duration = Duration::from_secs(1);
 const MEMORY_BYTES: u64 = 2 << 20;
 
@@ -29,12 +29,13 @@ const PAGE_TABLES: u64 = 0x2000;
 const TSS: u64 = 0x5000;
 const CODE: u64 = 0x8000;
 const STACK: u64 = 0xa000;
-/// Offsets in [`PROGRAM`]; the user stack at 0xb000 and the 16 bytes at 0x9000 are in its text.
+/// Offsets of handlers in [`PROGRAM`]. The addresses of its user stack (0xb000) and its 16 bytes of data
+/// (0x9000) are in its machine code.
 const BREAKPOINT: u64 = CODE + 0x50;
 const SYSCALL: u64 = CODE + 0x60;
 
 const PORT: u16 = 0x600;
-/// What the program has to report: every step leaves a bit.
+/// The steps of the program. Each one that works sets its bit; otherwise the text says what failed.
 const STEPS: [(u32, &str); 4] = [
     (1, "an int3 did not reach its handler"),
     (2, "a cmpxchg16b did not work"),
@@ -48,7 +49,7 @@ const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_FMASK: u32 = 0xc000_0084;
 
-/// The guest. R12 collects the steps.
+/// The guest's program. It collects the bits of [`STEPS`] in R12 and writes them to [`PORT`].
 #[rustfmt::skip]
 const PROGRAM: [u8; 0x80] = [
     // ring 0 begins
@@ -90,11 +91,11 @@ const PROGRAM: [u8; 0x80] = [
     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// What was found.
+/// The result of the probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     pub usable: bool,
-    /// Empty if usable.
+    /// Why KVM is not usable. Empty if it is.
     pub cause: String,
     pub remedy: String,
 }
@@ -103,7 +104,7 @@ pub struct Verdict {
 enum ProbeError {
     #[error("open /dev/kvm")]
     Open(#[source] kvm_ioctls::Error),
-    #[error("/dev/kvm speaks version {0}, not 12")]
+    #[error("/dev/kvm has API version {0}, expected 12")]
     Version(i32),
     #[error("KVM lacks {0}")]
     Lacks(&'static str),
@@ -160,7 +161,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Runs the probe guest; takes at most some seconds.
+/// Runs the probe guest. Takes a few seconds at most.
 #[must_use]
 pub fn probe() -> Verdict {
     match run() {
@@ -205,7 +206,7 @@ fn run() -> Result<(), ProbeError> {
     run_limited(vcpu, &vm, &memory)
 }
 
-/// Runs the vCPU on a thread of its own, which is interrupted when the time is over.
+/// Runs the vCPU on a thread of its own and interrupts it when the time is over.
 fn run_limited(vcpu: VcpuFd, _vm: &VmFd, _memory: &Memory) -> Result<(), ProbeError> {
     let prepare = |e: String| ProbeError::Prepare(e);
     block_signal(kick_signal()).map_err(|e| prepare(e.to_string()))?;
@@ -213,7 +214,7 @@ fn run_limited(vcpu: VcpuFd, _vm: &VmFd, _memory: &Memory) -> Result<(), ProbeEr
     let thread = std::thread::Builder::new()
         .stack_size(256 << 10)
         .spawn(move || {
-            // The receiver is gone only after it gave up.
+            // This fails only if the receiver has given up waiting.
             let _ = sender.send(observe(vcpu));
         })
         .map_err(|e| prepare(e.to_string()))?;
@@ -224,13 +225,14 @@ fn run_limited(vcpu: VcpuFd, _vm: &VmFd, _memory: &Memory) -> Result<(), ProbeEr
             let _ = thread.kill(kick_signal());
             match receiver.recv_timeout(KICK_LIMIT) {
                 Ok(_) => Err(ProbeError::Slow),
-                // The process ends soon after this, which ends the thread.
+                // The thread cannot be ended. The process ends soon, and the thread with it.
                 Err(_) => Err(ProbeError::Stuck),
             }
         }
     }
 }
 
+/// Runs the guest's program to its report and checks that.
 fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
     sys::unblock_signal_in_guest(&vcpu, kick_signal())
         .map_err(|e| ProbeError::Prepare(e.to_string()))?;
@@ -250,7 +252,7 @@ fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
             return Err(ProbeError::Wrong(missing));
         }
     }
-    // The guest's own word is one thing, what KVM thinks another.
+    // The guest has reported success. Check that KVM agrees about the privilege level.
     let sregs = vcpu.get_sregs().map_err(|source| ProbeError::Kvm {
         what: "read registers",
         source,
@@ -261,9 +263,10 @@ fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
     Ok(())
 }
 
+/// Memory with descriptor tables, page tables and the program.
 fn guest_memory() -> Result<Memory, ProbeError> {
     let memory = memory::create(MEMORY_BYTES, None).map_err(|e| ProbeError::Prepare(chain(&e)))?;
-    // An interrupt gate of 64 bits, in the kernel's code segment, callable from ring 0.
+    // A 64-bit interrupt gate into the kernel's code segment, which ring 0 may call.
     let gate = BREAKPOINT & 0xffff | u64::from(KERNEL_CODE) << 16 | 0x8e00 << 32;
     let words = [
         (GDT + 0x08, 0x00af_9b00_0000_ffff), // kernel code
@@ -271,7 +274,7 @@ fn guest_memory() -> Result<Memory, ProbeError> {
         (GDT + 0x20, 0x00cf_f300_0000_ffff), // user data
         (GDT + 0x28, 0x00af_fb00_0000_ffff), // user code
         (IDT + 3 * 16, gate),
-        // Present, writable, for user mode too; the last one is a page of 2 MiB.
+        // Present, writable, also for user mode. The last one is a page of 2 MiB.
         (PAGE_TABLES, (PAGE_TABLES + 0x1000) | 7),
         (PAGE_TABLES + 0x1000, (PAGE_TABLES + 0x2000) | 7),
         (PAGE_TABLES + 0x2000, 0x87),
@@ -286,6 +289,7 @@ fn guest_memory() -> Result<Memory, ProbeError> {
     Ok(memory)
 }
 
+/// A vCPU in long mode, about to execute the program in ring 0.
 fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, ProbeError> {
     let failed = |what| move |source| ProbeError::Kvm { what, source };
     let vcpu = vm.create_vcpu(0).map_err(failed("create vCPU"))?;
@@ -321,7 +325,7 @@ fn make_vcpu(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, ProbeError> {
         data,
         ..Default::default()
     };
-    // SYSCALL goes to KERNEL_CODE, and SYSRET would go to the two segments after 0x18.
+    // SYSCALL loads KERNEL_CODE. SYSRET would load the segments at 0x18 + 8 and 0x18 + 16.
     let star = u64::from(KERNEL_CODE) << 32 | 0x18 << 48;
     let msrs = [
         msr(MSR_STAR, star),

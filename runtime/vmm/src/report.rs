@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The report of how a VM ended.
 //!
-//! The daemon may have been restarted and is then not our parent, so an exit status is not enough.
-//! The file is made empty at start, while we still may, and gets its content by one write at the
-//! end: who reads it sees nothing (the VMM runs or was killed) or all of it.
+//! The parent's wait status is not enough, because the daemon may have been restarted and is then not
+//! our parent. The file is created empty at start, while the process has the right to do so, and written
+//! by one write at the end. So a reader sees either nothing (the VMM runs or was killed) or all of it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,9 +12,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest detail that is kept.
+/// A longer detail is cut.
 const DETAIL_BYTES: usize = 2048;
-/// The longest report that is read.
+/// No more bytes of a report than this are read.
 const REPORT_BYTES: u64 = 64 << 10;
 
 /// Why a VM ended.
@@ -27,10 +27,10 @@ pub enum ExitReason {
     GuestShutdown,
     /// The guest reset itself, and its console shows no panic.
     GuestReset,
-    /// The guest kernel panicked; the detail is its line.
+    /// The guest kernel panicked. The detail is the line that it printed.
     GuestPanic,
     TripleFault,
-    /// The VM never ran; the detail says which step failed.
+    /// The VM never ran. The detail says which step failed.
     SetupFailed,
     /// KVM or the VMM itself failed.
     VmmError,
@@ -48,7 +48,7 @@ impl ExitReason {
     }
 }
 
-/// How a guest ended, as the part of the VMM that noticed it says.
+/// How a guest ended, from the part of the VMM that noticed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub reason: ExitReason,
@@ -63,13 +63,13 @@ impl Outcome {
     }
 }
 
-/// What is known of a VM that ended.
+/// What is known about a VM that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitReport {
     pub reason: ExitReason,
-    /// A sentence for people; may be empty. Guest text in it is guest data.
+    /// A sentence for people; may be empty. Text of the guest in it is not trustworthy.
     pub detail: String,
-    /// All VM exits where the host counts them, else those that reached user space.
+    /// All VM exits if the host counts them, otherwise only those that reached the VMM.
     #[serde(default)]
     pub exits_total: u64,
     /// The VM exits that reached the VMM.
@@ -80,7 +80,7 @@ pub struct ExitReport {
 }
 
 impl ExitReport {
-    /// A report with only a reason and a detail, which is cut where it is too long.
+    /// A report with only a reason and a detail. A detail that is too long is cut.
     #[must_use]
     pub fn new(reason: ExitReason, detail: impl Into<String>) -> Self {
         let mut detail: String = detail.into();
@@ -99,7 +99,7 @@ impl ExitReport {
         }
     }
 
-    /// Reads the report at `path`; `None` as long as there is none.
+    /// Reads the report at `path`. `None` if there is no file or the file is still empty.
     pub fn read(path: &Path) -> io::Result<Option<Self>> {
         let mut text = String::new();
         match File::open(path) {
@@ -114,7 +114,7 @@ impl ExitReport {
     }
 }
 
-/// The opened, still empty report file.
+/// The report file, created and still empty.
 #[derive(Debug)]
 pub struct ReportFile(File);
 
@@ -125,7 +125,7 @@ impl ReportFile {
         options.open(path).map(Self)
     }
 
-    /// Writes the report, once.
+    /// Writes the report and ends the use of the file.
     pub fn write(mut self, report: &ExitReport) -> io::Result<()> {
         let mut text = serde_json::to_vec(report)?;
         text.push(b'\n');

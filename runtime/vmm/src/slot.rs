@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The devices of a VM in their order, which is part of the interface to the guest: where a device's registers are,
-//! which interrupt it has, which thread serves it, what it is called. Every VM has all of them, used or not. Pure.
+//! The devices of a VM in a fixed order, which is part of the interface to the guest. A device's place in it decides
+//! where its registers are, which interrupt it has, which thread serves it, and its name. Every VM has all devices,
+//! used or not. Pure.
 
 use crate::devices::registers::SLOT_BYTES;
 
-/// The first device's registers; those of the others follow in order.
+/// The registers of the first device. Those of the others follow in order.
 pub const MMIO_BASE: u64 = 0xd000_0000;
 
-/// A virtio device, by its place.
+/// A virtio device, named by its place in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     Vsock,
@@ -26,12 +27,12 @@ pub enum Thread {
     Disks,
     Io,
     Files,
-    /// Alone, because a volume may be slow or hang.
+    /// The volume disk has a thread of its own, because a volume may be slow or hang.
     Volumes,
 }
 
 impl Slot {
-    /// All devices in their order.
+    /// All devices, in order.
     pub const ALL: [Self; 8] = [
         Self::Vsock,
         Self::Net,
@@ -48,14 +49,14 @@ impl Slot {
         self as usize
     }
 
-    /// The guest-physical address of its registers.
+    /// The guest-physical address of the registers.
     #[must_use]
     pub fn address(self) -> u64 {
         MMIO_BASE + self as u64 * SLOT_BYTES
     }
 
-    /// Its interrupt line. 4 is the serial port's; 8 and 12 are left to the drivers of a PC's clock and mouse, which a
-    /// kernel may have.
+    /// The interrupt line. The serial port has 4. 8 and 12 stay free for a PC's clock and mouse, whose drivers the
+    /// guest's kernel may contain.
     #[must_use]
     pub fn interrupt(self) -> u32 {
         match self {
@@ -80,7 +81,7 @@ impl Slot {
         }
     }
 
-    /// What the device is, in errors; a disk also tells the guest (virtio 1.2, 5.2.6.1, GET_ID).
+    /// The name in error messages. A disk also gives it to the guest (GET_ID; virtio 1.2, 5.2.6.1).
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -95,7 +96,7 @@ impl Slot {
         }
     }
 
-    /// How Linux names a disk in `/dev`: by its place among the disks. None for what is no disk.
+    /// The name of a disk in the guest's `/dev`, which Linux gives by the order of disks. `None` for other devices.
     #[must_use]
     pub fn disk(self) -> Option<&'static str> {
         match self {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Counters: atomics that vCPUs and devices add to, and the snapshot that the control socket
-//! hands out.
+//! Counters: atomics to which vCPUs and devices add, and the snapshot that the control socket returns.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,10 +8,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// One request at a time is counted with relaxed order: these are sums, not signals.
+/// Relaxed, because these are sums; no thread relies on them to see what another has done.
 const ORDER: Ordering = Ordering::Relaxed;
 
-/// Bytes and requests of one device, seen from the guest.
+/// Requests and bytes of one device, from the guest's point of view.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatistics {
     pub requests: u64,
@@ -20,17 +19,17 @@ pub struct DeviceStatistics {
     pub read_bytes: u64,
     /// Bytes that came from the guest.
     pub written_bytes: u64,
-    /// Requests that made no sense, or that the host could not serve.
+    /// Requests that were malformed or that the host could not serve.
     pub failures: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonStatistics {
-    /// 4 KiB pages that are in the balloon, as the guest says.
+    /// How many pages of 4 KiB are in the balloon, as the guest says.
     pub actual_pages: u64,
-    /// Bytes taken back because the guest inflated the balloon, in sum.
+    /// How many bytes were taken back because the guest inflated the balloon, in total.
     pub inflated_bytes: u64,
-    /// Bytes taken back because the guest reported them free, in sum.
+    /// How many bytes were taken back because the guest reported them free, in total.
     pub reported_bytes: u64,
 }
 
@@ -53,33 +52,34 @@ impl ExitStatistics {
     }
 }
 
-/// What `statistics` on the control socket answers.
+/// The reply to `statistics` on the control socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// All VM exits, those that KVM served itself included; absent if the host does not count.
+    /// All VM exits, including those that KVM handles itself. Absent if the host does not count them.
     pub exits_total: Option<u64>,
     pub exits_userspace: ExitStatistics,
     pub vsock: DeviceStatistics,
     pub net: DeviceStatistics,
     pub image_disk: DeviceStatistics,
     pub scratch_disk: DeviceStatistics,
-    /// Block devices of the host.
+    /// The volume disk: block devices and files of the host.
     #[serde(default)]
     pub volume_disk: DeviceStatistics,
     pub rng: DeviceStatistics,
     pub balloon: BalloonStatistics,
-    /// Shared directories.
+    /// The virtio-fs device: shared directories.
     #[serde(default)]
     pub files: DeviceStatistics,
-    /// Times since the VMM's process began; absent: not yet.
+    /// Microseconds since the VMM's process began. The events below are absent until they happen.
     pub uptime_us: u64,
     pub vcpus_started_us: Option<u64>,
     /// The guest's vsock driver was ready.
     pub vsock_ready_us: Option<u64>,
-    /// The first stream between host and guest was there, in either direction.
+    /// The first stream between host and guest was opened, by either side.
     pub first_stream_us: Option<u64>,
 }
 
+/// The counters behind [`DeviceStatistics`].
 #[derive(Debug, Default)]
 pub struct DeviceCounters {
     requests: AtomicU64,
@@ -93,19 +93,19 @@ fn add(counter: &AtomicU64, bytes: usize) {
 }
 
 impl DeviceCounters {
-    /// A request that gave `bytes` to the guest.
+    /// Counts a request that gave `bytes` to the guest.
     pub fn read(&self, bytes: usize) {
         self.requests.fetch_add(1, ORDER);
         add(&self.read_bytes, bytes);
     }
 
-    /// A request that took `bytes` from the guest.
+    /// Counts a request that took `bytes` from the guest.
     pub fn written(&self, bytes: usize) {
         self.requests.fetch_add(1, ORDER);
         add(&self.written_bytes, bytes);
     }
 
-    /// A request that failed; returns the length of its answer.
+    /// Counts a request that failed. Returns 0, the number of bytes that were written to its chain.
     pub fn fail(&self) -> usize {
         self.failures.fetch_add(1, ORDER);
         0
@@ -122,6 +122,7 @@ impl DeviceCounters {
     }
 }
 
+/// The counters behind [`BalloonStatistics`].
 #[derive(Debug, Default)]
 pub struct BalloonCounters {
     actual_pages: AtomicU64,
@@ -152,6 +153,7 @@ impl BalloonCounters {
     }
 }
 
+/// The counters behind [`ExitStatistics`].
 #[derive(Debug, Default)]
 pub struct ExitCounters {
     pub io_in: AtomicU64,
@@ -178,11 +180,11 @@ impl ExitCounters {
     }
 }
 
-/// A moment that happens once, as microseconds since the process began.
+/// The time of an event that happens once, in microseconds since the process began.
 #[derive(Debug)]
 pub struct Milestone {
     origin: Instant,
-    /// Zero: not yet.
+    /// Zero as long as it has not happened.
     micros: AtomicU64,
 }
 
@@ -195,7 +197,7 @@ impl Milestone {
         }
     }
 
-    /// Remembers the first call.
+    /// Remembers the time of the first call.
     pub fn reached(&self) {
         if self.micros.load(ORDER) == 0 {
             let now = micros_since(self.origin).max(1);
@@ -214,8 +216,8 @@ pub fn micros_since(origin: Instant) -> u64 {
     u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The `exits` counter in KVM's binary statistics of one vCPU (Documentation/virt/kvm/api.rst,
-/// 4.133).
+/// The counter `exits` in the binary statistics of one vCPU, which KVM provides
+/// (Documentation/virt/kvm/api.rst, 4.133).
 #[derive(Debug)]
 pub struct KvmExits {
     file: File,
@@ -223,7 +225,7 @@ pub struct KvmExits {
 }
 
 impl KvmExits {
-    /// Finds the counter; `None` if this host has none.
+    /// Finds the counter. `None` if this host has none.
     #[must_use]
     pub fn find(file: File) -> Option<Self> {
         let word = |at: u64| -> Option<u32> {

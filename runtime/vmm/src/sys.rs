@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only unsafe code of this crate: system calls on guest memory and KVM calls that have no
-//! safe wrapper.
+//! The only unsafe code of this crate: system calls on guest memory, and KVM requests that have no safe
+//! wrapper.
 
 use std::fs::File;
 use std::io;
@@ -21,25 +21,25 @@ const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 /// `_IOW('T', 216, int)`
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
-/// A huge page; guest memory is mapped at a multiple, or the host could never use one.
+/// A huge page. Guest memory is mapped at a multiple of this, otherwise the host could not use huge pages.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;
-/// `MADV_COLLAPSE` (Linux 6.1), which libc does not have for this target.
+/// `MADV_COLLAPSE` (Linux 6.1). The libc crate does not define it for this target.
 const MADV_COLLAPSE: libc::c_int = 25;
-/// What `preadv` and its kin take at most.
+/// The most buffers that `preadv` and similar calls accept.
 const IOV_MAX: usize = 1024;
 
 fn check(ret: isize) -> io::Result<usize> {
     usize::try_from(ret).map_err(|_| io::Error::last_os_error())
 }
 
-/// What a guest may do with a region. Writes to what it may only read are MMIO exits.
+/// What the guest may do with a memory region. A write to a read-only region is an MMIO exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     ReadWrite,
     ReadOnly,
 }
 
-/// Gives memory to KVM. The caller keeps `region` mapped for as long as the VM exists.
+/// Gives memory to KVM. The caller must keep `region` mapped as long as the VM exists.
 pub fn set_memory_region(
     vm: &VmFd,
     slot: u32,
@@ -63,7 +63,7 @@ pub fn set_memory_region(
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
-/// Maps `size` bytes of `file` shared, at an address that huge pages can have. The mapping stays
+/// Maps `size` bytes of `file`, shared, at an address where huge pages are possible. The mapping stays
 /// until the process ends.
 pub fn map_memory(
     file: &Arc<File>,
@@ -109,8 +109,8 @@ pub fn map_memory(
     unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
 }
 
-/// Backs `[start, start + len)` of a region, whole huge pages, with huge pages. A host that cannot
-/// goes on with small ones.
+/// Backs `[start, start + len)` of a region, which consists of whole huge pages, with huge pages. If the
+/// host cannot do that, the small pages stay.
 pub fn use_huge_pages(region: &GuestRegionMmap<()>, start: usize, len: usize) {
     if start.checked_add(len).is_none_or(|end| end > region.size()) {
         return;
@@ -139,7 +139,7 @@ fn position(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Reads from `file` at `offset` straight into guest memory.
+/// Reads from `file` at `offset` directly into guest memory.
 pub fn read_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
     let iov = iovecs(slices);
     let offset = position(offset)?;
@@ -148,7 +148,7 @@ pub fn read_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Re
     check(unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), count(&iov), offset) })
 }
 
-/// Writes to `file` at `offset` straight from guest memory.
+/// Writes to `file` at `offset` directly from guest memory.
 pub fn write_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
     let iov = iovecs(slices);
     let offset = position(offset)?;
@@ -156,21 +156,21 @@ pub fn write_at(file: &File, slices: &[VolatileSlice<'_>], offset: u64) -> io::R
     check(unsafe { libc::pwritev(file.as_raw_fd(), iov.as_ptr(), count(&iov), offset) })
 }
 
-/// Reads from a stream or a TAP straight into guest memory.
+/// Reads from a stream or a TAP directly into guest memory.
 pub fn read(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let iov = iovecs(slices);
     // SAFETY: as in `read_at`.
     check(unsafe { libc::readv(fd.as_raw_fd(), iov.as_ptr(), count(&iov)) })
 }
 
-/// Writes to a TAP straight from guest memory.
+/// Writes to a TAP directly from guest memory.
 pub fn write(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let iov = iovecs(slices);
     // SAFETY: as in `write_at`.
     check(unsafe { libc::writev(fd.as_raw_fd(), iov.as_ptr(), count(&iov)) })
 }
 
-/// Sends to a socket straight from guest memory, without SIGPIPE.
+/// Sends to a socket directly from guest memory, without SIGPIPE.
 pub fn send(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let mut iov = iovecs(slices);
     // SAFETY: msghdr is plain data for which all zeroes is a valid value.
@@ -182,8 +182,8 @@ pub fn send(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<usiz
     check(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL) })
 }
 
-/// Lets `signal` interrupt KVM_RUN although the thread has it blocked. Without a window between
-/// the check of a flag and the entry of the guest: a signal that is pending ends KVM_RUN at once.
+/// Lets `signal` interrupt KVM_RUN, although the thread blocks it everywhere else. So no signal is lost
+/// between the check of a flag and the entry into the guest: a pending signal ends KVM_RUN at once.
 pub fn unblock_signal_in_guest(vcpu: &VcpuFd, signal: libc::c_int) -> io::Result<()> {
     #[repr(C)]
     struct SignalMask {
@@ -210,28 +210,28 @@ pub fn statistics_file(vcpu: &VcpuFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// The suberror of KVM_EXIT_INTERNAL_ERROR. Call right after that exit.
+/// The suberror of KVM_EXIT_INTERNAL_ERROR. Call it directly after that exit.
 pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
     // SAFETY: every bit pattern is a valid integer, whichever member of the union is in use.
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
-/// Sets which offloads the TAP may use towards us (`TUN_F_*`).
+/// Sets which work the TAP may leave to the guest (`TUN_F_*`).
 pub fn set_tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     // SAFETY: this request takes its flags by value.
     let ret = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
     check(ret as isize).map(drop)
 }
 
-/// Sets the length of the header in front of every frame.
+/// Sets the size of the header in front of every frame.
 pub fn set_tap_header_size(tap: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
     // SAFETY: the request reads one int, which lives until after the call.
     let ret = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) };
     check(ret as isize).map(drop)
 }
 
-/// Keeps malloc from giving each thread an arena of its own: this process counts its pages.
+/// Keeps malloc from creating an arena per thread, to save memory: there is one such process per VM.
 pub fn use_one_malloc_arena() {
     // SAFETY: called before the first thread is made; takes no pointer.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };

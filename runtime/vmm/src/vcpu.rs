@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A vCPU thread: runs the guest, hands its exits to the [`Bus`], parks when told to.
+//! A vCPU thread: runs the guest, hands its exits to the [`Bus`], and parks when it is told to.
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,18 +18,18 @@ const RUN: u8 = 0;
 const PAUSE: u8 = 1;
 const STOP: u8 = 2;
 
-/// Interrupts KVM_RUN. Blocked in all threads except inside of KVM_RUN.
+/// The signal that interrupts KVM_RUN. All threads block it, except while they are in KVM_RUN.
 #[must_use]
 pub fn kick_signal() -> i32 {
     SIGRTMIN()
 }
 
-/// How all vCPUs are told to run, park or end.
+/// Tells all vCPUs to run, park or end.
 #[derive(Debug, Default)]
 pub struct Gate {
-    /// What is wanted; read before every entry of the guest.
+    /// The wanted state. A vCPU reads it before every entry into the guest.
     wanted: AtomicU8,
-    /// How many are parked or have ended.
+    /// How many vCPUs are parked or have ended.
     parked: Mutex<usize>,
     changed: Condvar,
 }
@@ -40,12 +40,12 @@ impl Gate {
         if self.wanted.load(Ordering::SeqCst) != STOP {
             self.wanted.store(wanted, Ordering::SeqCst);
         }
-        // Under the lock, so that nobody misses it between looking and waiting.
+        // Notify under the lock, otherwise a vCPU could miss it between its check and its wait.
         let _parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         self.changed.notify_all();
     }
 
-    /// Asks for parking; the caller kicks the threads and calls [`Self::wait_parked`].
+    /// Tells the vCPUs to park. The caller then kicks the threads and calls [`Self::wait_parked`].
     pub fn pause(&self) {
         self.set(PAUSE);
     }
@@ -58,7 +58,7 @@ impl Gate {
         self.set(STOP);
     }
 
-    /// True once `count` vCPUs do not run, false after `limit`.
+    /// Waits until `count` vCPUs are parked or have ended. False if that takes longer than `limit`.
     pub fn wait_parked(&self, count: usize, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,7 +73,7 @@ impl Gate {
         true
     }
 
-    /// Called by a vCPU before it enters the guest. Returns how it may go on.
+    /// A vCPU calls this before it enters the guest. It waits here while it is parked.
     fn pass(&self) -> Pass {
         match self.wanted.load(Ordering::SeqCst) {
             RUN => return Pass::Run,
@@ -100,6 +100,7 @@ impl Gate {
     }
 }
 
+/// How a vCPU goes on after the gate.
 enum Pass {
     Run,
     RunAfterPause,
@@ -116,7 +117,7 @@ pub struct Vcpu {
     pub counters: Arc<ExitCounters>,
 }
 
-/// What an exit means, after the borrow of the exit has ended.
+/// What to do after an exit, once the exit is no longer borrowed from the vCPU.
 enum Next {
     Continue,
     Interrupted,
@@ -126,7 +127,7 @@ enum Next {
 }
 
 impl Vcpu {
-    /// Runs until the guest ends or the gate says stop; `None` in the second case.
+    /// Runs until the guest ends, or until the gate says stop; then it returns `None`.
     pub fn run(mut self) -> Option<Outcome> {
         let outcome = self.run_guest();
         self.gate.leave();
@@ -141,12 +142,12 @@ impl Vcpu {
             match self.gate.pass() {
                 Pass::Run => {}
                 Pass::Stop => return None,
-                // Tells the guest's watchdogs that it was not running; older guests lack it.
+                // Tells the guest's watchdogs about the pause. Fails for a guest without kvm-clock.
                 Pass::RunAfterPause => drop(self.fd.kvmclock_ctrl()),
             }
             match self.run_once() {
                 Next::Continue => {}
-                // The signal is still pending, because it is blocked here.
+                // The thread blocks the signal, so it is still pending and has to be cleared.
                 Next::Interrupted => drop(clear_signal(kick_signal())),
                 Next::End(outcome) => return Some(outcome),
                 Next::FailedEntry(reason) => {
@@ -168,6 +169,7 @@ impl Vcpu {
         Outcome::new(ExitReason::VmmError, detail)
     }
 
+    /// Enters the guest once and handles the exit.
     fn run_once(&mut self) -> Next {
         let counters = &self.counters;
         match self.fd.run() {

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks, run on a KVM host by scripts/bench. See __main__ for what there is, and passes for what is measured."""
+"""The benchmarks. scripts/bench runs them on a KVM host. __main__ lists them, passes says what is measured."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one benchmark on a KVM host; scripts/bench calls this and says how."""
+"""Runs one benchmark on a KVM host. scripts/bench starts this and describes the options."""
 import argparse
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from registry import Registry
 
 BENCHMARKS = {"boot": boot, "pod": pod, "containers": containers, "streams": streams, "net": net, "files": files,
               "pull": pull, "many": many}
-# Where a host has a disk of its own.
+# A host's own disk is mounted here.
 DISK = "/var/lib/bulkhead"
 
 
@@ -23,7 +23,7 @@ def timed_passes(times):
 
 
 def counted_passes(times):
-    return [Instructions()] * times + [Events()] * (times // 2)
+    return [Instructions()] * times + [Events()] * max(1, times // 2)
 
 
 def arguments():

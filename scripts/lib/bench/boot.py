@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""boot: from the VMM's start until the agent is ready, and the VMM's private memory beside the guest's; against QEMU's
-microvm machine with the same kernel, initramfs and devices."""
+"""boot: from the VMM's start until the agent is ready, and the VMM's private memory beside the guest's. Compared with
+QEMU's microvm machine with the same kernel, initramfs and devices."""
 import contextlib
 import json
 import os
@@ -16,12 +16,12 @@ from daemon import program
 READY_PORT = 1024
 MEMORY_MIB = 256
 PATIENCE_SECONDS = 120
-# The words of a command.
+# The command, as a list of words.
 QEMU = shlex.split(os.environ["BULKHEAD_BENCH_QEMU"])
 
 
 def private_kib(pid):
-    """Private memory of a process without the mapping that is guest RAM."""
+    """Returns the private memory of a process, without the mapping that is guest RAM."""
     total, size, private = 0, 0, 0
     with open(f"/proc/{pid}/smaps") as file:
         lines = [*file, "0-0 end\n"]
@@ -38,7 +38,7 @@ def private_kib(pid):
 
 
 class Files:
-    """What both VMMs boot: copies on the local disk, so that both read the same pages."""
+    """The files that both VMMs boot: copies on the local disk, so that both read the same pages."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -54,14 +54,14 @@ class Files:
 
 
 class Vmm:
-    """A way to boot: `prepare` gives the socket on which the agent will say that it is ready, `command` is the VMM."""
+    """A VMM. `prepare` returns the socket to which the agent connects when it is ready, `start` starts the process."""
 
     def __init__(self, cgroup, files, directory):
         self.cgroup, self.files, self.directory = cgroup, files, directory
 
     @contextlib.contextmanager
     def booted(self, lap):
-        """Boots and measures that; gives the process, which ends with the block."""
+        """Boots a VM and measures that. Yields the process, which ends with the block."""
         with self.prepare() as ready:
             ready.listen(1)
             ready.settimeout(PATIENCE_SECONDS)
@@ -163,4 +163,4 @@ def measure(setting):
                 exits = side.statistics()
 
     setting.comparison.alternate(sides, setting.effort.boots, boot)
-    print("  what our VMM counted until then:", json.dumps(exits), flush=True)
+    print("  counted by our VMM until then:", json.dumps(exits), flush=True)

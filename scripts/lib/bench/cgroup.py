@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cgroups of the host. Each side of a comparison has one around all that works for it."""
+"""Host cgroups. Each side of a comparison has one that contains everything that works for it."""
 import os
 
 from background import wait_until
@@ -9,7 +9,7 @@ CONTROLLERS = "+cpu +memory +pids"
 
 
 class Cgroup:
-    """A cgroup, made when it is not there yet; `path` is below the root."""
+    """A cgroup, created if it does not exist. `path` is relative to the root."""
 
     def __init__(self, path):
         self.path = path
@@ -20,12 +20,12 @@ class Cgroup:
         return f"{ROOT}/{self.path}"
 
     def child(self, name):
-        """A cgroup below this one, with the controllers that pods need."""
+        """Returns a cgroup below this one, with the controllers that pods need."""
         self.delegate()
         return Cgroup(f"{self.path}/{name}")
 
     def delegate(self):
-        """Lets cgroups below this one have controllers. No process can be in this one then."""
+        """Enables controllers for the cgroups below. Then this one cannot contain processes."""
         self.write("cgroup.subtree_control", CONTROLLERS)
 
     def write(self, file, value):
@@ -33,16 +33,16 @@ class Cgroup:
             opened.write(value)
 
     def enter(self):
-        """Moves the calling process: what Popen's `preexec_fn` is for."""
+        """Moves the calling process into this cgroup. To be used as Popen's `preexec_fn`."""
         self.write("cgroup.procs", str(os.getpid()))
 
     def cpu_microseconds(self):
-        """CPU time of all that ran in here and below."""
+        """Returns the CPU time of all that ran in this cgroup and below."""
         with open(f"{self.directory}/cpu.stat") as file:
             return int(file.readline().split()[1])
 
     def remove(self):
-        """With all that still runs in it."""
+        """Kills all that still runs in this cgroup, then removes it and those below."""
         self.write("cgroup.kill", "1")
         wait_until(self.is_empty, f"the end of what runs in cgroup {self.path}")
         for path, _, _ in os.walk(self.directory, topdown=False):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints a run against an earlier one: python3 -m bench.compare EARLIER LATER, both files that kept them."""
+"""Prints a run beside an earlier one: python3 -m bench.compare EARLIER LATER, both files of figures."""
 import sys
 
 from bench import kept
@@ -17,7 +17,7 @@ def change(before, now):
 def main(earlier, later):
     runs = kept.read(earlier), kept.read(later)
     if runs[0]["counted"] != runs[1]["counted"]:
-        sys.exit(f"{earlier} and {later}: what is counted and what is timed cannot be compared")
+        sys.exit(f"{earlier} and {later} cannot be compared: one is counted, the other is timed")
     before, now = map(rows, runs)
     print(f"{'name':<46} {'unit':<18} {'ours then':>10} {'now':>10} {'':>8} {'theirs then':>12} {'now':>10}")
     for key, row in now.items():

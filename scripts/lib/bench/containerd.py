@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""containerd 2 with runc and its CRI plugin, configured by files of its own: what Bulkhead is compared with."""
+"""containerd 2 with runc and its CRI plugin, with its own configuration. Bulkhead is compared with it."""
 import os
 
 from background import start, wait_until
 from cri import Cri
 from daemon import toml
 
-# Where scripts/lib/anchor.sh has put it; it finds its shim beside itself.
+# The directory that scripts/lib/anchor.sh prepared. containerd finds its shim beside itself.
 ANCHOR = os.environ["BULKHEAD_BENCH_ANCHOR"]
 RUNTIME, IMAGES = "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"
 
 
 class Containerd:
-    """A containerd that lives as long as its `with` block, with all its files in `directory`. Pods get the network that is
-    configured in `directory`/cni, and `pause` is the image of their first process. `options` are Popen's."""
+    """A containerd that lives as long as its `with` block, with all its files in `directory`. Pods get the network that
+    is configured in `directory`/cni, and `pause` is the image of their first process. `options` are Popen's."""
 
     def __init__(self, directory, pause, **options):
         self.socket = f"{directory}/run/containerd.sock"

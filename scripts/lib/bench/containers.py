@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""containers: a command in a running container, and a container's life; against containerd with runc, both through CRI,
-each in a pod of its own on a bridge."""
+"""containers: a command in a running container, and the life of a container. Compared with containerd and runc. Both
+sides are used through CRI, each with a pod on a bridge."""
 import os
 import signal
 
@@ -27,7 +27,7 @@ def measure(setting):
 
         def terminated(pod, lap):
             container = pod.start(image, "sh", "-c", HANDLER)
-            # The handler is there once the line is.
+            # The script prints its line once the handler is set.
             wait_until(lambda: os.path.exists(pod.log()) and os.path.getsize(pod.log()), "the handler of TERM")
             lap("container: stop, handler of TERM", lambda: pod.stop(container, 30))
             pod.require_exit(container, HANDLED)

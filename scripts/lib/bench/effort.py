@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of everything a run does. A counted host is slow and repeats well, so little is enough there."""
+"""How much a run does of everything. A counted host is slow and its figures repeat well, so little is enough there."""
 import dataclasses
 
 
@@ -12,7 +12,7 @@ class Effort:
     connections: int = 9
     transfers: int = 3
     pulls: int = 3
-    # Through a stream and through a network. On hardware, take 1024.
+    # MiB through a stream and through a network. On hardware, use 1024.
     mib: int = 32
     image_mib: int = 200
     file_mib: int = 128
@@ -20,7 +20,7 @@ class Effort:
     random_requests: int = 2000
     small_files: int = 2000
     crowds: tuple = (25, 50)
-    # Of Bulkhead's; 0: its default.
+    # Bulkhead's sandbox.parallel_boots; 0: the default.
     parallel_boots: int = 0
 
 

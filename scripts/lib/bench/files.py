@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """files: fio and a loop over small files in a container, on its root file system (overlay), on an emptyDir and on a
-hostPath; each against the same on the host's disk that holds all three. Counted is each program from its start to its end.
+hostPath. Each is compared with the same on the host's disk, which holds all three. A counted pass counts each program
+from its start to its end.
 
-What is cached: before a read, both kernels write back and the host forgets everything; fio makes the guest forget the
-file. So reads come from the host's disk (on an emulated host: from the memory of the machine that emulates it). Random
-reads touch no block twice. Sequential writes end with an fsync, which a volatile overlay ignores; each random write is
-O_DSYNC. The guest mounts its scratch disk without barriers, so on overlay and emptyDir a synced write has reached the
-host's page cache, not its disk. Small files are neither synced nor evicted; the guest remembers a hostPath's
-attributes for a second.
+Caches: before a read, both kernels write back, the host drops its page cache, and fio makes the guest drop the file. So
+reads come from the host's disk (on an emulated host: from the memory of the machine that emulates it). Random reads
+touch no block twice. Sequential writes end with an fsync, which a volatile overlay ignores. Each random write is
+O_DSYNC. The guest mounts its scratch disk without barriers, so on the overlay a synced write has reached the host's
+page cache, not its disk. Small files are neither synced nor evicted. The guest remembers a hostPath's attributes for a
+second.
 """
 import json
 import os
@@ -15,9 +16,9 @@ import subprocess
 
 POD_BYTES = 512 << 20
 UID = "bench-files"
-# In the container.
+# Directories in the container.
 PLACES = {"overlay": "/bench", "emptyDir": "/empty", "hostPath": "/share"}
-# Without a process per file; /proc/uptime counts in hundredths of a second.
+# The loop starts no process per file. /proc/uptime counts hundredths of a second.
 SMALL_FILES = """
 mkdir "$1" && cd "$1" || exit 1
 read -r begin _ </proc/uptime
@@ -33,7 +34,7 @@ echo "$begin $created $seen $gone"
 
 
 class Place:
-    """A directory, and how to run commands where it is. Its name says who works: for the report it is a side."""
+    """A directory, and a way to run commands where it is. To a comparison it is a side, so it has a cgroup."""
 
     def __init__(self, cgroup, run, directory):
         self.cgroup, self.run, self.directory = cgroup, run, directory
@@ -42,7 +43,7 @@ class Place:
         answer = self.run("fio", f"--name={job}", f"--filename={self.directory}/file", f"--size={file_mib}M",
                           "--ioengine=psync", "--thread", "--fallocate=none", "--output-format=json", f"--rw={job}",
                           *options)
-        # Warnings come before.
+        # There may be warnings before the JSON.
         result = json.loads(answer[answer.index("{"):])["jobs"][0]
         if result["error"]:
             raise SystemExit(f"fio {job} in {self.directory}: error {result['error']}")
@@ -69,7 +70,8 @@ def on_host(cgroup):
 
 
 def forget(pod, container):
-    """Writes back, also what a volatile overlay would keep (sync is for all file systems of a kernel), and drops."""
+    """Writes everything back and drops the host's page cache. The guest's `sync` covers all of its file systems, so
+    also the disk below a volatile overlay, which itself ignores syncs."""
     pod.run(container, "sync")
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as file:
@@ -77,7 +79,7 @@ def forget(pod, container):
 
 
 def start(setting, ours, roots):
-    """A pod with a container that has an emptyDir and a hostPath."""
+    """Starts a pod with a container that has an emptyDir and a hostPath."""
     image, share = setting.image("fio"), setting.directory("share")
     empty = f"{roots}/pods/{UID}/volumes/kubernetes.io~empty-dir/scratch"
     os.makedirs(empty)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that keeps a run: python3 -m bench.kept FILE PART... makes it of what each benchmark wrote."""
+"""The file of a run's figures. `python3 -m bench.kept FILE PART...` joins the parts that the benchmarks wrote."""
 import json
 import sys
 

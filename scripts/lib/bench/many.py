@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""many: 25 and 50 pods at once, and one after the other, as kubelet makes pods that ask for nothing: each in a cgroup of its
-own of the least CPU weight, with CNI's bridge, a sandbox and one container that sleeps; against containerd with runc, both
-through CRI. --pods says how many, --parallel-boots how many of ours boot at a time instead of the default."""
+"""many: 25 and 50 pods, one after the other and at once, as kubelet makes BestEffort pods: each has a cgroup of the
+lowest CPU weight, a network by CNI's bridge, a sandbox, and one container that sleeps. Compared with containerd and
+runc, both through CRI. --pods sets how many, --parallel-boots how many of Bulkhead's pods boot at a time."""
 import concurrent.futures
 import os
 import time
@@ -16,7 +16,7 @@ class Crowd:
 
     def __init__(self, runtime, setting, image):
         self.runtime, self.name, self.cgroup, self.setting, self.image = runtime, runtime.name, runtime.cgroup, setting, image
-        # kubelet's cgroups on a node of one CPU.
+        # The weights are kubelet's on a node with one CPU.
         kubepods = runtime.cgroup.child("pods")
         kubepods.write("cpu.weight", "39")
         self.best_effort = kubepods.child("besteffort")
@@ -24,7 +24,7 @@ class Crowd:
         self.pods, self.made = [], 0
 
     def start(self, number):
-        """A pod with a container that runs."""
+        """Starts a pod with a container."""
         cgroup = self.best_effort.child(f"pod{number}")
         cgroup.delegate()
         cgroup.write("cpu.weight", "1")
@@ -40,7 +40,7 @@ class Crowd:
             return list(pool.map(self.start, numbers))
 
     def start_all(self, way, count):
-        """Starts so many; what that took."""
+        """Starts `count` pods. Returns the time and the CPU time that it took."""
         before, began = self.cpu_seconds(), time.monotonic()
         self.pods = way(range(self.made, self.made + count))
         self.made += count

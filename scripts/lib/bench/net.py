@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""net: iperf3 moves --mib MiB between host and pod, both ways; against the same between the host and a network namespace
-on a veth of the same bridge, which is what a pod without a VM would have. Counted are both ends, as one is in the VM."""
+"""net: iperf3 moves --mib MiB between host and pod, both ways. Compared with the same between the host and a network
+namespace on a veth of the same bridge, which is what a pod without a VM would have. A counted pass counts both ends,
+because one is in the VM."""
 import contextlib
 import json
 import subprocess
@@ -13,14 +14,14 @@ TRIES = 60
 
 
 class End:
-    """Where an iperf3 serves; the one that asks it runs in the cgroup of its side too."""
+    """An iperf3 server. Its client runs in the cgroup of the same side."""
 
     def __init__(self, name, cgroup, address):
         self.name, self.cgroup, self.address = name, cgroup, address
         self.client = cgroup.child("client")
 
     def move(self, mib, direction):
-        """One run, as the receiver counts; tried again while the server is not up."""
+        """Runs iperf3 once and returns the receiver's figure. Retries while the server is not up."""
         command = ["iperf3", "-c", self.address, "-n", f"{mib}M", "-J", *direction]
         for _ in range(TRIES):
             answer = json.loads(subprocess.run(command, capture_output=True, text=True,
@@ -33,7 +34,7 @@ class End:
 
 @contextlib.contextmanager
 def veth(cgroup):
-    """iperf3 in a namespace that a veth joins to the pods' bridge."""
+    """Runs an iperf3 server in a network namespace that a veth joins to the pods' bridge."""
     for line in (f"ip netns add {NAMESPACE}", f"ip link add {NAMESPACE} type veth peer eth0 netns {NAMESPACE}",
                  f"ip link set {NAMESPACE} master {BRIDGE} up", f"ip -n {NAMESPACE} link set eth0 up",
                  f"ip -n {NAMESPACE} addr add {NEIGHBOR}/24 dev eth0"):

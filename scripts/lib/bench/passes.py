@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a benchmark is measured. It runs in passes, and each pass looks at other things.
+"""How a benchmark is measured. It runs in passes, and each pass measures something else.
 
-By the clock: each pass takes the time. Counted: some passes take instructions, and one more takes events, because
-counting those costs instructions. On the host of `scripts/kvm-host --counted` a nanosecond of CPU time is one
-instruction, whatever else the machine does. Wall time says nothing there: the clock jumps where that host idles.
+By the clock, each pass measures time. Counted, some passes measure instructions and others events, because counting
+events costs instructions. On a host of `scripts/kvm-host --counted`, one nanosecond of CPU time is one instruction,
+whatever else the machine does. Wall time means nothing there, because the clock jumps ahead while that host is idle.
 
-What is counted is all that the host does for one side: what its cgroup holds. The client that asks is not in it, the
-guest's own work is, since it runs in threads of the VMM. What a side does in the background after a call belongs to
-the call; so a counted pass waits before it looks.
+A counted pass counts all that the host does for one side: what runs in its cgroup. The client is not in that cgroup.
+The guest's work is, because it runs in threads of the VMM. What a side does in the background after a call belongs to
+the call, so a counted pass waits before it reads.
 """
 import time
 
 from bench.perf_events import Event
 
 SETTLE_SECONDS = 0.3
-# Sleeps of a thread, each of which ends with a wake-up; not that it lost the CPU (256: TASK_REPORT_MAX).
+# Wake-ups are counted by the switches at which a thread goes to sleep. One that only loses the CPU has the state 0, or
+# 256 (TASK_REPORT_MAX) if it was preempted.
 EVENTS = {"VM exits": ("kvm/kvm_exit", ""), "system calls": ("raw_syscalls/sys_enter", ""),
           "wake-ups": ("sched/sched_switch", "prev_state != 0 && prev_state != 256")}
 
@@ -33,7 +34,7 @@ class WarmUp:
 
 
 class Clock:
-    """Wall time, and what programs say of themselves."""
+    """Measures wall time, and takes what programs measured themselves."""
 
     def lap(self, _side, action):
         started = time.monotonic()
@@ -41,7 +42,7 @@ class Clock:
         return {"ms": (time.monotonic() - started) * 1000}, answer
 
     def transfer(self, _side, action, mib):
-        """With the part of one CPU that the client took, as it has the same CPUs."""
+        """Also reports the client's share of one CPU, because the client runs on the same CPUs."""
         started, busy = time.monotonic(), time.process_time()
         action()
         took = time.monotonic() - started
@@ -52,7 +53,7 @@ class Clock:
 
 
 class Counted:
-    """What a counted pass does with every action; `read` is the pass's own."""
+    """A counted pass. A subclass says with `read` what it counts."""
 
     def lap(self, side, action):
         time.sleep(SETTLE_SECONDS)
@@ -70,12 +71,12 @@ class Counted:
 
 class Instructions(Counted):
     def read(self, side):
-        # Microseconds of CPU time are thousands of instructions.
+        # A microsecond of CPU time is a thousand instructions.
         return {"M instr": side.cgroup.cpu_microseconds() / 1000}
 
 
 class Events(Counted):
-    # By the path of the cgroup, for all passes.
+    # The counters of each cgroup by its path, shared by all passes.
     events = {}
 
     def read(self, side):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the kernel's trace events in a cgroup, by perf_event_open(2), which Python has no binding for.
+"""Counts the kernel's trace events in a cgroup by perf_event_open(2), for which Python has no binding.
 
-A count is of what happens on behalf of the cgroup's tasks, of those that live for a part of it too.
+A count includes all tasks of the cgroup, also those that live only for a part of the time.
 """
 import ctypes
 import os
@@ -35,7 +35,8 @@ def checked(result, what):
 
 
 class Event:
-    """A trace event (`group/name`) of one cgroup, with a filter in the language of the kernel's tracing."""
+    """Counts a trace event (`group/name`) of one cgroup. `condition` is a filter in the kernel's syntax for trace
+    events."""
 
     def __init__(self, cgroup: Cgroup, event, condition=""):
         if not os.path.exists(f"{TRACING}/events"):

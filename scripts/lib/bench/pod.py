@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pod: a pod on a bridge with one container that sleeps, from nothing until it runs, and from there to nothing; against
-containerd with runc, both through CRI, both with the image at hand."""
+"""pod: makes a pod on a bridge with one container that sleeps, then stops and removes it. Compared with containerd and
+runc, both through CRI, both with the image already pulled."""
 from bench.sides import SLEEP
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pull: an image of 6 layers (200 MB, by the clock) until it can be run, and the daemon's peak memory; against
-containerd, each time by fresh daemons."""
+"""pull: pulls an image of 6 layers (by the clock: 200 MB), and reads the daemon's peak memory. Compared with
+containerd. Each pull has a new daemon."""
 
 
 def peak_mib(pid):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark works with: a directory on the host's disk, a registry, and the sides as contexts."""
+"""What all benchmarks use: a directory on the host's disk, a registry, and the sides as context managers."""
 import collections
 import contextlib
 import os
@@ -33,7 +33,7 @@ class Setting:
         return tempfile.mkdtemp(prefix=prefix, dir=self.work)
 
     def image(self, name):
-        """One of make_images', in the registry."""
+        """Builds and pushes an image of make_images, if that is not done yet. Returns its reference."""
         where = {"busybox": "test/busybox", "bench": "bench/six-layers"}.get(name, f"bench/{name}")
         if name not in self.pushed:
             self.pushed.add(name)
@@ -42,7 +42,7 @@ class Setting:
         return f"{self.registry}/{where}:latest"
 
     def pause_image(self):
-        """Its own command does not end: containerd runs it as every pod's first process."""
+        """Pushes an image whose command does not end. containerd runs it as the first process of every pod."""
         if "pause" not in self.pushed:
             self.pushed.add("pause")
             registry = make_images.Registry(f"http://{self.registry}")
@@ -51,7 +51,8 @@ class Setting:
 
     @contextlib.contextmanager
     def bulkhead(self, config=None):
-        """Our daemon in a cgroup of its own, with a bridge for its pods; `config` is what its file says besides."""
+        """Runs our daemon in its own cgroup, with a bridge for its pods. `config` has further keys of its
+        configuration."""
         directory, cgroup = self.directory("b"), self.cgroup.child("bulkhead")
         write_bridge(directory, "bench", BRIDGE, "10.85.0.0/24")
         own = {"cgroup_parent": cgroup.child("pods").path, "registries": {self.registry: {"plain_http": True}}}
@@ -63,7 +64,7 @@ class Setting:
 
     @contextlib.contextmanager
     def containerd(self):
-        """The same of containerd."""
+        """Runs containerd in its own cgroup, with a bridge for its pods."""
         directory, cgroup = self.directory("c"), self.cgroup.child("containerd")
         write_bridge(directory, "bench", THEIR_BRIDGE, "10.86.0.0/24")
         try:
@@ -73,19 +74,19 @@ class Setting:
             remove(directory, THEIR_BRIDGE)
 
     def starters(self):
-        """Both, for who wants them fresh each time."""
+        """Returns both sides for benchmarks that need new daemons each time."""
         return [Starter(name, self.cgroup.child(name), fresh)
                 for name, fresh in (("bulkhead", self.bulkhead), ("containerd", self.containerd))]
 
     @contextlib.contextmanager
     def both(self, config=None):
-        """Bulkhead and containerd."""
+        """Runs Bulkhead and containerd."""
         with self.bulkhead(config) as ours, self.containerd() as theirs:
             yield ours, theirs
 
     @contextlib.contextmanager
     def pods(self, image):
-        """A pod of each, with the image at hand."""
+        """Runs both, each with the image and a pod."""
         with self.both() as runtimes, contextlib.ExitStack() as ends:
             for runtime in runtimes:
                 runtime.pull(image)
@@ -96,6 +97,6 @@ class Setting:
 
 
 def remove(directory, bridge):
-    """What a side leaves."""
+    """Removes what a side leaves behind."""
     shutil.rmtree(directory, ignore_errors=True)
     subprocess.run(["ip", "link", "del", bridge], stderr=subprocess.DEVNULL, check=False)

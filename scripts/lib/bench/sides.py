@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: runtimes, each with its CRI socket and a cgroup around it, and pods of theirs."""
+"""The sides of a comparison: runtimes, each with a CRI socket and a cgroup, and their pods."""
 from cri import Cri
 from daemon import merged
 from spdy import Forward, Process
 
-# What a container runs that is only to be there.
+# The command of a container that does nothing.
 SLEEP = ["sleep", "100000"]
 
 
 class Runtime:
-    """A running daemon; `daemon` has its socket and its process."""
+    """A running runtime. `daemon` has its socket and its process."""
 
     def __init__(self, name, cgroup, daemon):
         self.name, self.cgroup, self.daemon, self.cri = name, cgroup, daemon, Cri(daemon.socket)
@@ -22,7 +22,7 @@ class Runtime:
 
 
 class Pod:
-    """A pod; `config` is what its sandbox's configuration says beside what all have."""
+    """A pod. `config` has further fields of its sandbox's configuration."""
 
     def __init__(self, runtime, name, logs, cgroup, config):
         self.runtime, self.name, self.cgroup, self.cri = runtime, runtime.name, runtime.cgroup, runtime.cri
@@ -38,7 +38,7 @@ class Pod:
         self.cri.call("RemovePodSandbox", pod_sandbox_id=self.id)
 
     def start(self, image, *command, **config):
-        """A container that runs; its id."""
+        """Creates and starts a container. Returns its id."""
         self.count += 1
         container = {"metadata": {"name": f"c{self.count}"}, "image": {"image": image}, "command": command,
                      "log_path": f"{self.count}.log", "linux": {"security_context": self.security}, **config}
@@ -48,14 +48,14 @@ class Pod:
         return made
 
     def log(self):
-        """The log of the container that came last."""
+        """Returns the path of the last container's log."""
         return f"{self.logs}/{self.count}.log"
 
     def stop(self, container, grace):
         self.cri.call("StopContainer", container_id=container, timeout=grace)
 
     def require_exit(self, container, code):
-        """It has to have ended by now, and as it should."""
+        """Requires that the container has exited with this code."""
         status = self.cri.call("ContainerStatus", container_id=container).status
         if status.state != self.cri.messages.CONTAINER_EXITED or status.exit_code != code:
             raise SystemExit(f"{self.name}: after StopContainer: state {status.state}, code {status.exit_code}")
@@ -64,7 +64,7 @@ class Pod:
         self.cri.call("RemoveContainer", container_id=container)
 
     def run(self, container, *command):
-        """What a command prints, which has to succeed."""
+        """Runs a command that must succeed, and returns its output."""
         answer = self.cri.call("ExecSync", container_id=container, cmd=command, timeout=240)
         if answer.exit_code:
             raise SystemExit(f"{self.name}: {command}: {answer.exit_code}: {answer.stderr.decode()}")

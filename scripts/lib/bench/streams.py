@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""streams: exec, attach, port-forward and logs: what it costs to open one, and to move --mib MiB through it; against
-containerd with runc, both through CRI and by SPDY/3.1, each in a pod of its own on a bridge.
+"""streams: the cost of opening exec, attach, port-forward and log streams, and of moving --mib MiB through them.
+Compared with containerd and runc, both through CRI and SPDY/3.1, each with a pod on a bridge.
 
-The client is Python on the same CPUs. It takes its part of every time, and that part is told; nothing of it is counted.
-A source starts when the client sends it a byte, so that a transfer has a beginning.
+The client is Python on the same CPUs. Times include its share, which is reported; counts do not include it. A source
+starts when the client sends it a byte, so that a transfer has a defined beginning.
 """
 import os
 import signal
@@ -17,22 +17,22 @@ GO = b"\n"
 
 
 class Programs:
-    """What runs in the pods, for so many MiB."""
+    """The programs that run in the pods and move `mib` MiB."""
 
     def __init__(self, mib):
         self.sunk = f"{mib * 16}+0 records in\n".encode()
         source = f"read -r go; dd if=/dev/zero bs=64k count={mib * 16} status=none"
         sink = f"dd of=/dev/null bs=64k iflag=fullblock count={mib * 16}"
         self.source = ["sh", "-c", source]
-        # The shell outlives dd, which closes the output that it does not use: containerd closes a command's input when
-        # one of its outputs has ended (containerd/containerd#13934).
+        # containerd closes a command's input when one of its outputs has ended (containerd/containerd#13934). dd closes
+        # the output that it does not use, so the shell keeps it open.
         self.sink = ["sh", "-c", f"echo; {sink}; echo"]
         self.ports = ["sh", "-c", f"""
             nc -ll -p {ONE_BYTE_PORT} -e echo &
             nc -ll -p {SOURCE_PORT} -e sh -c '{source}' &
             nc -ll -p {SINK_PORT} -e sh -c '{sink} 2>&1' &
             wait"""]
-        # A mebibyte of lines is made first, so that what is measured is not how fast lines can be made.
+        # 1 MiB of lines is made first, so that the benchmark does not measure how fast lines are made.
         self.logger = ["sh", "-c", f"""
             yes {"x" * 127} | head -c 1048576 >/tmp/lines; mkfifo /tmp/go; echo ready; read -r go </tmp/go
             i=0; while [ $i -lt {mib} ]; do cat /tmp/lines; i=$((i+1)); done
@@ -41,7 +41,7 @@ class Programs:
 
 
 class Streams:
-    """One pod on each side, and a container in it that sleeps."""
+    """The pods of both sides, each with containers for these benchmarks."""
 
     def __init__(self, setting, pods, image):
         self.pods, self.image, self.effort = pods, image, setting.effort
@@ -54,7 +54,7 @@ class Streams:
             wait_until(lambda: serves(pod), "a port of the pod")
 
     def drain(self, send, receive):
-        """Has a source send, and takes it all."""
+        """Starts a source and reads until it ends."""
         send(GO)
         total = 0
         while data := receive():
@@ -63,7 +63,7 @@ class Streams:
             raise SystemExit(f"{total} bytes of {self.mib << 20}")
 
     def fill(self, send, answer):
-        """Sends to a sink, until it says that it has all."""
+        """Sends to a sink until the sink confirms that it has everything."""
         block = bytes(BLOCK)
         for _ in range((self.mib << 20) // BLOCK):
             send(block)

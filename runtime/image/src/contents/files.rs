@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of layers.
+//! The files of layers, finished and unfinished.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ const SUFFIX: &str = ".erofs";
 /// The unit of `st_blocks`.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// The two directories that layers live in.
+/// The directories of finished and of unfinished layers.
 #[derive(Debug)]
 pub struct LayerFiles {
     layers: PathBuf,
@@ -23,7 +23,7 @@ pub struct LayerFiles {
     next_partial: AtomicU64,
 }
 
-/// A file that goes away unless it is kept.
+/// The file of an unfinished layer. It is removed when this is dropped, unless it was kept.
 #[derive(Debug)]
 pub struct PartialLayer {
     path: PathBuf,
@@ -31,7 +31,7 @@ pub struct PartialLayer {
 }
 
 impl LayerFiles {
-    /// Makes the directories and empties the one of unfinished layers.
+    /// Creates the directories, and empties the one of unfinished layers.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let files = Self {
             layers: root.join("layers"),
@@ -58,17 +58,17 @@ impl LayerFiles {
         self.path(layer).exists()
     }
 
-    /// What the layer takes on the disk. One that is being removed takes nothing, and fails no listing.
+    /// How many bytes a layer takes on disk. 0 if it has just been removed, so that a list of images does not fail.
     pub fn size(&self, layer: &Digest) -> Result<u64, StoreError> {
         let path = self.path(layer);
         match fs::metadata(&path) {
             Ok(metadata) => Ok(metadata.blocks() * STAT_BLOCK_BYTES),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(failed("look at", &path)(e)),
+            Err(e) => Err(failed("read the size of", &path)(e)),
         }
     }
 
-    /// A new file to make a layer in.
+    /// Creates a file for a new layer.
     pub fn create(&self) -> Result<PartialLayer, StoreError> {
         let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
         let path = self.partial.join(number.to_string());
@@ -83,7 +83,7 @@ impl LayerFiles {
         })
     }
 
-    /// Gives a finished layer, whose data are on the disk, its name.
+    /// Gives a finished layer its name. Its data must be on disk already.
     pub fn keep(&self, partial: PartialLayer, layer: &Digest) -> Result<(), StoreError> {
         let path = self.path(layer);
         fs::rename(&partial.path, &path).map_err(failed("rename a layer to", &path))?;
@@ -91,12 +91,12 @@ impl LayerFiles {
         directory.sync_all().map_err(failed("sync", &self.layers))
     }
 
-    /// Removes the layers that `is_named` says no to.
+    /// Removes the layers for which `is_named` returns false.
     pub fn retain(&self, is_named: impl Fn(&Digest) -> bool) -> Result<(), StoreError> {
         for (path, name) in entries(&self.layers)? {
             let hex = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
             let layer = hex.and_then(|hex| format!("sha256:{hex}").parse().ok());
-            // What is no layer was not put there by us.
+            // Other files were not put there by us, so they stay.
             if layer.is_some_and(|layer| !is_named(&layer)) {
                 fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
@@ -112,7 +112,7 @@ impl LayerFiles {
         };
         for directory in [&self.layers, &self.partial] {
             for (path, _) in entries(directory)? {
-                // A file may have gone since; then it takes nothing.
+                // A file that was removed in the meantime takes no space.
                 if let Ok(metadata) = fs::symlink_metadata(&path) {
                     usage.used_bytes += metadata.blocks() * STAT_BLOCK_BYTES;
                     usage.inodes += 1;
@@ -131,13 +131,13 @@ impl PartialLayer {
 
 impl Drop for PartialLayer {
     fn drop(&mut self) {
-        // Gone already if it was kept.
+        // There is no file any more if the layer was kept.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 pub fn make_directory(directory: &Path) -> Result<(), StoreError> {
-    fs::create_dir_all(directory).map_err(failed("make", directory))
+    fs::create_dir_all(directory).map_err(failed("create", directory))
 }
 
 fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, StoreError> {

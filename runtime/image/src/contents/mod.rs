@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is here, and who needs it: layers as files, records of images and leases, claims of pulls in progress.
+//! What the store contains and who needs it: files of layers, records of images and leases, claims of running pulls.
 //!
 //! ```text
 //! ROOT/images.redb        records of images and leases, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
-//! ROOT/partial/           layers being made; emptied at start
-//! ROOT/reserve            room for removals on a full disk ([`reserve`])
+//! ROOT/partial/           unfinished layers; emptied at start
+//! ROOT/reserve            space for removals on a full disk ([`reserve`])
 //! ```
-//! A layer's file stays as long as an image, a lease or a pull in progress names it, and no longer.
+//! A layer's file stays as long as an image, a lease or a running pull names it, and no longer.
 
 mod files;
 mod records;
@@ -31,10 +31,10 @@ pub use records::ImageRecord;
 use records::Records;
 use reserve::Reserve;
 
-/// The shortest beginning of an id that is looked up.
+/// A shorter prefix of an image id is not looked up.
 pub const MIN_ID_DIGITS: usize = 4;
 
-/// An error of the store itself.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(transparent)]
@@ -45,21 +45,21 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("open {path} (does another daemon use it?)")]
+    #[error("open {path} (is another daemon using it?)")]
     Open {
         path: PathBuf,
         source: Box<redb::DatabaseError>,
     },
-    #[error("the records of images")]
+    #[error("read or write the records of images")]
     Records(#[source] Box<redb::Error>),
     #[error("the record of {what} is damaged")]
     Damaged {
         what: String,
         source: serde_json::Error,
     },
-    #[error("{name:?} is the beginning of more than one image id")]
+    #[error("{name:?} is a prefix of more than one image id")]
     Ambiguous { name: String },
-    #[error("image {0} is not here")]
+    #[error("image {0} is not in the store")]
     NotFound(String),
 }
 
@@ -91,7 +91,7 @@ pub struct LayerBlob {
     pub path: PathBuf,
 }
 
-/// What the store takes on its file system, without the few pages of its records.
+/// What the store takes on its file system, apart from the few pages of its records.
 #[derive(Clone, Debug)]
 pub struct Usage {
     pub directory: PathBuf,
@@ -99,7 +99,7 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// What the store and the pulls in progress share.
+/// The state that the store and running pulls share.
 #[derive(Debug)]
 pub struct Contents {
     pub config: Config,
@@ -108,18 +108,19 @@ pub struct Contents {
     pub pulls: Pulls,
     records: Records,
     reserve: Reserve,
-    /// Layers that pulls in progress need, with how many do. Also what makes removal and need exclude each other.
+    /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
+    /// someone claims a layer.
     needed: Mutex<HashMap<Digest, usize>>,
-    /// Who makes a layer; others wait for it.
+    /// One lock per layer that is being created. Its holder creates the layer; other pulls wait for it.
     makers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Contents {
-    /// Opens or makes the directory, and removes what an earlier process left half done.
+    /// Opens or creates the directory, and removes what an earlier process left unfinished.
     pub fn open(config: Config) -> Result<Self, StoreError> {
         let root = config.root.clone();
         files::make_directory(&root)?;
-        // First: this fails while another process has the store, whose partial files must stay.
+        // Open the records first. It fails while another process uses the store, and then its partial files must stay.
         let records = Records::open(&root.join("images.redb"))?;
         let files = LayerFiles::open(&root)?;
         let contents = Self {
@@ -140,7 +141,7 @@ impl Contents {
         self.records.images()
     }
 
-    /// By reference, by id, or by a beginning of an id that no other has.
+    /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
     pub fn find(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
         if let Ok(id) = name.parse::<Digest>() {
             return self.records.image(&id);
@@ -172,7 +173,7 @@ impl Contents {
         Ok(first)
     }
 
-    /// Forgets an image; the layers that nobody else needs go.
+    /// Removes an image, and the layers that nothing else needs.
     pub fn remove(&self, id: &Digest) -> Result<(), StoreError> {
         self.reserve.with(|| self.records.remove_image(id))?;
         self.collect()?;
@@ -180,7 +181,7 @@ impl Contents {
         Ok(())
     }
 
-    /// Keeps an image's layers for `holder` until [`Self::release`]; bottom first.
+    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first.
     pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
         let _exclusive = self.lock_needed();
         let found = self.find(id)?;
@@ -193,7 +194,7 @@ impl Contents {
         Ok(record.layers.iter().map(blob).collect())
     }
 
-    /// An unknown holder is fine.
+    /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
         if self.reserve.with(|| self.records.remove_lease(holder))? {
             self.collect()?;
@@ -202,24 +203,25 @@ impl Contents {
         Ok(())
     }
 
-    /// All that have leases.
+    /// The holders of all leases.
     pub fn holders(&self) -> Result<Vec<String>, StoreError> {
         let leases = self.records.leases()?;
         Ok(leases.into_iter().map(|(holder, _)| holder).collect())
     }
 
-    /// The record of an image that is here with all its layers.
+    /// The record of an image, if it and all its layers are in the store.
     pub fn complete_image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
         let record = self.records.image(id)?;
         Ok(record.filter(|record| record.layers.iter().all(|layer| self.files.has(layer))))
     }
 
-    /// Makes an image visible; call while its layers are [`Self::need`]ed. A tag that named another image moves.
+    /// Adds an image to the store. Call it while its layers are claimed by [`Self::need`]. A tag that named another
+    /// image moves to this one.
     pub fn publish(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
         self.records.add_image(record)
     }
 
-    /// Keeps `layers`, present or not, from being removed until the guard is dropped.
+    /// Claims `layers`, whether they exist or not: none is removed until the guard is dropped.
     pub fn need(self: &Arc<Self>, layers: &[Digest]) -> Needed {
         let mut needed = self.lock_needed();
         for layer in layers {
@@ -231,7 +233,7 @@ impl Contents {
         }
     }
 
-    /// Whoever holds the lock in this makes the layer; the others find it made.
+    /// The lock for creating a layer. Who gets it first creates the layer; the others then find it finished.
     pub fn maker(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner);
         makers.retain(|_, maker| maker.strong_count() > 0);
@@ -247,7 +249,7 @@ impl Contents {
         self.needed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the layers that nobody names.
+    /// Removes the layers that no image, lease or pull names.
     fn collect(&self) -> Result<(), StoreError> {
         let needed = self.lock_needed();
         let mut named: std::collections::HashSet<Digest> = needed.keys().cloned().collect();
@@ -261,7 +263,7 @@ impl Contents {
     }
 }
 
-/// A claim on layers that no record names yet.
+/// The claim of a running pull on layers that no record names yet.
 #[derive(Debug)]
 pub struct Needed {
     contents: Arc<Contents>,
@@ -281,7 +283,7 @@ impl Drop for Needed {
         }
         drop(needed);
         if let Err(error) = self.contents.collect() {
-            tracing::warn!(error = chain(&error), "unused layers stay");
+            tracing::warn!(error = chain(&error), "cannot remove unused layers");
         }
     }
 }

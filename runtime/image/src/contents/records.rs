@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Records of images and leases in redb; every change is one durable transaction.
+//! Records of images and leases in redb. Every change is one durable transaction.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -13,34 +13,35 @@ use super::StoreError;
 use crate::digest::Digest;
 use crate::manifest::ImageDefaults;
 
-/// Image id to [`ImageRecord`] as JSON.
+/// Maps an image id to its [`ImageRecord`] as JSON.
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
-/// Holder to the diff ids of its layers as JSON.
+/// Maps a holder to the diff ids of its layers as JSON.
 const LEASES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("leases");
 
-/// What is kept of an image.
+/// What is stored about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub id: Digest,
     pub repo_tags: BTreeSet<String>,
     pub repo_digests: BTreeSet<String>,
-    /// Diff ids, bottom first, each once.
+    /// Diff ids, the bottom one first, each only once.
     pub layers: Vec<Digest>,
     pub defaults: ImageDefaults,
-    /// Its manifests and its configuration, as they came.
+    /// The size of its manifests and its configuration, as the registry sent them.
     #[serde(default)]
     pub metadata_bytes: u64,
 }
 
+/// The database. It is opened again after an I/O error.
 #[derive(Debug)]
 pub struct Records {
     path: PathBuf,
     create: Create,
-    /// Nothing after an I/O error (a full disk): redb refuses all work until the file is opened anew.
+    /// `None` after an I/O error such as a full disk: redb refuses all further work until the file is opened again.
     database: Mutex<Option<Database>>,
 }
 
-/// How a database is opened or made.
+/// How a database is opened or created. Tests use another function.
 type Create = fn(&Path) -> Result<Database, DatabaseError>;
 
 impl Records {
@@ -54,7 +55,7 @@ impl Records {
             create,
             database: Mutex::default(),
         };
-        // Reading needs the tables to be there.
+        // An empty change creates the tables, without which reads fail.
         records.change(|_, _| Ok(()))?;
         Ok(records)
     }
@@ -98,11 +99,12 @@ impl Records {
         self.all(LEASES)
     }
 
-    /// Adds an image, or names to one that is known; its tags are taken from all others. Tells what is there now.
+    /// Adds an image, or more names to a known image. Its tags are taken away from all other images. Returns the
+    /// record as it is stored now.
     pub fn add_image(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
         let mut merged = record.clone();
         self.change(|images, _| {
-            // Read in the transaction, so that nobody else changes them at the same time.
+            // Read within the transaction, so that nobody else can change the records in between.
             for (_, mut other) in parse_all::<ImageRecord>(images)? {
                 if other.id == record.id {
                     merged.repo_tags.extend(other.repo_tags);
@@ -134,7 +136,7 @@ impl Records {
         })
     }
 
-    /// Adds to what `holder` has.
+    /// Adds layers to the lease of `holder`.
     pub fn add_lease(&self, holder: &str, layers: &[Digest]) -> Result<(), StoreError> {
         self.change(|_, leases| {
             let held = leases.get(holder).map_err(failed)?;
@@ -149,7 +151,7 @@ impl Records {
         })
     }
 
-    /// Whether there was one.
+    /// Removes a lease. Returns whether there was one.
     pub fn remove_lease(&self, holder: &str) -> Result<bool, StoreError> {
         let mut was_there = false;
         self.change(|_, leases| {
@@ -234,7 +236,7 @@ mod tests {
 
     static DISK_IS_FULL: AtomicBool = AtomicBool::new(false);
 
-    /// A file on a disk that gets full when the test says so.
+    /// A file on a disk that is full when the test says so.
     #[derive(Debug)]
     struct FillingDisk(FileBackend);
 

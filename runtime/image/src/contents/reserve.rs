@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Room set aside, so that removing images works on a full disk: it is what makes room again, and needs to write
-//! records first.
+//! Reserved disk space, so that images can be removed on a full disk. A removal frees space, but has to write records
+//! before.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use super::StoreError;
 use crate::failure::FailureKind;
 
-/// Some pages of the records.
+/// Enough for some pages of the records.
 const RESERVE_BYTES: usize = 1 << 20;
 
-/// A file that is given up in need.
+/// A file that is deleted when its space is needed.
 #[derive(Debug)]
 pub struct Reserve {
     path: PathBuf,
@@ -24,7 +24,7 @@ impl Reserve {
         reserve
     }
 
-    /// Does `work`, and does it again in the reserve's place if there was no room.
+    /// Does `work`. If the disk is full, frees the reserve and does it again.
     pub fn with<T>(&self, work: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
         match work() {
             Err(error) if error.kind() == FailureKind::NoSpace => {
@@ -35,11 +35,11 @@ impl Reserve {
         }
     }
 
-    /// Sets the room aside if it is not; without effect while there is none.
+    /// Reserves the space, if it is not reserved. Does nothing if the disk is full.
     pub fn fill(&self) {
         let is_there =
             fs::metadata(&self.path).is_ok_and(|file| file.len() == RESERVE_BYTES as u64);
-        // Not zeros, which some file systems do not store.
+        // Not zeroes, because some file systems do not store them.
         if !is_there && fs::write(&self.path, vec![0xa5; RESERVE_BYTES]).is_err() {
             let _ = fs::remove_file(&self.path);
         }

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A file that grows block by block, written once and in order, except the first block.
+//! Writes a file block by block, each block once and in order, except the first one.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-/// EROFS's block here: x86's page, so that every kernel can mount it.
+/// The block size that we use in EROFS: the page size of x86, so every kernel there can mount it.
 pub const BLOCK_BYTES: usize = 4096;
 const BUFFER_BLOCKS: usize = 64;
 
-/// Collects blocks and writes those that are not all zero; the others become holes.
+/// Collects blocks. Writes those that are not all zeroes; the others become holes.
 #[derive(Debug)]
 pub struct BlockWriter {
     file: File,
-    /// Always of the same length: to clear it for each small file would take longer than all the rest.
+    /// Always of full length, because clearing it for each small file would take longer than everything else.
     buffer: Vec<u8>,
     filled: usize,
-    /// Where the buffer goes.
+    /// The number of the block at which the buffer will be written.
     buffer_block: u32,
 }
 
 impl BlockWriter {
-    /// The first block stays free for [`Self::set_first`].
+    /// Leaves the first block free for [`Self::set_first`].
     pub fn new(file: File) -> Self {
         Self {
             file,
@@ -31,7 +31,7 @@ impl BlockWriter {
         }
     }
 
-    /// The number of the block that the next data begin with. Call at a block's beginning only.
+    /// The number of the block in which the next data begin. Call it only at the beginning of a block.
     pub fn next_block(&self) -> io::Result<u32> {
         let buffered = u32::try_from(self.filled / BLOCK_BYTES).map_err(io::Error::other)?;
         self.buffer_block
@@ -51,7 +51,7 @@ impl BlockWriter {
         Ok(())
     }
 
-    /// Copies `source` to its end, without a buffer of its own; tells the number of bytes.
+    /// Copies `source` to its end directly into the buffer. Returns the number of bytes.
     pub fn copy(&mut self, source: &mut impl Read) -> Result<u64, CopyError> {
         let mut total = 0;
         loop {
@@ -68,7 +68,7 @@ impl BlockWriter {
         }
     }
 
-    /// Where the next bytes go; never empty.
+    /// The free part of the buffer, which is never empty.
     fn room(&mut self) -> io::Result<&mut [u8]> {
         if self.filled == self.buffer.len() {
             self.flush()?;
@@ -76,7 +76,7 @@ impl BlockWriter {
         Ok(self.buffer.get_mut(self.filled..).unwrap_or_default())
     }
 
-    /// Fills the block begun, if there is one, with zeros.
+    /// Fills the rest of an unfinished block with zeroes.
     pub fn pad(&mut self) {
         let padded = self.filled.next_multiple_of(BLOCK_BYTES);
         let rest = self.buffer.get_mut(self.filled..padded);
@@ -89,7 +89,7 @@ impl BlockWriter {
         self.file.write_all_at(block, 0)
     }
 
-    /// All that was written is on the disk when this returns.
+    /// Writes the rest. All data are on disk when this returns.
     pub fn finish(mut self) -> io::Result<()> {
         self.pad();
         self.flush()?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The EROFS file system around data that are already written: directories, inodes, super block.
+//! Writes the EROFS file system around file data that are already written: directories, inodes, superblock.
 //!
-//! On-disk format: Linux, Documentation/filesystems/erofs.rst. We use the uncompressed subset that every kernel since
-//! 5.4 mounts: extended inodes, plain or inline-tail data, xattrs beside the inode. The metadata area begins where
-//! the data end, so that everything but the super block is written in order.
+//! The format is in Linux, Documentation/filesystems/erofs.rst. We use the uncompressed subset, which every kernel
+//! since 5.4 can mount: extended inodes, plain or inline-tail data, xattrs directly after the inode. The metadata area
+//! begins where the data end, so everything except the superblock is written in order.
 
 mod directory;
 pub mod xattr;
@@ -18,12 +18,12 @@ use directory::{DIRENT_BYTES, Entry, entries, split_entries};
 const MAGIC: u32 = 0xe0f5_e1e2;
 const SUPER_OFFSET: usize = 1024;
 const BLOCK_BITS: u8 = 12;
-/// Times are modification times.
+/// Timestamps are modification times, not change times.
 const FEATURE_COMPAT_MTIME: u32 = 0x2;
-/// Inodes are found by their distance from the metadata area's start in units of this.
+/// An inode's number is its distance from the start of the metadata area in units of this.
 const SLOT_BYTES: usize = 32;
 const INODE_BYTES: usize = 64;
-/// The first slot stays free: inode number 0 means "none" to some programs.
+/// The first slot stays free, because some programs take the inode number 0 for "none".
 const FIRST_SLOT: usize = 1;
 const FORMAT_PLAIN: u16 = 0x1;
 const FORMAT_INLINE: u16 = 0x1 | 2 << 1;
@@ -36,22 +36,22 @@ const S_IFBLK: u16 = 0o060_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
 
-/// Where one inode is and how its data are kept.
+/// Where one inode is and where its data are.
 #[derive(Clone, Debug, Default)]
 struct Placed {
     slot: usize,
     links: u32,
     parent: usize,
-    /// Directories and long links: the blocks before the tail.
+    /// For directories and long symbolic links: the first of the blocks before the tail.
     first_block: u32,
-    /// Directories: the entries of each block, by number.
+    /// For directories: how many entries are in each block.
     split: Vec<usize>,
-    /// What follows the inode.
+    /// The size of the tail, which directly follows the inode.
     inline_bytes: usize,
     size: u64,
 }
 
-/// Writes the file system of `tree` behind the data in `blocks`.
+/// Writes the file system of `tree` after the data in `blocks`.
 pub fn write(tree: &Tree, blocks: &mut BlockWriter) -> io::Result<()> {
     blocks.pad();
     let mut layout = Layout::new(tree)?;
@@ -74,16 +74,17 @@ pub fn write(tree: &Tree, blocks: &mut BlockWriter) -> io::Result<()> {
     blocks.set_first(&layout.super_block(meta_block, total)?)
 }
 
+/// Where everything is placed in the file system.
 struct Layout<'a> {
     tree: &'a Tree,
-    /// By node; `None` for nodes that nothing leads to any more.
+    /// By node index. `None` for nodes that no directory contains any more.
     placed: Vec<Option<Placed>>,
-    /// Reachable nodes in the order of their inodes, the root first.
+    /// The reachable nodes in the order of their inodes. The root is first.
     order: Vec<NodeId>,
 }
 
 impl<'a> Layout<'a> {
-    /// Counts links and gives every reachable node its slot.
+    /// Counts links, and gives every reachable node its slot.
     fn new(tree: &'a Tree) -> io::Result<Self> {
         let mut layout = Self {
             tree,
@@ -99,7 +100,7 @@ impl<'a> Layout<'a> {
             let node = tree.node(id);
             let fixed = INODE_BYTES + xattr::bytes(&node.attributes.xattrs);
             let (size, split, tail) = layout.content(id);
-            // Data beside the inode must lie in the inode's block, whole.
+            // The inline tail must be completely in the same block as its inode.
             let inline_bytes = if fixed + tail <= BLOCK_BYTES { tail } else { 0 };
             if inline_bytes > 0 && next % BLOCK_BYTES + fixed + inline_bytes > BLOCK_BYTES {
                 next = next.next_multiple_of(BLOCK_BYTES);
@@ -115,7 +116,7 @@ impl<'a> Layout<'a> {
         Ok(layout)
     }
 
-    /// Breadth first, so that the root is first and a directory's files are neighbours.
+    /// Finds all reachable nodes, breadth first: the root is first, and the files of a directory are neighbours.
     fn reach(&mut self) {
         self.visit(NodeId::ROOT, NodeId::ROOT);
         let mut index = 0;
@@ -129,6 +130,7 @@ impl<'a> Layout<'a> {
         }
     }
 
+    /// Visits a node under one of its names. A node that was visited before only gets another link.
     fn visit(&mut self, id: NodeId, parent: NodeId) {
         let Some(slot) = self.placed.get_mut(id.index()) else {
             return;
@@ -142,7 +144,7 @@ impl<'a> Layout<'a> {
             _ => 1,
         };
         match slot {
-            // Another name of a file already met.
+            // A hard link: another name of a file that was already visited.
             Some(placed) => placed.links = placed.links.saturating_add(1),
             None => {
                 *slot = Some(Placed {
@@ -155,8 +157,8 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Size of a node's content, how directory entries go into blocks, and the bytes of the last block if they may
-    /// stand beside the inode.
+    /// Returns the size of a node's content, the number of directory entries in each block, and how many bytes of the
+    /// last block may be stored inline, after the inode.
     fn content(&self, id: NodeId) -> (u64, Vec<usize>, usize) {
         match &self.tree.node(id).kind {
             Kind::Directory(children) => {
@@ -173,7 +175,7 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Gives blocks to the directories and links whose content does not fit beside the inode; tells the next free one.
+    /// Gives blocks to directories and symbolic links whose content does not fit inline. Returns the next free block.
     fn place_blocks(&mut self, mut next: u32) -> io::Result<u32> {
         for id in &self.order {
             let is_regular = matches!(self.tree.node(*id).kind, Kind::Regular { .. });
@@ -205,7 +207,7 @@ impl<'a> Layout<'a> {
         placed.map_or(0, |placed| placed.slot as u64)
     }
 
-    /// The part of a node's content that does not stand beside its inode.
+    /// Writes the part of a node's content that is not inline.
     fn write_blocks(
         &self,
         id: NodeId,
@@ -233,7 +235,7 @@ impl<'a> Layout<'a> {
         Ok(())
     }
 
-    /// Entries first, then their names, in the order of the names' bytes.
+    /// One block of a directory: first the entries, then their names, ordered by the names' bytes.
     fn directory_block(&self, id: NodeId, placed: &Placed, index: usize) -> Vec<u8> {
         let Kind::Directory(children) = &self.tree.node(id).kind else {
             return Vec::new();
@@ -262,7 +264,7 @@ impl<'a> Layout<'a> {
         block
     }
 
-    /// The inode, its xattrs and what stands beside it.
+    /// The bytes of an inode with its xattrs and its inline data.
     fn inode(&self, id: NodeId, placed: &Placed) -> io::Result<Vec<u8>> {
         let node = self.tree.node(id);
         let attributes = &node.attributes;
@@ -279,6 +281,7 @@ impl<'a> Layout<'a> {
             Kind::Fifo => (S_IFIFO, 0),
         };
         let inline = placed.inline_bytes > 0;
+        // struct erofs_inode_extended.
         let mut bytes = Vec::with_capacity(INODE_BYTES + xattr_bytes + placed.inline_bytes);
         bytes.extend(if inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
         bytes.extend(xattr_count.to_le_bytes());
@@ -312,6 +315,7 @@ impl<'a> Layout<'a> {
 
     fn super_block(&self, meta_block: u32, total_blocks: u32) -> io::Result<[u8; BLOCK_BYTES]> {
         let root = u16::try_from(FIRST_SLOT).map_err(io::Error::other)?;
+        // struct erofs_super_block.
         let mut fields = Vec::with_capacity(128);
         fields.extend(MAGIC.to_le_bytes());
         fields.extend(0u32.to_le_bytes()); // checksum: the feature is off
@@ -341,7 +345,7 @@ fn file_type(node: &Node) -> u8 {
     }
 }
 
-/// Linux's `new_encode_dev`: 12 bits of major, 20 of minor.
+/// The encoding of Linux's `new_encode_dev`: 12 bits of major number, 20 bits of minor number.
 fn device_number(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One layer: from the bytes of a registry to an EROFS file, in one pass on one blocking thread.
+//! Converts one layer from the bytes of a registry to an EROFS file, in one pass on one blocking thread.
 //!
 //! ```text
 //! compressed bytes ─> sha256 ─> gzip | zstd | plain ─> sha256 ─> tar entries ─> tree + file data ─> EROFS
 //!                     digest                           diff id
 //! ```
-//! File data goes to the file as it comes; names and attributes stay in memory ([`tree`]) until the end, when they
-//! are written behind the data ([`erofs`]).
+//! File data are written as they arrive. Names and attributes stay in memory ([`tree`]) until the end and are then
+//! written after the data ([`erofs`]).
 
 mod blocks;
 mod erofs;
@@ -24,16 +24,16 @@ use tarball::TarError;
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// A zstd frame that wants a larger window (128 MiB) is refused: it is memory of ours.
+/// The largest window of a zstd frame, 128 MiB. The window is in our memory, so larger ones are refused.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
-/// The most that a layer may be, packed or unpacked: a few bytes can unpack to days of work.
+/// The most bytes that a layer may have, compressed or not. A few bytes can unpack to days of work.
 pub const MAX_LAYER_BYTES: u64 = 128 << 30;
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// Why a layer was not converted.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
-    #[error("the tar archive of the layer")]
+    #[error("read the layer's tar archive")]
     Tar(#[source] TarError),
     #[error("read the layer to its end")]
     Read(#[source] io::Error),
@@ -41,7 +41,7 @@ pub enum LayerError {
     Write(#[source] io::Error),
     #[error("the layer unpacks to more than {MAX_LAYER_BYTES} bytes")]
     Bomb,
-    #[error("the layer's bytes have digest {found}, not the promised {promised}")]
+    #[error("the layer's bytes have digest {found}, expected {promised}")]
     Digest { promised: Digest, found: Digest },
     #[error(
         "the unpacked layer has digest {found}, not {promised} as the image's configuration says"
@@ -62,7 +62,7 @@ impl From<TarError> for LayerError {
 impl LayerError {
     fn of_read(error: io::Error) -> Self {
         match error.kind() {
-            // Nobody but [`Bounded`] says this of something that is read.
+            // Only [`Bounded`] returns this error on reads.
             io::ErrorKind::FileTooLarge => Self::Bomb,
             _ => Self::Read(error),
         }
@@ -78,8 +78,8 @@ impl LayerError {
     }
 }
 
-/// Converts `compressed` into an EROFS file system in `file` and verifies both digests. On an error the file holds
-/// rubbish. The result depends on the tar archive alone: the same layer gives the same bytes.
+/// Converts `compressed` into an EROFS file system in `file` and verifies both digests. After an error the content of
+/// the file is useless. The result depends only on the tar archive: the same layer gives the same bytes.
 pub fn convert(
     compressed: impl Read,
     file: File,
@@ -92,7 +92,7 @@ pub fn convert(
         Err(LayerError::Write(error)) => return Err(LayerError::Write(error)),
         unpacked => unpacked,
     };
-    // A wrong digest explains a broken archive better than the archive does.
+    // Check the digest first: a wrong one explains a broken archive better than the archive's own error.
     let (found, _) = compressed.into_inner().finish().map_err(LayerError::Read)?;
     if found != *digest {
         return Err(LayerError::Digest {
@@ -110,7 +110,7 @@ pub fn convert(
     blocks.finish().map_err(LayerError::Write)
 }
 
-/// Does the work; tells the digest of the archive.
+/// Unpacks the archive and writes the file system. Returns the digest of the uncompressed archive.
 fn unpack(
     compressed: &mut impl BufRead,
     blocks: &mut BlockWriter,
@@ -127,7 +127,7 @@ fn unpack(
     Ok(digest)
 }
 
-/// Media types lie now and then; the first bytes do not.
+/// Detects the compression by the first bytes, because media types are sometimes wrong.
 fn decompressed<'a>(mut compressed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let start = compressed.fill_buf()?;
     if start.starts_with(&GZIP_MAGIC) {
@@ -141,7 +141,7 @@ fn decompressed<'a>(mut compressed: impl BufRead + 'a) -> io::Result<Box<dyn Rea
     Ok(Box::new(compressed))
 }
 
-/// Fails after so many bytes.
+/// A reader that fails after `left_bytes`.
 struct Bounded<R> {
     inner: R,
     left_bytes: u64,

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One file of a layer: what tar says of it. Pure.
+//! One file of a layer, as the tar archive describes it. Pure.
 
 use std::collections::BTreeMap;
 
-/// What a name or an attribute costs besides its bytes, about.
+/// About how much memory a name or an attribute takes, apart from its bytes.
 pub const ENTRY_BYTES: usize = 64;
 const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
-/// The attribute by which overlayfs knows an opaque directory.
+/// The attribute that marks an opaque directory for overlayfs.
 pub const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
-/// An index into the nodes of a layer.
+/// The index of a node in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u32);
 
@@ -21,21 +21,21 @@ impl NodeId {
     }
 }
 
-/// What tar says of any file.
+/// The attributes that any file has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits with set-uid, set-gid and sticky.
+    /// Permission bits, including set-uid, set-gid and sticky.
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
     pub mtime_seconds: i64,
     pub mtime_nanoseconds: u32,
-    /// Full names (`user.x`).
+    /// By full name (`user.x`).
     pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
 }
 
 impl Attributes {
-    /// About what they cost in memory.
+    /// About how much memory the extended attributes take.
     pub fn xattr_bytes(&self) -> usize {
         let xattrs = self.xattrs.iter();
         xattrs
@@ -44,10 +44,11 @@ impl Attributes {
     }
 }
 
+/// The type of a file, with what belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Directory(BTreeMap<Box<[u8]>, NodeId>),
-    /// Data in whole blocks from `first_block` on.
+    /// The data are in whole blocks from `first_block` on.
     Regular {
         first_block: u32,
         bytes: u64,
@@ -69,7 +70,7 @@ impl Kind {
         Self::Directory(BTreeMap::new())
     }
 
-    /// How overlayfs knows that a name is gone (filesystems/overlayfs: "whiteouts").
+    /// The whiteout of overlayfs, which says that a name is deleted (Documentation/filesystems/overlayfs).
     pub const WHITEOUT: Self = Self::CharDevice { major: 0, minor: 0 };
 }
 
@@ -80,7 +81,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A directory that no entry has told of yet.
+    /// A directory for which no entry has been read yet.
     pub fn implied_directory() -> Self {
         Self {
             attributes: Attributes {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tar entries to files of a [`Tree`]: ustar, GNU long names, PAX records, and the whiteouts of OCI's layer.md.
+//! Turns tar entries into files of a [`Tree`]: ustar, GNU long names, PAX records, and the whiteouts of OCI's layer.md.
 //!
-//! The `tar` crate reads the fields of a header. Walking from header to header is done here, because its own walk
-//! reads a long name or a PAX record of any length into memory.
+//! The `tar` crate reads the fields of a header. The loop over the headers is our own, because the crate's loop
+//! reads long names and PAX records of any length into memory.
 
 mod extensions;
 
@@ -17,17 +17,17 @@ use crate::failure::FailureKind;
 use extensions::{Extensions, until_nul};
 
 const RECORD_BYTES: usize = 512;
-/// The most that a long name or the PAX records of one file may take.
+/// The most bytes that a long name or the PAX records of one file may have.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// `PATH_MAX` without its NUL.
 const MAX_LINK_BYTES: usize = 4095;
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
-/// Names for the bookkeeping of aufs; they are no files.
+/// The prefix of aufs's own bookkeeping files, which are not part of the image.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 const SHOWN_BYTES: usize = 200;
 
-/// Why an archive is of no use.
+/// Why an archive cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     #[error("read the archive")]
@@ -36,15 +36,15 @@ pub enum TarError {
     Write(#[source] io::Error),
     #[error("the archive ends in the middle of an entry")]
     Truncated,
-    #[error("what should be a tar header has a wrong checksum")]
+    #[error("tar header has a wrong checksum")]
     Checksum,
-    #[error("entry {path:?}: field {field} makes no sense")]
+    #[error("entry {path:?}: field {field} is not valid")]
     Field { path: String, field: &'static str },
     #[error("entry {path:?}: {what} is not supported in an image layer")]
     Unsupported { path: String, what: String },
     #[error("entry {path:?}")]
     Path { path: String, source: TreeError },
-    #[error("a long name or a PAX record of {0} bytes")]
+    #[error("long name or PAX records of {0} bytes, at most {MAX_EXTENSION_BYTES} are possible")]
     Extension(u64),
 }
 
@@ -58,7 +58,7 @@ impl TarError {
     }
 }
 
-/// Reads an archive to its end mark; file data go to `blocks`.
+/// Reads an archive up to its end mark. File data go to `blocks`.
 pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, TarError> {
     let mut tree = Tree::new();
     let mut extensions = Extensions::default();
@@ -90,7 +90,7 @@ pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, T
     Ok(tree)
 }
 
-/// One file of the archive, its fields checked.
+/// One file of the archive. Its fields have been checked.
 struct Entry {
     path: Vec<u8>,
     link: Vec<u8>,
@@ -152,7 +152,7 @@ impl Entry {
         })
     }
 
-    /// Puts the file into the tree and leaves the archive at the next header.
+    /// Adds the file to the tree. Afterwards the archive is at the next header.
     fn store(
         self,
         archive: &mut impl Read,
@@ -165,8 +165,8 @@ impl Entry {
             source,
         };
         let has_data = matches!(self.entry_type, EntryType::Regular | EntryType::Continuous);
-        // Links, directories and devices have no data, whatever size their header says. Go's tar reader, which other
-        // image tools use, reads archives in this way too.
+        // Links, directories and devices have no data, whatever size their header has. Most image tools use Go's
+        // tar reader, which reads archives in the same way.
         if let Some(whiteout) = Whiteout::of(&self.path) {
             if has_data {
                 skip(archive, padded(self.size).ok_or(TarError::Truncated)?)?;
@@ -175,7 +175,7 @@ impl Entry {
         }
         let (major, minor) = self.device;
         let kind = match self.entry_type {
-            // Before ustar a directory was known by its slash.
+            // Before ustar, a slash at the end of the name marked a directory.
             EntryType::Regular if self.path.ends_with(b"/") && self.size == 0 => Kind::directory(),
             EntryType::Regular | EntryType::Continuous => {
                 let first_block = blocks.next_block().map_err(TarError::Write)?;
@@ -213,13 +213,13 @@ impl Entry {
     }
 }
 
-/// What a file whose name begins with `.wh.` means.
+/// The meaning of a file whose name begins with `.wh.`.
 enum Whiteout<'a> {
-    /// The layers below show nothing in this directory.
+    /// Hides everything that lower layers have in this directory.
     Opaque {
         directory: &'a [u8],
     },
-    /// The layers below show no file of this name.
+    /// Hides the file with this name of lower layers.
     Gone {
         directory: &'a [u8],
         name: &'a [u8],
@@ -255,7 +255,7 @@ impl<'a> Whiteout<'a> {
     }
 }
 
-/// The next header, or nothing at the end mark or the end of the bytes.
+/// Reads the next header. `None` at the end mark or at the end of the bytes.
 fn read_header(archive: &mut impl Read) -> Result<Option<Header>, TarError> {
     let mut header = Header::new_old();
     let bytes = header.as_mut_bytes();
@@ -272,7 +272,7 @@ fn read_header(archive: &mut impl Read) -> Result<Option<Header>, TarError> {
     if bytes.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
-    // The checksum is counted with blanks in its own place.
+    // For the checksum, its own field counts as blanks.
     let sum = |from, to| -> u32 {
         let part = bytes.get(from..to).unwrap_or_default();
         part.iter().map(|byte| u32::from(*byte)).sum()
@@ -330,7 +330,7 @@ fn skip(archive: &mut impl Read, bytes: u64) -> Result<(), TarError> {
     Ok(())
 }
 
-/// To the end of the last record.
+/// Rounds up to the end of the last record.
 fn padded(bytes: u64) -> Option<u64> {
     bytes.checked_next_multiple_of(RECORD_BYTES as u64)
 }

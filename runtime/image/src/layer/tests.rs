@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Layers converted and looked at by erofs-utils, an implementation that is not ours.
+//! Converts layers and examines the results with erofs-utils, an implementation that is not ours.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::*;
 
-/// Collects entries with fields that the `tar` crate's helpers would correct.
+/// Collects entries whose fields the `tar` crate's helpers would correct.
 struct Tar(Builder<Vec<u8>>);
 
 impl Tar {
@@ -70,7 +70,7 @@ fn convert_bytes(archive: &[u8], path: &Path) -> Result<(), LayerError> {
     convert(archive, File::create(path).unwrap(), &digest, &digest)
 }
 
-/// Runs a program of erofs-utils; its absence is an error, not a reason to pass.
+/// Runs a program of erofs-utils. If it is missing, the test fails.
 fn erofs_utils(program: &str, arguments: &[&str], image: &Path) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -129,7 +129,7 @@ fn erofs_utils_find_no_fault_and_the_same_files() {
     convert_bytes(&everything(), &image).unwrap();
     let extracted = directory.path().join("out");
     let extract = format!("--extract={}", extracted.display());
-    // Without root there is no mknod: the devices are compared by dump.erofs below and by the end-to-end tests.
+    // mknod needs root, so fsck.erofs cannot extract devices. dump.erofs below and the end-to-end tests compare them.
     let output = Command::new("fsck.erofs")
         .arg(&extract)
         .arg(&image)
@@ -165,7 +165,7 @@ fn erofs_utils_find_no_fault_and_the_same_files() {
         std::fs::read_dir(extracted.join("many")).unwrap().count(),
         1000
     );
-    // 200 KB of numbers and names; the zeros of "holes" take no space.
+    // 200 KB of numbers and names. The zeroes of "holes" take no space.
     let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&image).unwrap());
     assert!(blocks * 512 < 4_900_000, "{blocks}");
 }
@@ -176,7 +176,7 @@ fn attributes_are_kept_as_dump_erofs_shows_them() {
     let image = directory.path().join("layer.erofs");
     convert_bytes(&everything(), &image).unwrap();
     for (path, expected) in [
-        // dump.erofs shows no set-uid, set-gid or sticky bits.
+        // dump.erofs does not show set-uid, set-gid and sticky bits.
         (
             "/dir/small",
             vec!["Uid: 1000", "Gid: 100000", "Access: 0755", "Links: 2"],

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of one layer, as tar entries build them: names, attributes, and where the data are.
+//! The files of one layer, built from tar entries: names, attributes, and where the data are.
 //!
-//! Paths never reach the host's file system: `..` is refused, symbolic links are followed inside the tree only.
+//! Paths never reach the host's file system. `..` is refused, and symbolic links are followed only within this tree.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 
 use super::node::{Attributes, ENTRY_BYTES, Kind, Node, NodeId, OVERLAY_OPAQUE};
 
-/// EROFS and Linux: `NAME_MAX`.
+/// `NAME_MAX` of EROFS and Linux.
 const MAX_NAME_BYTES: usize = 255;
 const MAX_LINKS_FOLLOWED: usize = 40;
-/// Bounds of what one layer may cost in memory here.
+/// The most memory that one layer may take here.
 const MAX_NODES: usize = 1 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
-/// Names looked up on the way to all files of a layer; a path through links that lead through links needs many.
+/// The most names to look up for all files of a layer. A path through links that lead through links takes many steps.
 const MAX_STEPS: usize = 1 << 28;
-/// Deeper trees are of no use: their paths are longer than `PATH_MAX`.
+/// A deeper tree is useless, because its paths are longer than `PATH_MAX`.
 const MAX_DEPTH: usize = 2048;
-/// Why a path cannot be in a layer.
+/// Why a file cannot be added to a layer.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TreeError {
     #[error("a path must not contain \"..\"")]
@@ -27,7 +27,7 @@ pub enum TreeError {
     BadName,
     #[error("a parent is not a directory")]
     NotDirectory,
-    #[error("symbolic links lead in a circle")]
+    #[error("symbolic links form a loop")]
     LinkLoop,
     #[error("the target of the hard link is not a file of this layer")]
     NoTarget,
@@ -56,7 +56,7 @@ impl Tree {
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
-        // Ids come from this tree alone and nodes are never taken away.
+        // Ids come only from this tree, and nodes are never removed.
         #[expect(clippy::indexing_slicing)]
         &self.nodes[id.index()]
     }
@@ -66,12 +66,12 @@ impl Tree {
         &mut self.nodes[id.index()]
     }
 
-    /// How many nodes there ever were: an upper bound of indices.
+    /// How many nodes were ever added; every index is less than this.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Puts a file at `path`, over what is there; a directory over a directory keeps the children.
+    /// Puts a file at `path` and replaces what is there. A directory that replaces a directory keeps the children.
     pub fn insert(
         &mut self,
         path: &[u8],
@@ -79,7 +79,7 @@ impl Tree {
         kind: Kind,
     ) -> Result<(), TreeError> {
         let Some((parents, name)) = split(path)? else {
-            // The root itself: only its attributes can be told.
+            // The root itself: only its attributes can be set.
             return match kind {
                 Kind::Directory(_) => self.replace_attributes(NodeId::ROOT, attributes),
                 _ => Err(TreeError::BadName),
@@ -99,7 +99,7 @@ impl Tree {
         self.link(parent, name, id)
     }
 
-    /// Gives the file at `target` another name.
+    /// Gives the file at `target` another name, `path`.
     pub fn insert_hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
         let (target_parents, target_name) = split(target)?.ok_or(TreeError::NoTarget)?;
         let target_parent = self
@@ -116,7 +116,7 @@ impl Tree {
         self.link(parent, name, target)
     }
 
-    /// Hides `name` of the layers below. What this layer itself has there stays.
+    /// Hides `name` of the layers below. A file with this name in this layer stays.
     pub fn insert_whiteout(&mut self, directory: &[u8], name: &[u8]) -> Result<(), TreeError> {
         if name.is_empty() || matches!(name, b"." | b"..") {
             return Err(TreeError::BadName);
@@ -142,8 +142,8 @@ impl Tree {
         }
     }
 
-    /// Marks the directory at `path` so that overlayfs shows nothing of the layers below it
-    /// (kernel documentation, filesystems/overlayfs: "opaque directories").
+    /// Marks the directory at `path` as opaque: overlayfs then hides everything that lower layers have in it
+    /// (Documentation/filesystems/overlayfs, "opaque directories").
     pub fn set_opaque(&mut self, path: &[u8]) -> Result<(), TreeError> {
         let components = components(path)?;
         let directory = self.directory(&components)?;
@@ -158,7 +158,7 @@ impl Tree {
     ) -> Result<(), TreeError> {
         self.charge(attributes.xattr_bytes())?;
         let node = self.node_mut(id);
-        // The opaque mark may have come before the directory's own entry.
+        // Keep the opaque mark, which may have come before the directory's own entry.
         if let Some(mark) = node.attributes.xattrs.remove(OVERLAY_OPAQUE) {
             attributes.xattrs.insert(OVERLAY_OPAQUE.into(), mark);
         }
@@ -206,7 +206,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The directory that `components` lead to; those that are missing are made.
+    /// The directory at `components`. Missing directories are created.
     fn directory(&mut self, components: &[&[u8]]) -> Result<NodeId, TreeError> {
         match self.walk(components)? {
             Walk::Found(id) => Ok(id),
@@ -220,7 +220,8 @@ impl Tree {
         }
     }
 
-    /// A directory that no entry has told of yet. Over a whiteout it hides what the whiteout hid.
+    /// Creates a directory for which no entry has been read yet. If it replaces a whiteout, it becomes opaque, so that
+    /// lower layers stay hidden.
     fn make_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, TreeError> {
         let mut node = Node::implied_directory();
         if self.child(parent, name).is_some() {
@@ -238,7 +239,7 @@ impl Tree {
         }
     }
 
-    /// Follows `components` from the root, symbolic links of this layer included, never above the root.
+    /// Follows `components` from the root, including symbolic links of this layer, and never leaves the root.
     fn walk(&self, components: &[&[u8]]) -> Result<Walk, TreeError> {
         let mut queue: VecDeque<Box<[u8]>> = components.iter().map(|&name| name.into()).collect();
         let mut path = vec![NodeId::ROOT];
@@ -249,7 +250,7 @@ impl Tree {
                 return Err(TreeError::TooLarge);
             }
             if *name == *b".." {
-                // Only out of a link's target.
+                // Only a link's target can contain this.
                 if path.len() > 1 {
                     path.pop();
                 }
@@ -297,12 +298,13 @@ impl Tree {
     }
 }
 
+/// The end of a walk: the directory, or where the first missing name would be and which names are missing.
 enum Walk {
     Found(NodeId),
     Missing { at: NodeId, rest: Vec<Box<[u8]>> },
 }
 
-/// The names of a path; leading, doubled and trailing slashes and `.` say nothing.
+/// Splits a path into names. Leading, double and trailing slashes and `.` have no meaning.
 pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
     let parts = path.split(|byte| *byte == b'/');
     let parts: Vec<_> = parts
@@ -324,7 +326,7 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
 
 type Split<'a> = (Vec<&'a [u8]>, &'a [u8]);
 
-/// Parents and name; nothing for the root.
+/// Splits a path into parents and name. `None` for the root.
 fn split(path: &[u8]) -> Result<Option<Split<'_>>, TreeError> {
     let mut parents = components(path)?;
     let name = parents.pop();

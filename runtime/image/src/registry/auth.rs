@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who are you? Basic (RFC 7617) and bearer tokens (distribution spec, "Token Authentication").
+//! Authentication: Basic (RFC 7617) and bearer tokens (distribution spec, "Token Authentication").
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,7 @@ use crate::failure::shorten;
 
 const TOKEN_BYTES: usize = 256 << 10;
 
-/// What a `WWW-Authenticate` header asks for.
+/// The demand of a `WWW-Authenticate` header.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Challenge {
     Basic,
@@ -24,7 +24,7 @@ pub enum Challenge {
 }
 
 impl Challenge {
-    /// The best that we know of those offered.
+    /// Chooses a supported challenge; bearer tokens are preferred.
     pub fn parse(headers: &[&str]) -> Option<Self> {
         let parsed: Vec<_> = headers
             .iter()
@@ -67,7 +67,7 @@ impl Challenge {
 }
 
 impl Endpoint {
-    /// The `Authorization` that answers `challenge`; nothing if we have none to give.
+    /// The `Authorization` header for `challenge`. `None` if there are no credentials for it.
     pub(super) async fn answer(
         &self,
         challenge: &Challenge,
@@ -103,6 +103,7 @@ impl Endpoint {
         }
     }
 
+    /// Gets a token from the server `realm`, with the endpoint's credentials or without any.
     async fn token(
         &self,
         realm: &str,
@@ -113,10 +114,11 @@ impl Endpoint {
             url: shorten(realm),
             problem: problem.to_owned(),
         };
-        let mut url = Url::parse(realm).map_err(|_| bad_answer("the realm is no URL"))?;
-        // The password goes there: no less protected than on its way to the registry itself.
+        let mut url =
+            Url::parse(realm).map_err(|_| bad_answer("the realm of its challenge is not a URL"))?;
+        // The password is sent to this URL, so the connection must be protected as well as that to the registry.
         if url.scheme() != "https" && !(self.plain_http && url.scheme() == "http") {
-            return Err(bad_answer("a token server without TLS"));
+            return Err(bad_answer("its token server is without TLS"));
         }
         let response = if let Some(Credentials::Identity(token)) = &self.credentials {
             let mut form = vec![
@@ -142,13 +144,13 @@ impl Endpoint {
             access_token: Option<String>,
         }
         let answer: Answer =
-            serde_json::from_slice(&body).map_err(|_| bad_answer("no JSON with a token"))?;
+            serde_json::from_slice(&body).map_err(|_| bad_answer("not JSON with a token"))?;
         let token = answer.token.or(answer.access_token);
-        token.ok_or_else(|| bad_answer("no token in it"))
+        token.ok_or_else(|| bad_answer("no token"))
     }
 }
 
-/// A header value that is not shown in logs; nothing if it cannot be one.
+/// A header value that is never logged. `None` if the text cannot be a header value.
 fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A blob as it arrives: continued where it stopped when a connection breaks, on the next host if need be.
+//! The download of a blob. If a connection breaks, it continues where it stopped, if necessary on another host.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,13 @@ use reqwest::{Response, StatusCode};
 use super::{RegistryError, Repository};
 use crate::digest::Digest;
 
-/// Connections in a row that brought less than [`LEAST_BYTES`] of what is new.
+/// After this many connections in a row with less than [`LEAST_BYTES`] of new data each, the download fails.
 const FRUITLESS_TRIES: u32 = 3;
-/// Less than this in a stall timeout's time of waiting is as good as silence: who drips must not hold a pull forever.
+/// A connection that delivers less than this per stall timeout counts as silent. Otherwise a server that sends byte by
+/// byte could hold up a pull forever.
 const LEAST_BYTES: u64 = 64 << 10;
 
-/// A download in progress.
+/// A running download.
 #[derive(Debug)]
 pub struct BlobStream<'a> {
     repository: &'a Repository,
@@ -24,15 +25,15 @@ pub struct BlobStream<'a> {
     size_bytes: u64,
     received_bytes: u64,
     response: Option<Response>,
-    /// Bytes to pass over, for a server that begins anew.
+    /// How many bytes to skip, if the server starts again at the beginning.
     skip_bytes: u64,
-    /// What of this connection was new.
+    /// How many bytes of this connection were new.
     new_bytes: u64,
     fruitless_tries: u32,
     pace: Pace,
 }
 
-/// What came in how long, waited for since the last look.
+/// How many bytes came, and how long we waited for them, since the last check.
 #[derive(Debug, Default)]
 struct Pace {
     bytes: u64,
@@ -40,8 +41,8 @@ struct Pace {
 }
 
 impl Repository {
-    /// The blob `digest` of `size_bytes` as its descriptor says. Nothing is sent before the first
-    /// [`BlobStream::next`]. Verifying the digest is the caller's.
+    /// A download of blob `digest`, which has `size_bytes` by its descriptor. Nothing is sent before the first call of
+    /// [`BlobStream::next`]. The caller has to verify the digest.
     pub fn blob(&self, digest: &Digest, size_bytes: u64) -> BlobStream<'_> {
         BlobStream {
             repository: self,
@@ -56,7 +57,7 @@ impl Repository {
         }
     }
 
-    /// A small blob, whole.
+    /// Downloads a small blob completely.
     pub async fn small_blob(
         &self,
         digest: &Digest,
@@ -79,7 +80,7 @@ impl Repository {
 }
 
 impl BlobStream<'_> {
-    /// The next bytes; nothing when all are there.
+    /// The next bytes. `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
             if self.received_bytes == self.size_bytes && self.response.is_none() {
@@ -102,7 +103,7 @@ impl BlobStream<'_> {
                     let crawls = self.pace.crawls(&chunk, asked.elapsed(), stall_timeout);
                     let chunk = self.take_new(chunk)?;
                     if crawls {
-                        self.count_break("next to nothing arrives".to_owned());
+                        self.count_break("almost no data arrives".to_owned());
                     } else {
                         self.response = Some(response);
                     }
@@ -117,7 +118,7 @@ impl BlobStream<'_> {
         }
     }
 
-    /// The part of `chunk` that was not seen before.
+    /// The part of `chunk` that has not been received before.
     fn take_new(&mut self, mut chunk: Bytes) -> Result<Option<Bytes>, RegistryError> {
         let known =
             usize::try_from(self.skip_bytes).map_or(chunk.len(), |skip| skip.min(chunk.len()));
@@ -150,7 +151,7 @@ impl BlobStream<'_> {
         );
     }
 
-    /// Asks for what is still missing.
+    /// Requests the rest of the blob, from the first host that delivers it.
     async fn connect(&mut self) -> Result<Response, RegistryError> {
         self.new_bytes = 0;
         self.pace = Pace::default();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One host of a repository: its connection, its authentication, its patience.
+//! One host of a repository: connection, authentication, retries and time limits.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::failure::shorten;
 const MANIFEST_BYTES: usize = 4 << 20;
 const ERROR_BODY_BYTES: usize = 8 << 10;
 pub(super) const REDIRECTS: usize = 5;
-/// Tries of one request to one host, when the cause may pass.
+/// How often one request is sent to one host, if the error may be temporary.
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 
@@ -29,7 +29,7 @@ pub struct Endpoint {
     pub(super) plain_http: bool,
     client: Client,
     pub(super) credentials: Option<Credentials>,
-    /// What the host wanted to see last time.
+    /// The `Authorization` header that the host accepted last.
     authorization: Mutex<Option<HeaderValue>>,
     stall_timeout: Duration,
 }
@@ -50,7 +50,7 @@ impl Endpoint {
             .connect_timeout(stall_timeout)
             .read_timeout(stall_timeout)
             .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
-            // Not even where a redirect leads.
+            // This also applies to redirects.
             .https_only(!settings.plain_http)
             .danger_accept_invalid_certs(settings.skip_verify);
         if let Some(path) = &settings.ca_file {
@@ -103,7 +103,7 @@ impl Endpoint {
         })
     }
 
-    /// GET below `/v2/`, with what authentication the host asks for; tried again when the cause may pass.
+    /// Sends GET for a path below `/v2/`, with the authentication that the host demands. Retries temporary errors.
     pub async fn get(
         &self,
         repository: &str,
@@ -114,7 +114,7 @@ impl Endpoint {
         for attempt in 1.. {
             match self.get_authorized(repository, path, headers).await {
                 Err(error) if error.may_pass() && attempt < TRIES => {
-                    tracing::debug!(%error, "asking the registry again");
+                    tracing::debug!(%error, "retrying a request to the registry");
                     tokio::time::sleep(pause).await;
                     pause *= 3;
                 }
@@ -124,6 +124,7 @@ impl Endpoint {
         unreachable!("the last attempt returns");
     }
 
+    /// Sends GET once. If the host demands authentication, answers its challenge and sends it again.
     async fn get_authorized(
         &self,
         repository: &str,
@@ -133,7 +134,7 @@ impl Endpoint {
         let url = format!("{}/{path}", self.base);
         let known = self.authorization.lock().await.clone();
         let response = self.send(&url, headers, known).await?;
-        // Where a redirect led to another host, that host must not name who gets our password.
+        // After a redirect to another host, that host must not decide where our password is sent.
         let is_ours = Url::parse(&url).is_ok_and(|url| url.origin() == response.url().origin());
         if response.status() != StatusCode::UNAUTHORIZED || !is_ours {
             return self.accept(response).await;
@@ -192,7 +193,7 @@ impl Endpoint {
         })
     }
 
-    /// A good answer, or what the registry says is wrong.
+    /// Returns a successful response, or an error with the registry's message.
     pub(super) async fn accept(&self, response: Response) -> Result<Response, RegistryError> {
         let status = response.status();
         if status.is_success() {
@@ -207,7 +208,7 @@ impl Endpoint {
         })
     }
 
-    /// A small answer, whole; a server that drips is as good as a silent one.
+    /// Reads a small response completely within the stall timeout: a server that sends byte by byte counts as silent.
     pub(super) async fn read_bounded(
         &self,
         mut response: Response,
@@ -233,14 +234,14 @@ impl Endpoint {
     }
 }
 
-/// Without the query: it may be what opens the door to somebody's storage.
+/// A URL without its query, which may contain the credentials for a storage server.
 fn shown_url(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.into()
 }
 
-/// `errors` of the distribution spec, for people.
+/// The messages in `errors` of the distribution spec, as text.
 fn error_message(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
@@ -261,7 +262,7 @@ fn error_message(body: &[u8]) -> String {
     }
 }
 
-/// Nothing if there are more than `limit` bytes.
+/// Reads a response. `None` if it has more than `limit` bytes.
 async fn read_bounded(
     response: &mut Response,
     limit: usize,

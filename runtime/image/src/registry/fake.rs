@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! For tests: an HTTP server that answers as a closure says, and an image for it to serve.
 //!
-//! One thread per connection, one request per connection, nothing checked: what a registry does wrong is the point.
+//! There is one thread and one request per connection. Nothing is checked, because tests let it misbehave on purpose.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,12 +16,12 @@ pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// What a client asked for.
+/// A client's request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// With the query.
+    /// The path with its query.
     pub path: String,
-    /// Names in lower case.
+    /// By name in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
@@ -73,12 +73,12 @@ impl Reply {
         self
     }
 
-    /// Asks who is there.
+    /// Demands authentication.
     pub fn challenge(challenge: impl Into<String>) -> Self {
         Self::new(401, "").with("WWW-Authenticate", challenge)
     }
 
-    /// The rest of the body, as a server that knows ranges does.
+    /// The rest of the body, as a server with support for ranges answers.
     pub fn ranged(mut self, request: &Request) -> Self {
         let range = request.header("range");
         let from = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
@@ -97,13 +97,13 @@ impl Reply {
         self
     }
 
-    /// The connection stays, and nothing comes.
+    /// After `bytes` sends nothing more, but keeps the connection open.
     pub fn silent_after(mut self, bytes: usize) -> Self {
         self.fault = Fault::SilenceAfter(bytes);
         self
     }
 
-    /// A byte each `pause`.
+    /// Sends one byte per `pause`.
     pub fn dripping(mut self, pause: Duration) -> Self {
         self.fault = Fault::Drip(pause);
         self
@@ -123,7 +123,7 @@ impl Reply {
             Fault::CloseAfter(bytes) => stream.write_all(&self.body[..bytes]),
             Fault::SilenceAfter(bytes) => {
                 stream.write_all(&self.body[..bytes])?;
-                // Until the client goes.
+                // Wait until the client closes the connection.
                 stream.read(&mut [0]).map(|_| ())
             }
             Fault::Drip(pause) => self.body.iter().try_for_each(|byte| {
@@ -134,7 +134,7 @@ impl Reply {
     }
 }
 
-/// The server. Its threads last as long as the process.
+/// The server. Its threads run until the process ends.
 pub struct Fake {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -159,7 +159,7 @@ impl Fake {
                     };
                     requests.lock().unwrap().push(request.clone());
                     let reply = answer.lock().unwrap()(&request);
-                    // The client may have gone.
+                    // The client may have closed the connection.
                     let _ = reply.send(&stream);
                 });
             }
@@ -167,7 +167,7 @@ impl Fake {
         fake
     }
 
-    /// As in a reference.
+    /// The server's host as it appears in a reference.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
@@ -176,12 +176,12 @@ impl Fake {
         format!("http://{}{path}", self.address)
     }
 
-    /// What was asked so far.
+    /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Requests whose path contains `part`.
+    /// How many requests had `part` in their path.
     pub fn count(&self, part: &str) -> usize {
         let requests = self.requests();
         requests.iter().filter(|r| r.path.contains(part)).count()
@@ -209,7 +209,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     })
 }
 
-/// A configuration by which `hosts` are spoken to without TLS.
+/// A configuration that uses plain HTTP for `hosts`.
 pub fn plain_http(hosts: &[&str]) -> Config {
     let plain = HostConfig {
         plain_http: true,
@@ -222,7 +222,7 @@ pub fn plain_http(hosts: &[&str]) -> Config {
     }
 }
 
-/// An image as a registry keeps it.
+/// An image as a registry stores it.
 #[derive(Clone, Debug)]
 pub struct FakeImage {
     pub manifest: Vec<u8>,
@@ -231,7 +231,7 @@ pub struct FakeImage {
 }
 
 impl FakeImage {
-    /// One layer with one file for each of `files`; `command` makes two images of the same layers different.
+    /// One layer with one file for each of `files`. With another `command`, the same layers give another image.
     pub fn new(command: &str, files: &[&[u8]]) -> Self {
         let archives: Vec<_> = files.iter().map(|content| archive(content)).collect();
         let diff_ids: Vec<_> = archives.iter().map(|archive| Digest::of(archive)).collect();
@@ -243,7 +243,7 @@ impl FakeImage {
         Self::of_parts(config.to_string().into_bytes(), layers)
     }
 
-    /// The manifest that fits.
+    /// An image with the manifest for these parts.
     pub fn of_parts(config: Vec<u8>, layers: Vec<Vec<u8>>) -> Self {
         let descriptor = |media_type: &str, bytes: &Vec<u8>| {
             serde_json::json!({
@@ -262,7 +262,7 @@ impl FakeImage {
         }
     }
 
-    /// Its id.
+    /// The image's id.
     pub fn id(&self) -> Digest {
         Digest::of(&self.config)
     }
@@ -271,7 +271,7 @@ impl FakeImage {
         Digest::of(&self.layers[index]).to_string()
     }
 
-    /// What a registry says that has this image under any tag.
+    /// The answer of a registry that has this image under any tag.
     pub fn serve(&self, request: &Request) -> Reply {
         if request.path.contains("/manifests/") {
             return Reply::new(200, self.manifest.clone()).with("Content-Type", MANIFEST_TYPE);
@@ -285,7 +285,7 @@ impl FakeImage {
     }
 }
 
-/// Bytes that do not shrink when they are packed.
+/// Bytes that cannot be compressed.
 pub fn noise(seed: u32, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let next = || {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pull side of the distribution protocol (OCI distribution spec 1.1), over the mirrors and the host of a
-//! reference.
+//! The pull side of the distribution protocol (OCI distribution spec 1.1). It asks mirrors and the image's own host.
 //!
-//! One [`Repository`] serves one pull. It asks the mirrors in their order, then the host itself; what a mirror does not
-//! have or cannot do, the next one is asked for. Answers are bounded in size, and silence in time.
+//! One [`Repository`] serves one pull. It asks the mirrors in order, then the host itself, until one of them delivers.
+//! Responses are limited in size, and so is the time without data.
 
 mod auth;
 mod blob;
@@ -29,7 +28,7 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
-/// Why a registry did not give what was asked for.
+/// Why a registry did not deliver what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     #[error("set up the connection to {host}: {problem}")]
@@ -46,17 +45,17 @@ pub enum RegistryError {
         status: StatusCode,
         message: String,
     },
-    #[error("{url} asks for an authentication that is not supported: {challenge}")]
+    #[error("{url} demands authentication of an unsupported kind: {challenge}")]
     Challenge { url: String, challenge: String },
     #[error("the answer of {url} is larger than {limit_bytes} bytes")]
     TooLarge { url: String, limit_bytes: u64 },
-    #[error("the answer of {url} makes no sense: {problem}")]
+    #[error("the answer of {url} is not valid: {problem}")]
     Answer { url: String, problem: String },
-    #[error("{url} sent next to nothing new in {tries} tries")]
+    #[error("{url} sent almost no new data in {tries} tries")]
     Stalled { url: String, tries: u32 },
     #[error("the answer of {url} is not complete after {waited:?}")]
     Slow { url: String, waited: Duration },
-    #[error("the mirrors were of no use ({mirrors}), nor was the host itself")]
+    #[error("the mirrors failed ({mirrors}), and so did the host itself")]
     Mirrored {
         mirrors: String,
         source: Box<RegistryError>,
@@ -88,7 +87,7 @@ impl RegistryError {
             Self::Status { status, .. } => {
                 *status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
             }
-            // A connection that broke. Silence was waited for long enough, and the rest stays as it is.
+            // A broken connection may work again. Timeouts were long enough, and other errors would stay the same.
             Self::Send { source, .. } => {
                 !(source.is_timeout()
                     || source.is_connect()
@@ -100,15 +99,15 @@ impl RegistryError {
     }
 }
 
-/// A manifest as it came.
+/// A manifest as the registry sent it.
 #[derive(Debug)]
 pub struct RawManifest {
     pub bytes: Vec<u8>,
-    /// What the server says it is; manifests also say it themselves.
+    /// The media type that the server sent. Manifests may contain it themselves.
     pub media_type: String,
 }
 
-/// Where one repository is found.
+/// The hosts that may have one repository.
 #[derive(Debug)]
 pub struct Repository {
     name: String,
@@ -152,7 +151,7 @@ impl Repository {
         })
     }
 
-    /// A manifest by tag or digest. Who asks by digest must verify it.
+    /// Fetches a manifest by tag or digest. A caller that asks by digest has to verify it.
     pub async fn manifest(&self, version: &str) -> Result<RawManifest, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES));
@@ -167,7 +166,8 @@ impl Repository {
         Err(self.no_answer(failures))
     }
 
-    /// The host itself was asked last: what its word means counts; what the mirrors said is told.
+    /// The error after all hosts failed. Its kind is that of the last one, the host itself. Its text has the mirrors'
+    /// errors, too.
     fn no_answer(&self, mut failures: Vec<RegistryError>) -> RegistryError {
         let Some(last) = failures.pop() else {
             return RegistryError::Setup {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Against registries that are unwilling, broken or hostile.
+//! Tests against registries that refuse, break or attack.
 
 mod credentials;
 mod transfers;
@@ -15,7 +15,7 @@ use crate::config::HostConfig;
 use crate::digest::Digest;
 
 const PASSWORD: &str = "open-sesame";
-/// `user:open-sesame` by RFC 7617.
+/// `user:open-sesame`, encoded by RFC 7617.
 const BASIC: &str = "Basic dXNlcjpvcGVuLXNlc2FtZQ==";
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -26,7 +26,7 @@ fn user(password: &str) -> Option<Credentials> {
     })
 }
 
-/// Repository `app` on `host`.
+/// The repository `app` on `host`.
 fn repository(host: &str, credentials: Option<Credentials>, config: &Config) -> Repository {
     let reference = format!("{host}/app:1").parse().unwrap();
     Repository::new(&reference, credentials, config).unwrap()
@@ -46,7 +46,7 @@ fn manifest() -> Reply {
     Reply::new(200, "manifest").with("Content-Type", MANIFEST_TYPE)
 }
 
-/// Wants the password.
+/// A registry that demands the password.
 fn basic_registry() -> Fake {
     Fake::start(|request| match request.header("authorization") {
         Some(BASIC) => manifest(),
@@ -54,7 +54,7 @@ fn basic_registry() -> Fake {
     })
 }
 
-/// Answers the requests in turn, the last reply again and again.
+/// A registry that sends the replies in order, and then the last one again and again.
 fn script(replies: Vec<Reply>) -> Fake {
     let mut next = 0;
     Fake::start(move |_| {
@@ -127,7 +127,7 @@ async fn the_hosts_own_word_counts_when_no_mirror_helps_and_theirs_is_told() {
     let host = script(vec![Reply::new(403, "")]);
     let mut config = plain_http(&[&host.host()]);
     let settings = config.registries.get_mut(&host.host()).unwrap();
-    // Nobody listens there.
+    // Nobody listens on this port.
     settings.mirrors = vec!["127.0.0.1:1".to_owned()];
     let error = repository(&host.host(), None, &config)
         .manifest("1")

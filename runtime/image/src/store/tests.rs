@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pulls from end to end, from Debian's registry, and from one that fails as the test wants.
+//! Complete pulls, from Debian's registry and from one that fails as the test wants.
 
 mod debian;
 
@@ -19,7 +19,7 @@ const EROFS_MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 const PATIENCE: Duration = Duration::from_secs(10);
 const LAYER_BYTES: usize = 200_000;
 
-/// A store that speaks to one host, in a directory of its own.
+/// A store that talks to one host, in a directory of its own.
 struct Bed {
     _directory: TempDir,
     config: Config,
@@ -41,7 +41,7 @@ impl Bed {
         }
     }
 
-    /// As after a restart of the daemon.
+    /// Opens the store again, as after a restart of the daemon.
     fn reopen(self) -> Self {
         drop(self.store);
         Self {
@@ -59,7 +59,7 @@ impl Bed {
         self.files("layers").len()
     }
 
-    /// Waits until no file of a layer is left; tasks that were aborted end a moment later.
+    /// Waits until no file of a layer is left, because aborted tasks end a moment later.
     async fn wait_until_empty(&self) {
         wait_until("no file is left", || {
             self.layers() + self.files("partial").len() == 0
@@ -76,7 +76,7 @@ async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-/// Two layers, with content that depends on `seed`.
+/// An image of two layers, whose content depends on `seed`.
 fn two_layers(seed: u32) -> FakeImage {
     let (a, b) = (noise(seed, LAYER_BYTES), noise(seed + 1, LAYER_BYTES));
     FakeImage::new("sh", &[&a, &b])
@@ -126,7 +126,7 @@ async fn an_image_is_found_by_all_its_names() {
     let unknown = format!("{app}@{}", Digest::of(b"unknown"));
     let other_tag = format!("{app}:2");
     for name in [&other_tag, &unknown, "0000000", "app:1", &hex[..3]] {
-        // A name that cannot be is an error, and no image either.
+        // A name that is not valid is an error; it never names an image.
         let found = bed.store.find(name);
         assert!(!matches!(found, Ok(Some(_))), "{name}");
     }
@@ -216,7 +216,7 @@ async fn a_second_pull_fetches_nothing_but_the_manifest() {
     assert_eq!(fake.count("/manifests/"), 2);
     assert_eq!(format!("{first:?}"), format!("{second:?}"));
     assert_eq!(bed.layers(), 2);
-    // A layer that was lost is no reason to be content.
+    // A pull fetches a layer that was lost.
     std::fs::remove_file(&bed.files("layers")[0]).unwrap();
     assert_eq!(bed.store.list().unwrap().len(), 1);
     bed.store.pull(&name, None).await.unwrap();
@@ -274,7 +274,7 @@ async fn pulls_at_the_same_time_make_each_layer_once() {
     assert_eq!(images[0].repo_tags.len(), 4);
 }
 
-/// Serves the first layer, and of the second all but one byte.
+/// Serves the first layer, and the second one without its last byte.
 fn stopping_before_the_end(image: &FakeImage) -> Fake {
     let (image, mut times) = (image.clone(), 0);
     Fake::start(move |request| {
@@ -304,7 +304,7 @@ async fn a_dropped_pull_leaves_nothing() {
         bed.store.progress(&name).is_none()
     })
     .await;
-    // Nothing is in the way of the next one.
+    // The next pull works.
     bed.store.pull(&name, None).await.unwrap();
 }
 
@@ -533,7 +533,7 @@ async fn progress_counts_up_to_the_total() {
         bed.store.progress(&name) == Some(expected)
     })
     .await;
-    // The last byte comes on another connection.
+    // The last byte comes over another connection.
     pull.await.unwrap().unwrap();
     assert_eq!(bed.store.progress(&name), None);
     let ranges = fake.requests();

@@ -3,7 +3,7 @@
 //!
 //! Source: the CNI specification 1.1.0, sections 2 and 3. [`conflist`] reads the configuration, [`version`] chooses the
 //! version of the protocol, [`invocation`] is a plugin's input, [`process`] runs a plugin, [`result`] parses the result
-//! of `ADD`, and [`failure`] has the errors.
+//! of `ADD`, and [`mod@failure`] has the errors.
 
 mod conflist;
 mod failure;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One worker without threads: messages in, messages out.
+//! One worker without threads: requests in, replies out.
 
 use proptest::prelude::*;
 
@@ -21,19 +21,19 @@ fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
 }
 
 fn init() -> Vec<u8> {
-    // Version 7.36, read-ahead, all flags of the first word but the one that announces a second.
+    // Version 7.36, read-ahead, and all flags of the first word except the one that announces a second word.
     let words = [7u32, 36, 1 << 20, !(1 << 30)].map(u32::to_le_bytes);
     request(INIT, 0, words.as_flattened())
 }
 
-/// As Linux 6.12 asks: with a second word of flags, idmapped mounts among them.
+/// INIT as Linux 6.12 sends it: with a second word of flags, which offers idmapped mounts.
 fn init_of_612() -> Vec<u8> {
     let mut words = [0u32; 16];
     words[..5].copy_from_slice(&[7, 41, 1 << 20, 1 << 30, 1 << 8]);
     request(INIT, 0, words.map(u32::to_le_bytes).as_flattened())
 }
 
-/// What the server answers to a request: `None` is no reply.
+/// The server's answer to a request. `None` means that there is no reply.
 fn answer<F: FileSystem + Sync>(
     desk: &mut Desk,
     server: &Server<F>,
@@ -82,7 +82,7 @@ fn idmapped_mounts_are_agreed_to_and_a_file_is_made_for_somebody_or_not_at_all()
     assert_eq!((error_of(&reply), flags(&reply)), (0, (0, 0)));
 
     let share = 1u64 << 48 | 1;
-    // Of all requests but those that make a file the kernel says no more than this.
+    // With idmapped mounts, requests that create no file come with these ids.
     let by = |mut bytes: Vec<u8>, uid: u32, gid: u32| {
         bytes[24..28].copy_from_slice(&uid.to_le_bytes());
         bytes[28..32].copy_from_slice(&gid.to_le_bytes());
@@ -120,7 +120,7 @@ fn a_message_goes_through_the_socket_both_ways_and_the_end_is_seen() {
     let mut reply = [0; REPLY_HEADER];
     vmm.read_exact(&mut reply).unwrap();
     assert_eq!(reply, failure(4711, libc::ENOENT));
-    // More than a socket holds: it comes in pieces.
+    // More than a socket's buffer holds, so it arrives in pieces.
     let large = request(LOOKUP, ROOT, &vec![b'x'; 1 << 20]);
     let mut sender = vmm.try_clone().unwrap();
     let sending = std::thread::spawn(move || sender.write_all(&large).unwrap());
@@ -137,14 +137,14 @@ fn a_message_goes_through_the_socket_both_ways_and_the_end_is_seen() {
 }
 
 proptest! {
-    /// Whatever a guest says, there is one well-formed reply, or none where there is to be none.
+    /// Whatever the guest sends, there is one well-formed reply, or none for requests that have none.
     #[test]
     fn no_message_breaks_the_server(
         messages in proptest::collection::vec(
             (0u32..50, prop_oneof![Just(ROOT), Just(1u64 << 48 | 1), Just(1u64 << 48 | 2), any::<u64>()],
                 prop_oneof![
                     proptest::collection::vec(any::<u8>(), 0..200),
-                    // Handles and sizes that may be right, then a name.
+                    // Numbers that may be valid handles and sizes, then a name.
                     (0u64..4, any::<u32>(), 0u32..8).prop_map(|(handle, word, small)| {
                         let mut body = handle.to_le_bytes().to_vec();
                         body.extend(u64::from(small).to_le_bytes());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Each FUSE request: check it by [`super::rules`], find its share, pass it on, translate nodes.
+//! The FUSE requests: each is checked by [`super::rules`], passed to its share, and node numbers are translated.
 
 use std::ffi::CStr;
 use std::io;
@@ -15,7 +15,7 @@ use fuse_backend_rs::api::filesystem::{
 
 use super::{Tree, errno, rules};
 
-/// What is agreed with the guest's driver if it can. Locks are not in it: they are the guest's own.
+/// The options to agree on, as far as the driver offers them. Locks are not among them: the guest handles them itself.
 const WANTED: FsOptions = FsOptions::ASYNC_READ
     .union(FsOptions::BIG_WRITES)
     .union(FsOptions::MAX_PAGES)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest may ask for, checked before the passthrough hears of it. Pure.
+//! The checks of a guest's requests, before the passthrough sees them. Pure.
 
 use std::ffi::CStr;
 use std::io;
@@ -11,10 +11,10 @@ use crate::idmap::NOBODY;
 
 /// `XATTR_SIZE_MAX` and `XATTR_LIST_MAX`: no attribute, and no list of names, is longer.
 pub const ATTRIBUTE_BYTES: u32 = 64 << 10;
-/// The kernel's own flag in O_TMPFILE.
+/// The bit of O_TMPFILE that is not O_DIRECTORY.
 const UNNAMED: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
-/// A name in a directory: one component, and not a way up.
+/// Checks a name in a directory: one component, and neither `.` nor `..`.
 pub fn name(name: &CStr) -> io::Result<()> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(errno(libc::EINVAL)),
@@ -24,7 +24,8 @@ pub fn name(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// Whoever makes a file is somebody: the system calls would take nobody for "as it is", which is root.
+/// Checks that a request to create a file has a user and a group. The system calls take [`NOBODY`] for "do not
+/// change", and then the file would belong to root.
 pub fn maker(context: &Context) -> io::Result<()> {
     match context.uid == NOBODY || context.gid == NOBODY {
         true => Err(errno(libc::EOVERFLOW)),
@@ -32,7 +33,7 @@ pub fn maker(context: &Context) -> io::Result<()> {
     }
 }
 
-/// Files, sockets and pipes can be made; devices cannot.
+/// Checks the type of a new file: files, sockets and pipes may be created, devices may not.
 pub fn kind(mode: u32) -> io::Result<()> {
     match mode & libc::S_IFMT {
         0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK => Ok(()),
@@ -40,13 +41,13 @@ pub fn kind(mode: u32) -> io::Result<()> {
     }
 }
 
-/// Flags of an open file that are passed on.
+/// The flags of an open request that are passed on.
 pub fn flags(flags: u32) -> u32 {
     let refused = libc::O_DIRECT | UNNAMED | libc::O_PATH | libc::O_ASYNC;
     flags & !refused.cast_unsigned()
 }
 
-/// RENAME_NOREPLACE and RENAME_EXCHANGE; a whiteout is a device node.
+/// Allows RENAME_NOREPLACE and RENAME_EXCHANGE, but not RENAME_WHITEOUT, which creates a device node.
 pub fn rename(flags: u32) -> io::Result<()> {
     match flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) {
         0 => Ok(()),
@@ -54,12 +55,12 @@ pub fn rename(flags: u32) -> io::Result<()> {
     }
 }
 
-/// Whether an extended attribute is the users' own.
+/// Whether an extended attribute is in the `user.` namespace.
 pub fn is_users(name: &[u8]) -> bool {
     name.starts_with(b"user.") && name.len() > 5
 }
 
-/// An attribute that is to be changed.
+/// Checks the name of an attribute that the guest wants to change.
 pub fn change_attribute(name: &CStr) -> io::Result<()> {
     match is_users(name.to_bytes()) {
         true => Ok(()),
@@ -67,7 +68,7 @@ pub fn change_attribute(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// An attribute that is asked for. Others than users' are not there.
+/// Checks the name of an attribute that the guest wants to read. Only `user.*` attributes seem to exist.
 pub fn read_attribute(name: &CStr) -> io::Result<()> {
     match name.to_bytes() {
         bytes if is_users(bytes) => Ok(()),
@@ -76,7 +77,7 @@ pub fn read_attribute(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// The users' own names of a list in which each ends with a NUL.
+/// Keeps only the `user.*` names of a list in which every name ends with a NUL.
 pub fn users_only(list: &[u8]) -> Vec<u8> {
     let names = list.split_inclusive(|&byte| byte == 0);
     let users = names.filter(|name| is_users(name.strip_suffix(b"\0").unwrap_or(name)));

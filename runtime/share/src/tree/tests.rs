@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The rules of shares, on directories of a temporary place.
+//! The rules of shares, tested on temporary directories.
 
 use std::ffi::CString;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
@@ -9,7 +9,7 @@ use fuse_backend_rs::api::filesystem::GetxattrReply;
 
 use super::*;
 
-/// A tree with shares `p1` and `p2`. Nothing is mounted in a unit test: they are opened as if it were.
+/// A tree with shares `p1` and `p2`. A unit test mounts nothing, so they are opened as if they were mounted.
 pub fn tree() -> (tempfile::TempDir, Tree) {
     let directory = tempfile::tempdir().unwrap();
     let tree = Tree::new(directory.path().to_owned());
@@ -76,7 +76,7 @@ fn no_link_and_no_name_leads_out_of_a_share() {
         let node = find(&tree, &format!("p1/{name}"));
         let target = tree.readlink(&me(), node).unwrap();
         assert!(!target.is_empty(), "the guest follows it, in its own tree");
-        // O_RDONLY on the link itself.
+        // The flags 0 are O_RDONLY; the node is the link itself.
         assert!(tree.open(&me(), node, 0, 0).is_err(), "{name}");
         let below = tree.lookup(&me(), node, c"x");
         assert_eq!(code(below), Some(libc::ENOTDIR), "{name}");

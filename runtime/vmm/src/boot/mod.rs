@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Puts a kernel, an initramfs and what the kernel wants to know into guest memory, for the
-//! 64-bit boot protocol. Runs once, before the vCPUs.
+//! Loads the kernel, the initramfs and the data of the 64-bit boot protocol into guest memory. Runs
+//! once, before the vCPUs run.
 //!
 //! ```text
 //! 0x500 GDT   0x7000 zero page   0x9000 page tables   0x20000 command line
@@ -23,26 +23,27 @@ const STACK: u64 = 0x6ff0;
 const ZERO_PAGE: u64 = 0x7000;
 const PAGE_TABLES: u64 = 0x9000;
 const CMDLINE: u64 = 0x2_0000;
-/// COMMAND_LINE_SIZE of x86.
+/// COMMAND_LINE_SIZE of Linux on x86.
 const CMDLINE_BYTES: usize = 2048;
 const MP_TABLE: u32 = 0x9_fc00;
 const HIGH_MEMORY: u64 = 0x10_0000;
 const PAGE_BYTES: u64 = 4096;
-/// Where a kernel lies by default (CONFIG_PHYSICAL_START); only used for guesses.
+/// Where a kernel is loaded by default (CONFIG_PHYSICAL_START). Only used to announce memory that
+/// will soon be touched; a wrong value costs time, nothing else.
 const KERNEL: u64 = 0x100_0000;
 const KERNEL_MOST: u64 = 64 << 20;
-/// Early memory of a kernel beside its page structures, which take a 64th of memory.
+/// Memory that a kernel uses early, apart from its page structures, which take 1/64 of memory.
 const EARLY_BYTES: u64 = 4 << 20;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// What could not be loaded.
+/// Why loading failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     #[error("load kernel")]
     Kernel(#[source] linux_loader::loader::Error),
-    #[error("measure initramfs")]
+    #[error("read the size of kernel or initramfs")]
     Measure(#[source] io::Error),
     #[error("load initramfs of {bytes} bytes")]
     Initramfs {
@@ -57,13 +58,13 @@ pub enum BootError {
         initramfs: u64,
         memory: u64,
     },
-    #[error("command line has {0} bytes, possible are {CMDLINE_BYTES}")]
+    #[error("command line has {0} bytes, must have fewer than {CMDLINE_BYTES}")]
     Cmdline(usize),
     #[error("write boot data")]
     Write(#[source] vm_memory::GuestMemoryError),
 }
 
-/// Where the first vCPU starts and what it finds.
+/// The state in which the first vCPU starts.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub rip: u64,
@@ -74,8 +75,8 @@ pub struct Entry {
     pub page_table: u64,
 }
 
-/// Loads everything. The files are read straight into guest memory, of which the kernel is told the first
-/// `memory_bytes`.
+/// Loads everything. The files are read directly into guest memory. The kernel is told that its memory
+/// has `memory_bytes`; `memory` may be larger, for memory that is added later.
 pub fn load(
     memory: &Memory,
     memory_bytes: u64,
@@ -93,7 +94,7 @@ pub fn load(
         KERNEL,
         KERNEL.saturating_add(kernel_size.min(KERNEL_MOST)),
     );
-    // The kernel takes its early memory from the end, below the initramfs.
+    // The kernel allocates early memory from the end downwards, below the initramfs.
     let early = size
         .saturating_add(low_end / 64)
         .saturating_add(EARLY_BYTES);
@@ -146,7 +147,7 @@ fn load_initramfs(
         .map_err(|source| BootError::Initramfs { bytes, source })
 }
 
-/// Null, null, 64-bit code at 0x10, data at 0x18: what the boot protocol asks for.
+/// The GDT of the boot protocol: two null entries, 64-bit code at 0x10, data at 0x18. Returns its limit.
 fn write_gdt(memory: &Memory) -> Result<u16, vm_memory::GuestMemoryError> {
     const ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     for (at, entry) in (GDT..).step_by(8).zip(ENTRIES) {
@@ -155,7 +156,7 @@ fn write_gdt(memory: &Memory) -> Result<u16, vm_memory::GuestMemoryError> {
     Ok(31)
 }
 
-/// Maps the first 4 GiB to themselves, in pages of 2 MiB. The kernel makes its own tables early.
+/// Maps the first 4 GiB to themselves, in pages of 2 MiB. The kernel soon replaces these tables.
 fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
@@ -174,6 +175,7 @@ fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError>
     Ok(())
 }
 
+/// The boot parameters ("zero page"): loader type, command line, initramfs and the map of memory (e820).
 fn zero_page(memory_bytes: u64, cmdline: usize, initramfs: u64, size: u64) -> boot_params {
     let mut params = boot_params::default();
     let low = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);

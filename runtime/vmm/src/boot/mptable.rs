@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The MP table (Intel MultiProcessor Specification 1.4): how a kernel without ACPI learns of its
-//! CPUs and interrupt lines. Pure: makes bytes.
+//! The MP table (Intel MultiProcessor Specification 1.4): from it a kernel without ACPI learns which
+//! CPUs and interrupt lines there are. Pure: builds bytes.
 
 const APIC_ADDRESS: u32 = 0xfee0_0000;
 const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
@@ -22,7 +22,7 @@ const NMI: u8 = 1;
 const EXTINT: u8 = 3;
 const ALL_CPUS: u8 = 0xff;
 
-/// The floating pointer and, right behind it, the table, to be written at `address`.
+/// Builds the floating pointer and, directly after it, the table, to be written at `address`.
 #[must_use]
 pub fn build(address: u32, vcpus: u8) -> Vec<u8> {
     let mut entries = Vec::new();
@@ -32,11 +32,11 @@ pub fn build(address: u32, vcpus: u8) -> Vec<u8> {
         count += 1;
     };
     for id in 0..vcpus {
-        // Enabled; the first one is the boot processor.
+        // Bit 0: enabled. Bit 1: boot processor.
         let flags = if id == 0 { 3 } else { 1 };
         let mut entry = [0; 20];
         entry[..4].copy_from_slice(&[ENTRY_PROCESSOR, id, APIC_VERSION, flags]);
-        // Family 6 and a feature word with FPU and APIC; CPUID has the truth.
+        // Family 6, and the features FPU and APIC. The kernel takes the details from CPUID.
         entry[4..8].copy_from_slice(&0x600u32.to_le_bytes());
         entry[8..12].copy_from_slice(&0x201u32.to_le_bytes());
         add(&entry);
@@ -72,7 +72,7 @@ pub fn build(address: u32, vcpus: u8) -> Vec<u8> {
     [pointer.as_slice(), &header, &entries].concat()
 }
 
-/// The byte that makes the sum of all bytes zero.
+/// The byte that makes the sum of all bytes zero (modulo 256).
 fn checksum(parts: &[&[u8]]) -> u8 {
     let sum = |sum: u8, byte: &u8| sum.wrapping_add(*byte);
     parts.iter().copied().flatten().fold(0, sum).wrapping_neg()

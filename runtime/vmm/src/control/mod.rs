@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The control socket: newline-delimited JSON over a unix stream, one reply per request. This
+//! The control socket: newline-delimited JSON over a unix stream socket, one reply per request. This
 //! file has the messages and the client; [`server`] is the other end.
 //!
-//! A descriptor travels with the bytes of the request that is about it (SCM_RIGHTS).
+//! A file descriptor is sent together with the bytes of its request (SCM_RIGHTS).
 
 pub mod server;
 
@@ -20,39 +20,41 @@ use serde::{Deserialize, Serialize};
 use crate::extent::Extent;
 use crate::statistics::Statistics;
 
-/// The longest request or reply, its newline included.
+/// The longest request or reply, including its newline.
 pub const LINE_BYTES: usize = 16 << 10;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A request to a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Comes with a descriptor: a regular file, open for reading only.
+    /// Carries a descriptor: a regular file, open for reading only.
     AttachExtent,
-    /// Comes with a descriptor: a block device, open for reading, or for that and synchronous writes; or a regular
-    /// file, open for both, which nobody else writes.
+    /// Carries a descriptor. Either a block device, open for reading or for reading and synchronous
+    /// writing (O_DSYNC); or a regular file, open for both, to which nobody else writes.
     AttachVolume,
-    /// Comes with a descriptor of a file that may be on the volume disk; the reply says where.
+    /// Carries a descriptor of a file that may be on the volume disk. The reply is its extent there.
     FindVolume,
-    /// Closes the volume that was given this place; none there is fine.
+    /// Closes the volume that begins at this sector. It is no error if there is none.
     DetachVolume {
         first_sector: u64,
     },
-    /// Comes with a descriptor: a stream socket whose other end is a file server.
+    /// Carries a descriptor: a stream socket whose other end is a file server.
     ConnectFiles,
-    /// How many pages of 4 KiB the guest is to put into its balloon, from which the host takes them back; 0 lets it take
-    /// them again. The statistics say how far it is.
+    /// Sets how many pages of 4 KiB the guest should put into its balloon. The host takes their memory
+    /// back. 0 lets the guest use them again. The statistics say how many pages are in the balloon.
     Balloon {
         pages: u32,
     },
     Statistics,
-    /// Returns once no vCPU runs.
+    /// The reply comes when no vCPU runs any more.
     Pause,
     Resume,
-    /// Ends the VM; the reply is the last thing that is sent.
+    /// Ends the VM. The reply is sent before it ends.
     Stop,
 }
 
+/// The answer to a request. `Extent` answers the requests that attach or find something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
@@ -62,7 +64,7 @@ pub enum Reply {
     Failed { message: String },
 }
 
-/// A request that did not succeed.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("connect to control socket")]
@@ -75,13 +77,13 @@ pub enum ClientError {
     Closed,
     #[error("parse reply")]
     Parse(#[source] serde_json::Error),
-    #[error("reply is not one to this request")]
+    #[error("reply does not match the request")]
     WrongReply,
     #[error("refused: {0}")]
     Refused(String),
 }
 
-/// A connection to a VMM. Blocking, with a time limit on every step.
+/// A connection to a VMM. It blocks, with a time limit on each step.
 #[derive(Debug)]
 pub struct Client {
     socket: BufReader<UnixStream>,
@@ -117,7 +119,7 @@ impl Client {
         }
     }
 
-    /// Where a file is on the volume disk, if it is there.
+    /// Asks where a file is on the volume disk. An error if it is not there.
     pub fn find_volume(&mut self, file: &File) -> Result<Extent, ClientError> {
         match self.call(Request::FindVolume, Some(file.as_fd()))? {
             Reply::Extent(extent) => Ok(extent),
@@ -125,12 +127,12 @@ impl Client {
         }
     }
 
-    /// Takes a block device off the volume disk.
+    /// Takes a volume off the volume disk.
     pub fn detach_volume(&mut self, first_sector: u64) -> Result<(), ClientError> {
         self.expect_done(Request::DetachVolume { first_sector })
     }
 
-    /// Gives the guest a file server.
+    /// Connects the guest's virtio-fs device to a file server.
     pub fn connect_files(&mut self, server: BorrowedFd<'_>) -> Result<(), ClientError> {
         match self.call(Request::ConnectFiles, Some(server))? {
             Reply::Done => Ok(()),
@@ -138,7 +140,7 @@ impl Client {
         }
     }
 
-    /// Asks the guest to put so many pages of 4 KiB into its balloon.
+    /// Asks the guest to put this many pages of 4 KiB into its balloon.
     pub fn balloon(&mut self, pages: u32) -> Result<(), ClientError> {
         self.expect_done(Request::Balloon { pages })
     }

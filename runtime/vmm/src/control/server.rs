@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Serves the control socket on the main thread, until the VM ends or is to end.
+//! Serves the control socket on the main thread until the VM ends or has to end.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -15,7 +15,7 @@ use super::{LINE_BYTES, Reply, Request};
 use crate::extent::Extent;
 use crate::statistics::Statistics;
 
-/// Clients at once; another one replaces the oldest.
+/// How many clients may be connected. One more replaces the oldest.
 const MAX_CLIENTS: usize = 16;
 
 /// What requests act on.
@@ -36,20 +36,20 @@ pub trait Target {
 pub enum Ended {
     /// A client or a signal asked for it.
     Stopped,
-    /// The VM did.
+    /// The VM ended without being asked to.
     ByItself,
     Failed(io::Error),
 }
 
 struct Client {
     socket: UnixStream,
-    /// The beginning of a request.
+    /// The bytes of a request whose newline has not arrived yet.
     line: Vec<u8>,
-    /// A descriptor that came with it.
+    /// The descriptor that came with it.
     file: Option<OwnedFd>,
 }
 
-/// What becomes of a client.
+/// What to do with a client after it was heard.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Keep,
@@ -57,7 +57,7 @@ enum Next {
     Stop,
 }
 
-/// Serves until something happens that ends the VM.
+/// Serves requests until a client, a signal or the VM itself ends the VM.
 pub fn serve(
     listener: &UnixListener,
     ended: &OwnedFd,
@@ -124,7 +124,7 @@ fn accept(listener: &UnixListener, clients: &mut Vec<Client>) {
 }
 
 impl Client {
-    /// Reads what is there and answers whole requests.
+    /// Reads the bytes that have arrived and answers each complete request.
     fn hear(&mut self, target: &dyn Target) -> Next {
         let mut bytes = [0; 1024];
         let count = match self.receive(&mut bytes) {
@@ -161,13 +161,14 @@ impl Client {
         let message = rustix::net::recvmsg(&self.socket, &mut slices, &mut control, flags)?;
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = part {
-                // One at a time: all but the last are closed.
+                // A request carries at most one descriptor. Dropping the iterator closes all others.
                 self.file = fds.last();
             }
         }
         Ok(message.bytes)
     }
 
+    /// Carries out one request.
     fn answer(&mut self, line: &[u8], target: &dyn Target) -> (Reply, Next) {
         let file = self.file.take();
         let failed = |message: String| Reply::Failed { message };
@@ -182,7 +183,7 @@ impl Client {
                 | Request::FindVolume
                 | Request::ConnectFiles,
                 None,
-            ) => failed("no descriptor came with it".to_owned()),
+            ) => failed("request came without the file descriptor that it needs".to_owned()),
             (Request::AttachExtent, Some(file)) => target
                 .attach_extent(File::from(file))
                 .map_or_else(failed, Reply::Extent),
@@ -214,7 +215,7 @@ impl Client {
         (reply, Next::Keep)
     }
 
-    /// A client that does not read its replies is dropped.
+    /// Sends a reply without waiting. False: the client does not read its replies and has to be dropped.
     fn send(&self, reply: &Reply) -> bool {
         let Ok(mut line) = serde_json::to_vec(reply) else {
             return false;

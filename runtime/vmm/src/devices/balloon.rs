@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-balloon (virtio 1.2, 5.5). By free page reporting the guest tells which memory it does not use, and the host
-//! takes it back. Runs on the io worker.
+//! virtio-balloon (virtio 1.2, 5.5): gives memory that the guest does not use back to the host. Runs on the io worker.
 //!
-//! Reporting is slow and knows only large runs of pages. When memory must come back at once, the
-//! control socket sets a target, and the guest puts pages into the balloon until it is reached or no page is free.
+//! Normally the guest reports free pages by itself (free page reporting). Reporting is slow and covers
+//! only large runs of pages. To get memory back at once, the control socket sets a target: the guest
+//! then puts pages into the balloon until the target is reached or no page is free.
 
 use std::sync::Arc;
 
@@ -16,19 +16,19 @@ use crate::statistics::BalloonCounters;
 const DEVICE_ID: u32 = 5;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
 const F_REPORTING: u64 = 1 << 5;
-/// A balloon page, whatever the guest's pages are.
+/// A balloon page has 4 KiB, whatever page size the guest uses.
 const PAGE_SHIFT: u32 = 12;
 const INFLATE: usize = 0;
-/// Queues that are not offered have no number, so this one follows at once.
+/// The statistics and free-page-hint queues are not offered and take no number, so reporting is third.
 const REPORTING: usize = 2;
 const BUDGET: usize = 64;
 
 /// The balloon of one guest.
 #[derive(Debug)]
 pub struct Balloon {
-    /// How many pages the guest says it gave.
+    /// How many pages are in the balloon, as the guest says.
     actual_pages: [u8; 4],
-    /// How many it is asked to give.
+    /// How many pages should be in it.
     target_pages: u32,
     active: Option<Active>,
     counters: Arc<BalloonCounters>,
@@ -45,7 +45,7 @@ impl Balloon {
         }
     }
 
-    /// Asks the guest to have so many pages of 4 KiB in the balloon.
+    /// Asks the guest to have this many pages of 4 KiB in the balloon.
     pub fn set_target(&mut self, pages: u32) {
         self.target_pages = pages;
         if let Some(active) = &self.active {
@@ -54,7 +54,7 @@ impl Balloon {
     }
 }
 
-/// Gives back the pages whose numbers are in `list`, runs of neighbours at once.
+/// Gives back the pages whose numbers are in `list`. Neighbouring pages are released in one call.
 fn release_listed(memory: &Memory, mut list: Buffers<'_>) -> u64 {
     let mut released: u64 = 0;
     let mut run: Option<(u64, u64)> = None;
@@ -71,7 +71,7 @@ fn release_listed(memory: &Memory, mut list: Buffers<'_>) -> u64 {
             continue;
         }
         if let Some((first, count)) = run {
-            // Fits: page numbers are 32 bits. A range outside of memory is the guest's loss.
+            // No overflow: page numbers have 32 bits. Ranges outside of memory are ignored.
             let bytes = memory::release(memory, first << PAGE_SHIFT, count << PAGE_SHIFT);
             released = released.saturating_add(bytes.unwrap_or(0));
         }
@@ -82,7 +82,7 @@ fn release_listed(memory: &Memory, mut list: Buffers<'_>) -> u64 {
     }
 }
 
-/// Gives back the memory that a reporting chain consists of.
+/// Gives back the memory that the buffers of a reporting chain describe.
 fn release_reported(memory: &Memory, chain: virtio_queue::DescriptorChain<&Memory>) -> u64 {
     chain.writable().fold(0, |sum: u64, descriptor| {
         let len = u64::from(descriptor.len());
@@ -139,7 +139,7 @@ impl VirtioDevice for Balloon {
                         self.counters.inflated(bytes);
                     }
                 }
-                // The other one deflates: the guest takes pages back by touching them.
+                // Deflate queue: nothing to do. The guest takes pages back by touching them.
                 _ => {}
             }
             0

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The buffers of one descriptor chain, checked once: all inside guest memory, readable ones
-//! before writable ones, not too many.
+//! The buffers of one descriptor chain, checked once: all are inside guest memory, device-readable ones
+//! come before device-writable ones, and there are not too many.
 //!
-//! Nothing is assumed about how a driver cuts its message into descriptors (virtio 1.2, 2.7.4).
+//! How a driver splits its message into descriptors is up to the driver (virtio 1.2, 2.7.4), so no code
+//! here depends on it.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use crate::memory::Memory;
 
-/// A chain that cannot be served; it goes back to the driver unused.
+/// Why a chain cannot be served. It goes back to the driver with nothing written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
     #[error("buffer of {len} bytes at {address:#x} is not guest memory")]
@@ -24,14 +25,14 @@ pub enum ChainError {
     TooShort { missing: usize },
 }
 
-/// Pieces of guest memory that form one run of bytes.
+/// Slices of guest memory that together form one sequence of bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers<'m> {
     slices: Vec<VolatileSlice<'m>>,
     len: usize,
 }
 
-/// A chain with its buffers resolved.
+/// A descriptor chain whose buffers have been checked and resolved.
 #[derive(Debug)]
 pub struct Chain<'m> {
     pub readable: Buffers<'m>,
@@ -107,7 +108,7 @@ impl<'m> Buffers<'m> {
         &self.slices
     }
 
-    /// The part from `start` on, `len` bytes or as many as there are.
+    /// The part from `start` on, of `len` bytes, or fewer if there are fewer.
     #[must_use]
     pub fn part(&self, start: usize, len: usize) -> Self {
         let mut skip = start;
@@ -132,7 +133,7 @@ impl<'m> Buffers<'m> {
         part
     }
 
-    /// Splits after `at` bytes.
+    /// Splits in two after `at` bytes.
     pub fn split(&self, at: usize) -> Result<(Self, Self), ChainError> {
         match self.len.checked_sub(at) {
             Some(rest) => Ok((self.part(0, at), self.part(at, rest))),
@@ -142,7 +143,7 @@ impl<'m> Buffers<'m> {
         }
     }
 
-    /// Takes the first `N` bytes out, as a copy that the guest cannot change any more.
+    /// Removes the first `N` bytes and returns a copy, which the guest cannot change any more.
     pub fn take<const N: usize>(&mut self) -> Result<[u8; N], ChainError> {
         let (head, rest) = self.split(N)?;
         let mut bytes = [0; N];
@@ -151,7 +152,7 @@ impl<'m> Buffers<'m> {
         Ok(bytes)
     }
 
-    /// Copies from the front; returns how many bytes.
+    /// Copies from the start of the buffers into `bytes`. Returns how many bytes were copied.
     pub fn copy_to(&self, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         for slice in &self.slices {
@@ -163,7 +164,7 @@ impl<'m> Buffers<'m> {
         done
     }
 
-    /// Copies to the front; returns how many bytes.
+    /// Copies `bytes` to the start of the buffers. Returns how many bytes were copied.
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let mut done: usize = 0;
         for slice in &self.slices {
@@ -176,7 +177,7 @@ impl<'m> Buffers<'m> {
         done
     }
 
-    /// Fills all of it with zeroes.
+    /// Fills the buffers with zeroes.
     pub fn fill_zero(&self) {
         const ZEROES: [u8; 4096] = [0; 4096];
         for slice in &self.slices {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The driver's side of a device's queues, for tests: rust-vmm's mock queues in memory of their own, no KVM.
+//! The driver's side of a device's queues, for tests: rust-vmm's mock queues in guest memory of their own, without KVM.
 #![allow(clippy::arithmetic_side_effects)]
 
 use std::cell::RefCell;
@@ -20,7 +20,7 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 
 const QUEUE_SIZE: u16 = 16;
-/// Between the starts of two queues.
+/// Distance between the starts of two queues.
 const QUEUE_BYTES: u64 = 0x1000;
 const MEMORY_BYTES: u64 = 32 << 20;
 
@@ -30,13 +30,13 @@ pub type Piece = (u64, u32, u16, u16);
 /// A driver with as many queues as its device has.
 pub struct Driver {
     pub memory: Arc<Memory>,
-    /// What the driver reads.
+    /// The registers that the driver reads.
     pub registers: RegisterPage,
     interrupt: Arc<Interrupt>,
     queues: RefCell<Vec<Progress>>,
 }
 
-/// Where a queue is in memory, and how far.
+/// Where a queue is in memory, and how many chains went out and came back.
 struct Progress {
     table: u64,
     avail: u64,
@@ -85,7 +85,7 @@ impl Driver {
         });
     }
 
-    /// Writes `chain` into the descriptor table from `first` on and makes it available.
+    /// Writes `chain` into the descriptor table from index `first` on and puts it on the available ring.
     pub fn offer(&self, queue: usize, first: u16, chain: &[Piece]) {
         let progress = &mut self.queues.borrow_mut()[queue];
         for (index, &(address, len, flags, next)) in (u64::from(first)..).zip(chain) {
@@ -99,13 +99,13 @@ impl Driver {
         self.write(progress.avail + 2, &progress.offered.to_le_bytes());
     }
 
-    /// Says that `count` chains are available, true or not.
+    /// Sets the available ring's index to `count`, whether that is true or not.
     pub fn claim(&self, queue: usize, count: u16) {
         let avail = self.queues.borrow()[queue].avail;
         self.write(avail + 2, &count.to_le_bytes());
     }
 
-    /// The chains that have come back since the last call: heads and lengths.
+    /// The chains that the device put on the used ring since the last call: heads and lengths.
     pub fn used(&self, queue: usize) -> Vec<(u32, u32)> {
         let progress = &mut self.queues.borrow_mut()[queue];
         let at = progress.used;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The virtio-mmio transport, version 2 (virtio 1.2, 4.2): registers, status handshake, feature
-//! negotiation, queue setup, reset. Runs on vCPU threads, under the lock of its bus slot, when the driver writes; what
-//! it reads is in the [`RegisterPage`].
+//! negotiation, queue setup, reset. Writes of the driver come here, on vCPU threads, under the lock of
+//! the bus slot. Reads do not: the driver finds the values in the [`RegisterPage`].
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +14,9 @@ use super::ring::{DEVICE_STATUS, Interrupt, Ring};
 use super::{Active, VirtioDevice};
 use crate::memory::Memory;
 
-/// Where the driver writes a queue's number to notify it.
+/// The driver writes a queue's number here to notify the device.
 pub const QUEUE_NOTIFY: u64 = 0x50;
-/// Where it says which interrupts it has seen.
+/// The driver writes here which interrupts it has handled.
 pub const INTERRUPT_ACK: u64 = 0x64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -37,10 +37,10 @@ mod status {
     pub const KNOWN: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 }
 
-/// A device that the transport, a worker and perhaps the control socket share.
+/// A device, shared by its transport, its worker and, for some devices, the control socket.
 pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 
-/// One device's registers.
+/// The transport of one device.
 #[allow(missing_debug_implementations)]
 pub struct MmioTransport {
     device: SharedDevice,
@@ -57,7 +57,7 @@ pub struct MmioTransport {
     selected: u32,
 }
 
-/// The lock of a device. A panic under it ends the process, so poison cannot be seen.
+/// Locks a mutex. A panic under a lock ends the process, so nobody ever sees a poisoned one.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -84,7 +84,7 @@ impl MmioTransport {
         ] {
             registers.show(offset, value);
         }
-        // No shared memory region has this length: it does not exist.
+        // Length of shared memory regions: all ones means that there is none (4.2.2).
         for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
             registers.show(offset, u32::MAX);
         }
@@ -116,13 +116,13 @@ impl MmioTransport {
         Arc::clone(&self.interrupt)
     }
 
-    /// One eventfd per queue, which the driver's notification writes.
+    /// One eventfd per queue. The driver's notification writes to it.
     #[must_use]
     pub fn notifiers(&self) -> Arc<[EventFd]> {
         Arc::clone(&self.notifiers)
     }
 
-    /// Shows the driver what its write to a register may have changed.
+    /// Updates the register page after a write that may have changed these values.
     fn show(&self) {
         let (size, ready) = self.queue().map_or((0, false), |queue| {
             (u32::from(queue.max_size()), queue.ready())
@@ -134,12 +134,12 @@ impl MmioTransport {
         self.registers.set_bits(DEVICE_STATUS, self.status);
     }
 
-    /// What the driver finds at `offset` of the slot. Normally it reads the page without us.
+    /// Reads a register as the driver sees it. Normally the driver reads the page itself, without an exit.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         self.registers.read(offset, data);
     }
 
-    /// The driver writes `data` at `offset` of the slot.
+    /// Handles the driver's write of `data` at `offset`.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             let mut device = lock(&self.device);
@@ -151,6 +151,7 @@ impl MmioTransport {
         }
     }
 
+    /// Handles a write to a register (offsets: virtio 1.2, 4.2.2). Some work only in one phase of the handshake.
     fn write_register(&mut self, offset: u64, value: u32) {
         match offset {
             0x14 => self.offered_half = value,
@@ -177,6 +178,7 @@ impl MmioTransport {
         self.queues.get(usize::try_from(self.selected).ok()?)
     }
 
+    /// Takes over one half of the features that the driver accepts.
     fn accept(&mut self, value: u32) {
         let value = u64::from(value);
         self.accepted = match self.accepted_half {
@@ -186,7 +188,7 @@ impl MmioTransport {
         };
     }
 
-    /// Normally an ioeventfd does this without us.
+    /// Notifies the device of a queue. Normally an ioeventfd does this without an exit.
     fn notify(&self, queue: u32) {
         let notifier = usize::try_from(queue)
             .ok()
@@ -196,6 +198,7 @@ impl MmioTransport {
         }
     }
 
+    /// Handles a write to a register of the selected queue: size, ready, or half of an address.
     fn write_queue(&mut self, offset: u64, value: u32) {
         let Ok(selected) = usize::try_from(self.selected) else {
             return;
@@ -224,7 +227,7 @@ impl MmioTransport {
             self.reset();
             return;
         }
-        // A driver never clears a bit except by reset (2.1.1).
+        // A driver clears status bits only by a reset (2.1.1).
         let mut new = (value & status::KNOWN) & !self.status;
         if new & status::FEATURES_OK != 0 && !self.features_are_ok() {
             new &= !status::FEATURES_OK;
@@ -237,7 +240,7 @@ impl MmioTransport {
         if new & status::DRIVER_OK != 0 {
             self.activate();
         } else {
-            // The driver reads it next; changes are told from DRIVER_OK on.
+            // The driver may read the space now, so it must be current. A change is announced only after DRIVER_OK.
             self.registers.show_config(&lock(&self.device).config());
         }
     }
@@ -246,7 +249,7 @@ impl MmioTransport {
         self.accepted & !self.offered == 0 && self.accepted & F_VERSION_1 != 0
     }
 
-    /// Hands checked queues to the device, or says that it needs a reset.
+    /// Checks the queues and hands them to the device; if one is bad, sets DEVICE_NEEDS_RESET.
     fn activate(&mut self) {
         let bad = |queue: &&Queue| queue.ready() && !queue.is_valid(&*self.memory);
         if self.queues.iter().find(bad).is_some() {
@@ -254,7 +257,7 @@ impl MmioTransport {
             return;
         }
         let event_idx = self.accepted & F_EVENT_IDX != 0;
-        // What the registers show from now on; the device owns the real queues.
+        // These copies hold what the registers show from now on. The device owns the real queues.
         let shown = self.queues.iter().filter_map(|queue| {
             let mut shown = Queue::new(queue.max_size()).ok()?;
             shown.set_ready(queue.ready());
@@ -279,12 +282,13 @@ impl MmioTransport {
             self.interrupt.config_changed(&space);
         }
         drop(device);
-        // Chains may be there already, and the driver need not notify of them again.
+        // Chains may be available already, and the driver does not have to notify the device again.
         for notifier in self.notifiers.iter() {
             let _ = notifier.write(1);
         }
     }
 
+    /// The driver's reset: everything is as after the start.
     fn reset(&mut self) {
         lock(&self.device).deactivate();
         for queue in &mut self.queues {

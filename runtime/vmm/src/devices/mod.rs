@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the guest sees besides CPUs and memory: virtio devices on MMIO transports and a serial
+//! What the guest sees besides CPUs and memory: virtio devices behind MMIO transports, and a serial
 //! port that only logs.
 //!
-//! [`mmio`] owns the virtio rules (status, features, queues, reset) and runs on vCPU threads; a
-//! device owns its data and runs on a [`worker`] thread. They meet in the device's mutex: the
-//! transport takes it for activation, reset and the configuration space, a worker for everything
-//! else. A device never knows the VM. Everything in queues and registers is hostile.
+//! [`mmio`] implements the transport (status, features, queue setup, reset) on vCPU threads. A device
+//! serves its queues on a [`worker`] thread. They share the device's mutex: the transport locks it for
+//! activation, reset and the configuration space, a worker for everything else. No device knows the
+//! VM. Everything that comes from queues and registers may be hostile.
 #![deny(clippy::indexing_slicing)]
 #![deny(clippy::arithmetic_side_effects)]
 
@@ -31,36 +31,36 @@ use crate::memory::Memory;
 pub use ring::Turn;
 use ring::{Interrupt, Ring, RingError};
 
-/// What a device gets when the driver sets DRIVER_OK, all of it at once.
+/// What a device gets when the driver sets DRIVER_OK.
 #[derive(Debug)]
 pub struct Active {
     pub memory: Arc<Memory>,
     pub rings: Vec<Ring>,
-    /// What the driver accepted.
+    /// The features that the driver accepted.
     pub features: u64,
     pub interrupt: Arc<Interrupt>,
 }
 
-/// The device half of a virtio device. The transport owns status, feature negotiation and reset.
+/// A virtio device behind its transport, which handles status, feature negotiation and reset.
 pub trait VirtioDevice: Send {
     fn device_id(&self) -> u32;
-    /// Its own feature bits; the transport adds those of the ring.
+    /// The feature bits of this device type. The transport adds those of the ring.
     fn features(&self) -> u64;
     fn queue_sizes(&self) -> &'static [u16];
-    /// Its configuration space.
+    /// The configuration space.
     fn config(&self) -> Vec<u8>;
-    /// Most devices have nothing to write.
+    /// The driver writes to the configuration space. Most devices have nothing to write there.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     fn activate(&mut self, active: Active);
-    /// The driver reset the device, or its ring broke: forget everything of the guest.
+    /// Forgets everything about the guest: the driver reset the device, or a ring is broken.
     fn deactivate(&mut self);
-    /// The driver has put something in queue `index`.
+    /// Serves queue `index`: the driver has notified it, or more chains were left than fit one turn.
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError>;
-    /// A host descriptor to watch for input, edge-triggered.
+    /// A host file descriptor to watch, edge-triggered.
     fn host_source(&self) -> Option<RawFd> {
         None
     }
-    /// The host descriptor has something.
+    /// The host file descriptor had an event.
     fn host_ready(&mut self) -> Result<Turn, RingError> {
         Ok(Turn::Idle)
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a driver reads of its device: a page that KVM maps read-only into the guest, so reading costs no exit. Linux
-//! reads its virtio-mmio device's interrupt status at every interrupt.
+//! The registers that a driver reads: a page that KVM maps read-only into the guest, so that reading
+//! causes no exit. Linux reads a virtio-mmio device's interrupt status at every interrupt.
 //!
-//! Only writes still come to the transport, which then shows what they changed. Words that the device changes by itself
-//! ([`super::ring::Interrupt`]) are changed bit by bit.
+//! Only writes reach the transport, which then updates the page. Registers that the device changes by
+//! itself ([`super::ring::Interrupt`]) are changed by atomic bit operations.
 
 use std::io;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::memory;
 
 /// The registers of a device take one page.
 pub const SLOT_BYTES: u64 = 0x1000;
-/// The configuration space goes from here to the end of the page.
+/// The configuration space extends from this offset to the end of the page.
 pub const CONFIG_SPACE: u64 = 0x100;
 
-/// The registers of all devices, in one piece.
+/// The register pages of all devices, in one memory region.
 pub type RegisterMemory = Arc<GuestRegionMmap<()>>;
 
-/// Makes the pages of `devices` devices, the first one at `base`.
+/// Creates the pages of `devices` devices. The first one is at guest address `base`.
 pub fn create(base: u64, devices: usize) -> io::Result<RegisterMemory> {
     let bytes = (devices as u64).saturating_mul(SLOT_BYTES);
     let memory = memory::create_at(base, bytes).map_err(io::Error::other)?;
     Ok(Arc::new(memory))
 }
 
-/// The registers of one device, for its driver to read.
+/// The register page of one device.
 #[derive(Clone, Debug)]
 pub struct RegisterPage {
     memory: RegisterMemory,
@@ -38,7 +38,7 @@ pub struct RegisterPage {
 }
 
 impl RegisterPage {
-    /// The page of device number `device`. Fails if there are fewer.
+    /// The page of device number `device`. Fails if there is no such device.
     pub fn new(memory: &RegisterMemory, device: usize) -> io::Result<Self> {
         let start = (device as u64).saturating_mul(SLOT_BYTES);
         if start.saturating_add(SLOT_BYTES) > memory.len() {
@@ -48,12 +48,12 @@ impl RegisterPage {
         Ok(Self { memory, start })
     }
 
-    /// Shows `value` in the register at `offset`, a multiple of four.
+    /// Sets the register at `offset`, which is a multiple of four.
     pub fn show(&self, offset: u64, value: u32) {
         self.word(offset, |word| word.store(value, Ordering::SeqCst));
     }
 
-    /// Shows a configuration space. True if it differs from what was there.
+    /// Sets the configuration space. True if it changed.
     pub fn show_config(&self, space: &[u8]) -> bool {
         let mut shown = vec![0; space.len()];
         self.read(CONFIG_SPACE, &mut shown);
@@ -66,11 +66,11 @@ impl RegisterPage {
         true
     }
 
-    /// What the driver sees; zeroes beyond the page.
+    /// Reads what the driver sees. Beyond the page there are zeroes.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(slice) = self.slice(offset, data.len()) {
-            // Both have the same length, which is all that could be wrong.
+            // Cannot fail: both have the same length.
             let _ = slice.read_slice(data, 0);
         }
     }
@@ -95,7 +95,7 @@ impl RegisterPage {
 
     fn word(&self, offset: u64, act: impl FnOnce(&AtomicU32)) {
         let slice = self.slice(offset, size_of::<u32>());
-        // There is always one: callers name registers, which are aligned and in the page.
+        // Never `None`: callers name registers, which are aligned and inside the page.
         if let Some(Ok(word)) = slice.as_ref().map(|slice| slice.get_atomic_ref(0)) {
             act(word);
         }
@@ -113,7 +113,7 @@ impl RegisterPage {
 
 #[cfg(test)]
 impl RegisterPage {
-    /// In memory of its own.
+    /// A page in memory of its own.
     pub fn alone() -> Self {
         Self::new(&create(0, 1).unwrap(), 0).unwrap()
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A queue of an active device with its interrupt: pop chains, push them back, signal once.
+//! A queue of an active device, with its interrupt: pops chains from the available ring, pushes them to
+//! the used ring, and signals the driver once per turn.
 
 use std::io;
 use std::num::Wrapping;
@@ -12,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::registers::RegisterPage;
 use crate::memory::Memory;
 
-/// Registers that a device changes by itself (virtio 1.2, 4.2.2).
+/// Registers that a device changes without a write of the driver (virtio 1.2, 4.2.2).
 pub const INTERRUPT_STATUS: u64 = 0x60;
 pub const DEVICE_STATUS: u64 = 0x70;
 pub const CONFIG_GENERATION: u64 = 0xfc;
@@ -20,30 +21,30 @@ pub const CONFIG_GENERATION: u64 = 0xfc;
 /// Interrupt status bits.
 pub const USED_RING: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
-/// A device status bit (2.1).
+/// The status bit DEVICE_NEEDS_RESET (2.1).
 const NEEDS_RESET: u32 = 0x40;
 
-/// A ring that cannot be used any more. The device needs a reset.
+/// Why a ring cannot be used any more. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
     #[error("queue is broken")]
     Broken(#[source] virtio_queue::Error),
-    #[error("queue has chains that cannot be read")]
+    #[error("available ring has a chain that cannot be read")]
     Unreadable,
     #[error("device has no queue {0}")]
     NoQueue(usize),
 }
 
-/// What a device wants after a turn.
+/// What a device wants after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// To be called when something happens.
+    /// Call it again when something happens.
     Idle,
-    /// To be called again after the others had their turn.
+    /// Call it again after the other devices had their turn.
     More,
 }
 
-/// The interrupt line of one device, and what its registers say of it.
+/// The interrupt line of one device, with its interrupt registers.
 #[derive(Debug)]
 pub struct Interrupt {
     line: EventFd,
@@ -66,7 +67,7 @@ impl Interrupt {
 
     fn raise(&self, bit: u32) {
         self.registers.set_bits(INTERRUPT_STATUS, bit);
-        // Fails only if the counter is at its maximum, and then the line is high anyway.
+        // Fails only if the counter is at its maximum. Then an interrupt is pending anyway.
         let _ = self.line.write(1);
     }
 
@@ -74,21 +75,21 @@ impl Interrupt {
         self.raise(USED_RING);
     }
 
-    /// The configuration space is `space` from now on.
+    /// Sets the configuration space and tells the driver that it changed.
     pub fn config_changed(&self, space: &[u8]) {
         self.registers.show_config(space);
         self.registers.increment(CONFIG_GENERATION);
         self.raise(CONFIG_CHANGE);
     }
 
-    /// The device gave up on its rings (DEVICE_NEEDS_RESET).
+    /// Sets DEVICE_NEEDS_RESET: the device has given up on its rings.
     pub fn needs_reset(&self) {
         self.registers.set_bits(DEVICE_STATUS, NEEDS_RESET);
         self.raise(CONFIG_CHANGE);
     }
 
-    /// The driver has seen these bits. That of used buffers stays: a driver looks into its rings at every interrupt,
-    /// and saying that it did (alone, [`USED_RING`]) need not come here.
+    /// Clears the bits that the driver has handled, except [`USED_RING`]. That bit may stay set, because a
+    /// driver looks into its rings at every interrupt. So an acknowledgement of it alone need not cause an exit.
     pub fn acknowledge(&self, bits: u32) {
         self.registers
             .clear_bits(INTERRUPT_STATUS, bits & !USED_RING);
@@ -100,7 +101,7 @@ impl Interrupt {
     }
 }
 
-/// One queue, from the device's side.
+/// One virtqueue, from the device's side.
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
@@ -109,7 +110,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// `queue` has been checked by the transport, or is not ready and then stays empty.
+    /// `queue` has been checked by the transport. One that is not ready has no chains.
     #[must_use]
     pub fn new(queue: Queue, interrupt: Arc<Interrupt>) -> Self {
         Self {
@@ -119,7 +120,7 @@ impl Ring {
         }
     }
 
-    /// Takes the next chain that the driver made available.
+    /// Takes the next chain from the available ring.
     pub fn pop<'m>(
         &mut self,
         memory: &'m Memory,
@@ -132,16 +133,16 @@ impl Ring {
             return Ok(None);
         }
         let mut chains = self.queue.iter(memory).map_err(RingError::Broken)?;
-        // There is one, so none here means that the ring itself cannot be read.
+        // The index says that there is one, so `None` means that the ring itself is unreadable.
         chains.next().map(Some).ok_or(RingError::Unreadable)
     }
 
-    /// Puts back the chain that [`Self::pop`] returned last.
+    /// Undoes the last [`Self::pop`].
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
     }
 
-    /// Returns a chain of which `len` bytes were written.
+    /// Puts a chain on the used ring. `len` bytes were written to it.
     pub fn push(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
         self.pushed = true;
         self.queue
@@ -149,7 +150,7 @@ impl Ring {
             .map_err(RingError::Broken)
     }
 
-    /// Asks to be told of new chains. True if some came in the meantime: then go on popping.
+    /// Asks the driver for notifications. True if chains became available in the meantime: go on popping.
     pub fn rearm(&mut self, memory: &Memory) -> Result<bool, RingError> {
         if !self.queue.ready() {
             return Ok(false);
@@ -159,8 +160,8 @@ impl Ring {
             .map_err(RingError::Broken)
     }
 
-    /// Serves chains until there are none or `budget` is used up, and signals once. `serve` does one and returns how
-    /// many bytes it wrote.
+    /// Serves chains until there are none or `budget` is used up, then signals once. `serve` handles one
+    /// chain and returns how many bytes it wrote.
     pub fn serve<'m>(
         &mut self,
         memory: &'m Memory,
@@ -184,7 +185,7 @@ impl Ring {
         Ok(turn)
     }
 
-    /// Interrupts the guest if chains were returned and it wants to know.
+    /// Interrupts the guest if chains were pushed and the driver wants an interrupt.
     pub fn signal(&mut self, memory: &Memory) -> Result<(), RingError> {
         if !std::mem::take(&mut self.pushed) {
             return Ok(());

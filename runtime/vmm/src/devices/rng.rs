@@ -10,9 +10,9 @@ use super::{Active, Turn, VirtioDevice};
 use crate::statistics::DeviceCounters;
 
 const DEVICE_ID: u32 = 4;
-/// A request gets at most this much: the driver asks again.
+/// A request gets at most this many bytes. The driver asks again if it wants more.
 const MOST_BYTES: usize = 1024;
-/// Requests served before other devices have their turn.
+/// How many requests are served before other devices get their turn.
 const BUDGET: usize = 32;
 
 /// An entropy device over any source, so that a test can pass a byte slice.
@@ -23,7 +23,7 @@ pub struct Rng<S> {
     counters: Arc<DeviceCounters>,
 }
 
-/// The kernel's random source.
+/// The host kernel's random source.
 #[derive(Debug)]
 pub struct HostRandom;
 
@@ -44,7 +44,7 @@ impl<S: Read> Rng<S> {
         }
     }
 
-    /// Fills a chain; a chain that makes no sense gets nothing.
+    /// Fills a chain. Returns how many bytes were written, 0 if the source fails.
     fn fill(source: &mut S, chain: &Chain<'_>) -> usize {
         let mut bytes = [0; MOST_BYTES];
         let want = chain.writable.len().min(MOST_BYTES);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The serial port: a 16550 whose output goes to a bounded log. It has no input. Runs on vCPU
-//! threads.
+//! The serial port: a 16550 without input, whose output goes to a bounded log. Runs on vCPU threads.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,11 +9,11 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-/// How much of the guest's output is kept; what comes later is dropped.
+/// How much of the guest's output is kept. Later output is dropped.
 pub const LOG_BYTES: usize = 1 << 20;
-/// How much of the end is remembered, to tell a panic.
+/// How many of the last bytes are remembered, to find the kernel's panic message in them.
 const TAIL_BYTES: usize = 4096;
-/// Output is written by lines, and lines longer than this in pieces.
+/// Output is written line by line. A line longer than this is written in pieces.
 const LINE_BYTES: usize = 256;
 const PANIC_MARK: &str = "Kernel panic - not syncing";
 
@@ -22,7 +21,7 @@ const PANIC_MARK: &str = "Kernel panic - not syncing";
 #[derive(Debug)]
 pub struct ConsoleLog<W> {
     out: W,
-    /// Bytes that still fit the log.
+    /// How many more bytes the log may take.
     room: usize,
     line: Vec<u8>,
     tail: VecDeque<u8>,
@@ -41,7 +40,7 @@ impl<W: Write> ConsoleLog<W> {
 
     fn write_line(&mut self) {
         let keep = self.line.len().min(self.room);
-        // A full disk must not stop the guest: what cannot be written is dropped.
+        // A full disk must not stop the guest, so bytes that cannot be written are dropped.
         if let Some(bytes) = self.line.get(..keep) {
             let _ = self.out.write_all(bytes);
         }
@@ -55,13 +54,13 @@ impl<W: Write> ConsoleLog<W> {
         self.line.clear();
     }
 
-    /// Writes an unfinished line too.
+    /// Writes the unfinished line, too.
     pub fn finish(&mut self) {
         self.write_line();
         let _ = self.out.flush();
     }
 
-    /// The line with which the kernel said that it panics.
+    /// The line in which the kernel reported a panic, if it did.
     #[must_use]
     pub fn panic_line(&self) -> Option<String> {
         let bytes: Vec<u8> = self.tail.iter().copied().collect();
@@ -82,7 +81,7 @@ impl<W: Write> Write for ConsoleLog<W> {
         Ok(bytes.len())
     }
 
-    /// Nothing: the serial port flushes after every byte, and lines are what we write.
+    /// Does nothing: the serial port flushes after every byte, but the log is written line by line.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -111,17 +110,17 @@ impl SerialPort {
         Self(Serial::new(SerialLine(line), log))
     }
 
-    /// The guest reads register `offset`, which is less than 8.
+    /// Reads register `offset`, which is less than 8, for the guest.
     pub fn read(&mut self, offset: u8) -> u8 {
         self.0.read(offset)
     }
 
     pub fn write(&mut self, offset: u8, value: u8) {
-        // Fails only if the interrupt cannot be raised, which the next byte makes good.
+        // Fails only if the interrupt cannot be raised. The next byte raises it again.
         let _ = self.0.write(offset, value);
     }
 
-    /// Writes what is left to the log; returns the panic line, if there is one.
+    /// Writes the rest to the log. Returns the panic line, if there is one.
     pub fn finish(&mut self) -> Option<String> {
         let log = self.0.writer_mut();
         log.finish();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A device thread: waits for the queues and host descriptors of some devices and gives each its
-//! turn. Handlers are bounded, so that no device starves another.
+//! A device thread: waits for queue notifications and host descriptors of its devices and gives each
+//! device its turn. A turn is bounded, so no device starves another.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::mmio::{MmioTransport, SharedDevice, lock};
 use super::ring::{Interrupt, Turn};
 
-/// The source number that is not a queue.
+/// The source number of the host descriptor. All other numbers are queues.
 const HOST: usize = 0xff;
 const SOURCE_BITS: u32 = 8;
 
@@ -31,7 +31,7 @@ pub struct Worker {
     stations: Vec<Station>,
 }
 
-/// What has something to do: source `source` of station `station`.
+/// A source of events: (station, source).
 type Token = (usize, usize);
 
 impl Worker {
@@ -60,7 +60,7 @@ impl Worker {
         Ok(Self { epoll, stations })
     }
 
-    /// Serves until the process ends; returns only if epoll itself fails.
+    /// Serves until the process ends. Returns only if epoll itself fails.
     pub fn run(self) -> io::Error {
         let mut events = [EpollEvent::default(); 16];
         let mut again: Vec<Token> = Vec::new();
@@ -71,6 +71,7 @@ impl Worker {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return e,
             };
+            // One turn for each source that was not finished in the last round or has a new event.
             let mut todo = std::mem::take(&mut again);
             for event in events.iter().take(count) {
                 let token = parse(event.data());
@@ -101,7 +102,7 @@ impl Worker {
             device.queue_ready(source)
         };
         result.unwrap_or_else(|_broken| {
-            // This device stops until its driver resets it; the others go on.
+            // This device does nothing until its driver resets it. The others go on.
             device.deactivate();
             station.interrupt.needs_reset();
             Turn::Idle
@@ -110,7 +111,7 @@ impl Worker {
 }
 
 fn token((station, source): Token) -> u64 {
-    // Both are small: stations are devices, sources are queues.
+    // Both numbers are small: a station is a device, a source is a queue.
     let station = u64::try_from(station).unwrap_or(0);
     station << SOURCE_BITS | u64::try_from(source).unwrap_or(0)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The eight devices of a VM, before it runs: each made of its part of the configuration and of what it has on the host.
-//! [`Slot`] says in which order the guest finds them.
+//! The eight devices of a VM before it runs, each created from its part of the configuration and its backend on the
+//! host. [`Slot`] defines the order in which the guest finds them.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -22,9 +22,9 @@ use crate::slot::Slot;
 const DEFAULT_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
 const DEFAULT_MTU: u16 = 1500;
 
-/// A device, or a part of one, that could not be made.
+/// A device, or a part of one, could not be created.
 #[derive(Debug, thiserror::Error)]
-#[error("make {what}")]
+#[error("create {what}")]
 pub struct DeviceError {
     what: &'static str,
     source: io::Error,
@@ -42,7 +42,7 @@ fn shared<D>(device: D) -> Shared<D> {
     Arc::new(Mutex::new(device))
 }
 
-/// Shared by their transports, their workers and, some of them, the control socket.
+/// The devices, which are shared by their transports, their workers and, for some, the control socket.
 #[allow(missing_debug_implementations)]
 pub struct Devices {
     vsock: Shared<Vsock>,
@@ -86,7 +86,7 @@ impl Devices {
         })
     }
 
-    /// The device of a place.
+    /// The device at a place in the order.
     pub fn at(&self, slot: Slot) -> SharedDevice {
         match slot {
             Slot::Vsock => Arc::clone(&self.vsock) as SharedDevice,

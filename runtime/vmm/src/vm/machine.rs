@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Builds the virtual machine: KVM, memory, the devices at their places, the vCPUs.
+//! Builds the virtual machine: KVM's VM, memory, the devices at their addresses, the vCPUs.
 
 use std::fs::File;
 use std::io;
@@ -27,11 +27,11 @@ use crate::slot::{MMIO_BASE, Slot, Thread};
 use crate::statistics::KvmExits;
 use crate::sys::{self, Access};
 
-/// Pages that KVM on Intel needs for itself, below the BIOS area.
+/// Pages that KVM needs for itself on Intel, below the BIOS area.
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TSS: usize = 0xfffb_d000;
 
-/// What KVM or the host refused.
+/// Which step failed to build the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     #[error("open /dev/kvm")]
@@ -60,7 +60,7 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
 /// A machine that has not run yet.
 #[allow(missing_debug_implementations)]
 pub struct Machine {
-    // Dropped in this order: the VM before its memory.
+    // Fields are dropped in this order: the VM before its memory.
     pub vcpus: Vec<VcpuFd>,
     pub vm: VmFd,
     cpuid: CpuId,
@@ -70,7 +70,7 @@ pub struct Machine {
     pub workers: Vec<(Thread, Worker)>,
 }
 
-/// What a machine is made of beside its configuration.
+/// The parts of a machine, apart from its configuration.
 #[derive(Debug)]
 pub struct Parts {
     pub memory: Arc<Memory>,
@@ -79,6 +79,7 @@ pub struct Parts {
 }
 
 impl Machine {
+    /// Creates the VM, gives memory to KVM, connects the devices, and creates the vCPUs without setting them up.
     pub fn build(
         config: &VmConfig,
         parts: Parts,
@@ -143,7 +144,7 @@ impl Machine {
         })
     }
 
-    /// Sets up the vCPUs; the guest's memory is loaded by now.
+    /// Sets up the vCPUs. Call it after the kernel has been loaded into guest memory.
     pub fn set_entry(&self, entry: &Entry) -> Result<(), MachineError> {
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         for (id, fd) in (0..count).zip(&self.vcpus) {
@@ -172,20 +173,21 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     vm.set_identity_map_address(IDENTITY_MAP)
         .map_err(kvm("place identity map"))?;
     vm.set_tss_address(TSS).map_err(kvm("place TSS"))?;
-    // No PIT: the kernel has kvm-clock and the TSC deadline timer.
+    // There is no PIT: the guest uses kvm-clock and the TSC deadline timer.
     vm.create_irq_chip()
         .map_err(kvm("create interrupt controllers"))?;
     Ok(vm)
 }
 
-/// Lets notifications, interrupts and their acknowledgements pass without this process.
+/// Connects a device to KVM, so that notifications and interrupts need no exit to this process.
 fn connect(
     vm: &VmFd,
     transport: &MmioTransport,
     slot: Slot,
     unheard: &EventFd,
 ) -> Result<(), MachineError> {
-    // See `Interrupt::acknowledge`. KVM keeps what it writes to when we close it.
+    // Acknowledgements of used buffers go to an eventfd that nobody reads, see `Interrupt::acknowledge`.
+    // KVM keeps a reference, so the eventfd may be closed here.
     let address = IoEventAddress::Mmio(slot.address() + INTERRUPT_ACK);
     vm.register_ioevent(unheard, &address, USED_RING)
         .map_err(kvm("connect acknowledgement"))?;

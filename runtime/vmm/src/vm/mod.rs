@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of one VM, on the main thread: open, build, load, give up privileges, run, report.
+//! The life of one VM, on the main thread: open files, build, load, give up privileges, run, report.
 //!
 //! ```text
 //! resources -> memory -> machine -> boot -> jail -> threads -> control socket -> report
 //! ```
-//! Everything up to the threads may fail with a [`SetupError`], which names the stage.
+//! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
 pub mod devices;
 pub mod machine;
@@ -46,33 +46,33 @@ use machine::{Machine, MachineError, Parts};
 use observed::Observed;
 use resources::{ResourceError, Resources, device_size, regular_size};
 
-/// What a thread of ours needs at most, with room to spare.
+/// Stack of each thread, more than any of them needs.
 const STACK_BYTES: usize = 256 << 10;
 /// How long vCPUs may take to leave the guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
-/// Chosen for few exits during boot: no probing of what is not there, nothing on the console
-/// that is not an error.
+/// Chosen so that the boot has few VM exits: no probing for devices that do not exist, and only errors
+/// on the console.
 const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k 8250.nr_uarts=1 \
     no_timer_check noreplace-smp tsc=reliable random.trust_cpu=on pci=off acpi=off rdinit=/init";
 
-/// A VM that never ran.
+/// Why a VM never ran.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error("open resources")]
     Resources(#[from] ResourceError),
-    #[error("make guest memory")]
+    #[error("create guest memory")]
     Memory(#[from] MemoryError),
     #[error("build machine")]
     Machine(#[from] MachineError),
     #[error("load guest")]
     Boot(#[from] BootError),
-    #[error("enter jail")]
+    #[error("give up privileges")]
     Jail(#[from] JailError),
     #[error("start threads")]
     Threads(#[source] io::Error),
 }
 
-/// Runs a VM to its end. `origin` is when the process began.
+/// Runs a VM to its end. `origin` is the time at which the process began.
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
     let Resources {
@@ -124,8 +124,8 @@ fn cmdline(config: &VmConfig) -> String {
     line
 }
 
-/// Blocks, in all threads to come, the kick and what asks us to stop; the latter is read from the
-/// returned descriptor.
+/// Blocks, in all threads that are created later, the kick signal and the signals that ask the process to
+/// stop. The latter can be read from the returned descriptor.
 fn block_signals() -> io::Result<SignalFd> {
     block_signal(kick_signal()).map_err(|e| io::Error::other(e.to_string()))?;
     let mut stop = SigSet::empty();
@@ -138,7 +138,7 @@ fn block_signals() -> io::Result<SignalFd> {
     )?)
 }
 
-/// A VM with its threads.
+/// A VM with its running threads.
 struct Running {
     bus: Arc<Bus>,
     gate: Arc<Gate>,
@@ -147,12 +147,12 @@ struct Running {
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
-    /// Keeps the VM alive; the vCPUs hold it too.
+    /// Keeps the VM alive. The vCPUs hold it, too.
     _vm: VmFd,
     _memory: Arc<Memory>,
 }
 
-/// Where threads tell that the VM ended.
+/// With this a thread tells that the VM has ended, and why.
 #[derive(Clone)]
 struct Announce {
     outcomes: Sender<Outcome>,
@@ -161,13 +161,14 @@ struct Announce {
 
 impl Announce {
     fn tell(&self, outcome: Outcome) {
-        // Fails if the VM is being ended already.
+        // Fails only if the VM is being ended already.
         let _ = self.outcomes.send(outcome);
         let _ = rustix::io::write(&*self.ended, &1u64.to_ne_bytes());
     }
 }
 
 impl Running {
+    /// Starts the threads of workers and vCPUs.
     fn start(machine: Machine, observed: Observed) -> io::Result<Self> {
         let Machine {
             vcpus,
@@ -230,7 +231,7 @@ impl Running {
         }
     }
 
-    /// Stops the vCPUs and says how the VM ended.
+    /// Stops the vCPUs and returns the report of how the VM ended.
     fn finish(self, ended: server::Ended) -> ExitReport {
         self.gate.stop();
         self.kick();
@@ -309,7 +310,7 @@ impl Target for Running {
         let found = lock(&self.devices.volumes)
             .find(file)
             .map_err(|e| e.to_string())?;
-        found.ok_or_else(|| "it is not on the volume disk".to_owned())
+        found.ok_or_else(|| "file is not on the volume disk".to_owned())
     }
 
     fn detach_volume(&self, first_sector: u64) {

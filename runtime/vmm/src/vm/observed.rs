@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The counters of one VM in one place: devices and vCPUs hold shares, the control socket and the
-//! exit report read them.
+//! All counters of one VM in one place. Devices and vCPUs share them; the control socket and the exit
+//! report read them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,11 +9,12 @@ use crate::statistics::{
     BalloonCounters, DeviceCounters, ExitCounters, KvmExits, Milestone, Statistics, micros_since,
 };
 
+/// The shared counters of one VM.
 #[derive(Debug)]
 pub struct Observed {
     origin: Instant,
     pub exits: Arc<ExitCounters>,
-    /// One per vCPU, or none if the host does not count.
+    /// One per vCPU. Empty if the host does not count exits.
     pub kvm_exits: Vec<KvmExits>,
     pub vsock: Arc<DeviceCounters>,
     pub net: Arc<DeviceCounters>,
@@ -29,7 +30,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// `origin` is when the process began.
+    /// `origin` is the time at which the process began.
     #[must_use]
     pub fn new(origin: Instant) -> Self {
         Self {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Opens every file of the configuration, before any guest code runs and while the process still
-//! may. What comes out holds descriptors, not paths.
+//! Opens every file of the configuration before any guest code runs, while the process still has the
+//! right to do so. The result holds descriptors, not paths.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -16,10 +16,10 @@ use crate::devices::blk::window::WindowError;
 use crate::extent::SECTOR_BYTES;
 use crate::sys;
 
-/// `struct virtio_net_hdr_v1`.
+/// The size of `struct virtio_net_hdr_v1`.
 const TAP_HEADER_BYTES: i32 = 12;
 
-/// Something of the configuration that cannot be used.
+/// What part of the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ResourceError {
     #[error("open {what} {path}")]
@@ -38,7 +38,7 @@ pub enum ResourceError {
     Tap { fd: i32, source: io::Error },
 }
 
-/// Everything that the VM needs from outside.
+/// Everything that the VM needs from the host.
 #[derive(Debug)]
 pub struct Resources {
     pub kernel: File,
@@ -48,7 +48,7 @@ pub struct Resources {
     pub backends: Backends,
 }
 
-/// What devices have on the host.
+/// The host side of the devices.
 #[derive(Debug)]
 pub struct Backends {
     pub vsock: UnixListener,
@@ -59,7 +59,7 @@ pub struct Backends {
 
 impl Resources {
     pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
-        // First, so that no descriptor of ours can get the number of an inherited one.
+        // First, before another descriptor can get the number of the inherited one.
         let tap = config.net.as_ref().map(open_tap).transpose()?;
         let mut image = ImageDisk::default();
         for path in &config.image_disk.extents {
@@ -101,13 +101,13 @@ fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, 
     })
 }
 
-/// The size of a regular file that is not empty.
+/// The size of a regular file. `None` for an empty file and for anything else.
 pub(super) fn regular_size(file: &File) -> Option<u64> {
     let metadata = file.metadata().ok()?;
     Some(metadata.len()).filter(|&len| metadata.is_file() && len > 0)
 }
 
-/// The size of a block device that is not empty, in whole sectors.
+/// The size of a block device, rounded down to whole sectors. `None` if it is empty or no block device.
 pub(super) fn device_size(device: &File) -> Option<u64> {
     let is_block = device.metadata().ok()?.file_type().is_block_device();
     let mut end = device;
@@ -121,7 +121,7 @@ fn open_scratch(path: Option<&Path>) -> Result<ScratchDisk, ResourceError> {
     };
     let what = "scratch disk";
     let mut file = open(what, path, OpenOptions::new().read(true).write(true))?;
-    // Works for block devices too.
+    // The end is the size, for block devices as well.
     let bytes = file
         .seek(SeekFrom::End(0))
         .map_err(|source| ResourceError::Open {
@@ -147,7 +147,7 @@ fn open_tap(net: &NetConfig) -> Result<File, ResourceError> {
     Ok(tap)
 }
 
-/// Listens for our user only. A socket that a dead VMM left behind is replaced.
+/// Listens on a socket that only our user may use. Replaces a socket that a dead VMM left behind.
 fn listen(path: &Path) -> Result<UnixListener, ResourceError> {
     let failed = |source| ResourceError::Listen {
         path: path.to_owned(),

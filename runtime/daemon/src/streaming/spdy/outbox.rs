@@ -53,7 +53,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Makes the queue: the sender, and the receiver for [`write`].
+    /// Makes the queue: the sender, and the receiver for [`write()`].
     pub fn new() -> (Self, mpsc::Receiver<Out>) {
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
         let outbox = Self {

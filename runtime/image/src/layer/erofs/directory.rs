@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which entries a directory has, in their order on disk, and how they go into blocks. Pure.
+//! The entries of a directory: their order on disk and their distribution over blocks. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -9,14 +9,14 @@ use crate::layer::node::NodeId;
 
 pub const DIRENT_BYTES: usize = 12;
 
-/// What an entry leads to.
+/// What an entry refers to.
 pub enum Entry {
     Itself,
     Parent,
     Child(NodeId),
 }
 
-/// All entries of a directory, its own two included, in the order of their bytes.
+/// All entries of a directory, including `.` and `..`, ordered by the bytes of their names.
 pub fn entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (&[u8], Entry)> {
     let names = |range: (Bound<&[u8]>, Bound<&[u8]>)| {
         let named = children.range::<[u8], _>(range);
@@ -33,7 +33,7 @@ pub fn entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> impl Iterator<Item = (
         .chain(after)
 }
 
-/// How many entries go into each block, and the bytes used of the last one.
+/// Returns how many entries are in each block, and how many bytes of the last block are used.
 pub fn split_entries(children: &BTreeMap<Box<[u8]>, NodeId>) -> (Vec<usize>, usize) {
     let mut split = vec![0];
     let mut used = 0;

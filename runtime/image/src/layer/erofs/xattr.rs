@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Extended attributes as they stand beside an inode: a header, then the entries, each with the number of its name's
-//! prefix. Pure.
+//! Extended attributes as they are stored after an inode: a header, then the entries. In an entry a number replaces the
+//! prefix of the name. Pure.
 
 use std::collections::BTreeMap;
 
 const HEADER_BYTES: usize = 12;
 const ENTRY_BYTES: usize = 4;
 
-/// What a name begins with, and the number that stands for it on disk.
+/// The prefixes of names, with the number that stands for each on disk.
 const PREFIXES: [(&[u8], u8); 5] = [
     (b"system.posix_acl_access", 2),
     (b"system.posix_acl_default", 3),
@@ -18,20 +18,20 @@ const PREFIXES: [(&[u8], u8); 5] = [
 
 type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
-/// Whether an extended attribute can be kept.
+/// Whether EROFS can store this extended attribute.
 pub fn is_storable(name: &[u8], value: &[u8]) -> bool {
     u16::try_from(value.len()).is_ok()
         && split(name).is_some_and(|(_, rest)| u8::try_from(rest.len()).is_ok())
 }
 
-/// The number of a name's prefix, and the rest of the name.
+/// Splits a name into the number of its prefix and the rest.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     PREFIXES
         .iter()
         .find_map(|(prefix, index)| Some((*index, name.strip_prefix(*prefix)?)))
 }
 
-/// How many bytes follow the inode of a file with these attributes.
+/// How many bytes these attributes take after the inode.
 pub fn bytes(xattrs: &Xattrs) -> usize {
     let entries = xattrs.iter().map(|(name, value)| {
         let rest = split(name).map_or(0, |(_, rest)| rest.len());
@@ -43,7 +43,7 @@ pub fn bytes(xattrs: &Xattrs) -> usize {
     }
 }
 
-/// The number in the inode that says how long they are: in words, the header counting as one.
+/// The inode's field for the size of its attributes: in words of 4 bytes, where the header counts as one.
 pub fn count(bytes: usize) -> usize {
     match bytes {
         0 => 0,
@@ -51,7 +51,7 @@ pub fn count(bytes: usize) -> usize {
     }
 }
 
-/// Appends all of them, if there are any, to the inode in `bytes`. Call with what [`is_storable`] says yes to.
+/// Appends the attributes to the inode in `bytes`. All of them must have passed [`is_storable`].
 pub fn append(bytes: &mut Vec<u8>, xattrs: &Xattrs) {
     if !xattrs.is_empty() {
         bytes.extend([0; HEADER_BYTES]);

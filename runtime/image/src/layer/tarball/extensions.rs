@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an archive says of a file before the file's own header, because a header has no room for it: long names, PAX
-//! records. Pure.
+//! What an archive says about a file before the file's own header, because the header has no space for it: long names
+//! and PAX records. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::layer::erofs::xattr;
 
-/// Linux gives a file no more (`XATTR_LIST_MAX` for names; we count values too).
+/// The limit is Linux's `XATTR_LIST_MAX`. Linux applies it to the names only; we count the values, too.
 const MAX_XATTR_BYTES: usize = 64 << 10;
 const XATTR_KEY: &str = "SCHILY.xattr.";
-/// How overlayfs keeps its own state; an image has no business there.
+/// Prefixes of overlayfs's own attributes. An image must not set them, so they are left out.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
-/// What long names and PAX records say of the entry that follows them.
+/// What long names and PAX records say about the entry that follows them.
 #[derive(Debug, Default)]
 pub struct Extensions {
     pub path: Option<Vec<u8>>,
@@ -26,8 +26,8 @@ pub struct Extensions {
 }
 
 impl Extensions {
-    /// Records of the form `LENGTH KEY=VALUE\n` (POSIX pax, "Extended Header").
-    /// An error names the field that makes no sense.
+    /// Parses records of the form `LENGTH KEY=VALUE\n` (POSIX pax, "Extended Header"). The error is the name of the
+    /// field that is not valid.
     pub fn parse_pax(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
         while !records.is_empty() {
             let blank = records
@@ -59,7 +59,7 @@ impl Extensions {
         Ok(())
     }
 
-    /// Attributes of kinds that only other systems know are left out; nothing if there are too many.
+    /// Adds an attribute, unless it belongs to overlayfs or EROFS cannot store it. `None` if there are too many.
     fn add_xattr(&mut self, name: &[u8], value: &[u8]) -> Option<()> {
         if OVERLAY_PREFIXES
             .iter()
@@ -77,7 +77,7 @@ impl Extensions {
     }
 }
 
-/// A long name, which may be padded with NULs.
+/// A long name without the NULs after its end.
 pub fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes
         .iter()
@@ -91,7 +91,7 @@ fn number<T: std::str::FromStr>(bytes: &[u8]) -> Option<T> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
-/// Decimal seconds with a fraction, perhaps negative; rounded down to nanoseconds.
+/// Parses decimal seconds with a fraction, which may be negative. Rounds down to nanoseconds.
 fn time(bytes: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));

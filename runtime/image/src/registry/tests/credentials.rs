@@ -32,7 +32,7 @@ async fn credentials_of_the_configuration_are_used_when_the_pull_has_none() {
     assert_eq!(error.kind(), FailureKind::Unauthenticated);
 }
 
-/// A registry with a token server in itself: who has the password gets a token, anybody gets one if `anonymous`.
+/// A registry that is its own token server. Who has the password gets a token; if `anonymous`, everybody does.
 fn token_registry(anonymous: bool) -> Fake {
     Fake::start(move |request| {
         let authorization = request.header("authorization");
@@ -205,7 +205,7 @@ async fn a_token_server_without_tls_gets_no_password_for_a_registry_with_tls() {
     let endpoint = &repository.endpoints[0];
     let error = endpoint.answer(&challenge, "app").await.unwrap_err();
     assert!(error.to_string().contains("without TLS"), "{error}");
-    // Nor does a redirect lead there.
+    // A redirect does not lead there, either.
     let (url, headers) = (thief.url("/"), HeaderMap::new());
     endpoint.send(&url, &headers, None).await.unwrap_err();
     assert_eq!(thief.count(""), 0);

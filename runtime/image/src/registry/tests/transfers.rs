@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Requests that fail, downloads that break, answers without end.
+//! Requests that fail, downloads that break, responses without end.
 
 use super::*;
 
@@ -92,7 +92,7 @@ async fn a_silent_server_is_given_up() {
     assert_eq!(error.kind(), FailureKind::Unavailable);
     let error = download(&impatient(&silent), b"four").await.unwrap_err();
     assert!(matches!(error, RegistryError::Stalled { .. }), "{error:?}");
-    // Nor is a connection answered that is only accepted.
+    // A connection that is accepted but never answered fails, too.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let mut config = plain_http(&[&host]);

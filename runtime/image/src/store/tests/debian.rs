@@ -1,4 +1,4 @@
-//! Debian's `docker-registry`: a registry that is not ours, for images that the test pushes itself.
+//! Debian's `docker-registry`: a registry that is not ours, with images that the test pushes.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ const START_TRIES: usize = 5;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 pub const USER: &str = "user";
 pub const PASSWORD: &str = "open-sesame";
-/// [`PASSWORD`] by bcrypt.
+/// [`PASSWORD`], hashed by bcrypt.
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuutXu9KzOt.1yBoZUeFWoT/914/JfszCO\n";
 
 /// Who may use the registry.
@@ -24,7 +24,7 @@ pub enum Access {
     Password,
 }
 
-/// A registry process; it ends with this, also when a test panics.
+/// A registry process. It ends when this is dropped, also when a test panics.
 pub struct DebianRegistry {
     child: Child,
     host: String,
@@ -41,7 +41,7 @@ impl DebianRegistry {
         panic!("docker-registry ended {START_TRIES} times right after its start");
     }
 
-    /// Nothing if the process ended at once: somebody else may have taken the port.
+    /// `None` if the process ended at once, because another process may have taken the port.
     fn try_start(access: Access) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -91,18 +91,18 @@ impl DebianRegistry {
         panic!("docker-registry does not listen after {START_TIMEOUT:?}");
     }
 
-    /// As in a reference.
+    /// The registry's host as it appears in a reference.
     pub fn host(&self) -> String {
         self.host.clone()
     }
 
-    /// Puts an image there as `app:tag`.
+    /// Pushes the image as `app:tag`.
     pub async fn push(&self, image: &FakeImage, tag: &str) {
         for blob in image.layers.iter().chain([&image.config]) {
             let url = format!("http://{}/v2/app/blobs/uploads/", self.host);
             let begun = self.request(Method::POST, &url).send().await.unwrap();
             assert_eq!(begun.status(), StatusCode::ACCEPTED);
-            // It has a query already.
+            // The URL has a query already.
             let location = begun.headers()["location"].to_str().unwrap();
             let url = format!("{location}&digest={}", Digest::of(blob));
             let upload = self.request(Method::PUT, &url);
@@ -125,7 +125,7 @@ impl DebianRegistry {
 
 impl Drop for DebianRegistry {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is behind the three disks: the window of read-only extents, a sparse scratch file, and the window of
+//! What backs the three disks: a window of read-only extents, a sparse scratch file, and a window of
 //! volumes, which are block devices of the host or sparse files.
 
 use std::fs::File;
@@ -13,18 +13,18 @@ use crate::devices::chain::Buffers;
 use crate::extent::{Extent, SECTOR_BYTES};
 use crate::sys;
 
-/// Bytes of a disk that are known to lie inside of it.
+/// A byte range that is known to lie inside a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskRange {
     pub start: u64,
     pub len: u64,
 }
 
-/// The host side of a disk. Callers pass ranges inside [`Disk::sectors`].
+/// The host side of a disk. Callers pass only ranges within [`Disk::sectors`].
 pub trait Disk: Send {
-    /// Tells which of the requests that change something exist.
+    /// Whether `write` and `discard` work.
     const WRITABLE: bool;
-    /// Tells whether what was written may be lost until the next flush.
+    /// Whether written data may be lost until the next flush.
     const WRITE_CACHE: bool = Self::WRITABLE;
 
     fn sectors(&self) -> u64;
@@ -36,20 +36,20 @@ pub trait Disk: Send {
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
-    /// Frees the range, which reads as zeroes from then on.
+    /// Frees the range. It reads as zeroes from then on.
     fn discard(&self, _range: DiskRange) -> io::Result<()> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 }
 
-/// Reads all of `to` from `file`; zeroes where the file ends early.
+/// Fills `to` from `file`, with zeroes after the end of the file.
 fn read_file(file: &File, start: u64, to: &Buffers<'_>) -> io::Result<()> {
     let done = read_to_end(file, start, to)?;
     to.part(done, to.len()).fill_zero();
     Ok(())
 }
 
-/// Reads into `to` until that is full or `file` ends; returns how many bytes there were.
+/// Reads into `to` until it is full or `file` ends. Returns how many bytes were read.
 fn read_to_end(file: &File, start: u64, to: &Buffers<'_>) -> io::Result<usize> {
     let mut done = 0;
     while done < to.len() {
@@ -83,20 +83,20 @@ fn write_file(file: &File, start: u64, from: &Buffers<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Frees a range, which reads as zeroes from then on.
+/// Frees a range. It reads as zeroes from then on.
 fn punch(file: &File, start: u64, len: u64) -> io::Result<()> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(rustix::fs::fallocate(file, flags, start, len)?)
 }
 
-/// The image disk. Read-only; extents may be added at any time.
+/// The image disk. Read-only. Extents can be added at any time.
 #[derive(Debug, Default)]
 pub struct ImageDisk {
     window: Window<File>,
 }
 
 impl ImageDisk {
-    /// Adds a whole file.
+    /// Adds a whole file at the end.
     pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
         self.window.append(file, bytes)
     }
@@ -120,7 +120,7 @@ impl Disk for ImageDisk {
     }
 }
 
-/// The scratch disk, or a disk without sectors.
+/// The scratch disk. Without a file it has no sectors.
 #[derive(Debug)]
 pub struct ScratchDisk {
     file: Option<File>,
@@ -171,10 +171,10 @@ impl Disk for ScratchDisk {
 /// What a volume is on the host.
 #[derive(Debug)]
 pub enum Volume {
-    /// A block device. It comes open for synchronous writes (O_DSYNC), so there is nothing to flush: an error is that of
-    /// the request that caused it.
+    /// A block device. It is open for synchronous writes (O_DSYNC), so there is nothing to flush, and
+    /// an error is reported for the very request that caused it.
     Device(File),
-    /// A sparse file, whose writes may stay in the host's cache until the next flush.
+    /// A sparse file. Its writes may stay in the host's page cache until the next flush.
     File(File),
 }
 
@@ -186,14 +186,14 @@ impl Volume {
     }
 }
 
-/// The volume disk: block devices of the host, and files with a file system of the guest's.
+/// The volume disk: block devices of the host, and files that hold a file system of the guest.
 #[derive(Debug, Default)]
 pub struct VolumeDisk {
     window: Window<Volume>,
 }
 
 impl VolumeDisk {
-    /// Adds a whole volume.
+    /// Adds a whole volume at the end.
     pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
         let extent = self.window.append(volume, bytes)?;
         Ok(Extent {
@@ -202,7 +202,8 @@ impl VolumeDisk {
         })
     }
 
-    /// Where a file is that may be one of the volumes, by any descriptor of it.
+    /// The extent of `file`, if it is one of the volumes. Files are compared by device and inode, so
+    /// any descriptor will do.
     pub fn find(&self, file: &File) -> io::Result<Option<Extent>> {
         let identity = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
         let wanted = identity(file)?;
@@ -212,12 +213,13 @@ impl VolumeDisk {
         }))
     }
 
-    /// Closes the volume at `first_sector`.
+    /// Takes out the volume at `first_sector`.
     pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
         self.window.remove(first_sector)
     }
 
-    /// Does something with each volume in the range; a range with a hole fails as a whole.
+    /// Calls `work` for each volume in the range. If a part of the range has no volume, it calls nothing
+    /// and fails.
     fn each(
         &self,
         range: DiskRange,
@@ -241,7 +243,7 @@ impl VolumeDisk {
     }
 }
 
-/// The part of the buffers that a piece is about.
+/// The part of `buffers` that belongs to one piece of a request.
 fn part<'b>(buffers: &Buffers<'b>, of: DiskRange) -> io::Result<Buffers<'b>> {
     let number = |value: u64| usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
     Ok(buffers.part(number(of.start)?, number(of.len)?))
@@ -257,7 +259,7 @@ impl Disk for VolumeDisk {
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
         self.each(range, |volume, at, of| {
             let to = part(to, of)?;
-            // A device that vanished or shrank has an end, and no zeroes there.
+            // A device that vanished or shrank ends early. Zeroes would pass for data, so this is an error.
             match read_to_end(volume.file(), at, &to)? {
                 done if done == to.len() => Ok(()),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -271,8 +273,8 @@ impl Disk for VolumeDisk {
         })
     }
 
-    /// All files, since nothing says which one it is about. The first error is told, after all were
-    /// tried.
+    /// Syncs all files, because a flush request does not say which one it means. Tries all, then returns
+    /// the first error.
     fn flush(&self) -> io::Result<()> {
         let files = self.window.files().filter_map(|volume| match volume {
             Volume::File(file) => Some(file),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-blk (virtio 1.2, 5.2), over any [`Disk`]. Runs on the disk worker, which does the I/O
-//! itself: one request at a time per VM, straight between file and guest memory.
+//! virtio-blk (virtio 1.2, 5.2) over any [`Disk`]. Runs on the disk worker, which does the I/O
+//! itself: one request at a time per VM, directly between file and guest memory.
 
 pub mod disk;
 #[cfg(test)]
@@ -41,24 +41,24 @@ const S_UNSUPP: u8 = 2;
 
 const ID_BYTES: usize = 20;
 const QUEUE_SIZE: u16 = 128;
-/// Data buffers of a request; header and status come on top.
+/// Data buffers per request. Header and status take two more descriptors of the chain.
 const SEG_MAX: u32 = 126;
 const CHAIN_MAX: usize = 128;
-/// Ranges in one discard request.
+/// Ranges per discard request.
 const RANGES_MAX: u32 = 16;
 const RANGE_SECTORS_MAX: u32 = 1 << 22;
 const BUDGET: usize = 32;
 
-/// A request that gets an error for an answer.
+/// Why a request is answered with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     #[error("request is malformed")]
     Malformed(#[from] ChainError),
-    #[error("sector {sector} and {len} bytes do not fit a disk of {sectors} sectors")]
+    #[error("{len} bytes at sector {sector} do not fit a disk of {sectors} sectors")]
     OutOfRange { sector: u64, len: u64, sectors: u64 },
     #[error("request type {0} is not offered")]
     Unsupported(u32),
-    #[error("host I/O")]
+    #[error("read or write on the host")]
     Io(#[from] std::io::Error),
 }
 
@@ -72,7 +72,7 @@ impl RequestError {
 }
 
 impl DiskRange {
-    /// Checks numbers that the guest chose.
+    /// Checks a sector and a length that the guest chose.
     pub fn parse(sector: u64, len: u64, sectors: u64) -> Result<Self, RequestError> {
         let out_of_range = RequestError::OutOfRange {
             sector,
@@ -95,7 +95,7 @@ impl DiskRange {
 #[derive(Debug)]
 pub struct Blk<D> {
     disk: D,
-    /// What GET_ID answers.
+    /// The answer to GET_ID.
     id: &'static str,
     active: Option<Active>,
     counters: Arc<DeviceCounters>,
@@ -112,10 +112,10 @@ impl<D: Disk> Blk<D> {
         }
     }
 
-    /// Serves one chain; returns how many bytes were written to it.
+    /// Serves one descriptor chain. Returns how many bytes were written to it.
     fn serve(&self, chain: Chain<'_>) -> usize {
         let Some(data_len) = chain.writable.len().checked_sub(1) else {
-            // No room for a status: nothing can be said to this driver.
+            // No space for the status byte: the driver cannot be told anything.
             return self.counters.fail();
         };
         let data = chain.writable.part(0, data_len);
@@ -127,7 +127,7 @@ impl<D: Disk> Blk<D> {
             }
         };
         chain.writable.part(data_len, 1).copy_from(&[status]);
-        // The status is the last byte, so everything before it counts as written.
+        // The status is the last byte of the chain, so all bytes before it count as written, too.
         if written == data_len {
             written.saturating_add(1)
         } else {
@@ -158,7 +158,7 @@ impl<D: Disk> Blk<D> {
                 self.counters.written(from.len());
                 Ok(0)
             }
-            // Write to a read-only disk: an error, not an unknown request (5.2.6.2).
+            // A write to a read-only disk is an I/O error, not an unknown request (5.2.6.2).
             T_OUT => Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem).into()),
             T_FLUSH if D::WRITE_CACHE => {
                 self.disk.flush()?;
@@ -178,8 +178,8 @@ impl<D: Disk> Blk<D> {
         DiskRange::parse(sector, len, self.disk.sectors())
     }
 
-    /// Both requests free the range: it reads as zeroes afterwards, which is what WRITE_ZEROES
-    /// asks for and more than DISCARD does.
+    /// Serves DISCARD and WRITE_ZEROES. Both free the range, which reads as zeroes afterwards.
+    /// WRITE_ZEROES requires that; DISCARD would allow any content.
     fn discard(&self, kind: u32, mut list: Buffers<'_>) -> Result<(), RequestError> {
         const F_UNMAP: u32 = 1;
         for _ in 0..RANGES_MAX {
@@ -210,7 +210,7 @@ impl<D: Disk> Blk<D> {
 }
 
 impl Blk<ImageDisk> {
-    /// Adds an extent to the running disk and tells the driver.
+    /// Adds an extent to the running disk and notifies the driver.
     pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
         let extent = self.disk.append(file, bytes)?;
         self.tell_capacity();
@@ -219,19 +219,19 @@ impl Blk<ImageDisk> {
 }
 
 impl Blk<VolumeDisk> {
-    /// Adds a volume to the running disk and tells the driver.
+    /// Adds a volume to the running disk and notifies the driver.
     pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
         let extent = self.disk.append(volume, bytes)?;
         self.tell_capacity();
         Ok(extent)
     }
 
-    /// Where a file is that may be one of the volumes.
+    /// The extent of `file`, if it is one of the volumes.
     pub fn find(&self, file: &File) -> std::io::Result<Option<Extent>> {
         self.disk.find(file)
     }
 
-    /// Takes the volume at `first_sector` away and tells the driver; there may be none.
+    /// Takes the volume at `first_sector`, if there is one, off the running disk and notifies the driver.
     pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
         let volume = self.disk.remove(first_sector)?;
         self.tell_capacity();
@@ -239,7 +239,7 @@ impl Blk<VolumeDisk> {
     }
 }
 
-/// Sixteen bytes as two little-endian numbers.
+/// Reads sixteen bytes as two little-endian numbers.
 fn header(bytes: [u8; 16]) -> [u64; 2] {
     let both = u128::from_le_bytes(bytes);
     let low = u64::try_from(both & u128::from(u64::MAX)).unwrap_or(0);
@@ -267,6 +267,7 @@ impl<D: Disk> VirtioDevice for Blk<D> {
     }
 
     fn config(&self) -> Vec<u8> {
+        // The offsets are those of struct virtio_blk_config (virtio 1.2, 5.2.4).
         let mut space = vec![0; 60];
         let mut put = |at: usize, bytes: &[u8]| {
             for (to, from) in space.iter_mut().skip(at).zip(bytes) {
@@ -276,7 +277,7 @@ impl<D: Disk> VirtioDevice for Blk<D> {
         put(0, &self.disk.sectors().to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
         put(20, &512u32.to_le_bytes());
-        // Eight logical blocks in a physical one: 4 KiB.
+        // physical_block_exp: 2^3 logical blocks of 512 bytes make a physical block of 4 KiB.
         put(24, &[3]);
         if D::WRITABLE {
             put(36, &RANGE_SECTORS_MAX.to_le_bytes());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Disk requests through a driver-side mock queue: what works, and what a hostile driver may try.
+//! Block requests through a mock driver: valid ones, and what a hostile driver may try.
 #![allow(clippy::arithmetic_side_effects)]
 
 use std::io::Write;
@@ -15,7 +15,7 @@ const HEADER: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
 const STATUS: u64 = 0x30_0000;
 
-/// A driver of block devices.
+/// A driver of a block device.
 struct Driver(driver::Driver);
 
 impl Driver {
@@ -35,7 +35,7 @@ impl Driver {
         self.0.write(STATUS, &[0xff]);
     }
 
-    /// Lets the device serve one chain; returns the length in the used ring.
+    /// Lets the device serve one chain. Returns the length in the used ring.
     fn offer<D: Disk>(&self, blk: &mut Blk<D>, chain: &[Piece]) -> u32 {
         self.0.offer(0, 0, chain);
         assert_eq!(blk.queue_ready(0).unwrap(), Turn::Idle);
@@ -178,7 +178,7 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     }
     assert_eq!(driver.request(&mut blk, T_IN, 7, 512, true), S_OK);
     assert_eq!(driver.request(&mut blk, T_IN, 16, 4096, true), S_OK);
-    // The rest of the last page is nothing, and so is what a device lost.
+    // After the file's end the last page has no data, and neither has a device that shrank.
     assert_eq!(driver.request(&mut blk, T_IN, 25, 512, true), S_IOERR);
     first.set_len(512).unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 1, 512, true), S_IOERR);
@@ -212,7 +212,7 @@ fn a_file_gives_back_to_the_host_what_is_freed_and_a_flush_that_fails_says_so() 
     assert_eq!(before.blocks() - after.blocks(), 64);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
     assert_eq!(driver.data(512), [0; 512]);
-    // A pipe cannot be synced; nor does it keep the file from being.
+    // A pipe cannot be synced. The file is synced all the same.
     let (pipe, _other) = std::io::pipe().unwrap();
     let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
     blk.append(Volume::File(pipe), 4096).unwrap();
@@ -236,7 +236,7 @@ fn bad_requests_fail_alone() {
         let status = driver.request(&mut blk, kind, sector, len, write);
         assert_eq!(status, expected, "{kind} {sector} {len}");
     }
-    // A read whose buffer is read-only reads nothing and harms nothing.
+    // The buffer of this read is device-readable only: nothing is read, nothing breaks.
     driver.0.write(DATA, &[5; 512]);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, false), S_OK);
     assert_eq!(driver.data(512), [5; 512]);

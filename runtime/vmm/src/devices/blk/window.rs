@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A window: a disk whose extents are each backed by a file of their own.
-//! Pure: no I/O.
+//! A window: a disk made of extents, each backed by its own file. Pure: no I/O.
 
 use crate::extent::{Extent, SECTOR_BYTES};
 
-/// Extents begin at multiples of this, so that a guest with 4 KiB pages can map them.
+/// Extents begin at multiples of this, so that they are aligned to the guest's pages of 4 KiB.
 pub const EXTENT_ALIGN: u64 = 4096;
 /// More extents than any set of images has layers.
 pub const MAX_EXTENTS: usize = 4096;
 
-/// An extent that cannot be appended.
+/// Why an extent cannot be appended.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum WindowError {
     #[error("extent is empty")]
@@ -29,7 +28,7 @@ pub struct Piece<'w, F> {
     pub len: u64,
 }
 
-/// A file, and which bytes of the disk it backs.
+/// A file, and the bytes of the disk that it backs.
 #[derive(Debug)]
 struct Backing<F> {
     file: F,
@@ -46,7 +45,7 @@ impl<F> Backing<F> {
     }
 }
 
-/// Files in the order in which they were appended; there are gaps where some were removed.
+/// Files in the order in which they were appended. Removed ones leave gaps.
 #[derive(Debug)]
 pub struct Window<F> {
     backings: Vec<Backing<F>>,
@@ -72,7 +71,7 @@ impl<F> Window<F> {
         self.backings.is_empty()
     }
 
-    /// Adds `bytes` of `file`, rounded up, at the end.
+    /// Adds `bytes` of `file` at the end, rounded up to [`EXTENT_ALIGN`].
     pub fn append(&mut self, file: F, bytes: u64) -> Result<Extent, WindowError> {
         if bytes == 0 {
             return Err(WindowError::Empty);
@@ -82,7 +81,7 @@ impl<F> Window<F> {
         }
         let start = self.len();
         let rounded = bytes.checked_next_multiple_of(EXTENT_ALIGN);
-        // Offsets are signed to the kernel.
+        // The kernel takes file offsets as signed numbers.
         let end = rounded
             .and_then(|r| start.checked_add(r))
             .filter(|&end| i64::try_from(end).is_ok())
@@ -93,7 +92,7 @@ impl<F> Window<F> {
         Ok(extent)
     }
 
-    /// Takes out the extent at `first_sector`. Its place stays empty, unless it was the last one.
+    /// Takes out the extent at `first_sector`. It leaves a gap, unless it was the last one.
     pub fn remove(&mut self, first_sector: u64) -> Option<F> {
         let start = first_sector.checked_mul(SECTOR_BYTES)?;
         let at = self
@@ -102,18 +101,17 @@ impl<F> Window<F> {
         Some(self.backings.remove(at.ok()?).file)
     }
 
-    /// The extent of the first file that is the right one.
+    /// The extent of the first file for which `is_right` holds.
     pub fn find(&self, is_right: impl Fn(&F) -> bool) -> Option<Extent> {
         let mut backings = self.backings.iter();
         Some(backings.find(|one| is_right(&one.file))?.extent())
     }
 
-    /// All files.
     pub fn files(&self) -> impl Iterator<Item = &F> {
         self.backings.iter().map(|backing| &backing.file)
     }
 
-    /// The pieces that back `[start, start + len)`, in order; what no file backs is missing.
+    /// The pieces that back `[start, start + len)`, in order. A part that no file backs is left out.
     pub fn pieces(&self, start: u64, len: u64) -> impl Iterator<Item = Piece<'_, F>> {
         let end = start.saturating_add(len);
         let first = self

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Requests that wait for their reply, each under a number of ours. Bounded; no neighbours but the
-//! device.
+//! Requests that wait for their reply. Each has a number that the device chose. Their count is bounded.
+//! Only the device uses this file.
 
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -8,35 +8,38 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use crate::devices::chain::Buffers;
 use crate::memory::Memory;
 
-/// How many places the request queue has.
+/// The size of the request queue.
 pub const REQUEST_PLACES: u16 = 256;
-/// No driver that keeps to the rules has more in flight.
+/// A driver that keeps to the rules cannot have more requests in flight.
 const MOST: usize = REQUEST_PLACES as usize;
-/// The driver uses at most as many buffers as its queue has places.
+/// A chain has at most as many buffers as its queue has entries.
 pub const CHAIN_MAX: usize = REQUEST_PLACES as usize;
-/// The slot is in the low bits of a number, how often it was used above them.
+/// A number has the slot's index in its low bits, and above them how often the slot was used. So a
+/// late reply to an earlier request cannot pass for a reply to the present one.
 const SLOT_BITS: u32 = 16;
 
-/// A piece of guest memory that was checked when its chain was taken.
+/// A range of guest memory that was checked when its chain was taken.
 pub type Place = (GuestAddress, usize);
 
-/// A request that the server has.
+/// A request that was sent to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
     pub queue: usize,
     pub head: u16,
-    /// The guest's number of it.
+    /// The request's number in the guest (`unique`).
     pub unique: u64,
-    /// Where the reply goes.
+    /// Where the reply has to be written.
     pub room: Vec<Place>,
 }
 
+/// All requests in flight.
 #[derive(Debug, Default)]
 pub struct Flight {
     slots: Vec<Slot>,
     count: usize,
 }
 
+/// A place for a request. It is used again after the request's end, so its uses are counted.
 #[derive(Debug, Default)]
 struct Slot {
     uses: u64,
@@ -48,7 +51,7 @@ impl Flight {
         self.count >= MOST
     }
 
-    /// Remembers a request; returns its number, or nothing if there are too many.
+    /// Remembers a request and returns its number, or `None` if there are too many.
     pub fn begin(&mut self, waiting: Waiting) -> Option<u64> {
         let free = self.slots.iter().position(|slot| slot.waiting.is_none());
         let index = match free {
@@ -66,14 +69,14 @@ impl Flight {
         Some(slot.uses << SLOT_BITS | u64::try_from(index).ok()?)
     }
 
-    /// The request of that number, if it waits.
+    /// The request with this number, if it still waits.
     pub fn get(&self, number: u64) -> Option<&Waiting> {
         let (index, uses) = split(number);
         let slot = self.slots.get(index)?;
         slot.waiting.as_ref().filter(|_| slot.uses == uses)
     }
 
-    /// Ends the request of that number.
+    /// Removes the request with this number.
     pub fn end(&mut self, number: u64) -> Option<Waiting> {
         let (index, uses) = split(number);
         let slot = self.slots.get_mut(index).filter(|slot| slot.uses == uses)?;
@@ -82,7 +85,7 @@ impl Flight {
         Some(waiting)
     }
 
-    /// Ends all.
+    /// Removes all requests.
     pub fn take_all(&mut self) -> Vec<Waiting> {
         self.count = 0;
         let slots = self.slots.iter_mut();
@@ -98,7 +101,7 @@ fn split(number: u64) -> (usize, u64) {
     )
 }
 
-/// The writable pieces of a chain, each checked; to be found again when the reply comes.
+/// The device-writable ranges of a chain, each checked. [`resolve`] finds them again when the reply comes.
 pub fn places(chain: DescriptorChain<&Memory>, memory: &Memory) -> Vec<Place> {
     chain
         .filter(|d| d.is_write_only())
@@ -108,11 +111,11 @@ pub fn places(chain: DescriptorChain<&Memory>, memory: &Memory) -> Vec<Place> {
         .collect()
 }
 
-/// The pieces again.
+/// The memory behind ranges that [`places`] returned.
 pub fn resolve<'m>(memory: &'m Memory, places: &[Place]) -> Buffers<'m> {
     let mut buffers = Buffers::default();
     for &(address, len) in places {
-        // Cannot fail: it was there when the chain was taken, and memory does not move.
+        // Cannot fail: the range was valid when the chain was taken, and the memory layout never changes.
         if let Ok(slice) = memory.get_slice(address, len) {
             buffers.append(slice);
         }

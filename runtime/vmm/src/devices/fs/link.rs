@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The socket to the file server: whole messages out, whole replies in, never blocking.
+//! The socket to the file server: sends whole requests and receives whole replies, without blocking.
 //!
-//! Both directions are FUSE messages one after the other; each begins with its length. A server
-//! that breaks the rules, or ends, is disconnected.
+//! In both directions FUSE messages follow one another; each begins with its length. A server that
+//! breaks the protocol is disconnected.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,23 +17,23 @@ use super::flight::{self, Flight, Waiting};
 use crate::memory::Memory;
 use crate::sys;
 
-/// Bytes that may wait for the server; a message that was begun is finished.
+/// When this many bytes wait for the server, no further request is taken from the guest.
 const MOST_WAITING: usize = MOST_BYTES;
 
-/// What came from the server.
+/// What arrived from the server.
 #[derive(Debug)]
 pub enum Arrived {
-    /// A reply is in the guest's memory, this long.
+    /// The server's reply, of `len` bytes, has been written to guest memory.
     Reply {
         waiting: Waiting,
         len: u32,
     },
     Nothing,
-    /// The server has gone; tell all who wait.
+    /// The server has gone. All waiting requests have to be told.
     End,
 }
 
-/// A reply of which the rest is to come.
+/// A reply whose end has not arrived yet.
 #[derive(Debug)]
 struct Incoming {
     number: u64,
@@ -41,16 +41,17 @@ struct Incoming {
     done: usize,
 }
 
+/// The connection to the file server, if there is one, with the messages that are being sent and received.
 pub struct Link {
     epoll: Epoll,
     server: Option<UnixStream>,
-    /// The server went away and those in flight have not heard of it.
+    /// The server has gone, and the requests in flight have not been failed yet.
     lost: bool,
-    /// There was a server once.
+    /// There was a server, and it has gone. Decides between EIO and ENOTCONN.
     ended: bool,
     output: VecDeque<Vec<u8>>,
     output_bytes: usize,
-    /// Of the first message, how much has been sent.
+    /// How many bytes of the first message have been sent.
     sent: usize,
     header: [u8; REPLY_HEADER],
     header_bytes: usize,
@@ -86,7 +87,7 @@ impl Link {
         if self.is_connected() || self.lost {
             return Err(io::Error::new(
                 ErrorKind::AlreadyExists,
-                "a file server is connected",
+                "a file server is already connected",
             ));
         }
         server.set_nonblocking(true)?;
@@ -103,7 +104,7 @@ impl Link {
         self.server.is_some()
     }
 
-    /// Why there is nobody to send a request to, as an error number.
+    /// The error number for requests, if there is no server that could get them.
     pub fn refusal(&self) -> Option<i32> {
         match (&self.server, self.ended) {
             (Some(_), _) => None,
@@ -112,12 +113,12 @@ impl Link {
         }
     }
 
-    /// The server has gone, and those in flight have not heard of it.
+    /// Whether the server has gone and the requests in flight have not been failed yet.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// Says good-bye; nobody waits.
+    /// Disconnects from the server. Call it only when no request is in flight.
     pub fn close(&mut self) {
         self.lose();
         self.lost = false;
@@ -139,15 +140,15 @@ impl Link {
         self.epoll.as_raw_fd()
     }
 
-    /// Takes note of events and sends what waits.
+    /// Takes notice of an event and sends what waits. [`Self::receive`] does the reading.
     pub fn poll(&mut self) {
         let mut events = [EpollEvent::default(); 1];
-        // It only arms the next edge: what there is to do is found by trying.
+        // This only re-arms the edge-triggered event. Reading and writing show what there is to do.
         let _ = self.epoll.wait(0, &mut events);
         self.flush();
     }
 
-    /// Whether a message may be added.
+    /// Whether another message may be sent.
     pub fn takes_output(&self) -> bool {
         self.output_bytes < MOST_WAITING
     }
@@ -176,7 +177,7 @@ impl Link {
         }
     }
 
-    /// Moves one reply into the guest's memory.
+    /// Moves at most one reply into guest memory.
     pub fn receive(&mut self, memory: &Memory, flight: &mut Flight) -> Arrived {
         loop {
             let step = match self.incoming {
@@ -199,6 +200,7 @@ impl Link {
         }
     }
 
+    /// Reads the header of the next reply, checks it, and writes it to guest memory with the guest's own number.
     fn receive_header(
         &mut self,
         memory: &Memory,
@@ -219,7 +221,7 @@ impl Link {
         let len = u32::from_le_bytes([a, b, c, d]);
         let error = i32::from_le_bytes([e, f, g, h]);
         let number = u64::from_le_bytes(number);
-        // An unknown number, or more than the guest has room for, is not an answer.
+        // A reply with an unknown number, or one too long for the guest's buffers, breaks the protocol.
         let waiting = flight.get(number).ok_or(ErrorKind::InvalidData)?;
         let room = flight::resolve(memory, &waiting.room);
         let whole = usize::try_from(len).unwrap_or(usize::MAX);
@@ -235,6 +237,7 @@ impl Link {
         Ok(None)
     }
 
+    /// Reads the rest of the reply directly into guest memory. A complete reply is returned.
     fn receive_body(
         &mut self,
         memory: &Memory,

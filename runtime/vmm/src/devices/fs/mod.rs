@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-fs (virtio 1.2, 5.11) without the file system: FUSE requests go to a file server over a
+//! virtio-fs (virtio 1.2, 5.11) without a file system: FUSE requests go to a file server over a
 //! stream socket, and its replies come back. Runs on the files worker.
 //!
-//! The device is there in every VM; a server is connected later or never. Without one, requests
-//! are answered with ENOTCONN; when it has gone away, with EIO. This file checks what
-//! the guest says, [`flight`] remembers what waits for a reply, [`link`] owns the socket and checks
-//! what the server says.
+//! Every VM has this device; a server is connected later or never. Requests are answered with
+//! ENOTCONN while there has been no server, and with EIO after it has gone. This file checks what the
+//! guest sends, [`flight`] remembers which requests wait for a reply, and [`link`] owns the socket and
+//! checks what the server sends.
 //!
 //! ```text
-//! guest chain -> copy, check, own number -> socket -> server -> socket -> check -> guest chain
+//! guest chain -> copy, check, number -> socket -> server -> socket -> check -> guest chain
 //! ```
 
 mod flight;
@@ -30,18 +30,18 @@ use flight::{CHAIN_MAX, Flight, REQUEST_PLACES, Waiting};
 use link::{Arrived, Link};
 
 const DEVICE_ID: u32 = 26;
-/// What the guest mounts.
+/// The tag that the guest mounts.
 pub const TAG: &[u8] = b"bulkhead";
-/// `tag` and `num_request_queues` (virtio 1.2, 5.11.4).
+/// The configuration space has `tag`, then `num_request_queues` (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
-/// Only for requests without a reply (FORGET) and interrupts.
+/// The high-priority queue: FORGET, which has no reply, and INTERRUPT.
 const HIPRIO: usize = 0;
 const REQUESTS: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [128, REQUEST_PLACES];
-/// Requests taken, or replies given, before others have their turn.
+/// How many requests or replies are served before other devices get their turn.
 const BUDGET: usize = 64;
 
-/// What the server is told of a request: `struct fuse_in_header`, of which the rest is passed on.
+/// The fields of `struct fuse_in_header` that the device looks at. The server gets the whole header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RequestHeader {
     len: u32,
@@ -87,19 +87,19 @@ impl Fs {
         })
     }
 
-    /// Connects the file server. There can be one; another one only after it has gone.
+    /// Connects the file server. There can be only one at a time.
     pub fn connect(&mut self, server: UnixStream) -> io::Result<()> {
         self.link.connect(server)
     }
 
-    /// Takes requests from the guest for as long as the server takes them.
+    /// Takes requests from the guest as long as the server can take them.
     fn take(&mut self, active: &mut Active, queue: usize) -> Result<Turn, RingError> {
         let memory = Arc::clone(&active.memory);
         let ring = active.rings.get_mut(queue);
         let ring = ring.ok_or(RingError::NoQueue(queue))?;
         let mut turn = Turn::More;
         for _ in 0..BUDGET {
-            // What is left waits in the ring until the server has taken or answered something.
+            // The remaining requests wait in the ring until the server has read or answered some.
             if !self.link.takes_output() || self.flight.is_full() {
                 turn = Turn::Idle;
                 break;
@@ -132,8 +132,8 @@ impl Fs {
         Ok(turn)
     }
 
-    /// Checks a request once, on a copy, and sends the copy to the server. What does not wait for a
-    /// reply goes back with as many bytes as this returns.
+    /// Checks a copy of a request and sends that copy to the server. Returns `None` if the chain has to wait
+    /// for a reply; otherwise how many bytes were written to the chain, which can go back at once.
     fn send(
         &mut self,
         memory: &Memory,
@@ -167,7 +167,7 @@ impl Fs {
         let mut message = vec![0; len];
         request.copy_to(&mut message);
         if answered {
-            // Its own number instead of the guest's: no two requests in flight share one.
+            // Replace the guest's number by our own, so that no two requests in flight have the same.
             let Some(number) = self.flight.begin(waiting) else {
                 return refuse(libc::EBUSY);
             };
@@ -175,7 +175,7 @@ impl Fs {
                 unique.copy_from_slice(&number.to_le_bytes());
             }
         }
-        // The guest may have changed its header meanwhile: what was checked is what is sent.
+        // The guest may have changed the header in the meantime. Send the one that was checked.
         if let Some(first) = message.get_mut(..REQUEST_HEADER) {
             first.copy_from_slice(&start);
         }
@@ -184,7 +184,7 @@ impl Fs {
         if answered { None } else { Some(0) }
     }
 
-    /// Gives replies to the guest.
+    /// Hands replies to the guest.
     fn give(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = Arc::clone(&active.memory);
         let mut turn = Turn::More;
@@ -213,7 +213,7 @@ impl Fs {
         Ok(turn)
     }
 
-    /// The server has gone: whoever waits for it hears so.
+    /// Fails all requests in flight, because the server has gone.
     fn fail_all(&mut self, active: &mut Active) -> Result<(), RingError> {
         let memory = Arc::clone(&active.memory);
         for waiting in self.flight.take_all() {
@@ -271,7 +271,7 @@ impl VirtioDevice for Fs {
     fn deactivate(&mut self) {
         self.active = None;
         self.flight = Flight::default();
-        // The server's idea of the session is of no use to a driver that starts anew.
+        // The FUSE session that the server knows is of no use to a driver that starts again.
         self.link.close();
     }
 
@@ -296,7 +296,7 @@ impl VirtioDevice for Fs {
         self.link.poll();
         self.with_active(|fs, active| {
             let mut turn = fs.give(active)?;
-            // There may be room again for what waits in the rings.
+            // The server may have read or answered something, so requests that waited in the rings can go on.
             for queue in [HIPRIO, REQUESTS] {
                 if fs.take(active, queue)? == Turn::More {
                     turn = Turn::More;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The device against a mock driver and a server that is the other end of a socket pair.
+//! The device between a mock driver and a server, which is the other end of a socket pair.
 #![allow(clippy::arithmetic_side_effects)]
 
 use std::io::{Read, Write};
@@ -39,7 +39,7 @@ fn request(opcode: u32, unique: u64, body: &[u8]) -> Vec<u8> {
     [&bytes, body].concat()
 }
 
-/// Offers a request in two pieces, with room for `room` bytes of reply.
+/// Offers a request in two descriptors, with `room` bytes for the reply.
 fn offer(driver: &Driver, slot: u16, bytes: &[u8], room: u32) {
     let at = REQUEST + u64::from(slot) * 0x1_0000;
     let reply = REPLY + u64::from(slot) * 0x1_0000;
@@ -67,7 +67,7 @@ fn reply_at(driver: &Driver, slot: u16) -> (u32, i32, u64) {
     (number(0..4), number(4..8).cast_signed(), unique)
 }
 
-/// What the server has been sent; its number of the request.
+/// Reads a request of `len` bytes as the server; returns it and the number that the device gave it.
 fn taken(server: &mut UnixStream, len: usize) -> (Vec<u8>, u64) {
     let mut bytes = vec![0; len];
     server.read_exact(&mut bytes).unwrap();
@@ -84,7 +84,7 @@ fn a_request_reaches_the_server_and_its_reply_the_guest() {
     assert_eq!(&bytes[REQUEST_HEADER..], b"body");
     assert_ne!(number, 77, "the device has its own numbers");
     assert!(driver.used(REQUESTS).is_empty());
-    // In pieces, as a stream may bring it.
+    // Send it in pieces, as a stream may deliver it.
     let reply = [&reply_header(21, 0, number)[..], b"reply"].concat();
     for part in reply.chunks(5) {
         server.write_all(part).unwrap();
@@ -139,7 +139,7 @@ fn a_server_that_goes_away_fails_what_waits_and_what_comes() {
     offer(&driver, 0, &request(GETATTR, 1, b""), 100);
     fs.queue_ready(REQUESTS).unwrap();
     let (_, number) = taken(&mut server, REQUEST_HEADER);
-    // It dies in the middle of an answer.
+    // The server ends in the middle of a reply.
     let half = reply_header(100, 0, number);
     server.write_all(&half).unwrap();
     server.write_all(&[1; 10]).unwrap();
@@ -261,7 +261,7 @@ fn chains_outside_of_memory_or_without_an_end_come_back_empty() {
 #[test]
 fn a_server_that_does_not_read_stops_the_queue_and_not_the_device() {
     let (driver, mut fs, mut server) = connected();
-    // Small enough for the mock's memory, large enough to fill a socket.
+    // Small enough for the mock's memory, large enough to fill a socket's buffer.
     let bytes = request(GETATTR, 1, &vec![7; 0xf000]);
     let mut offered = 0;
     while fs.link.takes_output() && offered < 200 {

@@ -1,41 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The header in front of every frame (virtio 1.2, 5.1.6): what it asks the receiver to finish, a checksum or the cut
-//! into segments.
+//! The header before every frame (virtio 1.2, 5.1.6). It tells the receiver which work the sender left
+//! to it: to add a checksum, or to cut a large frame into segments.
 //!
-//! The guest's goes to the host's network stack, which checks it against the frame but not against what was
-//! negotiated. So a copy is checked here, and only kinds of work that the device offers get through.
+//! The guest's header goes to the host's network stack. That checks it against the frame, but does not
+//! know what was negotiated. So a copy is checked here, and only work that was negotiated gets through.
 
 use super::offload::{F_CSUM, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
 
-/// `struct virtio_net_hdr_v1`.
+/// The size of `struct virtio_net_hdr_v1`.
 pub const HEADER_BYTES: usize = 12;
-/// Where the device writes how many buffers a received frame has.
+/// Offset of `num_buffers`, which says how many buffers a received frame takes.
 pub const NUM_BUFFERS: usize = 10;
 const ETHERNET_BYTES: u16 = 14;
 
-/// The checksum from `csum_start` on is missing.
+/// The checksum is missing; it covers everything from `csum_start` on.
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// With a TCP kind: the first segment has congestion marks.
+/// Together with a TCP kind: the frame has congestion marks (ECN).
 const GSO_ECN: u8 = 0x80;
 
-/// A header that is not passed on.
+/// Why a frame with this header is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    #[error("a checksum is asked for that was not negotiated")]
+    #[error("frame asks for a checksum, which was not negotiated")]
     Checksum,
-    #[error("the checksum is outside of the frame")]
+    #[error("checksum field is outside the frame")]
     ChecksumPlace,
     #[error("segmentation of kind {0:#x} was not negotiated")]
     Segmentation(u8),
-    #[error("segments without a size or a checksum")]
+    #[error("segmentation without segment size or checksum")]
     Segments,
 }
 
-/// The header to send with a frame of `frame_bytes`, for a driver that accepted `features`.
+/// Checks a header for a driver that accepted `features`. Returns the header to send with the frame of
+/// `frame_bytes`.
 pub fn check(
     raw: [u8; HEADER_BYTES],
     frame_bytes: usize,
@@ -47,7 +48,7 @@ pub fn check(
     let sum_start = u16::from_le_bytes([e, f]);
     let sum_offset = u16::from_le_bytes([g, h]);
     let has = |feature: u64| features & feature != 0;
-    // Flags that a device does not know are ignored.
+    // Unknown flags are ignored, as the standard demands.
     let needs_sum = flags & NEEDS_CSUM != 0;
     if needs_sum {
         if !has(F_CSUM) {
@@ -77,7 +78,7 @@ pub fn check(
     }
     let most = u16::try_from(frame_bytes).unwrap_or(u16::MAX);
     let kept = |number: u16, keep: bool| if keep { number } else { 0 }.to_le_bytes();
-    // Its length is a hint: a wrong one is made to fit.
+    // The headers' length is only a hint, so one that is too large is reduced.
     let [a, b] = kept(header_bytes.min(most), wanted.is_some());
     let [c, d] = kept(segment_bytes, wanted.is_some());
     let [e, f] = kept(sum_start, needs_sum);
@@ -147,7 +148,7 @@ mod tests {
                 ALL,
                 HeaderError::Segmentation(0x85),
             ),
-            // Fragments of UDP, which nobody offers any more.
+            // UDP fragmentation offload (UFO) is never offered.
             (tcp(3), ALL, HeaderError::Segmentation(3)),
             (tcp(GSO_ECN), ALL, HeaderError::Segmentation(0x80)),
             (tcp(0x7f), ALL, HeaderError::Segmentation(0x7f)),

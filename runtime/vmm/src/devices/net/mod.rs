@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! virtio-net (virtio 1.2, 5.1) over a TAP that speaks the same header. Runs on the io worker.
+//! virtio-net (virtio 1.2, 5.1) over a TAP device that uses the same header. Runs on the io worker.
 //!
-//! Frames go straight between the TAP and guest memory; only the guest's header is copied, and
-//! checked ([`header`]). Without a TAP the link is down and what the guest sends is dropped.
+//! Frames go directly between the TAP and guest memory; only the guest's header is copied and checked
+//! ([`header`]). Without a TAP the link is down, and frames of the guest are dropped.
 
 mod header;
 mod offload;
@@ -32,9 +32,9 @@ const F_STATUS: u64 = 1 << 16;
 
 const RX: usize = 0;
 const TX: usize = 1;
-/// Ethernet header with a VLAN tag.
+/// Size of an Ethernet header with a VLAN tag.
 const LINK_BYTES: usize = 18;
-/// The largest frame with segmentation offload, headers included.
+/// The largest frame with segmentation offload, including its headers.
 const LARGEST_FRAME: usize = 65550;
 const CHAIN_MAX: usize = 64;
 const BUDGET: usize = 64;
@@ -45,18 +45,18 @@ pub struct Net {
     tap: Option<File>,
     mac: MacAddress,
     mtu: u16,
-    /// The offloads that the TAP can do, as features.
+    /// The offloads that the TAP supports, as feature bits.
     offload: u64,
     active: Option<Active>,
-    /// Receive chains that were taken from the ring and wait for a frame.
+    /// Receive chains that were popped from the ring and wait for a frame.
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    /// Frames may be in the TAP.
+    /// Whether the TAP may have frames.
     tap_readable: bool,
     counters: Arc<DeviceCounters>,
 }
 
-/// A receive chain: addresses that were checked when it was taken.
+/// A receive chain. Its addresses were checked when it was popped.
 #[derive(Debug)]
 struct Waiting {
     head: u16,
@@ -65,7 +65,7 @@ struct Waiting {
 }
 
 impl Net {
-    /// `tap` is non-blocking.
+    /// `tap` must be non-blocking.
     #[must_use]
     pub fn new(
         tap: Option<File>,
@@ -91,12 +91,12 @@ impl Net {
 
     fn set_offload(&self, features: u64) {
         if let Some(tap) = &self.tap {
-            // It took more when it was asked; and what it does not leave to us it does itself.
+            // Not expected to fail: the TAP accepted a larger set when asked. Without offloads it does the work itself.
             let _ = sys::set_tap_offload(tap.as_fd(), offload::tun_flags(features));
         }
     }
 
-    /// How much room a frame may need with these features.
+    /// The most bytes that a frame with its header can have with these features.
     fn frame_bytes(&self, features: u64) -> usize {
         let frame = if features & offload::GUEST_SEGMENTS != 0 {
             LARGEST_FRAME
@@ -106,7 +106,8 @@ impl Net {
         frame.saturating_add(HEADER_BYTES)
     }
 
-    /// Takes receive chains until a frame of any size fits. The TAP cuts what does not.
+    /// Pops receive chains until the largest possible frame fits, because the TAP truncates a frame that
+    /// does not fit. False if there are not enough chains.
     fn collect(&mut self, active: &mut Active) -> Result<bool, RingError> {
         let memory = &*active.memory;
         let merge = active.features & F_MRG_RXBUF != 0;
@@ -169,7 +170,7 @@ impl Net {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.tap_readable = false,
                 Err(_) => {
-                    // The frame is gone, and so is the TAP if there is never another.
+                    // The frame is lost. If the TAP itself is gone, no further event will come.
                     self.counters.fail();
                     self.tap_readable = false;
                 }
@@ -180,7 +181,7 @@ impl Net {
         Ok(turn)
     }
 
-    /// The waiting chains as one run of bytes; without merging only the first.
+    /// The buffers in which the next frame may go: all waiting chains, or only the first without merging.
     fn room<'m>(&self, memory: &'m Memory, merge: bool) -> Buffers<'m> {
         let mut room = Buffers::default();
         let most = if merge { usize::MAX } else { 1 };
@@ -194,7 +195,7 @@ impl Net {
         room
     }
 
-    /// Gives back the chains that the frame of `len` bytes, header included, fills.
+    /// Returns those chains to the guest that a frame of `len` bytes, header included, fills.
     fn deliver(
         &mut self,
         active: &mut Active,
@@ -238,7 +239,7 @@ impl Net {
         })
     }
 
-    /// Sends one frame or drops it, as a wire would.
+    /// Sends one frame. A bad frame, or one that the TAP does not take, is dropped.
     fn send(&self, mut frame: Buffers<'_>, features: u64) {
         let Some(tap) = &self.tap else {
             return;
@@ -279,6 +280,7 @@ impl VirtioDevice for Net {
         let [a, b, c, d, e, f] = self.mac.0;
         let [up, _] = u16::from(self.tap.is_some()).to_le_bytes();
         let [low, high] = self.mtu.to_le_bytes();
+        // struct virtio_net_config (virtio 1.2, 5.1.4): mac, status, max_virtqueue_pairs, mtu.
         vec![a, b, c, d, e, f, up, 0, 1, 0, low, high]
     }
 

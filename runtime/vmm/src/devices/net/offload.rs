@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Work that guest and host leave to each other: checksums that are not made, large segments that are not cut
-//! (virtio 1.2, 5.1.3 and 5.1.6.3). On one machine most of it need never be done.
+//! Offloads (virtio 1.2, 5.1.3 and 5.1.6.3): work on frames that guest and host leave to each other, such
+//! as checksums and the cutting of large segments. Within one machine most of it need not be done at all.
 //!
-//! What can be offered is what the TAP takes, and that depends on the host's kernel, so it is asked.
+//! Which offloads are offered depends on the TAP and so on the host's kernel; [`offer`] finds out.
 
 use std::io;
 
@@ -18,11 +18,11 @@ pub const F_GUEST_USO4: u64 = 1 << 54;
 pub const F_GUEST_USO6: u64 = 1 << 55;
 pub const F_HOST_USO: u64 = 1 << 56;
 
-/// Frames may be larger than the MTU towards the guest.
+/// With any of these, frames towards the guest may be larger than the MTU.
 pub const GUEST_SEGMENTS: u64 = F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_USO4 | F_GUEST_USO6;
 
 const TUN_F_CSUM: u32 = 1;
-/// What the TAP may hand over, and the feature by which the driver takes it. All of them need the checksum.
+/// The TAP's flags for segmentation, each with the feature that allows it. All of them need the checksum flag.
 const TUN_SEGMENTS: [(u32, u64); 5] = [
     (2, F_GUEST_TSO4),
     (4, F_GUEST_TSO6),
@@ -39,10 +39,10 @@ const TCP: u64 = F_CSUM
     | F_HOST_TSO4
     | F_HOST_TSO6
     | F_HOST_ECN;
-/// Linux 6.2 and later.
+/// UDP segmentation, which needs Linux 6.2 on the host.
 const UDP: u64 = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
 
-/// The features that a TAP can do, found by setting them. Nothing is set afterwards.
+/// Finds the features that a TAP supports by trying to set them. Afterwards none is set.
 pub fn offer(set: impl Fn(u32) -> io::Result<()>) -> u64 {
     let possible = [TCP | UDP, TCP, F_CSUM | F_GUEST_CSUM];
     let found = possible
@@ -52,7 +52,7 @@ pub fn offer(set: impl Fn(u32) -> io::Result<()>) -> u64 {
     found.unwrap_or(0)
 }
 
-/// What the TAP may leave undone towards a driver that accepted `features`.
+/// The TAP's flags for a driver that accepted `features`: the work that the TAP may leave to the guest.
 pub fn tun_flags(features: u64) -> u32 {
     if features & F_GUEST_CSUM == 0 {
         return 0;

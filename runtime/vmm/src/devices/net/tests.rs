@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames through mock queues and a socket pair in place of the TAP.
+//! Frames through mock queues, with a socket pair in place of the TAP.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -11,7 +11,7 @@ const DATA: u64 = 0x20_0000;
 const MAC: MacAddress = MacAddress([2, 1, 2, 3, 4, 5]);
 const FRAME: [u8; 60] = [9; 60];
 
-/// A device and the other end of its wire.
+/// A device, and the socket at the other end of its wire.
 fn net(driver: &Driver, features: u64) -> (Net, UnixDatagram) {
     let (ours, wire) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();

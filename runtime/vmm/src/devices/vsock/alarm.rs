@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A timer that tells once a second, while it runs, that a second has passed.
+//! A timer that fires once a second while it is switched on.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+/// The timer.
 #[derive(Debug)]
 pub struct Alarm {
     timer: File,
@@ -14,7 +15,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// It does not run yet.
+    /// The timer is off at first.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
@@ -24,12 +25,12 @@ impl Alarm {
         })
     }
 
-    /// Readable once a second has passed.
+    /// Readable when a second has passed.
     pub fn fd(&self) -> RawFd {
         self.timer.as_raw_fd()
     }
 
-    /// Takes note of the seconds that have passed.
+    /// Consumes the timer's event.
     pub fn heard(&mut self) {
         let _ = self.timer.read(&mut [0; 8]);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How connections between host and guest begin: the line with which the host says where it wants to connect,
-//! `CONNECT <port>\n`, and the socket at which the host takes connections of the guest.
+//! How connections between host and guest begin. The host sends the line `CONNECT <port>\n` to say which port of the
+//! guest it wants. For the guest's own connections there is a unix socket per host port.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-/// `CONNECT 4294967295\n` with room to spare.
+/// The longest line, `CONNECT 4294967295\n`, and some space.
 const LINE_BYTES: usize = 32;
 
-/// What is known of the line.
+/// What has arrived of the line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Line {
-    /// Not all of it is there.
+    /// The line is not complete yet.
     Partial,
     Port(u32),
-    /// It is no such line, or the host went away.
+    /// It is no such line, or the host closed the connection.
     Wrong,
 }
 
-/// Reads the line and not a byte more: what follows is the guest's.
+/// Reads the line and not a byte more, because the bytes after it belong to the guest.
 pub fn read_line(socket: &UnixStream) -> Line {
     let mut bytes = [0; LINE_BYTES];
     let len = match rustix::net::recv(socket, &mut bytes, RecvFlags::PEEK) {
@@ -51,7 +51,7 @@ pub fn read_line(socket: &UnixStream) -> Line {
     }
 }
 
-/// Connects to who listens for the guest's connections to host port `port`, where `path` is the host's own socket.
+/// Connects to the host program that listens on `<path>_<port>` for connections of the guest.
 pub fn dial(path: &Path, port: u32) -> io::Result<UnixStream> {
     let mut path = path.as_os_str().to_owned();
     path.push(format!("_{port}"));
@@ -59,7 +59,7 @@ pub fn dial(path: &Path, port: u32) -> io::Result<UnixStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let family = AddressFamily::UNIX;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    // Either the connection is there at once, or the listener's backlog is full: refuse.
+    // It connects at once, or fails because nobody listens or the backlog is full. It never waits.
     rustix::net::connect(&socket, &address)?;
     Ok(UnixStream::from(socket))
 }

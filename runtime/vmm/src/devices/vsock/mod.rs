@@ -24,10 +24,10 @@ use rooms::Rooms;
 const DEVICE_ID: u32 = 19;
 const RX: usize = 0;
 const TX: usize = 1;
-/// The driver keeps buffers for events there; the only event is about a restored VM.
+/// The event queue. Its only event is the reset of the transport after a migration, which never happens here.
 const EVENT: usize = 2;
 const BUDGET: usize = 128;
-/// Buffers that one turn of a stream fills at most: Linux's driver has 4 KiB in each.
+/// The most receive buffers that a stream fills in one turn. Linux's buffers have 4 KiB.
 const BURST: usize = 16;
 
 /// The vsock device of one guest.
@@ -36,7 +36,7 @@ pub struct Vsock {
     guest_cid: u64,
     muxer: Muxer,
     active: Option<Active>,
-    /// The guest's packets wait because it does not take our answers.
+    /// Packets of the guest wait, because it does not take our resets or the budget is used up.
     stalled: bool,
     counters: Arc<DeviceCounters>,
     ready: Arc<Milestone>,
@@ -86,7 +86,7 @@ impl Vsock {
             ring.push(memory, head, 0)?;
         }
         ring.signal(memory)?;
-        // What is left is taken at the next turn, whatever causes it.
+        // After a full budget the rest is taken at the next turn, whatever causes that.
         self.stalled |= turn == Turn::More;
         Ok(turn)
     }
@@ -99,7 +99,7 @@ impl Vsock {
         Ok(())
     }
 
-    /// Gives packets to the guest for as long as it has buffers.
+    /// Gives packets to the guest as long as it has receive buffers.
     fn receive(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(RX).ok_or(RingError::NoQueue(RX))?;
@@ -124,7 +124,7 @@ impl Vsock {
                 continue;
             };
             rooms.give(header, ring, memory)?;
-            // A stream that fills what it gets is read in large pieces.
+            // A stream that fills its buffers may have much to send, so the next read may fill several.
             let is_full = usize::try_from(header.len).is_ok_and(|len| len >= room.len());
             wanted = if is_full { BURST } else { 1 };
         }
@@ -133,6 +133,8 @@ impl Vsock {
         Ok(turn)
     }
 
+    /// Gives packets to the guest, after taking packets from it if `take` is set. Also takes packets that were
+    /// stalled, if there is a place for resets again.
     fn turn(&mut self, take: bool) -> Result<Turn, RingError> {
         let Some(mut active) = self.active.take() else {
             return Ok(Turn::Idle);

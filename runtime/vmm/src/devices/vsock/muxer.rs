@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! All streams of one guest, and the unix sockets at their host ends.
 //!
-//! The host connects to the socket and says `CONNECT <port>\n`; the answer is `OK <port>\n` and
-//! then the bytes are the guest's. The guest's connection to host port P goes to `<socket>_<P>`.
-//! Streams take turns, one packet or a burst of them each, so none starves another; what a slow
-//! peer leaves behind is bounded by the credit that the other side was given.
+//! The host connects to the socket and sends `CONNECT <port>\n`. The answer is `OK <port>\n`; all bytes
+//! after it come from the guest. When the guest connects to host port P, the muxer connects to
+//! `<socket>_<P>`. Streams take turns, each sends one packet or one burst per turn, so no stream starves
+//! another. Bytes that a slow peer does not read are bounded by the credit that the other side has.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -26,11 +26,11 @@ use crate::devices::chain::Buffers;
 use crate::statistics::{DeviceCounters, Milestone};
 
 pub const HOST_CID: u64 = 2;
-/// Streams and half-made connections together.
+/// Streams and callers together.
 const MAX_STREAMS: usize = 4096;
-/// Resets that wait for the guest to take them. When full, the guest's packets wait too.
+/// How many resets may wait until the guest takes them. When that many wait, the guest's packets wait, too.
 const MAX_RESETS: usize = 256;
-/// How long the guest has, from the host's connect to its own answer. Its boot may be in it.
+/// How much time may pass from the host's connect to the guest's answer. The guest may still boot in it.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 const EVENT_BATCHES: usize = 8;
 
@@ -38,14 +38,14 @@ const LISTENER: u64 = 0;
 const TIMER: u64 = 1;
 const FIRST_ID: u64 = 2;
 
-/// A host end that has not said yet where it wants to go.
+/// A host connection that has not sent its CONNECT line yet.
 #[derive(Debug)]
 struct Caller {
     socket: UnixStream,
     deadline: Instant,
 }
 
-/// See the head of this file.
+/// The streams of one guest. The head of this file explains it.
 #[derive(Debug)]
 pub struct Muxer {
     guest_cid: u64,
@@ -63,7 +63,7 @@ pub struct Muxer {
 }
 
 impl Muxer {
-    /// `path` is where `listener` listens.
+    /// `path` is the address of `listener`.
     pub fn new(
         guest_cid: u32,
         path: PathBuf,
@@ -100,8 +100,8 @@ impl Muxer {
         self.epoll.as_raw_fd()
     }
 
-    /// The guest's driver starts anew: its streams are gone, but who waits for a guest goes on
-    /// waiting.
+    /// Handles a reset of the guest's driver. Open streams end. Host connections that the guest has not
+    /// answered are offered again.
     pub fn guest_reset(&mut self) {
         self.resets.clear();
         self.turns.clear();
@@ -126,7 +126,7 @@ impl Muxer {
         !self.resets.is_empty() || !self.turns.is_empty()
     }
 
-    /// The next packet for the guest, its data already in `room`.
+    /// The next packet for the guest. Its data is in `room` already.
     pub fn next_packet(&mut self, room: &Buffers<'_>) -> Option<Header> {
         if let Some(ports) = self.resets.pop_front() {
             return Some(self.header(ports, Op::Reset));
@@ -160,7 +160,7 @@ impl Muxer {
         Header::new((HOST_CID, ports.host), (self.guest_cid, ports.guest), op)
     }
 
-    /// Puts a stream in line if it has something to say.
+    /// Puts a stream in line if it has a packet to send.
     fn queue(&mut self, id: u64) {
         if let Some(stream) = self.streams.get_mut(id)
             && !stream.queued
@@ -173,13 +173,13 @@ impl Muxer {
 
     // --- from the guest
 
-    /// Whether another packet of the guest may be taken: its answer might be a reset.
+    /// Whether another packet of the guest may be taken. The answer may be a reset, which needs a place.
     #[must_use]
     pub fn takes_input(&self) -> bool {
         self.resets.len() < MAX_RESETS
     }
 
-    /// A packet of the guest, and its data.
+    /// Handles a packet of the guest with its data.
     pub fn from_guest(&mut self, header: &Header, data: &Buffers<'_>) {
         if header.src_cid != self.guest_cid || header.dst_cid != HOST_CID {
             self.counters.fail();
@@ -203,7 +203,7 @@ impl Muxer {
         }
     }
 
-    /// A packet for a stream that exists.
+    /// Handles a packet for an existing stream.
     fn advance(&mut self, id: u64, header: &Header, data: &Buffers<'_>) {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
@@ -236,7 +236,7 @@ impl Muxer {
         }
     }
 
-    /// The guest wants to connect to the host.
+    /// Handles the guest's request to connect to the host.
     fn accept(&mut self, ports: Ports, header: &Header) {
         let socket = match self.is_full() {
             true => None,
@@ -282,7 +282,7 @@ impl Muxer {
         Some(id)
     }
 
-    /// Handles what happened on the host side.
+    /// Handles events of the host's sockets and the timer.
     pub fn poll(&mut self) -> Turn {
         let mut events = [EpollEvent::default(); 64];
         for _ in 0..EVENT_BATCHES {
@@ -305,7 +305,7 @@ impl Muxer {
         while let Ok((socket, _)) = self.listener.accept() {
             let deadline = Instant::now().checked_add(CONNECT_TIME);
             let (Some(deadline), false) = (deadline, self.is_full()) else {
-                // Closing it is the refusal.
+                // Too many streams: dropping the socket closes it, which refuses the connection.
                 continue;
             };
             if socket.set_nonblocking(true).is_err() {
@@ -319,6 +319,7 @@ impl Muxer {
         }
     }
 
+    /// Handles an epoll event of a caller's or a stream's socket.
     fn host_event(&mut self, id: u64, events: EventSet) {
         if self.callers.contains_key(&id) {
             self.hear_caller(id);
@@ -359,7 +360,7 @@ impl Muxer {
             sent: false,
             deadline: caller.deadline,
         };
-        // The socket stays in epoll under the same number.
+        // The socket stays registered with epoll under the same id.
         let stream = Stream::new(ports, caller.socket, phase);
         self.streams.insert(id, stream);
         self.queue(id);
@@ -367,11 +368,11 @@ impl Muxer {
 
     // --- time limits
 
-    /// Ends what waits for too long, once a second while something waits.
+    /// Closes connections whose time limit has passed. Runs once a second while any has one.
     fn tick(&mut self) {
         self.alarm.heard();
         self.expire(Instant::now());
-        // One that found no descriptor free may find one now.
+        // An earlier accept may have failed for lack of file descriptors.
         self.accept_callers();
     }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The header of a vsock packet (virtio 1.2, 5.10.6). Pure.
 //!
-//! Own code rather than the virtio-vsock crate: that one assumes how the driver cuts header and
-//! data into descriptors.
+//! The virtio-vsock crate is not used, because it makes assumptions about how the driver splits header
+//! and data into descriptors.
 
 pub const HEADER_BYTES: usize = 44;
-/// Buffers that a driver may cut one packet into.
+/// The most descriptors that a driver may split one packet into.
 pub const CHAIN_MAX: usize = 64;
 pub const TYPE_STREAM: u16 = 1;
 
@@ -13,7 +13,7 @@ pub const SHUTDOWN_RECEIVE: u32 = 1;
 pub const SHUTDOWN_SEND: u32 = 2;
 pub const SHUTDOWN_BOTH: u32 = 3;
 
-/// What a packet is for.
+/// The operation of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     Request,
@@ -23,7 +23,7 @@ pub enum Op {
     Data,
     CreditUpdate,
     CreditRequest,
-    /// A number without a meaning.
+    /// A number that the standard does not define.
     Unknown(u16),
 }
 
@@ -71,7 +71,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header about a stream, from one end (context and port) to the other. It says nothing of data or credit yet.
+    /// A header for a stream from one end (CID and port) to the other, without data or credit.
     #[must_use]
     pub fn new(from: (u64, u32), to: (u64, u32), op: Op) -> Self {
         Self {
@@ -127,7 +127,8 @@ impl Header {
     }
 }
 
-/// Takes `N` bytes off the front; zeroes if there are fewer, which the sizes above rule out.
+/// Removes and returns the first `N` bytes. There are always enough, because the fields above add up to the
+/// header's size.
 fn next<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     match rest.split_first_chunk::<N>() {
         Some((head, tail)) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The driver's buffers for packets. Its own choice is small ones, so one read from a socket fills many: they get a
-//! packet each.
+//! The driver's receive buffers for packets. Linux's are small, so one read from a socket may fill many of them. Each
+//! filled buffer becomes a packet.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use crate::devices::ring::{Ring, RingError};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
 
-/// For one packet.
+/// A buffer for one packet.
 #[derive(Debug)]
 struct Room<'m> {
     head: u16,
@@ -18,12 +18,12 @@ struct Room<'m> {
     data: Buffers<'m>,
 }
 
-/// Taken from the queue and not used yet, oldest first.
+/// Buffers that were popped from the queue and not used yet, oldest first.
 #[derive(Debug, Default)]
 pub struct Rooms<'m>(VecDeque<Room<'m>>);
 
 impl<'m> Rooms<'m> {
-    /// Has `count` of them, if the driver offers as many that make sense.
+    /// Pops buffers until there are `count`, or fewer if the driver does not offer as many valid ones.
     pub fn take(
         &mut self,
         count: usize,
@@ -43,7 +43,8 @@ impl<'m> Rooms<'m> {
                     counters.fail();
                     return ring.push(memory, head, 0);
                 }
-                // Its turn is when those before it are used, or `put_back` would put back the wrong ones.
+                // Return a bad chain only when all earlier ones are used: `put_back` undoes the latest pops,
+                // and so relies on the order.
                 Err(_) => {
                     ring.undo_pop();
                     break;
@@ -57,7 +58,7 @@ impl<'m> Rooms<'m> {
         self.0.is_empty()
     }
 
-    /// The room for data in all of them.
+    /// The space for data in all buffers.
     pub fn data(&self) -> Buffers<'m> {
         let mut all = Buffers::default();
         for room in &self.0 {
@@ -66,8 +67,8 @@ impl<'m> Rooms<'m> {
         all
     }
 
-    /// Hands a packet to the driver whose data are in [`Self::data`] already, as one for each room that they reach
-    /// into.
+    /// Hands data, which is in [`Self::data`] already, to the driver. Each buffer that it reaches into becomes a
+    /// packet of its own.
     pub fn give(
         &mut self,
         mut header: Header,
@@ -88,7 +89,7 @@ impl<'m> Rooms<'m> {
         Ok(())
     }
 
-    /// Leaves the rest to the next turn.
+    /// Gives unused buffers back to the queue, for the next turn.
     pub fn put_back(self, ring: &mut Ring) {
         for _ in self.0 {
             ring.undo_pop();
@@ -121,7 +122,7 @@ mod tests {
         u32::try_from(HEADER_BYTES).unwrap()
     }
 
-    /// Offers the room with this number, for `bytes` bytes of data.
+    /// Offers a buffer with this number, for `bytes` bytes of data.
     fn offer(driver: &Driver, number: u16, bytes: u32) {
         let at = ROOMS + u64::from(number) * 2 * ROOM_BYTES;
         let header = (at, header_bytes(), NEXT | WRITE, number * 2 + 1);
@@ -134,7 +135,7 @@ mod tests {
         driver.read(at + ROOM_BYTES, len)
     }
 
-    /// A device with a stream that the guest has opened, and its other end.
+    /// A device with a stream that the guest has opened, and the stream's host end.
     fn connected(driver: &Driver, dir: &std::path::Path) -> (Vsock, UnixStream) {
         let path = dir.join("v");
         let caller = UnixListener::bind(&path).unwrap();
@@ -171,7 +172,7 @@ mod tests {
             offer(&driver, number, 64);
         }
         vsock.host_ready().unwrap();
-        // The answer to the request, and what was sent: 64, then 64, 64 and 8 at once.
+        // First the answer to the request, then the data: 64 bytes, and then 64, 64 and 8 from one read.
         let lengths = [0, 64, 64, 64, 8].map(|len| header_bytes() + len);
         let used = driver.used(RX);
         assert_eq!(

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One stream between a unix socket and a port of the guest: credit, half-close, the bytes that
-//! the host was too slow to take. Knows nothing of other streams; [`super::muxer`] does.
+//! One stream between a unix socket and a port of the guest: credit, half-close, and the bytes that
+//! wait until the host reads them. It knows no other stream; [`super::muxer`] knows all of them.
 //!
 //! ```text
 //! Offered ──RESPONSE──> Open <──RESPONSE sent── Accepting
-//!    └─────RST────┐      │ RST, SHUTDOWN(both), or a broken rule
+//!    └─────RST────┐      │ RST, SHUTDOWN(both), or a violation
 //!                 v      v
-//!              (gone)   Draining: the guest is through; what it sent still goes to the host
+//!              (gone)   Draining: the guest has ended it; its last bytes still go to the host
 //! ```
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::devices::chain::Buffers;
 use crate::sys;
 
-/// How much of a stream may wait here for the host; the guest knows (`buf_alloc`).
+/// How many bytes may wait here for the host. The guest is told so (`buf_alloc`).
 pub const WINDOW_BYTES: u32 = 256 << 10;
 
 /// The two ports of a stream.
@@ -31,6 +31,7 @@ pub struct Ports {
     pub guest: u32,
 }
 
+/// Where a stream is in its life; see the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The host wants to connect; the guest has not answered yet.
@@ -38,14 +39,14 @@ pub enum Phase {
         sent: bool,
         deadline: Instant,
     },
-    /// The guest wants to connect and is connected here; it was not told yet.
+    /// The guest wants to connect. The host side is connected; the guest has not been told yet.
     Accepting,
     Open,
-    /// Only the bytes towards the host are left.
+    /// The guest has ended the stream. Only its bytes for the host are left.
     Draining,
 }
 
-/// What a stream has to say to the guest next.
+/// The next packet of a stream for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
     pub op: Op,
@@ -63,33 +64,36 @@ impl Message {
     }
 }
 
-/// The guest broke the protocol; the stream ends with a reset.
+/// The guest violated the protocol. The stream ends with a reset.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Violation;
 
+/// A stream. Its two directions have separate credit.
 #[derive(Debug)]
 pub struct Stream {
     pub ports: Ports,
     pub phase: Phase,
-    /// In the muxer's list of those that have something to say.
+    /// Whether the stream is in the muxer's queue of streams with a packet to send.
     pub queued: bool,
     socket: UnixStream,
-    /// The last try found something to read, or epoll said so.
+    /// Whether the socket may have something to read, as far as epoll and the last read tell.
     readable: bool,
     host_gone: bool,
     host_done: bool,
-    /// What the guest said of its direction to us.
+    // The halves that the guest closed with SHUTDOWN.
     guest_sends_no_more: bool,
     guest_takes_no_more: bool,
-    /// SHUTDOWN flags to send and sent.
+    // The socket's sending half is closed.
+    host_told_of_end: bool,
+    // SHUTDOWN flags that have to be sent, and those that were sent.
     shutdown_due: u32,
     shutdown_sent: u32,
-    // Credit for the way to the guest.
+    // Credit for data towards the guest.
     guest_window: u32,
     guest_forwarded: Wrapping<u32>,
     sent: Wrapping<u32>,
     credit_asked: bool,
-    // Credit for the way to the host.
+    // Credit for data towards the host.
     backlog: VecDeque<u8>,
     forwarded: Wrapping<u32>,
     forwarded_told: Wrapping<u32>,
@@ -110,6 +114,7 @@ impl Stream {
             host_done: false,
             guest_sends_no_more: false,
             guest_takes_no_more: false,
+            host_told_of_end: false,
             shutdown_due: 0,
             shutdown_sent: 0,
             guest_window: 0,
@@ -129,14 +134,14 @@ impl Stream {
         self.socket.as_raw_fd()
     }
 
-    /// `fwd_cnt` for the header of the next packet.
+    /// The value of `fwd_cnt` for the next packet's header.
     pub fn tell_forwarded(&mut self) -> u32 {
         self.forwarded_told = self.forwarded;
         self.credit_due = false;
         self.forwarded.0
     }
 
-    /// Every packet of the guest carries its credit.
+    /// Takes over the guest's credit, which is in every packet from it.
     pub fn learn_credit(&mut self, buf_alloc: u32, fwd_cnt: u32) {
         self.guest_window = buf_alloc;
         self.guest_forwarded = Wrapping(fwd_cnt);
@@ -145,7 +150,7 @@ impl Stream {
         }
     }
 
-    /// The guest asks how much it may send.
+    /// Handles the guest's request to be told its credit.
     pub fn credit_requested(&mut self) {
         self.credit_due = true;
     }
@@ -159,7 +164,7 @@ impl Stream {
         self.phase == Phase::Open && self.readable && !self.host_done && !self.guest_takes_no_more
     }
 
-    /// Whether [`Self::next_message`] may have something.
+    /// Whether [`Self::next_message`] may have a packet.
     #[must_use]
     pub fn has_message(&self) -> bool {
         match self.phase {
@@ -174,7 +179,7 @@ impl Stream {
         }
     }
 
-    /// What the guest is told next; data goes into `room`.
+    /// The next packet for the guest. Its data is written to `room`.
     pub fn next_message(&mut self, room: &Buffers<'_>) -> Option<Message> {
         match &mut self.phase {
             Phase::Offered { sent, .. } => {
@@ -208,6 +213,7 @@ impl Stream {
         None
     }
 
+    /// Reads data from the socket into `room`, as much as the guest's credit allows.
     fn read_data(&mut self, room: &Buffers<'_>) -> Option<Message> {
         let most = usize::try_from(self.credit()).unwrap_or(usize::MAX);
         if !self.may_read() || most == 0 {
@@ -240,7 +246,7 @@ impl Stream {
         }
     }
 
-    /// The host closed its sending half, or all of it.
+    /// Handles the end of the host's data: the host closed its sending half or the whole connection.
     fn end_of_host(&mut self) {
         self.host_done = true;
         self.shutdown_due |= if self.host_gone {
@@ -250,7 +256,7 @@ impl Stream {
         };
     }
 
-    /// epoll reports something.
+    /// Handles an epoll event of the socket.
     pub fn host_event(&mut self, readable: bool, writable: bool, gone: bool) {
         self.readable |= readable | gone;
         self.host_gone |= gone;
@@ -262,7 +268,7 @@ impl Stream {
         }
     }
 
-    /// The guest sends data.
+    /// Handles data from the guest.
     pub fn guest_data(&mut self, data: &Buffers<'_>) -> Result<(), Violation> {
         let room = (WINDOW_BYTES as usize).saturating_sub(self.backlog.len());
         if self.phase != Phase::Open || self.guest_sends_no_more || data.len() > room {
@@ -288,7 +294,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The host closed its receiving half: what the guest sends is dropped.
+    /// Drops data for the host from now on, because the host closed its receiving half.
     fn refuse_data(&mut self) {
         self.host_takes_no_more = true;
         self.shutdown_due |= SHUTDOWN_RECEIVE;
@@ -299,13 +305,13 @@ impl Stream {
 
     fn forward(&mut self, bytes: usize) {
         self.forwarded += u32::try_from(bytes).unwrap_or(0);
-        // Half a window that the guest does not know of.
+        // Half a window has become free since the guest was told last: tell it now.
         if (self.forwarded - self.forwarded_told).0 >= WINDOW_BYTES / 2 {
             self.credit_due = true;
         }
     }
 
-    /// Writes what the host takes.
+    /// Writes as many waiting bytes as the host takes.
     pub fn flush(&mut self) {
         while !self.backlog.is_empty() && !self.host_takes_no_more {
             let (front, _) = self.backlog.as_slices();
@@ -323,12 +329,14 @@ impl Stream {
         if self.backlog.capacity() > 0 {
             self.backlog = VecDeque::new();
         }
-        if self.guest_sends_no_more {
+        if self.guest_sends_no_more && !self.host_told_of_end {
+            // Once: each call is an event of this very socket, which would bring us here again.
+            self.host_told_of_end = true;
             let _ = self.socket.shutdown(Shutdown::Write);
         }
     }
 
-    /// The guest closes halves of the stream. True if that ends it.
+    /// Handles the guest's SHUTDOWN, which closes one or both halves. True if both are closed now.
     pub fn guest_shutdown(&mut self, flags: u32) -> bool {
         self.guest_sends_no_more |= flags & SHUTDOWN_SEND != 0;
         self.guest_takes_no_more |= flags & SHUTDOWN_RECEIVE != 0;
@@ -339,7 +347,7 @@ impl Stream {
         self.guest_sends_no_more && self.guest_takes_no_more
     }
 
-    /// The guest is through with this stream. True if some bytes still wait for the host.
+    /// Ends the stream on the guest's side. True if some bytes still wait for the host.
     pub fn drain(&mut self) -> bool {
         self.phase = Phase::Draining;
         self.guest_sends_no_more = true;
@@ -352,13 +360,13 @@ impl Stream {
         self.phase == Phase::Draining && !self.backlog.is_empty() && !self.host_takes_no_more
     }
 
-    /// Says something to the host before any data.
+    /// Sends a text to the host before any data.
     pub fn greet(&self, text: &str) -> bool {
         let flags = rustix::net::SendFlags::NOSIGNAL;
         rustix::net::send(&self.socket, text.as_bytes(), flags) == Ok(text.len())
     }
 
-    /// Whether the host left while the guest had not answered.
+    /// Whether the host closed the connection before the guest answered.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
         self.host_gone && matches!(self.phase, Phase::Offered { .. })

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The streams of one guest, by number and by ports. Pure.
+//! The streams of one guest, by id and by ports. Pure.
 
 use std::collections::HashMap;
 
 use super::stream::{Ports, Stream};
 
-/// Host ports of connections that the host makes.
+/// The first host port for connections that the host makes.
 const FIRST_PORT: u32 = 1 << 30;
 
+/// All streams of one guest.
 #[derive(Debug)]
 pub struct Table {
     streams: HashMap<u64, Stream>,
-    /// Streams that the guest knows; one that only drains is not among them.
+    /// Streams that the guest knows. A draining stream is not among them.
     by_ports: HashMap<Ports, u64>,
     next_port: u32,
 }
@@ -43,7 +44,7 @@ impl Table {
         self.streams.get_mut(&id)
     }
 
-    /// The number of the stream that the guest means.
+    /// The id of the stream with these ports.
     pub fn find(&self, ports: Ports) -> Option<u64> {
         self.by_ports.get(&ports).copied()
     }
@@ -53,7 +54,7 @@ impl Table {
         self.streams.insert(id, stream);
     }
 
-    /// The guest is through with a stream. What it sent still goes to the host.
+    /// Ends a stream on the guest's side. It stays until its waiting bytes have gone to the host.
     pub fn end(&mut self, id: u64) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -66,18 +67,18 @@ impl Table {
         }
     }
 
-    /// Forgets a stream that has nothing left for the host.
+    /// Removes a stream that has no bytes left for the host.
     pub fn remove(&mut self, id: u64) {
         self.streams.remove(&id);
     }
 
-    /// Ports of no stream, for a connection to the guest's port `guest`.
+    /// Ports that no stream uses, for a connection to the guest's port `guest`.
     pub fn free_ports(&mut self, guest: u32) -> Ports {
         loop {
             let host = self.next_port;
             self.next_port = host.checked_add(1).unwrap_or(FIRST_PORT);
             let ports = Ports { host, guest };
-            // Ends: there are far fewer streams than ports.
+            // This loop ends, because there are far fewer streams than ports.
             if !self.by_ports.contains_key(&ports) {
                 return ports;
             }
@@ -91,7 +92,7 @@ impl Table {
         self.streams.is_empty()
     }
 
-    /// Whether there is no stream that the guest knows.
+    /// Whether the guest knows no stream.
     pub fn is_unknown_to_guest(&self) -> bool {
         self.by_ports.is_empty()
     }

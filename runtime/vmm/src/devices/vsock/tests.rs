@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The muxer with a guest played by the test: packets in, packets out, unix sockets on the host.
+//! The muxer with a guest that the test plays: packets in, packets out, unix sockets on the host.
 #![allow(clippy::arithmetic_side_effects)]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -78,7 +78,7 @@ impl Guest {
         self.muxer.from_guest(&header, &data);
     }
 
-    /// A stream that the host made.
+    /// Opens a stream from the host.
     fn open(&mut self) -> (Ports, BufReader<UnixStream>) {
         let mut host = self.dial("CONNECT 1024\n");
         let (header, _) = self.receive().unwrap();
@@ -124,6 +124,24 @@ fn the_host_connects_and_both_talk_and_half_close() {
 }
 
 #[test]
+fn a_stream_that_the_guest_half_closed_is_quiet() {
+    let mut guest = Guest::new();
+    let (ports, mut host) = guest.open();
+    guest.send(ports, Op::Shutdown, SHUTDOWN_SEND, 0, &[]);
+    guest.muxer.poll();
+    assert_eq!(
+        guest.muxer.poll(),
+        Turn::Idle,
+        "no events of its own making"
+    );
+
+    let mut rest = String::new();
+    host.read_to_string(&mut rest).unwrap();
+    host.get_mut().write_all(b"still heard").unwrap();
+    assert_eq!(guest.receive().unwrap().1, b"still heard");
+}
+
+#[test]
 fn the_guest_connects() {
     let mut guest = Guest::new();
     let ports = Ports { host: 52, guest: 9 };
@@ -162,7 +180,7 @@ fn credit_holds_back_and_comes_back() {
     assert_eq!(guest.receive().unwrap().1.len(), 4);
     guest.send(ports, Op::CreditUpdate, 0, 14, &[]);
     assert_eq!(guest.receive().unwrap().1.len(), 10);
-    // The guest may ask too.
+    // The guest may also request credit.
     guest.send(ports, Op::CreditRequest, 0, 24, &[]);
     let (header, data) = guest.receive().unwrap();
     assert_eq!((header.op, data.len()), (Op::Data, 1));
@@ -176,7 +194,7 @@ fn a_stalled_host_blocks_only_itself_and_loses_nothing() {
     let (quick, mut other) = guest.open();
     let chunk = vec![7; 4096];
     let (mut sent, mut told) = (0u32, 0u32);
-    // As a driver does: no more than the credit allows.
+    // As a driver does, send no more than the credit allows.
     while sent - told + 4096 <= WINDOW_BYTES {
         guest.send(slow, Op::Data, 0, 0, &chunk);
         sent += 4096;
@@ -189,7 +207,7 @@ fn a_stalled_host_blocks_only_itself_and_loses_nothing() {
     let mut line = String::new();
     other.read_line(&mut line).unwrap();
     assert_eq!(line, "still here\n");
-    // The guest closes, and what it sent is still delivered.
+    // The guest closes. What it sent is still delivered.
     guest.send(slow, Op::Shutdown, SHUTDOWN_BOTH, 0, &[]);
     assert_eq!(guest.receive().unwrap().0.op, Op::Reset);
     assert_eq!(guest.muxer.streams.len(), 2);
@@ -242,7 +260,7 @@ fn refusals_and_time_limits() {
     assert_eq!(guest.receive().unwrap().0.op, Op::Reset);
 
     let mut rude = guest.dial("HELLO\n");
-    // A reset, because it was not all read.
+    // The kernel may answer with a reset, because the line was not read completely.
     assert_eq!(rude.read_line(&mut line).unwrap_or(0), 0);
 }
 
