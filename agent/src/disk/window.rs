@@ -98,6 +98,6 @@ mod tests {
         };
         let extent = Extent::try_from(extent).unwrap();
         let refused = map("none", "x", extent, Access::ReadWrite).unwrap_err();
-        assert_eq!(refused.to_string(), "disk none");
+        assert_eq!(refused.to_string(), "read size or number of disk none");
     }
 }

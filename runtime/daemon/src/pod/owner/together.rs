@@ -2,11 +2,9 @@
 //! Limits of all containers of a pod together, which CRI gives for each container or not at all.
 //!
 //! - **Huge pages** ([`crate::pod::plan::hugepages`]) are reserved before a container is made, and released after it
-//! was
-//!   removed. Those of a container that has exited can be used by the next new one.
+//!   was removed. Those of a container that has exited can be used by the next new one.
 //! - **Processes**: kubelet writes `podPidsLimit` only into the cgroup that it makes for the pod. It is read for each
-//! new
-//!   container, and limits the processes of all containers of the guest together.
+//!   new container, and limits the processes of all containers of the guest together.
 
 use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::protocol;

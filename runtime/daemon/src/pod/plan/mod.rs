@@ -3,8 +3,7 @@
 //! a guest.
 //!
 //! - [`sizing`]: how large a VM is; [`limits`]: cgroup limits on the host and in the guest; [`hugepages`]: how many
-//! huge
-//!   pages a guest reserves; [`cpulist`]: lists of CPUs and NUMA nodes.
+//!   huge pages a guest reserves; [`cpulist`]: lists of CPUs and NUMA nodes.
 //! - [`program`]: what a container runs, with which [`capabilities`].
 //! - [`wire`]: what CNI and the guest are told of a pod, with its [`dns`] settings.
 
