@@ -85,8 +85,10 @@ impl Walk {
         while let Some(path) = self.ahead.pop() {
             let entry = self.entry(&path);
             if let Some(entry) = entry.map_err(|source| self.failed(&path, source))? {
-                let path = path.to_str().map(str::to_owned);
-                let path = path.ok_or_else(|| WalkError::Name(self.root.join("?").into()))?;
+                let Some(name) = path.to_str() else {
+                    return Err(WalkError::Name(self.root.join(&path).into()));
+                };
+                let path = name.to_owned();
                 return Ok(Some(Record::Entry(MirrorEntry { path, ..entry })));
             }
         }
