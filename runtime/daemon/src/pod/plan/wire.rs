@@ -4,6 +4,7 @@
 
 use bulkhead_guest::protocol;
 use bulkhead_network::{self as network, AttachRequest, Attachment};
+use bulkhead_vmm::config::MacAddress;
 
 use super::dns;
 use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
@@ -87,7 +88,7 @@ fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
     let routes = attachment.routes.iter();
     let neighbors = attachment.neighbors.iter();
     Some(protocol::Interface {
-        mac: mac(attachment.mac),
+        mac: MacAddress(attachment.mac).to_string(),
         name: "eth0".to_owned(),
         mtu: attachment.mtu.into(),
         addresses: attachment.addresses.clone(),
@@ -104,14 +105,10 @@ fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
         neighbors: neighbors
             .map(|neighbor| protocol::Neighbor {
                 address: neighbor.address.clone(),
-                mac: mac(neighbor.mac),
+                mac: MacAddress(neighbor.mac).to_string(),
             })
             .collect(),
     })
-}
-
-fn mac([a, b, c, d, e, f]: [u8; 6]) -> String {
-    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {
