@@ -96,7 +96,9 @@ mod tests {
         let _fresh = call(&mut callers, 3, later);
         wrong.write_all(b"GET / HTTP/1.0\n").unwrap();
         assert!(callers.hear(1).is_none());
-        assert_eq!(wrong.read(&mut [0]).ok(), Some(0));
+        // The kernel may answer with a reset, because the line was not read.
+        assert!(matches!(wrong.read(&mut [0]), Ok(0) | Err(_)));
+        assert!(!callers.contains(1));
         assert!(callers.expire(now + CONNECT_TIME), "one is left");
         assert!(!callers.contains(2) && callers.contains(3));
         assert_eq!(silent.read(&mut [0]).unwrap(), 0);
