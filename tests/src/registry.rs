@@ -7,6 +7,10 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// A directory that keeps the filled registry for later runs on this host. To build and push the images takes half a
+/// minute on an emulated host. Without it, each run fills its own registry.
+const KEPT_VARIABLE: &str = "BULKHEAD_KEPT_REGISTRY";
+
 /// A running registry. Its process ends with the test process that started it.
 #[derive(Debug)]
 pub struct Registry {
@@ -47,9 +51,19 @@ impl Registry {
             ),
         )
         .expect("write the registry's configuration");
+        let kept = std::env::var_os(KEPT_VARIABLE).map(|kept| Path::new(&kept).join("storage"));
+        let kept_before = kept.as_ref().filter(|kept| kept.exists());
+        if let Some(kept) = kept_before {
+            copy(kept, &storage);
+        }
         spawn(config);
         wait_for(address);
-        push_images(address, &[]);
+        if kept_before.is_none() {
+            push_images(address, &[]);
+            if let Some(kept) = &kept {
+                keep(&storage, kept);
+            }
+        }
         Self {
             address,
             storage,
@@ -87,6 +101,24 @@ fn wait_for(address: SocketAddr) {
         );
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A run that is killed meanwhile keeps nothing.
+fn keep(storage: &Path, kept: &Path) {
+    let unfinished = kept.with_extension(std::process::id().to_string());
+    copy(storage, &unfinished);
+    std::fs::rename(&unfinished, kept).expect("keep the registry");
+}
+
+/// A copy, because tests may change what is in their registry.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(
+        status.expect("run cp").success(),
+        "copy the registry from {} to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 fn push_images(address: SocketAddr, arguments: &[&str]) {
