@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use crate::wait::try_until_blocking;
 
+/// A directory that keeps the filled registry for later runs on this host. To build and push the images takes half a
+/// minute on an emulated host. Without it, each run fills its own registry.
+const KEPT_VARIABLE: &str = "BULKHEAD_KEPT_REGISTRY";
+
 /// A running registry. Its process ends with the test process that started it.
 #[derive(Debug)]
 pub struct Registry {
@@ -49,9 +53,19 @@ impl Registry {
             ),
         )
         .expect("write the registry's configuration");
+        let kept = std::env::var_os(KEPT_VARIABLE).map(|kept| Path::new(&kept).join("storage"));
+        let kept_before = kept.as_ref().filter(|kept| kept.exists());
+        if let Some(kept) = kept_before {
+            copy(kept, &storage);
+        }
         spawn(config);
         until_it_answers(address);
-        push_images(address, &[]);
+        if kept_before.is_none() {
+            push_images(address, &[]);
+            if let Some(kept) = &kept {
+                keep(&storage, kept);
+            }
+        }
         Self {
             address,
             storage,
@@ -86,6 +100,24 @@ fn until_it_answers(address: SocketAddr) {
         TcpStream::connect(address).map_err(|error| error.to_string())
     });
     answers.unwrap_or_else(|late| panic!("{late}"));
+}
+
+/// A run that is killed meanwhile keeps nothing.
+fn keep(storage: &Path, kept: &Path) {
+    let unfinished = kept.with_extension(std::process::id().to_string());
+    copy(storage, &unfinished);
+    std::fs::rename(&unfinished, kept).expect("keep the registry");
+}
+
+/// A copy, because tests may change what is in their registry.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(
+        status.expect("run cp").success(),
+        "copy the registry from {} to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 fn push_images(address: SocketAddr, arguments: &[&str]) {
