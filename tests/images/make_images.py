@@ -197,6 +197,8 @@ def image_busybox(registry, _):
     base = busybox_layer()
     push(registry, "test/busybox", ["latest", "1", "again"], [base])
     push(registry, "test/docker", ["latest"], [base], docker=True)
+    # The first process of a delegate's pods.
+    push(registry, "test/pause", ["latest"], [base], {"Cmd": ["sleep", "2147483647"]})
 
 
 def image_oddities(registry, _):
