@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What kubelet talks to when pods are delegated: one runtime in front of several.
+//!
+//! Bulkhead's own servers, in [`crate::cri`], are one side; each other CRI server of the configuration is another one.
+//! [`sides`] says who serves a new pod.
+
+mod sides;
+
+pub use sides::{Side, Sides};
