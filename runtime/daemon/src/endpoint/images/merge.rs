@@ -135,10 +135,7 @@ mod tests {
                 container_filesystems: Vec::new(),
             },
         ]);
-        assert_eq!(
-            merged.image_filesystems,
-            [usage("/ours"), usage("/theirs")]
-        );
+        assert_eq!(merged.image_filesystems, [usage("/ours"), usage("/theirs")]);
         assert_eq!(merged.container_filesystems, [usage("/scratch")]);
     }
 }
