@@ -3,6 +3,7 @@
 //! socket.
 
 mod images;
+mod kubelet;
 mod lists;
 mod outage;
 mod routing;
