@@ -25,10 +25,10 @@ WITHOUT_DELEGATE = {
     "portforward in host network": "its pod has the host's network",
 }
 IN_VMS = {
-    r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel, which is not the pod's",
     "mount with 'rshared'": "mounts of a guest cannot appear on the host",
 }
 ANYWHERE = {
+    r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel by sudo; a pod in a VM has another kernel",
     "public image with digest": "pulls by a digest that only the public registry has",
 }
 OURS, DELEGATE = "bulkhead", "runc"

@@ -53,8 +53,11 @@ pub struct Named<'a> {
 impl<'a> Named<'a> {
     /// `None` if the request names no pod.
     pub fn of(spec: &'a cri::ImageSpec, pod: Option<&'a cri::PodSandboxConfig>) -> Option<Self> {
+        let of_pod = pod.map(|pod| &pod.annotations);
         let named = Self {
-            annotations: pod.map_or(&spec.annotations, |pod| &pod.annotations),
+            annotations: of_pod
+                .filter(|annotations| time(annotations).is_some())
+                .unwrap_or(&spec.annotations),
             metadata: pod.and_then(|pod| pod.metadata.as_ref()),
         };
         let anything = named.metadata.is_some() || time(named.annotations).is_some();
