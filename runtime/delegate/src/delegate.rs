@@ -4,8 +4,9 @@
 //! The connection is made by the first call, and again by the first call after it broke. [`Delegate::watch`] asks the
 //! server for its status from time to time, and more often while it does not answer, so that its return is noticed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_proto::cri;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
-use crate::calls::Limit;
+use crate::calls::{Limit, Limits};
 use crate::error::DelegateError;
 use crate::health::{Health, Pulse};
 use crate::report::Report;
@@ -30,6 +31,9 @@ const WATCH: Duration = Duration::from_secs(10);
 /// The same for one that does not answer.
 const WATCH_LOST: Duration = Duration::from_secs(1);
 
+/// By how much the limit that the server is told is later than ours, so that it is this side that gives up.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A CRI server. Clones share the connection and what is known of the server.
 #[derive(Clone, Debug)]
 pub struct Delegate {
@@ -40,14 +44,17 @@ pub struct Delegate {
 struct Shared {
     name: String,
     socket: PathBuf,
+    limits: Limits,
     channel: Channel,
     pulse: Pulse,
     report: Mutex<Arc<Report>>,
+    /// RPCs that the server does not have.
+    lacks: Mutex<BTreeSet<&'static str>>,
 }
 
 impl Delegate {
     /// Connects when the first call is made. `name` stands in errors and in the log.
-    pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+    pub fn new(name: impl Into<String>, socket: impl Into<PathBuf>, limits: Limits) -> Self {
         let socket = socket.into();
         let path = socket.clone();
         let connect = move |_| {
@@ -61,9 +68,11 @@ impl Delegate {
             shared: Arc::new(Shared {
                 name: name.into(),
                 socket,
+                limits,
                 channel,
                 pulse: Pulse::new(),
                 report: Mutex::default(),
+                lacks: Mutex::default(),
             }),
         }
     }
@@ -88,7 +97,8 @@ impl Delegate {
     /// What the server said last about itself.
     pub fn report(&self) -> Arc<Report> {
         let report = self.shared.report.lock();
-        Arc::clone(&report.unwrap_or_else(PoisonError::into_inner))
+        let report = report.unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&report)
     }
 
     /// Makes a call to the `RuntimeService`.
@@ -137,7 +147,8 @@ impl Delegate {
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let end = limit.duration().map(|limit| Instant::now() + limit);
+        let limit_of = limit.duration(&self.shared.limits);
+        let end = limit_of.map(|limit| Instant::now() + limit);
         let mut result = self.attempt(limit, end, request.clone(), &call).await;
         // A server that was restarted has closed the connection, perhaps in the middle of this call.
         if limit.may_repeat() && matches!(result, Err(DelegateError::Down { .. })) {
@@ -147,7 +158,28 @@ impl Delegate {
         if !late || limit.shows_health() {
             self.shared.pulse.record(self.name(), &result);
         }
+        if matches!(result, Err(DelegateError::Down { .. })) {
+            // Another version may come back.
+            self.lacking().clear();
+        }
         result
+    }
+
+    fn lacking(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        let lacks = self.shared.lacks.lock();
+        lacks.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server is known not to have an RPC.
+    pub fn lacks(&self, rpc: &str) -> bool {
+        self.lacking().contains(rpc)
+    }
+
+    /// Remembers that the server does not have an RPC, and logs it the first time.
+    pub fn remember_lack(&self, rpc: &'static str) {
+        if self.lacking().insert(rpc) {
+            tracing::info!(delegate = self.name(), "has no {rpc}");
+        }
     }
 
     async fn attempt<Q, A, F>(
@@ -165,11 +197,11 @@ impl Delegate {
             None => call(request).await,
             Some(end) => {
                 let left = end.saturating_duration_since(Instant::now());
-                request.set_timeout(left);
+                request.set_timeout(left + GRACE);
                 let answer = timeout_at(end, call(request)).await;
                 answer.map_err(|_| DelegateError::Slow {
                     name: self.name().to_owned(),
-                    limit: limit.duration().unwrap_or_default(),
+                    limit: limit.duration(&self.shared.limits).unwrap_or_default(),
                 })?
             }
         };
@@ -192,10 +224,10 @@ impl Delegate {
             Ok(_) => version.await.ok(),
             Err(_) => None,
         };
-        let mut known = self.shared.report.lock();
-        let known = known.as_deref_mut().unwrap_or_else(PoisonError::into_inner);
+        let known = self.shared.report.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
         *known = Arc::new(known.after(status, version));
-        Arc::clone(known)
+        Arc::clone(&known)
     }
 
     /// Notices when the server goes and comes back, until the daemon ends.
@@ -233,7 +265,7 @@ mod tests {
     async fn a_server_that_is_down_is_named_and_its_return_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("cri.sock");
-        let delegate = Delegate::new("runc", &socket);
+        let delegate = Delegate::new("runc", &socket, Limits::default());
         let error = list(&delegate, Limit::List).await.unwrap_err();
         assert!(matches!(error, DelegateError::Down { .. }), "{error}");
         assert!(error.to_string().contains("runc"), "{error}");
@@ -252,18 +284,20 @@ mod tests {
         let socket = directory.path().join("cri.sock");
         let fake = Fake::new("fake");
         let _running = fake.serve(&socket);
-        let delegate = Delegate::new("runc", &socket);
+        let limits = Limits {
+            list: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let delegate = Delegate::new("runc", &socket, limits);
         fake.freeze(true);
         let change = Limit::Change(Some(Duration::from_millis(20)));
         let error = list(&delegate, change).await.unwrap_err();
         assert!(matches!(error, DelegateError::Slow { .. }), "{error}");
         assert_eq!(delegate.health(), Health::Unknown, "changes may take long");
-        tokio::time::pause();
         list(&delegate, Limit::List).await.unwrap_err();
         assert_eq!(delegate.health(), Health::Slow);
-        tokio::time::resume();
         fake.freeze(false);
-        list(&delegate, Limit::List).await.unwrap();
+        list(&delegate, Limit::Read).await.unwrap();
         assert_eq!(delegate.health(), Health::Up);
     }
 
@@ -274,7 +308,7 @@ mod tests {
         let fake = Fake::new("fake");
         let _running = fake.serve(&socket);
         fake.world().missing.insert("list_pod_sandbox");
-        let delegate = Delegate::new("runc", &socket);
+        let delegate = Delegate::new("runc", &socket, Limits::default());
         let error = list(&delegate, Limit::List).await.unwrap_err();
         assert_eq!(error.refusal(), Some(tonic::Code::Unimplemented));
         assert_eq!(
@@ -289,7 +323,7 @@ mod tests {
         let socket = directory.path().join("cri.sock");
         let fake = Fake::new("fake");
         let running = fake.serve(&socket);
-        let delegate = Delegate::new("runc", &socket);
+        let delegate = Delegate::new("runc", &socket, Limits::default());
         assert_eq!(delegate.examine().await.runtime, "fake 1");
         fake.world().missing.insert("status");
         let report = delegate.examine().await;

@@ -157,7 +157,7 @@ macro_rules! runtime_service {
         impl RuntimeService for Fake {
             $($written)*
             $(async fn $rpc(&self, _: Request<cri::$request>) -> Answer<cri::$answer> {
-                self.enter(stringify!($rpc)).await?;
+                drop(self.enter(stringify!($rpc)).await?);
                 Ok(Response::new(cri::$answer::default()))
             })*
         }
@@ -174,7 +174,7 @@ runtime_service! {
         type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
 
         async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
-            self.enter("version").await?;
+            drop(self.enter("version").await?);
             Ok(Response::new(cri::VersionResponse {
                 runtime_name: self.name.to_owned(),
                 runtime_version: "1".to_owned(),
@@ -407,7 +407,7 @@ runtime_service! {
             &self,
             _: Request<cri::GetEventsRequest>,
         ) -> Answer<Self::GetContainerEventsStream> {
-            self.enter("get_container_events").await?;
+            drop(self.enter("get_container_events").await?);
             let events = tokio_stream::wrappers::BroadcastStream::new(self.events.subscribe());
             let events = events.map(|event| event.map_err(|e| Status::data_loss(e.to_string())));
             Ok(Response::new(Box::pin(events)))

@@ -11,9 +11,10 @@ mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 mod health;
+mod lists;
 mod report;
 
-pub use calls::{Limit, collect};
+pub use calls::{Limit, Limits};
 pub use delegate::Delegate;
 pub use error::{DelegateError, bounded};
 pub use health::Health;

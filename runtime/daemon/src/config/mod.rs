@@ -19,7 +19,10 @@ use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 pub use cgroup_driver::CgroupDriver;
 pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
-pub use runtimes::{DelegateConfig, HANDLER, Handler, Runtimes, RuntimesError};
+#[cfg(test)]
+pub use runtimes::DelegateConfig;
+use runtimes::RuntimesError;
+pub use runtimes::{HANDLER, Handler, Runtimes};
 pub use streaming::{StreamingConfig, TlsFiles};
 
 /// The file that is read if no other is given. It need not exist.

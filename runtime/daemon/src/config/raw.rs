@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::cgroup_driver::CgroupDriver;
-use super::runtimes::HANDLER;
 
 /// The default path of the CRI socket.
 pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
@@ -24,7 +23,7 @@ pub struct RawConfig {
     pub vmm: Option<PathBuf>,
     pub cgroup_parent: String,
     pub cgroup_driver: Option<CgroupDriver>,
-    pub default_handler: String,
+    pub default_handler: Option<String>,
     pub host_namespaces_handler: Option<String>,
     pub runtimes: BTreeMap<String, RawRuntime>,
     pub sandbox: RawSandbox,
@@ -102,7 +101,7 @@ impl Default for RawConfig {
             vmm: None,
             cgroup_parent: "bulkhead".to_owned(),
             cgroup_driver: None,
-            default_handler: HANDLER.to_owned(),
+            default_handler: None,
             host_namespaces_handler: None,
             runtimes: BTreeMap::new(),
             sandbox: RawSandbox::default(),

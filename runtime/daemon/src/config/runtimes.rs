@@ -73,7 +73,7 @@ pub enum RuntimesError {
 
 impl Runtimes {
     pub(super) fn check(
-        default: String,
+        default: Option<String>,
         host_namespaces: Option<String>,
         runtimes: BTreeMap<String, RawRuntime>,
         own_socket: &Path,
@@ -105,7 +105,10 @@ impl Runtimes {
                 known: own.chain(delegates.keys().cloned()).collect(),
             })
         };
-        let default = known("default_handler", default)?;
+        let default = match default {
+            None => Handler::Bulkhead,
+            Some(name) => known("default_handler", name)?,
+        };
         let host_namespaces = match host_namespaces {
             None => None,
             Some(name) => match known("host_namespaces_handler", name)? {
@@ -174,7 +177,7 @@ mod tests {
             ((*name).to_owned(), RawRuntime { cri, handler })
         });
         Runtimes::check(
-            default.to_owned(),
+            Some(default.to_owned()),
             host.map(ToOwned::to_owned),
             runtimes.collect(),
             Path::new("/no/own.sock"),

@@ -31,5 +31,4 @@ pub use images::{ImageServer, PULL_INFO};
 pub use lists::{BoxStream, stream_list};
 pub use parse_security::{MASKED_PATHS, READONLY_PATHS};
 pub use patience::caller_timeout;
-pub use refusal::ParseError;
 pub use runtime::{Found, RuntimeServer};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bulkhead_delegate::Delegate;
+use bulkhead_delegate::{Delegate, Limits};
 use bulkhead_proto::cri;
 use tonic::Status;
 
@@ -40,7 +40,7 @@ pub enum Side {
 }
 
 impl Sides {
-    pub fn new(runtimes: Runtimes) -> Self {
+    pub fn new(runtimes: Runtimes, limits: Limits) -> Self {
         let mut sockets: Vec<(std::path::PathBuf, Vec<String>)> = Vec::new();
         let mut handlers = BTreeMap::new();
         for (name, config) in &runtimes.delegates {
@@ -57,12 +57,20 @@ impl Sides {
         }
         let delegates = sockets
             .into_iter()
-            .map(|(socket, names)| Delegate::new(names.join(","), socket))
+            .map(|(socket, names)| Delegate::new(names.join(","), socket, limits))
             .collect();
         Self {
             runtimes,
             delegates,
             handlers,
+        }
+    }
+
+    /// The name of the delegate that serves pods without a handler, if it is not Bulkhead.
+    pub fn default(&self) -> Option<&str> {
+        match &self.runtimes.default {
+            Handler::Bulkhead => None,
+            Handler::Delegate(name) => Some(name),
         }
     }
 
@@ -83,7 +91,7 @@ impl Sides {
         if handler == HANDLER {
             return Ok(Side::Ours);
         }
-        let name = match (handler, &self.runtimes.default) {
+        let name: &str = match (handler, &self.runtimes.default) {
             ("", Handler::Bulkhead) => return Ok(Side::Ours),
             ("", Handler::Delegate(name)) => name,
             (name, _) => name,
@@ -117,14 +125,21 @@ impl Sides {
     /// The handler that kubelet sent for a pod that a delegate shows with the handler `shown`, as far as it can be told
     /// afterwards.
     pub fn as_sent(&self, delegate: usize, shown: &str) -> String {
-        let names = self.handlers.iter();
-        let mut names = names.filter(|(_, passed)| passed.delegate == delegate);
-        let is_default = |name: &str| matches!(&self.runtimes.default, Handler::Delegate(default) if default == name);
-        match names.find(|(_, passed)| passed.handler == shown) {
-            Some((name, _)) if is_default(name) => String::new(),
-            Some((name, _)) => name.clone(),
-            None => shown.to_owned(),
+        let is_it = |passed: &Passed| passed.delegate == delegate && passed.handler == shown;
+        if let Handler::Delegate(default) = &self.runtimes.default
+            && self.handlers.get(default).is_some_and(is_it)
+        {
+            return String::new();
         }
+        let found = self.handlers.iter().find(|(_, passed)| is_it(passed));
+        found.map_or(shown, |(name, _)| name).to_owned()
+    }
+
+    /// The handler that a delegate knows by another name, in what is passed on to it.
+    pub fn as_passed(&self, delegate: usize, sent: &str) -> String {
+        let passed = self.handlers.get(sent);
+        let passed = passed.filter(|passed| passed.delegate == delegate);
+        passed.map_or(sent, |passed| &passed.handler).to_owned()
     }
 
     fn delegate(&self, name: &str) -> Option<Side> {
@@ -147,12 +162,9 @@ fn needs_host(config: Option<&cri::PodSandboxConfig>) -> bool {
 pub mod tests {
     use super::*;
     use crate::config::DelegateConfig;
+    use std::time::Duration;
 
-    pub fn runtimes(
-        default: &str,
-        host: Option<&str>,
-        delegates: &[(&str, &str, &str)],
-    ) -> Runtimes {
+    pub fn sides(default: &str, host: Option<&str>, delegates: &[(&str, &str, &str)]) -> Sides {
         let delegates = delegates.iter().map(|(name, socket, handler)| {
             let config = DelegateConfig {
                 socket: socket.into(),
@@ -160,14 +172,19 @@ pub mod tests {
             };
             ((*name).to_owned(), config)
         });
-        Runtimes {
+        let runtimes = Runtimes {
             default: match default {
                 HANDLER => Handler::Bulkhead,
                 name => Handler::Delegate(name.to_owned()),
             },
             host_namespaces: host.map(ToOwned::to_owned),
             delegates: delegates.collect(),
-        }
+        };
+        let limits = Limits {
+            list: Duration::from_secs(1),
+            ..Limits::default()
+        };
+        Sides::new(runtimes, limits)
     }
 
     fn pod(network: cri::NamespaceMode, pid: cri::NamespaceMode) -> cri::PodSandboxConfig {
@@ -240,7 +257,7 @@ pub mod tests {
             ),
             ("unknown", "runc", Some("runc"), "kata", &network, None),
         ] {
-            let sides = Sides::new(runtimes(default, host, &runc));
+            let sides = sides(default, host, &runc);
             let found = sides.of_new_pod(handler, Some(config)).ok();
             assert_eq!(found, expected, "{case}");
         }
@@ -248,7 +265,7 @@ pub mod tests {
 
     #[tokio::test]
     async fn an_unknown_handlers_error_names_those_that_exist() {
-        let sides = Sides::new(runtimes("bulkhead", None, &[("runc", "/c.sock", "")]));
+        let sides = sides("bulkhead", None, &[("runc", "/c.sock", "")]);
         let error = sides.of_handler("kata").unwrap_err();
         assert_eq!(error.code(), tonic::Code::InvalidArgument);
         assert!(error.message().contains("\"kata\""), "{error}");
@@ -260,7 +277,7 @@ pub mod tests {
 
     #[tokio::test]
     async fn handlers_with_one_socket_share_a_delegate() {
-        let sides = Sides::new(runtimes(
+        let sides = sides(
             "runc",
             None,
             &[
@@ -268,12 +285,14 @@ pub mod tests {
                 ("other", "/o.sock", ""),
                 ("runc", "/c.sock", ""),
             ],
-        ));
+        );
         assert_eq!(sides.delegates().len(), 2);
         assert_eq!(sides.delegates()[0].name(), "gvisor,runc");
         assert_eq!(sides.as_sent(0, "runsc"), "gvisor");
         assert_eq!(sides.as_sent(0, ""), "", "the default");
         assert_eq!(sides.as_sent(1, ""), "other");
         assert_eq!(sides.as_sent(1, "unknown"), "unknown");
+        assert_eq!(sides.as_passed(0, "gvisor"), "runsc");
+        assert_eq!(sides.as_passed(1, "gvisor"), "gvisor");
     }
 }
