@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A small CRI server for tests: it has what the test put into it, and can be slow, old or gone.
 
+mod images;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::cri;
+use bulkhead_proto::cri::image_service_server::ImageServiceServer;
 use bulkhead_proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -14,6 +17,8 @@ use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+
+pub use images::image_id;
 
 /// What the server has. A test reads and changes it.
 #[derive(Debug, Default)]
@@ -31,6 +36,11 @@ pub struct World {
     pub calls: Vec<&'static str>,
     pub ran: Vec<cri::RunPodSandboxRequest>,
     pub created: Vec<cri::CreateContainerRequest>,
+    pub images: Vec<cri::Image>,
+    /// The password without which nothing is pulled.
+    pub secret: Option<String>,
+    /// The pulls that were asked for.
+    pub pulls: Vec<cri::PullImageRequest>,
     made: usize,
 }
 
@@ -91,6 +101,7 @@ impl Fake {
         };
         let server = tonic::transport::Server::builder()
             .add_service(RuntimeServiceServer::new(self.clone()))
+            .add_service(ImageServiceServer::new(self.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         runtime.spawn(server);
         Running(Some(runtime))

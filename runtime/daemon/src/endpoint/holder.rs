@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tonic::{Code, Status};
 
 use super::inventory::Inventory;
+use super::sides::Side;
 use crate::cri::Found;
 
 /// What an id is of.
@@ -28,6 +29,16 @@ pub enum Holder {
     Ours,
     /// The index of the delegate.
     Delegate(usize),
+}
+
+impl Holder {
+    /// The side, with the delegate's own handler: the one of the pod is not known here.
+    pub fn side(self) -> Side {
+        match self {
+            Self::Ours => Side::Ours,
+            Self::Delegate(index) => Side::Delegate(index, String::new()),
+        }
+    }
 }
 
 /// Finds who has an id. `ours` is what Bulkhead knows of it.

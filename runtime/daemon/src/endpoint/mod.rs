@@ -12,12 +12,14 @@
 //! status      the node's status and what each handler can do
 //! events      events of all sides
 //! runtime     RuntimeService: one short method per RPC; pass is what needs more
+//! images      ImageService; seen tells it on which side a pod is
 //! ```
 
 mod events;
 mod filter;
 mod gather;
 mod holder;
+mod images;
 mod inventory;
 mod kept;
 mod lists;
@@ -25,6 +27,7 @@ mod metrics;
 mod pass;
 mod roll;
 mod runtime;
+mod seen;
 mod sides;
 mod status;
 
@@ -38,7 +41,9 @@ use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use futures_util::future::join_all;
 use tonic::Request;
 
+pub use self::images::ImageEndpoint;
 use self::inventory::Inventory;
+pub use self::seen::SeenPods;
 pub use self::sides::Sides;
 use crate::cri::{BoxStream, Found, RuntimeServer};
 
@@ -68,6 +73,8 @@ impl Own for RuntimeServer {
 pub struct Endpoint<O> {
     ours: Arc<O>,
     sides: Sides,
+    /// For the image service, which has to know where pods are.
+    seen: SeenPods,
     /// One for each delegate, in the order of the sides.
     inventories: Arc<[Inventory]>,
     /// What kubelet told all runtimes last, for a delegate that was away.
@@ -79,6 +86,7 @@ impl<O> Clone for Endpoint<O> {
         Self {
             ours: Arc::clone(&self.ours),
             sides: self.sides.clone(),
+            seen: self.seen.clone(),
             inventories: Arc::clone(&self.inventories),
             told: Arc::clone(&self.told),
         }
@@ -87,13 +95,14 @@ impl<O> Clone for Endpoint<O> {
 
 impl<O: Own> Endpoint<O> {
     /// What delegates listed is kept in `directory`.
-    pub fn new(ours: O, sides: Sides, directory: &Path) -> Self {
+    pub fn new(ours: O, sides: Sides, seen: SeenPods, directory: &Path) -> Self {
         let delegates = sides.delegates().iter();
         let inventories = delegates.map(|delegate| Inventory::new(delegate.clone(), directory));
         Self {
             ours: Arc::new(ours),
             inventories: inventories.collect(),
             sides,
+            seen,
             told: Arc::default(),
         }
     }

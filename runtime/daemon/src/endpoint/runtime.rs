@@ -64,6 +64,13 @@ impl<O: Own> Endpoint<O> {
         holder::find(Kind::Container, id, ours, &self.inventories).await
     }
 
+    /// Remembers for the image service where a pod is.
+    fn learn(&self, config: Option<&cri::PodSandboxConfig>, side: &Side) {
+        if let Some(config) = config {
+            self.seen.learn(&config.annotations, side);
+        }
+    }
+
     pub(super) fn inventory(&self, index: usize) -> Result<&Inventory, Status> {
         let found = self.inventories.get(index);
         found.ok_or_else(|| Status::internal(format!("there is no delegate {index}")))
@@ -112,9 +119,9 @@ impl<O: Own> RuntimeService for Endpoint<O> {
         request: Request<cri::RunPodSandboxRequest>,
     ) -> Answer<cri::RunPodSandboxResponse> {
         let message = request.get_ref();
-        let side = self
-            .sides
-            .of_new_pod(&message.runtime_handler, message.config.as_ref())?;
+        let config = message.config.as_ref();
+        let side = self.sides.of_new_pod(&message.runtime_handler, config)?;
+        self.learn(config, &side);
         match side {
             Side::Ours => self.ours.run_pod_sandbox(request).await,
             Side::Delegate(index, handler) => self.run_there(index, handler, request).await,
@@ -185,7 +192,10 @@ impl<O: Own> RuntimeService for Endpoint<O> {
         &self,
         request: Request<cri::CreateContainerRequest>,
     ) -> Answer<cri::CreateContainerResponse> {
-        match self.pod(&request.get_ref().pod_sandbox_id).await? {
+        let message = request.get_ref();
+        let holder = self.pod(&message.pod_sandbox_id).await?;
+        self.learn(message.sandbox_config.as_ref(), &holder.side());
+        match holder {
             Holder::Ours => self.ours.create_container(request).await,
             Holder::Delegate(index) => self.create_there(index, request).await,
         }
