@@ -290,9 +290,7 @@ async fn a_slow_delegate_delays_no_pod_of_ours() {
         .unwrap();
     assert!(bench.status(spec("1", "")).await.unwrap().is_some());
     assert!(started.elapsed() < Duration::from_millis(500));
-    tokio::time::pause();
     assert_eq!(bench.list().await.unwrap().len(), 1);
-    tokio::time::resume();
     let started = Instant::now();
     assert_eq!(bench.list().await.unwrap().len(), 1);
     assert!(bench.status(spec("", "")).await.unwrap().is_some());
