@@ -28,7 +28,7 @@ use tonic::service::Routes;
 
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
-use crate::endpoint::{Endpoint, ImageEndpoint, SeenPods, Sides};
+use crate::endpoint::{Endpoint, ImageEndpoint, Sides};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;
@@ -72,11 +72,9 @@ pub enum ServeError {
 pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
     let runtimes = config.runtimes.clone();
-    // What pods a delegate has is not true after a reboot, what images it has is.
-    let (delegates_pods, delegates_images) = (
-        config.run_dir.join("delegates"),
-        config.state_dir.join("delegates"),
-    );
+    // Pods that are listed there do not outlive a reboot, images do.
+    let listed_pods = config.run_dir.join("delegates");
+    let listed_images = config.state_dir.join("delegates");
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
     if let Some(parent) = socket.parent() {
@@ -103,13 +101,12 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let routes = if runtimes.delegates.is_empty() {
         routes(runtime, images)
     } else {
-        make_directory(&delegates_pods)?;
-        make_directory(&delegates_images)?;
-        let (sides, seen) = (Sides::new(runtimes, Limits::default()), SeenPods::default());
-        let pods = runtime.clone();
-        let endpoint = Endpoint::new(runtime, sides.clone(), seen.clone(), &delegates_pods);
+        make_directory(&listed_pods)?;
+        make_directory(&listed_images)?;
+        let sides = Sides::new(runtimes, Limits::default());
+        let endpoint = Endpoint::new(runtime, sides, &listed_pods);
         endpoint.watch();
-        let images = ImageEndpoint::new(images, pods, sides, seen, &delegates_images);
+        let images = ImageEndpoint::new(endpoint.clone(), images, &listed_images);
         routes(endpoint, images)
     };
     let server = tonic::transport::Server::builder()

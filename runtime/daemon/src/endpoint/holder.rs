@@ -70,6 +70,15 @@ pub async fn find(
     }
 }
 
+impl From<Holder> for Side {
+    fn from(holder: Holder) -> Self {
+        match holder {
+            Holder::Ours => Self::Ours,
+            Holder::Delegate(index) => Self::Delegate(index, String::new()),
+        }
+    }
+}
+
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

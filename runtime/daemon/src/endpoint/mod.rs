@@ -12,7 +12,7 @@
 //! status      the node's status and what each handler can do
 //! events      events of all sides
 //! runtime     RuntimeService: one short method per RPC; pass is what needs more
-//! images      ImageService; seen tells it on which side a pod is
+//! images      ImageService; seen says for which pod kubelet asks
 //! ```
 
 mod events;
@@ -43,7 +43,7 @@ use tonic::Request;
 
 pub use self::images::ImageEndpoint;
 use self::inventory::Inventory;
-pub use self::seen::SeenPods;
+use self::seen::SeenPods;
 pub use self::sides::Sides;
 use crate::cri::{BoxStream, Found, RuntimeServer};
 
@@ -79,6 +79,7 @@ pub struct Endpoint<O> {
     inventories: Arc<[Inventory]>,
     /// What kubelet told all runtimes last, for a delegate that was away.
     told: Arc<Mutex<Option<cri::UpdateRuntimeConfigRequest>>>,
+    seen: SeenPods,
 }
 
 impl<O> Clone for Endpoint<O> {
@@ -89,6 +90,7 @@ impl<O> Clone for Endpoint<O> {
             seen: self.seen.clone(),
             inventories: Arc::clone(&self.inventories),
             told: Arc::clone(&self.told),
+            seen: self.seen.clone(),
         }
     }
 }
@@ -104,6 +106,7 @@ impl<O: Own> Endpoint<O> {
             sides,
             seen,
             told: Arc::default(),
+            seen: SeenPods::default(),
         }
     }
 

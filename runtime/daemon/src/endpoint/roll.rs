@@ -9,6 +9,7 @@ use std::ops::Bound;
 use bulkhead_proto::cri;
 use tokio::time::{Duration, Instant};
 
+use super::kept::OfSocket;
 use crate::cri::Found;
 
 /// How long a change is remembered: longer than any list takes.
@@ -54,6 +55,12 @@ pub struct Saved {
     pub containers: Vec<cri::Container>,
     #[prost(map = "string, string", tag = "4")]
     pub handlers: HashMap<String, String>,
+}
+
+impl OfSocket for Saved {
+    fn socket(&self) -> &str {
+        &self.socket
+    }
 }
 
 impl Roll {

@@ -119,9 +119,12 @@ impl<O: Own> RuntimeService for Endpoint<O> {
         request: Request<cri::RunPodSandboxRequest>,
     ) -> Answer<cri::RunPodSandboxResponse> {
         let message = request.get_ref();
-        let config = message.config.as_ref();
-        let side = self.sides.of_new_pod(&message.runtime_handler, config)?;
-        self.learn(config, &side);
+        let side = self
+            .sides
+            .of_new_pod(&message.runtime_handler, message.config.as_ref())?;
+        if let Some(config) = &message.config {
+            self.seen.learn(&config.annotations, &side);
+        }
         match side {
             Side::Ours => self.ours.run_pod_sandbox(request).await,
             Side::Delegate(index, handler) => self.run_there(index, handler, request).await,
@@ -192,9 +195,10 @@ impl<O: Own> RuntimeService for Endpoint<O> {
         &self,
         request: Request<cri::CreateContainerRequest>,
     ) -> Answer<cri::CreateContainerResponse> {
-        let message = request.get_ref();
-        let holder = self.pod(&message.pod_sandbox_id).await?;
-        self.learn(message.sandbox_config.as_ref(), &holder.side());
+        let holder = self.pod(&request.get_ref().pod_sandbox_id).await?;
+        if let Some(config) = &request.get_ref().sandbox_config {
+            self.seen.learn(&config.annotations, &holder.into());
+        }
         match holder {
             Holder::Ours => self.ours.create_container(request).await,
             Holder::Delegate(index) => self.create_there(index, request).await,

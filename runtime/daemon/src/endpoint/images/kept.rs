@@ -4,98 +4,81 @@
 //! While a delegate is down, kubelet must not take its images for gone: it would forget which credentials have opened a
 //! private image, and let any pod use it once the delegate is back.
 
-use std::collections::HashMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_delegate::Delegate;
 use bulkhead_proto::cri;
-use prost::Message;
 use tokio::sync::Mutex;
 
-/// The longest list that is kept in a file.
-const MOST_BYTES: usize = 16 << 20;
+use super::super::kept::{Kept, OfSocket};
 
-/// What is kept, by the delegate's name. Clones share it.
+/// What is kept of one delegate.
 #[derive(Clone, Debug)]
 pub struct KeptImages {
-    directory: PathBuf,
-    lists: Arc<Mutex<HashMap<String, Vec<cri::Image>>>>,
+    name: String,
+    socket: String,
+    file: Kept,
+    list: Arc<Mutex<SavedImages>>,
+}
+
+/// What is kept on disk.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SavedImages {
+    /// The delegate's socket. Empty: nothing is kept.
+    #[prost(string, tag = "1")]
+    pub socket: String,
+    #[prost(message, repeated, tag = "2")]
+    pub images: Vec<cri::Image>,
+}
+
+impl OfSocket for SavedImages {
+    fn socket(&self) -> &str {
+        &self.socket
+    }
 }
 
 impl KeptImages {
-    pub fn new(directory: &Path) -> Self {
+    /// Begins with what the daemon before this one kept in the directory.
+    pub fn new(delegate: &Delegate, directory: &Path) -> Self {
+        let first = delegate.name().split(',').next().unwrap_or_default();
+        let file = Kept::new(directory, &format!("{first}.images"));
+        let list = file.read(&delegate.socket().to_string_lossy());
         Self {
-            directory: directory.to_owned(),
-            lists: Arc::default(),
+            name: delegate.name().to_owned(),
+            file,
+            list: Arc::new(Mutex::new(list.unwrap_or_default())),
+            socket: delegate.socket().to_string_lossy().into_owned(),
         }
     }
 
     /// Keeps a list. The file is written only if the list has changed.
-    pub async fn keep(&self, delegate: &str, images: &[cri::Image]) {
-        let mut lists = self.lists.lock().await;
-        if self.known(&mut lists, delegate).map(Vec::as_slice) == Some(images) {
+    pub async fn keep(&self, images: &[cri::Image]) {
+        let mut kept = self.list.lock().await;
+        if kept.socket == self.socket && kept.images == images {
             return;
         }
-        lists.insert(delegate.to_owned(), images.to_vec());
-        let list = cri::ListImagesResponse {
+        *kept = SavedImages {
+            socket: self.socket.clone(),
             images: images.to_vec(),
         };
-        let bytes = list.encode_to_vec();
-        if bytes.len() > MOST_BYTES {
-            tracing::warn!(
-                delegate,
-                "has too many images to be remembered: {} bytes",
-                bytes.len()
-            );
-        } else if let Err(error) = self.write(delegate, &bytes) {
-            tracing::warn!(delegate, "its images are not remembered: {error}");
+        let (file, saved) = (self.file.clone(), kept.clone());
+        let written = tokio::task::spawn_blocking(move || file.write(&saved)).await;
+        if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
+            tracing::warn!(delegate = self.name, "its images are not kept: {error}");
         }
     }
 
     /// What the delegate listed last, of all images or of those called `name`. `None` if that is not known.
-    pub async fn last(&self, delegate: &str, name: &str) -> Option<Vec<cri::Image>> {
-        let mut lists = self.lists.lock().await;
-        let images = self.known(&mut lists, delegate)?.iter();
-        let is_it = |image: &&cri::Image| {
-            name.is_empty()
-                || image.id == name
-                || image
-                    .repo_tags
-                    .iter()
-                    .chain(&image.repo_digests)
-                    .any(|one| one == name)
-        };
-        Some(images.filter(is_it).cloned().collect())
-    }
-
-    fn known<'a>(
-        &self,
-        lists: &'a mut HashMap<String, Vec<cri::Image>>,
-        delegate: &str,
-    ) -> Option<&'a Vec<cri::Image>> {
-        if !lists.contains_key(delegate) {
-            let images = self.read(delegate)?;
-            lists.insert(delegate.to_owned(), images);
+    pub async fn last(&self, name: &str) -> Option<Vec<cri::Image>> {
+        let kept = self.list.lock().await;
+        if kept.socket.is_empty() {
+            return None;
         }
-        lists.get(delegate)
-    }
-
-    fn read(&self, delegate: &str) -> Option<Vec<cri::Image>> {
-        let bytes = std::fs::read(self.path(delegate)).ok()?;
-        let list = cri::ListImagesResponse::decode(bytes.as_slice()).ok()?;
-        Some(list.images)
-    }
-
-    fn write(&self, delegate: &str, bytes: &[u8]) -> io::Result<()> {
-        std::fs::create_dir_all(&self.directory)?;
-        let path = self.path(delegate);
-        let new = path.with_extension("new");
-        std::fs::write(&new, bytes)?;
-        std::fs::rename(new, path)
-    }
-
-    fn path(&self, delegate: &str) -> PathBuf {
-        self.directory.join(format!("{delegate}.images"))
+        let is_it = |image: &&cri::Image| {
+            let mut names = image.repo_tags.iter().chain(&image.repo_digests);
+            name.is_empty() || image.id == name || names.any(|one| one == name)
+        };
+        Some(kept.images.iter().filter(is_it).cloned().collect())
     }
 }

@@ -27,10 +27,13 @@ pub fn statuses(
         for (key, value) in side.info {
             merged.info.entry(key).or_insert(value);
         }
-        match (&mut merged.image, side.image) {
-            (Some(known), Some(image)) if known.id == image.id => join(known, image),
-            (Some(_), _) => {}
-            (None, image) => merged.image = image,
+        let Some(image) = side.image else {
+            continue;
+        };
+        match &mut merged.image {
+            Some(known) if known.id == image.id => join(known, image),
+            Some(_) => {}
+            None => merged.image = Some(image),
         }
     }
     merged

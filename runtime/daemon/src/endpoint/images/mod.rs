@@ -17,46 +17,46 @@ use std::time::Duration;
 use bulkhead_delegate::{Delegate, Health, Limit};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
-use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
-use super::seen::{Named, SeenPods};
-use super::sides::{Side, Sides};
+use super::inventory::Inventory;
+use super::seen::Named;
+use super::sides::Side;
+use super::{Endpoint, Own};
 use crate::cri::{BoxStream, caller_timeout, stream_list};
 use kept::KeptImages;
 use side::SideImages;
 
-/// The service. `I` and `P` are our own images and pods.
-#[derive(Clone, Debug)]
-pub struct ImageEndpoint<I, P> {
+/// The service. `I` has our own images.
+#[derive(Debug)]
+pub struct ImageEndpoint<O, I> {
+    pods: Endpoint<O>,
     ours: I,
-    our_pods: P,
-    sides: Sides,
-    seen: SeenPods,
-    kept: KeptImages,
+    /// What each delegate listed last, in the order of the sides.
+    kept: Vec<KeptImages>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
-    /// `kept` is the directory for what delegates listed last.
-    pub fn new(ours: I, our_pods: P, sides: Sides, seen: SeenPods, kept: &Path) -> Self {
+impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
+    /// What delegates listed is kept in `directory`.
+    pub fn new(pods: Endpoint<O>, ours: I, directory: &Path) -> Self {
+        let delegates = pods.sides.delegates().iter();
+        let kept = delegates.map(|delegate| KeptImages::new(delegate, directory));
         Self {
+            kept: kept.collect(),
+            pods,
             ours,
-            our_pods,
-            sides,
-            seen,
-            kept: KeptImages::new(kept),
         }
     }
 
     /// All sides. The side that serves by default is the first: if a name means different images, its image counts.
     fn all(&self) -> Vec<Side> {
-        let delegates = 0..self.sides.delegates().len();
+        let delegates = 0..self.pods.sides.delegates().len();
         let delegates = delegates.map(|index| Side::Delegate(index, String::new()));
         let mut all: Vec<_> = std::iter::once(Side::Ours).chain(delegates).collect();
-        let default = self.sides.of_handler("").ok();
+        let default = self.pods.sides.of_handler("").ok();
         all.sort_by_key(|side| default.as_ref().is_none_or(|default| !same(side, default)));
         all
     }
@@ -78,17 +78,17 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
             return Ok(None);
         };
         if !spec.runtime_handler.is_empty() {
-            return self.sides.of_handler(&spec.runtime_handler).map(Some);
+            return self.pods.sides.of_handler(&spec.runtime_handler).map(Some);
         }
         let Some(named) = Named::of(spec, pod) else {
             return Ok(None);
         };
-        if let Some(side) = self.seen.find(named.annotations()) {
+        if let Some(side) = self.pods.seen.find(named.annotations()) {
             return Ok(Some(side));
         }
         let side = self.find_pod(named).await;
         if let Some(side) = &side {
-            self.seen.learn(named.annotations(), side);
+            self.pods.seen.learn(named.annotations(), side);
         }
         Ok(side)
     }
@@ -96,22 +96,22 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
     /// Looks for a pod in the lists of all sides, ours first: it waits for no delegate if the pod is one of ours.
     async fn find_pod(&self, named: Named<'_>) -> Option<Side> {
         let request = Request::new(cri::ListPodSandboxRequest { filter: None });
-        let ours = self.our_pods.list_pod_sandbox(request).await.ok()?;
+        let ours = self.pods.ours.list_pod_sandbox(request).await.ok()?;
         if ours.into_inner().items.iter().any(|pod| named.is(pod)) {
             return Some(Side::Ours);
         }
-        let lists = join_all(self.sides.delegates().iter().map(Delegate::pods)).await;
-        let found = lists.into_iter().position(|pods| {
-            // One that does not answer cannot be asked for the image either.
-            pods.is_ok_and(|pods| pods.iter().any(|pod| named.is(pod)))
-        });
+        let inventories = &self.pods.inventories;
+        join_all(inventories.iter().map(Inventory::refresh_pods)).await;
+        let found = inventories
+            .iter()
+            .position(|inventory| inventory.roll().pods().any(|pod| named.is(pod)));
         found.map(|index| Side::Delegate(index, String::new()))
     }
 
     fn delegate(&self, side: &Side) -> Option<&Delegate> {
         match side {
             Side::Ours => None,
-            Side::Delegate(index, _) => self.sides.delegates().get(*index),
+            Side::Delegate(index, _) => self.pods.sides.delegates().get(*index),
         }
     }
 
@@ -140,17 +140,24 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
         let name = filter.as_ref().and_then(|filter| filter.image.as_ref());
         let name = name.map_or_else(String::new, |image| image.image.clone());
         let listed = self.ask(side, self.images(side).list(filter)).await;
-        let Some(delegate) = self.delegate(side) else {
+        let Some(kept) = self.kept_of(side) else {
             return listed;
         };
         match listed {
             Ok(images) => {
                 if name.is_empty() {
-                    self.kept.keep(delegate.name(), &images).await;
+                    kept.keep(&images).await;
                 }
                 Ok(images)
             }
-            Err(error) => self.kept.last(delegate.name(), &name).await.ok_or(error),
+            Err(error) => kept.last(&name).await.ok_or(error),
+        }
+    }
+
+    fn kept_of(&self, side: &Side) -> Option<&KeptImages> {
+        match side {
+            Side::Ours => None,
+            Side::Delegate(index, _) => self.kept.get(*index),
         }
     }
 
@@ -159,7 +166,7 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
         let handler = wanted.map_or("", |image| &image.runtime_handler);
         if !handler.is_empty() {
             return self
-                .list_side(&self.sides.of_handler(handler)?, filter)
+                .list_side(&self.pods.sides.of_handler(handler)?, filter)
                 .await;
         }
         let sides = self.all();
@@ -170,26 +177,21 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
         Ok(merge::lists(lists?))
     }
 
-    /// The image as any side has it. A side that does not answer in time is left out.
+    /// The image as any side has it. A delegate that does not answer is left out.
     async fn status_anywhere(
         &self,
         request: cri::ImageStatusRequest,
     ) -> Result<cri::ImageStatusResponse, Status> {
         let sides = self.all();
         let asked = sides.iter().map(|side| {
+            let images = self.images(side);
             let request = request.clone();
-            self.ask(side, async move {
-                self.images(side).status(request, Limit::List).await
-            })
-        });
-        let mut answers = Vec::new();
-        for answer in join_all(asked).await {
-            match answer {
-                Ok(answer) => answers.push(answer),
-                Err(error) if is_away(&error) => {}
-                Err(error) => return Err(error),
+            async move {
+                let answer = self.ask(side, images.status(request, Limit::List));
+                (side, answer.await)
             }
-        }
+        });
+        let answers = present(join_all(asked).await)?;
         Ok(merge::statuses(answers))
     }
 
@@ -211,7 +213,7 @@ impl<I: ImageService, P: RuntimeService> ImageEndpoint<I, P> {
 }
 
 #[tonic::async_trait]
-impl<I: ImageService, P: RuntimeService> ImageService for ImageEndpoint<I, P> {
+impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
     type StreamImagesStream = BoxStream<cri::StreamImagesResponse>;
 
     async fn list_images(
@@ -271,7 +273,7 @@ impl<I: ImageService, P: RuntimeService> ImageService for ImageEndpoint<I, P> {
             .map_or("", |image| &image.runtime_handler);
         let sides = match handler {
             "" => self.all(),
-            handler => vec![self.sides.of_handler(handler)?],
+            handler => vec![self.pods.sides.of_handler(handler)?],
         };
         let removals = sides.iter().map(|side| {
             let request = request.clone();
@@ -297,16 +299,22 @@ impl<I: ImageService, P: RuntimeService> ImageService for ImageEndpoint<I, P> {
             let images = self.images(side);
             (side, self.ask(side, images.file_systems()).await)
         });
-        let mut answers = Vec::new();
-        for (side, answer) in join_all(asked).await {
-            match answer {
-                Ok(answer) => answers.push(answer),
-                Err(error) if *side == Side::Ours => return Err(error),
-                Err(error) => tracing::debug!("file systems of a delegate are left out: {error}"),
-            }
-        }
+        let answers = present(join_all(asked).await)?;
         Ok(Response::new(merge::file_systems(answers)))
     }
+}
+
+/// The answers without those that delegates failed to give. Ours must be there.
+fn present<T>(answers: Vec<(&Side, Result<T, Status>)>) -> Result<Vec<T>, Status> {
+    let mut present = Vec::new();
+    for (side, answer) in answers {
+        match answer {
+            Ok(answer) => present.push(answer),
+            Err(error) if *side == Side::Ours => return Err(error),
+            Err(error) => tracing::debug!("a delegate is left out: {error}"),
+        }
+    }
+    Ok(present)
 }
 
 /// Whether two sides have the same images, whatever handler is passed on.
@@ -316,9 +324,4 @@ fn same(one: &Side, other: &Side) -> bool {
         (Side::Delegate(one, _), Side::Delegate(other, _)) => one == other,
         _ => false,
     }
-}
-
-/// Whether an error means that a side is down or slow.
-fn is_away(error: &Status) -> bool {
-    matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded)
 }

@@ -68,7 +68,8 @@ impl<I: ImageService> SideImages<'_, I> {
             Self::Ours(server) => Ok(server.pull_image(Request::new(request)).await?.into_inner()),
             Self::Delegate(delegate, handler) => {
                 request.image = request.image.map(|image| passed(image, handler));
-                let limit = Limit::Change(caller);
+                // kubelet sets no time limit: a large image may take long.
+                let limit = caller.map_or(Limit::Endless, |limit| Limit::Change(Some(limit)));
                 let answer = delegate.images(limit, request, |mut client, request| async move {
                     client.pull_image(request).await
                 });

@@ -8,7 +8,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Code, Request, Status};
 
-use super::super::seen::SeenPods;
+use super::super::Endpoint;
 use super::super::sides::Side;
 use super::super::sides::tests::sides;
 use super::ImageEndpoint;
@@ -20,7 +20,6 @@ struct Bench {
     ours: Fake,
     theirs: Fake,
     endpoint: ImageEndpoint<Fake, Fake>,
-    seen: SeenPods,
     running: Option<Running>,
     directory: tempfile::TempDir,
 }
@@ -31,22 +30,18 @@ impl Bench {
         let socket = directory.path().join("cri.sock");
         let (ours, theirs) = (Fake::new("ours"), Fake::new("theirs"));
         let running = Some(theirs.serve(&socket));
-        let mut bench = Self {
-            endpoint: endpoint(default, &ours, &directory, SeenPods::default()),
+        Self {
+            endpoint: endpoint(default, &ours, &directory),
             ours,
             theirs,
-            seen: SeenPods::default(),
             running,
             directory,
-        };
-        bench.restart(default);
-        bench
+        }
     }
 
     /// Makes the endpoint anew, with what an earlier one has left on disk.
     fn restart(&mut self, default: &str) {
-        self.seen = SeenPods::default();
-        self.endpoint = endpoint(default, &self.ours, &self.directory, self.seen.clone());
+        self.endpoint = endpoint(default, &self.ours, &self.directory);
     }
 
     async fn status(&self, spec: cri::ImageSpec) -> Result<Option<String>, Status> {
@@ -114,11 +109,11 @@ fn endpoint(
     default: &str,
     ours: &Fake,
     directory: &tempfile::TempDir,
-    seen: SeenPods,
 ) -> ImageEndpoint<Fake, Fake> {
     let socket = directory.path().join("cri.sock").display().to_string();
     let sides = sides(default, None, &[("runc", &socket, "passed")]);
-    ImageEndpoint::new(ours.clone(), ours.clone(), sides, seen, directory.path())
+    let pods = Endpoint::new(ours.clone(), sides, directory.path());
+    ImageEndpoint::new(pods, ours.clone(), directory.path())
 }
 
 fn spec(seen: &str, handler: &str) -> cri::ImageSpec {
@@ -199,7 +194,11 @@ async fn what_create_container_has_told_is_known_at_the_next_question() {
         ..Default::default()
     });
     assert!(bench.status(spec("5", "")).await.unwrap().is_some());
-    bench.seen.learn(&pod("a", "5").annotations, &Side::Ours);
+    bench
+        .endpoint
+        .pods
+        .seen
+        .learn(&pod("a", "5").annotations, &Side::Ours);
     assert!(bench.status(spec("5", "")).await.unwrap().is_none());
 }
 
@@ -271,7 +270,7 @@ async fn images_of_a_delegate_that_is_down_stay_listed_and_cannot_be_removed() {
     let listed = bench.list().await.unwrap();
     assert!(listed.iter().any(|image| image.id == id), "{listed:?}");
     // Whose images were never seen, of that nobody can say which ones are there.
-    std::fs::remove_file(bench.directory.path().join("runc.images")).unwrap();
+    std::fs::remove_file(bench.directory.path().join("runc.images.list")).unwrap();
     bench.restart("bulkhead");
     assert_eq!(bench.list().await.unwrap_err().code(), Code::Unavailable);
 }
