@@ -31,16 +31,6 @@ pub enum Holder {
     Delegate(usize),
 }
 
-impl Holder {
-    /// The side, with the delegate's own handler: the one of the pod is not known here.
-    pub fn side(self) -> Side {
-        match self {
-            Self::Ours => Side::Ours,
-            Self::Delegate(index) => Side::Delegate(index, String::new()),
-        }
-    }
-}
-
 /// Finds who has an id. `ours` is what Bulkhead knows of it.
 pub async fn find(
     kind: Kind,

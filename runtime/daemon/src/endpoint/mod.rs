@@ -73,8 +73,6 @@ impl Own for RuntimeServer {
 pub struct Endpoint<O> {
     ours: Arc<O>,
     sides: Sides,
-    /// For the image service, which has to know where pods are.
-    seen: SeenPods,
     /// One for each delegate, in the order of the sides.
     inventories: Arc<[Inventory]>,
     /// What kubelet told all runtimes last, for a delegate that was away.
@@ -87,7 +85,6 @@ impl<O> Clone for Endpoint<O> {
         Self {
             ours: Arc::clone(&self.ours),
             sides: self.sides.clone(),
-            seen: self.seen.clone(),
             inventories: Arc::clone(&self.inventories),
             told: Arc::clone(&self.told),
             seen: self.seen.clone(),
@@ -97,14 +94,13 @@ impl<O> Clone for Endpoint<O> {
 
 impl<O: Own> Endpoint<O> {
     /// What delegates listed is kept in `directory`.
-    pub fn new(ours: O, sides: Sides, seen: SeenPods, directory: &Path) -> Self {
+    pub fn new(ours: O, sides: Sides, directory: &Path) -> Self {
         let delegates = sides.delegates().iter();
         let inventories = delegates.map(|delegate| Inventory::new(delegate.clone(), directory));
         Self {
             ours: Arc::new(ours),
             inventories: inventories.collect(),
             sides,
-            seen,
             told: Arc::default(),
             seen: SeenPods::default(),
         }

@@ -64,13 +64,6 @@ impl<O: Own> Endpoint<O> {
         holder::find(Kind::Container, id, ours, &self.inventories).await
     }
 
-    /// Remembers for the image service where a pod is.
-    fn learn(&self, config: Option<&cri::PodSandboxConfig>, side: &Side) {
-        if let Some(config) = config {
-            self.seen.learn(&config.annotations, side);
-        }
-    }
-
     pub(super) fn inventory(&self, index: usize) -> Result<&Inventory, Status> {
         let found = self.inventories.get(index);
         found.ok_or_else(|| Status::internal(format!("there is no delegate {index}")))

@@ -9,7 +9,6 @@ use bulkhead_delegate::fake::{Fake, Running};
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
-use super::super::SeenPods;
 use super::super::sides::tests::sides;
 use super::*;
 use crate::cri::Found;
@@ -112,7 +111,7 @@ fn endpoint(ours: &Fake, directory: &Path) -> Endpoint<Fake> {
     let socket = directory.join("cri.sock");
     let delegates = [("runc", socket.to_str().unwrap(), "theirs")];
     let sides = sides("bulkhead", Some("runc"), &delegates);
-    Endpoint::new(ours.clone(), sides, SeenPods::default(), directory)
+    Endpoint::new(ours.clone(), sides, directory)
 }
 
 fn pair(id: &str, handler: &str) -> (String, String) {

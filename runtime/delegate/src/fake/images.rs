@@ -102,7 +102,7 @@ impl ImageService for Fake {
         &self,
         _: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        drop(self.enter("image_fs_info").await?);
+        self.enter("image_fs_info").await?;
         let usage = cri::FilesystemUsage {
             fs_id: Some(cri::FilesystemIdentifier {
                 mountpoint: format!("/{}", self.name),
