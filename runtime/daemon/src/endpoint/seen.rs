@@ -68,16 +68,14 @@ impl<'a> Named<'a> {
         self.annotations
     }
 
-    /// Whether it is this pod.
+    /// Whether it is this pod. Its name decides, if the request has it.
     pub fn is(&self, pod: &cri::PodSandbox) -> bool {
-        let times = (time(self.annotations), time(&pod.annotations));
-        if times.0.is_some() && times.0 == times.1 {
-            return true;
+        if let (Some(named), Some(found)) = (self.metadata, &pod.metadata) {
+            return (&named.uid, &named.name, &named.namespace)
+                == (&found.uid, &found.name, &found.namespace);
         }
-        let (Some(named), Some(found)) = (self.metadata, &pod.metadata) else {
-            return false;
-        };
-        (&named.uid, &named.name, &named.namespace) == (&found.uid, &found.name, &found.namespace)
+        let named = time(self.annotations);
+        named.is_some() && named == time(&pod.annotations)
     }
 }
 

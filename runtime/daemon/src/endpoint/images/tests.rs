@@ -289,7 +289,6 @@ async fn a_slow_delegate_delays_no_pod_of_ours() {
         .unwrap();
     assert!(bench.status(spec("1", "")).await.unwrap().is_some());
     assert!(started.elapsed() < Duration::from_millis(500));
-    // The first list that it does not answer waits for it, as long as a list may.
     assert_eq!(bench.list().await.unwrap().len(), 1);
     let started = Instant::now();
     assert_eq!(bench.list().await.unwrap().len(), 1);
