@@ -118,7 +118,7 @@ def base_layer(packages, passwd="", group=""):
     applets = subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
     for applet in sorted(set(applets) - {"busybox"}):
         # Hard links and not symbolic ones: a mount over one applet must not cover all of them.
-        layer.hardlink(f"bin/{applet}", "bin/busybox")
+        layer.hardlink(f"bin/{applet}", "bin/busybox", mode=0o755)
     layer.add("usr/bin/pgrep", data=PGREP, mode=0o755)
     layer.add("etc/passwd", data=("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/srv/www:/bin/false\n"
                                   "nobody:x:65534:65534:nobody:/home:/bin/false\n" + passwd).encode())

@@ -113,6 +113,19 @@ impl Client {
             .image_ref)
     }
 
+    /// Pulls an image for the pods of one RuntimeClass handler.
+    pub async fn pull_by(&mut self, handler: &str, image: &str) {
+        let spec = ImageSpec {
+            runtime_handler: handler.into(),
+            ..image_spec(image)
+        };
+        let request = PullImageRequest {
+            image: Some(spec),
+            ..Default::default()
+        };
+        self.images.pull_image(request).await.expect("pull");
+    }
+
     pub async fn run_pod(&mut self, name: &str) -> Result<Pod, Status> {
         self.run_pod_with(self.pod_config(name)).await
     }
@@ -127,9 +140,18 @@ impl Client {
     }
 
     pub async fn run_pod_as_it_is(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        self.run_pod_by("", config).await
+    }
+
+    /// Runs a pod whose RuntimeClass has this handler.
+    pub async fn run_pod_by(
+        &mut self,
+        handler: &str,
+        config: PodSandboxConfig,
+    ) -> Result<Pod, Status> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.into(),
         };
         let id = self
             .runtime

@@ -9,6 +9,7 @@ pub mod census;
 pub mod certificate;
 pub mod cgroups;
 pub mod client;
+pub mod containerd;
 pub mod daemon;
 pub mod kubelet;
 pub mod node;
