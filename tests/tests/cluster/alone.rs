@@ -24,8 +24,11 @@ fn has_pressure() -> String {
 #[test]
 fn a_full_disk_evicts_pods_until_it_has_room() {
     let own = Namespace::new("pressure");
-    let line = "head -c 50000000 /dev/urandom >/tmp/large; echo written; trap 'exit 0' TERM; sleep 100000 & wait";
-    own.apply(&[pod("large", line, json!({}), json!({}))]);
+    // kubelet evicts whose volumes and logs are the largest.
+    let line = "head -c 50000000 /dev/urandom >/large/file; echo written; trap 'exit 0' TERM; sleep 100000 & wait";
+    let mounts = json!({"volumeMounts": [{"name": "large", "mountPath": "/large"}]});
+    let volumes = json!({"volumes": [{"name": "large", "emptyDir": {}}]});
+    own.apply(&[pod("large", line, mounts, volumes)]);
     own.until_logged("large", "written");
     let mut table = Table::new("cluster: a node's disk is full");
     let filled = Filled;
