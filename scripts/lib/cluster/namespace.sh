@@ -42,7 +42,7 @@ cluster_end() {
     done
     for file in "$1"/node-*/cgroup; do
         [ -e "$file" ] || continue
-        find "/sys/fs/cgroup/$(cat "$file")" -depth -type d -exec rmdir {} + || true
+        find "$(findmnt -n -o TARGET -t cgroup2 | head -n 1)/$(cat "$file")" -depth -type d -exec rmdir {} + || true
     done
     if [ -e "$1/namespace" ]; then ip netns del "$(cat "$1/namespace")" 2>/dev/null || true; fi
     rm -rf "$1"

@@ -58,6 +58,8 @@ node_run() {
         return
     fi
     pid=$(cat "$state/node-$number/pid")
-    read -r first <"/proc/$pid/task/$pid/children"
-    BULKHEAD_KVM_HOST=real nsenter --target "$first" --mount --net --pid --cgroup --wd="$PWD" "$@"
+    first=$(cat "/proc/$pid/task/$pid/children")
+    # shellcheck disable=SC2016 # the shell on the node expands them
+    BULKHEAD_KVM_HOST=real nsenter --target "${first%% *}" --mount --net --pid --cgroup --wd="$PWD" \
+        sh -c 'echo $$ >/sys/fs/cgroup/init/cgroup.procs && exec "$@"' node "$@"
 }
