@@ -2,7 +2,7 @@
 //! A CRI client for tests: one connection to both services, and helpers for what many tests do.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::image_service_client::ImageServiceClient;
 use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -18,6 +18,8 @@ use bulkhead_proto::cri::{
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+
+use crate::wait::{Wait, until};
 
 /// How long a test waits for anything before it fails. Long, because an emulated host takes seconds to boot a pod.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -243,17 +245,13 @@ impl Client {
 
     /// Waits until the container has exited.
     pub async fn exited(&mut self, id: &str) -> ContainerStatus {
-        let started = Instant::now();
+        let mut wait = Wait::until("the container has exited");
         loop {
             let status = self.status(id).await.expect("container status");
             if status.state() == ContainerState::ContainerExited {
                 return status;
             }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "{id} did not exit: {status:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            wait.again(format!("{status:?}")).await;
         }
     }
 
@@ -320,26 +318,35 @@ impl Client {
         String::from_utf8_lossy(&answer.stdout).into_owned()
     }
 
+    /// Waits until a process in the pod of this container listens on a port, by TCP or UDP.
+    pub async fn until_listening(&mut self, id: &str, port: u16) {
+        let what = format!("somebody listens on port {port} of the pod");
+        let address_end = format!(":{port:04X}");
+        until(&what, async || {
+            let sockets = self.shell(id, "cat /proc/net/tcp* /proc/net/udp*").await;
+            let listens = sockets.lines().any(|line| {
+                let mut fields = line.split_whitespace().skip(1);
+                let (local, state) = (fields.next(), fields.nth(1));
+                // TCP_LISTEN, or what UDP has instead.
+                local.is_some_and(|local| local.ends_with(&address_end))
+                    && matches!(state, Some("0A" | "07"))
+            });
+            if listens { Ok(()) } else { Err(sockets) }
+        })
+        .await;
+    }
+
     /// Waits until `enough` is true of what the container has logged, and returns it without CRI's prefixes.
     pub async fn log_until(&self, pod: &Pod, name: &str, enough: impl Fn(&str) -> bool) -> String {
         let path = self.log_path(pod, name);
-        let started = Instant::now();
+        let mut wait = Wait::until(&format!("{} has all that is expected", path.display()));
         loop {
-            let looking = Instant::now();
             let text = tokio::fs::read_to_string(&path).await.unwrap_or_default();
             let payload = log_payload(&text);
             if enough(&payload) {
                 return payload;
             }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "log {} stays {payload:?}",
-                path.display()
-            );
-            // Reading a log of many megabytes takes CPU that the container needs to write it. So pause longer than that
-            // took.
-            let pause = Duration::from_millis(50).max(looking.elapsed() * 4);
-            tokio::time::sleep(pause).await;
+            wait.again(payload).await;
         }
     }
 

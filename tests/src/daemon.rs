@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::census::Census;
-use crate::client::{Client, PATIENCE};
+use crate::client::Client;
 use crate::registry::Registry;
+use crate::wait::until;
 
 /// Where `scripts/build` puts the programs.
 const PROGRAMS_VARIABLE: &str = "BULKHEAD_PROGRAMS";
@@ -201,24 +201,19 @@ impl Daemon {
             .spawn()
             .expect("start bulkhead serve");
         self.child = Some(child);
-        let started = Instant::now();
-        while tokio::net::UnixStream::connect(self.socket())
-            .await
-            .is_err()
-        {
-            assert!(
-                started.elapsed() < PATIENCE,
-                "the daemon does not answer; it said:\n{}",
-                self.output()
-            );
+        until("the daemon answers", async || {
+            let Err(error) = tokio::net::UnixStream::connect(self.socket()).await else {
+                return Ok(());
+            };
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
                 panic!(
                     "the daemon ended with {status}; it said:\n{}",
                     self.output()
                 );
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            Err(format!("{error}; it said:\n{}", self.output()))
+        })
+        .await;
     }
 }
 

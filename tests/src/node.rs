@@ -8,15 +8,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{ListPodSandboxRequest, PodSandboxState};
 use serde_json::{Value, json};
 
 use crate::certificate::Certificate;
+use crate::cgroups::remove_cgroup;
 use crate::daemon::{Daemon, Networking};
 use crate::node_api::Api;
 use crate::registry::{Registry, free_address};
+use crate::wait::{try_until, whether};
 
 /// Set by `scripts/test` to what `scripts/build-clients` prints.
 const CLIENTS_VARIABLE: &str = "BULKHEAD_CLIENTS";
@@ -126,21 +128,20 @@ impl Node {
             .spawn()
             .expect("start kubelet");
         self.kubelet = Some(child);
-        let started = Instant::now();
-        while self.api.get("healthz").await.ok().as_deref() != Some("ok") {
+        let healthy = try_until("kubelet is healthy", PATIENCE, async || {
+            let answer = self.api.get("healthz").await;
+            if answer.as_deref() == Ok("ok") {
+                return Ok(());
+            }
             if let Some(Ok(Some(status))) = self.kubelet.as_mut().map(Child::try_wait) {
                 panic!(
                     "kubelet ended with {status}; it said:\n{}",
                     tail(&self.output())
                 );
             }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "kubelet is not well; it said:\n{}",
-                tail(&self.output())
-            );
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
+            Err(format!("{answer:?}; it said:\n{}", tail(&self.output())))
+        });
+        healthy.await.unwrap_or_else(|late| panic!("{late}"));
     }
 
     /// Kills kubelet and starts it again with other settings.
@@ -175,27 +176,20 @@ impl Node {
     /// at once.
     pub async fn until_stopped(&self, name: &str) -> Result<(), String> {
         let mut client = self.daemon.client().await;
-        let started = Instant::now();
-        loop {
+        let what = format!("{name} has stopped");
+        let stopped = try_until(&what, PATIENCE, async || {
             let request = ListPodSandboxRequest::default();
             let answer = client.runtime.list_pod_sandbox(request).await;
-            let mut sandboxes = answer
-                .map_err(|status| status.to_string())?
-                .into_inner()
-                .items;
+            let answer = answer.map_err(|status| status.to_string())?;
+            let mut sandboxes = answer.into_inner().items;
             sandboxes.retain(|pod| {
                 let metadata = pod.metadata.as_ref();
                 let is_it = metadata.is_some_and(|one| one.name == format!("{name}-{NAME}"));
                 is_it && pod.state() == PodSandboxState::SandboxReady
             });
-            if sandboxes.is_empty() {
-                return Ok(());
-            }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("{name} does not stop: {sandboxes:?}"));
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
+            whether(sandboxes.is_empty(), sandboxes)
+        });
+        stopped.await.map_err(|late| late.to_string())
     }
 
     /// Has kubelet end all pods, and asserts that no VM is left.
@@ -207,21 +201,18 @@ impl Node {
             fs::remove_file(entry.path()).expect("remove a manifest");
         }
         let mut client = self.daemon.client().await;
-        let started = Instant::now();
-        loop {
+        let ended = try_until("kubelet has ended all pods", PATIENCE, async || {
             let pods = self.api.pods().await.len();
             let sandboxes = client.pod_ids().await;
             let vmms = self.daemon.vmm_pids();
             // kubelet keeps a stopped sandbox until its garbage collection. So it is enough that the VMs have ended.
             if pods == 0 && vmms.is_empty() {
-                break;
+                return Ok(());
             }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "{pods} pods, sandboxes {sandboxes:?} and VMMs {vmms:?} do not end"
-            );
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+            let seen = format!("{pods} pods, sandboxes {sandboxes:?}, VMMs {vmms:?}");
+            Err(seen)
+        });
+        ended.await.unwrap_or_else(|late| panic!("{late}"));
         self.kill_kubelet();
     }
 
@@ -350,18 +341,6 @@ fn unmount_below(directory: &Path) {
         .collect();
     for target in mounts.into_iter().rev() {
         let _ = Command::new("umount").args(["-l", target]).status();
-    }
-}
-
-/// Removes a cgroup and those below it. They must contain no processes.
-fn remove_cgroup(cgroup: &Path) {
-    if let Ok(entries) = fs::read_dir(cgroup) {
-        for entry in entries.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove_cgroup(&entry.path());
-            }
-        }
-        let _ = fs::remove_dir(cgroup);
     }
 }
 

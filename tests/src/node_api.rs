@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::certificate::Certificate;
+use crate::wait::try_until;
 
 /// Time limit of one request.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -78,17 +79,12 @@ impl Api {
         patience: Duration,
         enough: impl Fn(&Value) -> Option<T>,
     ) -> Result<T, String> {
-        let started = Instant::now();
-        loop {
+        let what = format!("{name} is as expected");
+        let found = try_until(&what, patience, async || {
             let pod = self.pod(name).await;
-            if let Some(found) = enough(&pod) {
-                return Ok(found);
-            }
-            if started.elapsed() > patience {
-                return Err(format!("{name} after {patience:?}: {}", pod["status"]));
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+            enough(&pod).ok_or_else(|| pod["status"].to_string())
+        });
+        found.await.map_err(|late| late.to_string())
     }
 
     pub async fn summary(&self) -> Value {
@@ -108,14 +104,12 @@ impl Api {
         container: &str,
         enough: impl Fn(&str) -> bool,
     ) -> String {
-        let started = Instant::now();
-        loop {
+        let what = format!("the log of {pod} is as expected");
+        let log = try_until(&what, ANSWER, async || {
             let log = self.logs(pod, container).await;
-            if enough(&log) || started.elapsed() > ANSWER {
-                return log;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+            if enough(&log) { Ok(log) } else { Err(log) }
+        });
+        log.await.unwrap_or_else(|late| late.seen)
     }
 
     /// Has kubelet run a command in a container and returns its output. The command's words must not contain blanks.

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::wait::try_until_blocking;
 
 /// A running registry. Its process ends with the test process that started it.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl Registry {
         )
         .expect("write the registry's configuration");
         spawn(config);
-        wait_for(address);
+        until_it_answers(address);
         push_images(address, &[]);
         Self {
             address,
@@ -78,15 +80,12 @@ pub fn free_address() -> SocketAddr {
     listener.local_addr().expect("its address")
 }
 
-fn wait_for(address: SocketAddr) {
-    let started = Instant::now();
-    while TcpStream::connect(address).is_err() {
-        assert!(
-            started.elapsed() < Duration::from_secs(60),
-            "docker-registry does not answer on {address}"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+fn until_it_answers(address: SocketAddr) {
+    let what = format!("docker-registry answers on {address}");
+    let answers = try_until_blocking(&what, Duration::from_secs(60), || {
+        TcpStream::connect(address).map_err(|error| error.to_string())
+    });
+    answers.unwrap_or_else(|late| panic!("{late}"));
 }
 
 fn push_images(address: SocketAddr, arguments: &[&str]) {

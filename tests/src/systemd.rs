@@ -9,7 +9,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::cgroups::remove_cgroup;
+use crate::wait::try_until_blocking;
 
 const CGROUP: &str = "/sys/fs/cgroup/bulkhead-tests-systemd";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
@@ -82,8 +85,7 @@ impl Systemd {
             init: 0,
             log,
         };
-        let started = Instant::now();
-        loop {
+        let booted = try_until_blocking("systemd has booted", PATIENCE, || {
             let id = host.unshare.id();
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
             let child = children.unwrap_or_default().trim().parse().ok();
@@ -93,16 +95,11 @@ impl Systemd {
             }
             let comm = fs::read_to_string(format!("/proc/{}/comm", host.init));
             let is_up = comm.is_ok_and(|comm| comm == "systemd\n");
-            if is_up && host.path("/run/systemd/private").exists() && host.is_running() {
-                return host;
-            }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "systemd does not boot: {}",
-                host.output()
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
+            let is_up = is_up && host.path("/run/systemd/private").exists() && host.is_running();
+            is_up.then_some(()).ok_or_else(|| host.output())
+        });
+        booted.unwrap_or_else(|late| panic!("{late}"));
+        host
     }
 
     fn is_running(&self) -> bool {
@@ -177,20 +174,5 @@ impl Drop for Systemd {
         let _ = fs::write(Path::new(CGROUP).join("cgroup.kill"), "1");
         let _ = self.unshare.wait();
         remove_cgroup(Path::new(CGROUP));
-    }
-}
-
-/// Removes a cgroup and those below it, once they contain no process.
-fn remove_cgroup(path: &Path) {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_cgroup(&entry.path());
-        }
-    }
-    for _ in 0..100 {
-        if fs::remove_dir(path).is_ok() || !path.exists() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -42,6 +42,12 @@ pub enum LogError {
     Stream(#[source] io::Error),
     #[error("the guest sent a log record with {0}")]
     Record(String),
+    #[error(
+        "{0} requests to reopen the container log wait already; try again when they are answered"
+    )]
+    Busy(usize),
+    #[error("the container log is complete, so it is not opened again")]
+    Complete,
 }
 
 /// Joins the pod's log directory and the container's path in it. `None` if no log was asked for.

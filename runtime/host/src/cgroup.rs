@@ -15,12 +15,12 @@
 //! ```
 
 mod limits;
+mod names;
 pub mod pids;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use bulkhead_text::chain;
@@ -28,16 +28,14 @@ use bulkhead_text::chain;
 use crate::systemd::{Scope, Systemd, SystemdError};
 pub use limits::HostLimits;
 use limits::weight;
+pub use names::around;
+use names::{SCOPE, name_of, relative, scope_of};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The controllers for pods. Each is enabled on its own, because a host may lack some.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
 /// The most threads of the VMM and the file server together.
 const MAX_TASKS: u64 = 1024;
-const SLICE: &str = ".slice";
-const SCOPE: &str = ".scope";
-/// The name of the daemon's cgroup in a scope.
-const IN_SCOPE: &str = "vm";
 
 /// Why a VM has no cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +76,9 @@ impl Cgroups {
 
     pub(crate) fn below(root: &Path, parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
         let parent = parent.map(|parent| {
-            let name = parent.to_str().filter(|_| systemd.is_some());
-            let name = name.map(|name| name.strip_suffix(SLICE).unwrap_or(name));
-            let parent = name.and_then(slice).unwrap_or_else(|| parent.to_owned());
+            let slice = parent.to_str().filter(|_| systemd.is_some());
+            let slice = slice.and_then(names::slice);
+            let parent = slice.unwrap_or_else(|| parent.to_owned());
             root.join(parent.strip_prefix("/").unwrap_or(&parent))
         });
         Self {
@@ -141,12 +139,12 @@ impl Cgroups {
     }
 
     fn is_systemds(&self, directory: &Path) -> bool {
-        self.systemd.is_some() && directory.extension() == Some(OsStr::new("slice"))
+        self.systemd.is_some() && names::is_slice(directory)
     }
 
     fn within(&self, directory: &Path, name: &str) -> PathBuf {
         match self.is_systemds(directory) {
-            true => directory.join(format!("{name}{SCOPE}")).join(IN_SCOPE),
+            true => names::in_scope(directory, name),
             false => directory.join(name),
         }
     }
@@ -288,32 +286,16 @@ async fn start_scope(
     pid: i32,
 ) -> Result<(), SystemdError> {
     let unit = name_of(scope);
-    let pod = unit.trim_start_matches("bulkhead-");
+    let pod = unit.trim_start_matches("bulkhead-").trim_end_matches(SCOPE);
     systemd
         .start(&Scope {
             unit,
             slice: scope.parent().map_or("", name_of),
-            description: &format!("Bulkhead: VM of pod {}", pod.trim_end_matches(SCOPE)),
+            description: &format!("Bulkhead: VM of pod {pod}"),
             cpu_weight: weight(limits.cpu_shares),
             pid: pid.unsigned_abs(),
         })
         .await
-}
-
-/// The scope that contains a VM's cgroup, if systemd made one.
-fn scope_of(path: &Path) -> Option<&Path> {
-    let scope = path.parent()?;
-    (scope.extension() == Some(OsStr::new("scope"))).then_some(scope)
-}
-
-fn name_of(path: &Path) -> &str {
-    let name = path.file_name().and_then(OsStr::to_str);
-    name.unwrap_or_default()
-}
-
-/// The cgroup of kubelet or of the daemon that contains the VM's cgroup `path`.
-pub fn around(path: &Path) -> Option<&Path> {
-    scope_of(path).unwrap_or(path).parent()
 }
 
 /// How much memory a cgroup uses, with all cgroups below it.
@@ -334,33 +316,6 @@ pub fn was_oom_killed(path: &Path) -> bool {
         .lines()
         .find_map(|line| line.strip_prefix("oom_kill "));
     kills.is_some_and(|kills| kills.trim() != "0")
-}
-
-/// Converts a cgroup parent of kubelet to a path below the root. With the cgroupfs driver it is a path
-/// ("/kubepods/burstable/pod1"), with systemd's driver the name of a slice, which contains the names of its parents.
-/// `None` if it is not valid.
-fn relative(wanted: &str) -> Option<PathBuf> {
-    let path = Path::new(wanted.trim_matches('/'));
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    if !plain || path.as_os_str().is_empty() || wanted.contains('\0') {
-        return None;
-    }
-    match path.to_str()?.strip_suffix(SLICE) {
-        Some(name) if !name.contains('/') => slice(name),
-        _ => Some(path.to_owned()),
-    }
-}
-
-/// The path of a slice: that of a-b-c is a.slice/a-b.slice/a-b-c.slice (systemd.slice(5)).
-fn slice(name: &str) -> Option<PathBuf> {
-    if name.is_empty() || name.split('-').any(str::is_empty) {
-        return None;
-    }
-    let ends = name.match_indices('-').map(|(end, _)| end);
-    let names = ends.chain([name.len()]).filter_map(|end| name.get(..end));
-    Some(names.map(|name| format!("{name}{SLICE}")).collect())
 }
 
 /// Kills all processes in a cgroup and removes it, which may fail for a moment because killed processes are still
@@ -391,27 +346,6 @@ fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_parent_is_a_path_or_a_slice_and_never_leads_elsewhere() {
-        for (wanted, expected) in [
-            ("/kubepods/burstable/pod1", Some("kubepods/burstable/pod1")),
-            ("kubepods", Some("kubepods")),
-            (
-                "kubepods-burstable-pod1_2.slice",
-                Some("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"),
-            ),
-            ("/a.slice/a-b.slice", Some("a.slice/a-b.slice")),
-            ("../etc", None),
-            ("/a/../../b", None),
-            ("/", None),
-            ("a--b.slice", None),
-            (".slice", None),
-            ("a\0b", None),
-        ] {
-            assert_eq!(relative(wanted), expected.map(PathBuf::from), "{wanted:?}");
-        }
-    }
 
     #[test]
     fn a_vm_is_in_its_pods_cgroup_if_that_is_there_and_has_room_and_else_beside_it() {

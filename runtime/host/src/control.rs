@@ -26,6 +26,10 @@ pub enum ControlError {
     },
     #[error("the VMM did not answer {request} within {TIMEOUT:?}")]
     Timeout { request: &'static str },
+    #[error(
+        "the daemon's thread for {request} at the VMM's control socket panicked; the daemon's log says where"
+    )]
+    Panicked { request: &'static str },
 }
 
 /// Converts an extent to the agent's message.
@@ -105,22 +109,57 @@ async fn ask<T: Send + 'static>(
     work: impl FnOnce(&mut Client) -> Result<T, ClientError> + Send + 'static,
 ) -> Result<T, ControlError> {
     let socket = socket.to_owned();
-    let asking = tokio::task::spawn_blocking(move || {
+    on_thread(request, TIMEOUT, move || {
         let mut client = Client::connect(&socket)?;
         work(&mut client)
-    });
-    match tokio::time::timeout(TIMEOUT, asking).await {
+    })
+    .await
+}
+
+/// Does `work` on a blocking thread. The thread goes on when the time is up, because nothing can end it.
+async fn on_thread<T: Send + 'static>(
+    request: &'static str,
+    limit: Duration,
+    work: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, ControlError> {
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
-        // Also if the thread has panicked, which is reported as no answer.
-        Ok(Err(_)) | Err(_) => Err(ControlError::Timeout { request }),
+        Ok(Err(_)) => Err(ControlError::Panicked { request }),
+        Err(_) => Err(ControlError::Timeout { request }),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bulkhead_vmm::control::ClientError;
     use bulkhead_vmm::slot::Slot;
 
+    use super::on_thread;
     use super::protocol::disk;
+
+    #[tokio::test]
+    async fn a_panic_a_failure_and_a_late_answer_are_told_apart() {
+        let long = Duration::from_secs(60);
+        let panics = || -> Result<(), ClientError> { panic!("a planted panic") };
+        let fails = || Err::<(), _>(ClientError::Closed);
+        let is_late = || {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(())
+        };
+        for (said, expected) in [
+            (on_thread("attach", long, panics).await, "panicked"),
+            (on_thread("attach", long, fails).await, "attach at the VMM"),
+            (
+                on_thread("attach", Duration::ZERO, is_late).await,
+                "did not answer attach",
+            ),
+        ] {
+            let said = said.unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
 
     #[test]
     fn the_agent_finds_disks_by_the_names_that_their_places_give_them() {

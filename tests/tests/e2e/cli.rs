@@ -2,12 +2,11 @@
 //! The commands `bulkhead run`, `ps`, `logs`, `exec` and others.
 
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use bulkhead_tests::census::Census;
-use bulkhead_tests::client::PATIENCE;
 use bulkhead_tests::daemon::{Daemon, Networking, program};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::until;
 
 fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
     let mut command = Command::new(program("bulkhead"));
@@ -99,15 +98,12 @@ async fn an_interrupted_run_removes_its_pod_and_the_other_commands_find_it_until
         .stdout(Stdio::piped())
         .spawn()
         .expect("run bulkhead");
-    let started = Instant::now();
-    let row = loop {
+    let row = until("the container runs", async || {
         let listed = stdout(&bulkhead(&daemon, &["ps"]));
-        if let Some(row) = listed.lines().find(|line| line.contains("Running")) {
-            break row.to_owned();
-        }
-        assert!(started.elapsed() < PATIENCE, "{listed}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+        let row = listed.lines().find(|line| line.contains("Running"));
+        row.map(str::to_owned).ok_or(listed)
+    })
+    .await;
     assert!(row.contains("kept") && row.contains(&busybox), "{row}");
     let id = row.split_whitespace().nth(3).expect("a container id");
     let exec = bulkhead(&daemon, &["exec", id, "sh", "-c", "echo executed; exit 5"]);

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use bulkhead_tests::client::{Client, PATIENCE, container};
+use bulkhead_tests::client::{Client, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 
 /// How long after the start of a call its client disconnects.
 const MOMENTS_MS: [u64; 3] = [1, 30, 300];
@@ -24,14 +25,12 @@ async fn vanishing<F: Future>(
 
 /// Waits until the daemon has exactly so many pods.
 async fn settled(client: &mut Client, pods: usize) {
-    let wait = async {
-        while client.pod_ids().await.len() != pods {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("there are not {pods} pods"));
+    let what = format!("the number of pods is {pods}");
+    until(&what, async || {
+        let ids = client.pod_ids().await;
+        whether(ids.len() == pods, ids)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,16 +51,16 @@ async fn a_client_may_go_away_at_every_step_and_come_back() {
         })
         .await;
         settled(&mut client, 0).await;
-        let pod = loop {
+        let pod = until("the first attempt is undone", async || {
             match client.run_pod(&name).await {
-                Ok(pod) => break pod,
-                // The first attempt is still being undone.
+                Ok(pod) => Ok(pod),
                 Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    Err(status.to_string())
                 }
                 Err(status) => panic!("{name}: {status:?}"),
             }
-        };
+        })
+        .await;
         let config = container("main", &busybox, &["sleep", "1000"]);
         vanishing(&daemon, moment, |mut gone| {
             let (pod, config) = (pod.clone(), config.clone());

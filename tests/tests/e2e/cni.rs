@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! CNI plugins and configurations, good and bad. Their faults are reported, bounded and cleaned up.
 
-use std::time::{Duration, Instant};
-
 use bulkhead_proto::cri::{PodSandboxStatusRequest, RuntimeCondition, StatusRequest};
-use bulkhead_tests::client::{Client, PATIENCE, assert_fails};
+use bulkhead_tests::client::{Client, assert_fails};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::Code;
 
 use crate::network::addresses;
@@ -48,16 +47,13 @@ async fn network_condition(client: &mut Client) -> RuntimeCondition {
 
 /// Waits until the condition NetworkReady has the status `ready` and its message contains all of `words`.
 async fn becomes(client: &mut Client, ready: bool, words: &[&str]) {
-    let started = Instant::now();
-    loop {
+    let what = format!("NetworkReady is {ready} and says {words:?}");
+    until(&what, async || {
         let condition = network_condition(client).await;
         let told = words.iter().all(|word| condition.message.contains(word));
-        if condition.status == ready && told {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "it stays {condition:?}");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+        whether(condition.status == ready && told, condition)
+    })
+    .await;
 }
 
 fn leases(network: &str) -> Vec<String> {
@@ -166,11 +162,10 @@ while [ "$CNI_COMMAND" = ADD ] && [ -e "${0%/*}/held" ]; do sleep 0.1; done
         daemon.path("plugins/slow.ADD"),
         daemon.path("plugins/slow.DEL"),
     );
-    let started = Instant::now();
-    while !added.exists() {
-        assert!(started.elapsed() < PATIENCE, "the plugin is not asked");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("the plugin is asked", async || {
+        whether(added.exists(), &added)
+    })
+    .await;
     assert_eq!(leases("bulkhead-slow").len(), 1);
     daemon.kill();
     call.await
@@ -259,28 +254,28 @@ async fn network_ready_follows_configuration_and_plugins_and_pods_keep_their_con
     std::fs::remove_file(&calls).expect("forget the calls");
     daemon.restart().await;
     let mut client = daemon.client().await;
-    let started = Instant::now();
     let line = |command: &str| {
         let text = std::fs::read_to_string(&calls).unwrap_or_default();
         let mut lines = text.lines().map(str::to_owned);
         lines.find(|line| line.starts_with(command))
     };
-    while line("GC").is_none() || line("CHECK").is_none() {
-        assert!(started.elapsed() < PATIENCE, "GC and CHECK do not come");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let collected = line("GC").unwrap_or_default();
+    let [collected, checked] = until("the plugin is asked for GC and CHECK", async || {
+        match (line("GC"), line("CHECK")) {
+            (Some(collected), Some(checked)) => Ok([collected, checked]),
+            seen => Err(format!("{seen:?}")),
+        }
+    })
+    .await;
     assert!(
         collected.contains(&stays.id) && !collected.contains(&goes.id),
         "{collected}"
     );
-    assert!(line("CHECK").is_some_and(|line| line.contains(r#""prevResult""#)));
-    let mut shown = String::new();
-    while !shown.contains(r#""check":"ok""#) {
-        assert!(started.elapsed() < PATIENCE, "{shown}");
-        shown = info(&mut client, &stays.id).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    assert!(checked.contains(r#""prevResult""#), "{checked}");
+    until("the pod shows its check", async || {
+        let shown = info(&mut client, &stays.id).await;
+        whether(shown.contains(r#""check":"ok""#), shown)
+    })
+    .await;
     for name in ["10-wrapped.conflist", "05-broken.conflist"] {
         std::fs::remove_file(daemon.path("cni").join(name)).expect("remove the configuration");
     }

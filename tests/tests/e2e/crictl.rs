@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
-use std::time::Instant;
 
 use bulkhead_tests::client::PATIENCE;
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::node::client_program;
 use bulkhead_tests::registry::{Registry, free_address};
+use bulkhead_tests::wait::until;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -214,17 +214,11 @@ async fn streams(daemon: &Daemon, pod: &str, id: &str, transport: &str) {
         ],
     ));
     let _forward = forward.kill_on_drop(true).spawn().expect("run crictl");
-    let started = Instant::now();
-    let page = loop {
-        if let Ok(page) = page(port).await {
-            break page;
-        }
-        assert!(
-            started.elapsed() < PATIENCE,
-            "port-forward over {transport} does not answer"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    };
+    let what = format!("port-forward over {transport} answers");
+    let page = until(&what, async || {
+        page(port).await.map_err(|error| error.to_string())
+    });
+    let page = page.await;
     assert!(page.ends_with("a page\n"), "{transport}: {page}");
 }
 

@@ -5,13 +5,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{ContainerConfig, PodSandboxState};
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::Code;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
@@ -52,15 +53,11 @@ fn usage(path: &Path) -> u64 {
 }
 
 async fn until_usage(path: &Path, what: &str, enough: impl Fn(u64) -> bool) {
-    let started = Instant::now();
-    loop {
+    until(what, async || {
         let used = usage(path);
-        if enough(used) {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "{what}: still {used} bytes");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+        whether(enough(used), used)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,9 +78,12 @@ async fn the_host_sees_the_size_of_an_empty_dir_grow_and_shrink() {
     let full = usage(&data);
     assert!((40 * MIB..48 * MIB).contains(&full), "{full} bytes");
     // The journal's blocks are freed.
-    until_usage(&data, "no more than is in it", |used| used < 41 * MIB).await;
+    until_usage(&data, "the volume is no larger than its content", |used| {
+        used < 41 * MIB
+    })
+    .await;
     client.shell(&id, "rm /data/big").await;
-    until_usage(&data, "shrinks", |used| used < MIB).await;
+    until_usage(&data, "the volume has shrunk", |used| used < MIB).await;
     assert!(usage(&other) < MIB);
     client.end_pod(&pod).await;
 }
@@ -122,7 +122,7 @@ async fn environment_files_are_on_the_host_once_their_container_has_exited() {
     let config = container("second", &busybox, &["sh", "-c", second]);
     let config = with_mounts(config, vec![mount(&data, "/work")]);
     let id = run(&mut client, &pod, config).await;
-    // The container exits while no daemon runs.
+    // The container exits while no daemon runs, and then nothing outside the VM shows that.
     daemon.kill();
     tokio::time::sleep(Duration::from_secs(5)).await;
     daemon.restart().await;

@@ -8,8 +8,8 @@ use bulkhead_proto::cri::{
     ContainerState, LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig,
     UpdatePodSandboxResourcesRequest,
 };
+use bulkhead_tests::cgroups::{Kubepods, cgroup_parent};
 use bulkhead_tests::client::{Client, Pod, assert_fails};
-use bulkhead_tests::kubepods::{Kubepods, cgroup_parent};
 use tonic::{Code, Status};
 
 use super::resources::{

@@ -9,9 +9,10 @@ use bulkhead_proto::cri::{
     LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState, RunPodSandboxRequest,
 };
 use bulkhead_tests::cgroups::BestEffort;
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
+use bulkhead_tests::client::{Client, Pod, assert_fails};
 use bulkhead_tests::daemon::Daemon;
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
@@ -206,12 +207,18 @@ fn ask(client: &Client, name: &str) -> JoinHandle<Result<Pod, Status>> {
     tokio::spawn(async move { client.run_pod(&name).await })
 }
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+/// Waits until the daemon has VMs, or none.
+async fn until_vms(daemon: &Daemon, are_there: bool) {
+    let what = if are_there {
+        "there is a VM"
+    } else {
+        "all VMs have ended"
+    };
+    until(what, async || {
+        let pids = daemon.vmm_pids();
+        whether(pids.is_empty() != are_there, pids)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,9 +234,10 @@ async fn a_caller_that_gives_up_leaves_the_queue_and_its_boot_ends() {
     let before = daemon.census();
 
     let boots = ask(&client, "boots");
-    until("a VMM", || !daemon.vmm_pids().is_empty()).await;
+    until_vms(&daemon, true).await;
     let leaves = ask(&client, "queued");
     let others: Vec<_> = ["b", "c"].map(|name| ask(&client, name)).into();
+    // A pause, so that these are in the queue before the next call.
     tokio::time::sleep(Duration::from_millis(50)).await;
     // A caller with a deadline learns what it waited for. A quarter of its time is left for the answer to reach it.
     let config = client.pod_config("impatient");
@@ -240,7 +248,7 @@ async fn a_caller_that_gives_up_leaves_the_queue_and_its_boot_ends() {
     );
     leaves.abort();
     assert!(leaves.await.expect_err("aborted").is_cancelled());
-    // The name is free at once, and the next call joins the end of the queue.
+    // The name is free as soon as the daemon hears of that, and the next call joins the end of the queue.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let again = client.run_pod("queued").await.expect("the name is free");
     let mut pods = vec![again, boots.await.expect("task").expect("boots")];
@@ -251,10 +259,18 @@ async fn a_caller_that_gives_up_leaves_the_queue_and_its_boot_ends() {
     daemon.census().assert_equals(&before);
 
     let gives_up = ask(&client, "given-up");
-    until("a VMM", || !daemon.vmm_pids().is_empty()).await;
+    until_vms(&daemon, true).await;
     gives_up.abort();
-    until("the VM ends", || daemon.vmm_pids().is_empty()).await;
-    until("nothing is left", || daemon.census() == before).await;
+    until_vms(&daemon, false).await;
+    until("nothing is left", async || {
+        let now = daemon.census();
+        if now == before {
+            Ok(())
+        } else {
+            Err(now.to_string())
+        }
+    })
+    .await;
     assert!(
         daemon.output().matches("pod ready").count() == 5,
         "the pod whose caller gave up became ready: {}",

@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{
     NetworkConfig, PodSandboxNetworkStatus, PodSandboxStatusRequest, PortMapping, Protocol,
@@ -12,6 +12,7 @@ use bulkhead_proto::cri::{
 use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::try_until_blocking;
 use tonic::Code;
 
 const GATEWAY: &str = "10.88.0.1";
@@ -96,9 +97,12 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
         .shell(
             &two,
             "udp-echo 53 >/dev/null 2>&1 &
-             (head -c 2000000 /dev/zero | nc -l -p 8000 >/dev/null 2>&1) & sleep 0.5",
+             (head -c 2000000 /dev/zero | nc -l -p 8000 >/dev/null 2>&1) &",
         )
         .await;
+    for port in [53, 8000] {
+        client.until_listening(&two, port).await;
+    }
     let line =
         format!("mkfifo /open; sleep 60 >/open & nc -w 20 {address} 8000 </open | wc -c; kill $!");
     assert_eq!(client.shell(&one, &line).await, "2000000\n");
@@ -118,15 +122,15 @@ async fn pods_have_cnis_address_and_reach_the_host_and_each_other() {
 fn ask(socket: &UdpSocket, address: &str) {
     let limit = Some(Duration::from_secs(1));
     socket.set_read_timeout(limit).expect("time limit");
-    let started = Instant::now();
-    let mut answer = [0; 16];
-    loop {
+    let answered = try_until_blocking(&format!("{address} answers"), PATIENCE, || {
+        let mut answer = [0; 16];
         socket.send_to(b"question", address).expect("send");
-        match socket.recv_from(&mut answer) {
-            Ok((len, _)) => return assert_eq!(&answer[..len], b"question"),
-            Err(_) => assert!(started.elapsed() < PATIENCE, "{address} does not answer"),
-        }
-    }
+        let received = socket.recv_from(&mut answer);
+        let (len, _) = received.map_err(|error| error.to_string())?;
+        Ok(answer[..len].to_vec())
+    });
+    let answer = answered.unwrap_or_else(|late| panic!("{late}"));
+    assert_eq!(answer, b"question");
 }
 
 const DUAL_STACK: &str = r#"{
@@ -297,24 +301,26 @@ async fn port_mappings_bandwidth_and_address_ranges_reach_plugins_with_these_cap
 
     let (asker, from, _) = start(&mut client, "asker", &image).await;
     let serving = "udp-echo 53 >/dev/null 2>&1 &
-        (while true; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 & sleep 0.5";
+        (while true; do echo hello | nc -l -p 80; done) >/dev/null 2>&1 &";
     client.shell(&id, serving).await;
+    client.until_listening(&id, 53).await;
     for address in ["127.0.0.1:18080", "10.0.2.15:18080", "10.87.3.1:18081"] {
+        // Each `nc` serves one connection.
+        client.until_listening(&id, 80).await;
         let said = tokio::task::block_in_place(|| greeting(address));
         assert_eq!(said.as_deref(), Some("hello\n"), "{address}");
-        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let elsewhere = tokio::task::block_in_place(|| greeting("10.0.2.15:18081"));
     assert_eq!(elsewhere, None, "published on one address of the host only");
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
     tokio::task::block_in_place(|| ask(&socket, "10.0.2.15:18053"));
     // From another pod, and from the pod itself, to which the bridge sends the frames back (hairpin).
-    for id in [&from, &id] {
+    for asking in [&from, &id] {
+        client.until_listening(&id, 80).await;
         let said = client
-            .shell(id, "nc -w 20 10.0.2.15 18080 </dev/null")
+            .shell(asking, "nc -w 20 10.0.2.15 18080 </dev/null")
             .await;
         assert_eq!(said, "hello\n");
-        tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let line = "udp-echo 10.0.2.15 18053 datagram";
     assert_eq!(client.shell(&from, line).await, "datagram\n");

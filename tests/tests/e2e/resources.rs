@@ -4,17 +4,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{
     ContainerConfig, ContainerState, ContainerStatsRequest, HugepageLimit, LinuxContainerConfig,
     LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxState,
     UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::cgroups::{Kubepods, cgroup_parent};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::{Code, Status};
 
 pub const MIB: i64 = 1 << 20;
@@ -105,20 +107,18 @@ async fn cpu_share(client: &mut Client, id: &str) -> f64 {
     let request = ContainerStatsRequest {
         container_id: id.into(),
     };
-    let mut samples = Vec::new();
-    for _ in 0..2 {
+    let mut sample = async || {
         let answer = client.runtime.container_stats(request.clone()).await;
         let stats = answer.expect("stats").into_inner().stats;
         let cpu = stats.and_then(|stats| stats.cpu).expect("CPU");
         let used = cpu.usage_core_nano_seconds.expect("a number").value;
-        samples.push((Duration::from_nanos(used), cpu.timestamp));
-        tokio::time::sleep(Duration::from_secs(2)).await;
-    }
-    let [(before, from), (after, to)] = samples.as_slice() else {
-        panic!("two samples");
+        (Duration::from_nanos(used), cpu.timestamp)
     };
+    let (before, from) = sample().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (after, to) = sample().await;
     let time = Duration::from_nanos(u64::try_from(to - from).expect("time goes on"));
-    (*after - *before).as_secs_f64() / time.as_secs_f64()
+    (after - before).as_secs_f64() / time.as_secs_f64()
 }
 
 /// The host cgroup of a daemon's only VM.
@@ -421,11 +421,11 @@ async fn a_pods_containers_share_its_limit_which_can_be_changed() {
             "dd if=/dev/zero bs=90M count=1 | sleep 1000",
         )
         .await;
-    let started = Instant::now();
-    while guest_number(&mut client, &holder, "memory.current").await < 90 * MIB {
-        assert!(started.elapsed() < PATIENCE, "it does not fill its memory");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+    until("the container fills its memory", async || {
+        let used = guest_number(&mut client, &holder, "memory.current").await;
+        whether(used >= 90 * MIB, used)
+    })
+    .await;
     assert_fails(
         resize(&mut client, &pod, memory(80)).await,
         Code::FailedPrecondition,
@@ -562,16 +562,10 @@ async fn huge_pages_are_reserved_for_live_containers_though_the_pod_names_none()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_containers_together_have_the_process_limit_of_kubelets_cgroup() {
     let (_daemon, mut client, busybox) = daemon("").await;
-    let parent = Path::new(CGROUPS).join("kubepods-pids/podx");
-    fs::create_dir_all(&parent).expect("kubelet's cgroup");
-    let above = [Path::new(CGROUPS), parent.parent().expect("a parent")];
-    for directory in above {
-        fs::write(directory.join("cgroup.subtree_control"), "+pids").expect("controllers");
-    }
-    let limit = |number: &str| fs::write(parent.join("pids.max"), number).expect("a limit");
-    limit("40");
+    let mut kubepods = Kubepods::new("pids");
+    let parent = kubepods.pod("burstable", "x", &[("pids.max", "40")]);
     let mut config = pod_config(&client, "few", LinuxContainerResources::default());
-    config.linux.as_mut().expect("linux").cgroup_parent = "/kubepods-pids/podx".into();
+    config.linux.as_mut().expect("linux").cgroup_parent = cgroup_parent(&parent);
     let pod = client.run_pod_with(config).await.expect("run pod");
     let none = LinuxContainerResources::default;
     let one = start(&mut client, &pod, sleeper(&busybox, "one", none())).await;
@@ -586,13 +580,11 @@ async fn a_pods_containers_together_have_the_process_limit_of_kubelets_cgroup() 
     let two = start(&mut client, &pod, sleeper(&busybox, "two", none())).await;
     let said = started(&mut client, &two, 25).await;
     assert!(said.contains("can't fork"), "45 of 40 processes: {said}");
-    limit("200");
+    fs::write(parent.join("pids.max"), "200").expect("another limit");
     client.stop(&two, 0).await.expect("stop");
     let three = start(&mut client, &pod, sleeper(&busybox, "three", none())).await;
     assert_eq!(started(&mut client, &three, 60).await, "");
     client.end_pod(&pod).await;
-    fs::remove_dir(&parent).expect("nothing is left below it");
-    fs::remove_dir(parent.parent().expect("a parent")).expect("remove");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,6 +41,7 @@ async fn a_restarted_daemon_adopts_pods_and_learns_what_it_missed() {
     assert_eq!(vmms.len(), 2);
 
     daemon.kill();
+    // One container exits meanwhile. While no daemon runs, nothing outside the VM shows that.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(daemon.vmm_pids(), vmms, "VMs outlive the daemon");
     // One of the two VMMs dies while no daemon runs: the one with open files of this pod.
@@ -130,6 +131,7 @@ async fn a_daemon_killed_while_a_pod_boots_cleans_up_when_it_comes_back() {
 async fn a_daemon_killed_while_it_pulls_leaves_no_files_and_pulls_again() {
     let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
     let oddities = Registry::shared().image("test/oddities");
+    // The delays are chosen to reach different stages of a pull.
     for delay_ms in [10, 60, 150] {
         let mut client = daemon.client().await;
         let name = oddities.clone();

@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{ContainerConfig, MountPropagation};
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{mount, readonly, with_mounts};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::Code;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
@@ -453,11 +454,11 @@ async fn a_killed_file_server_fails_its_shares_and_nothing_else() {
         .find(|pid| !others_server.contains(pid))
         .expect("a server");
     host(&["kill", "-9", &server.to_string()]);
-    let started = Instant::now();
-    while setting.daemon.file_server_pids().contains(server) {
-        assert!(started.elapsed() < PATIENCE, "the file server lives");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("the file server has ended", async || {
+        let pids = setting.daemon.file_server_pids();
+        whether(!pids.contains(server), pids)
+    })
+    .await;
     let said = setting.refused(&sharing, "cat /shared/file").await;
     assert!(said.contains("Input/output error"), "{said}");
     assert_eq!(setting.client.shell(&plain, "echo lives").await, "lives\n");

@@ -16,6 +16,7 @@ use bulkhead_proto::cri::{
 use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::{Code, Streaming};
 
 const MIB: u64 = 1 << 20;
@@ -96,6 +97,7 @@ async fn a_containers_cpu_time_is_that_of_its_guest_and_rises() {
         "{before} <= {} <= {after}",
         cpu_ns(&first)
     );
+    // CPU time is measured over a while, here and below.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let second = stats(&mut client, &busy).await;
     assert!(cpu_ns(&second) > cpu_ns(&first));
@@ -206,24 +208,18 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
             number(stats.writable_layer.as_ref().and_then(|one| one.used_bytes)),
         )
     };
-    let started = Instant::now();
-    loop {
+    let (old, old_bytes) = layer(&before);
+    let (usage, bytes) = until("the layer has grown by 12 MiB", async || {
         let now = stats(&mut client, &id).await;
         let (usage, bytes) = layer(&now);
-        if bytes >= layer(&before).1 + 12 * MIB {
-            assert!(bytes < layer(&before).1 + 13 * MIB, "{usage:?}");
-            let inodes = number(usage.inodes_used);
-            assert!(
-                inodes >= number(layer(&before).0.inodes_used) + 3,
-                "{usage:?}"
-            );
-            let mountpoint = usage.fs_id.expect("a file system").mountpoint;
-            assert!(mountpoint.starts_with(&daemon.path("state").display().to_string()));
-            break;
-        }
-        assert!(started.elapsed() < PATIENCE, "{usage:?}");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+        whether(bytes >= old_bytes + 12 * MIB, &usage).map(|()| (usage, bytes))
+    })
+    .await;
+    assert!(bytes < old_bytes + 13 * MIB, "{usage:?}");
+    let inodes = number(usage.inodes_used);
+    assert!(inodes >= number(old.inodes_used) + 3, "{usage:?}");
+    let mountpoint = usage.fs_id.expect("a file system").mountpoint;
+    assert!(mountpoint.starts_with(&daemon.path("state").display().to_string()));
     // On the host, the pod's VM uses more memory than its container.
     let of_pod = pod_stats(&mut client, &pod).await.linux.expect("linux");
     let memory = of_pod.memory.expect("memory");

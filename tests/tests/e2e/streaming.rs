@@ -11,6 +11,7 @@ use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::spdy::{self, Frame, Outcome, Process};
+use bulkhead_tests::wait::{until, whether};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 use tonic::Code;
@@ -176,21 +177,14 @@ async fn clients_that_stall_or_leave_stop_only_themselves() {
             sender.data(3, b"hello").await.expect("send");
         }
     }
-    let started = Instant::now();
     // Each `cat` ends when its input ends. So do the commands above.
-    while descriptors() > before
-        || !client
-            .shell(&id, "ps | grep -c '[c]at' || true")
-            .await
-            .starts_with("0")
-    {
-        assert!(
-            started.elapsed() < PATIENCE,
-            "{} descriptors, {before} before",
-            descriptors()
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    until("nothing of the sessions is left", async || {
+        let cats = client.shell(&id, "ps | grep '[c]at' || true").await;
+        let now = descriptors();
+        let seen = format!("{now} descriptors, {before} before; {cats}");
+        whether(now <= before && cats.is_empty(), seen)
+    })
+    .await;
     client.end_pod(&pod).await;
 }
 
@@ -326,11 +320,12 @@ async fn ports_on_the_pods_loopback_are_reached_by_ipv4_and_ipv6() {
     let serve = |address: &str| format!("httpd -p '{address}' -h /page;");
     let line = format!(
         "mkdir /page; echo a page > /page/index.html; {} {} \
-         (nc -ll -p 7004 -e tr a-z A-Z >/dev/null 2>&1 &) ; sleep 1",
+         nc -ll -p 7004 -e tr a-z A-Z >/dev/null 2>&1 &",
         serve("127.0.0.1:7001"),
         serve("[::1]:7002")
     );
     client.shell(&id, &line).await;
+    client.until_listening(&id, 7004).await;
     let url = client.port_forward_url(&pod.id, &[]).await.expect("URL");
     let connected = spdy::connect(&url, &["portforward.k8s.io"]).await;
     let (mut sender, mut receiver) = connected.expect("an upgrade");
@@ -574,11 +569,12 @@ async fn bad_input_is_refused_with_a_reason_and_disturbs_no_other_session() {
     other.input(b"still here\n").await;
     other.end_input().await;
     assert_eq!(end(other).await.out(), "still here\n");
-    let started = Instant::now();
-    while daemon.descriptors() > before {
-        assert!(started.elapsed() < PATIENCE, "{} now", daemon.descriptors());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let what = format!("the daemon has at most {before} descriptors again");
+    until(&what, async || {
+        let now = daemon.descriptors();
+        whether(now <= before, now)
+    })
+    .await;
     client.stop(&id, 0).await.expect("stop");
     attach.container_id.clone_from(&id);
     let answer = client.runtime.attach(attach).await;

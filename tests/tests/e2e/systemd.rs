@@ -3,7 +3,7 @@
 //! real kubelet.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{
     LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxState,
@@ -13,6 +13,7 @@ use bulkhead_tests::client::Client;
 use bulkhead_tests::node::client_program;
 use bulkhead_tests::registry::{Registry, free_address};
 use bulkhead_tests::systemd::Systemd;
+use bulkhead_tests::wait::try_until_blocking;
 
 const PAGE: &str = include_str!("../../../docs/kubernetes.md");
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -32,18 +33,10 @@ fn block(file: &str) -> String {
 }
 
 fn until<T>(what: &str, host: &Systemd, mut look: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        let said = host.output();
-        assert!(
-            started.elapsed() < PATIENCE,
-            "{what}; systemd said:\n{said}"
-        );
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    let found = try_until_blocking(what, PATIENCE, || {
+        look().ok_or_else(|| format!("systemd said:\n{}", host.output()))
+    });
+    found.unwrap_or_else(|late| panic!("{late}"))
 }
 
 fn vmms(host: &Systemd) -> Vec<String> {
@@ -166,7 +159,7 @@ fn check_pod_of_kubelet(host: &Systemd) {
     assert!(pod.contains(&busybox) && pod.contains("overhead"), "{pod}");
     host.write(MANIFEST, &pod);
     host.run(&["systemctl", "start", "kubelet"]);
-    let log = until("no log of the pod", host, || {
+    let log = until("the pod has a log", host, || {
         let shown = host.run(&["sh", "-c", "cat /var/log/pods/*/hello/0.log || true"]);
         Some(shown).filter(|log| log.contains("hello"))
     });
@@ -209,7 +202,7 @@ fn check_pod_of_kubelet(host: &Systemd) {
     ] {
         let old = host.property("bulkhead", "MainPID");
         host.run(stop);
-        until("the daemon does not come back", host, || {
+        until("the daemon is back", host, || {
             let pid = host.property("bulkhead", "MainPID");
             let is_new = pid != old && host.property("bulkhead", "ActiveState") == "active";
             is_new.then_some(())
@@ -219,12 +212,12 @@ fn check_pod_of_kubelet(host: &Systemd) {
     }
 
     std::fs::remove_file(host.path(MANIFEST)).expect("remove the manifest");
-    until("the VM stays", host, || vmms(host).is_empty().then_some(()));
-    until("the scope stays", host, || {
+    until("the VM ends", host, || vmms(host).is_empty().then_some(()));
+    until("the scope ends", host, || {
         (host.property(&scope, "LoadState") == "not-found").then_some(())
     });
     let slice = host.path(&format!("/sys/fs/cgroup{slice}"));
-    until("kubelet cannot remove its slice", host, || {
+    until("kubelet removes its slice", host, || {
         (!slice.exists()).then_some(())
     });
 }
@@ -255,7 +248,7 @@ async fn check_pod_without_kubelet(host: &Systemd, directory: &Path) {
     };
     let updated = client.runtime.update_pod_sandbox_resources(request).await;
     updated.expect("another weight");
-    until("the scope keeps its weight", host, || {
+    until("the scope has its new weight", host, || {
         (host.property(&scope, "CPUWeight") == "79").then_some(())
     });
     let state = client.pod_state(&pod.id).await.expect("state");

@@ -4,13 +4,14 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::cri::{ContainerState, Device, Mount, MountPropagation};
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container, image_spec};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container, image_spec};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, readonly, with_mounts};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::{until, whether};
 use tonic::Code;
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
@@ -210,20 +211,14 @@ fn compile(source: &str, binary: &Path) {
 }
 
 /// Waits until a shell line in the container prints `expected`.
-async fn until(client: &mut Client, id: &str, line: &str, expected: &str) {
-    let started = Instant::now();
-    loop {
+async fn until_it_prints(client: &mut Client, id: &str, line: &str, expected: &str) {
+    let what = format!("{line:?} prints {expected:?}");
+    until(&what, async || {
         let answer = client.exec(id, &["sh", "-c", line], 0).await.expect("exec");
         let printed = String::from_utf8_lossy(&answer.stdout).into_owned();
-        if printed == expected {
-            return;
-        }
-        assert!(
-            started.elapsed() < PATIENCE,
-            "{line} still prints {printed:?} and not {expected:?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        whether(printed == expected, printed)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,7 +260,7 @@ async fn config_maps_and_secrets_follow_the_host_and_change_atomically() {
 
     kubelet.write(&config, &[("a", "2"), ("b", "2"), ("new", "y")], 0o644);
     let all = "cat /config/a /config/b /config/new; ls /config";
-    until(&mut client, &id, all, "22ya\nb\nnew\n").await;
+    until_it_prints(&mut client, &id, all, "22ya\nb\nnew\n").await;
     assert_eq!(client.shell(&id, "cat /key").await, "1", "a sub-path stays");
     let events = client.shell(&id, "cat /tmp/events").await;
     assert!(
@@ -273,7 +268,7 @@ async fn config_maps_and_secrets_follow_the_host_and_change_atomically() {
         "inotify: {events}"
     );
     kubelet.write(&secret, &[("token", "changed")], 0o400);
-    until(&mut client, &id, "cat /secret/token", "changed").await;
+    until_it_prints(&mut client, &id, "cat /secret/token", "changed").await;
 
     // The volume changes a hundred times a second; later, the daemon dies in between.
     for number in 0..100 {
@@ -285,15 +280,15 @@ async fn config_maps_and_secrets_follow_the_host_and_change_atomically() {
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    until(&mut client, &id, "cat /config/a", "99").await;
+    until_it_prints(&mut client, &id, "cat /config/a", "99").await;
     client.shell(&id, "test ! -e /tmp/torn").await;
     daemon.kill();
     kubelet.write(&config, &[("a", "while dead"), ("b", "")], 0o644);
     daemon.restart().await;
     let mut client = daemon.client().await;
-    until(&mut client, &id, "cat /config/a", "while dead").await;
+    until_it_prints(&mut client, &id, "cat /config/a", "while dead").await;
     kubelet.write(&config, &[("a", "after"), ("b", "")], 0o644);
-    until(&mut client, &id, "cat /config/a", "after").await;
+    until_it_prints(&mut client, &id, "cat /config/a", "after").await;
 
     // The host's directory is removed: the last state stays, and a new container is refused with a reason.
     std::fs::remove_dir_all(&config).expect("remove the volume");
@@ -378,7 +373,7 @@ async fn etc_hosts_follows_the_host_and_the_termination_log_is_there_before_the_
     assert_eq!(text, "last words\n");
     client.remove(&id).await.expect("remove");
 
-    // A container exits while no daemon runs, and has written more than is copied back.
+    // A container exits while no daemon runs (then nothing outside the VM shows that), and has written more than is copied back.
     let log = kubelet.file("containers/late/1", "");
     let late = with_mounts(
         container(

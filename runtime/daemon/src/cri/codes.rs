@@ -186,6 +186,8 @@ fn agent_code(error: &AgentError) -> Code {
 fn log_code(error: &LogError) -> Code {
     match error {
         LogError::Path(_) => Code::InvalidArgument,
+        LogError::Busy(_) => Code::ResourceExhausted,
+        LogError::Complete => Code::FailedPrecondition,
         LogError::Open { .. }
         | LogError::Write { .. }
         | LogError::Stream(_)

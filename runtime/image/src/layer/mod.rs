@@ -11,6 +11,7 @@
 mod blocks;
 mod erofs;
 mod node;
+mod path;
 mod tarball;
 mod tree;
 

@@ -104,13 +104,16 @@ impl AddResult {
         // The result also lists the host's interfaces. Those of the pod have a sandbox.
         let ours =
             |interface: &RawInterface| !interface.sandbox.is_empty() && interface.name == INTERFACE;
-        let of_pod = |ip: &&RawIp| match ip.interface {
-            Some(index) => raw.interfaces.get(index).is_none_or(ours),
-            None => true,
-        };
-        let ips: Vec<_> = raw.ips.iter().filter(of_pod).collect();
-        for ip in &ips {
-            check_cidr(&ip.address)?;
+        let mut ips = Vec::new();
+        for ip in &raw.ips {
+            let is_ours = match ip.interface {
+                Some(index) => ours(interface(&raw.interfaces, index, &ip.address)?),
+                None => true,
+            };
+            if is_ours {
+                check_cidr(&ip.address)?;
+                ips.push(ip);
+            }
         }
         let gateway = |ipv6: bool| {
             let mut same_family = ips.iter().filter(|ip| ip.address.contains(':') == ipv6);
@@ -159,6 +162,20 @@ impl AddResult {
             others: others.map(|one| one.name).collect(),
         })
     }
+}
+
+/// Returns the interface that has an address.
+fn interface<'a>(
+    all: &'a [RawInterface],
+    index: usize,
+    address: &str,
+) -> Result<&'a RawInterface, String> {
+    let number = all.len();
+    all.get(index).ok_or_else(|| {
+        format!(
+            "the address {address:?} of interface {index}, but the result lists {number} interfaces"
+        )
+    })
 }
 
 fn check_cidr(text: &str) -> Result<(), String> {
@@ -239,6 +256,17 @@ mod tests {
             (
                 serde_json::json!({"routes": [{"dst": "::/0", "gw": "there"}]}),
                 "there",
+            ),
+            (
+                serde_json::json!({
+                    "interfaces": [{"name": "eth0", "sandbox": "/n"}],
+                    "ips": [{"address": "10.0.0.1/8", "interface": 1}]
+                }),
+                "interface 1, but the result lists 1",
+            ),
+            (
+                serde_json::json!({"ips": [{"address": "10.0.0.1/8", "interface": -1}]}),
+                "invalid result",
             ),
             (serde_json::json!({"ips": 3}), "invalid result"),
             (serde_json::json!([]), "invalid result"),

@@ -9,6 +9,7 @@ use bulkhead_tests::node::{Node, PATIENCE, agnhost, pod, script, with};
 use bulkhead_tests::node_api::{container, find_pod, is_ready, phase};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
+use bulkhead_tests::wait::{try_until, whether};
 use serde_json::{Value, json};
 
 /// Checks a pod's status. Returns what was seen once it is as expected.
@@ -21,7 +22,7 @@ type Case = (&'static str, &'static str, Check);
 async fn watch(node: &Node, table: &mut Table, cases: &[Case]) {
     let started = Instant::now();
     let mut left: Vec<_> = cases.iter().collect();
-    while !left.is_empty() && started.elapsed() < PATIENCE {
+    let all = try_until("every case is right", PATIENCE, async || {
         let pods = node.api.pods().await;
         left.retain(|(case, name, check)| {
             let Some(seen) = find_pod(&pods, name).and_then(check) else {
@@ -31,8 +32,10 @@ async fn watch(node: &Node, table: &mut Table, cases: &[Case]) {
             table.row(case, true, format!("after {seconds} s: {seen}"));
             false
         });
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+        whether(left.is_empty(), left.len())
+    });
+    // The cases that are left get their rows below.
+    all.await.ok();
     let pods = node.api.pods().await;
     for (case, name, _) in left {
         let status = find_pod(&pods, name).map(|pod| pod["status"].to_string());

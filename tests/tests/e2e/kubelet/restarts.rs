@@ -88,6 +88,7 @@ async fn pods_outlive_kubelet_and_the_daemon_and_come_back_with_the_node() {
     );
 
     node.daemon.kill();
+    // kubelet has to do without a daemon for a while.
     tokio::time::sleep(Duration::from_secs(5)).await;
     node.daemon.restart().await;
     settle(&node).await;

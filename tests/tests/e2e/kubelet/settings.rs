@@ -9,23 +9,24 @@ use bulkhead_tests::node::{Node, PATIENCE, pod, script, with};
 use bulkhead_tests::node_api::{is_ready, phase};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
+use bulkhead_tests::wait::{Late, try_until, whether};
 use serde_json::{Value, json};
 
 /// Waits until `enough` is true of the statistics of the pod `counted`, and returns them.
-async fn statistics(node: &Node, enough: impl Fn(&Value) -> bool) -> Result<Value, Value> {
-    let started = Instant::now();
-    loop {
+async fn statistics(node: &Node, enough: impl Fn(&Value) -> bool) -> Result<Value, Late> {
+    let patience = Duration::from_secs(120);
+    try_until("the pod is counted", patience, async || {
         let summary = node.api.summary().await;
         let pods = summary["pods"].as_array().cloned().unwrap_or_default();
         let pod = pods
             .into_iter()
             .find(|pod| pod["podRef"]["name"] == "counted-node");
         match pod {
-            Some(pod) if enough(&pod) => return Ok(pod),
-            pod if started.elapsed() > Duration::from_secs(120) => return Err(json!(pod)),
-            _ => tokio::time::sleep(Duration::from_secs(2)).await,
+            Some(pod) if enough(&pod) => Ok(pod),
+            pod => Err(json!(pod).to_string()),
         }
-    }
+    })
+    .await
 }
 
 fn number(value: &Value) -> u64 {
@@ -175,16 +176,17 @@ async fn disk_pressure(node: &mut Node, table: &mut Table) {
     node.restart_kubelet(json!({"evictionHard": {"imagefs.available": more}}))
         .await;
     let started = Instant::now();
-    let mut names = images(&mut client).await;
-    while names.iter().any(|name| name.contains("test/oddities")) && started.elapsed() < PATIENCE {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        names = images(&mut client).await;
-    }
+    let collected = try_until("kubelet removes the image", PATIENCE, async || {
+        let names = images(&mut client).await;
+        let is_gone = !names.iter().any(|name| name.contains("test/oddities"));
+        whether(is_gone, names)
+    });
+    let is_collected = collected.await.is_ok();
     let seconds = started.elapsed().as_secs();
-    let collected = !names.iter().any(|name| name.contains("test/oddities"));
+    let names = images(&mut client).await;
     table.row(
         "disk pressure: unused images go",
-        collected,
+        is_collected,
         format!("after {seconds} s: {names:?}"),
     );
     let kept = names.iter().any(|name| name.contains("test/busybox"));
@@ -226,7 +228,7 @@ fn free_mib(path: &str) -> u64 {
 }
 
 /// The values that are shown in a table's row.
-fn shorten(found: &Result<Value, Value>) -> String {
+fn shorten(found: &Result<Value, Late>) -> String {
     match found {
         Ok(pod) => format!(
             "rootfs {}, ephemeral {}, processes {}, received {}",
@@ -235,6 +237,6 @@ fn shorten(found: &Result<Value, Value>) -> String {
             pod["process_stats"]["process_count"],
             pod["network"]["rxBytes"],
         ),
-        Err(pod) => pod.to_string(),
+        Err(late) => late.to_string(),
     }
 }

@@ -5,12 +5,12 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use bulkhead_tests::node::{Node, PATIENCE, pod, script, with};
 use bulkhead_tests::node_api::{is_ready, url_escape};
 use bulkhead_tests::spdy::Process;
 use bulkhead_tests::table::Table;
+use bulkhead_tests::wait::try_until;
 use serde_json::json;
 
 const LINES: usize = 4000;
@@ -175,17 +175,12 @@ async fn streams_and_logs_pass_through_kubelet() {
     };
     // The container repeats its last line, because a log that was just rotated is empty.
     let ended = "the end\n";
-    for _ in 0..PATIENCE.as_secs() {
-        if logs("chatter?tailLines=1").await == ended {
-            break;
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    table.equal(
-        "logs: the last line",
-        logs("chatter?tailLines=1").await.as_str(),
-        ended,
-    );
+    let last = try_until("the last line is in the log", PATIENCE, async || {
+        let last = logs("chatter?tailLines=1").await;
+        if last == ended { Ok(last) } else { Err(last) }
+    });
+    let last = last.await.unwrap_or_else(|late| late.seen);
+    table.equal("logs: the last line", last.as_str(), ended);
     table.equal(
         "logs: of an earlier run",
         logs("twice?previous=true").await.as_str(),

@@ -5,11 +5,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
 
 use bulkhead_tests::node::{Node, PATIENCE, pod, script, with};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
+use bulkhead_tests::wait::{try_until, whether};
 use serde_json::{Value, json};
 
 /// Finds the value of a line `NAME=VALUE`.
@@ -222,8 +222,7 @@ async fn containers_see_the_volumes_privileges_and_limits_of_their_pods() {
     }
     // The last line that each container prints. One that does not run never prints it.
     let told = |log: &str, name: &str| fact(log, name) != "(not said)";
-    let started = Instant::now();
-    for (pod, container, last) in [
+    let cases = [
         ("volumes", "main", "others"),
         ("volumes", "neighbour", "read"),
         ("identities", "plain", "user-namespace"),
@@ -231,12 +230,18 @@ async fn containers_see_the_volumes_privileges_and_limits_of_their_pods() {
         ("identities", "privileged", "user-namespace"),
         ("own-users", "main", "user-namespace"),
         ("limited", "main", "held"),
-    ] {
-        let mut log = node.api.logs(pod, container).await;
-        while !told(&log, last) && started.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            log = node.api.logs(pod, container).await;
+    ];
+    let all = try_until("all containers have said all", PATIENCE, async || {
+        for (pod, container, last) in cases {
+            let log = node.api.logs(pod, container).await;
+            whether(told(&log, last), log)?;
         }
+        Ok(())
+    });
+    // If one is missing, its row says so.
+    all.await.ok();
+    for (pod, container, last) in cases {
+        let log = node.api.logs(pod, container).await;
         let status = node.api.pod(pod).await["status"].to_string();
         let seen = if told(&log, last) { "it has" } else { &status };
         let case = format!("{pod}/{container} has said all");

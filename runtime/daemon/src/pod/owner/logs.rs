@@ -8,15 +8,18 @@ use std::time::Duration;
 use bulkhead_guest::connect;
 use bulkhead_host::Guest;
 use bulkhead_text::chain;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::Owner;
-use crate::logs::{Followed, LogFile, Reopen, follow};
+use crate::logs::{Followed, LogError, LogFile, Reopen, follow};
 use crate::pod::errors::PodError;
 use crate::pod::life::state::ContainerState;
 use crate::pod::request::Answer;
 
+/// How many requests to open the file again may wait for a log's task.
+const MOST_REOPENS: usize = 4;
 /// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(300);
 /// How long the last output may take to arrive after the VM has ended.
@@ -36,7 +39,7 @@ pub struct LogTask {
 impl LogTask {
     /// Follows the log of `container`, through the VMM's socket `vsock`. Without a `path` the log is discarded.
     pub fn start(vsock: PathBuf, container: String, path: Option<PathBuf>) -> Self {
-        let (reopen, requests) = mpsc::channel(4);
+        let (reopen, requests) = mpsc::channel(MOST_REOPENS);
         let (finished, done) = watch::channel(false);
         let task = tokio::spawn(async move {
             bring(vsock, container, path, requests).await;
@@ -67,9 +70,9 @@ impl LogTask {
         async { drop(tokio::time::timeout(REST, rest).await) }
     }
 
-    /// Passes a request to the task. Returns the request if the task has ended, or has too many requests already.
-    pub fn reopen(&self, answer: Reopen) -> Result<(), Reopen> {
-        self.reopen.try_send(answer).map_err(|e| e.into_inner())
+    /// Passes a request to the task.
+    pub fn reopen(&self, answer: Reopen) -> Result<(), LogError> {
+        pass(&self.reopen, answer)
     }
 
     /// Ends the task after [`LAST_BYTES`]. Call this when the VM has ended.
@@ -95,22 +98,22 @@ impl Owner {
             Ok(record) => record,
             Err(error) => return drop(answer.send(Err(error))),
         };
-        let not_running = PodError::container_is(record, "reopening the log");
-        let log = self.logs.get(id).filter(|_| record.state.is_running());
+        let Some(log) = self.logs.get(id).filter(|_| record.state.is_running()) else {
+            let not_running = PodError::container_is(record, "reopening the log");
+            return drop(answer.send(Err(not_running)));
+        };
         let (reopen, reopened): (Reopen, _) = oneshot::channel();
-        match log.map(|log| log.reopen(reopen)) {
-            Some(Ok(())) => {
-                tokio::spawn(async move {
-                    let result = match reopened.await {
-                        Ok(result) => result.map_err(PodError::from),
-                        // The log has ended meanwhile, so there is nothing to open again.
-                        Err(_) => Ok(()),
-                    };
-                    let _ = answer.send(result);
-                });
-            }
-            Some(Err(_)) | None => drop(answer.send(Err(not_running))),
+        if let Err(error) = log.reopen(reopen) {
+            return drop(answer.send(Err(error.into())));
         }
+        tokio::spawn(async move {
+            let result = match reopened.await {
+                Ok(result) => result.map_err(PodError::from),
+                // The log has ended meanwhile, so there is nothing to open again.
+                Err(_) => Ok(()),
+            };
+            let _ = answer.send(result);
+        });
     }
 
     /// Follows the logs of containers that an earlier daemon started.
@@ -124,6 +127,15 @@ impl Owner {
             })
             .collect();
         self.logs.extend(tasks);
+    }
+}
+
+/// Passes a request on without waiting.
+fn pass(requests: &mpsc::Sender<Reopen>, answer: Reopen) -> Result<(), LogError> {
+    match requests.try_send(answer) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Closed(_)) => Err(LogError::Complete),
+        Err(TrySendError::Full(_)) => Err(LogError::Busy(requests.max_capacity())),
     }
 }
 
@@ -151,5 +163,22 @@ async fn bring(
             () = tokio::time::sleep(RETRY) => {}
             Some(answer) = requests.recv() => { let _ = answer.send(log.open()); }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_with_too_many_requests_and_one_that_is_complete_say_so() {
+        let (requests, waiting) = mpsc::channel(2);
+        let ask = || pass(&requests, oneshot::channel().0);
+        for _ in 0..2 {
+            ask().unwrap();
+        }
+        assert!(matches!(ask(), Err(LogError::Busy(2))));
+        drop(waiting);
+        assert!(matches!(ask(), Err(LogError::Complete)));
     }
 }

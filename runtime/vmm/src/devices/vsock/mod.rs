@@ -3,6 +3,7 @@
 //! queues and the [`muxer`], which owns the streams.
 
 mod alarm;
+mod callers;
 mod handshake;
 pub mod muxer;
 pub mod packet;

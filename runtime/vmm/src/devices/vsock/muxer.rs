@@ -6,18 +6,19 @@
 //! `<socket>_<P>`. Streams take turns, each sends one packet or one burst per turn, so no stream starves
 //! another. Bytes that a slow peer does not read are bounded by the credit that the other side has.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::alarm::Alarm;
-use super::handshake::{Line, dial, read_line};
+use super::callers::Callers;
+use super::handshake::dial;
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::stream::{Message, Phase, Ports, Stream, WINDOW_BYTES};
 use super::table::Table;
@@ -30,20 +31,11 @@ pub const HOST_CID: u64 = 2;
 const MAX_STREAMS: usize = 4096;
 /// How many resets may wait until the guest takes them. When that many wait, the guest's packets wait, too.
 const MAX_RESETS: usize = 256;
-/// How much time may pass from the host's connect to the guest's answer. The guest may still boot in it.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 const EVENT_BATCHES: usize = 8;
 
 const LISTENER: u64 = 0;
 const TIMER: u64 = 1;
 const FIRST_ID: u64 = 2;
-
-/// A host connection that has not sent its CONNECT line yet.
-#[derive(Debug)]
-struct Caller {
-    socket: UnixStream,
-    deadline: Instant,
-}
 
 /// The streams of one guest. The head of this file explains it.
 #[derive(Debug)]
@@ -54,7 +46,7 @@ pub struct Muxer {
     listener: UnixListener,
     alarm: Alarm,
     next_id: u64,
-    callers: HashMap<u64, Caller>,
+    callers: Callers,
     streams: Table,
     turns: VecDeque<u64>,
     resets: VecDeque<Ports>,
@@ -85,7 +77,7 @@ impl Muxer {
             listener,
             alarm,
             next_id: FIRST_ID,
-            callers: HashMap::new(),
+            callers: Callers::default(),
             streams: Table::default(),
             turns: VecDeque::new(),
             resets: VecDeque::new(),
@@ -303,17 +295,13 @@ impl Muxer {
 
     fn accept_callers(&mut self) {
         while let Ok((socket, _)) = self.listener.accept() {
-            let deadline = Instant::now().checked_add(CONNECT_TIME);
-            let (Some(deadline), false) = (deadline, self.is_full()) else {
-                // Too many streams: dropping the socket closes it, which refuses the connection.
-                continue;
-            };
-            if socket.set_nonblocking(true).is_err() {
+            // If there are too many streams, dropping the socket closes it, which refuses the connection.
+            if self.is_full() || socket.set_nonblocking(true).is_err() {
                 continue;
             }
             let id = self.new_id();
             if self.watch(socket.as_raw_fd(), id).is_ok() {
-                self.callers.insert(id, Caller { socket, deadline });
+                self.callers.add(id, socket, Instant::now());
                 self.alarm.run(true);
             }
         }
@@ -321,7 +309,7 @@ impl Muxer {
 
     /// Handles an epoll event of a caller's or a stream's socket.
     fn host_event(&mut self, id: u64, events: EventSet) {
-        if self.callers.contains_key(&id) {
+        if self.callers.contains(id) {
             self.hear_caller(id);
             return;
         }
@@ -345,14 +333,7 @@ impl Muxer {
     }
 
     fn hear_caller(&mut self, id: u64) {
-        let Some(caller) = self.callers.get(&id) else {
-            return;
-        };
-        let line = read_line(&caller.socket);
-        if line == Line::Partial {
-            return;
-        }
-        let (Some(caller), Line::Port(port)) = (self.callers.remove(&id), line) else {
+        let Some((caller, port)) = self.callers.hear(id) else {
             return;
         };
         let ports = self.streams.free_ports(port);
@@ -377,8 +358,7 @@ impl Muxer {
     }
 
     fn expire(&mut self, now: Instant) {
-        self.callers.retain(|_, caller| caller.deadline > now);
-        let mut waiting = !self.callers.is_empty();
+        let mut waiting = self.callers.expire(now);
         let mut late = Vec::new();
         for (id, stream) in self.streams.iter() {
             if let Phase::Offered { sent, deadline } = stream.phase {
