@@ -6,19 +6,18 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::node::with;
+use crate::wait::try_until_blocking;
 
 /// Set by `scripts/cluster`, as KUBECONFIG is.
 const REGISTRY_VARIABLE: &str = "BULKHEAD_REGISTRY";
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// How long a test waits for a state. The pods of several tests start at once, on one emulated CPU.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// How often a test looks, because each look is a kubectl.
-const EVERY: Duration = Duration::from_secs(2);
 /// The class of pods in microVMs.
 pub const RUNTIME_CLASS: &str = "bulkhead";
 /// The first node, and its address.
@@ -40,7 +39,7 @@ impl Namespace {
         let namespace = Self { name: name.into() };
         apply_all(&[manifest]);
         // A pod is refused before its namespace has a service account.
-        namespace.until("the default service account", || {
+        namespace.until("there is a default service account", || {
             namespace
                 .kubectl(&["get", "serviceaccount", "default"])
                 .ok()
@@ -97,17 +96,9 @@ impl Namespace {
     }
 
     /// Waits until `look` finds something. If it does not, shows the namespace.
-    pub fn until<T>(&self, what: impl Display, mut look: impl FnMut() -> Option<T>) -> T {
-        let started = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if started.elapsed() > PATIENCE {
-                self.give_up(&format!("{what}: not in {PATIENCE:?}"));
-            }
-            std::thread::sleep(EVERY);
-        }
+    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let look = || look().ok_or_else(|| "not that".to_owned());
+        try_until_blocking(what, PATIENCE, look).unwrap_or_else(|late| self.give_up(late))
     }
 
     /// Waits for what `kubectl wait` knows: `condition=Ready`, of an object that exists. If it does not come, shows the
@@ -116,7 +107,7 @@ impl Namespace {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
         let said = self.kubectl(&["wait", object, &format!("--for={what}"), &timeout]);
         if let Err(error) = said {
-            self.give_up(&error);
+            self.give_up(error);
         }
     }
 
@@ -124,11 +115,11 @@ impl Namespace {
     pub fn wait_for_rollout(&self, controller: &str) {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
         if let Err(error) = self.kubectl(&["rollout", "status", controller, &timeout]) {
-            self.give_up(&error);
+            self.give_up(error);
         }
     }
 
-    fn give_up(&self, what: &str) -> ! {
+    fn give_up(&self, what: impl Display) -> ! {
         let pods = either(self.kubectl(&["get", "pods", "-o", "wide"]));
         let events = either(self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]));
         panic!("{}: {what}\n{pods}\n{events}", self.name);
@@ -150,7 +141,7 @@ impl Namespace {
 
     /// Waits until a pod's log has a text. Returns the log.
     pub fn until_logged(&self, pod: &str, text: &str) -> String {
-        self.until(format!("{pod} logs {text}"), || {
+        self.until(&format!("{pod} logs {text}"), || {
             let log = self.kubectl(&["logs", pod]).unwrap_or_default();
             log.contains(text).then_some(log)
         })

@@ -42,7 +42,9 @@ fn a_full_disk_evicts_pods_until_it_has_room() {
     // All but 2 % of the disk.
     on_node(&format!("fallocate -l $(($(df --output=avail -B1 /var/lib/bulkhead | tail -n 1) - $(df --output=size -B1 /var/lib/bulkhead | tail -n 1) / 50)) {FILL}"))
         .expect("fill the disk");
-    own.until("DiskPressure", || (has_pressure() == "True").then_some(()));
+    own.until("the node has DiskPressure", || {
+        (has_pressure() == "True").then_some(())
+    });
     table.row("the node has DiskPressure", true, "True");
     let large = own.until_phase("large", "Failed");
     table.equal(
@@ -54,7 +56,7 @@ fn a_full_disk_evicts_pods_until_it_has_room() {
     table.row("the reason", message.contains("ephemeral-storage"), message);
     table.equal("critical pods stay", critical_pods(), critical);
     drop(filled);
-    own.until("no DiskPressure", || {
+    own.until("DiskPressure ends", || {
         (has_pressure() == "False").then_some(())
     });
     table.row("room again: no DiskPressure", true, "False");

@@ -9,7 +9,7 @@ const STAY: &str = "trap 'exit 0' TERM; sleep 100000 & wait";
 
 /// Why the scheduler has not placed a pod yet.
 fn unschedulable(own: &Namespace, name: &str) -> String {
-    own.until(format!("the scheduler refuses {name}"), || {
+    own.until(&format!("the scheduler refuses {name}"), || {
         let pod = own.object("pod", name);
         let conditions = pod["status"]["conditions"].as_array()?;
         let condition = conditions

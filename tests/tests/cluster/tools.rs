@@ -236,7 +236,7 @@ fn debug_port_forward_run_and_top() {
         format!("{out:?} {}", seen.status),
     );
 
-    let top = own.until("metrics of the pod", || {
+    let top = own.until("there are metrics of the pod", || {
         own.kubectl(&["top", "pod", "tools", "--containers", "--no-headers"])
             .ok()
     });

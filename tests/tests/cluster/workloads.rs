@@ -74,7 +74,7 @@ fn a_deployment_rolls_over_and_back() {
     let rolled = || own.wait_for_rollout("deployment/app");
     let logs = || {
         // Pods of the version before may still end.
-        own.until("two pods", || {
+        own.until("there are two pods", || {
             (own.objects("pods", "app=app").len() == 2).then_some(())
         });
         own.get(&["logs", "-l", "app=app"])
