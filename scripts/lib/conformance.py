@@ -1,6 +1,5 @@
 """Runs critest against a fresh daemon. scripts/conformance and scripts/test run this on a KVM host."""
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import tempfile
 
 from daemon import Daemon, write_bridge
+from ginkgo import name_of, specs_of
 from registry import Registry
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -38,17 +38,6 @@ def start_daemon(work, registry, result):
     mirrored = {name: {"mirrors": [registry]} for name in MIRRORED}
     config = {"sandbox": {"boot_timeout_seconds": 120}, "registries": {registry: {"plain_http": True}, **mirrored}}
     return Daemon(work, config, log=os.path.join(result, "daemon.log"))
-
-
-def name_of(spec):
-    return " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
-
-
-def specs_of(path):
-    """Reads a report of Ginkgo. Returns it and its specs."""
-    with open(path) as file:
-        report = json.load(file)[0]
-    return report, [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
 
 
 def share_of_specs(options):
