@@ -82,8 +82,11 @@ def setting(options):
     """Describes where this run is done."""
     all_nodes = nodes(options.programs)
     info = all_nodes[0]["status"]["nodeInfo"]
-    kind = "an emulated host, one CPU" if os.environ.get("BULKHEAD_KVM_HOST", "emulated") == "emulated" else "real KVM"
-    return {"kubernetes": info["kubeletVersion"], "node": f"{len(all_nodes)}: {kind}", "kernel": info["kernelVersion"],
+    cpus = all_nodes[0]["status"]["capacity"]["cpu"]
+    # scripts/cluster has the process of an emulated node there.
+    emulated = os.path.exists(os.path.join(os.environ.get("BULKHEAD_CLUSTER", ""), "node-1", "pid"))
+    return {"kubernetes": info["kubeletVersion"], "kernel": info["kernelVersion"],
+            "node": f"{len(all_nodes)}, {'emulated' if emulated else 'real KVM'}, CPUs: {cpus}",
             "runtime": info["containerRuntimeVersion"], "project": options.project,
             "day": datetime.date.today().isoformat()}
 
