@@ -1,5 +1,5 @@
 // The programs of Kubernetes that tests use, as clients and in a cluster: scripts/build-clients builds them. Tools of a
-// module, so that their versions are pinned here and their contents in go.sum. network/ has others.
+// module, so that their versions are pinned here and their contents in go.sum. addons/ has others.
 module bulkhead.dev/tests/clients
 
 go 1.26.6
