@@ -23,9 +23,9 @@ from make_images import Layer, Registry, push
 
 PACKAGES = ["bash", "bind9-dnsutils", "busybox", "curl", "iproute2", "libc-bin", "netcat-openbsd", "nginx", "socat"]
 REPOSITORY = "e2e"
-# The suite's registries, all but the one that must not exist.
+# The registries of the suite, all but one that must not exist and one that wants credentials.
 REGISTRIES = ["promoterE2eRegistry", "buildImageRegistry", "gcEtcdRegistry", "gcRegistry", "sigStorageRegistry",
-              "privateRegistry", "dockerLibraryRegistry", "cloudProviderGcpRegistry"]
+              "dockerLibraryRegistry", "cloudProviderGcpRegistry"]
 # What the specs run in containers, beside agnhost itself, and where the packages have it.
 TOOLS = {"bin/bash": "bin/bash", "usr/bin/curl": "usr/bin/curl", "usr/bin/dig": "usr/bin/dig", "usr/bin/ip": "usr/bin/ip",
          "usr/bin/getent": "usr/bin/getent", "usr/bin/nc": "usr/bin/nc.openbsd", "usr/bin/socat": "usr/bin/socat1"}
