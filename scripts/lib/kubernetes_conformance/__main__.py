@@ -102,7 +102,8 @@ def run(options, suite, results, names):
         keep(options, results, new)
         done += len(part)
         failed += [name for name, result in new.items() if result["state"] == FAILED]
-        report(f"{area_of(part[0])}, {done} of {len(names)}", new, time.monotonic() - started)
+        areas = ", ".join(dict.fromkeys(map(area_of, part)))
+        report(f"{areas}: {done} of {len(names)}", new, time.monotonic() - started)
     for name in failed:
         started = time.monotonic()
         expect_ready(options.programs)

@@ -34,7 +34,7 @@ class Suite:
         """Runs these specs, `procs` at a time. Returns their results."""
         with tempfile.TemporaryDirectory() as work:
             report, log = os.path.join(work, "report.json"), os.path.join(self.logs, "suite.log")
-            command = [self.ginkgo, f"--procs={procs}", "--no-color", "--timeout=12h", "--json-report=report.json",
+            command = [self.ginkgo, f"--procs={procs}", "--no-color", "--silence-skips", "--timeout=12h", "--json-report=report.json",
                        f"--output-dir={work}", f"--focus={focus_of(names)}", self.program, "--", "--provider=local",
                        "--disable-log-dump", "--delete-namespace-on-failure=true", f"--e2e-output-dir={work}"]
             with open(log, "ab") as output:
@@ -73,11 +73,11 @@ def in_order(names):
 
 
 def batches(names, size):
-    """Cuts sorted names into parts. No part has specs of two areas, or specs that must run alone beside others."""
+    """Cuts names into parts, in their order. Specs that must run alone are never beside others."""
     parts = []
     for name in names:
-        kind = (area_of(name), "[Serial]" in name)
-        if not parts or parts[-1][0] != kind or len(parts[-1][1]) == size:
-            parts.append((kind, []))
+        serial = "[Serial]" in name
+        if not parts or parts[-1][0] != serial or len(parts[-1][1]) == size:
+            parts.append((serial, []))
         parts[-1][1].append(name)
     return [part for _, part in parts]
