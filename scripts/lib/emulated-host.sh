@@ -8,6 +8,8 @@
 emulated_hosts_cache=$BULKHEAD_CACHE/kvm-host
 emulated_host_mib=${BULKHEAD_KVM_HOST_MIB:-6144}
 emulated_host_boot_seconds=300
+# "TAP ADDRESS/PREFIX ROUTER": the host gets a second card on this TAP, with an address and a default route.
+emulated_host_card=
 # Off: features that TCG does not emulate well enough for nested guests, or warns about.
 emulated_host_cpu='EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec'
 # The modules that are needed to mount the root file system.
@@ -26,6 +28,7 @@ emulated_host_boot() {
     mke2fs -q -F -t ext4 -O ^has_journal -E nodiscard "$directory/disk"
     dropbearkey -y -f "$emulated_hosts_cache/key" | grep ^ssh- >"$directory/authorized_keys"
     printf '%s\n' "$kernel" "$version" "$project" "$share" >"$directory/host"
+    emulated_host_second_card "$directory"
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     emulated_host_qemu "$kind" || return 1
     # One CPU: with two, VMs that run side by side freeze, with QEMU 7.2 and 10 (CONTRIBUTING.md).
@@ -40,10 +43,23 @@ emulated_host_boot() {
         -virtfs "local,path=$directory,mount_tag=control,security_model=none,multidevs=remap" \
         -drive "file=$directory/disk,format=raw,if=virtio,cache=unsafe,discard=unmap" \
         -netdev "user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22" -device virtio-net-pci,netdev=n0,romfile= \
+        "${second_card[@]}" \
         </dev/null >"$directory/qemu.log" 2>&1 &
     echo "$!" >"$directory/pid"
     echo "$port" >"$directory/port"
     emulated_host_wait "$directory" "$!"
+}
+
+# emulated_host_second_card DIRECTORY: sets `second_card` to QEMU's options for it, and tells the host of it.
+emulated_host_second_card() {
+    local tap address router
+    second_card=()
+    [ -n "$emulated_host_card" ] || return 0
+    read -r tap address router <<<"$emulated_host_card"
+    echo "$address $router" >"$1/card"
+    # Two hosts on one network need different hardware addresses.
+    second_card=(-netdev "tap,id=n1,ifname=$tap,script=no,downscript=no"
+        -device "virtio-net-pci,netdev=n1,romfile=,mac=$(printf '52:54:00:99:00:%02x' "${tap//[!0-9]/}")")
 }
 
 # Prepares what all emulated hosts share: packages, a kernel and an ssh key. Prints the kernel's directory and version.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A docker-registry on loopback, for other scripts."""
+"""A docker-registry, for other scripts."""
 import os
 import socket
 
@@ -12,26 +12,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def can_connect(port):
+def can_connect(port, address="127.0.0.1"):
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 class Registry:
-    """Lives as long as its `with` block, whose value is its address. Its files are in `directory`. `options` are those
-    of background.start."""
+    """Lives as long as its `with` block, whose value is its address. Its files are in `directory`. It listens on
+    loopback, unless `address` is another of this machine's. `options` are those of background.start."""
 
-    def __init__(self, directory, port=None, **options):
+    def __init__(self, directory, port=None, address="127.0.0.1", **options):
         self.port = port or free_port()
+        self.address = address
         config = os.path.join(directory, "registry.yml")
         with open(config, "w") as file:
             file.write("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: "
-                       f"{{rootdirectory: {directory}/registry}}}}\nhttp: {{addr: '127.0.0.1:{self.port}'}}\n")
+                       f"{{rootdirectory: {directory}/registry}}}}\nhttp: {{addr: '{address}:{self.port}'}}\n")
         self.process = start(["docker-registry", "serve", config], **options)
-        wait_until(lambda: can_connect(self.port), "docker-registry")
+        wait_until(lambda: can_connect(self.port, address), "docker-registry")
 
     def __enter__(self):
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     def __exit__(self, *_):
         self.process.kill()

@@ -252,6 +252,22 @@ def image_agnhost(registry, _):
          how="none")
 
 
+def push_client(registry, name):
+    """Pushes an image of nothing but a program that scripts/build-clients built, and directories to mount at."""
+    layer = Layer().directory("etc").directory("tmp", mode=0o1777)
+    with open(os.path.join(os.environ["BULKHEAD_CLIENTS"], name), "rb") as file:
+        layer.add(name, data=file.read(), mode=0o755)
+    push(registry, f"cluster/{name}", ["latest"], [layer.done()], {"Entrypoint": [f"/{name}"]}, how="none")
+
+
+def image_coredns(registry, _):
+    push_client(registry, "coredns")
+
+
+def image_metrics_server(registry, _):
+    push_client(registry, "metrics-server")
+
+
 def program_layer(path):
     """Returns a layer with a program of this machine and its libraries."""
     names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
@@ -273,9 +289,10 @@ def image_fio(registry, _):
 
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
           "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
-          "agnhost": image_agnhost, "iperf3": image_iperf3, "fio": image_fio}
+          "agnhost": image_agnhost, "coredns": image_coredns, "metrics-server": image_metrics_server,
+          "iperf3": image_iperf3, "fio": image_fio}
 # Built only if --only names them.
-RARE = ("bench", "udp", "agnhost", "iperf3", "fio")
+RARE = ("bench", "udp", "agnhost", "coredns", "metrics-server", "iperf3", "fio")
 
 
 def main():

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests that change what the node has for all pods. They run after the others, with nothing beside them.
+
+use bulkhead_tests::cluster::{NODE, Namespace, cluster, either, on_node, pod};
+use bulkhead_tests::table::Table;
+use serde_json::json;
+
+const FILL: &str = "/var/lib/bulkhead/fill";
+
+/// Frees the node's disk on drop.
+struct Filled;
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        let _ = on_node(&format!("rm -f {FILL}"));
+    }
+}
+
+fn has_pressure() -> String {
+    let path = "jsonpath={.status.conditions[?(@.type==\"DiskPressure\")].status}";
+    either(cluster(&["get", "node", NODE, "-o", path]))
+}
+
+#[test]
+fn a_full_disk_evicts_pods_until_it_has_room() {
+    let own = Namespace::new("pressure");
+    let line = "head -c 50000000 /dev/urandom >/tmp/large; echo written; trap 'exit 0' TERM; sleep 100000 & wait";
+    own.apply(&[pod("large", line, json!({}), json!({}))]);
+    own.until_logged("large", "written");
+    let mut table = Table::new("cluster: a node's disk is full");
+    let filled = Filled;
+    // All but 2 % of the disk.
+    on_node(&format!("fallocate -l $(($(df --output=avail -B1 /var/lib/bulkhead | tail -n 1) - $(df --output=size -B1 /var/lib/bulkhead | tail -n 1) / 50)) {FILL}"))
+        .expect("fill the disk");
+    own.until("DiskPressure", || (has_pressure() == "True").then_some(()));
+    table.row("the node has DiskPressure", true, "True");
+    let large = own.until_phase("large", "Failed");
+    table.equal(
+        "a pod is evicted",
+        large["status"]["reason"].clone(),
+        json!("Evicted"),
+    );
+    let message = large["status"]["message"].as_str().unwrap_or_default();
+    table.row("the reason", message.contains("ephemeral-storage"), message);
+    let dns = either(cluster(&[
+        "-n",
+        "kube-system",
+        "get",
+        "deployment",
+        "coredns",
+        "-o",
+        "jsonpath={.status.readyReplicas}",
+    ]));
+    table.equal("a critical pod stays", dns.as_str(), "1");
+    drop(filled);
+    own.until("no DiskPressure", || {
+        (has_pressure() == "False").then_some(())
+    });
+    table.row("room again: no DiskPressure", true, "False");
+    own.apply(&[pod(
+        "next",
+        "echo runs",
+        json!({}),
+        json!({"restartPolicy": "Never"}),
+    )]);
+    own.until_phase("next", "Succeeded");
+    table.row("and pods run again", true, "Succeeded");
+    table.finish();
+}

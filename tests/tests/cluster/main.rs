@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests in a cluster that `scripts/cluster` brought up: what users do with kubectl. All run beside each other, but
+//! those of `alone`, which change what the node has for others.
+
+mod alone;
+mod scheduling;
+mod services;
+mod tools;
+mod volumes;
+mod workloads;
