@@ -14,7 +14,7 @@ CAUSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "causes.toml")
 HEAD = """# Conformance
 
 `scripts/conformance --kubernetes` writes this page; do not edit it. It runs the specs that Kubernetes' own suite marks
-`[Conformance]`, with the suite's program, in a cluster of [`scripts/cluster`](../CONTRIBUTING.md). The results are in
+`[Conformance]`, with the suite's program, in a cluster of [`scripts/cluster`](../CONTRIBUTING.md#a-cluster-to-play-with). The results are in
 [conformance.json](conformance.json), and a run of some specs adds to them. critest, the suite of CRI, is another:
 `scripts/conformance` without options runs it, and `scripts/test` runs all of it.
 
@@ -102,9 +102,9 @@ def slow(specs):
 
 def section(way, specs, causes):
     failed = [cause_of(causes, name, result) for name, result in specs.items() if result["state"] == FAILED]
+    carried = sum(1 for cause in failed if cause and cause.delegate)
     text = [f"\n## {TITLES[way]}\n\n{table(specs)}"]
-    if failed:
-        carried = sum(1 for cause in failed if cause and cause.delegate)
+    if carried:
         text.append(f"\nOf the {len(failed)} that failed, a delegate carries {carried}: they need what a microVM cannot "
                     "share with the host.\n")
     text.append(f"\n### What did not pass\n{not_passed(specs, causes)}")
