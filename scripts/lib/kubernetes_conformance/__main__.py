@@ -16,6 +16,9 @@ from kubernetes_conformance import page
 from kubernetes_conformance.results import FAILED, NOT_RUN, PASSED, Results, area_of
 from kubernetes_conformance.suite import Suite, batches, in_order
 
+# An emulated node that is busy may miss its lease for a while.
+PATIENCE_SECONDS = 300
+
 
 def arguments():
     parser = argparse.ArgumentParser(prog="kubernetes_conformance", description=__doc__.splitlines()[0])
@@ -72,10 +75,12 @@ def is_ready(node):
 
 
 def expect_ready(programs):
-    """Ends the run if a node is not ready, because then no spec says anything about it."""
-    lost = [node["metadata"]["name"] for node in nodes(programs) if not is_ready(node)]
-    if lost:
-        sys.exit(f"conformance: no longer ready: {', '.join(lost)}; what ran before is kept, and --resume goes on from there")
+    """Waits for nodes that are not ready. Ends the run if they stay so, because then no spec says anything about them."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while lost := [node["metadata"]["name"] for node in nodes(programs) if not is_ready(node)]:
+        if time.monotonic() > deadline:
+            sys.exit(f"conformance: no longer ready: {', '.join(lost)}; what ran before is kept, and --resume goes on from there")
+        time.sleep(1)
 
 
 def setting(options):
