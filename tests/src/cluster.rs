@@ -17,6 +17,8 @@ const REGISTRY_VARIABLE: &str = "BULKHEAD_REGISTRY";
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// How long a test waits for a state. The pods of several tests start at once, on one emulated CPU.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a test looks, because each look is a kubectl.
+const EVERY: Duration = Duration::from_secs(2);
 /// The class of pods in microVMs.
 pub const RUNTIME_CLASS: &str = "bulkhead";
 /// The first node, and its address.
@@ -102,32 +104,48 @@ impl Namespace {
                 return found;
             }
             if started.elapsed() > PATIENCE {
-                let pods = self.kubectl(&["get", "pods", "-o", "wide"]);
-                let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]);
-                panic!(
-                    "{}: not in {PATIENCE:?}: {what}\n{}\n{}",
-                    self.name,
-                    either(pods),
-                    either(events)
-                );
+                self.give_up(&format!("{what}: not in {PATIENCE:?}"));
             }
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(EVERY);
         }
+    }
+
+    /// Waits for what `kubectl wait` knows: `condition=Ready`, of an object that exists. If it does not come, shows the
+    /// namespace.
+    pub fn wait(&self, object: &str, what: &str) {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        let said = self.kubectl(&["wait", object, &format!("--for={what}"), &timeout]);
+        if let Err(error) = said {
+            self.give_up(&error);
+        }
+    }
+
+    /// Waits until a controller has replaced all its pods.
+    pub fn wait_for_rollout(&self, controller: &str) {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        if let Err(error) = self.kubectl(&["rollout", "status", controller, &timeout]) {
+            self.give_up(&error);
+        }
+    }
+
+    fn give_up(&self, what: &str) -> ! {
+        let pods = either(self.kubectl(&["get", "pods", "-o", "wide"]));
+        let events = either(self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]));
+        panic!("{}: {what}\n{pods}\n{events}", self.name);
     }
 
     /// Waits until a pod's phase is this one. Returns the pod.
     pub fn until_phase(&self, name: &str, phase: &str) -> Value {
-        self.until(format!("pod {name} is {phase}"), || {
-            let pod = self.object("pod", name);
-            (pod["status"]["phase"] == phase).then_some(pod)
-        })
+        self.wait(
+            &format!("pod/{name}"),
+            &format!("jsonpath={{.status.phase}}={phase}"),
+        );
+        self.object("pod", name)
     }
 
     pub fn until_ready(&self, name: &str) -> Value {
-        self.until(format!("pod {name} is ready"), || {
-            let pod = self.object("pod", name);
-            is_ready(&pod).then_some(pod)
-        })
+        self.wait(&format!("pod/{name}"), "condition=Ready");
+        self.object("pod", name)
     }
 
     /// Waits until a pod's log has a text. Returns the log.
@@ -158,14 +176,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-pub fn is_ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"].as_array();
-    conditions.is_some_and(|all| {
-        all.iter()
-            .any(|one| one["type"] == "Ready" && one["status"] == "True")
-    })
 }
 
 fn kubectl() -> Command {

@@ -1,22 +1,16 @@
 # Sourced by scripts/cluster: a cluster's network namespace, and its end. The namespace has a bridge with the address of
-# the machine outside the nodes, and a TAP for each node. cluster/places.py has the same addresses.
+# the machine outside the nodes; nodes.sh adds their cards. cluster/places.py has the same addresses.
 # shellcheck shell=bash
 
-# cluster_namespace STATE NODES: makes the namespace. STATE/namespace has its name.
+# cluster_namespace STATE: makes the namespace. STATE/namespace has its name.
 cluster_namespace() {
-    local name=bulkhead-${1##*/} number
+    local name=bulkhead-${1##*/}
     echo "$name" >"$1/namespace"
     ip netns add "$name"
     ip -n "$name" link set lo up
     ip -n "$name" link add nodes type bridge
     ip -n "$name" addr add 10.99.0.1/24 dev nodes
     ip -n "$name" link set nodes up
-    for ((number = 1; number <= $2; number++)); do
-        ip -n "$name" tuntap add dev "tap$number" mode tap
-        ip -n "$name" link set "tap$number" master nodes
-        ip -n "$name" link set "tap$number" up
-        ip -n "$name" route add "10.87.$number.0/24" via "10.99.0.$((number + 1))"
-    done
     # Any node knows the way to a Service.
     ip -n "$name" route add 10.96.0.0/16 via 10.99.0.2
     # Pods of different nodes reach each other through here.
@@ -45,6 +39,10 @@ cluster_end() {
         pid=$(cat "$file")
         kill -KILL "$pid" 2>/dev/null || continue
         timeout 10 tail --pid="$pid" -f /dev/null || true
+    done
+    for file in "$1"/node-*/cgroup; do
+        [ -e "$file" ] || continue
+        find "$(findmnt -n -o TARGET -t cgroup2 | head -n 1)/$(cat "$file")" -depth -type d -exec rmdir {} + || true
     done
     if [ -e "$1/namespace" ]; then ip netns del "$(cat "$1/namespace")" 2>/dev/null || true; fi
     rm -rf "$1"

@@ -82,7 +82,7 @@ fn ask_from_a_pod(own: &Namespace) -> Vec<(String, String)> {
 fn pods_and_clients_outside_reach_services_by_address_and_name() {
     let own = Namespace::new(NAME);
     own.apply(&objects());
-    own.get(&["rollout", "status", "deployment/web", "--timeout=300s"]);
+    own.wait_for_rollout("deployment/web");
     own.until_ready("client");
     let pods = own.objects("pods", "app=web");
     let set = |path: &str| -> BTreeSet<String> {

@@ -36,18 +36,8 @@ fn jobs_complete_and_count_failures() {
         object("Job", "indexed", indexed),
         object("Job", "failing", failing),
     ]);
-    own.get(&[
-        "wait",
-        "--for=condition=Complete",
-        "job/indexed",
-        "--timeout=300s",
-    ]);
-    own.get(&[
-        "wait",
-        "--for=condition=Failed",
-        "job/failing",
-        "--timeout=300s",
-    ]);
+    own.wait("job/indexed", "condition=Complete");
+    own.wait("job/failing", "condition=Failed");
     let mut table = Table::new("cluster: Jobs");
     table.equal(
         "completions",
@@ -81,7 +71,7 @@ fn a_deployment_rolls_over_and_back() {
             json!({"spec": with(template("app", pods), fields)}),
         )
     };
-    let rolled = || own.get(&["rollout", "status", "deployment/app", "--timeout=300s"]);
+    let rolled = || own.wait_for_rollout("deployment/app");
     let logs = || {
         // Pods of the version before may still end.
         own.until("two pods", || {
@@ -125,8 +115,8 @@ fn stateful_sets_keep_names_and_daemon_sets_cover_nodes() {
             json!({"spec": template("agent", pods())}),
         ),
     ]);
-    own.get(&["rollout", "status", "statefulset/db", "--timeout=300s"]);
-    own.get(&["rollout", "status", "daemonset/agent", "--timeout=300s"]);
+    own.wait_for_rollout("statefulset/db");
+    own.wait_for_rollout("daemonset/agent");
     let mut table = Table::new("cluster: a StatefulSet and a DaemonSet");
     let pods = own.objects("pods", "app=db");
     table.equal(
