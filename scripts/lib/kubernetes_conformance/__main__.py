@@ -88,10 +88,10 @@ def setting(options):
     all_nodes = nodes(options.programs)
     info = all_nodes[0]["status"]["nodeInfo"]
     cpus = all_nodes[0]["status"]["capacity"]["cpu"]
-    # scripts/cluster has the process of an emulated node there.
-    emulated = os.path.exists(os.path.join(os.environ.get("BULKHEAD_CLUSTER", ""), "node-1", "pid"))
+    # scripts/cluster makes this file where the machine's own KVM works.
+    emulated = not os.path.exists(os.path.join(os.environ["BULKHEAD_CLUSTER"], "nodes-are-here"))
     return {"kubernetes": info["kubeletVersion"], "kernel": info["kernelVersion"],
-            "node": f"{len(all_nodes)}, {'emulated' if emulated else 'real KVM'}, CPUs: {cpus}",
+            "node": f"{len(all_nodes)}, {'emulated' if emulated else 'real'}, CPUs: {cpus}",
             "runtime": info["containerRuntimeVersion"], "project": options.project,
             "day": datetime.date.today().isoformat()}
 
