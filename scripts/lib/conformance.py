@@ -2,7 +2,6 @@
 this on a KVM host."""
 import argparse
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ import tempfile
 
 from containerd import Containerd
 from daemon import Daemon, write_bridge
+from ginkgo import name_of, specs_of
 from registry import Registry
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -82,17 +82,6 @@ def runtime(options, work, registry):
         finally:
             if delegation:
                 shutil.copy(containerd.log, os.path.join(options.result, "containerd.log"))
-
-
-def name_of(spec):
-    return " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
-
-
-def specs_of(path):
-    """Reads a report of Ginkgo. Returns it and its specs."""
-    with open(path) as file:
-        report = json.load(file)[0]
-    return report, [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
 
 
 def share_of_specs(options):
