@@ -2,7 +2,6 @@
 //! A CRI client for tests: one connection to both services, and helpers for what many tests do.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bulkhead_proto::cri::image_service_client::ImageServiceClient;
 use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -20,9 +19,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::wait::{Wait, until};
-
-/// How long a test waits for anything before it fails. Long, because an emulated host takes seconds to boot a pod.
-pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The namespaces that kubelet asks for if a pod specifies none.
 const OWN_PROCESSES: NamespaceOption = NamespaceOption {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, PATIENCE};
+use crate::client::Client;
 use crate::daemon::BRIDGE_CONFLIST;
 use crate::registry::Registry;
+use crate::wait::PATIENCE;
 
 /// Set by `scripts/test`: directories with containerd, its shim and runc, the oldest first, separated by colons.
 const PROGRAMS_VARIABLE: &str = "BULKHEAD_CONTAINERDS";
