@@ -9,10 +9,10 @@ use bulkhead_proto::cri::{
     NetworkConfig, PodSandboxNetworkStatus, PodSandboxStatusRequest, PortMapping, Protocol,
     RuntimeConfig, UpdateRuntimeConfigRequest,
 };
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
+use bulkhead_tests::client::{Client, Pod, assert_fails};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
-use bulkhead_tests::wait::try_until_blocking;
+use bulkhead_tests::wait::{PATIENCE, try_until_blocking};
 use tonic::Code;
 
 const GATEWAY: &str = "10.88.0.1";

@@ -13,10 +13,10 @@ use bulkhead_proto::cri::{
     StreamContainerStatsRequest, StreamPodSandboxMetricsRequest, StreamPodSandboxStatsRequest,
     UInt64Value,
 };
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
-use bulkhead_tests::wait::{until, whether};
+use bulkhead_tests::wait::{PATIENCE, until, whether};
 use tonic::{Code, Streaming};
 
 const MIB: u64 = 1 << 20;

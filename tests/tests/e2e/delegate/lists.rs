@@ -11,8 +11,9 @@ use bulkhead_proto::cri::{
     ListPodSandboxStatsRequest, PodSandboxFilter, PodSandboxStatsRequest, StatusRequest,
     StreamContainersRequest, StreamPodSandboxesRequest, UpdateContainerResourcesRequest,
 };
-use bulkhead_tests::client::{Client, PATIENCE, assert_fails};
+use bulkhead_tests::client::{Client, assert_fails};
 use bulkhead_tests::containerd::Release;
+use bulkhead_tests::wait::PATIENCE;
 use tonic::Code;
 
 use super::Both;

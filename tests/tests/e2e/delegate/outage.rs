@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails};
+use bulkhead_tests::client::{Client, Pod, assert_fails};
 use bulkhead_tests::containerd::Release;
+use bulkhead_tests::wait::PATIENCE;
 use tonic::{Code, Status};
 
 use super::{Both, OWN, pod_config};

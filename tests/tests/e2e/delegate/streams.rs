@@ -2,9 +2,10 @@
 //! Exec, attach, port-forward and logs of a delegate's container. The URLs are the delegate's own.
 
 use bulkhead_proto::cri::ReopenContainerLogRequest;
-use bulkhead_tests::client::{PATIENCE, container};
+use bulkhead_tests::client::container;
 use bulkhead_tests::containerd::Release;
 use bulkhead_tests::spdy::{self, Frame, Process};
+use bulkhead_tests::wait::PATIENCE;
 use tokio::time::timeout;
 
 use super::Both;
