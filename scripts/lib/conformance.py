@@ -1,27 +1,37 @@
-"""Runs critest against a fresh daemon. scripts/conformance and scripts/test run this on a KVM host."""
+"""Runs critest against a fresh daemon, alone or with containerd as its delegate. scripts/conformance and scripts/test run
+this on a KVM host."""
 import argparse
-import json
+import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 
+from containerd import Containerd
 from daemon import Daemon, write_bridge
+from ginkgo import name_of, specs_of
 from registry import Registry
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Registries from which critest pulls its images.
 MIRRORED = ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]
-# Regular expressions for names of specs, and why these specs do not apply to a runtime with VMs.
-NOT_APPLICABLE = {
+# Regular expressions for names of specs, and why these specs do not apply: to pods in VMs, if no delegate may have pods
+# that need the host's namespaces; to pods in VMs; to any runtime here.
+WITHOUT_DELEGATE = {
     "HostIpc is true": "a pod has a kernel of its own: no IPC namespace of the host to share",
     "HostNetwork is true": "a pod has a kernel of its own: no network namespace of the host to share",
     "portforward in host network": "its pod has the host's network",
-    r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel, which is not the pod's",
+}
+IN_VMS = {
     "mount with 'rshared'": "mounts of a guest cannot appear on the host",
+}
+ANYWHERE = {
+    r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel by sudo; a pod in a VM has another kernel",
     "public image with digest": "pulls by a digest that only the public registry has",
 }
+OURS, DELEGATE = "bulkhead", "runc"
 # Messages of critest when it skips a spec for a reason that is not in the runtime. Any other skip counts as a failure.
 SKIPPED_FOR_THE_HOST = re.compile("NRI socket not configured|ID mapping is not supported with path|SELinux")
 PATIENCE = "180s"
@@ -32,23 +42,46 @@ def push_images(registry, images):
                     "--registry", f"http://{registry}"], check=True)
 
 
-def start_daemon(work, registry, result):
+def not_applicable(options):
+    """The specs that do not apply to this run, and why."""
+    specs = dict(ANYWHERE)
+    if options.default_handler is None and not options.containerd:
+        specs |= WITHOUT_DELEGATE
+    if options.default_handler != DELEGATE and not options.containerd:
+        specs |= IN_VMS
+    return specs
+
+
+def start_containerd(work, registry):
+    directory = os.path.join(work, "containerd")
+    write_bridge(directory, "delegate", "bulkhead3", "10.87.0.0/16",
+                 {"type": "portmap", "capabilities": {"portMappings": True}}, hairpinMode=True)
+    return Containerd(directory, "registry.k8s.io/pause:3.10", {name: registry for name in MIRRORED})
+
+
+def start_daemon(work, registry, result, delegation):
     write_bridge(work, "conformance", "bulkhead2", "10.86.0.0/16",
                  {"type": "portmap", "capabilities": {"portMappings": True}}, hairpinMode=True)
     mirrored = {name: {"mirrors": [registry]} for name in MIRRORED}
     config = {"sandbox": {"boot_timeout_seconds": 120}, "registries": {registry: {"plain_http": True}, **mirrored}}
-    return Daemon(work, config, log=os.path.join(result, "daemon.log"))
+    return Daemon(work, {**config, **delegation}, log=os.path.join(result, "daemon.log"))
 
 
-def name_of(spec):
-    return " ".join([*(spec["ContainerHierarchyTexts"] or []), spec["LeafNodeText"]])
-
-
-def specs_of(path):
-    """Reads a report of Ginkgo. Returns it and its specs."""
-    with open(path) as file:
-        report = json.load(file)[0]
-    return report, [spec for spec in report["SpecReports"] or [] if spec["LeafNodeType"] == "It"]
+@contextlib.contextmanager
+def runtime(options, work, registry):
+    """Starts what critest tests. Its value has a socket and a process."""
+    with contextlib.ExitStack() as running:
+        delegation = {}
+        if options.containerd or options.default_handler:
+            containerd = running.enter_context(start_containerd(work, registry))
+            delegation = {"default_handler": options.default_handler, "host_namespaces_handler": DELEGATE,
+                          "runtimes": {DELEGATE: {"cri": f"unix://{containerd.socket}"}}}
+        try:
+            yield containerd if options.containerd else running.enter_context(
+                start_daemon(work, registry, options.result, delegation))
+        finally:
+            if delegation:
+                shutil.copy(containerd.log, os.path.join(options.result, "containerd.log"))
 
 
 def share_of_specs(options):
@@ -66,7 +99,7 @@ def run_critest(options, endpoint, names):
     command = [options.critest, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}",
                f"-runtime-service-timeout={PATIENCE}", f"-image-service-timeout={PATIENCE}",
                "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={report}",
-               "-ginkgo.skip=" + "|".join(NOT_APPLICABLE)]
+               "-ginkgo.skip=" + "|".join(not_applicable(options))]
     if options.websocket:
         command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
     if options.seed:
@@ -85,19 +118,16 @@ def run_critest(options, endpoint, names):
             sys.exit(f"conformance: critest ended with {code} and left no report; it said:\n{file.read()[-2000:]}")
 
 
-def why_not_applicable(name):
-    return next((why for pattern, why in NOT_APPLICABLE.items() if re.search(pattern, name)), None)
-
-
 def summary(options, report, specs, names):
     """Prints the table. Returns whether all applicable specs passed and there was at least one."""
     areas, failed, skipped, excluded = {}, [], [], []
+    patterns = not_applicable(options)
     for spec in specs:
         name, state = name_of(spec), spec["State"]
         if name not in names:
             continue
         area = [*(spec["ContainerHierarchyTexts"] or []), name][0].removeprefix("[k8s.io] ")
-        why = why_not_applicable(name)
+        why = next((why for pattern, why in patterns.items() if re.search(pattern, name)), None)
         if state == "skipped" and "Failure" not in spec and why is None:
             continue    # a benchmark
         counts = areas.setdefault(area, {"passed": 0, "failed": 0, "skipped": 0, "n/a": 0})
@@ -125,6 +155,10 @@ def summary(options, report, specs, names):
     transport = "WebSocket" if options.websocket else "SPDY"
     share, shares = options.share
     part = f"share {share} of {shares}, " if shares > 1 else ""
+    if options.containerd:
+        part += "containerd by itself, "
+    elif options.default_handler:
+        part += f"default handler {options.default_handler}, "
     print(f"\nconformance: {total['passed']} of {total['passed'] + total['failed']} applicable specs passed, {part}streams over "
           f"{transport}, seed {report['SuiteConfig']['RandomSeed']}")
     return total["failed"] == 0 and total["passed"] > 0
@@ -141,16 +175,19 @@ def main():
     parser.add_argument("--focus", default="", metavar="REGEXP")
     parser.add_argument("--share", default=(1, 1), metavar="I/N", help="run part I of N; all parts together have all specs",
                         type=lambda text: tuple(map(int, text.split("/"))))
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--default-handler", choices=[OURS, DELEGATE])
+    what.add_argument("--containerd", action="store_true")
     options = parser.parse_args()
     os.makedirs("/var/lib/bulkhead", exist_ok=True)
     with (tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work,
           Registry(work) as registry):
         push_images(registry, options.images)
-        with start_daemon(work, registry, options.result) as daemon:
+        with runtime(options, work, registry) as tested:
             names = share_of_specs(options)
-            code, report, specs = run_critest(options, f"unix://{daemon.socket}", names)
-            if daemon.process.poll() is not None:
-                sys.exit(f"conformance: the daemon ended with {daemon.process.returncode}")
+            code, report, specs = run_critest(options, f"unix://{tested.socket}", names)
+            if tested.process.poll() is not None:
+                sys.exit(f"conformance: the runtime ended with {tested.process.returncode}")
     passed = summary(options, report, specs, set(names))
     # critest's exit code counts too, because a suite that crashed has no failed specs.
     sys.exit(0 if passed and code == 0 else 1)

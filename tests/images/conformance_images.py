@@ -21,6 +21,7 @@ PACKAGES = ["busybox", "util-linux", "nginx", "nginx-common", "libc6", "libcrypt
 PROGRAMS = ["effective-uid", "pause"]
 LIBRARIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
 LOADER = "lib64/ld-linux-x86-64.so.2"
+LOADERS = ["lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "usr/" + LOADER, LOADER]
 TOOLS = "k8s-staging-cri-tools"
 E2E = "e2e-test-images"
 NGINX = {"Cmd": ["nginx", "-g", "daemon off;"], "StopSignal": "SIGQUIT", "ExposedPorts": {"80/tcp": {}}}
@@ -56,27 +57,40 @@ def fetch(directory):
     subprocess.run(["apt-get", "download", "-qq", *PACKAGES], cwd=debs, check=True)
     for deb in glob.glob(os.path.join(debs, "*.deb")):
         subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
+    build_programs(directory)
+    open(done, "w").close()
+
+
+def build_programs(directory):
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs")
     for name in PROGRAMS:
         subprocess.run(["gcc", "-Os", "-static", "-s", "-Wall", "-Werror", "-o", os.path.join(directory, name),
                         os.path.join(source, name + ".c")], check=True)
-    open(done, "w").close()
 
 
 class Packages:
-    """The packages and programs that `fetch` prepared."""
+    """Extracted packages in `directory`/root, and the programs of `build_programs` in `directory`."""
 
     def __init__(self, directory):
         self.directory = directory
 
-    def read(self, *paths):
-        """Reads the first of these files that exists in the extracted packages: some have /bin, others /usr/bin."""
+    def find(self, *paths):
+        """Returns the first of these files that exists in the extracted packages: some have /bin, others /usr/bin."""
         for path in paths:
             real = os.path.join(self.directory, "root", path)
             if os.path.exists(real):
-                with open(real, "rb") as file:
-                    return file.read()
-        sys.exit(f"conformance_images.py: none of {paths} is in the packages")
+                return real
+        sys.exit(f"{os.path.basename(sys.argv[0])}: none of {paths} is in the packages in {self.directory}")
+
+    def read(self, *paths):
+        with open(self.find(*paths), "rb") as file:
+            return file.read()
+
+    def output(self, path, *arguments):
+        """Runs a program of the packages with the packages' libraries. Returns its standard output."""
+        loader = self.find(*LOADERS)
+        return subprocess.run([loader, "--library-path", os.path.dirname(loader), path, *arguments],
+                              stdout=subprocess.PIPE, check=True, text=True).stdout
 
     def program(self, name):
         with open(os.path.join(self.directory, name), "rb") as file:
@@ -85,8 +99,7 @@ class Packages:
     def needed(self, paths, known=()):
         """Returns the names of all shared libraries that the first of these files needs, directly or not."""
         known = set(known)
-        path = next(filter(os.path.exists, (os.path.join(self.directory, "root", path) for path in paths)))
-        shown = subprocess.run(["readelf", "-d", path], stdout=subprocess.PIPE, check=True, text=True).stdout
+        shown = subprocess.run(["readelf", "-d", self.find(*paths)], stdout=subprocess.PIPE, check=True, text=True).stdout
         for library in re.findall(r"\(NEEDED\).*\[(.*)\]", shown):
             if library not in known and library != os.path.basename(LOADER):
                 known.add(library)
@@ -103,22 +116,21 @@ class Packages:
             layer.add(f"lib/{name}", data=self.read(*(f"{where}/{name}" for where in LIBRARIES)), mode=0o755)
 
 
-def base_layer(packages, passwd="", group=""):
+def base_layer(packages, passwd="", group="", programs=("usr/bin/ipcs",)):
     """A small system with Debian's dynamic busybox: its shell executes the applets' files, which the static one's does not."""
     layer = Layer()
     for path in ("bin", "dev", "etc", "home", "lib", "lib64", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var"):
         layer.directory(path)
     layer.directory("root", mode=0o700).directory("tmp", mode=0o1777)
     libraries = packages.add_program(layer, "bin/busybox", "bin/busybox", "usr/bin/busybox")
-    libraries |= packages.add_program(layer, "usr/bin/ipcs", "usr/bin/ipcs")
+    for path in programs:
+        libraries |= packages.add_program(layer, path, path)
     packages.add_libraries(layer, libraries)
-    layer.add(LOADER, data=packages.read(LOADER, "usr/" + LOADER, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), mode=0o755)
-    busybox = next(filter(os.path.exists, (os.path.join(packages.directory, "root", path)
-                                           for path in ("bin/busybox", "usr/bin/busybox"))))
-    applets = subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
+    layer.add(LOADER, data=packages.read(*LOADERS), mode=0o755)
+    applets = packages.output(packages.find("bin/busybox", "usr/bin/busybox"), "--list").split()
     for applet in sorted(set(applets) - {"busybox"}):
         # Hard links and not symbolic ones: a mount over one applet must not cover all of them.
-        layer.hardlink(f"bin/{applet}", "bin/busybox")
+        layer.hardlink(f"bin/{applet}", "bin/busybox", mode=0o755)
     layer.add("usr/bin/pgrep", data=PGREP, mode=0o755)
     layer.add("etc/passwd", data=("root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/srv/www:/bin/false\n"
                                   "nobody:x:65534:65534:nobody:/home:/bin/false\n" + passwd).encode())

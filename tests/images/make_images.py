@@ -84,8 +84,9 @@ class Layer:
     def symlink(self, path, target):
         return self.add(path, tarfile.SYMTYPE, mode=0o777, linkname=target)
 
-    def hardlink(self, path, target):
-        return self.add(path, tarfile.LNKTYPE, linkname=target)
+    def hardlink(self, path, target, mode=0o644):
+        """Adds a second name of a file. Some runtimes give the file the mode that stands here, so it must be the same."""
+        return self.add(path, tarfile.LNKTYPE, linkname=target, mode=mode)
 
     def done(self):
         self.tar.close()
@@ -197,6 +198,8 @@ def image_busybox(registry, _):
     base = busybox_layer()
     push(registry, "test/busybox", ["latest", "1", "again"], [base])
     push(registry, "test/docker", ["latest"], [base], docker=True)
+    # The first process of a delegate's pods.
+    push(registry, "test/pause", ["latest"], [base], {"Cmd": ["sleep", "2147483647"]})
 
 
 def image_oddities(registry, _):

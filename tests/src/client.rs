@@ -2,7 +2,6 @@
 //! A CRI client for tests: one connection to both services, and helpers for what many tests do.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bulkhead_proto::cri::image_service_client::ImageServiceClient;
 use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -20,9 +19,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::wait::{Wait, until};
-
-/// How long a test waits for anything before it fails. Long, because an emulated host takes seconds to boot a pod.
-pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The namespaces that kubelet asks for if a pod specifies none.
 const OWN_PROCESSES: NamespaceOption = NamespaceOption {
@@ -113,6 +109,19 @@ impl Client {
             .image_ref)
     }
 
+    /// Pulls an image for the pods of one RuntimeClass handler.
+    pub async fn pull_by(&mut self, handler: &str, image: &str) {
+        let spec = ImageSpec {
+            runtime_handler: handler.into(),
+            ..image_spec(image)
+        };
+        let request = PullImageRequest {
+            image: Some(spec),
+            ..Default::default()
+        };
+        self.images.pull_image(request).await.expect("pull");
+    }
+
     pub async fn run_pod(&mut self, name: &str) -> Result<Pod, Status> {
         self.run_pod_with(self.pod_config(name)).await
     }
@@ -127,9 +136,18 @@ impl Client {
     }
 
     pub async fn run_pod_as_it_is(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        self.run_pod_by("", config).await
+    }
+
+    /// Runs a pod whose RuntimeClass has this handler.
+    pub async fn run_pod_by(
+        &mut self,
+        handler: &str,
+        config: PodSandboxConfig,
+    ) -> Result<Pod, Status> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.into(),
         };
         let id = self
             .runtime

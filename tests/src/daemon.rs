@@ -107,6 +107,14 @@ impl Daemon {
         self.spawn().await;
     }
 
+    /// Starts the daemon again with other lines in its configuration file than [`Self::start_with`] has added.
+    pub async fn restart_with(&mut self, networking: Networking, extra_config: &str) {
+        self.kill();
+        self.extra_config = extra_config.into();
+        self.write_config(networking);
+        self.spawn().await;
+    }
+
     /// Returns what the daemon has printed.
     pub fn output(&self) -> String {
         std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
@@ -254,7 +262,8 @@ fn holds_file_below(process: &Path, prefix: &str) -> bool {
         .any(|target| target.to_string_lossy().starts_with(prefix))
 }
 
-const BRIDGE_CONFLIST: &str = r#"{
+/// A bridge whose addresses are given out for all daemons and delegates of this machine.
+pub const BRIDGE_CONFLIST: &str = r#"{
   "cniVersion": "1.0.0",
   "name": "bulkhead-tests",
   "plugins": [

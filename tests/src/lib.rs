@@ -10,6 +10,7 @@ pub mod certificate;
 pub mod cgroups;
 pub mod client;
 pub mod cluster;
+pub mod containerd;
 pub mod daemon;
 pub mod kubelet;
 pub mod node;

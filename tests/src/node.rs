@@ -46,6 +46,11 @@ pub fn client_program(name: &str) -> PathBuf {
 impl Node {
     /// Starts daemon and kubelet. `settings` override fields of kubelet's configuration.
     pub async fn start(settings: Value) -> Self {
+        Self::start_with(settings, "").await
+    }
+
+    /// Starts daemon and kubelet, with lines added to the daemon's configuration.
+    pub async fn start_with(settings: Value, extra_config: &str) -> Self {
         fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
         let directory = tempfile::Builder::new()
             .prefix("node-")
@@ -55,7 +60,10 @@ impl Node {
             fs::create_dir(directory.path().join(name)).expect("kubelet's directories");
         }
         let roots = directory.path().join("root");
-        let config = format!("volumes.kubelet_roots = [\"{}\"]", roots.display());
+        let config = format!(
+            "volumes.kubelet_roots = [\"{}\"]\n{extra_config}",
+            roots.display()
+        );
         let daemon = Daemon::start_with(Networking::Bridge, &config).await;
         let certificate = Certificate::make();
         let api = Api::new(free_address(), &certificate).await;

@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use crate::wait::try_until_blocking;
 
+/// A directory that keeps the filled registry for later runs on this host. To build and push the images takes half a
+/// minute on an emulated host. Without it, each run fills its own registry.
+const KEPT_VARIABLE: &str = "BULKHEAD_KEPT_REGISTRY";
+
 /// A running registry. Its process ends with the test process that started it.
 #[derive(Debug)]
 pub struct Registry {
@@ -17,12 +21,34 @@ pub struct Registry {
     _directory: tempfile::TempDir,
 }
 
+/// The user of a private registry.
+pub const USERNAME: &str = "someone";
+pub const PASSWORD: &str = "registry-password";
+/// bcrypt's hash of [`PASSWORD`].
+const PASSWORD_HASH: &str = "$2b$04$ZplMVg3bI/0uM480wrdCSebztF0CfrdNU05Vyg0c.UwWgtNaQpYVa";
+
 static REGISTRY: OnceLock<Registry> = OnceLock::new();
 
 impl Registry {
     /// Returns the registry of this test run. The first call starts and fills it.
     pub fn shared() -> &'static Self {
-        REGISTRY.get_or_init(Self::start)
+        REGISTRY.get_or_init(|| {
+            let directory = tempfile::tempdir().expect("directory for the registry");
+            let storage = directory.path().join("storage");
+            let kept = std::env::var_os(KEPT_VARIABLE).map(|kept| Path::new(&kept).join("storage"));
+            let kept_before = kept.as_ref().filter(|kept| kept.exists());
+            if let Some(kept) = kept_before {
+                copy(kept, &storage);
+            }
+            let registry = Self::start(directory, storage, "");
+            if kept_before.is_none() {
+                push_images(registry.address, &[]);
+                if let Some(kept) = &kept {
+                    keep(&registry.storage, kept);
+                }
+            }
+            registry
+        })
     }
 
     /// Returns the reference of an image in this registry: `image("test/busybox")`.
@@ -35,23 +61,33 @@ impl Registry {
         push_images(self.address, &["--only", name]);
     }
 
-    fn start() -> Self {
+    /// Starts a registry with the same images that serves only [`USERNAME`] with [`PASSWORD`].
+    pub fn private(&self) -> Self {
         let directory = tempfile::tempdir().expect("directory for the registry");
-        let storage = directory.path().join("storage");
+        let users = directory.path().join("users");
+        std::fs::write(&users, format!("{USERNAME}:{PASSWORD_HASH}\n")).expect("write the users");
+        let auth = format!(
+            "auth: {{htpasswd: {{realm: tests, path: {}}}}}\n",
+            users.display()
+        );
+        Self::start(directory, self.storage.clone(), &auth)
+    }
+
+    /// Starts a registry; `more` is added to its configuration.
+    fn start(directory: tempfile::TempDir, storage: PathBuf, more: &str) -> Self {
         let address = free_address();
         let config = directory.path().join("config.yml");
         std::fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: \
-                 {{rootdirectory: {}}}\n  cache: {{}}\nhttp: {{addr: '{address}'}}\n",
+                 {{rootdirectory: {}}}\n  cache: {{}}\nhttp: {{addr: '{address}'}}\n{more}",
                 storage.display()
             ),
         )
         .expect("write the registry's configuration");
         spawn(config);
         until_it_answers(address);
-        push_images(address, &[]);
         Self {
             address,
             storage,
@@ -86,6 +122,24 @@ fn until_it_answers(address: SocketAddr) {
         TcpStream::connect(address).map_err(|error| error.to_string())
     });
     answers.unwrap_or_else(|late| panic!("{late}"));
+}
+
+/// A run that is killed meanwhile keeps nothing.
+fn keep(storage: &Path, kept: &Path) {
+    let unfinished = kept.with_extension(std::process::id().to_string());
+    copy(storage, &unfinished);
+    std::fs::rename(&unfinished, kept).expect("keep the registry");
+}
+
+/// A copy, because tests may change what is in their registry.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(
+        status.expect("run cp").success(),
+        "copy the registry from {} to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 fn push_images(address: SocketAddr, arguments: &[&str]) {

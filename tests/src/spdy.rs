@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-use crate::client::PATIENCE;
+use crate::wait::PATIENCE;
 
 /// The server's answer when it refused to switch protocols.
 #[derive(Debug)]

@@ -7,8 +7,8 @@
 use std::fmt::{self, Debug};
 use std::time::{Duration, Instant};
 
-use crate::client::PATIENCE;
-
+/// How long a test waits for anything before it fails. Long, because an emulated host takes seconds to boot a pod.
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// The shortest and the longest pause between two looks.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 

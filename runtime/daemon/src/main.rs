@@ -8,6 +8,7 @@ mod cli;
 mod clock;
 mod config;
 mod cri;
+mod endpoint;
 mod logs;
 mod notify;
 mod pod;

@@ -12,20 +12,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_delegate::Limits;
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_host::launch::Launcher;
 use bulkhead_host::probe::Probe;
 use bulkhead_host::systemd::Systemd;
 use bulkhead_network::{Network, NetworkError};
-use bulkhead_proto::cri::image_service_server::ImageServiceServer;
-use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
+use bulkhead_proto::cri::image_service_server::{ImageService, ImageServiceServer};
+use bulkhead_proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use rustix::fs::FlockOperation;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
+use crate::endpoint::{Endpoint, ImageEndpoint, Sides};
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;
@@ -68,6 +71,10 @@ pub enum ServeError {
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
+    let runtimes = config.runtimes.clone();
+    // Pods that are listed there do not outlive a reboot, images do.
+    let listed_pods = config.run_dir.join("delegates");
+    let listed_images = config.state_dir.join("delegates");
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
     if let Some(parent) = socket.parent() {
@@ -90,13 +97,20 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
+    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver);
+    let routes = if runtimes.delegates.is_empty() {
+        routes(runtime, images)
+    } else {
+        make_directory(&listed_pods)?;
+        make_directory(&listed_images)?;
+        let sides = Sides::new(runtimes, Limits::default());
+        let endpoint = Endpoint::new(runtime, sides, &listed_pods);
+        endpoint.watch();
+        let images = ImageEndpoint::new(endpoint.clone(), images, &listed_images);
+        routes(endpoint, images)
+    };
     let server = tonic::transport::Server::builder()
-        .add_service(
-            RuntimeServiceServer::new(RuntimeServer::new(pods, streaming, cgroup_driver))
-                .max_decoding_message_size(REQUEST_BYTES)
-                .max_encoding_message_size(usize::MAX),
-        )
-        .add_service(ImageServiceServer::new(images).max_decoding_message_size(REQUEST_BYTES))
+        .add_routes(routes)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             let _ = told.wait_for(|stop| *stop).await;
         });
@@ -116,6 +130,15 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     // An error is ignored, because the next daemon replaces the socket anyway.
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Both CRI services.
+fn routes(runtime: impl RuntimeService, images: impl ImageService) -> Routes {
+    let runtime = RuntimeServiceServer::new(runtime)
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let images = ImageServiceServer::new(images).max_decoding_message_size(REQUEST_BYTES);
+    Routes::new(runtime).add_service(images)
 }
 
 fn host(config: Config) -> Result<Host, ServeError> {

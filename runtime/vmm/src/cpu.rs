@@ -58,10 +58,14 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     const X2APIC: u32 = 1 << 21;
     const VMX: u32 = 1 << 5;
     const SVM: u32 = 1 << 2;
+    const MTRR: u32 = 1 << 12;
     match entry.function {
         0x1 => {
             // No nested virtualization: it is the largest part of KVM that a guest could attack.
             entry.ecx = (entry.ecx & !VMX) | HYPERVISOR | X2APIC;
+            // All memory is write-back, so there is nothing to set up. A kernel that sees these registers reads and
+            // rewrites all of them, on every CPU, with its caches off.
+            entry.edx &= !MTRR;
             if deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
@@ -274,13 +278,15 @@ mod tests {
     }
 
     #[test]
-    fn nested_virtualization_is_hidden() {
+    fn nested_virtualization_and_memory_types_are_hidden() {
         let mut entry = kvm_cpuid_entry2 {
             function: 1,
             ecx: 1 << 5,
+            edx: 1 << 12 | 1,
             ..Default::default()
         };
         filter(&mut entry, true);
         assert_eq!(entry.ecx, 1 << 31 | 1 << 24 | 1 << 21);
+        assert_eq!(entry.edx, 1);
     }
 }

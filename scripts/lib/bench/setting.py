@@ -9,8 +9,8 @@ import sys
 import tempfile
 
 from bench.cgroup import Cgroup
-from bench.containerd import Containerd
 from bench.sides import SLEEP, Runtime
+from containerd import Containerd
 from daemon import Daemon, merged, write_bridge
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))

@@ -4,11 +4,10 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use bulkhead_tests::client::PATIENCE;
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::node::client_program;
 use bulkhead_tests::registry::{Registry, free_address};
-use bulkhead_tests::wait::until;
+use bulkhead_tests::wait::{PATIENCE, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -5,9 +5,10 @@ use bulkhead_proto::cri::{
     CgroupDriver, ContainerEventType, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter,
     PodSandboxState, RuntimeConfigRequest, StatusRequest, VersionRequest,
 };
-use bulkhead_tests::client::{PATIENCE, assert_fails, container};
+use bulkhead_tests::client::{assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::PATIENCE;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]

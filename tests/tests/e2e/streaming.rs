@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{AttachRequest, ExecRequest};
 use bulkhead_tests::certificate::Certificate;
-use bulkhead_tests::client::{Client, PATIENCE, Pod, assert_fails, container};
+use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::spdy::{self, Frame, Outcome, Process};
-use bulkhead_tests::wait::{until, whether};
+use bulkhead_tests::wait::{PATIENCE, until, whether};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 use tonic::Code;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bulkhead check`: tells whether this machine can run pods and, if not, why and what to do.
 //!
-//! It changes nothing, and the daemon need not run. Most checks are functions in [`host`].
+//! It changes nothing, and the daemon need not run. Most checks are functions in [`host`];
+//! [`delegates`] asks other runtimes.
 
+mod delegates;
 mod host;
 
 use std::process::ExitCode;
@@ -75,7 +77,7 @@ async fn look(config: &Config) -> Vec<Finding> {
         "a network in {}, and its plugins",
         config.cni.conf_dir.display()
     );
-    vec![
+    let mut findings = vec![
         Finding::new("privilege", host::privilege()),
         Finding::new(
             "kvm",
@@ -93,7 +95,12 @@ async fn look(config: &Config) -> Vec<Finding> {
             host::disk(&config.state_dir, config.sandbox.scratch_bytes),
         ),
         Finding::new("clock", host::clock()),
-    ]
+    ];
+    if !config.runtimes.delegates.is_empty() {
+        let ready = delegates::ready(&config.runtimes).await;
+        findings.push(Finding::new("delegates", ready));
+    }
+    findings
 }
 
 fn show(findings: &[Finding]) -> String {

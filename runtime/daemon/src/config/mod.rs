@@ -6,6 +6,7 @@
 
 mod cgroup_driver;
 mod raw;
+mod runtimes;
 mod streaming;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,10 @@ use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 pub use cgroup_driver::CgroupDriver;
 pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
+#[cfg(test)]
+pub use runtimes::DelegateConfig;
+use runtimes::RuntimesError;
+pub use runtimes::{HANDLER, Handler, Runtimes};
 pub use streaming::{StreamingConfig, TlsFiles};
 
 /// The file that is read if no other is given. It need not exist.
@@ -50,6 +55,8 @@ pub enum ConfigError {
     Subnet { source: NetworkError },
     #[error("images.pinned")]
     Pinned(#[from] bulkhead_image::ReferenceError),
+    #[error("runtimes of pods")]
+    Runtimes(#[from] RuntimesError),
 }
 
 /// The checked configuration.
@@ -67,6 +74,8 @@ pub struct Config {
     /// Relative to /sys/fs/cgroup. If it is `None`, VMMs stay in the daemon's cgroup.
     pub cgroup_parent: Option<PathBuf>,
     pub cgroup_driver: CgroupDriver,
+    /// Who serves which pods.
+    pub runtimes: Runtimes,
     pub sandbox: SandboxConfig,
     pub cni: NetworkConfig,
     /// Directories in which kubelet keeps the volumes of its pods. They may be links.
@@ -143,8 +152,15 @@ impl Config {
             1,
             3600,
         )?;
+        let socket = absolute("socket", raw.socket)?;
         Ok(Self {
-            socket: absolute("socket", raw.socket)?,
+            runtimes: Runtimes::check(
+                raw.default_handler,
+                raw.host_namespaces_handler,
+                raw.runtimes,
+                &socket,
+            )?,
+            socket,
             cni: NetworkConfig {
                 conf_dir: absolute("cni.conf_dir", cni.conf_dir)?,
                 bin_dirs: cni.bin_dirs,
@@ -355,6 +371,8 @@ mod tests {
                 "\"10.0.0.0\" is not a subnet",
             ),
             ("[images]\npinned = [\"UPPER\"]", "UPPER"),
+            ("default_handler = \"runc\"", "default_handler is \"runc\""),
+            ("[runtimes.runc]\nhandler = \"runc\"", "cri"),
             ("[streaming]\naddress = \"here\"", "address"),
             (
                 "[streaming]\ntls_key = \"/k\"",

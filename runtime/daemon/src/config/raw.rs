@@ -23,12 +23,24 @@ pub struct RawConfig {
     pub vmm: Option<PathBuf>,
     pub cgroup_parent: String,
     pub cgroup_driver: Option<CgroupDriver>,
+    pub default_handler: Option<String>,
+    pub host_namespaces_handler: Option<String>,
+    pub runtimes: BTreeMap<String, RawRuntime>,
     pub sandbox: RawSandbox,
     pub cni: RawCni,
     pub volumes: RawVolumes,
     pub streaming: RawStreaming,
     pub images: RawImages,
     pub registries: BTreeMap<String, bulkhead_image::HostConfig>,
+}
+
+/// Another runtime. Its name is the table's.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRuntime {
+    pub cri: String,
+    #[serde(default)]
+    pub handler: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,6 +101,9 @@ impl Default for RawConfig {
             vmm: None,
             cgroup_parent: "bulkhead".to_owned(),
             cgroup_driver: None,
+            default_handler: None,
+            host_namespaces_handler: None,
+            runtimes: BTreeMap::new(),
             sandbox: RawSandbox::default(),
             cni: RawCni::default(),
             volumes: RawVolumes::default(),

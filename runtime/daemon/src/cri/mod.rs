@@ -28,5 +28,7 @@ mod status;
 mod streaming;
 
 pub use images::{ImageServer, PULL_INFO};
+pub use lists::{BoxStream, stream_list};
 pub use parse_security::{MASKED_PATHS, READONLY_PATHS};
-pub use runtime::RuntimeServer;
+pub use patience::caller_timeout;
+pub use runtime::{Found, RuntimeServer};

@@ -16,8 +16,13 @@ const MOST_DIGITS: usize = 8;
 
 /// The caller's time limit, from now on.
 pub fn of(metadata: &MetadataMap) -> Patience {
+    Patience::new(caller_timeout(metadata))
+}
+
+/// How long the caller waits, if it says so.
+pub fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
     let value = metadata.get(HEADER).and_then(|value| value.to_str().ok());
-    Patience::new(value.and_then(parse))
+    value.and_then(parse)
 }
 
 /// Parses the header. `None` if it is not valid.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why a request is refused: something is missing, impossible, or not supported by this version.
 
+use crate::config::HANDLER;
+
 /// The names of this runtime's handlers. kubelet sends the empty one for pods without a RuntimeClass.
-pub const HANDLERS: [&str; 2] = ["", "bulkhead"];
+pub const HANDLERS: [&str; 2] = ["", HANDLER];
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::lists::{BoxStream, stream_list};
 use super::{container, metrics, patience, sandbox, stats, status, streaming};
 use crate::config::CgroupDriver;
-use crate::pod::Pods;
+use crate::pod::{PodError, Pods};
 use crate::streaming::Streaming;
 
 /// The service. It has no state of its own; that is in the pods.
@@ -21,6 +21,25 @@ pub struct RuntimeServer {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// Whether an id is one of this runtime's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    No,
+    /// It is the beginning of one or more.
+    Beginning,
+    Whole,
+}
+
+impl Found {
+    fn of<T>(id: &str, found: Result<T, PodError>, whole: impl FnOnce(&T) -> &str) -> Self {
+        match found {
+            Ok(found) if whole(&found) == id => Self::Whole,
+            Ok(_) | Err(PodError::Ambiguous { .. }) => Self::Beginning,
+            Err(_) => Self::No,
+        }
+    }
+}
+
 impl RuntimeServer {
     pub fn new(pods: Pods, streaming: Streaming, cgroup_driver: CgroupDriver) -> Self {
         Self {
@@ -28,6 +47,14 @@ impl RuntimeServer {
             streaming,
             cgroup_driver,
         }
+    }
+
+    pub fn find_pod(&self, id: &str) -> Found {
+        Found::of(id, self.pods.pod(id), |view| &view.pod.id)
+    }
+
+    pub fn find_container(&self, id: &str) -> Found {
+        Found::of(id, self.pods.container(id), |(_, record)| &record.id)
     }
 }
 

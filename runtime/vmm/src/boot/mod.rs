@@ -32,8 +32,10 @@ const PAGE_BYTES: u64 = 4096;
 /// will soon be touched; a wrong value costs time, nothing else.
 const KERNEL: u64 = 0x100_0000;
 const KERNEL_MOST: u64 = 64 << 20;
+/// Memory behind the kernel that it uses until the agent is ready: slab caches, requests of block devices, page tables.
+const AFTER_KERNEL_BYTES: u64 = 8 << 20;
 /// Memory that a kernel uses early, apart from its page structures, which take 1/64 of memory.
-const EARLY_BYTES: u64 = 4 << 20;
+const EARLY_BYTES: u64 = 2 << 20;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -88,12 +90,8 @@ pub fn load(
     let low_end = memory_bytes.min(GAP_START);
     let size = initramfs.metadata().map_err(BootError::Measure)?.len();
     let kernel_size = kernel.metadata().map_err(BootError::Measure)?.len();
-    expect_use(memory, 0, HIGH_MEMORY);
-    expect_use(
-        memory,
-        KERNEL,
-        KERNEL.saturating_add(kernel_size.min(KERNEL_MOST)),
-    );
+    let kernel_bytes = kernel_size.min(KERNEL_MOST);
+    expect_use(memory, KERNEL, KERNEL + kernel_bytes + AFTER_KERNEL_BYTES);
     // The kernel allocates early memory from the end downwards, below the initramfs.
     let early = size
         .saturating_add(low_end / 64)

@@ -51,8 +51,9 @@ const STACK_BYTES: usize = 256 << 10;
 /// How long vCPUs may take to leave the guest.
 const KICK_TIME: Duration = Duration::from_secs(2);
 /// Chosen so that the boot has few VM exits: no probing for devices that do not exist, and only errors
-/// on the console.
-const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k 8250.nr_uarts=1 \
+/// on the console. Memory for each CPU is allocated in pages (`percpu_alloc`), not in units of 2 MiB: for each such
+/// unit the kernel keeps 4 MiB of who pays for which part of it.
+const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k 8250.nr_uarts=1 percpu_alloc=page \
     no_timer_check noreplace-smp tsc=reliable random.trust_cpu=on pci=off acpi=off rdinit=/init";
 
 /// Why a VM never ran.
