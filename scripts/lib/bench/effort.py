@@ -25,5 +25,5 @@ class Effort:
 
 
 TIMED = Effort()
-COUNTED = dataclasses.replace(TIMED, boots=5, transfers=3, pulls=3, mib=8, image_mib=24, file_mib=16, file_rounds=2,
-                              random_requests=500, small_files=200, crowds=(4,))
+COUNTED = dataclasses.replace(TIMED, boots=5, transfers=3, pulls=3, mib=8, image_mib=24, file_mib=4, file_rounds=1,
+                              random_requests=100, small_files=50, crowds=(4,))
