@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bulkhead_delegate::Delegate;
 use bulkhead_proto::cri;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::super::kept::{Kept, OfSocket};
 
@@ -19,7 +20,14 @@ pub struct KeptImages {
     name: String,
     socket: String,
     file: Kept,
-    list: Arc<Mutex<SavedImages>>,
+    list: Arc<Mutex<Last>>,
+}
+
+/// The last list, and when it was asked for.
+#[derive(Debug, Default)]
+struct Last {
+    saved: SavedImages,
+    asked: Option<Instant>,
 }
 
 /// What is kept on disk.
@@ -43,26 +51,42 @@ impl KeptImages {
     pub fn new(delegate: &Delegate, directory: &Path) -> Self {
         let first = delegate.name().split(',').next().unwrap_or_default();
         let file = Kept::new(directory, &format!("{first}.images"));
-        let list = file.read(&delegate.socket().to_string_lossy());
+        let saved = file.read(&delegate.socket().to_string_lossy());
+        let last = Last {
+            saved: saved.unwrap_or_default(),
+            asked: None,
+        };
         Self {
             name: delegate.name().to_owned(),
             file,
-            list: Arc::new(Mutex::new(list.unwrap_or_default())),
+            list: Arc::new(Mutex::new(last)),
             socket: delegate.socket().to_string_lossy().into_owned(),
         }
     }
 
-    /// Keeps a list. The file is written only if the list has changed.
-    pub async fn keep(&self, images: &[cri::Image]) {
-        let mut kept = self.list.lock().await;
-        if kept.socket == self.socket && kept.images == images {
+    /// Keeps a list that was asked for at this time, unless a later one is kept. The file is written only if the list has
+    /// changed.
+    pub async fn keep(&self, asked: Instant, images: Vec<cri::Image>) {
+        let socket = self.socket.clone();
+        self.replace(asked, SavedImages { socket, images }).await;
+    }
+
+    /// Forgets the list, because it lacks an image that may be there.
+    pub async fn forget(&self) {
+        self.replace(Instant::now(), SavedImages::default()).await;
+    }
+
+    async fn replace(&self, asked: Instant, saved: SavedImages) {
+        let mut last = self.list.lock().await;
+        if last.asked.is_some_and(|known| known > asked) {
             return;
         }
-        *kept = SavedImages {
-            socket: self.socket.clone(),
-            images: images.to_vec(),
-        };
-        let (file, saved) = (self.file.clone(), kept.clone());
+        last.asked = Some(asked);
+        if last.saved == saved {
+            return;
+        }
+        last.saved = saved.clone();
+        let file = self.file.clone();
         let written = tokio::task::spawn_blocking(move || file.write(&saved)).await;
         if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
             tracing::warn!(delegate = self.name, "its images are not kept: {error}");
@@ -71,14 +95,14 @@ impl KeptImages {
 
     /// What the delegate listed last, of all images or of those called `name`. `None` if that is not known.
     pub async fn last(&self, name: &str) -> Option<Vec<cri::Image>> {
-        let kept = self.list.lock().await;
-        if kept.socket.is_empty() {
+        let last = self.list.lock().await;
+        if last.saved.socket.is_empty() {
             return None;
         }
         let is_it = |image: &&cri::Image| {
             let mut names = image.repo_tags.iter().chain(&image.repo_digests);
             name.is_empty() || image.id == name || names.any(|one| one == name)
         };
-        Some(kept.images.iter().filter(is_it).cloned().collect())
+        Some(last.saved.images.iter().filter(is_it).cloned().collect())
     }
 }

@@ -18,6 +18,7 @@ use bulkhead_delegate::{Delegate, Health, Limit};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use futures_util::future::join_all;
+use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use super::inventory::Inventory;
@@ -139,6 +140,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
     ) -> Result<Vec<cri::Image>, Status> {
         let name = filter.as_ref().and_then(|filter| filter.image.as_ref());
         let name = name.map_or_else(String::new, |image| image.image.clone());
+        let asked = Instant::now();
         let listed = self.ask(side, self.images(side).list(filter)).await;
         let Some(kept) = self.kept_of(side) else {
             return listed;
@@ -146,7 +148,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         match listed {
             Ok(images) => {
                 if name.is_empty() {
-                    kept.keep(&images).await;
+                    kept.keep(asked, images.clone()).await;
                 }
                 Ok(images)
             }
@@ -195,6 +197,25 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         Ok(merge::statuses(answers))
     }
 
+    /// Pulls an image on one side. From then on it stays listed, even if the delegate goes away before the next list.
+    async fn pull_on(
+        &self,
+        side: &Side,
+        request: cri::PullImageRequest,
+        caller: Option<Duration>,
+    ) -> Result<cri::PullImageResponse, Status> {
+        let images = self.images(side);
+        let answer = images.pull(request, caller).await?;
+        if let Some(kept) = self.kept_of(side) {
+            let asked = Instant::now();
+            match images.list(None).await {
+                Ok(images) => kept.keep(asked, images).await,
+                Err(_) => kept.forget().await,
+            }
+        }
+        Ok(answer)
+    }
+
     /// Pulls an image on all sides. It must arrive everywhere.
     async fn pull_everywhere(
         &self,
@@ -204,7 +225,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         let sides = self.all();
         let pulls = sides.iter().map(|side| {
             let request = request.clone();
-            async move { self.images(side).pull(request, caller).await }
+            self.pull_on(side, request, caller)
         });
         let pulled: Result<Vec<_>, Status> = join_all(pulls).await.into_iter().collect();
         let first = pulled?.into_iter().next();
@@ -253,7 +274,7 @@ impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
         let request = request.into_inner();
         let pod = request.sandbox_config.as_ref();
         let answer = match self.side_of(request.image.as_ref(), pod).await? {
-            Some(side) => self.images(&side).pull(request, caller).await?,
+            Some(side) => self.pull_on(&side, request, caller).await?,
             None => self.pull_everywhere(request, caller).await?,
         };
         Ok(Response::new(answer))
