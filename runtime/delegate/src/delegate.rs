@@ -268,7 +268,8 @@ mod tests {
         let delegate = Delegate::new("runc", &socket, Limits::default());
         let error = list(&delegate, Limit::List).await.unwrap_err();
         assert!(matches!(error, DelegateError::Down { .. }), "{error}");
-        assert!(error.to_string().contains("runc"), "{error}");
+        let words = "the delegate runc is down: No such file or directory (os error 2): start it, then try again";
+        assert_eq!(error.to_string(), words);
         assert!(matches!(delegate.health(), Health::Down { .. }));
         for _ in 0..3 {
             let running = Fake::new("fake").serve(&socket);

@@ -2,9 +2,10 @@
 //! Why a call to a delegate failed.
 
 use std::error::Error;
+use std::iter::successors;
 use std::time::Duration;
 
-use bulkhead_text::{chain, cut, one_line};
+use bulkhead_text::{cut, one_line};
 use tonic::{Code, Status};
 
 /// The longest message of a delegate that is shown.
@@ -29,7 +30,7 @@ impl DelegateError {
             // Only an error of this side has a cause. One that came over the wire is a code and a message.
             Some(cause) => Self::Down {
                 name: name.to_owned(),
-                why: bounded(&chain(cause)),
+                why: bounded(&root(cause).to_string()),
             },
             None => Self::Refused(Status::new(status.code(), bounded(status.message()))),
         }
@@ -54,6 +55,13 @@ impl From<DelegateError> for Status {
         };
         Self::new(code, error.to_string())
     }
+}
+
+/// The first cause of an error. What is above it in tonic's errors repeats it.
+fn root<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    successors(Some(error), |&error| error.source())
+        .last()
+        .unwrap_or(error)
 }
 
 /// A delegate's text, printable on one line and not too long.

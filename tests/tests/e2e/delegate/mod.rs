@@ -13,7 +13,7 @@ use bulkhead_proto::cri::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig,
 };
-use bulkhead_tests::client::{Client, Pod, container};
+use bulkhead_tests::client::{Client, Pod};
 use bulkhead_tests::containerd::{Containerd, Release};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
@@ -65,14 +65,10 @@ impl Both {
 
     /// Whether a pod's containers see the host's kernel, and not one of their own.
     async fn has_hosts_kernel(&mut self, pod: &Pod) -> bool {
-        let script = "cat /proc/version; exec sleep 10000";
-        let config = container("kernel", &self.busybox, &["sh", "-c", script]);
-        let id = self.client.create(pod, config).await.expect("create");
-        self.client.start(&id).await.expect("start");
-        let version = self
-            .client
-            .log_until(pod, "kernel", |log| log.contains("Linux"));
-        let version = version.await;
+        let script = "exec sleep 10000";
+        let id = self.client.run_script(pod, "main", &self.busybox, script);
+        let id = id.await;
+        let version = self.client.shell(&id, "cat /proc/version").await;
         let hosts = std::fs::read_to_string("/proc/version").expect("the host's version");
         version.trim() == hosts.trim()
     }
