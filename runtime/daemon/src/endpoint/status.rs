@@ -47,15 +47,16 @@ fn condition_type(name: &str) -> String {
 }
 
 fn condition(name: &str, delegate: &Delegate, report: &Report) -> cri::RuntimeCondition {
+    let delegate_name = format!("the delegate {name} at {}", delegate.socket().display());
     let problem = match (delegate.health(), report.unready()) {
         (Health::Unknown, _) => Some(("DelegateUnknown", "it was not asked yet".to_owned())),
         (Health::Slow, _) => Some((
             "DelegateSlow",
-            format!("{} does not answer in time", delegate.socket().display()),
+            format!("{delegate_name} does not answer in time"),
         )),
         (Health::Down { why }, _) => Some((
             "DelegateDown",
-            format!("{} does not answer: {why}", delegate.socket().display()),
+            format!("{delegate_name} does not answer: {why}"),
         )),
         (Health::Up, unready) => match (&report.refusal, unready) {
             (Some(why), _) => Some(("DelegateRefuses", why.clone())),
