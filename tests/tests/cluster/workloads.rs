@@ -72,27 +72,32 @@ fn a_deployment_rolls_over_and_back() {
         )
     };
     let rolled = || own.wait_for_rollout("deployment/app");
-    let logs = || {
-        // Pods of the version before may still end.
-        own.until("there are two pods", || {
-            (own.objects("pods", "app=app").len() == 2).then_some(())
-        });
-        own.get(&["logs", "-l", "app=app"])
+    let logs = |wanted: &str| {
+        // Pods of the version before may still end, and those of this one may not have said it yet.
+        let what = format!("two pods say {wanted:?}");
+        own.until(&what, || {
+            let pods = own.objects("pods", "app=app").len();
+            let logs = own.kubectl(&["logs", "-l", "app=app"]).ok()?;
+            (pods == 2 && logs == wanted).then_some(logs)
+        })
     };
     let mut table = Table::new("cluster: a Deployment");
     own.apply(&[version("one")]);
     rolled();
-    table.equal("two pods", logs().as_str(), "version one\nversion one\n");
+    let wanted = "version one\nversion one\n";
+    table.equal("two pods", logs(wanted).as_str(), wanted);
     let before = names(&own.objects("pods", "app=app"));
     own.apply(&[version("two")]);
     rolled();
-    table.equal("rolled over", logs().as_str(), "version two\nversion two\n");
+    let wanted = "version two\nversion two\n";
+    table.equal("rolled over", logs(wanted).as_str(), wanted);
     let after = names(&own.objects("pods", "app=app"));
     let new = before.iter().all(|name| !after.contains(name));
     table.row("the pods are others", new, format!("{after:?}"));
     own.get(&["rollout", "undo", "deployment/app"]);
     rolled();
-    table.equal("rolled back", logs().as_str(), "version one\nversion one\n");
+    let wanted = "version one\nversion one\n";
+    table.equal("rolled back", logs(wanted).as_str(), wanted);
     table.finish();
 }
 
