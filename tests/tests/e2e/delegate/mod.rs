@@ -84,6 +84,12 @@ const OWN: NamespaceOption = NamespaceOption {
 };
 
 fn pod_config(client: &Client, name: &str, namespaces: NamespaceOption) -> PodSandboxConfig {
+    let config = client.pod_config(name);
+    // kubelet names no host for a pod that shares the host's network. containerd 2 refuses one there.
+    let hostname = match namespaces.network() {
+        NamespaceMode::Node => String::new(),
+        _ => config.hostname.clone(),
+    };
     PodSandboxConfig {
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
@@ -92,6 +98,7 @@ fn pod_config(client: &Client, name: &str, namespaces: NamespaceOption) -> PodSa
             }),
             ..Default::default()
         }),
-        ..client.pod_config(name)
+        hostname,
+        ..config
     }
 }
