@@ -121,7 +121,8 @@ fn exec_cp_and_logs() {
 /// Starts a port-forward and returns the address that it listens on.
 fn forward(own: &Namespace) -> (Running, String) {
     let mut running = own.start(&["port-forward", "pod/tools", ":8080"]);
-    let output = running.0.stdout.take().expect("kubectl's output");
+    // It stays open: kubectl ends when it cannot say that it handles a connection.
+    let output = running.0.stdout.as_mut().expect("kubectl's output");
     let mut line = String::new();
     BufReader::new(output)
         .read_line(&mut line)
@@ -218,6 +219,7 @@ fn debug_port_forward_run_and_top() {
         "--rm",
         "--quiet",
         "--restart=Never",
+        "--pod-running-timeout=5m",
         "--image",
         &busybox,
         "--image-pull-policy=IfNotPresent",
