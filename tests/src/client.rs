@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use crate::wait::{Wait, until};
 
 /// The namespaces that kubelet asks for if a pod specifies none.
-const OWN_PROCESSES: NamespaceOption = NamespaceOption {
+pub const OWN_PROCESSES: NamespaceOption = NamespaceOption {
     network: NamespaceMode::Pod as i32,
     pid: NamespaceMode::Container as i32,
     ipc: NamespaceMode::Pod as i32,

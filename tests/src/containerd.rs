@@ -4,12 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::client::Client;
 use crate::daemon::BRIDGE_CONFLIST;
 use crate::registry::Registry;
-use crate::wait::PATIENCE;
+use crate::wait::Wait;
 
 /// Set by `scripts/test`: directories with containerd, its shim and runc, the oldest first, separated by colons.
 const PROGRAMS_VARIABLE: &str = "BULKHEAD_CONTAINERDS";
@@ -190,20 +189,13 @@ impl Containerd {
 
     /// Waits until CRI answers.
     async fn serves(&mut self) {
-        let started = Instant::now();
+        let mut wait = Wait::until("containerd serves CRI");
         while !self.answers().await {
+            let output = self.output();
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
-                panic!(
-                    "containerd ended with {status}; it said:\n{}",
-                    self.output()
-                );
+                panic!("containerd ended with {status}; it said:\n{output}");
             }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "containerd does not answer; it said:\n{}",
-                self.output()
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            wait.again(format!("it said:\n{output}")).await;
         }
     }
 

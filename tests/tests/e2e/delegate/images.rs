@@ -14,7 +14,7 @@ use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::{PASSWORD, Registry, USERNAME};
 use tonic::{Code, Status};
 
-use super::{Both, OWN, pod_config};
+use super::{Both, OWN_PROCESSES, pod_config};
 
 /// kubelet gives each pod this annotation, with the time at which it first saw the pod. It sends a pod's annotations
 /// with each call about the pod's images.
@@ -137,7 +137,7 @@ impl Bench {
 
 impl Both {
     async fn seen_pod(&mut self, handler: &str, name: &str, seen: &str) -> Pod {
-        let mut config = pod_config(&self.client, name, OWN);
+        let mut config = pod_config(&self.client, name, OWN_PROCESSES);
         config.annotations.insert(SEEN.into(), seen.into());
         let pod = self.client.run_pod_by(handler, config).await;
         pod.unwrap_or_else(|error| panic!("a pod of {handler}: {error:?}"))

@@ -13,7 +13,7 @@ use bulkhead_proto::cri::{
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig,
 };
-use bulkhead_tests::client::{Client, Pod};
+use bulkhead_tests::client::{Client, OWN_PROCESSES, Pod};
 use bulkhead_tests::containerd::{Containerd, Release};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
@@ -54,7 +54,7 @@ impl Both {
     }
 
     async fn sleeper(&mut self, handler: &str, name: &str) -> (Pod, String) {
-        let config = pod_config(&self.client, name, OWN);
+        let config = pod_config(&self.client, name, OWN_PROCESSES);
         let pod = self.client.run_pod_by(handler, config).await;
         let pod = pod.unwrap_or_else(|error| panic!("a pod of {handler}: {error:?}"));
         let script = "echo started; exec sleep 10000";
@@ -73,15 +73,6 @@ impl Both {
         version.trim() == hosts.trim()
     }
 }
-
-/// The namespaces of a pod that shares none with the host.
-const OWN: NamespaceOption = NamespaceOption {
-    network: NamespaceMode::Pod as i32,
-    pid: NamespaceMode::Container as i32,
-    ipc: NamespaceMode::Pod as i32,
-    target_id: String::new(),
-    userns_options: None,
-};
 
 fn pod_config(client: &Client, name: &str, namespaces: NamespaceOption) -> PodSandboxConfig {
     let config = client.pod_config(name);

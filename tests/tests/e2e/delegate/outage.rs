@@ -8,7 +8,7 @@ use bulkhead_tests::containerd::Release;
 use bulkhead_tests::wait::PATIENCE;
 use tonic::{Code, Status};
 
-use super::{Both, OWN, pod_config};
+use super::{Both, OWN_PROCESSES, pod_config};
 
 /// How long a list may take while a delegate does not answer. kubelet waits two minutes.
 const SOON: Duration = Duration::from_secs(10);
@@ -80,7 +80,7 @@ async fn a_delegate_that_is_killed_takes_nothing_with_it() {
             assert_fails(client.stop_pod(id).await, Code::Unavailable, down);
             assert_fails(client.remove_pod(id).await, Code::Unavailable, down);
         }
-        let config = pod_config(client, "late", OWN);
+        let config = pod_config(client, "late", OWN_PROCESSES);
         let late = client.run_pod_by("runc", config.clone()).await;
         assert_fails(late, Code::Unavailable, &["runc"]);
 

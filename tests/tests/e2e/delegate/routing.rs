@@ -8,7 +8,7 @@ use bulkhead_tests::client::{Client, Pod, assert_fails};
 use bulkhead_tests::containerd::Release;
 use tonic::Code;
 
-use super::{Both, OWN, pod_config};
+use super::{Both, OWN_PROCESSES, pod_config};
 
 const HOST: i32 = NamespaceMode::Node as i32;
 
@@ -16,11 +16,17 @@ const HOST: i32 = NamespaceMode::Node as i32;
 fn shared() -> [(&'static str, NamespaceOption); 2] {
     let network = NamespaceOption {
         network: HOST,
-        ..OWN
+        ..OWN_PROCESSES
     };
     [
         ("network", network),
-        ("IPC", NamespaceOption { ipc: HOST, ..OWN }),
+        (
+            "IPC",
+            NamespaceOption {
+                ipc: HOST,
+                ..OWN_PROCESSES
+            },
+        ),
     ]
 }
 
@@ -62,9 +68,9 @@ async fn a_pod_runs_where_its_handler_and_the_configuration_say() {
     for release in Release::ALL {
         let mut both = Both::start(release, "").await;
         both.client.pull(&both.busybox).await.expect("pull");
-        both.runs("", OWN, false).await;
-        both.runs("runc", OWN, true).await;
-        both.refuses("nobody", OWN, &["nobody", "bulkhead", "runc"])
+        both.runs("", OWN_PROCESSES, false).await;
+        both.runs("runc", OWN_PROCESSES, true).await;
+        both.refuses("nobody", OWN_PROCESSES, &["nobody", "bulkhead", "runc"])
             .await;
         for (word, namespaces) in shared() {
             both.runs("runc", namespaces.clone(), true).await;
@@ -80,12 +86,12 @@ async fn a_pod_runs_where_its_handler_and_the_configuration_say() {
             both.runs("", namespaces.clone(), true).await;
             both.refuses("bulkhead", namespaces, &["host", word]).await;
         }
-        both.runs("", OWN, false).await;
+        both.runs("", OWN_PROCESSES, false).await;
 
         let config = both.containerd.config("default_handler = \"runc\"");
         both.configure(&config).await;
-        both.runs("", OWN, true).await;
-        both.runs("bulkhead", OWN, false).await;
+        both.runs("", OWN_PROCESSES, true).await;
+        both.runs("bulkhead", OWN_PROCESSES, false).await;
     }
 }
 
@@ -99,7 +105,7 @@ async fn a_delegate_is_asked_for_the_handler_that_is_configured_for_it() {
     );
     both.configure(&config).await;
     both.client.pull(&both.busybox).await.expect("pull");
-    let config = pod_config(&both.client, "one", OWN);
+    let config = pod_config(&both.client, "one", OWN_PROCESSES);
     let pod = both
         .client
         .run_pod_by("trusted", config)
@@ -109,6 +115,6 @@ async fn a_delegate_is_asked_for_the_handler_that_is_configured_for_it() {
     let mut direct = both.containerd.client(Path::new("/nowhere")).await;
     assert_eq!(handler_of(&mut direct, &pod).await, "second");
     both.client.end_pod(&pod).await;
-    both.refuses("runc", OWN, &["runc", "bulkhead", "trusted"])
+    both.refuses("runc", OWN_PROCESSES, &["runc", "bulkhead", "trusted"])
         .await;
 }
