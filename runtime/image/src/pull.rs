@@ -167,7 +167,8 @@ impl Pull {
             let found = Digest::of(&raw.bytes);
             verify("manifest", promised.as_ref(), &found).map_err(|e| self.manifest(e))?;
             let top = top.get_or_insert(found).clone();
-            match Manifest::parse(&raw.bytes, &raw.media_type).map_err(|e| self.manifest(e))? {
+            let parsed = self.apart(move || Manifest::parse(&raw.bytes, &raw.media_type));
+            match parsed.await? {
                 Manifest::Image { config, layers } => {
                     return Ok(Resolved {
                         top,
@@ -191,10 +192,24 @@ impl Pull {
             .small_blob(&config.digest, config.size, CONFIG_BYTES)
             .await;
         let bytes = bytes.map_err(|e| self.registry(e))?;
-        let found = Digest::of(&bytes);
-        verify("image configuration", Some(&config.digest), &found)
-            .map_err(|e| self.manifest(e))?;
-        ImageConfig::parse(&bytes, layers).map_err(|e| self.manifest(e))
+        let promised = config.digest.clone();
+        self.apart(move || {
+            let found = Digest::of(&bytes);
+            verify("image configuration", Some(&promised), &found)?;
+            ImageConfig::parse(&bytes, layers)
+        })
+        .await
+    }
+
+    /// Parses a document on a thread that may block: one of some MiB takes long.
+    async fn apart<T: Send + 'static>(
+        &self,
+        parse: impl FnOnce() -> Result<T, ManifestError> + Send + 'static,
+    ) -> Result<T, PullError> {
+        let parsed = spawn_blocking(parse).await;
+        parsed
+            .map_err(|_| self.task_failed())?
+            .map_err(|e| self.manifest(e))
     }
 
     /// Fetches all layers at the same time. The first failure aborts the others. Each task holds the claim, so a layer
