@@ -54,19 +54,12 @@ pub enum ManifestError {
     },
     #[error("indexes are nested too deeply")]
     Nested,
-    #[error("the {what} has digest {found}, expected {promised}")]
-    Digest {
-        what: &'static str,
-        promised: Digest,
-        found: Digest,
-    },
 }
 
 impl ManifestError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Platform { .. } => FailureKind::NotFound,
-            Self::Digest { .. } => FailureKind::Corrupt,
             _ => FailureKind::Invalid,
         }
     }
