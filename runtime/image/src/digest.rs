@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Content digests: `sha256:` and 64 lower-case hexadecimal digits (OCI image spec, descriptor.md).
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io::{self, Read};
 use std::str::FromStr;
@@ -50,6 +51,13 @@ impl FromStr for Digest {
             return Ok(Self(text.to_owned()));
         }
         Err(BadDigest(text.chars().take(100).collect()))
+    }
+}
+
+/// Digests are ordered and hashed as their texts.
+impl Borrow<str> for Digest {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

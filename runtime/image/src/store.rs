@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// The holders of all leases.
-    pub fn holders(&self) -> Result<Vec<String>, StoreError> {
+    pub fn holders(&self) -> Vec<String> {
         self.contents.holders()
     }
 

@@ -57,10 +57,7 @@ impl Pods {
     fn sweep_leases(&self, containers: &BTreeMap<String, BTreeMap<String, ContainerRecord>>) {
         let known: HashSet<&String> = containers.values().flat_map(BTreeMap::keys).collect();
         let images = &self.shared.host.images;
-        let holders = match images.holders() {
-            Ok(holders) => holders,
-            Err(error) => return tracing::error!("list image leases: {}", chain(&error)),
-        };
+        let holders = images.holders();
         for holder in holders.iter().filter(|holder| !known.contains(holder)) {
             if let Err(error) = images.release(holder) {
                 tracing::warn!("{}", chain(&error));

@@ -11,6 +11,7 @@
 //! A layer's file stays as long as an image, a lease or a running pull names it, and no longer.
 
 mod files;
+mod index;
 mod records;
 mod reserve;
 mod sources;
@@ -18,7 +19,7 @@ mod sources;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use bulkhead_text::chain;
 
@@ -30,6 +31,7 @@ use crate::progress::Pulls;
 use crate::reference::{Reference, ReferenceError};
 use crate::turns::Turns;
 use files::LayerFiles;
+use index::Index;
 pub use records::ImageRecord;
 use records::Records;
 use reserve::Reserve;
@@ -114,6 +116,9 @@ pub struct Contents {
     pub pulls: Pulls,
     memory: Arc<Memory>,
     records: Records,
+    index: RwLock<Index>,
+    /// Held while records are changed, and then the index. Who reads the index does not wait for it.
+    changing: Mutex<()>,
     reserve: Reserve,
     /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
     /// someone claims a layer.
@@ -132,6 +137,7 @@ impl Contents {
         // Open the records first. It fails while another process uses the store, and then its partial files must stay.
         let records = Records::open(&root.join("images.redb"))?;
         let files = LayerFiles::open(&root)?;
+        let index = Index::new(records.images()?, records.leases()?);
         let contents = Self {
             sources: Sources::open(&root)?,
             turns: Turns::new(
@@ -143,6 +149,8 @@ impl Contents {
             pulls: Pulls::default(),
             memory: Arc::default(),
             records,
+            index: RwLock::new(index),
+            changing: Mutex::default(),
             reserve: Reserve::new(root.join("reserve")),
             needed: Mutex::default(),
             makers: Mutex::default(),
@@ -151,8 +159,11 @@ impl Contents {
         Ok(contents)
     }
 
+    /// All images. Each record is read by itself, so that nobody waits until all of them are.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
-        self.records.images()
+        let ids = self.index().ids();
+        let records = ids.iter().map(|id| self.records.image(id).transpose());
+        records.flatten().collect()
     }
 
     /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
@@ -160,36 +171,33 @@ impl Contents {
         if let Ok(id) = name.parse::<Digest>() {
             return self.records.image(&id);
         }
-        let images = self.records.images()?;
         let reference = name.parse::<Reference>();
         if let Ok(reference) = &reference {
-            let full = reference.to_string();
-            let is_it = |record: &&ImageRecord| {
-                record.repo_tags.contains(&full) || record.repo_digests.contains(&full)
-            };
-            if let Some(record) = images.iter().find(is_it) {
-                return Ok(Some(record.clone()));
+            let named = self.index().named(&reference.to_string()).cloned();
+            if let Some(id) = named {
+                return self.records.image(&id);
             }
         }
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
         if digits.len() < MIN_ID_DIGITS || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return reference.map(|_| None).map_err(Into::into);
         }
-        let mut matches = images
-            .into_iter()
-            .filter(|record| record.id.hex().starts_with(digits));
-        let first = matches.next();
-        if matches.next().is_some() {
-            return Err(StoreError::Ambiguous {
+        let index = self.index();
+        let matches: Vec<Digest> = index.beginning_with(digits).take(2).cloned().collect();
+        drop(index);
+        match matches.as_slice() {
+            [] => Ok(None),
+            [id] => self.records.image(id),
+            _ => Err(StoreError::Ambiguous {
                 name: name.to_owned(),
-            });
+            }),
         }
-        Ok(first)
     }
 
     /// Removes an image, and the layers that nothing else needs.
     pub fn remove(&self, id: &Digest) -> Result<(), StoreError> {
-        self.reserve.with(|| self.records.remove_image(id))?;
+        let removed = || self.reserve.with(|| self.records.remove_image(id));
+        self.change(removed, |index, ()| index.remove_image(id))?;
         self.collect()?;
         self.reserve.fill();
         Ok(())
@@ -200,7 +208,9 @@ impl Contents {
         let _exclusive = self.lock_needed();
         let found = self.find(id)?;
         let record = found.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
-        self.records.add_lease(holder, &record.layers)?;
+        let layers = &record.layers;
+        let leased = || self.records.add_lease(holder, layers);
+        self.change(leased, |index, ()| index.add_lease(holder, layers))?;
         let blob = |diff_id: &Digest| LayerBlob {
             diff_id: diff_id.to_string(),
             path: self.files.path(diff_id),
@@ -210,7 +220,8 @@ impl Contents {
 
     /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        if self.reserve.with(|| self.records.remove_lease(holder))? {
+        let released = || self.reserve.with(|| self.records.remove_lease(holder));
+        if self.change(released, |index, _| index.remove_lease(holder))? {
             self.collect()?;
             self.reserve.fill();
         }
@@ -218,15 +229,52 @@ impl Contents {
     }
 
     /// The holders of all leases.
-    pub fn holders(&self) -> Result<Vec<String>, StoreError> {
-        let leases = self.records.leases()?;
-        Ok(leases.into_iter().map(|(holder, _)| holder).collect())
+    pub fn holders(&self) -> Vec<String> {
+        self.index().holders()
     }
 
     /// Adds an image to the store. Call it while its layers are claimed by [`Self::need`]. A tag that named another
     /// image moves to this one.
     pub fn publish(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
-        self.records.add_image(record)
+        let added = || {
+            // Nobody else changes the index meanwhile.
+            let named = record
+                .repo_tags
+                .iter()
+                .map(|tag| self.index().named(tag).cloned());
+            let others: Vec<Digest> = named.flatten().filter(|id| *id != record.id).collect();
+            self.records.add_image(record, &others)
+        };
+        self.change(added, |index, merged| index.add_image(merged))
+    }
+
+    /// Changes the records and then, in the same order for all, the index.
+    fn change<T>(
+        &self,
+        write: impl FnOnce() -> Result<T, StoreError>,
+        note: impl FnOnce(&mut Index, &T),
+    ) -> Result<T, StoreError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = write();
+        let read_again = match &written {
+            Ok(_) => None,
+            // What failed at its end may be there all the same.
+            Err(_) => match (self.records.images(), self.records.leases()) {
+                (Ok(images), Ok(leases)) => Some(Index::new(images, leases)),
+                _ => None,
+            },
+        };
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        match (&written, read_again) {
+            (Ok(value), _) => note(&mut index, value),
+            (Err(_), Some(read_again)) => *index = read_again,
+            (Err(_), None) => {}
+        }
+        written
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims `layers`, whether they exist or not: none is removed until the guard is dropped.
@@ -274,13 +322,8 @@ impl Contents {
     /// Removes the layers that no image, lease or pull names.
     fn collect(&self) -> Result<(), StoreError> {
         let needed = self.lock_needed();
-        let mut named: std::collections::HashSet<Digest> = needed.keys().cloned().collect();
-        for record in self.records.images()? {
-            named.extend(record.layers);
-        }
-        for (_, layers) in self.records.leases()? {
-            named.extend(layers);
-        }
+        let mut named = self.index().layers();
+        named.extend(needed.keys().cloned());
         self.files.retain(|layer| named.contains(layer))?;
         self.sources.retain(|layer| named.contains(layer))
     }

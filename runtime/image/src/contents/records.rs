@@ -99,13 +99,22 @@ impl Records {
         self.all(LEASES)
     }
 
-    /// Adds an image, or more names to a known image. Its tags are taken away from all other images. Returns the
-    /// record as it is stored now.
-    pub fn add_image(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
+    /// Adds an image, or more names to a known image. Its tags are taken away from `others`, the images that have them.
+    /// Returns the record as it is stored now.
+    pub fn add_image(
+        &self,
+        record: &ImageRecord,
+        others: &[Digest],
+    ) -> Result<ImageRecord, StoreError> {
         let mut merged = record.clone();
         self.change(|images, _| {
             // Read within the transaction, so that nobody else can change the records in between.
-            for (_, mut other) in parse_all::<ImageRecord>(images)? {
+            for id in others.iter().chain([&record.id]) {
+                let known = images.get(id.as_str()).map_err(failed)?;
+                let known = known.map(|value| parse::<ImageRecord>(id.as_str(), value.value()));
+                let Some(mut other) = known.transpose()? else {
+                    continue;
+                };
                 if other.id == record.id {
                     merged.repo_tags.extend(other.repo_tags);
                     merged.repo_digests.extend(other.repo_digests);
@@ -289,9 +298,9 @@ mod tests {
             Database::builder().create_with_backend(FillingDisk(FileBackend::new(options)?))
         })
         .unwrap();
-        records.add_image(&record(b"a", "a")).unwrap();
+        records.add_image(&record(b"a", "a"), &[]).unwrap();
         DISK_IS_FULL.store(true, Ordering::SeqCst);
-        let error = records.add_image(&record(b"b", "b")).unwrap_err();
+        let error = records.add_image(&record(b"b", "b"), &[]).unwrap_err();
         assert_eq!(error.kind(), crate::FailureKind::NoSpace, "{error:?}");
         DISK_IS_FULL.store(false, Ordering::SeqCst);
         assert_eq!(records.images().unwrap(), [record(b"a", "a")]);
@@ -306,7 +315,7 @@ mod tests {
         let tags: Vec<_> = (0..16).map(|number| format!("tag{number}")).collect();
         std::thread::scope(|scope| {
             for tag in &tags {
-                scope.spawn(|| records.add_image(&record(b"a", tag)).unwrap());
+                scope.spawn(|| records.add_image(&record(b"a", tag), &[]).unwrap());
             }
         });
         let images = records.images().unwrap();

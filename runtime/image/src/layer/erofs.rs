@@ -11,7 +11,7 @@ pub mod xattr;
 use std::io;
 
 use super::blocks::{BLOCK_BYTES, BlockWriter};
-use super::node::{Kind, Node, NodeId};
+use super::node::{Kind, NODE_BYTES, Node, NodeId};
 use super::tree::Tree;
 use directory::{DIRENT_BYTES, Entry, entries, in_blocks, measure};
 
@@ -36,8 +36,10 @@ const S_IFBLK: u16 = 0o060_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
 
-/// What is needed for each file while the file system is written.
-pub const PLACED_BYTES: usize = size_of::<Option<Placed>>() + size_of::<NodeId>();
+const _: () = assert!(
+    NODE_BYTES >= size_of::<Node>() + size_of::<Option<Placed>>() + size_of::<NodeId>(),
+    "a file takes more memory than it is charged"
+);
 
 /// Where one inode is and where its data are.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 /// About how much memory a name or an attribute takes, apart from its bytes.
 pub const ENTRY_BYTES: usize = 64;
+/// How much memory a file takes, apart from its names and attributes, also while its layer is written. [`super::erofs`]
+/// proves that it is not more.
+pub const NODE_BYTES: usize = 128;
 const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
 /// The attribute that marks an opaque directory for overlayfs.
 pub const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";

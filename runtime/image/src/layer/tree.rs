@@ -7,16 +7,13 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 
 use super::memory::Share;
-use super::node::{Attributes, ENTRY_BYTES, Kind, Node, NodeId, OVERLAY_OPAQUE};
+use super::node::{Attributes, ENTRY_BYTES, Kind, NODE_BYTES, Node, NodeId, OVERLAY_OPAQUE};
 use super::path::{MAX_DEPTH, PathError, components, split, target_names};
 
 const MAX_LINKS_FOLLOWED: usize = 40;
 /// The most files of one layer, and the most memory that it may take here and while it is written.
 const MAX_NODES: usize = 1 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
-/// What a file takes besides its name and its attributes. See also [`super::erofs`].
-const NODE_BYTES: usize = 128;
-const _: () = assert!(NODE_BYTES >= size_of::<Node>() + super::erofs::PLACED_BYTES);
 /// The most names to look up for all files of a layer, 64 for each of [`MAX_NODES`]. A path through links that lead
 /// through links takes many steps.
 const MAX_STEPS: usize = 1 << 26;

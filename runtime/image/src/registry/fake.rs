@@ -40,6 +40,7 @@ enum Fault {
     CloseAfter(usize),
     SilenceAfter(usize),
     Drip(Duration),
+    DripHead(Duration),
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +113,12 @@ impl Reply {
         self
     }
 
+    /// Sends one byte of the head per `pause`.
+    pub fn dripping_head(mut self, pause: Duration) -> Self {
+        self.fault = Fault::DripHead(pause);
+        self
+    }
+
     fn send(&self, mut stream: &TcpStream) -> std::io::Result<()> {
         let (status, length) = (self.status, self.body.len());
         let mut head = format!(
@@ -120,24 +127,33 @@ impl Reply {
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        stream.write_all(format!("{head}\r\n").as_bytes())?;
+        head += "\r\n";
+        if let Fault::DripHead(pause) = self.fault {
+            drip(stream, pause, head.as_bytes())?;
+        } else {
+            stream.write_all(head.as_bytes())?;
+        }
         if self.without_body {
             return Ok(());
         }
         match self.fault {
-            Fault::None => stream.write_all(&self.body),
+            Fault::None | Fault::DripHead(_) => stream.write_all(&self.body),
             Fault::CloseAfter(bytes) => stream.write_all(&self.body[..bytes]),
             Fault::SilenceAfter(bytes) => {
                 stream.write_all(&self.body[..bytes])?;
                 // Wait until the client closes the connection.
                 stream.read(&mut [0]).map(|_| ())
             }
-            Fault::Drip(pause) => self.body.iter().try_for_each(|byte| {
-                std::thread::sleep(pause);
-                stream.write_all(&[*byte])
-            }),
+            Fault::Drip(pause) => drip(stream, pause, &self.body),
         }
     }
+}
+
+fn drip(mut stream: &TcpStream, pause: Duration, bytes: &[u8]) -> std::io::Result<()> {
+    bytes.iter().try_for_each(|byte| {
+        std::thread::sleep(pause);
+        stream.write_all(&[*byte])
+    })
 }
 
 /// The server. Its threads run until the process ends.

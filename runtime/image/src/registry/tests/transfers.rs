@@ -118,6 +118,14 @@ async fn a_silent_server_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_server_that_drips_the_head_of_its_answer_is_given_up() {
+    let fake = script(vec![manifest().dripping_head(SHORT / 4)]);
+    let error = impatient(&fake).manifest("1", None, 0).await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::Unavailable, "{error:?}");
+    assert_eq!(fake.count(""), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_drips_is_given_up() {
     let blob = noise(1, 1000);
     let dripping = Reply::new(200, blob.clone()).dripping(SHORT / 4);

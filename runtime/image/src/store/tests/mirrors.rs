@@ -23,7 +23,7 @@ fn mirrored(image: &FakeImage, part: &str, spoil: fn(Reply) -> Reply) -> (Bed, F
     });
     let host = serving(image);
     let mut config = plain_http(&[&host.host(), &mirror.host()]);
-    config.stall_timeout = Duration::from_millis(200);
+    config.stall_timeout = Duration::from_secs(1);
     let settings = config.registries.get_mut(&host.host()).unwrap();
     settings.mirrors = vec![mirror.host()];
     (Bed::with(config), host, mirror)
