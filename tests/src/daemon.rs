@@ -127,6 +127,16 @@ impl Daemon {
         descriptors.expect("the daemon's descriptors").count()
     }
 
+    /// Returns how much memory the daemon has in use.
+    pub fn memory_bytes(&self) -> u64 {
+        let pid = self.child.as_ref().expect("a daemon that runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+        let status = status.expect("the daemon's status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS") << 10
+    }
+
     /// Process ids of the VMMs of this daemon's pods.
     pub fn vmm_pids(&self) -> Vec<i32> {
         self.pids_of_role("run")

@@ -12,6 +12,7 @@ mod delegate;
 mod empty_dirs;
 mod failures;
 mod growth;
+mod hostile_images;
 mod images;
 mod kubelet;
 mod many;
