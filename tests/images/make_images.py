@@ -295,7 +295,7 @@ def program_layer(path, *more, links=()):
 
 def image_kube_proxy(registry, _):
     """Pushes kube-proxy with iptables, which it runs, and a shell."""
-    iptables = os.path.realpath("/usr/sbin/iptables")
+    iptables = "/usr/sbin/xtables-nft-multi"
     names = [f"usr/sbin/ip{six}tables{what}" for six in ("", "6") for what in ("", "-save", "-restore")]
     push_client(registry, "kube-proxy", busybox_layer(), program_layer(iptables, *glob.glob(f"{EXTENSIONS}/*.so"), links=names))
 

@@ -128,7 +128,7 @@ fn service(name: &str, app: &str) -> Value {
 /// containerd.
 fn ask(own: &Namespace, pod: &str, services: &[&str]) -> String {
     let line = format!(
-        "for service in {}; do wget -T 20 -qO- http://$service.{NAME}.svc.cluster.local/; done 2>&1
+        "for service in {}; do timeout 60 wget -qO- http://$service.{NAME}.svc.cluster.local/; done 2>&1
         nslookup in-vm.{NAME}.svc.cluster.local $(nslookup dns.{NAME}.svc.cluster.local | awk '/^Address/ && !/:53$/ {{print $NF}}') |
             awk '/^Address/ && !/:53$/ {{print $NF}}'",
         services.join(" ")
