@@ -14,11 +14,12 @@ RUNTIME, IMAGES = "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"
 class Containerd:
     """A containerd that lives as long as its `with` block, with all its files in `directory`. Pods get the network that
     is configured in `directory`/cni, and `pause` is the image of their first process. `mirrors` are the mirrors of
-    registries, by the host in an image's name. `options` are Popen's."""
+    registries, by the host in an image's name. `options` are Popen's. What it says goes to the file `log`, or to one in
+    `directory`."""
 
-    def __init__(self, directory, pause, mirrors=None, **options):
+    def __init__(self, directory, pause, mirrors=None, log=None, **options):
         programs = os.environ[PROGRAMS]
-        self.socket, self.log = f"{directory}/run/containerd.sock", f"{directory}/log"
+        self.socket, self.log = f"{directory}/run/containerd.sock", log or f"{directory}/log"
         path = f"{directory}/config.toml"
         runc = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": f"{programs}/runc"}}
         config = {
