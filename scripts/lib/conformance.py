@@ -30,6 +30,14 @@ ANYWHERE = {
     r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel by sudo; a pod in a VM has another kernel",
     "public image with digest": "pulls by a digest that only the public registry has",
 }
+# Specs that containerd by itself does not pass, and why, so a pod that is its cannot pass them either. --containerd checks
+# that each of them still does not pass.
+BEYOND_CONTAINERD = {
+    "should support returning metrics descriptors": "containerd 2.1 has no ListMetricDescriptors",
+    "should support listing pod sandbox metrics": "containerd 2.1 has no ListPodSandboxMetrics",
+    "should return image digest in ContainerStatus mounts": "containerd 2.1 does not tell the digest of an image volume",
+    "Image Volume.* subPath should": "containerd 2.1 mounts the whole image whatever the subPath",
+}
 OURS, DELEGATE = "bulkhead", "runc"
 # Messages of critest when it skips a spec for a reason that is not in the runtime. Any other skip counts as a failure.
 SKIPPED_FOR_THE_HOST = re.compile("NRI socket not configured|ID mapping is not supported with path|SELinux")
@@ -49,6 +57,11 @@ def not_applicable(options):
     if options.default_handler != DELEGATE and not options.containerd:
         specs |= IN_VMS
     return specs
+
+
+def beyond_containerd(options):
+    """The specs that are not the runtime's to pass in this run, and why. All of them run."""
+    return BEYOND_CONTAINERD if options.containerd or options.default_handler == DELEGATE else {}
 
 
 def start_containerd(work, registry, result):
@@ -91,11 +104,11 @@ def share_of_specs(options):
 
 
 def run_critest(options, endpoint, names, log="critest"):
-    """Runs the specs of these names. Returns critest's exit code, its report, and the specs in it."""
-    report, log = os.path.join(options.result, f"{log}.json"), os.path.join(options.result, f"{log}.log")
+    """Runs the specs of these names. Returns whether critest ran to its end, its report, and the specs in it."""
+    path, log = os.path.join(options.result, f"{log}.json"), os.path.join(options.result, f"{log}.log")
     command = [options.critest, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}",
                f"-runtime-service-timeout={PATIENCE}", f"-image-service-timeout={PATIENCE}",
-               "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={report}",
+               "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={path}",
                "-ginkgo.skip=" + "|".join(not_applicable(options))]
     if options.websocket:
         command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
@@ -109,10 +122,13 @@ def run_critest(options, endpoint, names, log="critest"):
     with open(log, "wb") as output:
         code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
     try:
-        return code, *specs_of(report)
+        report, specs = specs_of(path)
     except (OSError, ValueError, IndexError):
         with open(log, errors="replace") as file:
             sys.exit(f"conformance: critest ended with {code} and left no report; it said:\n{file.read()[-2000:]}")
+    # The exit code says the same of a crash and of a spec that failed.
+    failed = [spec for spec in specs if spec["State"] not in ("passed", "skipped")]
+    return code == 0 or bool(failed) and not report.get("SpecialSuiteFailureReasons"), report, specs
 
 
 def message_of(spec):
@@ -125,15 +141,24 @@ def said_by(spec):
     return [line for text in texts for line in text.splitlines()]
 
 
-def outcome(spec, patterns):
-    """Returns what a spec counts as: passed, failed, skipped, n/a (not applicable), or nothing, and why."""
-    why = next((why for pattern, why in patterns.items() if re.search(pattern, name_of(spec))), None)
+def why_of(name, patterns):
+    return next((why for pattern, why in patterns.items() if re.search(pattern, name)), None)
+
+
+def outcome(spec, options):
+    """Returns what a spec counts as: passed, failed, skipped, n/a (not applicable), beyond containerd, or nothing, and
+    why."""
+    why, beyond = (why_of(name_of(spec), patterns(options)) for patterns in (not_applicable, beyond_containerd))
     if spec["State"] == "passed":
+        if beyond and options.containerd:
+            return "failed", f"passes now, and must no more be one of BEYOND_CONTAINERD: {beyond}"
         return "passed", None
     if spec["State"] == "skipped" and why:
         return "n/a", why
     if spec["State"] == "skipped" and "Failure" not in spec:
         return None, None    # a benchmark
+    if beyond:
+        return "beyond", beyond
     if spec["State"] == "skipped" and SKIPPED_FOR_THE_HOST.search(message_of(spec)):
         return "skipped", message_of(spec)
     return "failed", message_of(spec)
@@ -142,44 +167,43 @@ def outcome(spec, patterns):
 def failures(options, specs, names):
     """Returns the specs of these names that failed, by name."""
     return {name_of(spec): spec for spec in specs
-            if name_of(spec) in names and outcome(spec, not_applicable(options))[0] == "failed"}
+            if name_of(spec) in names and outcome(spec, options)[0] == "failed"}
 
 
 def once_more(options, endpoint, specs, failed):
-    """Runs specs that failed once more, by themselves. Says which passed then, and what they had said. Returns critest's
-    exit code, and all specs, each with its last result."""
+    """Runs specs that failed once more, by themselves. Says which passed then, and what they had said. Returns whether
+    critest ran to its end, and all specs, each with its last result."""
     with open(options.said, "a") if options.said else contextlib.nullcontext(sys.stdout) as said:
         for name, spec in failed.items():
             print(f"=== {name} failed:\n{message_of(spec)}\n[...]", *said_by(spec)[-60:], sep="\n", file=said)
-    code, _, again = run_critest(options, endpoint, list(failed), "once-more")
+    ended, _, again = run_critest(options, endpoint, list(failed), "once-more")
     again = {name_of(spec): spec for spec in again if name_of(spec) in failed}
     for name in failed:
-        if name in again and again[name]["State"] == "passed":
+        if name in again and outcome(again[name], options)[0] == "passed":
             print(f"UNSTABLE: {name} failed first and passed the second time")
         else:
             print(f"FAILED: {name} failed twice")
-    return code, [again.get(name_of(spec), spec) for spec in specs]
+    return ended, [again.get(name_of(spec), spec) for spec in specs]
 
 
 def summary(options, report, specs, names):
     """Prints the table. Returns whether all applicable specs passed and there was at least one."""
-    areas, lists = {}, {"n/a": [], "skipped": [], "failed": []}
+    areas, titles = {}, {"n/a": "Not applicable", "skipped": "Skipped by critest itself",
+                         "beyond": "Not passed by containerd by itself", "failed": "Failed"}
+    kinds, lists = ("passed", *titles), {kind: [] for kind in titles}
     for spec in specs:
         name = name_of(spec)
-        kind, why = outcome(spec, not_applicable(options))
+        kind, why = outcome(spec, options)
         if name not in names or kind is None:
             continue
         area = [*(spec["ContainerHierarchyTexts"] or []), name][0].removeprefix("[k8s.io] ")
-        counts = areas.setdefault(area, {"passed": 0, "failed": 0, "skipped": 0, "n/a": 0})
-        counts[kind] += 1
+        areas.setdefault(area, dict.fromkeys(kinds, 0))[kind] += 1
         if kind in lists:
             lists[kind].append((name, why))
-    print(f"{'area':<44} {'passed':>7} {'failed':>7} {'skipped':>8} {'n/a':>5}")
-    for area, counts in sorted(areas.items()):
-        print(f"{area:<44} {counts['passed']:>7} {counts['failed']:>7} {counts['skipped']:>8} {counts['n/a']:>5}")
-    total = {key: sum(counts[key] for counts in areas.values()) for key in ("passed", "failed", "skipped", "n/a")}
-    print(f"{'all':<44} {total['passed']:>7} {total['failed']:>7} {total['skipped']:>8} {total['n/a']:>5}")
-    for kind, title in (("n/a", "Not applicable"), ("skipped", "Skipped by critest itself"), ("failed", "Failed")):
+    total = {kind: sum(counts[kind] for counts in areas.values()) for kind in kinds}
+    for area, row in [("area", dict(zip(kinds, kinds))), *sorted(areas.items()), ("all", total)]:
+        print(f"{area:<44}", *(f"{row[kind]:>7}" for kind in kinds))
+    for kind, title in titles.items():
         if lists[kind]:
             print(f"\n{title}:")
         for name, why in lists[kind]:
@@ -219,16 +243,15 @@ def main():
         with runtime(options, work, registry) as tested:
             names = share_of_specs(options)
             endpoint = f"unix://{tested.socket}"
-            code, report, specs = run_critest(options, endpoint, names)
+            ended, report, specs = run_critest(options, endpoint, names)
             failed = failures(options, specs, names)
-            # Not after a run that ended early, which has failed whatever a second one says.
-            if failed and not report.get("SpecialSuiteFailureReasons"):
-                code, specs = once_more(options, endpoint, specs, failed)
+            if ended and failed:
+                ended, specs = once_more(options, endpoint, specs, failed)
             if tested.process.poll() is not None:
                 sys.exit(f"conformance: the runtime ended with {tested.process.returncode}")
     passed = summary(options, report, specs, set(names))
-    # critest's exit code counts too, because a suite that crashed has no failed specs.
-    sys.exit(0 if passed and code == 0 else 1)
+    # A suite that crashed has no failed specs.
+    sys.exit(0 if passed and ended else 1)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,20 @@ def spec(name, state, message=None):
 
 class Outcome(unittest.TestCase):
     def test_a_skipped_spec_counts_by_the_reason(self):
-        patterns = {"HostIpc is true": "a kernel of its own"}
         table = [(spec("a", "passed"), "passed"), (spec("a", "failed", "no"), "failed"), (spec("a", "panicked"), "failed"),
                  (spec("HostIpc is true", "skipped"), "n/a"), (spec("a benchmark", "skipped"), None),
                  (spec("a", "skipped", "SELinux is off"), "skipped"), (spec("a", "skipped", "not served"), "failed")]
         for one, kind in table:
-            self.assertEqual(conformance.outcome(one, patterns)[0], kind, one)
+            self.assertEqual(conformance.outcome(one, OPTIONS)[0], kind, one)
+
+    def test_what_containerd_lacks_is_counted_apart_and_must_not_pass_by_itself(self):
+        name = "runtime should support listing pod sandbox metrics [Conformance]"
+        by_itself = Namespace(default_handler=None, containerd=True)
+        delegate, ours = (Namespace(default_handler=handler, containerd=False) for handler in ("runc", "bulkhead"))
+        table = [("failed", by_itself, "beyond"), ("failed", delegate, "beyond"), ("failed", ours, "failed"),
+                 ("passed", by_itself, "failed"), ("passed", delegate, "passed"), ("passed", ours, "passed")]
+        for state, options, kind in table:
+            self.assertEqual(conformance.outcome(spec(name, state), options)[0], kind, (state, options))
 
 
 class OnceMore(unittest.TestCase):
@@ -31,7 +39,7 @@ class OnceMore(unittest.TestCase):
         first = [spec("good", "passed"), spec("bad", "failed", "no answer"), spec("worse", "failed", "no pod")]
         failed = conformance.failures(OPTIONS, first, {"[k8s.io] Pods bad", "[k8s.io] Pods worse"})
         said = io.StringIO()
-        with (mock.patch.object(conformance, "run_critest", return_value=(0, {}, list(again))) as run,
+        with (mock.patch.object(conformance, "run_critest", return_value=(True, {}, list(again))) as run,
               contextlib.redirect_stdout(said)):
             _, specs = conformance.once_more(OPTIONS, "unix:///nowhere", first, failed)
         self.assertEqual(run.call_args.args[2], ["[k8s.io] Pods bad", "[k8s.io] Pods worse"])
