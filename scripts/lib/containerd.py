@@ -15,7 +15,8 @@ class Containerd:
     """A containerd that lives as long as its `with` block, with all its files in `directory`, unless `config` says
     otherwise. `config` has further keys of its configuration as nested dictionaries. Pods get the network that is
     configured in `directory`/cni, and `pause` is the image of their first process. `mirrors` are the mirrors of
-    registries, by the host in an image's name. `options` are those of background.start."""
+    registries, by the host in an image's name. What it says goes to the file `log`, or to one
+    in `directory`. `options` are Popen's."""
 
     def __init__(self, directory, pause, mirrors=None, config=None, log=None, **options):
         programs = os.environ[PROGRAMS]
