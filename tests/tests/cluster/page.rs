@@ -27,7 +27,7 @@ fn the_pod_of_the_page_runs_with_a_kernel_of_its_own() {
     table.equal(
         "the RuntimeClass's overhead",
         spec["overhead"].clone(),
-        json!({"memory": "180Mi"}),
+        json!({"cpu": "20m", "memory": "180Mi"}),
     );
     table.equal(
         "its nodes",
