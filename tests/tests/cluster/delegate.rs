@@ -22,38 +22,40 @@ const ON_HOST: &str = "cat /proc/version; sed 's/.*) . \\([0-9]*\\).*/pid \\1/' 
     trap 'exit 0' TERM; sleep 100000 & wait";
 /// The pods that ask, by where they run.
 const ASKING: [&str; 3] = ["in-vm", "in-runc", "on-host"];
+/// The Services, and the pod of each. The last is made while containerd is down.
+const SERVICES: [(&str, &str); 3] = [
+    ("in-vm", "in-vm"),
+    ("in-runc", "in-runc"),
+    ("late", "in-vm"),
+];
 
-/// containerd of the node, which the test kills and starts again.
-struct Containerd {
+/// The node's containerd, which is dead. It is started again on drop.
+struct Killed {
     command: String,
 }
 
-impl Containerd {
-    /// Finds it by the process that has its command, and that is no shim.
-    fn find() -> Self {
+impl Killed {
+    /// Kills the process that runs containerd's program, which no shim does.
+    fn containerd() -> Self {
         let line = "for one in /proc/[0-9]*; do
-                case $(readlink $one/exe) in */containerd) tr '\\0' ' ' <$one/cmdline; break ;; esac
+                case $(readlink $one/exe) in
+                    */containerd) tr '\\0' ' ' <$one/cmdline; kill -KILL ${one#/proc/} ;;
+                esac
             done";
-        let command = on_node(line).expect("containerd's command");
+        let command = on_node(line).expect("kill containerd");
         assert!(!command.is_empty(), "no containerd runs on the node");
         Self { command }
     }
+}
 
-    fn kill(&self) {
-        let line = "for one in /proc/[0-9]*; do
-                case $(readlink $one/exe) in */containerd) kill -KILL ${one#/proc/} ;; esac
-            done";
-        on_node(line).expect("kill containerd");
-    }
-
-    fn start(&self) {
-        let directory = std::env::var("BULKHEAD_CLUSTER").expect("the directory of the cluster");
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let directory = std::env::var("BULKHEAD_CLUSTER").unwrap_or_default();
         let log = format!("{directory}/share/{NODE}/logs/containerd.log");
-        on_node(&format!(
+        let _ = on_node(&format!(
             "setsid {} </dev/null >>{log} 2>&1 &",
             self.command
-        ))
-        .expect("start containerd");
+        ));
     }
 }
 
@@ -184,7 +186,7 @@ fn readiness() -> String {
     either(cluster(&["get", "node", NODE, "-o", path]))
 }
 
-/// The process of the pod on the node's own processes, as its last container says.
+/// Which process of the node the pod `on-host` is, as its container says.
 fn host_pid(own: &Namespace) -> String {
     let log = own.until_logged("on-host", "pid ");
     let pid = log.lines().find_map(|line| line.strip_prefix("pid "));
@@ -253,24 +255,26 @@ fn check_components(own: &Namespace, table: &mut Table) {
     );
 }
 
-/// That a pod of each kind reaches pods of both kinds, by names that DNS servers of both kinds know.
+/// Waits until these pods reach pods of both kinds, by names that DNS servers of both kinds know. DNS and kube-proxy learn
+/// of a Service some time after the API server.
 fn check_services(
     own: &Namespace,
     when: &str,
     asking: &[&str],
-    services: &[&str],
-    expected: &str,
+    services: &[(&str, &str)],
     table: &mut Table,
 ) {
     let service = own.object("service", "in-vm");
     let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
+    let (names, mut expected): (Vec<_>, Vec<_>) = services.iter().copied().unzip();
+    expected.push(address);
     for pod in asking {
-        let seen = ask(own, pod, services);
-        table.equal(
-            &format!("{when}: {pod} asks Services and DNS"),
-            seen,
-            format!("{expected} {address}"),
-        );
+        let case = format!("{when}: {pod} asks Services and DNS");
+        let seen = own.until(&case, || {
+            let seen = ask(own, pod, &names);
+            (seen == expected.join(" ")).then_some(seen)
+        });
+        table.row(&case, true, seen);
     }
 }
 
@@ -292,16 +296,8 @@ fn the_nodes_components_run_in_a_delegate_that_may_be_killed() {
     }
     let mut table = Table::new("cluster: the node's components in containerd");
     check_components(&own, &mut table);
-    check_services(
-        &own,
-        "before",
-        &ASKING,
-        &["in-vm", "in-runc"],
-        "in-vm in-runc",
-        &mut table,
-    );
+    check_services(&own, "before", &ASKING, &SERVICES[..2], &mut table);
 
-    let containerd = Containerd::find();
     let (before, ready) = (of_containerd(&own), readiness());
     let list = listed(&before);
     table.row(
@@ -310,7 +306,7 @@ fn the_nodes_components_run_in_a_delegate_that_may_be_killed() {
         list.join(", "),
     );
     let pid = host_pid(&own);
-    containerd.kill();
+    let killed = Killed::containerd();
     check_while_down(&own, &mut table);
     table.equal(
         "down: its pods and their containers are listed",
@@ -319,7 +315,7 @@ fn the_nodes_components_run_in_a_delegate_that_may_be_killed() {
     );
     on_node(&format!("kill -KILL {pid}")).expect("end a container of containerd");
 
-    containerd.start();
+    drop(killed);
     own.until("a container that ended meanwhile runs again", || {
         let (id, restarts) = of_containerd(&own).remove("on-host")?;
         (restarts == 1 && id != before["on-host"].0).then_some(())
@@ -348,15 +344,7 @@ fn the_nodes_components_run_in_a_delegate_that_may_be_killed() {
 fn check_while_down(own: &Namespace, table: &mut Table) {
     // kube-proxy, whose containerd is down, makes this one.
     own.apply(&[service("late", "in-vm")]);
-    let services = ["in-vm", "in-runc", "late"];
-    check_services(
-        own,
-        "down",
-        &["in-vm"],
-        &services,
-        "in-vm in-runc in-vm",
-        table,
-    );
+    check_services(own, "down", &["in-vm"], &SERVICES, table);
     let once = json!({"restartPolicy": "Never"});
     own.apply(&[pod("next", "echo runs", json!({}), once)]);
     own.until_phase("next", "Succeeded");
@@ -402,12 +390,5 @@ fn check_again(own: &Namespace, table: &mut Table) {
         right,
         log.lines().next().unwrap_or_default(),
     );
-    check_services(
-        own,
-        "again",
-        &ASKING,
-        &["in-vm", "in-runc", "late"],
-        "in-vm in-runc in-vm",
-        table,
-    );
+    check_services(own, "again", &ASKING, &SERVICES, table);
 }
