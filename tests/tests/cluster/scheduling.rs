@@ -40,7 +40,7 @@ fn the_overhead_of_a_runtime_class_is_scheduled_and_accounted() {
     table.equal(
         "the pod has its class's overhead",
         plain["spec"]["overhead"].clone(),
-        json!({"memory": "180Mi"}),
+        json!({"cpu": "50m", "memory": "180Mi"}),
     );
     let reason = unschedulable(&own, "heavy");
     table.row(
