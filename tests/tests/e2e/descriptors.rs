@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! File descriptors: the daemon takes what it may have, and when few are left, it still lists, stops and removes.
 
+use std::process::Command;
 use std::time::Duration;
 
 use bulkhead_tests::client::{Client, Pod, assert_fails};
@@ -16,6 +17,23 @@ use tonic::Code;
 const USUAL: usize = 1024;
 /// 200 pods and their containers have so many.
 const OF_200_PODS: usize = 3000;
+
+/// A daemon that was started with the usual limit, while this process may have more descriptors.
+async fn daemon() -> Daemon {
+    limit_own_descriptors(USUAL);
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    limit_own_descriptors(2 * OF_200_PODS);
+    daemon
+}
+
+/// Sets this process's own limit, which programs that it starts inherit.
+fn limit_own_descriptors(most: usize) {
+    let pid = std::process::id().to_string();
+    let set = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--nofile={most}:")])
+        .status();
+    assert!(set.expect("run prlimit").success(), "prlimit");
+}
 
 async fn sleeper(client: &mut Client, name: &str) -> (Pod, String) {
     let busybox = Registry::shared().image("test/busybox");
@@ -38,7 +56,7 @@ async fn idle(daemon: &Daemon, number: usize) -> Vec<UnixStream> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_descriptors_than_a_process_has_by_default_are_no_obstacle() {
-    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let daemon = daemon().await;
     let many = idle(&daemon, OF_200_PODS).await;
     until("the daemon has them all", async || {
         let held = daemon.descriptors();
@@ -58,7 +76,7 @@ async fn more_descriptors_than_a_process_has_by_default_are_no_obstacle() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_few_descriptors_left_new_pods_are_refused_and_old_ones_end() {
-    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let daemon = daemon().await;
     let mut client = daemon.client().await;
     let (pod, id) = sleeper(&mut client, "before").await;
     daemon.limit_descriptors(daemon.descriptors() + 260);
@@ -77,7 +95,7 @@ async fn with_few_descriptors_left_new_pods_are_refused_and_old_ones_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_without_a_token_keep_no_stream_away() {
-    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let daemon = daemon().await;
     let mut client = daemon.client().await;
     let (_pod, id) = sleeper(&mut client, "streams").await;
     let url = client
