@@ -4,6 +4,7 @@
 //! ```text
 //! ROOT/images.redb        records of images and leases, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
+//! ROOT/sources/HEX.json   which registries sent the layer ([`sources`])
 //! ROOT/partial/           unfinished layers; emptied at start
 //! ROOT/reserve            space for removals on a full disk ([`reserve`])
 //! ```
@@ -12,6 +13,7 @@
 mod files;
 mod records;
 mod reserve;
+mod sources;
 
 use std::collections::HashMap;
 use std::io;
@@ -19,17 +21,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bulkhead_text::chain;
-use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::failure::FailureKind;
+use crate::layer::{Limits, Memory};
 use crate::progress::Pulls;
 use crate::reference::{Reference, ReferenceError};
+use crate::turns::Turns;
 use files::LayerFiles;
 pub use records::ImageRecord;
 use records::Records;
 use reserve::Reserve;
+pub use sources::Source;
+use sources::Sources;
 
 /// A shorter prefix of an image id is not looked up.
 pub const MIN_ID_DIGITS: usize = 4;
@@ -104,16 +109,20 @@ pub struct Usage {
 pub struct Contents {
     pub config: Config,
     pub files: LayerFiles,
-    pub downloads: Semaphore,
+    pub sources: Sources,
+    pub turns: Turns,
     pub pulls: Pulls,
+    memory: Arc<Memory>,
     records: Records,
     reserve: Reserve,
     /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
     /// someone claims a layer.
     needed: Mutex<HashMap<Digest, usize>>,
-    /// One lock per layer that is being created. Its holder creates the layer; other pulls wait for it.
-    makers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    makers: Mutex<HashMap<(Source, Digest), Maker>>,
 }
+
+/// The lock for a layer that is being created from one source. Its holder creates the layer; other pulls wait for it.
+type Maker = Weak<tokio::sync::Mutex<()>>;
 
 impl Contents {
     /// Opens or creates the directory, and removes what an earlier process left unfinished.
@@ -124,10 +133,15 @@ impl Contents {
         let records = Records::open(&root.join("images.redb"))?;
         let files = LayerFiles::open(&root)?;
         let contents = Self {
-            downloads: Semaphore::new(config.max_parallel_layers.max(1)),
+            sources: Sources::open(&root)?,
+            turns: Turns::new(
+                config.max_parallel_layers_per_host,
+                config.max_parallel_layers,
+            ),
             config,
             files,
             pulls: Pulls::default(),
+            memory: Arc::default(),
             records,
             reserve: Reserve::new(root.join("reserve")),
             needed: Mutex::default(),
@@ -209,12 +223,6 @@ impl Contents {
         Ok(leases.into_iter().map(|(holder, _)| holder).collect())
     }
 
-    /// The record of an image, if it and all its layers are in the store.
-    pub fn complete_image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        let record = self.records.image(id)?;
-        Ok(record.filter(|record| record.layers.iter().all(|layer| self.files.has(layer))))
-    }
-
     /// Adds an image to the store. Call it while its layers are claimed by [`Self::need`]. A tag that named another
     /// image moves to this one.
     pub fn publish(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
@@ -233,16 +241,30 @@ impl Contents {
         }
     }
 
-    /// The lock for creating a layer. Who gets it first creates the layer; the others then find it finished.
-    pub fn maker(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    /// The lock for creating a layer from `source`. Who gets it first creates the layer; the others then find it
+    /// finished.
+    pub fn maker(&self, source: &Source, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner);
         makers.retain(|_, maker| maker.strong_count() > 0);
-        if let Some(maker) = makers.get(layer).and_then(Weak::upgrade) {
+        let key = (source.clone(), layer.clone());
+        if let Some(maker) = makers.get(&key).and_then(Weak::upgrade) {
             return maker;
         }
         let maker = Arc::default();
-        makers.insert(layer.clone(), Arc::downgrade(&maker));
+        makers.insert(key, Arc::downgrade(&maker));
         maker
+    }
+
+    /// What a pull that begins now may take.
+    pub fn limits(&self) -> Result<Limits, StoreError> {
+        let Config {
+            root,
+            max_image_bytes,
+            keep_free_bytes,
+            ..
+        } = &self.config;
+        Limits::new(root, *max_image_bytes, *keep_free_bytes, &self.memory)
+            .map_err(files::failed("read the free space of", root))
     }
 
     fn lock_needed(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
@@ -259,7 +281,8 @@ impl Contents {
         for (_, layers) in self.records.leases()? {
             named.extend(layers);
         }
-        self.files.retain(|layer| named.contains(layer))
+        self.files.retain(|layer| named.contains(layer))?;
+        self.sources.retain(|layer| named.contains(layer))
     }
 }
 
