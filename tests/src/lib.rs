@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod kubelet;
 pub mod node;
 pub mod node_api;
+pub mod page;
 pub mod registry;
 pub mod spdy;
 pub mod systemd;

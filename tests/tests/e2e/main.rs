@@ -9,6 +9,7 @@ mod cni;
 mod containers;
 mod crictl;
 mod delegate;
+mod descriptors;
 mod empty_dirs;
 mod failures;
 mod growth;

@@ -105,11 +105,19 @@ pub struct SandboxConfig {
 
 impl RawStreaming {
     fn check(self) -> Result<StreamingConfig, ConfigError> {
+        let client_ca = self
+            .tls_client_ca
+            .map(|path| absolute("streaming.tls_client_ca", path))
+            .transpose()?;
         let tls = match (self.tls_certificate, self.tls_key) {
+            (None, None) if client_ca.is_some() => {
+                return Err(ConfigError::HalfTls("streaming.tls_certificate"));
+            }
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(TlsFiles {
                 certificate: absolute("streaming.tls_certificate", certificate)?,
                 key: absolute("streaming.tls_key", key)?,
+                client_ca,
             }),
             (Some(_), None) => return Err(ConfigError::HalfTls("streaming.tls_key")),
             (None, Some(_)) => return Err(ConfigError::HalfTls("streaming.tls_certificate")),
@@ -383,6 +391,10 @@ mod tests {
             ("[streaming]\naddress = \"here\"", "address"),
             (
                 "[streaming]\ntls_key = \"/k\"",
+                "streaming.tls_certificate is missing",
+            ),
+            (
+                "[streaming]\ntls_client_ca = \"/c\"",
                 "streaming.tls_certificate is missing",
             ),
         ];

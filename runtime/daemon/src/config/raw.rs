@@ -80,6 +80,7 @@ pub struct RawStreaming {
     pub port: u16,
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    pub tls_client_ca: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -161,6 +162,7 @@ impl Default for RawStreaming {
             port: 0,
             tls_certificate: None,
             tls_key: None,
+            tls_client_ca: None,
         }
     }
 }

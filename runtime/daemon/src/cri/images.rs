@@ -168,7 +168,7 @@ fn failed(error: StoreError) -> Status {
     image_status(error.kind(), &error)
 }
 
-fn pull_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+fn pull_status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
     match kind {
         FailureKind::Unavailable => {
             Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", chain(error)))
