@@ -9,7 +9,9 @@ mod clock;
 mod config;
 mod cri;
 mod endpoint;
+mod intact;
 mod logs;
+mod modes;
 mod notify;
 mod pod;
 mod random;
@@ -59,6 +61,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a file of records. The daemon runs this at its start.
+    #[command(name = intact::COMMAND, hide = true)]
+    CheckRecords { path: PathBuf },
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -72,6 +77,7 @@ async fn main() -> ExitCode {
             Ok(config) => check::run(&config, json).await,
             Err(e) => fail(&e),
         },
+        Command::CheckRecords { path } => intact::check_here(&path),
         Command::Client(command) => cli::execute(command, &arguments.socket).await,
     }
 }

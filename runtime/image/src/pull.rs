@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use bulkhead_records::Sum;
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -122,7 +123,11 @@ pub async fn pull(
     };
     if let Some(known) = contents.complete_image(&config.digest)? {
         let _needed = contents.need(&known.layers);
-        // The image may have been removed between the check and the claim, so check again.
+        // A layer that was damaged is removed by this.
+        for layer in &known.layers {
+            contents.has_intact(layer).await?;
+        }
+        // The image may also have been removed between the check and the claim, so check again.
         if let Some(known) = contents.complete_image(&config.digest)? {
             record.layers = known.layers;
             record.defaults = known.defaults;
@@ -225,7 +230,7 @@ impl Pull {
     async fn layer(&self, descriptor: &Descriptor, diff_id: &Digest) -> Result<(), PullError> {
         let maker = self.contents.maker(diff_id);
         let _making = maker.lock().await;
-        if self.contents.files.has(diff_id) {
+        if self.contents.has_intact(diff_id).await? {
             self.progress.receive(descriptor.size);
             return Ok(());
         }
@@ -244,15 +249,17 @@ impl Pull {
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let (digest, promised) = (descriptor.digest.clone(), diff_id.clone());
         let conversion = spawn_blocking(move || {
-            layer::convert(ChunkReader::new(receiver), file, &digest, &promised)
+            let made = file.try_clone().map_err(LayerError::Write)?;
+            layer::convert(ChunkReader::new(receiver), file, &digest, &promised)?;
+            Sum::of(&made).map_err(LayerError::Write)
         });
         let blob = self.repository.blob(&descriptor.digest, descriptor.size);
         // A failed download ends the conversion's input, so that fails, too. The download's error is the real cause.
         let downloaded = forward(blob, sender, &self.progress).await;
         let converted = conversion.await.map_err(|_| self.task_failed())?;
         downloaded.map_err(|e| self.registry(e))?;
-        converted.map_err(layer_failed)?;
-        Ok(self.contents.files.keep(partial, diff_id)?)
+        let sum = converted.map_err(layer_failed)?;
+        Ok(self.contents.keep(partial, diff_id, &sum)?)
     }
 
     fn registry(&self, source: RegistryError) -> PullError {

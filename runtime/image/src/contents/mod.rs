@@ -2,22 +2,24 @@
 //! What the store contains and who needs it: files of layers, records of images and leases, claims of running pulls.
 //!
 //! ```text
-//! ROOT/images.redb        records of images and leases, transactional ([`records`])
+//! ROOT/images.redb        records of images, leases and sums of layers, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
 //! ROOT/partial/           unfinished layers; emptied at start
-//! ROOT/reserve            space for removals on a full disk ([`reserve`])
+//! ROOT/reserve            space for removals on a full disk
 //! ```
-//! A layer's file stays as long as an image, a lease or a running pull names it, and no longer.
+//! A layer's file stays as long as an image, a lease or a running pull names it, and no longer. It is compared with its
+//! sum before a guest may read it ([`damage`]).
 
+mod damage;
 mod files;
 mod records;
-mod reserve;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use bulkhead_records::{Intact, RecordsError};
 use bulkhead_text::chain;
 use tokio::sync::Semaphore;
 
@@ -29,7 +31,6 @@ use crate::reference::{Reference, ReferenceError};
 use files::LayerFiles;
 pub use records::ImageRecord;
 use records::Records;
-use reserve::Reserve;
 
 /// A shorter prefix of an image id is not looked up.
 pub const MIN_ID_DIGITS: usize = 4;
@@ -45,20 +46,12 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("open {path} (is another daemon using it?)")]
-    Open {
-        path: PathBuf,
-        source: Box<redb::DatabaseError>,
-    },
-    #[error("read or write the records of images")]
-    Records(#[source] Box<redb::Error>),
-    #[error("the record of {what} is damaged")]
-    Damaged {
-        what: String,
-        source: serde_json::Error,
-    },
+    #[error("records of images")]
+    Records(#[from] RecordsError),
     #[error("{name:?} is a prefix of more than one image id")]
     Ambiguous { name: String },
+    #[error("layer {layer} is damaged ({why}) and was removed: pull the image again")]
+    Damaged { layer: Digest, why: String },
     #[error("image {0} is not in the store")]
     NotFound(String),
 }
@@ -68,18 +61,9 @@ impl StoreError {
         match self {
             Self::Reference(_) | Self::Ambiguous { .. } => FailureKind::Invalid,
             Self::NotFound(_) => FailureKind::NotFound,
+            Self::Damaged { .. } => FailureKind::Corrupt,
             Self::Files { source, .. } => FailureKind::of_io(source),
-            Self::Records(source) => match source.as_ref() {
-                redb::Error::Io(source) => FailureKind::of_io(source),
-                _ => FailureKind::Internal,
-            },
-            Self::Open { source, .. } => match source.as_ref() {
-                redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
-                    FailureKind::of_io(source)
-                }
-                _ => FailureKind::Internal,
-            },
-            Self::Damaged { .. } => FailureKind::Internal,
+            Self::Records(error) => error.io().map_or(FailureKind::Internal, FailureKind::of_io),
         }
     }
 }
@@ -107,7 +91,7 @@ pub struct Contents {
     pub downloads: Semaphore,
     pub pulls: Pulls,
     records: Records,
-    reserve: Reserve,
+    intact: Intact,
     /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
     /// someone claims a layer.
     needed: Mutex<HashMap<Digest, usize>>,
@@ -121,7 +105,7 @@ impl Contents {
         let root = config.root.clone();
         files::make_directory(&root)?;
         // Open the records first. It fails while another process uses the store, and then its partial files must stay.
-        let records = Records::open(&root.join("images.redb"))?;
+        let records = Records::open(config.records(), root.join("reserve"))?;
         let files = LayerFiles::open(&root)?;
         let contents = Self {
             downloads: Semaphore::new(config.max_parallel_layers.max(1)),
@@ -129,22 +113,23 @@ impl Contents {
             files,
             pulls: Pulls::default(),
             records,
-            reserve: Reserve::new(root.join("reserve")),
+            intact: Intact::default(),
             needed: Mutex::default(),
             makers: Mutex::default(),
         };
         contents.collect()?;
+        contents.check_lengths()?;
         Ok(contents)
     }
 
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
-        self.records.images()
+        Ok(self.records.images()?)
     }
 
     /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
     pub fn find(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
         if let Ok(id) = name.parse::<Digest>() {
-            return self.records.image(&id);
+            return Ok(self.records.image(&id)?);
         }
         let images = self.records.images()?;
         let reference = name.parse::<Reference>();
@@ -175,18 +160,23 @@ impl Contents {
 
     /// Removes an image, and the layers that nothing else needs.
     pub fn remove(&self, id: &Digest) -> Result<(), StoreError> {
-        self.reserve.with(|| self.records.remove_image(id))?;
+        self.records.remove_image(id)?;
         self.collect()?;
-        self.reserve.fill();
+        self.records.fill_reserve();
         Ok(())
     }
 
-    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first.
+    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first. Reads those that
+    /// this process has not checked yet, so it may take long.
     pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
-        let _exclusive = self.lock_needed();
+        let exclusive = self.lock_needed();
         let found = self.find(id)?;
         let record = found.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
         self.records.add_lease(holder, &record.layers)?;
+        drop(exclusive);
+        for layer in &record.layers {
+            self.check(layer)?;
+        }
         let blob = |diff_id: &Digest| LayerBlob {
             diff_id: diff_id.to_string(),
             path: self.files.path(diff_id),
@@ -196,9 +186,9 @@ impl Contents {
 
     /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        if self.reserve.with(|| self.records.remove_lease(holder))? {
+        if self.records.remove_lease(holder)? {
             self.collect()?;
-            self.reserve.fill();
+            self.records.fill_reserve();
         }
         Ok(())
     }
@@ -211,14 +201,19 @@ impl Contents {
 
     /// The record of an image, if it and all its layers are in the store.
     pub fn complete_image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        let record = self.records.image(id)?;
-        Ok(record.filter(|record| record.layers.iter().all(|layer| self.files.has(layer))))
+        let record = self.records.image(id);
+        Ok(record?.filter(|record| self.is_complete(record)))
+    }
+
+    /// Whether all layers of an image are in the store. One that was damaged is not.
+    pub fn is_complete(&self, record: &ImageRecord) -> bool {
+        record.layers.iter().all(|layer| self.files.has(layer))
     }
 
     /// Adds an image to the store. Call it while its layers are claimed by [`Self::need`]. A tag that named another
     /// image moves to this one.
     pub fn publish(&self, record: &ImageRecord) -> Result<ImageRecord, StoreError> {
-        self.records.add_image(record)
+        Ok(self.records.add_image(record)?)
     }
 
     /// Claims `layers`, whether they exist or not: none is removed until the guard is dropped.
@@ -259,7 +254,12 @@ impl Contents {
         for (_, layers) in self.records.leases()? {
             named.extend(layers);
         }
-        self.files.retain(|layer| named.contains(layer))
+        self.files.retain(|layer| named.contains(layer))?;
+        let is_named = |key: &str| {
+            key.parse::<Digest>()
+                .is_ok_and(|layer| named.contains(&layer))
+        };
+        Ok(self.records.retain_sums(is_named)?)
     }
 }
 
