@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use bulkhead_records::{Place, Records, RecordsError, Table};
+use bulkhead_records::{Place, Records, RecordsError, Rows, Table};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -63,10 +63,7 @@ impl Store {
 
     /// Reads all records of a kind with their keys. A record that cannot be read becomes an error in the list, so that
     /// it does not hide the others.
-    pub fn load<T: DeserializeOwned>(
-        &self,
-        kind: Kind,
-    ) -> Result<Vec<(String, Result<T, RecordsError>)>, RecordsError> {
+    pub fn load<T: DeserializeOwned>(&self, kind: Kind) -> Result<Rows<T>, RecordsError> {
         self.0.all(kind.table())
     }
 }

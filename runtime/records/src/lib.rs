@@ -23,5 +23,5 @@ mod sum;
 pub use check::{Found, check};
 pub use error::RecordsError;
 pub use file::{Place, Table};
-pub use store::{Change, Records, Room};
+pub use store::{Change, Records, Room, Rows};
 pub use sum::{Intact, Sum};

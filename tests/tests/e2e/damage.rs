@@ -10,6 +10,7 @@ use bulkhead_tests::client::{assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking, program};
 use bulkhead_tests::disk::SmallDisk;
 use bulkhead_tests::registry::Registry;
+use bulkhead_tests::wait::until;
 use tonic::Code;
 
 /// Starts the daemon on damaged files. It must end; returns what it said.
@@ -208,6 +209,15 @@ async fn on_a_full_disk_pods_stop_and_go_and_a_pod_that_failed_keeps_no_name() {
     let new = client.run_pod("new").await.expect("the name is free");
     client.end_pod(&new).await;
     client.remove_pod(&stays.id).await.expect("remove");
+    until("what failed is gone", async || {
+        let ids = client.pod_ids().await;
+        if ids.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{ids:?}"))
+        }
+    })
+    .await;
     daemon.restart().await;
     let mut client = daemon.client().await;
     assert!(client.pod_ids().await.is_empty());
