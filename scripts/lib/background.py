@@ -3,7 +3,8 @@
 import subprocess
 import time
 
-PATIENCE_SECONDS = 60
+# Long, because an emulated host is slow, and may have to share its core.
+PATIENCE_SECONDS = 180
 # Commands that start a process: so that it ends with this one, however that ends; so that it stays.
 ENDS_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 STAYS = ["setsid"]

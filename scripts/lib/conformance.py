@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,14 @@ ANYWHERE = {
     r"\[k8s.io\] AppArmor": "loads profiles into the host's kernel by sudo; a pod in a VM has another kernel",
     "public image with digest": "pulls by a digest that only the public registry has",
 }
+# Specs that containerd by itself does not pass, and why, so a pod that is its cannot pass them either. --containerd checks
+# that each of them still does not pass.
+BEYOND_CONTAINERD = {
+    "should support returning metrics descriptors": "containerd 2.1 has no ListMetricDescriptors",
+    "should support listing pod sandbox metrics": "containerd 2.1 has no ListPodSandboxMetrics",
+    "should return image digest in ContainerStatus mounts": "containerd 2.1 does not tell the digest of an image volume",
+    "Image Volume.* subPath should": "containerd 2.1 mounts the whole image whatever the subPath",
+}
 OURS, DELEGATE = "bulkhead", "runc"
 # Messages of critest when it skips a spec for a reason that is not in the runtime. Any other skip counts as a failure.
 SKIPPED_FOR_THE_HOST = re.compile("NRI socket not configured|ID mapping is not supported with path|SELinux")
@@ -52,11 +59,17 @@ def not_applicable(options):
     return specs
 
 
-def start_containerd(work, registry):
+def beyond_containerd(options):
+    """The specs that are not the runtime's to pass in this run, and why. All of them run."""
+    return BEYOND_CONTAINERD if options.containerd or options.default_handler == DELEGATE else {}
+
+
+def start_containerd(work, registry, result):
     directory = os.path.join(work, "containerd")
     write_bridge(directory, "delegate", "bulkhead3", "10.87.0.0/16",
                  {"type": "portmap", "capabilities": {"portMappings": True}}, hairpinMode=True)
-    return Containerd(directory, "registry.k8s.io/pause:3.10", {name: registry for name in MIRRORED})
+    return Containerd(directory, "registry.k8s.io/pause:3.10", {name: registry for name in MIRRORED},
+                      log=os.path.join(result, "containerd.log"))
 
 
 def start_daemon(work, registry, result, delegation):
@@ -73,15 +86,11 @@ def runtime(options, work, registry):
     with contextlib.ExitStack() as running:
         delegation = {}
         if options.containerd or options.default_handler:
-            containerd = running.enter_context(start_containerd(work, registry))
+            containerd = running.enter_context(start_containerd(work, registry, options.result))
             delegation = {"default_handler": options.default_handler, "host_namespaces_handler": DELEGATE,
                           "runtimes": {DELEGATE: {"cri": f"unix://{containerd.socket}"}}}
-        try:
-            yield containerd if options.containerd else running.enter_context(
-                start_daemon(work, registry, options.result, delegation))
-        finally:
-            if delegation:
-                shutil.copy(containerd.log, os.path.join(options.result, "containerd.log"))
+        yield containerd if options.containerd else running.enter_context(
+            start_daemon(work, registry, options.result, delegation))
 
 
 def share_of_specs(options):
@@ -94,11 +103,12 @@ def share_of_specs(options):
     return names[share - 1::shares]
 
 
-def run_critest(options, endpoint, names):
-    report = os.path.join(options.result, "report.json")
+def run_critest(options, endpoint, names, log="critest"):
+    """Runs the specs of these names. Returns whether critest ran to its end, its report, and the specs in it."""
+    path, log = os.path.join(options.result, f"{log}.json"), os.path.join(options.result, f"{log}.log")
     command = [options.critest, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}",
                f"-runtime-service-timeout={PATIENCE}", f"-image-service-timeout={PATIENCE}",
-               "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={report}",
+               "-ginkgo.no-color", "-ginkgo.v", "-ginkgo.timeout=90m", f"-ginkgo.json-report={path}",
                "-ginkgo.skip=" + "|".join(not_applicable(options))]
     if options.websocket:
         command += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
@@ -109,49 +119,95 @@ def run_critest(options, endpoint, names):
         command.append(f"-parallel={options.parallel}")
     # critest --parallel starts ginkgo, which is beside it.
     os.environ["PATH"] = os.path.dirname(options.critest) + ":" + os.environ["PATH"]
-    with open(os.path.join(options.result, "critest.log"), "wb") as output:
+    with open(log, "wb") as output:
         code = subprocess.run(command, cwd=options.result, stdout=output, stderr=subprocess.STDOUT).returncode
     try:
-        return code, *specs_of(report)
+        report, specs = specs_of(path)
     except (OSError, ValueError, IndexError):
-        with open(os.path.join(options.result, "critest.log"), errors="replace") as file:
+        with open(log, errors="replace") as file:
             sys.exit(f"conformance: critest ended with {code} and left no report; it said:\n{file.read()[-2000:]}")
+    # The exit code says the same of a crash and of a spec that failed.
+    failed = [spec for spec in specs if spec["State"] not in ("passed", "skipped")]
+    return code == 0 or bool(failed) and not report.get("SpecialSuiteFailureReasons"), report, specs
+
+
+def message_of(spec):
+    return spec.get("Failure", {}).get("Message", spec["State"]).strip()
+
+
+def said_by(spec):
+    """Returns the lines that a spec printed."""
+    texts = (spec.get("CapturedStdOutErr", ""), spec.get("CapturedGinkgoWriterOutput", ""))
+    return [line for text in texts for line in text.splitlines()]
+
+
+def why_of(name, patterns):
+    return next((why for pattern, why in patterns.items() if re.search(pattern, name)), None)
+
+
+def outcome(spec, options):
+    """Returns what a spec counts as: passed, failed, skipped, n/a (not applicable), beyond containerd, or nothing, and
+    why."""
+    why, beyond = (why_of(name_of(spec), patterns(options)) for patterns in (not_applicable, beyond_containerd))
+    if spec["State"] == "passed":
+        if beyond and options.containerd:
+            return "failed", f"passes now, and must no more be one of BEYOND_CONTAINERD: {beyond}"
+        return "passed", None
+    if spec["State"] == "skipped" and why:
+        return "n/a", why
+    if spec["State"] == "skipped" and "Failure" not in spec:
+        return None, None    # a benchmark
+    if beyond:
+        return "beyond", beyond
+    if spec["State"] == "skipped" and SKIPPED_FOR_THE_HOST.search(message_of(spec)):
+        return "skipped", message_of(spec)
+    return "failed", message_of(spec)
+
+
+def failures(options, specs, names):
+    """Returns the specs of these names that failed, by name."""
+    return {name_of(spec): spec for spec in specs
+            if name_of(spec) in names and outcome(spec, options)[0] == "failed"}
+
+
+def once_more(options, endpoint, specs, failed):
+    """Runs specs that failed once more, by themselves. Says which passed then, and what they had said. Returns whether
+    critest ran to its end, and all specs, each with its last result."""
+    with open(options.said, "a") if options.said else contextlib.nullcontext(sys.stdout) as said:
+        for name, spec in failed.items():
+            print(f"=== {name} failed:\n{message_of(spec)}\n[...]", *said_by(spec)[-60:], sep="\n", file=said)
+    ended, _, again = run_critest(options, endpoint, list(failed), "once-more")
+    again = {name_of(spec): spec for spec in again if name_of(spec) in failed}
+    for name in failed:
+        if name in again and outcome(again[name], options)[0] == "passed":
+            print(f"UNSTABLE: {name} failed first and passed the second time")
+        else:
+            print(f"FAILED: {name} failed twice")
+    return ended, [again.get(name_of(spec), spec) for spec in specs]
 
 
 def summary(options, report, specs, names):
     """Prints the table. Returns whether all applicable specs passed and there was at least one."""
-    areas, failed, skipped, excluded = {}, [], [], []
-    patterns = not_applicable(options)
+    areas, titles = {}, {"n/a": "Not applicable", "skipped": "Skipped by critest itself",
+                         "beyond": "Not passed by containerd by itself", "failed": "Failed"}
+    kinds, lists = ("passed", *titles), {kind: [] for kind in titles}
     for spec in specs:
-        name, state = name_of(spec), spec["State"]
-        if name not in names:
+        name = name_of(spec)
+        kind, why = outcome(spec, options)
+        if name not in names or kind is None:
             continue
         area = [*(spec["ContainerHierarchyTexts"] or []), name][0].removeprefix("[k8s.io] ")
-        why = next((why for pattern, why in patterns.items() if re.search(pattern, name)), None)
-        if state == "skipped" and "Failure" not in spec and why is None:
-            continue    # a benchmark
-        counts = areas.setdefault(area, {"passed": 0, "failed": 0, "skipped": 0, "n/a": 0})
-        if state == "passed":
-            counts["passed"] += 1
-        elif state == "skipped" and why:
-            counts["n/a"] += 1
-            excluded.append((name, why))
-        elif state == "skipped" and SKIPPED_FOR_THE_HOST.search(spec["Failure"]["Message"]):
-            counts["skipped"] += 1
-            skipped.append((name, spec["Failure"]["Message"]))
-        else:
-            counts["failed"] += 1
-            failed.append((name, spec.get("Failure", {}).get("Message", state)))
-    print(f"{'area':<44} {'passed':>7} {'failed':>7} {'skipped':>8} {'n/a':>5}")
-    for area, counts in sorted(areas.items()):
-        print(f"{area:<44} {counts['passed']:>7} {counts['failed']:>7} {counts['skipped']:>8} {counts['n/a']:>5}")
-    total = {key: sum(counts[key] for counts in areas.values()) for key in ("passed", "failed", "skipped", "n/a")}
-    print(f"{'all':<44} {total['passed']:>7} {total['failed']:>7} {total['skipped']:>8} {total['n/a']:>5}")
-    for title, entries in (("Not applicable", excluded), ("Skipped by critest itself", skipped), ("Failed", failed)):
-        if entries:
+        areas.setdefault(area, dict.fromkeys(kinds, 0))[kind] += 1
+        if kind in lists:
+            lists[kind].append((name, why))
+    total = {kind: sum(counts[kind] for counts in areas.values()) for kind in kinds}
+    for area, row in [("area", dict(zip(kinds, kinds))), *sorted(areas.items()), ("all", total)]:
+        print(f"{area:<44}", *(f"{row[kind]:>7}" for kind in kinds))
+    for kind, title in titles.items():
+        if lists[kind]:
             print(f"\n{title}:")
-        for name, why in entries:
-            print(f"  {name}\n      {why.strip().splitlines()[0] if why.strip() else ''}")
+        for name, why in lists[kind]:
+            print(f"  {name}\n      {why.partition(chr(10))[0]}")
     transport = "WebSocket" if options.websocket else "SPDY"
     share, shares = options.share
     part = f"share {share} of {shares}, " if shares > 1 else ""
@@ -172,6 +228,7 @@ def main():
     parser.add_argument("--websocket", action="store_true")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--said", metavar="FILE", help="append to it what specs that failed said; else it is printed")
     parser.add_argument("--focus", default="", metavar="REGEXP")
     parser.add_argument("--share", default=(1, 1), metavar="I/N", help="run part I of N; all parts together have all specs",
                         type=lambda text: tuple(map(int, text.split("/"))))
@@ -185,12 +242,16 @@ def main():
         push_images(registry, options.images)
         with runtime(options, work, registry) as tested:
             names = share_of_specs(options)
-            code, report, specs = run_critest(options, f"unix://{tested.socket}", names)
+            endpoint = f"unix://{tested.socket}"
+            ended, report, specs = run_critest(options, endpoint, names)
+            failed = failures(options, specs, names)
+            if ended and failed:
+                ended, specs = once_more(options, endpoint, specs, failed)
             if tested.process.poll() is not None:
                 sys.exit(f"conformance: the runtime ended with {tested.process.returncode}")
     passed = summary(options, report, specs, set(names))
-    # critest's exit code counts too, because a suite that crashed has no failed specs.
-    sys.exit(0 if passed and code == 0 else 1)
+    # A suite that crashed has no failed specs.
+    sys.exit(0 if passed and ended else 1)
 
 
 if __name__ == "__main__":

@@ -69,15 +69,16 @@ def build_programs(directory):
 
 
 class Packages:
-    """Extracted packages in `directory`/root, and the programs of `build_programs` in `directory`."""
+    """Extracted packages in `directory`/root, and the programs of `build_programs` in `directory`. `replaced` has files
+    that take the place of a package's, by their path in it."""
 
-    def __init__(self, directory):
-        self.directory = directory
+    def __init__(self, directory, replaced=None):
+        self.directory, self.replaced = directory, replaced or {}
 
     def find(self, *paths):
         """Returns the first of these files that exists in the extracted packages: some have /bin, others /usr/bin."""
         for path in paths:
-            real = os.path.join(self.directory, "root", path)
+            real = self.replaced.get(path, os.path.join(self.directory, "root", path))
             if os.path.exists(real):
                 return real
         sys.exit(f"{os.path.basename(sys.argv[0])}: none of {paths} is in the packages in {self.directory}")
@@ -117,7 +118,7 @@ class Packages:
 
 
 def base_layer(packages, passwd="", group="", programs=("usr/bin/ipcs",)):
-    """A small system with Debian's dynamic busybox: its shell executes the applets' files, which the static one's does not."""
+    """A small system with a dynamic busybox: its shell executes the applets' files, which that of Debian's static one does not."""
     layer = Layer()
     for path in ("bin", "dev", "etc", "home", "lib", "lib64", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var"):
         layer.directory(path)

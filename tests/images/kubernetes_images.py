@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Makes the images that Kubernetes' conformance suite runs, under the names that it uses, and pushes them to a registry.
 
-Their content comes from packages of Debian's sid, which scripts/lib/suites.sh extracts, from programs that
-scripts/build-clients builds, and from small programs in programs/. Debian 12's busybox would not do: its shell drops
-variables with a dash in their names, which three specs look for. All repositories are below e2e/ in one registry, and
-the suite finds them there by a file for KUBE_TEST_REPO_LIST.
+Their content comes from packages of Debian's sid, which scripts/lib/suites.sh extracts, from the busybox that
+scripts/lib/busybox.sh builds, from programs that scripts/build-clients builds, and from small programs in programs/. All
+repositories are below e2e/ in one registry, and the suite finds them there by a file for KUBE_TEST_REPO_LIST.
 
     kubernetes_images.py --packages                              prints the names of the packages
     kubernetes_images.py --repositories ADDRESS                  prints the file for KUBE_TEST_REPO_LIST
-    kubernetes_images.py --wanted FILE --root ROOT --clients CLIENTS --registry http://127.0.0.1:5000
+    kubernetes_images.py --wanted FILE --root ROOT --busybox BUSYBOX --clients CLIENTS --registry http://127.0.0.1:5000
         pushes those images of FILE that conformance specs need; FILE is what `e2e.test --list-images` prints, ROOT has
-        the extracted packages, CLIENTS the built programs
+        the extracted packages, BUSYBOX is a program and CLIENTS has more of them
 """
 import argparse
 import os
@@ -21,7 +20,7 @@ import tempfile
 from conformance_images import NGINX, Packages, base_layer, build_programs, nginx_layers
 from make_images import Layer, Registry, push
 
-PACKAGES = ["bash", "bind9-dnsutils", "busybox", "curl", "iproute2", "libc-bin", "netcat-openbsd", "nginx", "socat"]
+PACKAGES = ["bash", "bind9-dnsutils", "curl", "iproute2", "libc-bin", "netcat-openbsd", "nginx", "socat"]
 REPOSITORY = "e2e"
 # The registries of the suite, all but one that must not exist and one that wants credentials.
 REGISTRIES = ["promoterE2eRegistry", "buildImageRegistry", "gcEtcdRegistry", "gcRegistry", "sigStorageRegistry",
@@ -144,7 +143,7 @@ def push_all(options):
             sys.exit(f"kubernetes_images.py: {options.wanted} names no image that can be made here")
         build_programs(work)
         os.symlink(os.path.abspath(options.root), os.path.join(work, "root"))
-        layers = Layers(Packages(work), options.clients)
+        layers = Layers(Packages(work, {"bin/busybox": options.busybox}), options.clients)
         registry = Registry(options.registry)
         for name, tag in images:
             parts, config = IMAGES[name](layers, tag)
@@ -156,17 +155,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--packages", action="store_true")
     parser.add_argument("--repositories", metavar="ADDRESS")
-    for option in ("--wanted", "--root", "--clients", "--registry"):
+    for option in ("--wanted", "--root", "--busybox", "--clients", "--registry"):
         parser.add_argument(option)
     options = parser.parse_args()
     if options.packages:
         print(*PACKAGES)
     elif options.repositories:
         print(repositories(options.repositories), end="")
-    elif options.wanted and options.root and options.clients and options.registry:
+    elif all((options.wanted, options.root, options.busybox, options.clients, options.registry)):
         push_all(options)
     else:
-        parser.error("--packages, --repositories ADDRESS, or all of --wanted, --root, --clients and --registry")
+        parser.error("--packages, --repositories ADDRESS, or all of --wanted, --root, --busybox, --clients and --registry")
 
 
 if __name__ == "__main__":

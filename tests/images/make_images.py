@@ -7,6 +7,7 @@ registry is needed. The formats vary on purpose: OCI and Docker manifests, index
     make_images.py --registry http://127.0.0.1:5000 [--only NAME ...] [--bench-mib 200]
 """
 import argparse
+import glob
 import gzip
 import hashlib
 import io
@@ -24,6 +25,8 @@ OCI = "application/vnd.oci.image"
 DOCKER = "application/vnd.docker"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MTIME = 1_700_000_000
+# Where Debian's iptables has its matches and targets.
+EXTENSIONS = "/usr/lib/x86_64-linux-gnu/xtables"
 
 
 def digest(data):
@@ -255,12 +258,18 @@ def image_agnhost(registry, _):
          how="none")
 
 
-def push_client(registry, name):
-    """Pushes an image of nothing but a program that scripts/build-clients built, and directories to mount at."""
+def client_layer(*names, directory=""):
+    """Returns a layer of programs that scripts/build-clients built, and directories to mount at."""
     layer = Layer().directory("etc").directory("tmp", mode=0o1777)
-    with open(os.path.join(os.environ["BULKHEAD_CLIENTS"], name), "rb") as file:
-        layer.add(name, data=file.read(), mode=0o755)
-    push(registry, f"cluster/{name}", ["latest"], [layer.done()], {"Entrypoint": [f"/{name}"]}, how="none")
+    for name in names:
+        with open(os.path.join(os.environ["BULKHEAD_CLIENTS"], name), "rb") as file:
+            layer.add(f"{directory}{name}", data=file.read(), mode=0o755)
+    return layer.done()
+
+
+def push_client(registry, name, *layers):
+    """Pushes an image of such a program."""
+    push(registry, f"cluster/{name}", ["latest"], [*layers, client_layer(name)], {"Entrypoint": [f"/{name}"]}, how="none")
 
 
 def image_coredns(registry, _):
@@ -271,14 +280,30 @@ def image_metrics_server(registry, _):
     push_client(registry, "metrics-server")
 
 
-def program_layer(path):
-    """Returns a layer with a program of this machine and its libraries."""
+def program_layer(path, *more, links=()):
+    """Returns a layer with a program of this machine, its libraries, and more files. `links` are further names of the
+    program."""
     names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
     layer = Layer()
-    for one in [path, *(word for word in names.split() if word.startswith("/"))]:
+    for one in [path, *(word for word in names.split() if word.startswith("/")), *more]:
         with open(one, "rb") as file:
             layer.add(one.lstrip("/"), data=file.read(), mode=0o755)
+    for link in links:
+        layer.symlink(link, path)
     return layer.directory("tmp", mode=0o1777).done()
+
+
+def image_kube_proxy(registry, _):
+    """Pushes kube-proxy with iptables, which it runs, and a shell."""
+    iptables = "/usr/sbin/xtables-nft-multi"
+    names = [f"usr/sbin/ip{six}tables{what}" for six in ("", "6") for what in ("", "-save", "-restore")]
+    push_client(registry, "kube-proxy", busybox_layer(), program_layer(iptables, *glob.glob(f"{EXTENSIONS}/*.so"), links=names))
+
+
+def image_cni_agent(registry, _):
+    """Pushes the CNI plugins and a shell that installs them."""
+    plugins = client_layer("bridge", "host-local", "loopback", "portmap", directory="plugins/")
+    push(registry, "cluster/cni-agent", ["latest"], [busybox_layer(), plugins], how="none")
 
 
 def image_iperf3(registry, _):
@@ -293,9 +318,10 @@ def image_fio(registry, _):
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
           "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
           "agnhost": image_agnhost, "coredns": image_coredns, "metrics-server": image_metrics_server,
+          "kube-proxy": image_kube_proxy, "cni-agent": image_cni_agent,
           "iperf3": image_iperf3, "fio": image_fio}
 # Built only if --only names them.
-RARE = ("bench", "udp", "agnhost", "coredns", "metrics-server", "iperf3", "fio")
+RARE = ("bench", "udp", "agnhost", "coredns", "metrics-server", "kube-proxy", "cni-agent", "iperf3", "fio")
 
 
 def main():

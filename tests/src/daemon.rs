@@ -127,6 +127,19 @@ impl Daemon {
         descriptors.expect("the daemon's descriptors").count()
     }
 
+    /// Lowers the daemon's limit of descriptors.
+    pub fn limit_descriptors(&self, most: usize) {
+        let pid = self.child.as_ref().expect("a daemon that runs").id();
+        let set = Command::new("prlimit")
+            .args([
+                "--pid",
+                &pid.to_string(),
+                &format!("--nofile={most}:{most}"),
+            ])
+            .status();
+        assert!(set.expect("run prlimit").success(), "prlimit");
+    }
+
     /// Process ids of the VMMs of this daemon's pods.
     pub fn vmm_pids(&self) -> Vec<i32> {
         self.pids_of_role("run")

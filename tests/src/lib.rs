@@ -16,6 +16,7 @@ pub mod disk;
 pub mod kubelet;
 pub mod node;
 pub mod node_api;
+pub mod page;
 pub mod registry;
 pub mod spdy;
 pub mod systemd;

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::certificate::Certificate;
-use crate::wait::try_until;
+use crate::wait::{PATIENCE, try_until};
 
 /// Time limit of one request.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -105,7 +105,7 @@ impl Api {
         enough: impl Fn(&str) -> bool,
     ) -> String {
         let what = format!("the log of {pod} is as expected");
-        let log = try_until(&what, ANSWER, async || {
+        let log = try_until(&what, PATIENCE, async || {
             let log = self.logs(pod, container).await;
             if enough(&log) { Ok(log) } else { Err(log) }
         });

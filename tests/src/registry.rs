@@ -5,9 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
 
-use crate::wait::try_until_blocking;
+use crate::wait::{PATIENCE, try_until_blocking};
 
 /// A directory that keeps the filled registry for later runs on this host. To build and push the images takes half a
 /// minute on an emulated host. Without it, each run fills its own registry.
@@ -118,7 +117,7 @@ pub fn free_address() -> SocketAddr {
 
 fn until_it_answers(address: SocketAddr) {
     let what = format!("docker-registry answers on {address}");
-    let answers = try_until_blocking(&what, Duration::from_secs(60), || {
+    let answers = try_until_blocking(&what, PATIENCE, || {
         TcpStream::connect(address).map_err(|error| error.to_string())
     });
     answers.unwrap_or_else(|late| panic!("{late}"));

@@ -8,6 +8,7 @@ mod cli;
 mod clock;
 mod config;
 mod cri;
+mod descriptors;
 mod endpoint;
 mod intact;
 mod logs;
@@ -89,6 +90,7 @@ async fn serve(config: Option<PathBuf>) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    descriptors::raise_limit();
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(e) => return fail(&e),

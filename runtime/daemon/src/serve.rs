@@ -20,10 +20,11 @@ use bulkhead_host::systemd::Systemd;
 use bulkhead_network::{Network, NetworkError};
 use bulkhead_proto::cri::image_service_server::{ImageService, ImageServiceServer};
 use bulkhead_proto::cri::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use futures_util::stream::{self, Stream};
 use rustix::fs::FlockOperation;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::time::sleep;
 use tonic::service::Routes;
 
 use crate::config::{CgroupDriver, Config};
@@ -42,6 +43,9 @@ use crate::streaming::{self, StreamingError};
 
 /// The longest request. Other runtimes use the same limit.
 const REQUEST_BYTES: usize = 16 << 20;
+/// How long no client is accepted after one could not be. Without a pause, a daemon that has no file descriptor left would
+/// try again without end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls may still take after the signal to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 
@@ -128,7 +132,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     };
     let server = tonic::transport::Server::builder()
         .add_routes(routes)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming(listener), async move {
             let _ = told.wait_for(|stop| *stop).await;
         });
     tokio::pin!(server);
@@ -267,6 +271,21 @@ fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     let listener = UnixListener::bind(path).map_err(failed)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+/// The connections of clients.
+fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    stream::unfold(listener, async |listener| {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Err(error) => {
+                    tracing::warn!("a client of CRI cannot connect now: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

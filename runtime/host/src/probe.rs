@@ -4,6 +4,7 @@
 //! A good result is kept for ever. After a bad result, the probe is repeated when the result is old, so that the daemon
 //! recovers without a restart.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -110,10 +111,14 @@ impl Probe {
 
 fn readable(what: &str, path: &Path) -> Result<(), Problem> {
     std::fs::File::open(path).map(drop).map_err(|e| {
-        Problem::new(
-            format!("guest {what} {}: {e}", path.display()),
-            format!("build it with scripts/build, or set `{what}` in the configuration"),
-        )
+        let remedy = match e.kind() {
+            io::ErrorKind::NotFound => {
+                format!("build it with scripts/build, or set `{what}` in the configuration")
+            }
+            io::ErrorKind::PermissionDenied => "let the daemon's user read it".to_owned(),
+            _ => "see what the error says about this host, and try again".to_owned(),
+        };
+        Problem::new(format!("guest {what} {}: {e}", path.display()), remedy)
     })
 }
 

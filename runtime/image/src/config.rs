@@ -17,10 +17,19 @@ pub struct Config {
     pub root: PathBuf,
     /// Settings by host name as in a reference (`docker.io`, `127.0.0.1:5000`). Other hosts get the defaults.
     pub registries: BTreeMap<String, HostConfig>,
-    /// How many layers may be downloaded at once, over all pulls.
+    /// How many layers of one image may be downloaded at once.
     pub max_parallel_layers: usize,
+    /// How many layers may be downloaded at once from one host, over all pulls. There is no such number for all hosts
+    /// together: one that is slow would take the places of all others.
+    pub max_parallel_layers_per_host: usize,
     /// A registry that sends nothing for this long is given up.
     pub stall_timeout: Duration,
+    /// A registry that is slower on average is given up.
+    pub min_bytes_per_second: u64,
+    /// The most bytes that the layers of an image may have together when they are unpacked.
+    pub max_image_bytes: u64,
+    /// A pull ends when its file system has fewer free bytes.
+    pub keep_free_bytes: u64,
     /// Images that must not be garbage-collected. They are reported as pinned.
     pub pinned: Vec<Reference>,
 }
@@ -38,7 +47,11 @@ impl Default for Config {
             root: PathBuf::new(),
             registries: BTreeMap::new(),
             max_parallel_layers: 3,
+            max_parallel_layers_per_host: 6,
             stall_timeout: Duration::from_secs(60),
+            min_bytes_per_second: 16 << 10,
+            max_image_bytes: 128 << 30,
+            keep_free_bytes: 256 << 20,
             pinned: Vec::new(),
         }
     }

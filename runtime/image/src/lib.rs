@@ -19,6 +19,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod turns;
 
 pub use config::{Config, Credentials, HostConfig};
 pub use contents::{LayerBlob, StoreError, Usage};

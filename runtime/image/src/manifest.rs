@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Manifests, indexes and image configurations, of OCI (image-spec 1.1) and of Docker's schema 2, which differ only in
-//! the names of media types. Unknown fields are ignored, as both specifications demand.
+//! Manifests, indexes and image configurations ([`configuration`]), of OCI (image-spec 1.1) and of Docker's schema 2,
+//! which differ only in the names of media types. Unknown fields are ignored, as both specifications demand.
 
-use std::collections::BTreeMap;
+mod configuration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::digest::Digest;
 use crate::failure::{FailureKind, shorten};
 use crate::layer::MAX_LAYER_BYTES;
+pub use configuration::{ImageConfig, ImageDefaults};
 
 /// overlayfs accepts 500 lower layers.
 const MAX_LAYERS: usize = 500;
@@ -43,21 +44,22 @@ pub enum ManifestError {
     TooManyLayers(usize),
     #[error("image has a layer of {0} bytes, at most {MAX_LAYER_BYTES} are allowed")]
     LayerSize(u64),
+    #[error(
+        "the image configuration has {bytes} bytes of {what}, at most {most_bytes} are allowed"
+    )]
+    ConfigSize {
+        what: &'static str,
+        bytes: usize,
+        most_bytes: usize,
+    },
     #[error("indexes are nested too deeply")]
     Nested,
-    #[error("the {what} has digest {found}, expected {promised}")]
-    Digest {
-        what: &'static str,
-        promised: Digest,
-        found: Digest,
-    },
 }
 
 impl ManifestError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Platform { .. } => FailureKind::NotFound,
-            Self::Digest { .. } => FailureKind::Corrupt,
             _ => FailureKind::Invalid,
         }
     }
@@ -180,74 +182,6 @@ fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, 
         })
 }
 
-/// The defaults of an image for its containers (image-spec, config.md).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageDefaults {
-    #[serde(deserialize_with = "null_is_default")]
-    pub entrypoint: Vec<String>,
-    #[serde(deserialize_with = "null_is_default")]
-    pub cmd: Vec<String>,
-    /// `NAME=value`.
-    #[serde(deserialize_with = "null_is_default")]
-    pub env: Vec<String>,
-    #[serde(deserialize_with = "null_is_default")]
-    pub working_dir: String,
-    #[serde(deserialize_with = "null_is_default")]
-    pub user: String,
-    #[serde(deserialize_with = "null_is_default")]
-    pub stop_signal: String,
-    #[serde(deserialize_with = "null_is_default")]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// The parts of an image configuration that we use.
-#[derive(Debug)]
-pub struct ImageConfig {
-    pub defaults: ImageDefaults,
-    /// The diff ids of the layers, the bottom one first.
-    pub diff_ids: Vec<Digest>,
-}
-
-impl ImageConfig {
-    /// Parses a configuration and checks that it belongs to an image of `layers` layers.
-    pub fn parse(bytes: &[u8], layers: usize) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Rootfs {
-            #[serde(default, deserialize_with = "null_is_default")]
-            diff_ids: Vec<Digest>,
-        }
-        #[derive(Deserialize)]
-        struct Document {
-            #[serde(default, deserialize_with = "null_is_default")]
-            config: ImageDefaults,
-            rootfs: Rootfs,
-        }
-        let document: Document =
-            serde_json::from_slice(bytes).map_err(|e| unreadable("image configuration", &e))?;
-        let diff_ids = document.rootfs.diff_ids;
-        if diff_ids.len() != layers {
-            return Err(ManifestError::LayerCount {
-                layers,
-                diff_ids: diff_ids.len(),
-            });
-        }
-        Ok(Self {
-            defaults: document.config,
-            diff_ids,
-        })
-    }
-}
-
-/// Accepts null for an empty list or map, because Go programs write it so.
-fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,18 +294,5 @@ mod tests {
                 "{text:.3000}"
             );
         }
-    }
-
-    #[test]
-    fn a_configuration_may_be_sparse_but_must_fit_its_layers() {
-        let text = format!(
-            r#"{{"config":{{"Env":null,"Cmd":["sh"],"User":"7"}},"rootfs":{{"diff_ids":["{DIGEST}"]}}}}"#
-        );
-        let config = ImageConfig::parse(text.as_bytes(), 1).unwrap();
-        assert_eq!(config.defaults.cmd, ["sh"]);
-        assert_eq!(config.defaults.user, "7");
-        assert!(ImageConfig::parse(text.as_bytes(), 2).is_err());
-        assert!(ImageConfig::parse(br#"{"config":null,"rootfs":{"diff_ids":null}}"#, 0).is_ok());
-        assert!(ImageConfig::parse(br#"{"rootfs":{"diff_ids":["sha256:../../x"]}}"#, 1).is_err());
     }
 }

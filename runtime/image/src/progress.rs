@@ -30,6 +30,11 @@ impl Counters {
         self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts bytes as not received, because they were wrong.
+    pub fn take_back(&self, bytes: u64) {
+        self.received_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn read(&self) -> PullProgress {
         PullProgress {
             received_bytes: self.received_bytes.load(Ordering::Relaxed),

@@ -45,7 +45,6 @@ def certify(state, nodes):
         os.makedirs(f"{directory}/pki")
         shutil.copy(f"{state}/pki/ca.crt", f"{directory}/pki/ca.crt")
         authority.kubeconfig(f"{directory}/kubelet.conf", places.API, f"/O=system:nodes/CN=system:node:{name}")
-        authority.kubeconfig(f"{directory}/kube-proxy.conf", places.API, "/CN=system:kube-proxy")
 
 
 def api_server(clients, pki):

@@ -9,18 +9,12 @@ REGISTRY_PORT = 5000
 REGISTRY = f"{OUTSIDE}:{REGISTRY_PORT}"
 # A kept cluster has a second card, on which this machine reaches it.
 OUTSIDE_KEPT = "10.99.1.1"
-PODS = "10.87.0.0/16"
 SERVICES = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"
 
 
 def node_name(number):
     return f"node-{number}"
-
-
-def node_pods(number):
-    """The subnet of a node's pods."""
-    return f"10.87.{number}.0/24"
 
 
 def node_address(number):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tests that change what the node has for all pods. They run after the others, with nothing beside them.
 
-use bulkhead_tests::cluster::{NODE, Namespace, cluster, either, on_node, pod};
+use bulkhead_tests::cluster::{FAIL_AT_THE_END, NODE, Namespace, cluster, either, on_node, pod};
 use bulkhead_tests::table::Table;
 use serde_json::json;
 
@@ -31,10 +31,11 @@ fn critical_pods() -> String {
 fn a_full_disk_evicts_pods_until_it_has_room() {
     let own = Namespace::new("pressure");
     // kubelet evicts whose volumes and logs are the largest.
-    let line = "head -c 50000000 /dev/urandom >/large/file; echo written; trap 'exit 0' TERM; sleep 100000 & wait";
+    let line =
+        format!("head -c 50000000 /dev/urandom >/large/file; echo written; {FAIL_AT_THE_END}");
     let mounts = json!({"volumeMounts": [{"name": "large", "mountPath": "/large"}]});
     let volumes = json!({"volumes": [{"name": "large", "emptyDir": {}}]});
-    own.apply(&[pod("large", line, mounts, volumes)]);
+    own.apply(&[pod("large", &line, mounts, volumes)]);
     own.until_logged("large", "written");
     let mut table = Table::new("cluster: a node's disk is full");
     let critical = critical_pods();

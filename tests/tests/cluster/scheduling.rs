@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the scheduler and kubelet decide about pods: overhead, preemption, eviction.
 
-use bulkhead_tests::cluster::{NODE, Namespace, apply_all, cluster, object, on_node, pod};
+use bulkhead_tests::cluster::{
+    FAIL_AT_THE_END, NODE, Namespace, apply_all, cluster, object, on_node, pod,
+};
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
 
@@ -40,7 +42,7 @@ fn the_overhead_of_a_runtime_class_is_scheduled_and_accounted() {
     table.equal(
         "the pod has its class's overhead",
         plain["spec"]["overhead"].clone(),
-        json!({"memory": "180Mi"}),
+        json!({"cpu": "20m", "memory": "180Mi"}),
     );
     let reason = unschedulable(&own, "heavy");
     table.row(
@@ -112,7 +114,7 @@ fn a_pod_that_exceeds_a_size_limit_is_evicted() {
     let own = Namespace::new("eviction");
     let mounts = json!({"volumeMounts": [{"name": "small", "mountPath": "/small"}]});
     let volumes = json!({"volumes": [{"name": "small", "emptyDir": {"sizeLimit": "4Mi"}}]});
-    let line = format!("head -c 20000000 /dev/urandom >/small/file; {STAY}");
+    let line = format!("head -c 20000000 /dev/urandom >/small/file; {FAIL_AT_THE_END}");
     own.apply(&[pod("greedy", &line, mounts, volumes)]);
     let greedy = own.until_phase("greedy", "Failed");
     let mut table = Table::new("cluster: sizeLimit of an emptyDir");

@@ -90,6 +90,13 @@ fn pods_and_clients_outside_reach_services_by_address_and_name() {
         values.map(str::to_owned).collect()
     };
     let (names, addresses) = (set("/metadata/name"), set("/status/podIP"));
+    // kube-proxy learns of a pod some time after the Deployment does.
+    own.until("both pods of the Service answer", || {
+        let line =
+            "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do wget -qO- http://web/; done | sort -u | wc -l";
+        let seen = own.kubectl(&["exec", "client", "--", "sh", "-c", line]);
+        seen.is_ok_and(|count| count.trim() == "2").then_some(())
+    });
     let said = ask_from_a_pod(&own);
     let words = |case: &str| -> BTreeSet<String> {
         let seen = said.iter().find(|one| one.0 == case);

@@ -10,6 +10,7 @@ mod containers;
 mod crictl;
 mod damage;
 mod delegate;
+mod descriptors;
 mod empty_dirs;
 mod failures;
 mod growth;

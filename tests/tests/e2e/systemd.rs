@@ -11,26 +11,15 @@ use bulkhead_proto::cri::{
 };
 use bulkhead_tests::client::Client;
 use bulkhead_tests::node::client_program;
+use bulkhead_tests::page::{self, block};
 use bulkhead_tests::registry::{Registry, free_address};
 use bulkhead_tests::systemd::Systemd;
 use bulkhead_tests::wait::try_until_blocking;
 
-const PAGE: &str = include_str!("../../../docs/kubernetes.md");
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-const IMAGE_OF_PAGE: &str = "docker.io/library/busybox:stable";
 const PATIENCE: Duration = Duration::from_secs(240);
 const MANIFEST: &str = "/etc/kubernetes/manifests/hello.yaml";
 const SOCKET: &str = "/run/bulkhead/bulkhead.sock";
-
-/// Finds the code block of the page after the first mention of a file.
-fn block(file: &str) -> String {
-    let after = PAGE.split_once(&format!("`{file}`"));
-    let (_, after) = after.unwrap_or_else(|| panic!("docs/kubernetes.md names no {file}"));
-    let (_, fence) = after.split_once("\n```").expect("a block");
-    let (_, text) = fence.split_once('\n').expect("its text");
-    let (text, _) = text.split_once("\n```").expect("its end");
-    format!("{text}\n")
-}
 
 fn until<T>(what: &str, host: &Systemd, mut look: impl FnMut() -> Option<T>) -> T {
     let found = try_until_blocking(what, PATIENCE, || {
@@ -150,7 +139,7 @@ fn check_pod_of_kubelet(host: &Systemd) {
     // The API server would set the overhead of the RuntimeClass. kubelet without an API server panics if a pod names a
     // RuntimeClass.
     let pod = block("pod.yaml")
-        .replace(IMAGE_OF_PAGE, &busybox)
+        .replace(page::IMAGE, &busybox)
         .replace("  runtimeClassName: bulkhead\n", "")
         .replace(
             "  containers:",

@@ -105,11 +105,19 @@ pub struct SandboxConfig {
 
 impl RawStreaming {
     fn check(self) -> Result<StreamingConfig, ConfigError> {
+        let client_ca = self
+            .tls_client_ca
+            .map(|path| absolute("streaming.tls_client_ca", path))
+            .transpose()?;
         let tls = match (self.tls_certificate, self.tls_key) {
+            (None, None) if client_ca.is_some() => {
+                return Err(ConfigError::HalfTls("streaming.tls_certificate"));
+            }
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(TlsFiles {
                 certificate: absolute("streaming.tls_certificate", certificate)?,
                 key: absolute("streaming.tls_key", key)?,
+                client_ca,
             }),
             (Some(_), None) => return Err(ConfigError::HalfTls("streaming.tls_key")),
             (None, Some(_)) => return Err(ConfigError::HalfTls("streaming.tls_certificate")),
@@ -206,7 +214,11 @@ impl Config {
             root: self.state_dir.join("images"),
             registries: self.registries.clone(),
             max_parallel_layers: self.images.max_parallel_layers,
+            max_parallel_layers_per_host: self.images.max_parallel_layers_per_host,
             stall_timeout: Duration::from_secs(self.images.stall_timeout_seconds),
+            min_bytes_per_second: self.images.min_kib_per_second.saturating_mul(1 << 10),
+            max_image_bytes: self.images.max_image_gib.saturating_mul(1 << 30),
+            keep_free_bytes: self.images.keep_free_mib.saturating_mul(1 << 20),
             pinned: self.pinned_images.clone(),
         }
     }
@@ -329,7 +341,7 @@ mod tests {
     fn what_is_written_wins() {
         let config = parse(
             "run_dir = \"/r\"\ncgroup_parent = \"\"\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\nparallel_boots = 5\n\
-             [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\n",
+             [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\nmax_image_gib = 3\nkeep_free_mib = 4\nmin_kib_per_second = 5\n",
         )
         .unwrap();
         assert_eq!(config.sandbox.vcpus, 2);
@@ -339,6 +351,9 @@ mod tests {
         assert_eq!(config.cgroup_parent, None);
         let images = config.image_config();
         assert_eq!(images.stall_timeout, Duration::from_secs(2));
+        assert_eq!(images.max_image_bytes, 3 << 30);
+        assert_eq!(images.keep_free_bytes, 4 << 20);
+        assert_eq!(images.min_bytes_per_second, 5 << 10);
         assert!(images.registries["127.0.0.1:5000"].plain_http);
     }
 
@@ -376,6 +391,10 @@ mod tests {
             ("[streaming]\naddress = \"here\"", "address"),
             (
                 "[streaming]\ntls_key = \"/k\"",
+                "streaming.tls_certificate is missing",
+            ),
+            (
+                "[streaming]\ntls_client_ca = \"/c\"",
                 "streaming.tls_certificate is missing",
             ),
         ];

@@ -80,13 +80,18 @@ pub struct RawStreaming {
     pub port: u16,
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    pub tls_client_ca: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawImages {
     pub max_parallel_layers: usize,
+    pub max_parallel_layers_per_host: usize,
     pub stall_timeout_seconds: u64,
+    pub min_kib_per_second: u64,
+    pub max_image_gib: u64,
+    pub keep_free_mib: u64,
     pub pinned: Vec<String>,
 }
 
@@ -157,6 +162,7 @@ impl Default for RawStreaming {
             port: 0,
             tls_certificate: None,
             tls_key: None,
+            tls_client_ca: None,
         }
     }
 }
@@ -165,7 +171,11 @@ impl Default for RawImages {
     fn default() -> Self {
         Self {
             max_parallel_layers: 3,
+            max_parallel_layers_per_host: 6,
             stall_timeout_seconds: 30,
+            min_kib_per_second: 16,
+            max_image_gib: 128,
+            keep_free_mib: 256,
             pinned: Vec::new(),
         }
     }

@@ -18,4 +18,6 @@ pub struct StreamingConfig {
 pub struct TlsFiles {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// The authorities whose certificates clients must have. `None`: the token is enough.
+    pub client_ca: Option<PathBuf>,
 }

@@ -8,6 +8,7 @@ use bulkhead_text::chain;
 use tonic::{Code, Status};
 
 use super::refusal::ParseError;
+use crate::descriptors::ran_out;
 use crate::logs::LogError;
 use crate::pod::volumes::VolumeError;
 use crate::pod::volumes::block::BlockError;
@@ -22,13 +23,15 @@ const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
 impl From<PodError> for Status {
     fn from(error: PodError) -> Self {
         let words = chain(&error);
+        let code = if ran_out(&error) {
+            Code::ResourceExhausted
+        } else {
+            pod_code(&error)
+        };
         if is_of_image_volume(&error) {
-            return Self::new(
-                pod_code(&error),
-                format!("{IMAGE_VOLUME_MOUNT_FAILED}: {words}"),
-            );
+            return Self::new(code, format!("{IMAGE_VOLUME_MOUNT_FAILED}: {words}"));
         }
-        Self::new(pod_code(&error), words)
+        Self::new(code, words)
     }
 }
 
@@ -48,7 +51,7 @@ fn pod_code(error: &PodError) -> Code {
         PodError::Disk(_) => Code::Internal,
         PodError::Boot(error) => boot_code(error),
         PodError::Volume(error) => volume_code(error),
-        PodError::Unfit(_) => Code::ResourceExhausted,
+        PodError::Unfit(_) | PodError::Descriptors(_) => Code::ResourceExhausted,
         PodError::Block(error) => block_code(error),
         PodError::Share(error) => share_code(error),
         PodError::Stuck { .. } => Code::DeadlineExceeded,
@@ -67,7 +70,10 @@ fn is_of_image_volume(error: &PodError) -> bool {
 }
 
 /// The status for an error of the image store or of a pull.
-pub fn image_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+pub fn image_status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
+    if ran_out(error) {
+        return Status::new(Code::ResourceExhausted, chain(error));
+    }
     Status::new(image_code(kind), chain(error))
 }
 
@@ -253,6 +259,15 @@ mod tests {
             Status::from(PodError::NoImage("i".into())).code(),
             Code::NotFound
         );
+    }
+
+    #[test]
+    fn a_limit_of_open_files_that_was_reached_is_no_internal_error() {
+        let path = "/p".into();
+        let source = std::io::Error::from(rustix::io::Errno::MFILE);
+        let status = Status::from(PodError::Boot(BootError::Directory { path, source }));
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().contains("Too many open files"), "{status}");
     }
 
     #[test]

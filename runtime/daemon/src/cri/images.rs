@@ -37,14 +37,26 @@ impl ImageServer {
     }
 
     async fn list(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Status> {
-        let images = &self.images;
         let wanted = filter.and_then(|filter| filter.image).unwrap_or_default();
         check_handler(&wanted.runtime_handler)?;
-        let found = match wanted.image.as_str() {
-            "" => images.list().map_err(failed)?,
-            wanted => images.find(wanted).map_err(failed)?.into_iter().collect(),
-        };
-        Ok(found.iter().map(show).collect())
+        let found = self.ask(move |images| match wanted.image.as_str() {
+            "" => images.list(),
+            wanted => Ok(images.find(wanted)?.into_iter().collect()),
+        });
+        Ok(found.await?.iter().map(show).collect())
+    }
+
+    /// Does `work` on a thread that may block. All records of images, or the removal of a large layer, would hold up
+    /// the calls about other things.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let images = self.images.clone();
+        let done = tokio::task::spawn_blocking(move || work(&images));
+        done.await
+            .map_err(|_| Status::internal("the work on the image store panicked"))?
+            .map_err(failed)
     }
 }
 
@@ -75,8 +87,8 @@ impl ImageService for ImageServer {
     ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let name = name(request.image)?;
-        let images = &self.images;
-        let found = images.find(&name).map_err(failed)?;
+        let wanted = name.clone();
+        let found = self.ask(move |images| images.find(&wanted)).await?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
             let defaults = &image.defaults;
@@ -91,7 +103,7 @@ impl ImageService for ImageServer {
             } } });
             info.insert("info".to_owned(), details.to_string());
         }
-        if let Some(progress) = images.progress(&name).filter(|_| request.verbose) {
+        if let Some(progress) = self.images.progress(&name).filter(|_| request.verbose) {
             let details = serde_json::json!({
                 "receivedBytes": progress.received_bytes,
                 "totalBytes": progress.total_bytes,
@@ -127,7 +139,7 @@ impl ImageService for ImageServer {
         request: Request<cri::RemoveImageRequest>,
     ) -> Answer<cri::RemoveImageResponse> {
         let name = name(request.into_inner().image)?;
-        self.images.remove(&name).map_err(failed)?;
+        self.ask(move |images| images.remove(&name)).await?;
         Ok(Response::new(cri::RemoveImageResponse {}))
     }
 
@@ -135,7 +147,7 @@ impl ImageService for ImageServer {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        let images = self.images.usage().map_err(failed)?;
+        let images = self.ask(Store::usage).await?;
         let image = usage(&images.directory, images.used_bytes, images.inodes);
         let scratch = self.scratch.clone();
         let measured = tokio::task::spawn_blocking(move || {
@@ -156,7 +168,7 @@ fn failed(error: StoreError) -> Status {
     image_status(error.kind(), &error)
 }
 
-fn pull_status(kind: FailureKind, error: &dyn std::error::Error) -> Status {
+fn pull_status(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Status {
     match kind {
         FailureKind::Unavailable => {
             Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", chain(error)))

@@ -21,6 +21,7 @@ use super::plan::program::ProgramError;
 use super::plan::sizing::Unfit;
 use super::volumes::VolumeError;
 use super::volumes::block::BlockError;
+use crate::descriptors::TooFew;
 use crate::logs::LogError;
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
@@ -72,6 +73,8 @@ pub enum PodError {
     Block(#[from] BlockError),
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    #[error(transparent)]
+    Descriptors(#[from] TooFew),
     #[error("mount of the container")]
     Share(#[from] ShareError),
     #[error("store the state")]

@@ -53,8 +53,13 @@ use self::registry::Reservation;
 use self::request::{Answer, Request};
 pub use self::view::View;
 use crate::clock::now;
+use crate::descriptors;
 use crate::random::new_id;
 
+/// A pod's pidfds, control and agent connections, and pipes, and what a boot needs for a moment.
+const POD_DESCRIPTORS: usize = 32;
+/// A container's logs and its streams to the guest, and what their start needs for a moment.
+const CONTAINER_DESCRIPTORS: usize = 16;
 /// How long a killed container may take to be reported dead.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -78,6 +83,7 @@ impl Pods {
 
     /// Makes a pod and waits until its guest is ready. If the caller goes away meanwhile, the pod is removed.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
+        descriptors::check(POD_DESCRIPTORS)?;
         self.can_run().await.map_err(BootError::Unready)?;
         let record = PodRecord {
             id: new_id(),
@@ -185,6 +191,7 @@ impl Pods {
         pod: &str,
         spec: ContainerSpec,
     ) -> Result<String, PodError> {
+        descriptors::check(CONTAINER_DESCRIPTORS)?;
         let handle = self.shared.registry.pod(pod)?;
         let spec = Box::new(spec);
         handle.ask(|answer| Request::Create { spec, answer }).await

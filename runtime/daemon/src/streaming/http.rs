@@ -16,8 +16,11 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::spdy::Connection;
 use super::tokens::{Request, Streams};
 use super::websocket::{self, Protocol};
-use super::{Clients, forward, forward_websocket, session, spdy_process};
+use super::{Clients, MAX_STREAMS, forward, forward_websocket, session, spdy_process};
+use crate::descriptors::{self, TooFew};
 
+/// A stream's connections: one to the client, one to the guest or some for forwarded ports.
+const STREAM_DESCRIPTORS: usize = 8;
 const SPDY: &str = "SPDY/3.1";
 const WEBSOCKET: &str = "websocket";
 /// The protocol for exec and attach over SPDY. kubelet and crictl both offer it.
@@ -43,6 +46,10 @@ enum Refusal {
     Method,
     #[error("this token is unknown, was used already, or has expired: ask for a new URL")]
     Token,
+    #[error("{MAX_STREAMS} streams are open: try again later")]
+    Full,
+    #[error("{0}")]
+    Descriptors(#[from] TooFew),
     #[error("this URL is for streams: upgrade the connection to {SPDY} or {WEBSOCKET}")]
     NoUpgrade,
     #[error("the WebSocket handshake lacks {0}")]
@@ -56,6 +63,7 @@ impl Refusal {
         match self {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Token => StatusCode::NOT_FOUND,
+            Self::Full | Self::Descriptors(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoUpgrade | Self::Handshake(_) => StatusCode::BAD_REQUEST,
             Self::Protocol { .. } => StatusCode::FORBIDDEN,
         }
@@ -95,7 +103,12 @@ fn take(clients: &Clients, method: &Method, path: &str) -> Result<Request, Refus
     }
     let mut parts = path.trim_start_matches('/').splitn(2, '/');
     let (kind, token) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-    clients.tokens.take(kind, token).ok_or(Refusal::Token)
+    let wanted = clients.tokens.take(kind, token).ok_or(Refusal::Token)?;
+    let slots = std::sync::Arc::clone(&clients.slots);
+    let slot = slots.try_acquire_owned().map_err(|_| Refusal::Full)?;
+    descriptors::check(STREAM_DESCRIPTORS)?;
+    clients.peer.is_known(slot);
+    Ok(wanted)
 }
 
 /// Chooses the protocol. Returns it and the answer that names it.

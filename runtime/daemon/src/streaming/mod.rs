@@ -6,8 +6,9 @@
 //! [`session`] with a process, or [`forward`]ed connections. The daemon copies the bytes to and from the guest, over
 //! one vsock connection for each session or forwarded connection, and never through gRPC.
 //!
-//! Each connection has its own task. All that a client can send is bounded: the number of connections by
-//! [`MAX_CONNECTIONS`], the head of its request by [`HEAD_BYTES`], and its streams by their windows.
+//! Each connection has its own task. All that a client can send is bounded: the number of streams by [`MAX_STREAMS`], the
+//! number and the time of connections without a token by [`strangers`], the head of a request by [`HEAD_BYTES`], and
+//! streams by their windows.
 
 mod forward;
 mod forward_websocket;
@@ -17,6 +18,7 @@ mod session;
 mod spdy;
 mod spdy_process;
 mod status;
+mod strangers;
 pub mod tokens;
 mod websocket;
 
@@ -27,25 +29,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_text::chain;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls;
+use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, RootCertStore};
 
 use self::peer::Peer;
+use self::strangers::Strangers;
 use self::tokens::{Request, Tokens, TooMany};
 use crate::config::{StreamingConfig, TlsFiles};
 use crate::pod::Pods;
 
-/// The most connections of all clients together.
-const MAX_CONNECTIONS: usize = 1024;
-/// How long a client may take to send the head of its request, or for the TLS handshake.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+/// The most streams of all clients together. One needs some four file descriptors.
+const MAX_STREAMS: usize = 1024;
 const HEAD_BYTES: usize = 32 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that does not even answer TCP's keepalive probes is disconnected after about two minutes.
@@ -68,6 +72,11 @@ pub enum StreamingError {
     },
     #[error("certificate and key of the streaming server")]
     Tls(#[from] rustls::Error),
+    #[error("{path} as the authority of streaming clients")]
+    ClientCa {
+        path: PathBuf,
+        source: VerifierBuilderError,
+    },
 }
 
 /// Makes URLs. Clones share the tokens.
@@ -127,35 +136,31 @@ impl Server {
     /// Serves for ever.
     pub async fn run(self, pods: Pods) {
         tracing::info!("serving streams on {}", self.base);
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let slots = Arc::new(Semaphore::new(MAX_STREAMS));
+        let strangers = Arc::new(Strangers::default());
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
                 // Most likely the daemon is out of file descriptors. Some will be free again later.
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                tracing::warn!(
-                    "refusing a streaming client: {MAX_CONNECTIONS} are connected already"
-                );
-                continue;
-            };
-            let Ok(peer) = keep_alive(&stream).and_then(|()| Peer::new(&stream, slot)) else {
+            let (stranger, turn) = strangers.enter();
+            let Ok(peer) = keep_alive(&stream).and_then(|()| Peer::new(&stream, stranger)) else {
                 continue;
             };
             let clients = Clients {
                 tokens: Arc::clone(&self.tokens),
                 pods: pods.clone(),
+                slots: Arc::clone(&slots),
                 peer: Arc::new(peer),
             };
-            match self.tls.clone() {
-                None => drop(tokio::spawn(clients.serve(stream))),
-                Some(tls) => drop(tokio::spawn(async move {
-                    if let Ok(Ok(stream)) = timeout(HEAD_TIME, tls.accept(stream)).await {
-                        clients.serve(stream).await;
-                    }
-                })),
-            }
+            let tls = self.tls.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = turn.to_go() => {}
+                    () = clients.serve(stream, tls) => {}
+                }
+            });
         }
     }
 }
@@ -165,11 +170,23 @@ impl Server {
 struct Clients {
     tokens: Arc<Tokens>,
     pods: Pods,
+    slots: Arc<Semaphore>,
     peer: Arc<Peer>,
 }
 
 impl Clients {
-    async fn serve<T>(self, stream: T)
+    /// Serves until the connection ends or becomes a stream.
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        let Some(tls) = tls else {
+            return self.answer(stream).await;
+        };
+        match tls.accept(stream).await {
+            Ok(stream) => self.answer(stream).await,
+            Err(error) => tracing::debug!("a streaming client: {}", chain(&error)),
+        }
+    }
+
+    async fn answer<T>(self, stream: T)
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -179,8 +196,6 @@ impl Clients {
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(HEAD_BYTES)
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIME)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
             .await;
@@ -220,11 +235,35 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StreamingError> {
         .map_err(failed(&files.certificate))?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(failed(&files.key))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    let versions = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?;
+    let config = match &files.client_ca {
+        None => versions.with_no_client_auth(),
+        Some(path) => versions.with_client_cert_verifier(client_verifier(path, provider)?),
+    };
+    let config = config.with_single_cert(chain, key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Accepts only clients with a certificate of one of the authorities in a file.
+fn client_verifier(
+    path: &PathBuf,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, StreamingError> {
+    let failed = |source| StreamingError::Pem {
+        path: path.clone(),
+        source,
+    };
+    let mut authorities = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
+        authorities.add(certificate.map_err(failed)?)?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
+        .build()
+        .map_err(|source| StreamingError::ClientCa {
+            path: path.clone(),
+            source,
+        })
 }
 
 #[cfg(test)]
@@ -270,6 +309,7 @@ mod tests {
             tls: Some(TlsFiles {
                 certificate: "/no/such/certificate".into(),
                 key: "/no/such/key".into(),
+                client_ca: None,
             }),
         };
         let error = Server::bind(&config).await.unwrap_err();

@@ -103,15 +103,7 @@ impl LayerFiles {
 
     /// Removes the layers for which `is_named` returns false.
     pub fn retain(&self, is_named: impl Fn(&Digest) -> bool) -> Result<(), StoreError> {
-        for (path, name) in entries(&self.layers)? {
-            let hex = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-            let layer = hex.and_then(|hex| format!("sha256:{hex}").parse().ok());
-            // Other files were not put there by us, so they stay.
-            if layer.is_some_and(|layer| !is_named(&layer)) {
-                fs::remove_file(&path).map_err(failed("remove", &path))?;
-            }
-        }
-        Ok(())
+        retain(&self.layers, SUFFIX, is_named)
     }
 
     pub fn usage(&self) -> Result<Usage, StoreError> {
@@ -153,6 +145,23 @@ pub fn make_directory(directory: &Path) -> Result<(), StoreError> {
         .map_err(failed("create", directory))
 }
 
+/// Removes the files named by a digest and `suffix` for whose digest `is_named` returns false.
+pub fn retain(
+    directory: &Path,
+    suffix: &str,
+    is_named: impl Fn(&Digest) -> bool,
+) -> Result<(), StoreError> {
+    for (path, name) in entries(directory)? {
+        let hex = name.to_str().and_then(|name| name.strip_suffix(suffix));
+        let layer = hex.and_then(|hex| format!("sha256:{hex}").parse().ok());
+        // Other files were not put there by us, so they stay.
+        if layer.is_some_and(|layer| !is_named(&layer)) {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, StoreError> {
     let listed = fs::read_dir(directory).and_then(|entries| {
         let named = |entry: fs::DirEntry| (entry.path(), entry.file_name());
@@ -161,7 +170,7 @@ fn entries(directory: &Path) -> Result<Vec<(PathBuf, std::ffi::OsString)>, Store
     listed.map_err(failed("list", directory))
 }
 
-fn failed(
+pub fn failed(
     operation: &'static str,
     path: &(impl AsRef<OsStr> + ?Sized),
 ) -> impl FnOnce(io::Error) -> StoreError {

@@ -4,6 +4,7 @@
 //! ```text
 //! ROOT/images.redb        records of images, leases and sums of layers, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
+//! ROOT/sources/HEX.json   which registries sent the layer ([`sources`])
 //! ROOT/partial/           unfinished layers; emptied at start
 //! ROOT/reserve            space for removals on a full disk
 //! ```
@@ -13,6 +14,7 @@
 mod damage;
 mod files;
 mod records;
+mod sources;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,16 +23,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bulkhead_records::{Intact, RecordsError};
 use bulkhead_text::chain;
-use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::failure::FailureKind;
+use crate::layer::{Limits, Memory};
 use crate::progress::Pulls;
 use crate::reference::{Reference, ReferenceError};
+use crate::turns::Turns;
 use files::LayerFiles;
 pub use records::ImageRecord;
 use records::Records;
+pub use sources::Source;
+use sources::Sources;
 
 /// A shorter prefix of an image id is not looked up.
 pub const MIN_ID_DIGITS: usize = 4;
@@ -88,16 +93,20 @@ pub struct Usage {
 pub struct Contents {
     pub config: Config,
     pub files: LayerFiles,
-    pub downloads: Semaphore,
+    pub sources: Sources,
+    pub turns: Turns,
     pub pulls: Pulls,
+    memory: Arc<Memory>,
     records: Records,
     intact: Intact,
     /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
     /// someone claims a layer.
     needed: Mutex<HashMap<Digest, usize>>,
-    /// One lock per layer that is being created. Its holder creates the layer; other pulls wait for it.
-    makers: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    makers: Mutex<HashMap<(Source, Digest), Maker>>,
 }
+
+/// The lock for a layer that is being created from one source. Its holder creates the layer; other pulls wait for it.
+type Maker = Weak<tokio::sync::Mutex<()>>;
 
 impl Contents {
     /// Opens or creates the directory, and removes what an earlier process left unfinished.
@@ -108,10 +117,15 @@ impl Contents {
         let records = Records::open(config.records(), root.join("reserve"))?;
         let files = LayerFiles::open(&root)?;
         let contents = Self {
-            downloads: Semaphore::new(config.max_parallel_layers.max(1)),
+            sources: Sources::open(&root)?,
+            turns: Turns::new(
+                config.max_parallel_layers_per_host,
+                config.max_parallel_layers,
+            ),
             config,
             files,
             pulls: Pulls::default(),
+            memory: Arc::default(),
             records,
             intact: Intact::default(),
             needed: Mutex::default(),
@@ -199,12 +213,6 @@ impl Contents {
         Ok(leases.into_iter().map(|(holder, _)| holder).collect())
     }
 
-    /// The record of an image, if it and all its layers are in the store.
-    pub fn complete_image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        let record = self.records.image(id);
-        Ok(record?.filter(|record| self.is_complete(record)))
-    }
-
     /// Whether all layers of an image are in the store. One that was damaged is not.
     pub fn is_complete(&self, record: &ImageRecord) -> bool {
         record.layers.iter().all(|layer| self.files.has(layer))
@@ -228,16 +236,30 @@ impl Contents {
         }
     }
 
-    /// The lock for creating a layer. Who gets it first creates the layer; the others then find it finished.
-    pub fn maker(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    /// The lock for creating a layer from `source`. Who gets it first creates the layer; the others then find it
+    /// finished.
+    pub fn maker(&self, source: &Source, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner);
         makers.retain(|_, maker| maker.strong_count() > 0);
-        if let Some(maker) = makers.get(layer).and_then(Weak::upgrade) {
+        let key = (source.clone(), layer.clone());
+        if let Some(maker) = makers.get(&key).and_then(Weak::upgrade) {
             return maker;
         }
         let maker = Arc::default();
-        makers.insert(layer.clone(), Arc::downgrade(&maker));
+        makers.insert(key, Arc::downgrade(&maker));
         maker
+    }
+
+    /// What a pull that begins now may take.
+    pub fn limits(&self) -> Result<Limits, StoreError> {
+        let Config {
+            root,
+            max_image_bytes,
+            keep_free_bytes,
+            ..
+        } = &self.config;
+        Limits::new(root, *max_image_bytes, *keep_free_bytes, &self.memory)
+            .map_err(files::failed("read the free space of", root))
     }
 
     fn lock_needed(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
@@ -255,6 +277,7 @@ impl Contents {
             named.extend(layers);
         }
         self.files.retain(|layer| named.contains(layer))?;
+        self.sources.retain(|layer| named.contains(layer))?;
         let is_named = |key: &str| {
             key.parse::<Digest>()
                 .is_ok_and(|layer| named.contains(&layer))

@@ -4,10 +4,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::limits::Limits;
 
 /// The block size that we use in EROFS: the page size of x86, so every kernel there can mount it.
 pub const BLOCK_BYTES: usize = 4096;
 const BUFFER_BLOCKS: usize = 64;
+/// After this many written bytes the free space of the disk is looked at.
+const DISK_CHECK_BYTES: usize = 64 << 20;
 
 /// Collects blocks. Writes those that are not all zeroes; the others become holes.
 #[derive(Debug)]
@@ -18,13 +23,19 @@ pub struct BlockWriter {
     filled: usize,
     /// The number of the block at which the buffer will be written.
     buffer_block: u32,
+    limits: Arc<Limits>,
+    /// How many bytes were written since the last look at the disk.
+    unchecked_bytes: usize,
 }
 
 impl BlockWriter {
     /// Leaves the first block free for [`Self::set_first`].
-    pub fn new(file: File) -> Self {
+    pub fn new(file: File, limits: Arc<Limits>) -> Self {
         Self {
             file,
+            limits,
+            // The first write looks.
+            unchecked_bytes: DISK_CHECK_BYTES,
             buffer: vec![0; BUFFER_BLOCKS * BLOCK_BYTES],
             filled: 0,
             buffer_block: 1,
@@ -99,6 +110,11 @@ impl BlockWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.limits.check_given_up()?;
+        if self.unchecked_bytes >= DISK_CHECK_BYTES {
+            self.limits.check_disk(&self.file)?;
+            self.unchecked_bytes = 0;
+        }
         let next = self.next_block()?;
         let mut offset = u64::from(self.buffer_block) * BLOCK_BYTES as u64;
         let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
@@ -112,6 +128,7 @@ impl BlockWriter {
                         .map_err(io::Error::other)?;
                 let data = filled.get(from..from + bytes).unwrap_or_default();
                 self.file.write_all_at(data, offset)?;
+                self.unchecked_bytes += bytes;
             }
             offset += bytes as u64;
         }

@@ -13,7 +13,7 @@ use std::io;
 use super::blocks::{BLOCK_BYTES, BlockWriter};
 use super::node::{Kind, Node, NodeId};
 use super::tree::Tree;
-use directory::{DIRENT_BYTES, Entry, entries, split_entries};
+use directory::{DIRENT_BYTES, Entry, entries, in_blocks, measure};
 
 const MAGIC: u32 = 0xe0f5_e1e2;
 const SUPER_OFFSET: usize = 1024;
@@ -36,19 +36,27 @@ const S_IFBLK: u16 = 0o060_000;
 const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
 
+/// What is needed for each file while the file system is written.
+pub const PLACED_BYTES: usize = size_of::<Option<Placed>>() + size_of::<NodeId>();
+
 /// Where one inode is and where its data are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Placed {
-    slot: usize,
+    slot: u32,
     links: u32,
-    parent: usize,
+    parent: NodeId,
     /// For directories and long symbolic links: the first of the blocks before the tail.
     first_block: u32,
-    /// For directories: how many entries are in each block.
-    split: Vec<usize>,
     /// The size of the tail, which directly follows the inode.
-    inline_bytes: usize,
+    inline_bytes: u16,
     size: u64,
+}
+
+impl Placed {
+    /// How many blocks the content takes that is not inline.
+    fn blocks(&self) -> u64 {
+        (self.size - u64::from(self.inline_bytes)).div_ceil(BLOCK_BYTES as u64)
+    }
 }
 
 /// Writes the file system of `tree` after the data in `blocks`.
@@ -63,7 +71,7 @@ pub fn write(tree: &Tree, blocks: &mut BlockWriter) -> io::Result<()> {
     debug_assert_eq!(blocks.next_block()?, meta_block);
     let mut written = 0;
     for (id, placed) in layout.order() {
-        let start = placed.slot * SLOT_BYTES;
+        let start = placed.slot as usize * SLOT_BYTES;
         blocks.write(&vec![0; start - written])?;
         let inode = layout.inode(id, placed)?;
         blocks.write(&inode)?;
@@ -99,17 +107,16 @@ impl<'a> Layout<'a> {
             };
             let node = tree.node(id);
             let fixed = INODE_BYTES + xattr::bytes(&node.attributes.xattrs);
-            let (size, split, tail) = layout.content(id);
+            let (size, tail) = layout.content(id);
             // The inline tail must be completely in the same block as its inode.
             let inline_bytes = if fixed + tail <= BLOCK_BYTES { tail } else { 0 };
             if inline_bytes > 0 && next % BLOCK_BYTES + fixed + inline_bytes > BLOCK_BYTES {
                 next = next.next_multiple_of(BLOCK_BYTES);
             }
             if let Some(Some(placed)) = layout.placed.get_mut(id.index()) {
-                placed.slot = next / SLOT_BYTES;
+                placed.slot = u32::try_from(next / SLOT_BYTES).map_err(io::Error::other)?;
                 placed.size = size;
-                placed.split = split;
-                placed.inline_bytes = inline_bytes;
+                placed.inline_bytes = u16::try_from(inline_bytes).map_err(io::Error::other)?;
             }
             next = (next + fixed + inline_bytes).next_multiple_of(SLOT_BYTES);
         }
@@ -148,30 +155,31 @@ impl<'a> Layout<'a> {
             Some(placed) => placed.links = placed.links.saturating_add(1),
             None => {
                 *slot = Some(Placed {
+                    slot: 0,
                     links: u32::try_from(links).unwrap_or(u32::MAX),
-                    parent: parent.index(),
-                    ..Placed::default()
+                    parent,
+                    first_block: NO_BLOCK,
+                    inline_bytes: 0,
+                    size: 0,
                 });
                 self.order.push(id);
             }
         }
     }
 
-    /// Returns the size of a node's content, the number of directory entries in each block, and how many bytes of the
-    /// last block may be stored inline, after the inode.
-    fn content(&self, id: NodeId) -> (u64, Vec<usize>, usize) {
+    /// Returns the size of a node's content, and how many bytes of the last block may be stored inline, after the inode.
+    fn content(&self, id: NodeId) -> (u64, usize) {
         match &self.tree.node(id).kind {
             Kind::Directory(children) => {
-                let (split, tail) = split_entries(children);
-                let full = split.len().saturating_sub(1);
-                ((full * BLOCK_BYTES + tail) as u64, split, tail)
+                let (before, tail) = measure(children);
+                (before + tail as u64, tail)
             }
             Kind::Symlink(target) => {
                 let tail = target.len() % BLOCK_BYTES;
-                (target.len() as u64, Vec::new(), tail)
+                (target.len() as u64, tail)
             }
-            Kind::Regular { bytes, .. } => (*bytes, Vec::new(), 0),
-            _ => (0, Vec::new(), 0),
+            Kind::Regular { bytes, .. } => (*bytes, 0),
+            _ => (0, 0),
         }
     }
 
@@ -182,14 +190,11 @@ impl<'a> Layout<'a> {
             let Some(Some(placed)) = self.placed.get_mut(id.index()) else {
                 continue;
             };
-            placed.first_block = NO_BLOCK;
-            let outside = placed.size - placed.inline_bytes as u64;
-            if is_regular || outside == 0 {
+            if is_regular || placed.blocks() == 0 {
                 continue;
             }
             placed.first_block = next;
-            let count =
-                u32::try_from(outside.div_ceil(BLOCK_BYTES as u64)).map_err(io::Error::other)?;
+            let count = u32::try_from(placed.blocks()).map_err(io::Error::other)?;
             next = next
                 .checked_add(count)
                 .ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
@@ -202,9 +207,9 @@ impl<'a> Layout<'a> {
         self.order.iter().filter_map(placed)
     }
 
-    fn slot(&self, index: usize) -> u64 {
-        let placed = self.placed.get(index).and_then(Option::as_ref);
-        placed.map_or(0, |placed| placed.slot as u64)
+    fn slot(&self, id: NodeId) -> u64 {
+        let placed = self.placed.get(id.index()).and_then(Option::as_ref);
+        placed.map_or(0, |placed| placed.slot.into())
     }
 
     /// Writes the part of a node's content that is not inline.
@@ -218,15 +223,16 @@ impl<'a> Layout<'a> {
             return Ok(());
         }
         match &self.tree.node(id).kind {
-            Kind::Directory(_) => {
-                let inline = usize::from(placed.inline_bytes > 0);
-                for index in 0..placed.split.len() - inline {
-                    blocks.write(&self.directory_block(id, placed, index))?;
+            Kind::Directory(children) => {
+                let mut listed = in_blocks(entries(children));
+                for _ in 0..placed.blocks() {
+                    let block = listed.next().unwrap_or_default();
+                    blocks.write(&self.directory_block(placed, &block))?;
                     blocks.pad();
                 }
             }
             Kind::Symlink(target) => {
-                let outside = target.len() - placed.inline_bytes;
+                let outside = target.len() - usize::from(placed.inline_bytes);
                 blocks.write(target.get(..outside).unwrap_or_default())?;
                 blocks.pad();
             }
@@ -236,29 +242,21 @@ impl<'a> Layout<'a> {
     }
 
     /// One block of a directory: first the entries, then their names, ordered by the names' bytes.
-    fn directory_block(&self, id: NodeId, placed: &Placed, index: usize) -> Vec<u8> {
-        let Kind::Directory(children) = &self.tree.node(id).kind else {
-            return Vec::new();
-        };
-        let before: usize = placed.split.iter().take(index).sum();
-        let count = placed.split.get(index).copied().unwrap_or(0);
-        let entries: Vec<_> = entries(children).skip(before).take(count).collect();
+    fn directory_block(&self, placed: &Placed, entries: &[(&[u8], Entry)]) -> Vec<u8> {
         let mut block = Vec::with_capacity(BLOCK_BYTES);
-        let mut name_offset = count * DIRENT_BYTES;
-        for (name, target) in &entries {
+        let mut name_offset = entries.len() * DIRENT_BYTES;
+        for (name, target) in entries {
             let (slot, kind) = match target {
-                Entry::Itself => (placed.slot as u64, 2),
+                Entry::Itself => (placed.slot.into(), 2),
                 Entry::Parent => (self.slot(placed.parent), 2),
-                Entry::Child(child) => {
-                    (self.slot(child.index()), file_type(self.tree.node(*child)))
-                }
+                Entry::Child(child) => (self.slot(*child), file_type(self.tree.node(*child))),
             };
-            block.extend(slot.to_le_bytes());
+            block.extend(u64::to_le_bytes(slot));
             block.extend(u16::try_from(name_offset).unwrap_or(0).to_le_bytes());
             block.extend([kind, 0]);
             name_offset += name.len();
         }
-        for (name, _) in &entries {
+        for (name, _) in entries {
             block.extend_from_slice(name);
         }
         block
@@ -282,18 +280,15 @@ impl<'a> Layout<'a> {
         };
         let inline = placed.inline_bytes > 0;
         // struct erofs_inode_extended.
-        let mut bytes = Vec::with_capacity(INODE_BYTES + xattr_bytes + placed.inline_bytes);
+        let inline_bytes = usize::from(placed.inline_bytes);
+        let mut bytes = Vec::with_capacity(INODE_BYTES + xattr_bytes + inline_bytes);
         bytes.extend(if inline { FORMAT_INLINE } else { FORMAT_PLAIN }.to_le_bytes());
         bytes.extend(xattr_count.to_le_bytes());
         bytes.extend((file_type | attributes.mode & 0o7777).to_le_bytes());
         bytes.extend([0; 2]);
         bytes.extend(placed.size.to_le_bytes());
         bytes.extend(content.to_le_bytes());
-        bytes.extend(
-            u32::try_from(placed.slot)
-                .map_err(io::Error::other)?
-                .to_le_bytes(),
-        );
+        bytes.extend(placed.slot.to_le_bytes());
         bytes.extend(attributes.uid.to_le_bytes());
         bytes.extend(attributes.gid.to_le_bytes());
         bytes.extend(attributes.mtime_seconds.to_le_bytes());
@@ -304,10 +299,14 @@ impl<'a> Layout<'a> {
         if inline {
             match &node.kind {
                 Kind::Symlink(target) => {
-                    let from = target.len() - placed.inline_bytes;
+                    let from = target.len() - inline_bytes;
                     bytes.extend_from_slice(target.get(from..).unwrap_or_default());
                 }
-                _ => bytes.extend(self.directory_block(id, placed, placed.split.len() - 1)),
+                Kind::Directory(children) => {
+                    let last = in_blocks(entries(children)).last().unwrap_or_default();
+                    bytes.extend(self.directory_block(placed, &last));
+                }
+                _ => {}
             }
         }
         Ok(bytes)

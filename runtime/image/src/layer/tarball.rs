@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use tar::{EntryType, Header};
 
 use super::blocks::{BlockWriter, CopyError};
+use super::memory::Share;
 use super::node::{Attributes, Kind};
 use super::tree::{Tree, TreeError};
 use crate::failure::FailureKind;
@@ -53,14 +54,22 @@ impl TarError {
         match self {
             Self::Write(error) => FailureKind::of_io(error),
             Self::Read(_) | Self::Truncated | Self::Checksum => FailureKind::Corrupt,
+            Self::Path {
+                source: TreeError::NoMemory,
+                ..
+            } => FailureKind::Unavailable,
             _ => FailureKind::Invalid,
         }
     }
 }
 
-/// Reads an archive up to its end mark. File data go to `blocks`.
-pub fn read(archive: &mut impl Read, blocks: &mut BlockWriter) -> Result<Tree, TarError> {
-    let mut tree = Tree::new();
+/// Reads an archive up to its end mark. File data go to `blocks`, and what is kept of it is in `memory`.
+pub fn read(
+    archive: &mut impl Read,
+    blocks: &mut BlockWriter,
+    memory: Share,
+) -> Result<Tree, TarError> {
+    let mut tree = Tree::new(memory);
     let mut extensions = Extensions::default();
     while let Some(header) = read_header(archive)? {
         match header.entry_type() {

@@ -65,9 +65,21 @@ impl Tar {
     }
 }
 
+fn wide() -> Arc<Limits> {
+    Arc::new(limits::tests::wide())
+}
+
+fn promise(bytes: &[u8], archive: &[u8]) -> Promise {
+    Promise {
+        digest: Digest::of(bytes),
+        bytes: bytes.len() as u64,
+        diff_id: Digest::of(archive),
+    }
+}
+
 fn convert_bytes(archive: &[u8], path: &Path) -> Result<(), LayerError> {
-    let digest = Digest::of(archive);
-    convert(archive, File::create(path).unwrap(), &digest, &digest)
+    let promise = promise(archive, archive);
+    convert(archive, File::create(path).unwrap(), &promise, &wide())
 }
 
 /// Runs a program of erofs-utils. If it is missing, the test fails.
@@ -200,6 +212,16 @@ fn attributes_are_kept_as_dump_erofs_shows_them() {
     assert!(!listed.contains(".wh."), "{listed}");
 }
 
+/// A download of which each byte comes by itself.
+struct OneByOne<'a>(&'a [u8]);
+
+impl Read for OneByOne<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(1);
+        self.0.read(&mut buffer[..most])
+    }
+}
+
 #[test]
 fn the_same_layer_gives_the_same_bytes_however_it_is_compressed() {
     let directory = tempfile::tempdir().unwrap();
@@ -215,7 +237,8 @@ fn the_same_layer_gives_the_same_bytes_however_it_is_compressed() {
     for (index, bytes) in packed.iter().enumerate() {
         let path = directory.path().join(index.to_string());
         let file = File::create(&path).unwrap();
-        convert(&bytes[..], file, &Digest::of(bytes), &Digest::of(&archive)).unwrap();
+        let slow = OneByOne(bytes);
+        convert(slow, file, &promise(bytes, &archive), &wide()).unwrap();
         assert!(
             std::fs::read(&path).unwrap() == std::fs::read(&plain).unwrap(),
             "{index}"
@@ -297,8 +320,17 @@ fn a_wrong_digest_is_told_before_the_damage_it_did() {
     let archive = everything();
     let right = Digest::of(&archive);
     let wrong = Digest::of(b"other");
-    let try_with = |bytes: &[u8], digest, diff_id| {
-        convert(bytes, File::create(&path).unwrap(), digest, diff_id).unwrap_err()
+    let try_with = |bytes: &[u8], digest: &Digest, diff_id: &Digest| {
+        let promise = Promise {
+            digest: digest.clone(),
+            bytes: bytes.len() as u64,
+            diff_id: diff_id.clone(),
+        };
+        let converted = convert(bytes, File::create(&path).unwrap(), &promise, &wide());
+        let verified = verify(bytes, &promise, &wide()).unwrap_err();
+        let error = converted.unwrap_err();
+        assert_eq!(verified.to_string(), error.to_string());
+        error
     };
     let mut damaged = archive.clone();
     damaged[0] ^= 0xff;
@@ -316,42 +348,80 @@ fn a_wrong_digest_is_told_before_the_damage_it_did() {
     ));
 }
 
+/// A layer of 2 GiB of zeroes, which is 2 MB of gzip or 200 KB of zstd.
+fn bomb() -> Vec<u8> {
+    let mut header = Tar::header(EntryType::Regular, "zeroes", 0o644);
+    header.set_size(2 << 30);
+    header.set_cksum();
+    let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    io::Write::write_all(&mut packed, header.as_bytes()).unwrap();
+    io::copy(&mut io::repeat(0).take(2 << 30), &mut packed).unwrap();
+    packed.finish().unwrap()
+}
+
 #[test]
 fn a_layer_that_unpacks_to_too_much_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let zeros = vec![0; 1 << 20];
-    let file = Tar::new().add(EntryType::Regular, "zeros", 0o644, &zeros);
-    let mut after_the_end = Tar::new().finish();
-    after_the_end.extend(&zeros);
-    for (case, archive) in [
-        ("in a file", file.finish()),
-        ("behind the end mark", after_the_end),
-    ] {
-        let packed = zstd::encode_all(&archive[..], 3).unwrap();
-        let unpacked = |limit_bytes| {
-            let file = File::create(directory.path().join("layer")).unwrap();
-            unpack(&mut &packed[..], &mut BlockWriter::new(file), limit_bytes)
-        };
-        let length = archive.len() as u64;
-        assert_eq!(unpacked(length).unwrap(), Digest::of(&archive), "{case}");
-        let error = unpacked(length - 1).unwrap_err();
-        assert!(matches!(error, LayerError::Bomb), "{case}: {error:?}");
+    let path = directory.path().join("layer");
+    let packed = bomb();
+    let promise = promise(&packed, b"never computed");
+    let converted = convert(&packed[..], File::create(&path).unwrap(), &promise, &wide());
+    let verified = verify(&packed[..], &promise, &wide());
+    for error in [converted.unwrap_err(), verified.unwrap_err()] {
+        let is_ratio = matches!(error, LayerError::Excess(Excess::Ratio { .. }));
+        assert!(is_ratio, "{error:?}");
         assert_eq!(error.kind(), FailureKind::Invalid);
     }
+}
+
+/// A reader that says at its first read that the pull is given up, and counts what is read afterwards.
+struct GivingUp<R> {
+    inner: R,
+    limits: Arc<Limits>,
+    reads: usize,
+}
+
+impl<R: Read> Read for &mut GivingUp<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.limits.give_up();
+        self.reads += 1;
+        self.inner.read(buffer)
+    }
+}
+
+#[test]
+fn a_conversion_ends_when_its_pull_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer");
+    // Each read of 64 KiB is worth more than 500 MiB.
+    let packed = bomb();
+    let limits = wide();
+    let mut reader = GivingUp {
+        inner: &packed[..],
+        limits: Arc::clone(&limits),
+        reads: 0,
+    };
+    let file = File::create(&path).unwrap();
+    let error = convert(&mut reader, file, &promise(&packed, b""), &limits).unwrap_err();
+    assert!(
+        matches!(error, LayerError::Excess(Excess::GivenUp)),
+        "{error:?}"
+    );
+    assert_eq!(reader.reads, 1);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
 }
 
 #[test]
 fn a_full_disk_is_told_as_such() {
     let archive = everything();
-    let digest = Digest::of(&archive);
     let full = || File::options().write(true).open("/dev/full").unwrap();
-    let error = convert(&archive[..], full(), &digest, &digest).unwrap_err();
-    assert_eq!(error.kind(), FailureKind::NoSpace, "{error:?}");
-    // So small that nothing is written before the end.
-    let archive = Tar::new().finish();
-    let digest = Digest::of(&archive);
-    let error = convert(&archive[..], full(), &digest, &digest).unwrap_err();
-    assert_eq!(error.kind(), FailureKind::NoSpace, "{error:?}");
+    let small = Tar::new().finish();
+    // The second is so small that nothing is written before the end.
+    for archive in [archive, small] {
+        let promise = promise(&archive, &archive);
+        let error = convert(&archive[..], full(), &promise, &wide()).unwrap_err();
+        assert_eq!(error.kind(), FailureKind::NoSpace, "{error:?}");
+    }
 }
 
 #[test]
@@ -374,4 +444,19 @@ fn links_and_directories_have_no_data_whatever_their_size_says() {
     for name in ["hard", "dir", "after"] {
         assert!(listed.contains(name), "{name}: {listed}");
     }
+}
+
+/// Issue 13, point 6: 400,000 names of one file in one directory, which has 2,000 blocks.
+#[test]
+fn a_layer_of_hard_links_is_converted_within_the_memory_that_it_is_charged() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("layer.erofs");
+    let mut archive = Tar::new().add(EntryType::Regular, "d/file", 0o644, b"x");
+    for number in 0..400_000 {
+        archive = archive.link(EntryType::Link, &format!("d/{number:06}"), "d/file");
+    }
+    convert_bytes(&archive.finish(), &image).unwrap();
+    let shown = erofs_utils("dump.erofs", &["--path=/d/399999"], &image);
+    let shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(shown.contains("Links: 400001"), "{shown}");
 }

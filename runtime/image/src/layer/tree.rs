@@ -6,15 +6,20 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 
+use super::memory::Share;
 use super::node::{Attributes, ENTRY_BYTES, Kind, Node, NodeId, OVERLAY_OPAQUE};
 use super::path::{MAX_DEPTH, PathError, components, split, target_names};
 
 const MAX_LINKS_FOLLOWED: usize = 40;
-/// The most memory that one layer may take here.
+/// The most files of one layer, and the most memory that it may take here and while it is written.
 const MAX_NODES: usize = 1 << 20;
 const MAX_METADATA_BYTES: usize = 256 << 20;
-/// The most names to look up for all files of a layer. A path through links that lead through links takes many steps.
-const MAX_STEPS: usize = 1 << 28;
+/// What a file takes besides its name and its attributes. See also [`super::erofs`].
+const NODE_BYTES: usize = 128;
+const _: () = assert!(NODE_BYTES >= size_of::<Node>() + super::erofs::PLACED_BYTES);
+/// The most names to look up for all files of a layer, 64 for each of [`MAX_NODES`]. A path through links that lead
+/// through links takes many steps.
+const MAX_STEPS: usize = 1 << 26;
 
 /// Why a file cannot be added to a layer.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -32,21 +37,25 @@ pub enum TreeError {
          one layer"
     )]
     TooLarge,
+    #[error(
+        "other layers with very many files are being unpacked and take all memory for that; try again later"
+    )]
+    NoMemory,
 }
 
 /// A layer's files. There is always a root directory.
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
-    metadata_bytes: usize,
+    memory: Share,
     steps: Cell<usize>,
 }
 
 impl Tree {
-    pub fn new() -> Self {
+    pub fn new(memory: Share) -> Self {
         Self {
             nodes: vec![Node::implied_directory()],
-            metadata_bytes: 0,
+            memory,
             steps: Cell::new(0),
         }
     }
@@ -185,7 +194,7 @@ impl Tree {
             Kind::Symlink(target) => target.len(),
             _ => 0,
         };
-        self.charge(target_bytes + node.attributes.xattr_bytes())?;
+        self.charge(NODE_BYTES + target_bytes + node.attributes.xattr_bytes())?;
         if self.nodes.len() >= MAX_NODES {
             return Err(TreeError::TooLarge);
         }
@@ -195,11 +204,21 @@ impl Tree {
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), TreeError> {
-        self.metadata_bytes = self.metadata_bytes.saturating_add(bytes);
-        if self.metadata_bytes > MAX_METADATA_BYTES {
+        if self.memory.used_bytes().saturating_add(bytes) > MAX_METADATA_BYTES {
             return Err(TreeError::TooLarge);
         }
-        Ok(())
+        match self.memory.take(bytes) {
+            true => Ok(()),
+            false => Err(TreeError::NoMemory),
+        }
+    }
+
+    fn count_steps(&self, steps: usize) -> Result<(), TreeError> {
+        self.steps.set(self.steps.get() + steps);
+        match self.steps.get() > MAX_STEPS {
+            true => Err(TreeError::TooLarge),
+            false => Ok(()),
+        }
     }
 
     /// The directory at `components`. Missing directories are created.
@@ -241,10 +260,7 @@ impl Tree {
         let mut path = vec![NodeId::ROOT];
         let mut links = 0;
         while let Some(name) = queue.pop_front() {
-            self.steps.set(self.steps.get() + 1);
-            if self.steps.get() > MAX_STEPS {
-                return Err(TreeError::TooLarge);
-            }
+            self.count_steps(1)?;
             if *name == *b".." {
                 // Only a link's target can contain this.
                 if path.len() > 1 {
@@ -275,7 +291,10 @@ impl Tree {
                     if target.starts_with(b"/") {
                         path.truncate(1);
                     }
-                    for name in target_names(target)?.into_iter().rev() {
+                    let names = target_names(target)?;
+                    // To split a target is work, too, even if the walk ends at its first name.
+                    self.count_steps(names.len())?;
+                    for name in names.into_iter().rev() {
                         queue.push_front(name.into());
                     }
                 }
@@ -298,8 +317,13 @@ enum Walk {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use super::*;
+
+    fn new_tree() -> Tree {
+        Tree::new(Share::new(&Arc::default()))
+    }
 
     fn insert(tree: &mut Tree, path: &str, kind: Kind) -> Result<(), TreeError> {
         tree.insert(path.as_bytes(), Attributes::default(), kind)
@@ -312,13 +336,13 @@ mod tests {
 
     #[test]
     fn a_hostile_path_is_not_inserted() {
-        let refused = insert(&mut Tree::new(), "a/../../b", Kind::Fifo);
+        let refused = insert(&mut new_tree(), "a/../../b", Kind::Fifo);
         assert_eq!(refused, Err(TreeError::Path(PathError::DotDot)));
     }
 
     #[test]
     fn absolute_and_dotted_names_are_the_same_file() {
-        let mut tree = Tree::new();
+        let mut tree = new_tree();
         insert(&mut tree, "/a//./b/", Kind::directory()).unwrap();
         insert(&mut tree, "./a/b/c", Kind::Fifo).unwrap();
         assert!(find(&tree, "a/b/c").is_some());
@@ -326,7 +350,7 @@ mod tests {
 
     #[test]
     fn links_are_followed_inside_the_tree_only() {
-        let mut tree = Tree::new();
+        let mut tree = new_tree();
         insert(&mut tree, "usr/lib", Kind::directory()).unwrap();
         insert(&mut tree, "lib", Kind::Symlink((*b"../../usr/lib").into())).unwrap();
         insert(&mut tree, "lib/libc.so", Kind::Fifo).unwrap();
@@ -340,7 +364,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_replaces_what_came_before() {
-        let mut tree = Tree::new();
+        let mut tree = new_tree();
         insert(&mut tree, "a/file", Kind::Fifo).unwrap();
         tree.set_opaque(b"a").unwrap();
         insert(&mut tree, "a", Kind::directory()).unwrap();
@@ -361,7 +385,7 @@ mod tests {
             let node = tree.node(find(tree, path).unwrap());
             node.attributes.xattrs.contains_key(OVERLAY_OPAQUE)
         };
-        let mut tree = Tree::new();
+        let mut tree = new_tree();
         tree.insert_whiteout(b"", b"before").unwrap();
         insert(&mut tree, "before", Kind::directory()).unwrap();
         tree.insert_whiteout(b"", b"implied").unwrap();
@@ -384,7 +408,7 @@ mod tests {
 
     #[test]
     fn hard_links_need_a_file_of_this_layer() {
-        let mut tree = Tree::new();
+        let mut tree = new_tree();
         insert(&mut tree, "a", Kind::Fifo).unwrap();
         insert(&mut tree, "d", Kind::directory()).unwrap();
         tree.insert_hard_link(b"b", b"/a").unwrap();
@@ -398,10 +422,13 @@ mod tests {
     #[test]
     fn what_costs_memory_or_time_is_counted() {
         let fill = |step: &dyn Fn(&mut Tree, usize) -> Result<(), TreeError>| {
-            let mut tree = Tree::new();
+            let mut tree = new_tree();
             insert(&mut tree, "a", Kind::Fifo).unwrap();
             insert(&mut tree, "d", Kind::directory()).unwrap();
-            tree.metadata_bytes = MAX_METADATA_BYTES - (100 << 10);
+            assert!(
+                tree.memory
+                    .take(MAX_METADATA_BYTES - (100 << 10) - tree.memory.used_bytes())
+            );
             tree.steps.set(MAX_STEPS - 1000);
             (0..10_000).find_map(|number| step(&mut tree, number).err())
         };
@@ -417,7 +444,20 @@ mod tests {
         assert_eq!(again, too_large, "attributes told again");
         let again = fill(&|tree, _| tree.insert(b"/", attributes(60_000), Kind::directory()));
         assert_eq!(again, too_large, "attributes of the root told again");
+        let files = fill(&|tree, _| insert(tree, "a", Kind::Fifo));
+        assert_eq!(files, too_large, "files that replace each other");
         let walks = fill(&|tree, _| tree.set_opaque(b"d"));
         assert_eq!(walks, too_large, "walks");
+    }
+
+    #[test]
+    fn a_link_costs_as_many_steps_as_its_target_has_names() {
+        let mut tree = new_tree();
+        let target = "../".repeat(1000) + "x";
+        insert(&mut tree, "link", Kind::Symlink(target.as_bytes().into())).unwrap();
+        let before = tree.steps.get();
+        let refused = tree.insert_hard_link(b"y", b"link/z/file");
+        assert_eq!(refused, Err(TreeError::NoTarget));
+        assert!(tree.steps.get() - before > 1000, "{}", tree.steps.get());
     }
 }

@@ -3,8 +3,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
 
 use super::{Endpoint, RegistryError};
 use crate::config::Credentials;
@@ -133,7 +133,7 @@ impl Endpoint {
             url.query_pairs_mut()
                 .extend_pairs(service.map(|service| ("service", service)))
                 .append_pair("scope", scope);
-            self.send(url.as_str(), &HeaderMap::new(), self.basic())
+            self.send(&Method::GET, url.as_str(), &HeaderMap::new(), self.basic())
                 .await?
         };
         let response = self.accept(response).await?;

@@ -2,15 +2,17 @@
 //! One host of a repository: connection, authentication, retries and time limits.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_text::chain;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 
 use super::auth::Challenge;
-use super::{RawManifest, RegistryError};
+use super::{RegistryError, ServedManifest};
 use crate::config::{Credentials, HostConfig};
 use crate::failure::shorten;
 
@@ -20,6 +22,9 @@ pub(super) const REDIRECTS: usize = 5;
 /// How often one request is sent to one host, if the error may be temporary.
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
+/// The longest pause that a host may ask for (`Retry-After`). If it asks for more, the request fails: kubelet asks again
+/// by itself, and meanwhile this pull takes no place from others.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// One host that may have the repository.
 #[derive(Debug)]
@@ -85,8 +90,8 @@ impl Endpoint {
         repository: &str,
         path: &str,
         headers: &HeaderMap,
-    ) -> Result<RawManifest, RegistryError> {
-        let response = self.get(repository, path, headers).await?;
+    ) -> Result<ServedManifest, RegistryError> {
+        let response = self.request(Method::GET, repository, path, headers).await?;
         let media_type = response.headers().get(CONTENT_TYPE);
         let media_type = media_type
             .and_then(|value| value.to_str().ok())
@@ -97,25 +102,49 @@ impl Endpoint {
             .unwrap_or_default()
             .trim()
             .to_owned();
-        Ok(RawManifest {
+        Ok(ServedManifest {
             bytes: self.read_bounded(response, MANIFEST_BYTES).await?,
             media_type,
         })
     }
 
-    /// Sends GET for a path below `/v2/`, with the authentication that the host demands. Retries temporary errors.
-    pub async fn get(
+    /// Asks whether a blob is there and may be had. A host that does not know HEAD is asked for the first byte.
+    pub async fn has(&self, repository: &str, path: &str) -> Result<(), RegistryError> {
+        let known = self
+            .request(Method::HEAD, repository, path, &HeaderMap::new())
+            .await;
+        let knows_no_head = known.as_ref().is_err_and(|error| {
+            matches!(error, RegistryError::Status { status, .. }
+                if matches!(*status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED))
+        });
+        if !knows_no_head {
+            return known.map(drop);
+        }
+        let first = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))]);
+        let first = self.request(Method::GET, repository, path, &first).await;
+        first.map(drop)
+    }
+
+    /// Sends a request for a path below `/v2/`, with the authentication that the host demands. Retries temporary
+    /// errors, after the time for which the host asks.
+    pub async fn request(
         &self,
+        method: Method,
         repository: &str,
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response, RegistryError> {
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
-            match self.get_authorized(repository, path, headers).await {
+            let answer = self.request_authorized(&method, repository, path, headers);
+            match answer.await {
                 Err(error) if error.may_pass() && attempt < TRIES => {
+                    let wanted = error.wanted_pause();
+                    if wanted > LONGEST_PAUSE {
+                        return Err(error);
+                    }
                     tracing::debug!(%error, "retrying a request to the registry");
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(pause.max(wanted)).await;
                     pause *= 3;
                 }
                 result => return result,
@@ -124,18 +153,23 @@ impl Endpoint {
         unreachable!("the last attempt returns");
     }
 
-    /// Sends GET once. If the host demands authentication, answers its challenge and sends it again.
-    async fn get_authorized(
+    /// Sends a request once. If the host demands authentication, answers its challenge and sends it again.
+    async fn request_authorized(
         &self,
+        method: &Method,
         repository: &str,
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response, RegistryError> {
         let url = format!("{}/{path}", self.base);
         let known = self.authorization.lock().await.clone();
-        let response = self.send(&url, headers, known).await?;
+        let response = self.send(method, &url, headers, known).await?;
         // After a redirect to another host, that host must not decide where our password is sent.
-        let is_ours = Url::parse(&url).is_ok_and(|url| url.origin() == response.url().origin());
+        let is_ours = is_from(&response, &url);
+        if *method == Method::HEAD && !is_ours {
+            // By the redirect, the registry has said yes. Storage servers often answer only GET at such a place.
+            return Ok(response);
+        }
         if response.status() != StatusCode::UNAUTHORIZED || !is_ours {
             return self.accept(response).await;
         }
@@ -157,17 +191,24 @@ impl Endpoint {
             return self.accept(response).await;
         };
         *self.authorization.lock().await = Some(authorization.clone());
-        let response = self.send(&url, headers, Some(authorization)).await?;
+        let response = self
+            .send(method, &url, headers, Some(authorization))
+            .await?;
+        if *method == Method::HEAD && !is_from(&response, &url) {
+            return Ok(response);
+        }
         self.accept(response).await
     }
 
     pub(super) async fn send(
         &self,
+        method: &Method,
         url: &str,
         headers: &HeaderMap,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, RegistryError> {
-        let mut request = self.client.get(url).headers(headers.clone());
+        let request = self.client.request(method.clone(), url);
+        let mut request = request.headers(headers.clone());
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -200,10 +241,13 @@ impl Endpoint {
             return Ok(response);
         }
         let url = shown_url(response.url());
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after = retry_after.and_then(|value| pause(value, SystemTime::now()));
         let body = self.read_bounded(response, ERROR_BODY_BYTES).await;
         Err(RegistryError::Status {
             url,
             status,
+            retry_after,
             message: error_message(&body.unwrap_or_default()),
         })
     }
@@ -232,6 +276,21 @@ impl Endpoint {
             }),
         }
     }
+}
+
+/// Whether the response to a request for `url` is from the host of `url`, and not from one that a redirect led to.
+fn is_from(response: &Response, url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| url.origin() == response.url().origin())
+}
+
+/// The pause that `Retry-After` asks for: seconds, or the time of its end (RFC 9110, 10.2.3).
+fn pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let end = httpdate::parse_http_date(text).ok()?;
+    Some(end.duration_since(now).unwrap_or_default())
 }
 
 /// A URL without its query, which may contain the credentials for a storage server.
@@ -275,4 +334,24 @@ async fn read_bounded(
         bytes.extend_from_slice(&chunk);
     }
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_told_in_seconds_or_by_its_end() {
+        let now = httpdate::parse_http_date("Sun, 29 Nov 2026 12:00:00 GMT").unwrap();
+        for (text, seconds) in [
+            ("120", Some(120)),
+            ("Sun, 29 Nov 2026 12:00:30 GMT", Some(30)),
+            ("Sun, 29 Nov 2026 11:00:00 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            let found = pause(&HeaderValue::from_static(text), now);
+            assert_eq!(found, seconds.map(Duration::from_secs), "{text}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// A client's request.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     /// The path with its query.
     pub path: String,
     /// By name in lower case.
@@ -47,6 +48,7 @@ pub struct Reply {
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
     fault: Fault,
+    without_body: bool,
 }
 
 impl Reply {
@@ -56,6 +58,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.into(),
             fault: Fault::None,
+            without_body: false,
         }
     }
 
@@ -118,6 +121,9 @@ impl Reply {
             head += &format!("{name}: {value}\r\n");
         }
         stream.write_all(format!("{head}\r\n").as_bytes())?;
+        if self.without_body {
+            return Ok(());
+        }
         match self.fault {
             Fault::None => stream.write_all(&self.body),
             Fault::CloseAfter(bytes) => stream.write_all(&self.body[..bytes]),
@@ -158,7 +164,8 @@ impl Fake {
                         return;
                     };
                     requests.lock().unwrap().push(request.clone());
-                    let reply = answer.lock().unwrap()(&request);
+                    let mut reply = answer.lock().unwrap()(&request);
+                    reply.without_body = request.method == "HEAD";
                     // The client may have closed the connection.
                     let _ = reply.send(&stream);
                 });
@@ -186,12 +193,21 @@ impl Fake {
         let requests = self.requests();
         requests.iter().filter(|r| r.path.contains(part)).count()
     }
+
+    /// How many requests with this method had `part` in their path.
+    pub fn count_of(&self, method: &str, part: &str) -> usize {
+        let requests = self.requests();
+        let is_it = |r: &&Request| r.method == method && r.path.contains(part);
+        requests.iter().filter(is_it).count()
+    }
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut reader = BufReader::new(stream);
     let mut lines = reader.by_ref().lines().map_while(Result::ok);
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let first = lines.next()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
     let lines = lines.take_while(|line| !line.is_empty());
     let pair = |line: String| {
         let (name, value) = line.split_once(':')?;
@@ -203,6 +219,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     Some(Request {
+        method,
         path,
         headers,
         body: String::from_utf8(body).unwrap(),

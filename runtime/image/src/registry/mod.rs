@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pull side of the distribution protocol (OCI distribution spec 1.1). It asks mirrors and the image's own host.
 //!
-//! One [`Repository`] serves one pull. It asks the mirrors in order, then the host itself, until one of them delivers.
-//! Responses are limited in size, and so is the time without data.
+//! One [`Repository`] serves one pull. It asks the mirrors in order, then the host itself, until one of them delivers
+//! what was promised. Responses are limited in size, the time without data is limited, and there is a least throughput.
 
 mod auth;
 mod blob;
@@ -17,9 +17,10 @@ use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 
 use crate::config::{Config, Credentials};
+use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::reference::Reference;
-pub use blob::BlobStream;
+pub use blob::{Barred, BlobStream};
 use endpoint::Endpoint;
 
 const DOCKER_HUB: &str = "docker.io";
@@ -39,10 +40,12 @@ pub enum RegistryError {
         #[source]
         source: reqwest::Error,
     },
-    #[error("{url} answers {status}{message}")]
+    #[error("{url} answers {status}{message}{}", in_words(.retry_after))]
     Status {
         url: String,
         status: StatusCode,
+        /// For how long the host asks not to be asked again.
+        retry_after: Option<Duration>,
         message: String,
     },
     #[error("{url} demands authentication of an unsupported kind: {challenge}")]
@@ -55,6 +58,22 @@ pub enum RegistryError {
     Stalled { url: String, tries: u32 },
     #[error("the answer of {url} is not complete after {waited:?}")]
     Slow { url: String, waited: Duration },
+    #[error(
+        "{url} sent {bytes} bytes in {waited:.0?}, at least {least_bytes_per_second} bytes a second are expected \
+         (images.min_kib_per_second)"
+    )]
+    Crawls {
+        url: String,
+        bytes: u64,
+        waited: Duration,
+        least_bytes_per_second: u64,
+    },
+    #[error("{url} has digest {found}, expected {promised}")]
+    Digest {
+        url: String,
+        promised: Digest,
+        found: Digest,
+    },
     #[error("the mirrors failed ({mirrors}), and so did the host itself")]
     Mirrored {
         mirrors: String,
@@ -75,9 +94,24 @@ impl RegistryError {
                 StatusCode::FORBIDDEN => FailureKind::Denied,
                 _ => FailureKind::Unavailable,
             },
-            Self::Send { .. } | Self::Answer { .. } | Self::Stalled { .. } | Self::Slow { .. } => {
-                FailureKind::Unavailable
-            }
+            Self::Digest { .. } => FailureKind::Corrupt,
+            Self::Send { .. }
+            | Self::Answer { .. }
+            | Self::Stalled { .. }
+            | Self::Slow { .. }
+            | Self::Crawls { .. } => FailureKind::Unavailable,
+        }
+    }
+
+    /// Whether a host sent other bytes than the descriptor promised. Another host may have the right ones.
+    pub fn is_of_bytes(&self) -> bool {
+        matches!(self, Self::Digest { .. } | Self::TooLarge { .. })
+    }
+
+    fn wanted_pause(&self) -> Duration {
+        match self {
+            Self::Status { retry_after, .. } => retry_after.unwrap_or_default(),
+            _ => Duration::ZERO,
         }
     }
 
@@ -99,12 +133,30 @@ impl RegistryError {
     }
 }
 
-/// A manifest as the registry sent it.
+fn in_words(retry_after: &Option<Duration>) -> String {
+    match retry_after {
+        Some(pause) => format!(", and asks not to be asked again for {} s", pause.as_secs()),
+        None => String::new(),
+    }
+}
+
+/// A manifest as a host sent it.
 #[derive(Debug)]
-pub struct RawManifest {
+pub struct ServedManifest {
     pub bytes: Vec<u8>,
     /// The media type that the server sent. Manifests may contain it themselves.
     pub media_type: String,
+}
+
+/// A manifest, and how far the search for it came.
+#[derive(Debug)]
+pub struct RawManifest {
+    pub served: ServedManifest,
+    pub digest: Digest,
+    /// How many hosts were asked, in order.
+    pub asked_hosts: usize,
+    /// Whether it is from the image's own host, so that no other can be asked.
+    pub is_last_word: bool,
 }
 
 /// The hosts that may have one repository.
@@ -113,6 +165,7 @@ pub struct Repository {
     name: String,
     endpoints: Vec<Endpoint>,
     stall_timeout: Duration,
+    min_bytes_per_second: u64,
 }
 
 impl Repository {
@@ -148,20 +201,44 @@ impl Repository {
             name: reference.repository.clone(),
             endpoints,
             stall_timeout: config.stall_timeout,
+            min_bytes_per_second: config.min_bytes_per_second,
         })
     }
 
-    /// Fetches a manifest by tag or digest. A caller that asks by digest has to verify it.
-    pub async fn manifest(&self, version: &str) -> Result<RawManifest, RegistryError> {
+    /// Fetches a manifest by tag or digest, from the first host after `skip` others that sends what was `promised`.
+    pub async fn manifest(
+        &self,
+        version: &str,
+        promised: Option<&Digest>,
+        skip: usize,
+    ) -> Result<RawManifest, RegistryError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES));
         let path = format!("{}/manifests/{version}", self.name);
         let mut failures = Vec::new();
-        for endpoint in &self.endpoints {
-            match endpoint.manifest(&self.name, &path, &headers).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) => failures.push(error),
-            }
+        for (host, endpoint) in self.endpoints.iter().enumerate().skip(skip) {
+            let error = match endpoint.manifest(&self.name, &path, &headers).await {
+                Err(error) => error,
+                Ok(served) => {
+                    let found = Digest::of(&served.bytes);
+                    match promised {
+                        Some(promised) if *promised != found => RegistryError::Digest {
+                            url: path.clone(),
+                            promised: promised.clone(),
+                            found,
+                        },
+                        _ => {
+                            return Ok(RawManifest {
+                                served,
+                                digest: found,
+                                is_last_word: host + 1 == self.endpoints.len(),
+                                asked_hosts: host + 1,
+                            });
+                        }
+                    }
+                }
+            };
+            failures.push(error);
         }
         Err(self.no_answer(failures))
     }

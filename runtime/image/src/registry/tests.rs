@@ -74,9 +74,9 @@ async fn download(repository: &Repository, blob: &[u8]) -> Result<Vec<u8>, Regis
 #[tokio::test]
 async fn a_manifest_is_asked_for_with_all_types_and_without_a_name() {
     let fake = script(vec![manifest().with("Content-Type", "ignored")]);
-    let found = plain(&fake, None).manifest("1").await.unwrap();
-    assert_eq!(found.bytes, b"manifest");
-    assert_eq!(found.media_type, MANIFEST_TYPE);
+    let found = plain(&fake, None).manifest("1", None, 0).await.unwrap();
+    assert_eq!(found.served.bytes, b"manifest");
+    assert_eq!(found.served.media_type, MANIFEST_TYPE);
     let [request] = &fake.requests()[..] else {
         panic!("more than one request")
     };
@@ -91,7 +91,7 @@ async fn tls_is_spoken_unless_the_configuration_says_otherwise() {
     let mut config = plain_http(&[]);
     config.stall_timeout = SHORT;
     let strict = repository(&fake.host(), None, &config);
-    let error = strict.manifest("1").await.unwrap_err();
+    let error = strict.manifest("1", None, 0).await.unwrap_err();
     assert_eq!(error.kind(), FailureKind::Unavailable, "{error:?}");
     assert_eq!(fake.count("/v2/"), 0);
 }
@@ -105,7 +105,7 @@ async fn mirrors_are_asked_first_and_never_get_the_password() {
     let settings = config.registries.get_mut(&host.host()).unwrap();
     settings.mirrors = vec![broken.host(), empty.host()];
     let asker = repository(&host.host(), user(PASSWORD), &config);
-    asker.manifest("1").await.unwrap();
+    asker.manifest("1", None, 0).await.unwrap();
     for mirror in [&broken, &empty] {
         let requests = mirror.requests();
         assert_eq!(requests.len(), 1);
@@ -119,7 +119,7 @@ async fn mirrors_are_asked_first_and_never_get_the_password() {
     config = plain_http(&[&full.host()]);
     config.registries.insert("a.example".to_owned(), settings);
     let asker = repository("a.example", user(PASSWORD), &config);
-    asker.manifest("1").await.unwrap();
+    asker.manifest("1", None, 0).await.unwrap();
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn the_hosts_own_word_counts_when_no_mirror_helps_and_theirs_is_told() {
     // Nobody listens on this port.
     settings.mirrors = vec!["127.0.0.1:1".to_owned()];
     let error = repository(&host.host(), None, &config)
-        .manifest("1")
+        .manifest("1", None, 0)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), FailureKind::Denied);

@@ -2,6 +2,8 @@
 //! Complete pulls, from Debian's registry and from one that fails as the test wants.
 
 mod debian;
+mod mirrors;
+mod secrets;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -204,7 +206,7 @@ async fn one_image_has_many_tags_and_a_tag_one_image() {
 }
 
 #[tokio::test]
-async fn a_second_pull_fetches_nothing_but_the_manifest() {
+async fn a_second_pull_fetches_no_layer() {
     let image = two_layers(1);
     let fake = serving(&image);
     let bed = Bed::new(&fake.host());
@@ -212,7 +214,10 @@ async fn a_second_pull_fetches_nothing_but_the_manifest() {
     let first = bed.store.pull(&name, None).await.unwrap();
     let blobs = fake.count("/blobs/");
     let second = bed.store.pull(&name, None).await.unwrap();
-    assert_eq!(fake.count("/blobs/"), blobs);
+    // The configuration is fetched, and the registry is asked for each layer.
+    assert_eq!(fake.count(image.id().as_str()), 2);
+    assert_eq!(fake.count_of("HEAD", "/blobs/"), 2);
+    assert_eq!(fake.count("/blobs/"), blobs + 3);
     assert_eq!(fake.count("/manifests/"), 2);
     assert_eq!(format!("{first:?}"), format!("{second:?}"));
     assert_eq!(bed.layers(), 2);
@@ -266,7 +271,7 @@ async fn pulls_at_the_same_time_make_each_layer_once() {
         pull.await.unwrap().unwrap();
     }
     for layer in 0..2 {
-        assert_eq!(fake.count(&image.layer_digest(layer)), 1);
+        assert_eq!(fake.count_of("GET", &image.layer_digest(layer)), 1);
     }
     assert_eq!(bed.layers(), 2);
     let images = bed.store.list().unwrap();
@@ -344,7 +349,7 @@ async fn who_waits_for_a_pull_that_is_dropped_pulls_itself() {
     .await;
     first.abort();
     second.await.unwrap().unwrap();
-    assert_eq!(fake.count(&image.layer_digest(0)), 1);
+    assert_eq!(fake.count_of("GET", &image.layer_digest(0)), 1);
     assert_eq!(bed.layers(), 2);
 }
 

@@ -2,16 +2,16 @@
 //! Images of both sides: each is pulled where its pod runs, with the credentials of that pod, and kubelet sees it once.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use bulkhead_proto::cri::{
-    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
-    PodSandboxConfig, PullImageRequest, RemoveImageRequest, StreamImagesRequest,
+    AuthConfig, FilesystemUsage, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
+    ListImagesRequest, PodSandboxConfig, PullImageRequest, RemoveImageRequest, StreamImagesRequest,
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container, image_spec};
 use bulkhead_tests::containerd::{Containerd, Release};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::{PASSWORD, Registry, USERNAME};
+use bulkhead_tests::wait::{until, whether};
 use tonic::{Code, Status};
 
 use super::{Both, OWN_PROCESSES, pod_config};
@@ -272,25 +272,21 @@ async fn a_pull_for_no_pod_is_for_all_sides_and_a_handler_names_one() {
             assert!(is_there(client, by(&busybox, handler)).await, "{handler}");
         }
 
-        let info = client.images.image_fs_info(ImageFsInfoRequest {}).await;
-        let info = info.expect("file systems").into_inner();
-        let places: Vec<_> = info
-            .image_filesystems
-            .into_iter()
-            .map(|usage| usage.fs_id.expect("a place").mountpoint)
-            .collect();
-        let [ours, theirs] = places.as_slice() else {
-            panic!("{places:?}");
-        };
+        // A side that measures for long is left out.
+        let info = until("both sides say where their images are", async || {
+            let info = client.images.image_fs_info(ImageFsInfoRequest {}).await;
+            let info = info.expect("file systems").into_inner();
+            whether(info.image_filesystems.len() == 2, &info).map(|()| info)
+        });
+        let info = info.await;
+        let place = |usage: &FilesystemUsage| usage.fs_id.clone().expect("a place").mountpoint;
+        let places: Vec<_> = info.image_filesystems.iter().map(place).collect();
         assert!(
-            ours.contains("/e2e-") && theirs.contains("/containerd-"),
+            places[0].contains("/e2e-") && places[1].contains("/containerd-"),
             "{places:?}"
         );
-        let written = info.container_filesystems[0]
-            .fs_id
-            .clone()
-            .expect("a place");
-        assert!(written.mountpoint.contains("/e2e-"), "{written:?}");
+        let written = place(&info.container_filesystems[0]);
+        assert!(written.contains("/e2e-"), "{written:?}");
 
         both.containerd.kill();
         let client = &mut both.client;
@@ -308,14 +304,11 @@ async fn a_pull_for_no_pod_is_for_all_sides_and_a_handler_names_one() {
         assert_fails(remove(client, &id).await, Code::Unavailable, &["runc"]);
         assert!(list(client).await.iter().any(|image| image.id == id));
         both.containerd.start_again().await;
-        let started = Instant::now();
-        while remove(client, &id).await.is_err() {
-            assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "it cannot be removed"
-            );
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        until("the image can be removed", async || {
+            let removed = remove(client, &id).await;
+            removed.map_err(|status| status.to_string())
+        })
+        .await;
         assert!(!list(client).await.iter().any(|image| image.id == id));
     }
 }

@@ -13,7 +13,7 @@ use bulkhead_proto::cri::{
 };
 use bulkhead_tests::client::{Client, assert_fails};
 use bulkhead_tests::containerd::Release;
-use bulkhead_tests::wait::PATIENCE;
+use bulkhead_tests::wait::{PATIENCE, until, whether};
 use tonic::Code;
 
 use super::Both;
@@ -77,18 +77,22 @@ async fn lists_and_statistics_have_the_pods_of_both_sides() {
         }
         assert_eq!(ids, set(&[&a, &b]));
 
-        let request = ListContainerStatsRequest { filter: None };
-        let stats = client.runtime.list_container_stats(request).await;
-        let stats = stats.expect("list statistics").into_inner().stats;
-        let measured = stats.iter().filter(|one| {
-            let memory = one
-                .memory
-                .as_ref()
-                .and_then(|memory| memory.working_set_bytes);
-            memory.is_some_and(|bytes| bytes.value > 0)
-        });
-        let ids = measured.filter_map(|one| one.attributes.clone().map(|its| its.id));
-        assert_eq!(ids.collect::<BTreeSet<_>>(), set(&[&a, &b]));
+        // A delegate that measures for long is left out.
+        until("both sides' containers are measured", async || {
+            let request = ListContainerStatsRequest { filter: None };
+            let stats = client.runtime.list_container_stats(request).await;
+            let stats = stats.expect("list statistics").into_inner().stats;
+            let measured = stats.iter().filter(|one| {
+                let memory = one
+                    .memory
+                    .as_ref()
+                    .and_then(|memory| memory.working_set_bytes);
+                memory.is_some_and(|bytes| bytes.value > 0)
+            });
+            let ids = measured.filter_map(|one| one.attributes.clone().map(|its| its.id));
+            whether(ids.collect::<BTreeSet<_>>() == set(&[&a, &b]), &stats)
+        })
+        .await;
         let request = ListPodSandboxStatsRequest { filter: None };
         let stats = client.runtime.list_pod_sandbox_stats(request).await;
         let stats = stats.expect("list statistics of pods").into_inner().stats;
@@ -179,13 +183,10 @@ async fn the_nodes_status_says_how_each_delegate_is_and_what_each_handler_can_do
             if !running {
                 both.containerd.kill();
             }
-            let started = std::time::Instant::now();
-            loop {
-                let status = both
-                    .client
-                    .runtime
-                    .status(StatusRequest { verbose: true })
-                    .await;
+            let client = &mut both.client;
+            until("the status says how the delegate is", async || {
+                let request = StatusRequest { verbose: true };
+                let status = client.runtime.status(request).await;
                 let status = status.expect("status").into_inner();
                 let names: BTreeSet<_> = status
                     .runtime_handlers
@@ -201,12 +202,10 @@ async fn the_nodes_status_says_how_each_delegate_is_and_what_each_handler_can_do
                 };
                 assert!(of("RuntimeReady").status && of("NetworkReady").status);
                 let delegate = of("Delegate/runc");
-                if delegate.status == running && delegate.message.contains(word) {
-                    break;
-                }
-                assert!(started.elapsed() < PATIENCE, "it stays {found:?}");
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-            }
+                let is_so = delegate.status == running && delegate.message.contains(word);
+                whether(is_so, &found)
+            })
+            .await;
         }
     }
 }

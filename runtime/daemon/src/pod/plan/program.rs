@@ -2,6 +2,8 @@
 //! What a container runs: the image's configuration and the container's, merged by Kubernetes' rules into a request to
 //! the agent. Pure.
 
+use std::collections::HashMap;
+
 use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
 
@@ -117,40 +119,47 @@ fn environment(
     image: &ImageDefaults,
     hostname: &str,
 ) -> Result<Vec<prost::bytes::Bytes>, ProgramError> {
-    let mut merged: Vec<(String, Vec<u8>)> = Vec::new();
-    let mut set = |name: &str, value: &[u8]| {
-        match merged.iter_mut().find(|(one, _)| one == name) {
-            Some((_, old)) => *old = value.to_vec(),
-            None => merged.push((name.to_owned(), value.to_vec())),
-        };
-    };
+    let mut variables = Variables::default();
     if let Some((name, value)) = PATH.split_once('=') {
-        set(name, value.as_bytes());
+        variables.set(name, value.as_bytes());
     }
-    set("HOSTNAME", hostname.as_bytes());
+    variables.set("HOSTNAME", hostname.as_bytes());
     if spec.tty {
-        set("TERM", b"xterm");
+        variables.set("TERM", b"xterm");
     }
     for line in &image.env {
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
-        set(name, value.as_bytes());
+        variables.set(name, value.as_bytes());
     }
     for (name, value) in &spec.environment {
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(ProgramError::Environment(name.clone()));
         }
-        set(name, value);
+        variables.set(name, value);
     }
-    if merged.iter().any(|(_, value)| value.contains(&0)) {
+    if variables.values.iter().any(|(_, value)| value.contains(&0)) {
         return Err(ProgramError::Nul("an environment variable"));
     }
-    let join = |(name, value): (String, Vec<u8>)| {
-        let mut line = name.into_bytes();
-        line.push(b'=');
-        line.extend(value);
-        line.into()
-    };
-    Ok(merged.into_iter().map(join).collect())
+    let join = |(name, value): (&str, &[u8])| [name.as_bytes(), b"=", value].concat().into();
+    Ok(variables.values.into_iter().map(join).collect())
+}
+
+/// Variables in the order in which their names came first. An image has many of them if its author wants to, so each is
+/// found by its hash and not by a search.
+#[derive(Default)]
+struct Variables<'a> {
+    values: Vec<(&'a str, &'a [u8])>,
+    places: HashMap<&'a str, usize>,
+}
+
+impl<'a> Variables<'a> {
+    fn set(&mut self, name: &'a str, value: &'a [u8]) {
+        let place = *self.places.entry(name).or_insert(self.values.len());
+        match self.values.get_mut(place) {
+            Some((_, old)) => *old = value,
+            None => self.values.push((name, value)),
+        }
+    }
 }
 
 /// The user that CRI asks for, else the image's. If CRI sets only a group, the image's user stays.

@@ -69,6 +69,19 @@ fn the_containers_variables_win_over_the_images_by_name() {
     }
 }
 
+/// Issue 13, point 5: with a search for each variable this takes hours, so it never passes.
+#[test]
+fn the_work_for_a_million_variables_is_linear() {
+    let mut image = image();
+    image.env = (0..1_000_000).map(|number| format!("V{number}=")).collect();
+    let mut spec = spec();
+    spec.environment = vec![("V999999".into(), b"last".to_vec())];
+    let env = environment(&spec, &image, "host").unwrap();
+    // PATH and HOSTNAME are before them.
+    assert_eq!(env.len(), 1_000_002);
+    assert_eq!(env.last().unwrap().as_ref(), b"V999999=last");
+}
+
 #[test]
 fn a_users_number_wins_over_names_and_a_group_alone_keeps_the_images_user() {
     for (uid, gid, name, expected) in [

@@ -8,6 +8,8 @@ use crate::layer::erofs::xattr;
 
 /// The limit is Linux's `XATTR_LIST_MAX`. Linux applies it to the names only; we count the values, too.
 const MAX_XATTR_BYTES: usize = 64 << 10;
+/// What an attribute counts besides its name and its value.
+const XATTR_ENTRY_BYTES: usize = 8;
 const XATTR_KEY: &str = "SCHILY.xattr.";
 /// Prefixes of overlayfs's own attributes. An image must not set them, so they are left out.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -22,6 +24,8 @@ pub struct Extensions {
     pub gid: Option<u64>,
     pub mtime: Option<(i64, u32)>,
     pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    /// What all attributes took that were told, also those that a later one replaced.
+    xattr_bytes: usize,
     pub sparse: bool,
 }
 
@@ -68,12 +72,12 @@ impl Extensions {
         {
             return Some(());
         }
+        self.xattr_bytes += XATTR_ENTRY_BYTES + name.len() + value.len();
+        if self.xattr_bytes > MAX_XATTR_BYTES {
+            return None;
+        }
         self.xattrs.insert(name.into(), value.into());
-        let bytes = self
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 8);
-        (bytes.sum::<usize>() <= MAX_XATTR_BYTES).then_some(())
+        Some(())
     }
 }
 
@@ -109,4 +113,29 @@ fn time(bytes: &[u8]) -> Option<(i64, u32)> {
         return Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds));
     }
     Some((seconds, nanoseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: &str, value: &str) -> Vec<u8> {
+        let rest = format!(" {key}={value}\n");
+        let length = (1..)
+            .find(|digits| (rest.len() + digits).to_string().len() == *digits)
+            .unwrap();
+        format!("{}{rest}", rest.len() + length).into_bytes()
+    }
+
+    #[test]
+    fn each_attribute_counts_once_as_often_as_it_is_told() {
+        let one = record("SCHILY.xattr.user.x", &"v".repeat(92));
+        let costs = XATTR_ENTRY_BYTES + "user.x".len() + 92;
+        let most = MAX_XATTR_BYTES / costs;
+        let mut extensions = Extensions::default();
+        extensions.parse_pax(&one.repeat(most)).unwrap();
+        assert_eq!(extensions.xattrs.len(), 1);
+        assert_eq!(extensions.xattr_bytes, most * costs);
+        assert_eq!(extensions.parse_pax(&one), Err("xattr"));
+    }
 }

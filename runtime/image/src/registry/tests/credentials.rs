@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who gets a password or a token, and who does not.
 
+use reqwest::Method;
+
 use super::*;
 
 #[tokio::test]
 async fn a_password_is_sent_when_asked_for_and_then_at_once() {
     let fake = basic_registry();
     let repository = plain(&fake, user(PASSWORD));
-    repository.manifest("1").await.unwrap();
-    repository.manifest("1").await.unwrap();
+    repository.manifest("1", None, 0).await.unwrap();
+    repository.manifest("1", None, 0).await.unwrap();
     let sent: Vec<_> = fake.requests();
     let sent: Vec<_> = sent.iter().map(|r| r.header("authorization")).collect();
     assert_eq!(sent, [None, Some(BASIC), Some(BASIC)]);
@@ -22,11 +24,11 @@ async fn credentials_of_the_configuration_are_used_when_the_pull_has_none() {
     settings.username = Some("user".to_owned());
     settings.password = Some(PASSWORD.to_owned());
     repository(&fake.host(), None, &config)
-        .manifest("1")
+        .manifest("1", None, 0)
         .await
         .unwrap();
     let error = repository(&fake.host(), user("other"), &config)
-        .manifest("1")
+        .manifest("1", None, 0)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), FailureKind::Unauthenticated);
@@ -54,8 +56,8 @@ fn token_registry(anonymous: bool) -> Fake {
 async fn a_token_is_fetched_with_the_password_and_used_from_then_on() {
     let fake = token_registry(false);
     let repository = plain(&fake, user(PASSWORD));
-    repository.manifest("1").await.unwrap();
-    repository.manifest("1").await.unwrap();
+    repository.manifest("1", None, 0).await.unwrap();
+    repository.manifest("1", None, 0).await.unwrap();
     let requests = fake.requests();
     let seen: Vec<_> = requests
         .iter()
@@ -78,7 +80,7 @@ async fn a_token_is_fetched_with_the_password_and_used_from_then_on() {
 #[tokio::test]
 async fn a_token_is_fetched_without_a_password_by_who_has_none() {
     let fake = token_registry(true);
-    plain(&fake, None).manifest("1").await.unwrap();
+    plain(&fake, None).manifest("1", None, 0).await.unwrap();
     let requests = fake.requests();
     assert_eq!(requests[1].header("authorization"), None);
 }
@@ -98,14 +100,17 @@ async fn an_identity_token_is_changed_into_one_of_the_registry_and_is_in_no_url(
     });
     let token = |text: &str| Some(Credentials::Identity(text.to_owned()));
     let right = plain(&fake, token("identity&"));
-    right.manifest("1").await.unwrap();
+    right.manifest("1", None, 0).await.unwrap();
     let asked = &fake.requests()[1];
     assert_eq!(
         asked.body,
         "grant_type=refresh_token&client_id=bulkhead&refresh_token=identity%26\
          &scope=repository%3Aapp%3Apull&service=s"
     );
-    let error = plain(&fake, token("old")).manifest("1").await.unwrap_err();
+    let error = plain(&fake, token("old"))
+        .manifest("1", None, 0)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), FailureKind::Unauthenticated);
 }
 
@@ -113,7 +118,10 @@ async fn an_identity_token_is_changed_into_one_of_the_registry_and_is_in_no_url(
 async fn a_token_of_the_pull_itself_is_sent_as_it_is() {
     let fake = token_registry(false);
     let token = Credentials::Bearer("secret-token".to_owned());
-    plain(&fake, Some(token)).manifest("1").await.unwrap();
+    plain(&fake, Some(token))
+        .manifest("1", None, 0)
+        .await
+        .unwrap();
     assert_eq!(fake.count("/token"), 0);
 }
 
@@ -153,7 +161,7 @@ async fn refusals_are_told_apart_and_tell_no_secret() {
         ),
     ] {
         let repository = plain(&fake, user("wrong-secret"));
-        let error = repository.manifest("1").await.unwrap_err();
+        let error = repository.manifest("1", None, 0).await.unwrap_err();
         let text = format!("{} {error:?} {repository:?}", chain(&error));
         assert_eq!(error.kind(), kind, "{case}: {text}");
         assert!(!text.contains("wrong-secret"), "{case}: {text}");
@@ -207,6 +215,9 @@ async fn a_token_server_without_tls_gets_no_password_for_a_registry_with_tls() {
     assert!(error.to_string().contains("without TLS"), "{error}");
     // A redirect does not lead there, either.
     let (url, headers) = (thief.url("/"), HeaderMap::new());
-    endpoint.send(&url, &headers, None).await.unwrap_err();
+    endpoint
+        .send(&Method::GET, &url, &headers, None)
+        .await
+        .unwrap_err();
     assert_eq!(thief.count(""), 0);
 }
