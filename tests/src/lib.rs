@@ -12,6 +12,7 @@ pub mod client;
 pub mod cluster;
 pub mod containerd;
 pub mod daemon;
+pub mod disk;
 pub mod kubelet;
 pub mod node;
 pub mod node_api;

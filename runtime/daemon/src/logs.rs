@@ -11,9 +11,8 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,6 +20,8 @@ use bulkhead_proto::agent::log_record;
 use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::modes;
 
 /// The longest line that is written in one piece. Other runtimes use the same limit.
 const LINE_BYTES: usize = 16 << 10;
@@ -99,12 +100,9 @@ impl LogFile {
             source,
         };
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
+            modes::directory_for_all(parent).map_err(failed)?;
         }
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o640);
-        options.custom_flags(libc::O_NOFOLLOW);
-        self.file = Some(options.open(path).map_err(failed)?);
+        self.file = Some(modes::log_file(path).map_err(failed)?);
         Ok(())
     }
 

@@ -10,7 +10,9 @@ mod config;
 mod cri;
 mod descriptors;
 mod endpoint;
+mod intact;
 mod logs;
+mod modes;
 mod notify;
 mod pod;
 mod random;
@@ -60,6 +62,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check a file of records. The daemon runs this at its start.
+    #[command(name = intact::COMMAND, hide = true)]
+    CheckRecords { path: PathBuf },
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -73,6 +78,7 @@ async fn main() -> ExitCode {
             Ok(config) => check::run(&config, json).await,
             Err(e) => fail(&e),
         },
+        Command::CheckRecords { path } => intact::check_here(&path),
         Command::Client(command) => cli::execute(command, &arguments.socket).await,
     }
 }

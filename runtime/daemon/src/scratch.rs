@@ -4,8 +4,8 @@
 //! mke2fs makes a file system once for each size, which is kept as a template. A pod gets a reflink of the template or,
 //! if the host's file system has no reflinks, a copy of its data without its holes. A scratch disk has no journal,
 //! because it is deleted with its VM. The disk of an emptyDir has one, because it outlives VMs. It also takes very
-//! little space while it is empty, because kubelet counts that space. All functions block, so call them through
-//! `spawn_blocking`.
+//! little space while it is empty, because kubelet counts that space. A template whose sum has changed is damaged and is
+//! made anew. All functions block, so call them through `spawn_blocking`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::SystemTime;
 
+use bulkhead_records::{Intact, Sum};
 use rustix::fs::SeekFrom;
 
 /// How much is copied at a time.
@@ -22,6 +23,8 @@ const COPY_BYTES: usize = 1 << 20;
 const MIB: u64 = 1 << 20;
 /// How many templates are kept. There is a limit because pods choose the sizes, and each template takes space.
 const MAX_TEMPLATES: usize = 16;
+/// The extension of a template's name.
+const TEMPLATE: &str = "ext4";
 
 /// An error about a scratch disk.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +90,9 @@ impl Purpose {
 #[derive(Debug)]
 pub struct Scratch {
     templates: PathBuf,
-    /// Held while a template is made, so that only one is made at a time.
+    /// Held while a template is made or checked, so that only one is made at a time.
     making: Mutex<()>,
+    intact: Intact,
 }
 
 impl Scratch {
@@ -97,6 +101,7 @@ impl Scratch {
         Self {
             templates,
             making: Mutex::new(()),
+            intact: Intact::default(),
         }
     }
 
@@ -116,7 +121,7 @@ impl Scratch {
     /// Opens the template, and makes it if there is none. It is opened here, under the lock, so that it can still be
     /// copied if `prune` removes it meanwhile.
     fn template(&self, purpose: Purpose, mib: u64) -> Result<File, ScratchError> {
-        let name = format!("{}-{mib}m.ext4", purpose.name());
+        let name = format!("{}-{mib}m.{TEMPLATE}", purpose.name());
         let path = self.templates.join(name);
         let _one = self
             .making
@@ -127,12 +132,9 @@ impl Scratch {
             path: path.clone(),
             source,
         };
-        match File::options().read(true).write(true).open(&path) {
-            Ok(template) => {
-                // For `prune`, the modification time is the time of the last use.
-                template.set_modified(SystemTime::now()).map_err(failed)?;
-                return Ok(template);
-            }
+        match self.known_template(&path) {
+            Ok(Some(template)) => return Ok(template),
+            Ok(None) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
         }
@@ -142,8 +144,34 @@ impl Scratch {
         file.set_len(mib.saturating_mul(MIB)).map_err(failed)?;
         format(purpose, &new)?;
         file.sync_all().map_err(failed)?;
+        let sum = File::open(&new).and_then(|file| Sum::of(&file));
+        let sum = serde_json::to_vec(&sum.map_err(failed)?).map_err(|e| failed(e.into()))?;
+        fs::write(sum_of(&path), sum).map_err(failed)?;
         fs::rename(&new, &path).map_err(failed)?;
+        self.intact.trust(&path).map_err(failed)?;
         File::open(&path).map_err(failed)
+    }
+
+    /// Opens a template that exists. `None` if it is not as it was when it was made.
+    fn known_template(&self, path: &Path) -> io::Result<Option<File>> {
+        let template = File::options().read(true).write(true).open(path)?;
+        let sum = fs::read(sum_of(path)).unwrap_or_default();
+        let is_intact = match serde_json::from_slice::<Sum>(&sum) {
+            Ok(sum) => self.intact.is(path, &template, &sum)?,
+            // An earlier version kept no sums.
+            Err(_) => false,
+        };
+        if !is_intact {
+            tracing::warn!(
+                "{} has changed or has no sum; making it anew",
+                path.display()
+            );
+            return Ok(None);
+        }
+        // For `prune`, the modification time is the time of the last use.
+        template.set_modified(SystemTime::now())?;
+        self.intact.trust(path)?;
+        Ok(Some(template))
     }
 
     /// Removes the least recently used templates, until there is room for one more.
@@ -153,16 +181,24 @@ impl Scratch {
             .flatten()
             .flatten();
         let mut templates: Vec<_> = entries
+            .filter(|entry| entry.path().extension().is_some_and(|end| end == TEMPLATE))
             .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
             .collect();
         templates.sort();
         let surplus = (templates.len() + 1).saturating_sub(MAX_TEMPLATES);
         for (_, path) in templates.into_iter().take(surplus) {
+            let _ = fs::remove_file(sum_of(&path));
+            self.intact.forget(&path);
             if let Err(e) = fs::remove_file(&path) {
                 tracing::warn!("remove {}: {e}", path.display());
             }
         }
     }
+}
+
+/// The file with the sum of a template.
+fn sum_of(template: &Path) -> PathBuf {
+    template.with_extension("sum")
 }
 
 /// How many bytes (without holes) and files are in a directory.
@@ -282,6 +318,56 @@ mod tests {
             let said = String::from_utf8_lossy(&check.stdout);
             assert!(check.status.success(), "{purpose:?}: {said}");
         }
+    }
+
+    #[test]
+    fn a_damaged_template_is_made_anew_by_this_daemon_and_by_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = directory.path().join("templates");
+        let template = templates.join("scratch-16m.ext4");
+        let disk = directory.path().join("disk");
+        let is_clean = || {
+            let mut check = Command::new("/sbin/e2fsck");
+            let checked = check.args(["-f", "-n"]).arg(&disk).output().unwrap();
+            checked.status.success() && fs::metadata(&disk).unwrap().len() == 16 << 20
+        };
+        let mut scratch = Scratch::new(templates.clone());
+        let flip = |at: usize| {
+            let mut bytes = fs::read(&template).unwrap();
+            bytes[at] ^= 0xff;
+            fs::write(&template, bytes).unwrap();
+        };
+        let damages: [&dyn Fn(); 6] = [
+            &|| {},
+            &|| flip(1024 + 12),
+            &|| fs::write(&template, "").unwrap(),
+            &|| {
+                File::options()
+                    .write(true)
+                    .open(&template)
+                    .unwrap()
+                    .set_len(1 << 20)
+                    .unwrap()
+            },
+            &|| fs::write(sum_of(&template), "").unwrap(),
+            &|| fs::remove_file(&template).unwrap(),
+        ];
+        for (number, damage) in damages.iter().enumerate() {
+            for is_next in [false, true] {
+                scratch.make(Purpose::Scratch, &disk, 0).unwrap();
+                if is_next {
+                    scratch = Scratch::new(templates.clone());
+                }
+                // The clock of a file system may tick only a hundred times in a second.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                damage();
+                scratch.make(Purpose::Scratch, &disk, 0).unwrap();
+                assert!(is_clean(), "damage {number}, next daemon: {is_next}");
+            }
+        }
+        let before = fs::metadata(&template).unwrap().ino();
+        scratch.make(Purpose::Scratch, &disk, 0).unwrap();
+        assert_eq!(fs::metadata(&template).unwrap().ino(), before, "made once");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,13 +30,15 @@ use tonic::service::Routes;
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::endpoint::{Endpoint, ImageEndpoint, Sides};
+use crate::intact::{self, IntactError};
+use crate::modes;
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::streaming::{self, StreamingError};
 
 /// The longest request. Other runtimes use the same limit.
@@ -46,6 +48,12 @@ const REQUEST_BYTES: usize = 16 << 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls may still take after the signal to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// What happens to the pods if their records are moved away.
+const WITHOUT_PODS: &str = "Then the VMs of all pods are ended, and kubelet makes their pods anew";
+/// What happens to the images if their records are moved away.
+const WITHOUT_IMAGES: &str =
+    "Then all images are gone, and kubelet pulls them anew; pods go on running";
 
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +66,8 @@ pub enum ServeError {
     Lock { path: PathBuf, source: io::Error },
     #[error("listen on {path}")]
     Listen { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Intact(#[from] IntactError),
     #[error("state of pods")]
     Store(#[from] StoreError),
     #[error("image store")]
@@ -79,16 +89,23 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     // Pods that are listed there do not outlive a reboot, images do.
     let listed_pods = config.run_dir.join("delegates");
     let listed_images = config.state_dir.join("delegates");
+    modes::keep_to_ourselves();
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
     if let Some(parent) = socket.parent() {
-        make_directory(parent)?;
+        // Its mode is not changed, because others may use it, too.
+        std::fs::create_dir_all(parent).map_err(|source| ServeError::Directory {
+            path: parent.to_owned(),
+            source,
+        })?;
     }
     let _lock = lock(&config.state_dir.join("lock"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let streams = streaming::Server::bind(&config.streaming).await?;
     let streaming = streams.handle();
+    intact::check(&config.state_dir.join(store::FILE), WITHOUT_PODS).await?;
+    intact::check(&config.image_config().records(), WITHOUT_IMAGES).await?;
     let host = host(config)?;
     let images = ImageServer::new(host.images.clone(), host.state_pods.clone());
     let pods = Pods::new(host);
@@ -147,14 +164,24 @@ fn routes(runtime: impl RuntimeService, images: impl ImageService) -> Routes {
 
 fn host(config: Config) -> Result<Host, ServeError> {
     let images = bulkhead_image::Store::open(config.image_config())?;
+    let templates = config.state_dir.join("templates");
+    make_directory(&templates)?;
+    for directory in [&config.cni.cache_dir, &config.cni.netns_dir] {
+        // Elsewhere it may be of others, too.
+        if directory.starts_with(&config.state_dir) || directory.starts_with(&config.run_dir) {
+            make_directory(directory)?;
+        }
+    }
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
     let systemd = (config.cgroup_driver == CgroupDriver::Systemd).then(Systemd::of_host);
     // The directory must exist before the first pod: at its start, kubelet asks for the containers' file system.
     let state_pods = config.state_dir.join("pods");
+    let run_pods = config.run_dir.join("pods");
     make_directory(&state_pods)?;
+    make_directory(&run_pods)?;
     Ok(Host {
-        run_pods: config.run_dir.join("pods"),
+        run_pods,
         state_pods,
         sizing: Defaults {
             vcpus: sandbox.vcpus,
@@ -163,12 +190,12 @@ fn host(config: Config) -> Result<Host, ServeError> {
             scratch_bytes: sandbox.scratch_bytes,
         },
         admission: Admission::new(sandbox.parallel_boots, admission::TURN),
-        store: Arc::new(Store::open(&config.state_dir.join("pods.redb"))?),
+        store: Arc::new(Store::open(&config.state_dir)?),
         network,
         images,
         cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
         volumes: Volumes::new(config.kubelet_roots),
-        scratch: Scratch::new(config.state_dir.join("templates")),
+        scratch: Scratch::new(templates),
         probe: Probe::new(
             config.vmm.clone(),
             config.kernel.clone(),
@@ -202,19 +229,10 @@ fn warm_up(pods: &Pods) {
 }
 
 fn make_directory(path: &Path) -> Result<(), ServeError> {
-    let failed = |source| ServeError::Directory {
+    modes::own_directory(path).map_err(|source| ServeError::Directory {
         path: path.to_owned(),
         source,
-    };
-    if path.is_dir() {
-        return Ok(());
-    }
-    let mut builder = std::fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed)
+    })
 }
 
 /// Locks the daemon's directories, so that only one daemon uses them. The lock ends with the process.

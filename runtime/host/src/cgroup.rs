@@ -304,6 +304,14 @@ pub fn held_bytes(path: &Path) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// The cgroup of a process from its `/proc/PID/cgroup`, if it was made for a VM whose pod's id begins with `digits`.
+pub fn of_vm(text: &str, digits: &str) -> Option<PathBuf> {
+    // The line of cgroup v2. A host may also have others.
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let path = Path::new(ROOT).join(path);
+    names::is_of_pod(&path, digits).then_some(path)
+}
+
 /// Moves a process into the cgroup `path`.
 pub fn enter(path: &Path, pid: i32) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), pid.to_string())

@@ -19,6 +19,7 @@ pub mod patience;
 pub mod probe;
 pub mod process;
 pub mod shares;
+pub mod strays;
 #[allow(unsafe_code)]
 mod sys;
 pub mod systemd;

@@ -22,7 +22,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of(pid: i32) -> io::Result<Self> {
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, start_ticks })

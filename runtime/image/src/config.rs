@@ -34,6 +34,13 @@ pub struct Config {
     pub pinned: Vec<Reference>,
 }
 
+impl Config {
+    /// The file with the records of images.
+    pub fn records(&self) -> PathBuf {
+        self.root.join("images.redb")
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -41,10 +41,12 @@ impl Store {
         })
     }
 
-    /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
+    /// Finds an image by reference, by id, or by a prefix of an id that no other image has. An image of which a layer is
+    /// missing, because it was damaged, is not there: it must be pulled again.
     pub fn find(&self, name: &str) -> Result<Option<Image>, StoreError> {
         self.contents
             .find(name)?
+            .filter(|record| self.contents.is_complete(record))
             .map(|record| self.image(record))
             .transpose()
     }

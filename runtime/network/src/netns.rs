@@ -50,10 +50,8 @@ pub async fn remove(path: &Path) -> Result<(), NetworkError> {
     let path = path.to_owned();
     on_a_thread(path.clone(), move || {
         let failed = error(&path);
-        match umount2(&path, MntFlags::MNT_DETACH) {
-            // EINVAL means that nothing is mounted on the file.
-            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
-            Err(e) => return Err(failed("unmount", e.into())),
+        if exists(&path) {
+            umount2(&path, MntFlags::MNT_DETACH).map_err(|e| failed("unmount", e.into()))?;
         }
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", e)),

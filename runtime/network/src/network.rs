@@ -178,8 +178,8 @@ impl Network {
                     &self.config.plugins(),
                 )
                 .await?;
-            netns::remove(&attached.netns).await?;
         }
+        netns::remove(&record.netns(&self.config.netns_dir)).await?;
         self.checks().remove(&record.pod_id);
         record.remove(&self.config.cache_dir)
     }

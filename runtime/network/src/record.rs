@@ -3,7 +3,7 @@
 //! has changed. It is stored twice: in the pod's record, and as a file that is written before anything is made on the
 //! host.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cni::{Conflist, Invocation};
 use crate::failure::{NetworkError, file_error};
+
+const SUFFIX: &str = ".json";
+/// How long the id of a pod is.
+const ID_DIGITS: usize = 64;
 
 /// All that is needed to tear down a pod's network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +49,14 @@ impl NetworkRecord {
         })
     }
 
+    /// The path of the pod's namespace, whether it exists or not.
+    pub(crate) fn netns(&self, directory: &Path) -> PathBuf {
+        match &self.attached {
+            Some(attached) => attached.netns.clone(),
+            None => directory.join(&self.pod_id),
+        }
+    }
+
     /// Writes the record into `directory`. Replaces an earlier one of the same pod.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), NetworkError> {
         let path = path_of(directory, &self.pod_id);
@@ -61,26 +73,74 @@ impl NetworkRecord {
         }
     }
 
-    /// All records in `directory` whose pods are not among `pods`.
-    pub(crate) fn all_but(directory: &Path, pods: &HashSet<String>) -> Vec<Self> {
-        let entries = std::fs::read_dir(directory);
-        let paths = entries
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        let records = paths.filter_map(|path| {
-            let bytes = std::fs::read(path).ok()?;
-            serde_json::from_slice::<Self>(&bytes).ok()
-        });
-        records
-            .filter(|record| !pods.contains(&record.pod_id))
-            .collect()
+    /// Reads the record of a pod.
+    fn read(directory: &Path, pod_id: &str) -> io::Result<Self> {
+        let bytes = std::fs::read(path_of(directory, pod_id))?;
+        let record: Self = serde_json::from_slice(&bytes)?;
+        match record.pod_id == pod_id {
+            true => Ok(record),
+            false => Err(io::Error::other("it is the record of another pod")),
+        }
+    }
+
+    /// Writes the file again if it is not there or cannot be read.
+    pub(crate) fn mend(&self, directory: &Path) -> Result<(), NetworkError> {
+        if self.attached.is_none() {
+            return Ok(());
+        }
+        match Self::read(directory, &self.pod_id) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let path = path_of(directory, &self.pod_id);
+                tracing::error!("{} is damaged ({error}); it is made anew", path.display());
+                self.write(directory)
+            }
+        }
     }
 }
 
+/// What is found in the directories of records and namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub records: Vec<NetworkRecord>,
+    /// Ids of pods that have a namespace, or a record that cannot be read.
+    pub traces: Vec<String>,
+}
+
+impl Found {
+    /// Looks for all that does not belong to `pods`. Files with other names than ours are left alone.
+    pub fn all_but(pods: &HashSet<&str>, records: &Path, namespaces: &Path) -> Self {
+        let mut found = Self::default();
+        let ids = names(records).filter_map(|name| name.strip_suffix(SUFFIX).map(str::to_owned));
+        let ids: BTreeSet<String> = ids
+            .chain(names(namespaces).filter(|name| is_id(name)))
+            .collect();
+        for id in ids.into_iter().filter(|id| !pods.contains(id.as_str())) {
+            match NetworkRecord::read(records, &id) {
+                Ok(record) => found.records.push(record),
+                Err(error) => {
+                    let path = path_of(records, &id);
+                    tracing::error!("{} cannot be read: {error}", path.display());
+                    found.traces.extend(Some(id).filter(|id| is_id(id)));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn names(directory: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// Whether this is the id of a pod, and not something that others have put there.
+fn is_id(name: &str) -> bool {
+    name.len() == ID_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn path_of(directory: &Path, pod_id: &str) -> PathBuf {
-    directory.join(format!("{pod_id}.json"))
+    directory.join(format!("{pod_id}{SUFFIX}"))
 }
 
 /// Replaces a file in one step. Only root may read it, because configurations of plugins may contain secrets.

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::cni::{KnownVersions, Plugins, Selection};
 use crate::network::Network;
-use crate::record::NetworkRecord;
+use crate::record::{Found, NetworkRecord};
+use crate::request::AttachRequest;
 
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(15);
@@ -22,10 +23,23 @@ const SWEEP: Duration = Duration::from_secs(10);
 const COLLECT: Duration = Duration::from_secs(10);
 
 impl Network {
-    /// Tears down the networks of pods that no longer exist. Touches only networks with a record.
-    pub async fn sweep(&self, live_pods: &HashSet<String>) {
+    /// Tears down the networks of pods that no longer exist, and mends the files of the others.
+    pub async fn sweep(&self, live: &[NetworkRecord]) {
         let started = Instant::now();
-        for record in NetworkRecord::all_but(&self.config.cache_dir, live_pods) {
+        let pods: HashSet<&str> = live.iter().map(|record| record.pod_id.as_str()).collect();
+        for record in live {
+            if let Err(error) = record.mend(&self.config.cache_dir) {
+                tracing::error!(pod = record.pod_id, "{}", chain(&error));
+            }
+        }
+        let Found {
+            mut records,
+            traces,
+        } = Found::all_but(&pods, &self.config.cache_dir, &self.config.netns_dir);
+        for pod in traces {
+            records.push(self.guess(pod).await);
+        }
+        for record in records {
             tracing::info!(
                 pod = record.pod_id,
                 "the pod no longer exists; tearing down its network"
@@ -61,6 +75,22 @@ impl Network {
                 }
             }
         }
+    }
+
+    /// The record of a pod of which only a trace is left: its network as a new one would be made now. Plugins find what
+    /// they have made by the pod's id, so that is enough unless the configuration has changed.
+    async fn guess(&self, pod_id: String) -> NetworkRecord {
+        let request = AttachRequest {
+            pod_id,
+            ..Default::default()
+        };
+        let planned = self.plan(request.clone()).await;
+        let planned = planned.inspect_err(|error| tracing::warn!("{}", chain(error)));
+        let nothing = || NetworkRecord {
+            attached: None,
+            pod_id: request.pod_id.clone(),
+        };
+        planned.unwrap_or_else(|_| nothing())
     }
 
     /// Prepares `GC`, in which plugins may remove everything that belongs to none of `live`. No pod is attached until

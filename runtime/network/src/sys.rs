@@ -1,14 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only unsafe code of this crate: making a TAP.
+//! The only unsafe code of this crate: making a TAP, and the umask of plugins.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
+use nix::sys::stat::{Mode, umask};
+use tokio::process::Command;
 
 // _IOW('T', 202, int), from linux/if_tun.h; the argument is a struct ifreq.
 nix::ioctl_write_ptr_bad!(tun_set_iff, 0x4004_54ca, libc::ifreq);
+
+/// Gives a plugin the usual umask. The daemon's own is stricter, and plugins make files that others read.
+pub fn set_usual_umask(plugin: &mut Command) {
+    let usual = || {
+        umask(Mode::S_IWGRP | Mode::S_IWOTH);
+        Ok(())
+    };
+    // SAFETY: between fork and exec, the closure makes one system call, which is async-signal-safe, and touches no
+    // memory of the parent.
+    unsafe { plugin.pre_exec(usual) };
+}
 
 /// Makes a TAP called `name` in the network namespace of this thread, without packet information and with virtio-net
 /// headers. It exists as long as the file descriptor is open.

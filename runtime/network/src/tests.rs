@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tests of the network without namespaces: configuration, readiness, records.
 
-use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -134,7 +133,7 @@ async fn a_network_that_a_plugin_does_not_take_down_is_kept_for_another_try() {
     let cache = fixture.path("cache");
     record.write(&cache).unwrap();
     fixture.record("lives").write(&cache).unwrap();
-    let live = HashSet::from(["lives".to_owned()]);
+    let live = [fixture.record("lives")];
     fixture.network.sweep(&live).await;
     assert!(fixture.path("cache/gone.json").exists());
     std::fs::remove_file(fixture.path("bin/one.broken")).unwrap();
@@ -142,6 +141,42 @@ async fn a_network_that_a_plugin_does_not_take_down_is_kept_for_another_try() {
     assert!(!fixture.path("cache/gone.json").exists());
     assert!(fixture.path("cache/lives.json").exists());
     assert!(fixture.path("bin/one.DEL").exists());
+}
+
+#[tokio::test]
+async fn a_network_whose_record_cannot_be_read_is_taken_down_as_it_would_be_made_now() {
+    let fixture = Fixture::new();
+    fixture.configure("5.conflist", ONE);
+    fixture.plugin("one", r#"echo "$CNI_CONTAINERID" >>"$0.$CNI_COMMAND""#);
+    let id = |digit: &str| digit.repeat(64);
+    let file = |id: &str| fixture.path("cache").join(format!("{id}.json"));
+    let (empty, garbled, bare, live) = (id("0"), id("1"), id("2"), id("3"));
+    std::fs::write(file(&empty), "").unwrap();
+    std::fs::write(file(&garbled), "{\"pod_id\": 7}").unwrap();
+    for netns in [&empty, &bare, &live] {
+        std::fs::write(fixture.path("netns").join(netns), "").unwrap();
+    }
+    std::fs::write(fixture.path("netns/of somebody else"), "").unwrap();
+    std::fs::write(fixture.path("cache/of somebody else.json"), "").unwrap();
+    std::fs::write(file(&live), "garbage").unwrap();
+    let record = fixture.record(&live);
+    fixture.network.sweep(std::slice::from_ref(&record)).await;
+    let deleted = std::fs::read_to_string(fixture.path("bin/one.DEL")).unwrap();
+    let deleted: Vec<&str> = deleted.lines().collect();
+    assert_eq!(deleted, [&empty, &garbled, &bare]);
+    let text = std::fs::read(file(&live)).unwrap();
+    let mended: NetworkRecord = serde_json::from_slice(&text).unwrap();
+    assert_eq!(mended, record);
+    let left = |name: &str| {
+        let entries = std::fs::read_dir(fixture.path(name)).unwrap();
+        entries.count()
+    };
+    assert_eq!((left("cache"), left("netns")), (2, 2));
+    // Without a configuration, at least the namespace goes.
+    std::fs::remove_file(fixture.path("conf/5.conflist")).unwrap();
+    std::fs::write(fixture.path("netns").join(&bare), "").unwrap();
+    fixture.network.sweep(std::slice::from_ref(&record)).await;
+    assert_eq!(left("netns"), 2);
 }
 
 #[tokio::test]

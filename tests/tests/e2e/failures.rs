@@ -4,8 +4,8 @@
 use bulkhead_proto::cri::{ContainerState, PodSandboxState};
 use bulkhead_tests::client::assert_fails;
 use bulkhead_tests::daemon::{Daemon, Networking, program};
+use bulkhead_tests::disk::SmallDisk;
 use bulkhead_tests::registry::Registry;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -89,29 +89,6 @@ async fn a_missing_kernel_is_named() {
     let error = client.run_pod("none").await.expect_err("no kernel");
     assert!(error.message().contains("/no/such/vmlinux"), "{error:?}");
     assert!(client.pod_ids().await.is_empty());
-}
-
-/// A tmpfs of a given size on a directory. It is unmounted on drop.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: PathBuf, size: &str) -> Self {
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(&path)
-            .status();
-        assert!(mounted.expect("run mount").success());
-        Self(path)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(&self.0)
-            .status();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

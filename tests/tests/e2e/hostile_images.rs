@@ -171,7 +171,7 @@ fn hard_links(count: usize) -> Vec<u8> {
 }
 
 fn hostile_images() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
-    let empty = vec![0; 1024];
+    let empty = [0; 1024];
     let plain = |config| configuration(&digest(&empty), &config);
     let variables: Vec<_> = (0..200_000).map(|number| format!("V{number}=x")).collect();
     let nothing = digest(b"what the layer does not unpack to");

@@ -8,6 +8,7 @@ mod clients;
 mod cni;
 mod containers;
 mod crictl;
+mod damage;
 mod delegate;
 mod descriptors;
 mod empty_dirs;

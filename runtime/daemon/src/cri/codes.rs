@@ -15,6 +15,7 @@ use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
 use crate::pod::{AgentError, BootError, LaunchError, PodError, ShareError};
 use crate::scratch::ScratchError;
+use crate::store::StoreError;
 
 /// kubelet recognizes a failed image volume by this prefix of the error of `CreateContainer`.
 const IMAGE_VOLUME_MOUNT_FAILED: &str = "ImageVolumeMountFailed";
@@ -46,7 +47,8 @@ fn pod_code(error: &PodError) -> Code {
         PodError::Log(error) => log_code(error),
         PodError::Agent { source, .. } | PodError::Guest { source, .. } => agent_code(source),
         PodError::Lost { .. } | PodError::Stream { .. } => Code::Unavailable,
-        PodError::Disk(_) | PodError::Store(_) => Code::Internal,
+        PodError::Store(error) => store_code(error),
+        PodError::Disk(_) => Code::Internal,
         PodError::Boot(error) => boot_code(error),
         PodError::Volume(error) => volume_code(error),
         PodError::Unfit(_) | PodError::Descriptors(_) => Code::ResourceExhausted,
@@ -115,6 +117,7 @@ fn boot_code(error: &BootError) -> Code {
     match error {
         BootError::Unready(_) => Code::FailedPrecondition,
         BootError::Unfit(_) => Code::ResourceExhausted,
+        BootError::Store(error) => store_code(error),
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
         BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,
@@ -137,7 +140,6 @@ fn boot_code(error: &BootError) -> Code {
         | BootError::Panicked
         | BootError::State(_)
         | BootError::Tap(_)
-        | BootError::Store(_)
         | BootError::Unkillable { .. } => Code::Internal,
     }
 }
@@ -153,6 +155,13 @@ pub fn network_code(error: &NetworkError) -> Code {
         | NetworkError::Namespace { .. }
         | NetworkError::Device { .. }
         | NetworkError::File { .. } => Code::Internal,
+    }
+}
+
+fn store_code(error: &StoreError) -> Code {
+    match error.is_full() {
+        true => Code::ResourceExhausted,
+        false => Code::Internal,
     }
 }
 

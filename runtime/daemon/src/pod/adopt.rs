@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How a daemon takes over the pods of the daemon before it. This happens once, before it serves.
 //!
-//! Each pod gets an owner, which adopts it ([`super::owner`]). What belongs to no pod is removed: image leases,
-//! directories, networks.
+//! Each pod gets an owner, which adopts it ([`super::owner`]). What belongs to no pod is removed: VMs and directories
+//! ([`super::strays`]), image leases, networks.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use bulkhead_text::chain;
 
-use super::life::record::{ContainerRecord, Held, PodRecord};
+use super::life::record::{ContainerRecord, PodRecord};
 use super::{Pods, owner};
 use crate::store::{Kind, StoreError};
 
 impl Pods {
     /// Takes over the pods in the store, and removes everything that belongs to none of them.
     pub async fn adopt(&self) -> Result<(), StoreError> {
-        let pods: Vec<PodRecord> = self.load(Kind::Pod)?;
+        let (pods, lost_pods) = self.load::<PodRecord>(Kind::Pod)?;
         let mut containers: BTreeMap<String, BTreeMap<String, ContainerRecord>> = BTreeMap::new();
-        for container in self.load::<ContainerRecord>(Kind::Container)? {
+        let (readable, lost_containers) = self.load::<ContainerRecord>(Kind::Container)?;
+        for container in readable {
             let of_pod = containers.entry(container.pod_id.clone()).or_default();
             of_pod.insert(container.id.clone(), container);
         }
         self.sweep_leases(&containers);
-        self.sweep_directories(&pods);
+        self.sweep_strays(&pods).await;
         for pod in pods {
             let containers = containers.remove(&pod.id).unwrap_or_default();
             owner::adopt(Arc::clone(&self.shared), pod, containers).await;
@@ -34,23 +34,46 @@ impl Pods {
                 container = orphan,
                 "the record of a container has no pod; removing it"
             );
-            self.shared.host.store.remove(Kind::Container, &orphan)?;
+            if let Err(error) = self.shared.host.images.release(&orphan) {
+                tracing::warn!("{}", chain(&error));
+            }
+            self.forget(Kind::Container, &orphan);
         }
         self.sweep_networks().await;
+        // Last, so that a daemon that ends before finds them again.
+        for id in lost_pods {
+            self.forget(Kind::Pod, &id);
+        }
+        for id in lost_containers {
+            self.forget(Kind::Container, &id);
+        }
         Ok(())
     }
 
-    /// Loads all records of a kind. A record that cannot be read is logged and stays in the store.
-    fn load<T: serde::de::DeserializeOwned>(&self, kind: Kind) -> Result<Vec<T>, StoreError> {
-        let rows = self.shared.host.store.load(kind)?;
-        let readable = rows.into_iter().filter_map(|row| match row {
-            Ok(record) => Some(record),
-            Err(error) => {
-                tracing::error!("{}", chain(&error));
-                None
+    /// Loads all records of a kind, and the ids of those that cannot be read. What these had is removed as if there was no
+    /// record: a pod's VM, directories and network, and a container in its guest.
+    fn load<T: serde::de::DeserializeOwned>(
+        &self,
+        kind: Kind,
+    ) -> Result<(Vec<T>, Vec<String>), StoreError> {
+        let (mut readable, mut lost) = (Vec::new(), Vec::new());
+        for (id, row) in self.shared.host.store.load(kind)? {
+            match row {
+                Ok(record) => readable.push(record),
+                Err(error) => {
+                    tracing::error!("{}; what it had is removed", chain(&error));
+                    lost.push(id);
+                }
             }
-        });
-        Ok(readable.collect())
+        }
+        Ok((readable, lost))
+    }
+
+    /// Removes a record that is of no use. If that fails, the next daemon does it.
+    fn forget(&self, kind: Kind, id: &str) {
+        if let Err(error) = self.shared.host.store.remove(kind, id) {
+            tracing::warn!("{}", chain(&error));
+        }
     }
 
     /// Releases image leases of containers that no longer exist.
@@ -65,39 +88,15 @@ impl Pods {
         }
     }
 
-    /// Removes run and state directories that no pod holds.
-    fn sweep_directories(&self, pods: &[PodRecord]) {
-        let held = pods.iter().flat_map(|pod| &pod.held);
-        let known: HashSet<&Path> = held
-            .filter_map(|held| match held {
-                Held::RunDirectory(path) | Held::StateDirectory(path) => Some(path.as_path()),
-                _ => None,
-            })
-            .collect();
-        for parent in [&self.shared.host.run_pods, &self.shared.host.state_pods] {
-            let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-            for path in entries.map(|entry| entry.path()) {
-                if known.contains(path.as_path()) {
-                    continue;
-                }
-                tracing::warn!("{} belongs to no pod; removing it", path.display());
-                if let Err(e) = std::fs::remove_dir_all(&path) {
-                    tracing::warn!("remove {}: {e}", path.display());
-                }
-            }
-        }
-    }
-
     /// Tears down networks that belong to no pod, and starts garbage collection in the background.
     async fn sweep_networks(&self) {
-        let views = self.all();
-        let live = views.iter().filter_map(|view| {
-            let record = view.pod.network()?;
-            Some((view.pod.id.clone(), record.clone()))
-        });
-        let (ids, records): (HashSet<_>, Vec<_>) = live.unzip();
+        let views = self.shared.registry.views();
+        let live: Vec<_> = views
+            .iter()
+            .filter_map(|view| view.pod.network().cloned())
+            .collect();
         let network = &self.shared.host.network;
-        network.sweep(&ids).await;
-        tokio::spawn(network.garbage_collection(records).await);
+        network.sweep(&live).await;
+        tokio::spawn(network.garbage_collection(live).await);
     }
 }

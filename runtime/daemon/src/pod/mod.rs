@@ -27,6 +27,7 @@ pub mod readings;
 mod registry;
 mod request;
 mod status;
+mod strays;
 mod streams;
 mod view;
 pub mod volumes;

@@ -34,29 +34,29 @@ struct Known {
 #[derive(Debug)]
 pub struct Reservation<'a> {
     registry: &'a Registry,
-    name: Option<PodName>,
+    record: Option<&'a PodRecord>,
 }
 
 impl<'a> Reservation<'a> {
     /// Reserves the name of a pod; the error says which pod has it already.
-    pub fn of(registry: &'a Registry, record: &PodRecord) -> Result<Self, PodError> {
+    pub fn of(registry: &'a Registry, record: &'a PodRecord) -> Result<Self, PodError> {
         registry.reserve(record)?;
         Ok(Self {
             registry,
-            name: Some(record.spec.name.clone()),
+            record: Some(record),
         })
     }
 
     /// From now on the pod's owner is responsible for the name.
     pub fn keep(mut self) {
-        self.name = None;
+        self.record = None;
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            self.registry.release(name);
+        if let Some(record) = self.record {
+            self.registry.release(record);
         }
     }
 }
@@ -67,6 +67,15 @@ pub struct Handle {
     pub id: String,
     pub inbox: mpsc::Sender<Request>,
     pub view: watch::Receiver<Arc<View>>,
+}
+
+impl Known {
+    fn release(&mut self, record: &PodRecord) {
+        let name = &record.spec.name;
+        if self.names.get(name) == Some(&record.id) {
+            self.names.remove(name);
+        }
+    }
 }
 
 impl Registry {
@@ -107,7 +116,7 @@ impl Registry {
     pub fn forget(&self, record: &PodRecord) {
         let mut known = self.known();
         known.pods.remove(&record.id);
-        known.names.remove(&record.spec.name);
+        known.release(record);
         known.containers.retain(|_, pod| *pod != record.id);
     }
 
@@ -120,8 +129,9 @@ impl Registry {
         self.known().containers.remove(id);
     }
 
-    fn release(&self, name: &PodName) {
-        self.known().names.remove(name);
+    /// Frees the name of a pod. Another pod that has it by now keeps it.
+    pub fn release(&self, record: &PodRecord) {
+        self.known().release(record);
     }
 
     /// The views of all pods.
@@ -247,6 +257,23 @@ mod tests {
             inbox,
             view,
         }
+    }
+
+    #[test]
+    fn a_name_that_was_freed_early_is_its_next_pods() {
+        let registry = Registry::default();
+        let named = |id: &str| PodRecord {
+            id: id.to_owned(),
+            ..fixtures::pod_record()
+        };
+        let (first, second) = (named("first"), named("second"));
+        registry.reserve(&first).unwrap();
+        assert!(registry.reserve(&second).is_err());
+        registry.release(&first);
+        registry.reserve(&second).unwrap();
+        registry.forget(&first);
+        let error = registry.reserve(&named("third")).unwrap_err();
+        assert!(error.to_string().contains("second"), "{error}");
     }
 
     #[test]

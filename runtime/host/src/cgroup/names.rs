@@ -59,6 +59,16 @@ pub fn name_of(path: &Path) -> &str {
     name.unwrap_or_default()
 }
 
+/// Whether this is the name of the cgroup or scope of a VM whose pod's id begins with `digits`.
+pub fn is_of_pod(path: &Path, digits: &str) -> bool {
+    let name = name_of(scope_of(path).unwrap_or(path));
+    let name = name.strip_suffix(SCOPE).unwrap_or(name);
+    let id = ["bulkhead-", "pod-"]
+        .iter()
+        .find_map(|start| name.strip_prefix(start));
+    !digits.is_empty() && id.is_some_and(|id| id.starts_with(digits))
+}
+
 /// The cgroup of kubelet or of the daemon that contains the VM's cgroup `path`.
 pub fn around(path: &Path) -> Option<&Path> {
     scope_of(path).unwrap_or(path).parent()
@@ -87,6 +97,23 @@ mod tests {
         ] {
             assert_eq!(relative(wanted), expected.map(PathBuf::from), "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn a_vms_cgroup_is_told_from_all_others_by_its_name() {
+        let id = "0123456789abcdef";
+        for (path, expected) in [
+            ("/kubepods/pod1/bulkhead-0123456789abcdef77", true),
+            ("/bulkhead/pod-0123456789abcdef77", true),
+            ("/b.slice/bulkhead-0123456789abcdef77.scope/vm", true),
+            ("/bulkhead/pod-1123456789abcdef77", false),
+            ("/kubepods/pod0123456789abcdef", false),
+            ("/system.slice/bulkhead.service", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_of_pod(Path::new(path), id), expected, "{path}");
+        }
+        assert!(!is_of_pod(Path::new("/bulkhead/pod-x"), ""));
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //! The files of layers, finished and unfinished.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,6 +76,7 @@ impl LayerFiles {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&path);
         Ok(PartialLayer {
             file: file.map_err(failed("create", &path))?,
@@ -89,6 +90,15 @@ impl LayerFiles {
         fs::rename(&partial.path, &path).map_err(failed("rename a layer to", &path))?;
         let directory = File::open(&self.layers).map_err(failed("open", &self.layers))?;
         directory.sync_all().map_err(failed("sync", &self.layers))
+    }
+
+    /// Removes a layer. It is no error if it does not exist.
+    pub fn remove(&self, layer: &Digest) -> Result<(), StoreError> {
+        let path = self.path(layer);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(e)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the layers for which `is_named` returns false.
@@ -128,8 +138,11 @@ impl Drop for PartialLayer {
     }
 }
 
+/// Makes a directory, or takes over one that exists. Only its owner may use it: images may contain secrets.
 pub fn make_directory(directory: &Path) -> Result<(), StoreError> {
-    fs::create_dir_all(directory).map_err(failed("create", directory))
+    let made = fs::create_dir_all(directory);
+    made.and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o700)))
+        .map_err(failed("create", directory))
 }
 
 /// Removes the files named by a digest and `suffix` for whose digest `is_named` returns false.

@@ -2,18 +2,19 @@
 //! What the store contains and who needs it: files of layers, records of images and leases, claims of running pulls.
 //!
 //! ```text
-//! ROOT/images.redb        records of images and leases, transactional ([`records`])
+//! ROOT/images.redb        records of images, leases and sums of layers, transactional ([`records`])
 //! ROOT/layers/HEX.erofs   one file per layer, named by diff id, never changed
 //! ROOT/sources/HEX.json   which registries sent the layer ([`sources`])
 //! ROOT/partial/           unfinished layers; emptied at start
-//! ROOT/reserve            space for removals on a full disk ([`reserve`])
+//! ROOT/reserve            space for removals on a full disk
 //! ```
-//! A layer's file stays as long as an image, a lease or a running pull names it, and no longer.
+//! A layer's file stays as long as an image, a lease or a running pull names it, and no longer. It is compared with its
+//! sum before a guest may read it ([`damage`]).
 
+mod damage;
 mod files;
 mod index;
 mod records;
-mod reserve;
 mod sources;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use bulkhead_records::{Intact, RecordsError};
 use bulkhead_text::chain;
 
 use crate::config::Config;
@@ -34,7 +36,6 @@ use files::LayerFiles;
 use index::Index;
 pub use records::ImageRecord;
 use records::Records;
-use reserve::Reserve;
 pub use sources::Source;
 use sources::Sources;
 
@@ -52,20 +53,12 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("open {path} (is another daemon using it?)")]
-    Open {
-        path: PathBuf,
-        source: Box<redb::DatabaseError>,
-    },
-    #[error("read or write the records of images")]
-    Records(#[source] Box<redb::Error>),
-    #[error("the record of {what} is damaged")]
-    Damaged {
-        what: String,
-        source: serde_json::Error,
-    },
+    #[error("records of images")]
+    Records(#[from] RecordsError),
     #[error("{name:?} is a prefix of more than one image id")]
     Ambiguous { name: String },
+    #[error("layer {layer} is damaged ({why}) and was removed: pull the image again")]
+    Damaged { layer: Digest, why: String },
     #[error("image {0} is not in the store")]
     NotFound(String),
 }
@@ -75,18 +68,9 @@ impl StoreError {
         match self {
             Self::Reference(_) | Self::Ambiguous { .. } => FailureKind::Invalid,
             Self::NotFound(_) => FailureKind::NotFound,
+            Self::Damaged { .. } => FailureKind::Corrupt,
             Self::Files { source, .. } => FailureKind::of_io(source),
-            Self::Records(source) => match source.as_ref() {
-                redb::Error::Io(source) => FailureKind::of_io(source),
-                _ => FailureKind::Internal,
-            },
-            Self::Open { source, .. } => match source.as_ref() {
-                redb::DatabaseError::Storage(redb::StorageError::Io(source)) => {
-                    FailureKind::of_io(source)
-                }
-                _ => FailureKind::Internal,
-            },
-            Self::Damaged { .. } => FailureKind::Internal,
+            Self::Records(error) => error.io().map_or(FailureKind::Internal, FailureKind::of_io),
         }
     }
 }
@@ -119,7 +103,7 @@ pub struct Contents {
     index: RwLock<Index>,
     /// Held while records are changed, and then the index. Who reads the index does not wait for it.
     changing: Mutex<()>,
-    reserve: Reserve,
+    intact: Intact,
     /// Layers that running pulls need, each with the number of those pulls. Its lock keeps a removal from running while
     /// someone claims a layer.
     needed: Mutex<HashMap<Digest, usize>>,
@@ -135,7 +119,7 @@ impl Contents {
         let root = config.root.clone();
         files::make_directory(&root)?;
         // Open the records first. It fails while another process uses the store, and then its partial files must stay.
-        let records = Records::open(&root.join("images.redb"))?;
+        let records = Records::open(config.records(), root.join("reserve"))?;
         let files = LayerFiles::open(&root)?;
         let index = Index::new(records.images()?, records.leases()?);
         let contents = Self {
@@ -151,31 +135,39 @@ impl Contents {
             records,
             index: RwLock::new(index),
             changing: Mutex::default(),
-            reserve: Reserve::new(root.join("reserve")),
+            intact: Intact::default(),
             needed: Mutex::default(),
             makers: Mutex::default(),
         };
         contents.collect()?;
+        contents.check_lengths()?;
         Ok(contents)
     }
 
     /// All images. Each record is read by itself, so that nobody waits until all of them are.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
         let ids = self.index().ids();
-        let records = ids.iter().map(|id| self.records.image(id).transpose());
-        records.flatten().collect()
+        let read = |id| match self.records.image(id) {
+            // One that cannot be read does not hide the others.
+            Err(error @ RecordsError::Decode { .. }) => {
+                tracing::error!("{}", chain(&error));
+                None
+            }
+            read => read.transpose(),
+        };
+        Ok(ids.iter().filter_map(read).collect::<Result<_, _>>()?)
     }
 
     /// Finds an image by reference, by id, or by a prefix of an id that no other image has.
     pub fn find(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
         if let Ok(id) = name.parse::<Digest>() {
-            return self.records.image(&id);
+            return Ok(self.records.image(&id)?);
         }
         let reference = name.parse::<Reference>();
         if let Ok(reference) = &reference {
             let named = self.index().named(&reference.to_string()).cloned();
             if let Some(id) = named {
-                return self.records.image(&id);
+                return Ok(self.records.image(&id)?);
             }
         }
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
@@ -187,7 +179,7 @@ impl Contents {
         drop(index);
         match matches.as_slice() {
             [] => Ok(None),
-            [id] => self.records.image(id),
+            [id] => Ok(self.records.image(id)?),
             _ => Err(StoreError::Ambiguous {
                 name: name.to_owned(),
             }),
@@ -196,21 +188,26 @@ impl Contents {
 
     /// Removes an image, and the layers that nothing else needs.
     pub fn remove(&self, id: &Digest) -> Result<(), StoreError> {
-        let removed = || self.reserve.with(|| self.records.remove_image(id));
+        let removed = || Ok(self.records.remove_image(id)?);
         self.change(removed, |index, ()| index.remove_image(id))?;
         self.collect()?;
-        self.reserve.fill();
+        self.records.fill_reserve();
         Ok(())
     }
 
-    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first.
+    /// Keeps an image's layers for `holder` until [`Self::release`]. Returns them, the bottom one first. Reads those that
+    /// this process has not checked yet, so it may take long.
     pub fn lease(&self, id: &str, holder: &str) -> Result<Vec<LayerBlob>, StoreError> {
-        let _exclusive = self.lock_needed();
+        let exclusive = self.lock_needed();
         let found = self.find(id)?;
         let record = found.ok_or_else(|| StoreError::NotFound(id.to_owned()))?;
         let layers = &record.layers;
-        let leased = || self.records.add_lease(holder, layers);
+        let leased = || Ok(self.records.add_lease(holder, layers)?);
         self.change(leased, |index, ()| index.add_lease(holder, layers))?;
+        drop(exclusive);
+        for layer in &record.layers {
+            self.check(layer)?;
+        }
         let blob = |diff_id: &Digest| LayerBlob {
             diff_id: diff_id.to_string(),
             path: self.files.path(diff_id),
@@ -220,10 +217,10 @@ impl Contents {
 
     /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
-        let released = || self.reserve.with(|| self.records.remove_lease(holder));
+        let released = || Ok(self.records.remove_lease(holder)?);
         if self.change(released, |index, _| index.remove_lease(holder))? {
             self.collect()?;
-            self.reserve.fill();
+            self.records.fill_reserve();
         }
         Ok(())
     }
@@ -231,6 +228,11 @@ impl Contents {
     /// The holders of all leases.
     pub fn holders(&self) -> Vec<String> {
         self.index().holders()
+    }
+
+    /// Whether all layers of an image are in the store. One that was damaged is not.
+    pub fn is_complete(&self, record: &ImageRecord) -> bool {
+        record.layers.iter().all(|layer| self.files.has(layer))
     }
 
     /// Adds an image to the store. Call it while its layers are claimed by [`Self::need`]. A tag that named another
@@ -243,7 +245,7 @@ impl Contents {
                 .iter()
                 .map(|tag| self.index().named(tag).cloned());
             let others: Vec<Digest> = named.flatten().filter(|id| *id != record.id).collect();
-            self.records.add_image(record, &others)
+            Ok(self.records.add_image(record, &others)?)
         };
         self.change(added, |index, merged| index.add_image(merged))
     }
@@ -325,7 +327,12 @@ impl Contents {
         let mut named = self.index().layers();
         named.extend(needed.keys().cloned());
         self.files.retain(|layer| named.contains(layer))?;
-        self.sources.retain(|layer| named.contains(layer))
+        self.sources.retain(|layer| named.contains(layer))?;
+        let is_named = |key: &str| {
+            key.parse::<Digest>()
+                .is_ok_and(|layer| named.contains(&layer))
+        };
+        Ok(self.records.retain_sums(is_named)?)
     }
 }
 

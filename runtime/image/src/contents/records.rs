@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Records of images and leases in redb. Every change is one durable transaction.
+//! Records of images and leases.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
 
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use bulkhead_records::{Place, Records as Tables, RecordsError, Room, Sum, Table};
+use bulkhead_text::chain;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::StoreError;
 use crate::digest::Digest;
 use crate::manifest::ImageDefaults;
 
-/// Maps an image id to its [`ImageRecord`] as JSON.
-const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
-/// Maps a holder to the diff ids of its layers as JSON.
-const LEASES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("leases");
+/// Maps an image id to its [`ImageRecord`].
+const IMAGES: Table = Table::new("images");
+/// Maps a holder to the diff ids of its layers.
+const LEASES: Table = Table::new("leases");
+/// Maps a diff id to the [`Sum`] of the layer's file.
+const SUMS: Table = Table::new("sums");
 
 /// What is stored about an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,71 +33,60 @@ pub struct ImageRecord {
     pub metadata_bytes: u64,
 }
 
-/// The database. It is opened again after an I/O error.
+/// The records. One that cannot be read is logged and left out: its image is not there, and the next pull replaces it.
 #[derive(Debug)]
-pub struct Records {
-    path: PathBuf,
-    create: Create,
-    /// `None` after an I/O error such as a full disk: redb refuses all further work until the file is opened again.
-    database: Mutex<Option<Database>>,
-}
-
-/// How a database is opened or created. Tests use another function.
-type Create = fn(&Path) -> Result<Database, DatabaseError>;
+pub struct Records(Tables);
 
 impl Records {
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_with(path, |path| Database::create(path))
-    }
-
-    fn open_with(path: &Path, create: Create) -> Result<Self, StoreError> {
-        let records = Self {
-            path: path.to_owned(),
-            create,
-            database: Mutex::default(),
+    /// Opens or creates the records.
+    pub fn open(path: PathBuf, reserve: PathBuf) -> Result<Self, RecordsError> {
+        let place = Place {
+            path,
+            reserve,
+            tables: &[IMAGES, LEASES, SUMS],
         };
-        // An empty change creates the tables, without which reads fail.
-        records.change(|_, _| Ok(()))?;
+        let records = Self(Tables::open(place)?);
+        records.forget_unreadable()?;
         Ok(records)
     }
 
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
-        let database = match slot.take() {
-            Some(database) => database,
-            None => (self.create)(&self.path).map_err(|source| StoreError::Open {
-                path: self.path.clone(),
-                source: Box::new(source),
-            })?,
-        };
-        let result = work(&database);
-        if !result.as_ref().is_err_and(is_io) {
-            *slot = Some(database);
+    /// Forgets what cannot be read. Otherwise it would stay for ever, because nobody can name it.
+    fn forget_unreadable(&self) -> Result<(), RecordsError> {
+        let images = self.0.all::<ImageRecord>(IMAGES)?;
+        let leases = self.0.all::<Vec<Digest>>(LEASES)?;
+        let images = images
+            .iter()
+            .filter_map(|(key, row)| Some((IMAGES, key, row.as_ref().err()?)));
+        let leases = leases
+            .iter()
+            .filter_map(|(key, row)| Some((LEASES, key, row.as_ref().err()?)));
+        for (table, key, error) in images.chain(leases) {
+            tracing::error!(
+                "{}; it is forgotten. An image must be pulled again",
+                chain(error)
+            );
+            self.0
+                .change(Room::Reserve, |change| change.remove(table, key))?;
         }
-        result
+        Ok(())
     }
 
-    pub fn image(&self, id: &Digest) -> Result<Option<ImageRecord>, StoreError> {
-        self.with(|database| {
-            let transaction = database.begin_read().map_err(failed)?;
-            let table = transaction.open_table(IMAGES).map_err(failed)?;
-            let value = table.get(id.as_str()).map_err(failed)?;
-            value
-                .map(|value| parse(id.as_str(), value.value()))
-                .transpose()
-        })
+    pub fn image(&self, id: &Digest) -> Result<Option<ImageRecord>, RecordsError> {
+        self.0.get(IMAGES, id.as_str())
     }
 
-    pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+    pub fn images(&self) -> Result<Vec<ImageRecord>, RecordsError> {
         let records = self.all(IMAGES)?;
         Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
-    pub fn leases(&self) -> Result<Vec<(String, Vec<Digest>)>, StoreError> {
+    pub fn leases(&self) -> Result<Vec<(String, Vec<Digest>)>, RecordsError> {
         self.all(LEASES)
+    }
+
+    fn all<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, RecordsError> {
+        let rows = self.0.all(table)?;
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     /// Adds an image, or more names to a known image. Its tags are taken away from `others`, the images that have them.
@@ -105,15 +95,16 @@ impl Records {
         &self,
         record: &ImageRecord,
         others: &[Digest],
-    ) -> Result<ImageRecord, StoreError> {
-        let mut merged = record.clone();
-        self.change(|images, _| {
-            // Read within the transaction, so that nobody else can change the records in between.
+    ) -> Result<ImageRecord, RecordsError> {
+        // Read within the change, so that nobody else can change the records in between.
+        self.0.change(Room::Free, |change| {
+            let mut merged = record.clone();
             for id in others.iter().chain([&record.id]) {
-                let known = images.get(id.as_str()).map_err(failed)?;
-                let known = known.map(|value| parse::<ImageRecord>(id.as_str(), value.value()));
-                let Some(mut other) = known.transpose()? else {
-                    continue;
+                let mut other: ImageRecord = match change.get(IMAGES, id.as_str()) {
+                    Ok(Some(other)) => other,
+                    // What cannot be read is replaced.
+                    Ok(None) | Err(RecordsError::Decode { .. }) => continue,
+                    Err(error) => return Err(error),
                 };
                 if other.id == record.id {
                     merged.repo_tags.extend(other.repo_tags);
@@ -125,153 +116,100 @@ impl Records {
                     .repo_tags
                     .retain(|tag| !record.repo_tags.contains(tag));
                 if other.repo_tags.len() < before {
-                    images
-                        .insert(other.id.as_str(), json(&other)?.as_slice())
-                        .map_err(failed)?;
+                    change.put(IMAGES, other.id.as_str(), &other)?;
                 }
             }
-            images
-                .insert(merged.id.as_str(), json(&merged)?.as_slice())
-                .map_err(failed)?;
-            Ok(())
-        })?;
-        Ok(merged)
+            change.put(IMAGES, merged.id.as_str(), &merged)?;
+            Ok(merged)
+        })
     }
 
-    pub fn remove_image(&self, id: &Digest) -> Result<(), StoreError> {
-        self.change(|images, _| {
-            images.remove(id.as_str()).map_err(failed)?;
-            Ok(())
+    pub fn remove_image(&self, id: &Digest) -> Result<(), RecordsError> {
+        self.0.change(Room::Reserve, |change| {
+            change.remove(IMAGES, id.as_str()).map(drop)
         })
     }
 
     /// Adds layers to the lease of `holder`.
-    pub fn add_lease(&self, holder: &str, layers: &[Digest]) -> Result<(), StoreError> {
-        self.change(|_, leases| {
-            let held = leases.get(holder).map_err(failed)?;
-            let held: Option<BTreeSet<Digest>> =
-                held.map(|value| parse(holder, value.value())).transpose()?;
+    pub fn add_lease(&self, holder: &str, layers: &[Digest]) -> Result<(), RecordsError> {
+        self.0.change(Room::Free, |change| {
+            let held: Option<BTreeSet<Digest>> = change.get(LEASES, holder)?;
             let mut held = held.unwrap_or_default();
             held.extend(layers.iter().cloned());
-            leases
-                .insert(holder, json(&held)?.as_slice())
-                .map_err(failed)?;
-            Ok(())
+            change.put(LEASES, holder, &held)
         })
     }
 
     /// Removes a lease. Returns whether there was one.
-    pub fn remove_lease(&self, holder: &str) -> Result<bool, StoreError> {
-        let mut was_there = false;
-        self.change(|_, leases| {
-            was_there = leases.remove(holder).map_err(failed)?.is_some();
-            Ok(())
-        })?;
-        Ok(was_there)
+    pub fn remove_lease(&self, holder: &str) -> Result<bool, RecordsError> {
+        self.0
+            .change(Room::Reserve, |change| change.remove(LEASES, holder))
     }
 
-    fn all<T: DeserializeOwned>(
-        &self,
-        table: TableDefinition<'_, &'static str, &'static [u8]>,
-    ) -> Result<Vec<(String, T)>, StoreError> {
-        self.with(|database| {
-            let transaction = database.begin_read().map_err(failed)?;
-            parse_all(&transaction.open_table(table).map_err(failed)?)
-        })
+    /// Records what a layer's file contains, before it gets its name.
+    pub fn add_sum(&self, layer: &Digest, sum: &Sum) -> Result<(), RecordsError> {
+        self.0
+            .change(Room::Free, |change| change.put(SUMS, layer.as_str(), sum))
     }
 
-    fn change(
-        &self,
-        change: impl FnOnce(&mut Table<'_>, &mut Table<'_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.with(|database| {
-            let transaction = database.begin_write().map_err(failed)?;
-            {
-                let mut images = transaction.open_table(IMAGES).map_err(failed)?;
-                let mut leases = transaction.open_table(LEASES).map_err(failed)?;
-                change(&mut images, &mut leases)?;
+    /// What a layer's file must contain. `None` if an earlier version has made it, or if that cannot be read.
+    pub fn sum(&self, layer: &Digest) -> Result<Option<Sum>, RecordsError> {
+        match self.0.get(SUMS, layer.as_str()) {
+            Err(error @ RecordsError::Decode { .. }) => {
+                tracing::error!("{}", chain(&error));
+                Ok(None)
             }
-            transaction.commit().map_err(failed)
+            sum => sum,
+        }
+    }
+
+    /// All sums that can be read.
+    pub fn sums(&self) -> Result<Vec<(Digest, Sum)>, RecordsError> {
+        let all = self.all::<Sum>(SUMS)?.into_iter();
+        Ok(all
+            .filter_map(|(key, sum)| Some((key.parse().ok()?, sum)))
+            .collect())
+    }
+
+    /// Forgets the sums of layers for which `is_kept` returns false.
+    pub fn retain_sums(&self, is_kept: impl Fn(&str) -> bool) -> Result<(), RecordsError> {
+        let all = self.0.all::<Sum>(SUMS)?;
+        let keys = all.iter().map(|(key, _)| key);
+        let gone: Vec<&String> = keys.filter(|key| !is_kept(key)).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.0.change(Room::Reserve, |change| {
+            let mut gone = gone.iter();
+            gone.try_for_each(|key| change.remove(SUMS, key).map(drop))
         })
     }
-}
 
-type Table<'a> = redb::Table<'a, &'static str, &'static [u8]>;
-
-fn failed(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Records(Box::new(error.into()))
-}
-
-fn is_io(error: &StoreError) -> bool {
-    let StoreError::Records(error) = error else {
-        return false;
-    };
-    matches!(error.as_ref(), redb::Error::Io(_) | redb::Error::PreviousIo)
-}
-
-fn parse_all<T: DeserializeOwned>(
-    table: &impl ReadableTable<&'static str, &'static [u8]>,
-) -> Result<Vec<(String, T)>, StoreError> {
-    let mut all = Vec::new();
-    for entry in table.iter().map_err(failed)? {
-        let (key, value) = entry.map_err(failed)?;
-        all.push((key.value().to_owned(), parse(key.value(), value.value())?));
+    /// Takes the reserved disk space again. Call it when space was freed.
+    pub fn fill_reserve(&self) {
+        self.0.fill_reserve();
     }
-    Ok(all)
 }
 
-fn parse<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, StoreError> {
-    serde_json::from_slice(bytes).map_err(|source| StoreError::Damaged {
-        what: what.to_owned(),
-        source,
-    })
-}
-
-fn json(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value).map_err(|source| StoreError::Damaged {
-        what: "an image or a lease".to_owned(),
-        source,
-    })
+fn readable<T>((key, row): (String, Result<T, RecordsError>)) -> Option<(String, T)> {
+    match row {
+        Ok(record) => Some((key, record)),
+        Err(error) => {
+            tracing::error!("{}", chain(&error));
+            None
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
-    use redb::StorageBackend;
-    use redb::backends::FileBackend;
+    use bulkhead_records::Change;
 
     use super::*;
 
-    static DISK_IS_FULL: AtomicBool = AtomicBool::new(false);
-
-    /// A file on a disk that is full when the test says so.
-    #[derive(Debug)]
-    struct FillingDisk(FileBackend);
-
-    impl StorageBackend for FillingDisk {
-        fn len(&self) -> Result<u64, std::io::Error> {
-            self.0.len()
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-            self.0.read(offset, out)
-        }
-
-        fn set_len(&self, bytes: u64) -> Result<(), std::io::Error> {
-            self.0.set_len(bytes)
-        }
-
-        fn sync_data(&self) -> Result<(), std::io::Error> {
-            self.0.sync_data()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-            if DISK_IS_FULL.load(Ordering::SeqCst) {
-                return Err(std::io::ErrorKind::StorageFull.into());
-            }
-            self.0.write(offset, data)
-        }
+    fn open(directory: &tempfile::TempDir) -> Records {
+        let at = |name: &str| directory.path().join(name);
+        Records::open(at("db"), at("reserve")).unwrap()
     }
 
     fn record(id: &[u8], tag: &str) -> ImageRecord {
@@ -286,32 +224,9 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_fails_a_change_and_not_those_after_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let records = Records::open_with(&directory.path().join("db"), |path| {
-            let options = std::fs::File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)?;
-            Database::builder().create_with_backend(FillingDisk(FileBackend::new(options)?))
-        })
-        .unwrap();
-        records.add_image(&record(b"a", "a"), &[]).unwrap();
-        DISK_IS_FULL.store(true, Ordering::SeqCst);
-        let error = records.add_image(&record(b"b", "b"), &[]).unwrap_err();
-        assert_eq!(error.kind(), crate::FailureKind::NoSpace, "{error:?}");
-        DISK_IS_FULL.store(false, Ordering::SeqCst);
-        assert_eq!(records.images().unwrap(), [record(b"a", "a")]);
-        records.remove_image(&Digest::of(b"a")).unwrap();
-        assert_eq!(records.images().unwrap(), []);
-    }
-
-    #[test]
     fn names_added_at_the_same_time_are_all_kept() {
         let directory = tempfile::tempdir().unwrap();
-        let records = Records::open(&directory.path().join("db")).unwrap();
+        let records = open(&directory);
         let tags: Vec<_> = (0..16).map(|number| format!("tag{number}")).collect();
         std::thread::scope(|scope| {
             for tag in &tags {
@@ -321,5 +236,31 @@ mod tests {
         let images = records.images().unwrap();
         assert_eq!(images.len(), 1);
         assert_eq!(images[0].repo_tags, tags.into_iter().collect());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_hides_no_other_and_is_forgotten_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = open(&directory);
+        records.add_image(&record(b"a", "a"), &[]).unwrap();
+        records
+            .add_lease("holder", &[Digest::of(b"layer")])
+            .unwrap();
+        let damage = |change: &Change<'_>| {
+            change.put(IMAGES, Digest::of(b"b").as_str(), &"garbage")?;
+            change.put(LEASES, "other", &7)
+        };
+        records.0.change(Room::Free, damage).unwrap();
+        let check = |records: &Records| {
+            assert_eq!(records.images().unwrap(), [record(b"a", "a")]);
+            assert_eq!(records.leases().unwrap().len(), 1);
+        };
+        check(&records);
+        drop(records);
+        let records = open(&directory);
+        check(&records);
+        assert_eq!(records.image(&Digest::of(b"b")).unwrap(), None);
+        records.add_image(&record(b"b", "b"), &[]).unwrap();
+        assert_eq!(records.images().unwrap().len(), 2);
     }
 }

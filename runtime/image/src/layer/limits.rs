@@ -215,9 +215,9 @@ pub mod tests {
     /// Reads zeroes until the limits say no. Returns how many bytes came before.
     fn fill(limits: Limits, compressed_bytes: u64) -> (u64, Excess) {
         let mut bounded = Bounded::new(io::repeat(0), compressed_bytes, &Arc::new(limits));
-        let mut total = 0;
+        let (mut total, mut buffer) = (0, vec![0; 1 << 20]);
         let error = loop {
-            match bounded.read(&mut vec![0; MIB as usize]) {
+            match bounded.read(&mut buffer) {
                 Ok(count) => total += count as u64,
                 Err(error) => break error,
             }

@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use bulkhead_records::Sum;
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -82,7 +83,7 @@ impl Pull {
         let Some(_turn) = self.turns.next().await else {
             return Err(self.task_failed());
         };
-        let is_there = self.contents.files.has(diff_id);
+        let is_there = self.contents.has_intact(diff_id).await?;
         if !is_there || !self.contents.sources.has(diff_id, &wanted.source) {
             return self.fetch(wanted, is_there).await;
         }
@@ -139,23 +140,26 @@ impl Pull {
         let (promise, limits) = (wanted.promise.clone(), Arc::clone(&self.limits));
         let conversion = spawn_blocking(move || {
             let compressed = ChunkReader::new(receiver);
-            match file {
-                Some(file) => layer::convert(compressed, file, &promise, &limits),
-                None => layer::verify(compressed, &promise, &limits),
-            }
+            let Some(file) = file else {
+                layer::verify(compressed, &promise, &limits)?;
+                return Ok(None);
+            };
+            let made = file.try_clone().map_err(LayerError::Write)?;
+            layer::convert(compressed, file, &promise, &limits)?;
+            Sum::of(&made).map(Some).map_err(LayerError::Write)
         });
         // A failed download ends the conversion's input, so that fails, too. The download's error is the real cause.
         let downloaded = self.forward(blob, sender).await;
         let converted = conversion.await.map_err(|_| self.task_failed())?;
         downloaded.map_err(|e| self.registry(e))?;
-        converted.map_err(failed)?;
+        let sum = converted.map_err(failed)?;
         let contents = Arc::clone(&self.contents);
         let (diff_id, source) = (wanted.promise.diff_id.clone(), wanted.source.clone());
         let needed = Arc::clone(&wanted.needed);
         let kept = spawn_blocking(move || -> Result<(), StoreError> {
             let _needed = needed;
-            if let Some(partial) = partial {
-                contents.files.keep(partial, &diff_id)?;
+            if let Some((partial, sum)) = partial.zip(sum) {
+                contents.keep(partial, &diff_id, &sum)?;
             }
             contents.sources.add(&diff_id, &source)
         });

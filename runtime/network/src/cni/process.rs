@@ -14,6 +14,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
+use crate::sys::set_usual_umask;
+
 /// The most bytes of a plugin's output that are read.
 pub const OUTPUT_BYTES: u64 = 1 << 20;
 /// How much of a plugin's standard error is kept. The rest is read and discarded.
@@ -54,14 +56,16 @@ pub async fn run(
     input: &[u8],
     limit: Duration,
 ) -> Result<Ended, Broken> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
+        .kill_on_drop(true);
+    set_usual_umask(&mut command);
+    let mut child = command.spawn()?;
     let mut group = Group::of(&child);
     let ended = tokio::time::timeout(limit, talk(&mut child, input)).await;
     match ended {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bulkhead_host::Files;
 use bulkhead_text::chain;
 
-use super::Owner;
+use super::{Owner, Then};
 use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::host::Shared;
@@ -34,9 +34,9 @@ pub async fn adopt(
     let state = pod.state.clone();
     let mut owner = Owner::new(shared, pod, containers);
     let done = match state {
-        PodState::Creating => match owner.remove_pod().await {
-            Ok(()) => return,
-            error => error,
+        PodState::Creating => match owner.discard("clean up after a boot").await {
+            Then::End => return,
+            Then::GoOn => Ok(()),
         },
         PodState::Ready => {
             owner.adopt_guest().await;

@@ -33,7 +33,7 @@ use crate::scratch::Purpose;
 
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.
-const RUN_NAME_DIGITS: usize = 16;
+pub const RUN_NAME_DIGITS: usize = 16;
 /// The host's DNS settings, for pods without their own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 

@@ -93,7 +93,8 @@ impl Owner {
     ) -> Result<Vec<protocol::Extent>, PodError> {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
-        for layer in images.lease(image.id.as_str(), holder)? {
+        let leased = tokio::task::block_in_place(|| images.lease(image.id.as_str(), holder));
+        for layer in leased? {
             let extent = match self.ledger.pod().layers.get(&layer.diff_id) {
                 Some(extent) => *extent,
                 None => {

@@ -3,8 +3,9 @@
 //! view that everyone else reads, the registry's index of containers, and the events that listeners got.
 //!
 //! Every change is made by a method of [`Ledger`], always in the same order: check, store, memory, limits, publish,
-//! tell listeners. If the store fails, nothing changes. The exception is what has already happened
-//! ([`Ledger::happened`], a pod that is no longer ready): that is taken over into memory even if it cannot be stored.
+//! tell listeners. If the store fails, nothing changes. The exception is what has already happened or must not be held up
+//! (an exit, a pod that stops or is no longer ready, a resource that was given back): that is taken over into memory even
+//! if it cannot be stored. The next daemon then finds an older record, and finds that what it names is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::pod::life::state::{ContainerEvent, PodEvent, PodState};
 use crate::pod::notices::{Notice, NoticeKind, Notices};
 use crate::pod::registry::Registry;
 use crate::pod::view::View;
-use crate::store::{Kind, Store, StoreError};
+use crate::store::{Kind, Room, Store, StoreError};
 
 /// A pod, its containers and its guest.
 #[derive(Debug)]
@@ -103,24 +104,27 @@ impl Ledger {
         })?;
         let is_new = state != pod.state;
         let is_ready = state == PodState::Ready;
-        let is_fact = matches!(state, PodState::NotReady { .. });
+        let is_over = matches!(state, PodState::NotReady { .. });
+        let is_fact = is_over || state == PodState::Stopping;
         let record = PodRecord {
             state,
             ..pod.clone()
         };
-        let stored = self.put(Kind::Pod, &record.id, &record);
-        if stored.is_ok() || is_fact {
-            self.known.pod = record;
-            self.publish();
-            if is_new && is_ready {
-                self.announced = true;
-                self.tell(NoticeKind::Created, &self.known.pod.id);
-                self.tell(NoticeKind::Started, &self.known.pod.id);
-            } else if is_new && is_fact && self.announced {
-                self.tell(NoticeKind::Stopped, &self.known.pod.id);
-            }
+        if is_fact {
+            self.put_fact(Kind::Pod, &record.id, &record);
+        } else {
+            self.put(Kind::Pod, &record.id, &record)?;
         }
-        Ok(stored?)
+        self.known.pod = record;
+        self.publish();
+        if is_new && is_ready {
+            self.announced = true;
+            self.tell(NoticeKind::Created, &self.known.pod.id);
+            self.tell(NoticeKind::Started, &self.known.pod.id);
+        } else if is_new && is_over && self.announced {
+            self.tell(NoticeKind::Stopped, &self.known.pod.id);
+        }
+        Ok(())
     }
 
     /// Changes the pod's record.
@@ -131,6 +135,15 @@ impl Ledger {
         self.known.pod = record;
         self.publish();
         Ok(())
+    }
+
+    /// Takes a resource that was given back off the pod's stack.
+    pub fn gave_back(&mut self) {
+        let mut record = self.known.pod.clone();
+        record.held.pop();
+        self.put_fact(Kind::Pod, &record.id, &record);
+        self.known.pod = record;
+        self.publish();
     }
 
     /// Forgets the pod. Its containers must have been forgotten before.
@@ -184,9 +197,7 @@ impl Ledger {
             user: user.or_else(|| old.user.clone()),
             ..old.clone()
         };
-        if let Err(error) = self.put(Kind::Container, id, &record) {
-            self.complain("store the state of a container", &error);
-        }
+        self.put_fact(Kind::Container, id, &record);
         let has_ended = record.state.is_exited();
         self.known.containers.insert(id.to_owned(), record);
         if has_ended {
@@ -232,7 +243,16 @@ impl Ledger {
     }
 
     fn put<T: serde::Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), StoreError> {
-        tokio::task::block_in_place(|| self.others.store.put(kind, id, record))
+        tokio::task::block_in_place(|| self.others.store.put(Room::Free, kind, id, record))
+    }
+
+    /// Stores what is true even if it cannot be stored.
+    fn put_fact<T: serde::Serialize>(&self, kind: Kind, id: &str, record: &T) {
+        let store = &self.others.store;
+        let stored = tokio::task::block_in_place(|| store.put(Room::Reserve, kind, id, record));
+        if let Err(error) = stored {
+            self.complain("go on with a state that cannot be stored", &error);
+        }
     }
 
     fn remove(&self, kind: Kind, id: &str) -> Result<(), StoreError> {
@@ -283,7 +303,7 @@ mod tests {
         let notices = Arc::<Notices>::default();
         let listener = notices.listen().unwrap();
         let others = Others {
-            store: Arc::new(Store::open(&directory.path().join("store")).unwrap()),
+            store: Arc::new(Store::open(directory.path()).unwrap()),
             cgroups: Cgroups::new(None, None),
             registry: Arc::clone(&registry),
             notices,
@@ -338,6 +358,22 @@ mod tests {
         for view in [&notice.view, &*fixture.view.borrow()] {
             assert!(view.container("container").unwrap().state.is_exited());
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stop_goes_on_though_it_cannot_be_stored() {
+        let mut fixture = fixture(&[]);
+        fixture.ledger.known.pod.held = vec![
+            Held::RunDirectory(not_text()),
+            Held::StateDirectory(not_text()),
+        ];
+        fixture.ledger.move_pod(&PodEvent::StopRequested).unwrap();
+        assert_eq!(fixture.ledger.pod().state, PodState::Stopping);
+        fixture.ledger.gave_back();
+        assert_eq!(fixture.view.borrow().pod.held.len(), 1);
+        fixture.ledger.move_pod(&PodEvent::Stopped).unwrap();
+        let notice = fixture.listener.next().await.unwrap();
+        assert_eq!(notice.kind, NoticeKind::Stopped);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ mod together;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_guest::news::News;
 use bulkhead_guest::watch as guest_watch;
@@ -36,8 +37,10 @@ use bulkhead_host::process::VmmProcess;
 use tokio::sync::mpsc;
 
 pub use self::adopt::adopt;
+pub use self::boot::RUN_NAME_DIGITS;
 use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
+pub use self::teardown::kill;
 use super::admission::Turn;
 use super::errors::PodError;
 use super::host::Shared;
@@ -47,8 +50,12 @@ use super::request::{Answer, Request};
 use super::volumes::mirror::Mirror;
 use crate::clock::now;
 
+/// How many digits the id of a pod has.
+pub const ID_DIGITS: usize = 64;
 /// How many requests may wait for one pod. News has a queue of the same length.
 const INBOX: usize = 64;
+/// The pause before a pod that could not be discarded is removed again.
+const DISCARD_AGAIN: Duration = Duration::from_secs(15);
 
 /// Whether the task continues after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +82,8 @@ pub struct Owner {
     settled: mpsc::Receiver<News>,
     settled_sender: mpsc::Sender<News>,
     inbox: mpsc::Receiver<Request>,
+    /// Set if no client knows the pod, and it could not be removed yet.
+    is_discarded: bool,
 }
 
 /// Starts the task of a new pod. Its name must be reserved, and it must have its turn. `answer` gets the result of the
@@ -85,34 +94,31 @@ pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer:
         let booted = owner.boot(&turn, &mut answer).await;
         // Undoing a failed boot needs no turn, and the next boot must not wait for it.
         drop(turn);
-        let abandoned = match booted {
-            Ok(()) => answer.send(Ok(())).is_err(),
+        let then = match booted {
+            Ok(()) => match answer.send(Ok(())) {
+                Ok(()) => Then::GoOn,
+                Err(_) => {
+                    tracing::info!(
+                        pod = owner.ledger.pod().id,
+                        "the pod is ready, but its caller has gone away; removing it"
+                    );
+                    owner.discard("remove an abandoned pod").await
+                }
+            },
             Err(error) => {
-                let undone = owner.remove_pod().await;
+                let then = owner.discard("undo the boot").await;
                 if answer.send(Err(error.into())).is_err() {
                     tracing::info!(
                         pod = owner.ledger.pod().id,
                         "the boot failed, and its caller has gone away"
                     );
                 }
-                match undone {
-                    Ok(()) => return,
-                    Err(error) => owner.ledger.complain("undo the boot", &error),
-                }
-                false
+                then
             }
         };
-        if abandoned {
-            tracing::info!(
-                pod = owner.ledger.pod().id,
-                "the pod is ready, but its caller has gone away; removing it"
-            );
-            match owner.remove_pod().await {
-                Ok(()) => return,
-                Err(error) => owner.ledger.complain("remove an abandoned pod", &error),
-            }
+        if then == Then::GoOn {
+            owner.run().await;
         }
-        owner.run().await;
     });
 }
 
@@ -150,6 +156,7 @@ impl Owner {
             settled,
             settled_sender,
             inbox,
+            is_discarded: false,
         }
     }
 
@@ -169,6 +176,11 @@ impl Owner {
                     },
                     None => return,
                 },
+                () = tokio::time::sleep(DISCARD_AGAIN), if self.is_discarded => {
+                    if self.discard("remove a pod that no client knows").await == Then::End {
+                        return;
+                    }
+                }
             }
         }
     }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use bulkhead_guest::exit::Exit;
 use bulkhead_guest::news::{News, Told};
 use bulkhead_host::{Guest, cgroup};
+use bulkhead_text::chain;
 
 use super::Owner;
 use super::logs::LogTask;
 use crate::clock::now;
+use crate::pod::life::signal;
 use crate::pod::life::state::{ContainerEvent, PodEvent};
 use crate::pod::volumes::{environment, termination};
 
@@ -83,6 +85,9 @@ impl Owner {
             Told::Exited(exit) => ContainerEvent::Ended(exit),
         };
         let known = self.ledger.containers().get(&news.id);
+        if known.is_none() && matches!(event, ContainerEvent::Started { .. }) {
+            return self.end_unknown(&news.id);
+        }
         // The daemon may know of an exit before older news from the guest arrives, which must not revive the container.
         if matches!(event, ContainerEvent::Started { .. })
             && known.is_some_and(|one| one.state.is_exited())
@@ -90,6 +95,26 @@ impl Owner {
             return;
         }
         self.ledger.happened(&news.id, &event, news.user);
+    }
+
+    /// Ends a container that runs in the guest and has no record, because that was damaged: nobody could stop it.
+    fn end_unknown(&self, id: &str) {
+        let Some(guest) = self.ledger.guest().cloned() else {
+            return;
+        };
+        tracing::error!(
+            pod = self.ledger.pod().id,
+            container = id,
+            "a container runs, but has no record; ending it"
+        );
+        let id = id.to_owned();
+        tokio::spawn(async move {
+            let ended = guest.agent.signal(&id, signal::SIGKILL).await;
+            let removed = guest.agent.remove(&id).await;
+            if let Err(error) = ended.and(removed) {
+                tracing::warn!(container = id, "end it: {}", chain(&error));
+            }
+        });
     }
 
     /// Handles a VM that ended unasked.

@@ -13,8 +13,8 @@ use bulkhead_guest::exit::Exit;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::{Guest, control};
 
-use super::Owner;
 use super::logs::LogTask;
+use super::{Owner, Then};
 use crate::clock::now;
 use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::Held;
@@ -54,15 +54,30 @@ impl Owner {
         Ok(())
     }
 
-    /// Removes the pod and everything that it has. After success the owner's task must end.
+    /// Removes the pod and everything that it has. After success the owner's task must end. The records come last: what
+    /// is removed before them frees the space to write that they are gone.
     pub(super) async fn remove_pod(&mut self) -> Result<(), PodError> {
         self.stop_pod().await?;
+        self.release_while(|_| true).await?;
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
         for id in ids {
             self.forget_container(&id)?;
         }
-        self.release_while(|_| true).await?;
         Ok(self.ledger.forget_pod()?)
+    }
+
+    /// Removes a pod that no client knows. If that fails, its name is free all the same, and the owner's task tries
+    /// again later.
+    pub(super) async fn discard(&mut self, what: &str) -> Then {
+        match self.remove_pod().await {
+            Ok(()) => Then::End,
+            Err(error) => {
+                self.ledger.complain(what, &error);
+                self.shared.registry.release(self.ledger.pod());
+                self.is_discarded = true;
+                Then::GoOn
+            }
+        }
     }
 
     /// Kills all running containers and waits for the end of their logs.
@@ -100,9 +115,7 @@ impl Owner {
             .cloned()
         {
             self.give_back(&held).await?;
-            self.ledger.change_pod(|pod| {
-                pod.held.pop();
-            })?;
+            self.ledger.gave_back();
         }
         Ok(())
     }
@@ -164,7 +177,7 @@ async fn within(process: &VmmProcess) -> bool {
 }
 
 /// Kills a VMM or file server if it lives, and waits until it has ended.
-async fn kill(identity: Identity) -> Result<(), BootError> {
+pub async fn kill(identity: Identity) -> Result<(), BootError> {
     let Ok(Some(process)) = VmmProcess::adopt(identity) else {
         return Ok(());
     };

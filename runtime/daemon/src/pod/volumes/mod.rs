@@ -33,6 +33,7 @@ use self::kind::Place;
 use self::mirror::MirrorError;
 use self::mountinfo::{Mounts, join};
 use self::watcher::Watcher;
+use crate::modes;
 use crate::pod::life::record::MirrorSource;
 
 /// An error about a volume of a container.
@@ -116,7 +117,7 @@ impl Volumes {
                     path: path.to_owned(),
                 });
             }
-            std::fs::create_dir_all(path).map_err(look)?;
+            modes::directory_for_all(path).map_err(look)?;
         }
         let real = path.canonicalize().map_err(look)?;
         let metadata = real.symlink_metadata().map_err(look)?;
