@@ -6,7 +6,7 @@ import os
 from background import start, wait_until
 from daemon import merged, toml
 
-# The directory that scripts/lib/containerd.sh prepared. containerd finds its shim beside itself.
+# The directory that scripts/lib/containerd.sh prepared.
 PROGRAMS = "BULKHEAD_CONTAINERD"
 RUNTIME, IMAGES = "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"
 
@@ -38,7 +38,9 @@ class Containerd:
                 file.write(toml({"host": {f"http://{mirror}": {"capabilities": ["pull", "resolve"]}}}) + "\n")
         with open(path, "w") as file:
             file.write(toml(config) + "\n")
-        self.process = start([f"{programs}/containerd", "--config", path], self.log, **options)
+        # containerd looks for its shim in PATH first, and this machine may have another one.
+        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+        self.process = start([f"{programs}/containerd", "--config", path], self.log, env=environment, **options)
         wait_until(self.is_up, f"containerd with its CRI plugin; see {self.log}")
 
     def is_up(self):

@@ -176,9 +176,17 @@ impl Containerd {
             .append(true)
             .open(self.path("log"))
             .expect("open containerd's log");
-        let child = Command::new(self.release.programs().join("containerd"))
+        let programs = self.release.programs();
+        // containerd looks for its shim in PATH first, and this machine may have another one.
+        let path = format!(
+            "{}:{}",
+            programs.display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let child = Command::new(programs.join("containerd"))
             .arg("--config")
             .arg(self.path("config.toml"))
+            .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second descriptor"))
             .stderr(log)
