@@ -30,7 +30,7 @@ PODS = {"runtime-class": "an admission policy adds the RuntimeClass and its over
 TITLES = {"runtime-class": "Every pod with a RuntimeClass", "plain": "No pod with a RuntimeClass"}
 AFTER_SETTING = """
 The control plane and the suite run on the machine, the node beside them. The node's containerd, a delegate, has the pods
-that share the host's network; all others are in microVMs. Several specs run at a time; what failed was run again alone,
+that share the host's network; all others are in microVMs. Several specs run at a time; what fails is run again alone,
 because an emulated node has one slow CPU. The images are made here from Debian's packages and built programs
 ([tests/images](../tests/images/kubernetes_images.py)).
 """
