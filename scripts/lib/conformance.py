@@ -37,6 +37,7 @@ BEYOND_CONTAINERD = {
     "should support listing pod sandbox metrics": "containerd 2.1 has no ListPodSandboxMetrics",
     "should return image digest in ContainerStatus mounts": "containerd 2.1 does not tell the digest of an image volume",
     "Image Volume.* subPath should": "containerd 2.1 mounts the whole image whatever the subPath",
+    "Image Identifier Consistency": "containerd 2.1 does not tell the image_id of a container",
 }
 OURS, DELEGATE = "bulkhead", "runc"
 # Messages of critest when it skips a spec for a reason that is not in the runtime. Any other skip counts as a failure.

@@ -281,11 +281,14 @@ def image_metrics_server(registry, _):
 
 
 def program_layer(path, *more, links=()):
-    """Returns a layer with a program of this machine, its libraries, and more files. `links` are further names of the
-    program."""
-    names = subprocess.run(["ldd", path], stdout=subprocess.PIPE, check=True, text=True).stdout
+    """Returns a layer with a program of this machine, more libraries that it loads, and what all of these need. `links`
+    are further names of the program."""
+    needed = set()
+    for one in [path, *more]:
+        names = subprocess.run(["ldd", one], stdout=subprocess.PIPE, check=True, text=True).stdout
+        needed |= {word for word in names.split() if word.startswith("/") and not word.endswith(":")}
     layer = Layer()
-    for one in [path, *(word for word in names.split() if word.startswith("/")), *more]:
+    for one in [path, *more, *sorted(needed)]:
         with open(one, "rb") as file:
             layer.add(one.lstrip("/"), data=file.read(), mode=0o755)
     for link in links:

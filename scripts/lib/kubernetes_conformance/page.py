@@ -29,9 +29,10 @@ PODS = {"runtime-class": "an admission policy adds the RuntimeClass and its over
         "plain": "no pod names a RuntimeClass"}
 TITLES = {"runtime-class": "Every pod with a RuntimeClass", "plain": "No pod with a RuntimeClass"}
 AFTER_SETTING = """
-The control plane and the suite run on the machine, the node beside them. Several specs run at a time; what failed was
-run again alone, because an emulated node has one slow CPU. The images are made here from Debian's packages and built
-programs ([tests/images](../tests/images/kubernetes_images.py)).
+The control plane and the suite run on the machine, the node beside them. The node's containerd, a delegate, has the pods
+that share the host's network; all others are in microVMs. Several specs run at a time; what fails is run again alone,
+because an emulated node has one slow CPU. The images are made here from Debian's packages and built programs
+([tests/images](../tests/images/kubernetes_images.py)).
 """
 
 
@@ -80,6 +81,12 @@ def table(specs):
     return "\n".join([*lines, *("| " + " | ".join(map(str, line)) + " |" for line in counts(specs))]) + "\n"
 
 
+def state_of(result):
+    """Returns how a spec ended. One that failed beside others says little until it has failed alone."""
+    beside = result["state"] == FAILED and not result.get("alone")
+    return "failed beside others, not yet run alone" if beside else result["state"]
+
+
 def not_passed(specs, causes):
     """Returns the section of those specs that failed or that the suite skipped, by area."""
     text, area = [], None
@@ -91,7 +98,7 @@ def not_passed(specs, causes):
             text.append(f"\n| {area} | | why |\n|---|---|---|")
         cause = cause_of(causes, name, result)
         why = cause.why + (" A delegate carries it." if cause.delegate else "") if cause else quoted(result["reason"])
-        text.append(f"| {cell(name)} | {result['state']} | {cell(why)} |")
+        text.append(f"| {cell(name)} | {state_of(result)} | {cell(why)} |")
     return "\n".join(text) + "\n" if text else "\nNone.\n"
 
 
