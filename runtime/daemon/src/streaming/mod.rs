@@ -157,7 +157,7 @@ impl Server {
             let tls = self.tls.clone();
             tokio::spawn(async move {
                 tokio::select! {
-                    () = turn.to_go() => {}
+                    () = turn.wait() => {}
                     () = clients.serve(stream, tls) => {}
                 }
             });

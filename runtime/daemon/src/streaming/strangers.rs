@@ -78,7 +78,7 @@ impl Drop for Stranger {
 
 impl Turn {
     /// Waits until the client has to go. That is never, once it is known.
-    pub async fn to_go(self) {
+    pub async fn wait(self) {
         // The sender is dropped when the client is known.
         if let Ok(Err(_)) = timeout(TIME, self.0).await {
             std::future::pending::<()>().await;
@@ -96,9 +96,9 @@ mod tests {
         let all = Arc::new(Strangers::default());
         let (known, known_turn) = all.enter();
         known.is_known();
-        let mut known_turn = Box::pin(known_turn.to_go());
+        let mut known_turn = Box::pin(known_turn.wait());
         let (_first, first_turn) = all.enter();
-        let mut first_turn = Box::pin(first_turn.to_go());
+        let mut first_turn = Box::pin(first_turn.wait());
         let mut others: Vec<_> = (1..ROOM).map(|_| all.enter()).collect();
         assert!(
             first_turn.as_mut().now_or_never().is_none(),
