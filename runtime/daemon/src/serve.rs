@@ -196,6 +196,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
+        log_bytes_per_second: sandbox.log_bytes_per_second,
         probe: Probe::new(
             config.vmm.clone(),
             config.kernel.clone(),

@@ -10,6 +10,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, clear_signal};
 
 use crate::bus::{Bus, Effect};
+use crate::halt::Halts;
 use crate::report::{ExitReason, Outcome};
 use crate::statistics::ExitCounters;
 use crate::sys;
@@ -35,6 +36,11 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Whether vCPUs are to run.
+    pub fn is_open(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) == RUN
+    }
+
     fn set(&self, wanted: u8) {
         // A stop is final.
         if self.wanted.load(Ordering::SeqCst) != STOP {
@@ -114,6 +120,7 @@ pub struct Vcpu {
     pub id: u8,
     pub bus: Arc<Bus>,
     pub gate: Arc<Gate>,
+    pub halts: Arc<Halts>,
     pub counters: Arc<ExitCounters>,
 }
 
@@ -147,8 +154,11 @@ impl Vcpu {
             }
             match self.run_once() {
                 Next::Continue => {}
-                // The thread blocks the signal, so it is still pending and has to be cleared.
-                Next::Interrupted => drop(clear_signal(kick_signal())),
+                Next::Interrupted => {
+                    // The thread blocks the signal, so it is still pending and has to be cleared.
+                    drop(clear_signal(kick_signal()));
+                    self.halts.note(self.id, &self.fd);
+                }
                 Next::End(outcome) => return Some(outcome),
                 Next::FailedEntry(reason) => {
                     let text = format!("KVM cannot enter the guest, hardware reason {reason:#x}");

@@ -97,6 +97,8 @@ pub struct SandboxConfig {
     pub scratch_bytes: u64,
     pub ready_timeout: Duration,
     pub parallel_boots: usize,
+    /// How fast a container may write to its log, for long. Zero: as it likes.
+    pub log_bytes_per_second: u64,
     /// Added to the guest kernel's command line.
     pub extra_cmdline: String,
     /// The uid and gid to which the VMM switches after it has opened its files.
@@ -269,6 +271,7 @@ impl RawSandbox {
             memory_mib: self.memory_mib,
             memory_max_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
+            log_bytes_per_second: self.log_mib_per_second.saturating_mul(1 << 20),
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             parallel_boots,
             extra_cmdline: self.extra_cmdline,

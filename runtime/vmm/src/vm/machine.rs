@@ -126,13 +126,14 @@ impl Machine {
         let bus = Bus::new(SerialPort::new(line, console), transports);
 
         let cpuid = cpu::host_cpuid(&kvm_fd).map_err(kvm("read supported CPUID"))?;
-        let mut vcpus = Vec::new();
+        let (mut vcpus, mut kvm_exits) = (Vec::new(), Vec::new());
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(kvm("create vCPU"))?;
             let exits = sys::statistics_file(&fd).ok().and_then(KvmExits::find);
-            observed.kvm_exits.extend(exits);
+            kvm_exits.extend(exits);
             vcpus.push(fd);
         }
+        observed.kvm_exits = Arc::new(kvm_exits);
         Ok(Self {
             vcpus,
             vm,

@@ -35,11 +35,12 @@ use crate::devices::blk::disk::Volume;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::extent::{Extent, SECTOR_BYTES};
+use crate::halt::{self, Halts, Looks};
 use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
-use crate::statistics::Statistics;
+use crate::statistics::{KvmExits, Statistics};
 use crate::vcpu::{Gate, Vcpu, kick_signal};
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
@@ -143,7 +144,8 @@ fn block_signals() -> io::Result<SignalFd> {
 struct Running {
     bus: Arc<Bus>,
     gate: Arc<Gate>,
-    vcpus: Vec<JoinHandle<()>>,
+    halts: Arc<Halts>,
+    vcpus: Arc<Vec<JoinHandle<()>>>,
     devices: Devices,
     observed: Observed,
     outcomes: Receiver<Outcome>,
@@ -191,7 +193,8 @@ impl Running {
         let mut running = Self {
             bus,
             gate,
-            vcpus: Vec::new(),
+            halts: Arc::new(Halts::new(vcpus.len())),
+            vcpus: Arc::default(),
             devices,
             observed,
             outcomes,
@@ -203,11 +206,39 @@ impl Running {
             spawn_worker(thread, worker, announce.clone())?;
         }
         running.observed.vcpus_started.reached();
-        for (id, fd) in (0..).zip(vcpus) {
-            let handle = running.spawn_vcpu(id, fd, announce.clone())?;
-            running.vcpus.push(handle);
-        }
+        let threads = (0..).zip(vcpus);
+        let threads = threads.map(|(id, fd)| running.spawn_vcpu(id, fd, announce.clone()));
+        running.vcpus = Arc::new(threads.collect::<io::Result<_>>()?);
+        running.watch_halts(announce)?;
         Ok(running)
+    }
+
+    /// Starts the thread that ends the VM when the guest has halted for good.
+    fn watch_halts(&self, announce: Announce) -> io::Result<()> {
+        let (gate, halts) = (Arc::clone(&self.gate), Arc::clone(&self.halts));
+        let (vcpus, exits) = (
+            Arc::clone(&self.vcpus),
+            Arc::clone(&self.observed.kvm_exits),
+        );
+        let watch = move || {
+            let mut looks = Looks::default();
+            loop {
+                std::thread::sleep(halt::PERIOD);
+                // A vCPU that is parked notes nothing, and is not halted.
+                if !gate.is_open() {
+                    continue;
+                }
+                match looks.look(KvmExits::sum(&exits), &halts) {
+                    halt::Next::Wait => {}
+                    halt::Next::Interrupt => kick(&vcpus),
+                    halt::Next::End => {
+                        let text = "all vCPUs have halted with interrupts off";
+                        return announce.tell(Outcome::new(ExitReason::GuestHalted, text));
+                    }
+                }
+            }
+        };
+        thread("halts").spawn(watch).map(drop)
     }
 
     fn spawn_vcpu(&self, id: u8, fd: VcpuFd, announce: Announce) -> io::Result<JoinHandle<()>> {
@@ -216,6 +247,7 @@ impl Running {
             id,
             bus: Arc::clone(&self.bus),
             gate: Arc::clone(&self.gate),
+            halts: Arc::clone(&self.halts),
             counters: Arc::clone(&self.observed.exits),
         };
         thread(&format!("vcpu{id}")).spawn(move || {
@@ -225,17 +257,10 @@ impl Running {
         })
     }
 
-    fn kick(&self) {
-        for vcpu in &self.vcpus {
-            // Fails for a thread that has ended.
-            let _ = vcpu.kill(kick_signal());
-        }
-    }
-
     /// Stops the vCPUs and returns the report of how the VM ended.
     fn finish(self, ended: server::Ended) -> ExitReport {
         self.gate.stop();
-        self.kick();
+        kick(&self.vcpus);
         self.gate.wait_parked(self.vcpus.len(), KICK_TIME);
         let panic = self.bus.finish_console();
         let mut outcome = match ended {
@@ -256,6 +281,14 @@ impl Running {
         report.exits_total = statistics.exits_total.unwrap_or(report.exits_userspace);
         report.uptime_us = statistics.uptime_us;
         report
+    }
+}
+
+/// Makes the vCPUs leave the guest once.
+fn kick(vcpus: &[JoinHandle<()>]) {
+    for vcpu in vcpus {
+        // Fails for a thread that has ended.
+        let _ = vcpu.kill(kick_signal());
     }
 }
 
@@ -337,7 +370,7 @@ impl Target for Running {
 
     fn pause(&self) -> Result<(), String> {
         self.gate.pause();
-        self.kick();
+        kick(&self.vcpus);
         if self.gate.wait_parked(self.vcpus.len(), KICK_TIME) {
             return Ok(());
         }
