@@ -118,7 +118,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
-    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver);
+    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver, images.clone());
     let routes = if runtimes.delegates.is_empty() {
         routes(runtime, images)
     } else {
@@ -127,7 +127,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
         let sides = Sides::new(runtimes, Limits::default());
         let endpoint = Endpoint::new(runtime, sides, &listed_pods);
         endpoint.watch();
-        let images = ImageEndpoint::new(endpoint.clone(), images, &listed_images);
+        let images = ImageEndpoint::new(endpoint.clone(), &listed_images);
         routes(endpoint, images)
     };
     let server = tonic::transport::Server::builder()
