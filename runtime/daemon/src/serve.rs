@@ -188,6 +188,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
             memory_mib: sandbox.memory_mib,
             memory_max_mib: sandbox.memory_max_mib,
             scratch_bytes: sandbox.scratch_bytes,
+            scratch_max_bytes: sandbox.scratch_max_bytes,
         },
         admission: Admission::new(sandbox.parallel_boots, admission::TURN),
         store: Arc::new(Store::open(&config.state_dir)?),
