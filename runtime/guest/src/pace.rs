@@ -50,8 +50,8 @@ mod tests {
 
     #[test]
     fn a_burst_is_free_and_then_the_rate_holds() {
-        let start = Instant::now();
         let mut pace = Pace::new(100, 50);
+        let start = Instant::now();
         assert_eq!(pace.take_at(50, start), Duration::ZERO);
         assert_eq!(pace.take_at(1, start), Duration::from_millis(10));
         let later = start + Duration::from_millis(510);
