@@ -22,10 +22,12 @@ pub mod devices;
 pub mod extent;
 pub mod jail;
 pub mod memory;
+mod msr;
 pub mod probe;
 pub mod report;
 pub mod slot;
 pub mod statistics;
+mod surface;
 #[allow(unsafe_code)]
 mod sys;
 pub mod vcpu;
