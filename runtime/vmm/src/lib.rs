@@ -24,10 +24,12 @@ pub mod extent;
 mod halt;
 pub mod jail;
 pub mod memory;
+mod msr;
 pub mod probe;
 pub mod report;
 pub mod slot;
 pub mod statistics;
+mod surface;
 #[allow(unsafe_code)]
 mod sys;
 pub mod vcpu;

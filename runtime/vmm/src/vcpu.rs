@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_EXIT_X86_BUS_LOCK;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, clear_signal};
 
@@ -13,6 +14,7 @@ use crate::bus::{Bus, Effect};
 use crate::halt::Halts;
 use crate::report::{ExitReason, Outcome};
 use crate::statistics::ExitCounters;
+use crate::surface::rest_after;
 use crate::sys;
 
 const RUN: u8 = 0;
@@ -152,7 +154,11 @@ impl Vcpu {
                 // Tells the guest's watchdogs about the pause. Fails for a guest without kvm-clock.
                 Pass::RunAfterPause => drop(self.fd.kvmclock_ctrl()),
             }
-            match self.run_once() {
+            let next = self.run_once();
+            if let Some(pause) = rest_after(self.fd.get_kvm_run().flags) {
+                std::thread::sleep(pause);
+            }
+            match next {
                 Next::Continue => {}
                 Next::Interrupted => {
                     // The thread blocks the signal, so it is still pending and has to be cleared.
@@ -215,7 +221,12 @@ impl Vcpu {
             }
             Ok(VcpuExit::FailEntry(reason, _)) => Next::FailedEntry(reason),
             Ok(VcpuExit::InternalError) => Next::InternalError,
-            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {
+            Ok(
+                VcpuExit::Intr
+                | VcpuExit::Hlt
+                | VcpuExit::IrqWindowOpen
+                | VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK),
+            ) => {
                 ExitCounters::count(&counters.other);
                 Next::Continue
             }

@@ -25,7 +25,7 @@ pub const LINE_BYTES: usize = 16 << 10;
 /// How long a request may take until its whole reply is there.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request to a VMM.
+/// A request to a VMM. None of them waits for a disk or volume of the host that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -36,7 +36,8 @@ pub enum Request {
     AttachVolume,
     /// Carries a descriptor of a file that may be on the volume disk. The reply is its extent there.
     FindVolume,
-    /// Closes the volume that begins at this sector. It is no error if there is none.
+    /// Takes off and closes the volume that begins at this sector. It is no error if there is none. It fails if a
+    /// request to the volume hangs. The volume is off the disk all the same, and is closed when that request ends.
     DetachVolume {
         first_sector: u64,
     },

@@ -25,6 +25,7 @@ use crate::devices::worker::Worker;
 use crate::memory::Memory;
 use crate::slot::{MMIO_BASE, Slot, Thread};
 use crate::statistics::KvmExits;
+use crate::surface::{self, SurfaceError};
 use crate::sys::{self, Access};
 
 /// Pages that KVM needs for itself on Intel, below the BIOS area.
@@ -51,6 +52,8 @@ pub enum MachineError {
     Device(#[from] DeviceError),
     #[error("set up vCPUs")]
     Cpu(#[from] CpuError),
+    #[error("leave out what the guest does not need of KVM")]
+    Surface(#[from] SurfaceError),
 }
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
@@ -177,6 +180,7 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     // There is no PIT: the guest uses kvm-clock and the TSC deadline timer.
     vm.create_irq_chip()
         .map_err(kvm("create interrupt controllers"))?;
+    surface::reduce(&vm)?;
     Ok(vm)
 }
 

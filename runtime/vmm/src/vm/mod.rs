@@ -6,6 +6,7 @@
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
+mod closing;
 pub mod devices;
 pub mod machine;
 pub mod observed;
@@ -20,6 +21,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -314,7 +316,7 @@ impl Target for Running {
         }
         let bytes = regular_size(&file)
             .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
-        let appended = lock(&self.devices.image).append(file, bytes);
+        let appended = self.devices.image_disk.append(file, bytes);
         appended.map_err(|e| e.to_string())
     }
 
@@ -336,19 +338,21 @@ impl Target for Running {
             }
             (Volume::File(file), bytes)
         };
-        let appended = lock(&self.devices.volumes).append(volume, bytes);
+        let appended = self.devices.volume_disk.append(volume, bytes);
         appended.map_err(|e| e.to_string())
     }
 
     fn find_volume(&self, file: &File) -> Result<Extent, String> {
-        let found = lock(&self.devices.volumes)
-            .find(file)
-            .map_err(|e| e.to_string())?;
+        let found = self.devices.volume_disk.find(file);
+        let found = found.map_err(|e| e.to_string())?;
         found.ok_or_else(|| "file is not on the volume disk".to_owned())
     }
 
-    fn detach_volume(&self, first_sector: u64) {
-        drop(lock(&self.devices.volumes).remove(first_sector));
+    fn detach_volume(&self, first_sector: u64) -> Result<(), String> {
+        let Some(volume) = self.devices.volume_disk.remove(first_sector) else {
+            return Ok(());
+        };
+        closing::close(volume, thread("closing"), closing::LIMIT).map_err(|e| chain(&e))
     }
 
     fn connect_files(&self, server: OwnedFd) -> Result<(), String> {
