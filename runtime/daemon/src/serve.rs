@@ -194,7 +194,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         store: Arc::new(Store::open(&config.state_dir)?),
         network,
         images,
-        cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
+        cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd, config.unbounded),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
         log_bytes_per_second: sandbox.log_bytes_per_second,

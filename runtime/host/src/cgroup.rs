@@ -3,8 +3,10 @@
 //!
 //! The VM's cgroup is normally inside the one that kubelet made for the pod. But if the RuntimeClass has no overhead,
 //! kubelet's cgroup allows only what the containers may use, which is too little for a VM. Then the VM's cgroup is
-//! beside kubelet's, with its own limit. Without kubelet it is below the daemon's own cgroup parent. A host without
-//! cgroup v2, or on which the daemon may not make cgroups, runs pods all the same, because the VM isolates them.
+//! beside kubelet's, with its own limit. Without kubelet it is below the daemon's own cgroup parent.
+//!
+//! A host without cgroup v2 runs pods all the same, because the VM isolates them. On a host that has it, a VM whose
+//! cgroup or limit cannot be made is refused ([`Unbounded`]): it could take what belongs to others.
 //!
 //! If systemd makes the host's cgroups, only systemd may make cgroups in its slices:
 //!
@@ -27,23 +29,31 @@ use bulkhead_text::chain;
 
 use crate::systemd::{Scope, Systemd, SystemdError};
 pub use limits::HostLimits;
-use limits::weight;
+use limits::{LimitError, weight};
 pub use names::around;
 use names::{SCOPE, name_of, relative, scope_of};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The controllers for pods. Each is enabled on its own, because a host may lack some.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"];
-/// The most threads of the VMM and the file server together.
-const MAX_TASKS: u64 = 1024;
 
 /// Why a VM has no cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     #[error("cgroup {path}")]
     Files { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     #[error("scope of the VM")]
     Scope(#[from] SystemdError),
+}
+
+/// What to do with a VM that cannot be bounded, on a host with cgroup v2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unbounded {
+    Refuse,
+    /// Run it and log what was not possible.
+    Allow,
 }
 
 /// Makes the cgroups of VMs. Without a `parent`, because the host has no cgroup v2 or it is not wanted, it makes none.
@@ -51,6 +61,7 @@ pub enum CgroupError {
 pub struct Cgroups {
     root: PathBuf,
     parent: Option<PathBuf>,
+    unbounded: Unbounded,
     /// Makes the cgroups in slices, if systemd manages the host's cgroups.
     systemd: Option<Systemd>,
 }
@@ -68,10 +79,13 @@ pub struct PodCgroup {
 
 impl Cgroups {
     /// `parent` is relative to the root of cgroup v2. With systemd it is the name of a slice, with or without `.slice`.
-    pub fn new(parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
+    pub fn new(parent: Option<&Path>, systemd: Option<Systemd>, unbounded: Unbounded) -> Self {
         let root = Path::new(ROOT);
         let usable = root.join("cgroup.controllers").exists();
-        Self::below(root, parent.filter(|_| usable), systemd)
+        Self {
+            unbounded,
+            ..Self::below(root, parent.filter(|_| usable), systemd)
+        }
     }
 
     pub(crate) fn below(root: &Path, parent: Option<&Path>, systemd: Option<Systemd>) -> Self {
@@ -84,6 +98,7 @@ impl Cgroups {
         Self {
             parent,
             root: root.to_owned(),
+            unbounded: Unbounded::Refuse,
             systemd,
         }
     }
@@ -149,8 +164,27 @@ impl Cgroups {
         }
     }
 
-    /// Makes the cgroup `path` with its limits, and moves the process into it.
+    /// Makes the cgroup `path` with its limits, and moves the process into it. If the VM may be unbounded, only a scope
+    /// that systemd does not make is an error.
     pub async fn make(
+        &self,
+        path: &Path,
+        limits: &HostLimits,
+        pid: i32,
+    ) -> Result<(), CgroupError> {
+        match (self.make_bounded(path, limits, pid).await, self.unbounded) {
+            (
+                Err(error @ (CgroupError::Files { .. } | CgroupError::Limit(_))),
+                Unbounded::Allow,
+            ) => {
+                tracing::warn!("a VM is not bounded: {}", chain(&error));
+                Ok(())
+            }
+            (made, _) => made,
+        }
+    }
+
+    async fn make_bounded(
         &self,
         path: &Path,
         limits: &HostLimits,
@@ -175,15 +209,14 @@ impl Cgroups {
                 enter(path, pid).map_err(failed)?;
             }
         }
-        fs::write(path.join("pids.max"), MAX_TASKS.to_string())
-            .unwrap_or_else(|e| tracing::debug!("{}: pids.max: {e}", path.display()));
-        limits::write(path, limits);
-        Ok(())
+        Ok(limits::write(path, limits)?)
     }
 
-    /// Sets limits. One that the host cannot set is only logged.
+    /// Sets limits of a VM that runs. One that the host cannot set is only logged.
     pub fn limit(&self, path: &Path, limits: &HostLimits) {
-        limits::write(path, limits);
+        if let Err(error) = limits::write(path, limits) {
+            tracing::warn!("a VM is not bounded as it should be: {}", chain(&error));
+        }
         let (Some(systemd), Some(scope)) = (&self.systemd, scope_of(path)) else {
             return;
         };
@@ -401,5 +434,31 @@ mod tests {
         let none = Cgroups::below(root.path(), None, None);
         assert_eq!(none.of_pod("/kubepods/p"), None);
         assert_eq!(none.place("x", None, None), None);
+    }
+    #[tokio::test]
+    async fn a_vm_that_cannot_be_bounded_is_refused_unless_that_is_allowed() {
+        let root = tempfile::tempdir().unwrap();
+        let refusing = Cgroups::below(root.path(), Some(Path::new("bulkhead")), None);
+        let allowing = Cgroups {
+            unbounded: Unbounded::Allow,
+            ..refusing.clone()
+        };
+        let limits = HostLimits {
+            memory_bytes: Some(5),
+            ..Default::default()
+        };
+        let path = root.path().join("bulkhead/pod-x");
+        refusing.make(&path, &limits, 7).await.unwrap();
+        // As where the memory controller is not enabled.
+        fs::remove_file(path.join("memory.max")).unwrap();
+        fs::create_dir(path.join("memory.max")).unwrap();
+        let error = chain(&refusing.make(&path, &limits, 7).await.unwrap_err());
+        assert!(error.contains("memory.max to \"5\""), "{error}");
+        allowing.make(&path, &limits, 7).await.unwrap();
+        // As where the daemon may not make cgroups.
+        let no_directory = path.join("cpu.max/pod-y");
+        let error = refusing.make(&no_directory, &limits, 7).await.unwrap_err();
+        assert!(matches!(error, CgroupError::Files { .. }), "{error}");
+        allowing.make(&no_directory, &limits, 7).await.unwrap();
     }
 }

@@ -39,3 +39,23 @@ pub mod vm;
 pub fn prepare_process() {
     sys::use_one_malloc_arena();
 }
+
+#[cfg(test)]
+mod tests {
+    /// A program cannot ask how it was compiled, so this reads what Cargo reads.
+    #[test]
+    fn sums_that_overflow_end_the_release_build_too() {
+        let manifest = include_str!("../../../Cargo.toml");
+        let profile = manifest.split("[profile.release.package]").nth(1);
+        let profile = profile.and_then(|rest| rest.split("\n[").next());
+        for name in [
+            "bulkhead-vmm",
+            "bulkhead-share",
+            "virtio-queue",
+            "vm-memory",
+        ] {
+            let line = format!("\n{name}.overflow-checks = true");
+            assert!(profile.is_some_and(|text| text.contains(&line)), "{name}");
+        }
+    }
+}

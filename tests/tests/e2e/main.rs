@@ -3,6 +3,7 @@
 //! emulated host and one registry serve them all.
 
 mod block;
+mod bounds;
 mod cli;
 mod clients;
 mod cni;

@@ -30,7 +30,11 @@ pub async fn daemon(config: &str) -> (Daemon, Client, String) {
     (daemon, client, busybox)
 }
 
-fn pod_config(client: &Client, name: &str, resources: LinuxContainerResources) -> PodSandboxConfig {
+pub fn pod_config(
+    client: &Client,
+    name: &str,
+    resources: LinuxContainerResources,
+) -> PodSandboxConfig {
     let mut config = client.pod_config(name);
     config.linux = Some(LinuxPodSandboxConfig {
         resources: Some(resources),

@@ -36,7 +36,8 @@ pub fn tun() -> Result<String, Problem> {
     }
 }
 
-/// Checks cgroup v2. Pods also run without it, but then their resources are neither limited nor counted.
+/// Checks cgroup v2. Pods also run on a host without it, but then their resources are neither limited nor counted. On one
+/// that has it, a pod does not start without the controllers of its limits.
 pub fn cgroups(parent: Option<&Path>) -> Result<String, Problem> {
     let Some(parent) = parent else {
         return Ok("not used: cgroup_parent is empty".to_owned());
@@ -56,7 +57,7 @@ pub fn cgroups(parent: Option<&Path>) -> Result<String, Problem> {
     }
     Err(Problem::new(
         format!("cgroup v2 lacks the controllers {}", missing.join(", ")),
-        "unmount the cgroup v1 hierarchies that hold them, or set `cgroup_parent = \"\"`",
+        "unmount the cgroup v1 hierarchies that hold them, or set `allow_unbounded_vms = true`",
     ))
 }
 

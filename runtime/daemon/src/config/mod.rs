@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_host::cgroup::Unbounded;
 use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 
 pub use cgroup_driver::CgroupDriver;
@@ -75,6 +76,7 @@ pub struct Config {
     /// Relative to /sys/fs/cgroup. If it is `None`, VMMs stay in the daemon's cgroup.
     pub cgroup_parent: Option<PathBuf>,
     pub cgroup_driver: CgroupDriver,
+    pub unbounded: Unbounded,
     /// Who serves which pods.
     pub runtimes: Runtimes,
     pub sandbox: SandboxConfig,
@@ -194,6 +196,10 @@ impl Config {
                 .filter(|parent| !parent.is_empty())
                 .map(|parent| PathBuf::from(parent.trim_start_matches('/'))),
             cgroup_driver: raw.cgroup_driver.unwrap_or_else(CgroupDriver::of_host),
+            unbounded: match raw.allow_unbounded_vms {
+                true => Unbounded::Allow,
+                false => Unbounded::Refuse,
+            },
             sandbox: raw.sandbox.check()?,
             kubelet_roots: raw
                 .volumes
@@ -347,13 +353,14 @@ mod tests {
         assert_eq!(config.sandbox.scratch_bytes, 10 << 30);
         assert!(config.sandbox.parallel_boots >= 1);
         assert_eq!(config.cgroup_parent.as_deref(), Some(Path::new("bulkhead")));
+        assert_eq!(config.unbounded, Unbounded::Refuse);
         assert_eq!(config.cni.cache_dir, Path::new("/var/lib/bulkhead/cni"));
     }
 
     #[test]
     fn what_is_written_wins() {
         let config = parse(
-            "run_dir = \"/r\"\ncgroup_parent = \"\"\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\nparallel_boots = 5\n\
+            "run_dir = \"/r\"\ncgroup_parent = \"\"\nallow_unbounded_vms = true\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\nparallel_boots = 5\n\
              [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\nmax_image_gib = 3\nkeep_free_mib = 4\nmin_kib_per_second = 5\n",
         )
         .unwrap();
@@ -362,6 +369,7 @@ mod tests {
         assert_eq!(config.sandbox.run_as, Some((7, 7)));
         assert_eq!(config.cni.netns_dir, Path::new("/r/netns"));
         assert_eq!(config.cgroup_parent, None);
+        assert_eq!(config.unbounded, Unbounded::Allow);
         let images = config.image_config();
         assert_eq!(images.stall_timeout, Duration::from_secs(2));
         assert_eq!(images.max_image_bytes, 3 << 30);

@@ -115,7 +115,7 @@ fn share_code(error: &ShareError) -> Code {
 
 fn boot_code(error: &BootError) -> Code {
     match error {
-        BootError::Unready(_) => Code::FailedPrecondition,
+        BootError::Unready(_) | BootError::Unbounded(_) => Code::FailedPrecondition,
         BootError::Unfit(_) => Code::ResourceExhausted,
         BootError::Store(error) => store_code(error),
         BootError::Configure(error) => agent_code(error),

@@ -8,6 +8,7 @@ use bulkhead_proto::cri;
 use super::quantity;
 use super::refusal::ParseError;
 use crate::pod::life::spec::{PodLimits, Resources};
+use crate::pod::plan::io;
 
 /// The annotation with the size of the pod's scratch disk, as a Kubernetes quantity. CRI itself has no field for it.
 pub const EPHEMERAL_STORAGE: &str = "bulkhead.dev/ephemeral-storage";
@@ -38,8 +39,16 @@ pub fn pod(
     linux: &cri::LinuxPodSandboxConfig,
     annotations: &HashMap<String, String>,
 ) -> Result<PodLimits, ParseError> {
+    let resources = linux.resources.as_ref();
+    let io_max = resources.and_then(|limits| limits.unified.get(io::KEY));
+    if let Some(value) = io_max.filter(|value| !io::is_valid(value)) {
+        return Err(ParseError::Wrong {
+            what: io::KEY,
+            value: value.clone(),
+        });
+    }
     let said = |limits: &Option<cri::LinuxContainerResources>| {
-        limits.clone().map(resources).unwrap_or_default()
+        limits.clone().map(self::resources).unwrap_or_default()
     };
     Ok(PodLimits {
         resources: said(&linux.resources),
@@ -83,6 +92,15 @@ mod tests {
         assert_eq!(limits.resources.memory_limit_bytes, 5);
         assert_eq!(limits.cgroup_parent, "/kubepods/p");
         assert_eq!(pod(&linux, &HashMap::new()).unwrap().scratch_bytes, None);
+        for (value, is_good) in [("8:0 rbps=5", true), ("sda rbps=5", false)] {
+            let mut linux = linux.clone();
+            let resources = linux.resources.as_mut().unwrap();
+            resources
+                .unified
+                .insert(io::KEY.to_owned(), value.to_owned());
+            let limits = pod(&linux, &HashMap::new());
+            assert_eq!(limits.is_ok(), is_good, "{value}");
+        }
         for bad in ["", "-1", "1Ki", "1Ei", "2Gi; rm -rf /"] {
             let error = with(bad).unwrap_err().to_string();
             assert!(error.contains(EPHEMERAL_STORAGE), "{bad}: {error}");

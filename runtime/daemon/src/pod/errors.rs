@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::connect::ConnectError;
+use bulkhead_host::cgroup::CgroupError;
 use bulkhead_host::control::ControlError;
 pub use bulkhead_host::launch::LaunchError;
 pub use bulkhead_host::shares::ShareError;
@@ -166,8 +167,14 @@ pub enum BootError {
     },
     #[error("too many pods boot")]
     NoTurn(#[from] NoTurn),
+    /// Only a daemon with the systemd cgroup driver has this. Its caller can try again.
     #[error("cgroup of the VM")]
-    Scope(#[from] SystemdError),
+    Scope(#[source] SystemdError),
+    #[error(
+        "the VM cannot be bounded on this host: give the daemon the right to make cgroups and enable the controllers above \
+         them (`bulkhead check` looks at it), or set `allow_unbounded_vms = true`"
+    )]
+    Unbounded(#[source] CgroupError),
     #[error("the caller has gone away")]
     Abandoned,
     #[error("configure the guest")]
@@ -176,4 +183,13 @@ pub enum BootError {
     Store(#[from] StoreError),
     #[error("process {pid} of the pod was killed but has not ended within {limit:?}")]
     Unkillable { pid: i32, limit: Duration },
+}
+
+impl From<CgroupError> for BootError {
+    fn from(error: CgroupError) -> Self {
+        match error {
+            CgroupError::Scope(error) => Self::Scope(error),
+            other => Self::Unbounded(other),
+        }
+    }
 }

@@ -2,10 +2,14 @@
 //! Writes the limits of a VM into the files of its cgroup on the host.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::held_bytes;
 
+/// The most threads of the VMM and the file server together.
+const MAX_TASKS: u64 = 1024;
+const IO_MAX: &str = "io.max";
 const MIN_SHARES: u64 = 2;
 const MAX_SHARES: u64 = 262_144;
 
@@ -13,6 +17,8 @@ const MAX_SHARES: u64 = 262_144;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostLimits {
     pub memory_bytes: Option<u64>,
+    /// How much of its memory may be swapped out.
+    pub swap_bytes: Option<u64>,
     /// Thousandths of a CPU.
     pub cpu_millis: Option<u64>,
     /// On the scale of cgroup v1, 2 to 262144.
@@ -20,25 +26,106 @@ pub struct HostLimits {
     /// The list of CPUs, and in `nodes` that of NUMA nodes.
     pub cpus: String,
     pub nodes: String,
+    /// The kernel's lines for `io.max`, one for each device.
+    pub io_max: Vec<String>,
 }
 
-/// Writes all limits. One that the host cannot set is only logged.
-pub(super) fn write(path: &Path, limits: &HostLimits) {
-    let mut files = vec![
-        ("cpu.max", cpu_max(limits.cpu_millis)),
-        ("cpu.weight", weight(limits.cpu_shares).to_string()),
-        ("cpuset.cpus", limits.cpus.clone()),
-        ("cpuset.mems", limits.nodes.clone()),
-    ];
-    if let Some(limit) = memory_max(path, limits.memory_bytes) {
-        files.push(("memory.max", limit));
-    }
-    for (file, value) in files {
+/// A limit could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("limit {file} to {value:?}")]
+pub struct LimitError {
+    file: PathBuf,
+    value: String,
+    source: io::Error,
+}
+
+/// A file of the cgroup and what is written to it.
+struct Setting {
+    file: &'static str,
+    value: String,
+    /// Whether this bounds the VM. A weight does not, and neither does "no limit".
+    bounds: bool,
+}
+
+/// Writes all limits. Then returns the first error about one that bounds the VM. Other errors are only logged, because a
+/// host may lack files.
+pub(super) fn write(path: &Path, limits: &HostLimits) -> Result<(), LimitError> {
+    let mut done = Ok(());
+    for Setting {
+        file,
+        value,
+        bounds,
+    } in settings(path, limits)
+    {
+        let file = path.join(file);
         // With a line feed, because the kernel ignores a write of zero bytes, and an empty list must be written too.
-        if let Err(e) = fs::write(path.join(file), format!("{value}\n")) {
-            tracing::debug!("{}: {file} = {value:?}: {e}", path.display());
+        match fs::write(&file, format!("{value}\n")) {
+            Ok(()) => {}
+            Err(source) if bounds => {
+                let error = LimitError {
+                    file,
+                    value,
+                    source,
+                };
+                done = done.and(Err(error));
+            }
+            Err(e) => tracing::debug!("{} = {value:?}: {e}", file.display()),
         }
     }
+    done
+}
+
+fn settings(path: &Path, limits: &HostLimits) -> Vec<Setting> {
+    let setting = |file, value: String, bounds| Setting {
+        file,
+        value,
+        bounds,
+    };
+    let (cpus, nodes) = (&limits.cpus, &limits.nodes);
+    let mut all = vec![
+        setting("pids.max", MAX_TASKS.to_string(), true),
+        setting(
+            "cpu.max",
+            cpu_max(limits.cpu_millis),
+            limits.cpu_millis.is_some(),
+        ),
+        setting("cpu.weight", weight(limits.cpu_shares).to_string(), false),
+        setting("cpuset.cpus", cpus.clone(), !cpus.is_empty()),
+        setting("cpuset.mems", nodes.clone(), !nodes.is_empty()),
+    ];
+    if let Some(limit) = memory_max(path, limits.memory_bytes) {
+        all.push(setting("memory.max", limit, limits.memory_bytes.is_some()));
+    }
+    // A kernel without swap lacks this file alone, and has nothing to limit.
+    let has = |file: &str| path.join(file).exists();
+    if has("memory.swap.max") || !has("memory.max") {
+        let limit = limits.swap_bytes.map(|bytes| bytes.to_string());
+        let limit = limit.unwrap_or_else(|| "max".to_owned());
+        all.push(setting(
+            "memory.swap.max",
+            limit,
+            limits.swap_bytes.is_some(),
+        ));
+    }
+    for line in no_longer(path, &limits.io_max) {
+        all.push(setting(IO_MAX, line, false));
+    }
+    for line in &limits.io_max {
+        all.push(setting(IO_MAX, line.clone(), true));
+    }
+    all
+}
+
+/// The lines that lift the limits of devices which are limited now and are not in `wanted`.
+fn no_longer(path: &Path, wanted: &[String]) -> Vec<String> {
+    let device = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    let wanted: Vec<_> = wanted.iter().filter_map(|line| device(line)).collect();
+    let now = fs::read_to_string(path.join(IO_MAX)).unwrap_or_default();
+    let limited = now.lines().filter_map(device);
+    limited
+        .filter(|device| !wanted.contains(device))
+        .map(|device| format!("{device} rbps=max wbps=max riops=max wiops=max"))
+        .collect()
 }
 
 /// The value for memory.max. `None` if the limit is below what the VM uses, because then the kernel would kill the VM.
@@ -86,24 +173,87 @@ mod tests {
     fn limits_become_files_and_none_lifts_them() {
         let directory = tempfile::tempdir().unwrap();
         let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
-        write(
-            directory.path(),
-            &HostLimits {
-                memory_bytes: Some(1 << 20),
-                cpu_millis: Some(1500),
-                cpu_shares: Some(1024),
-                cpus: "0-1".into(),
-                nodes: String::new(),
-            },
-        );
+        let limits = HostLimits {
+            memory_bytes: Some(1 << 20),
+            swap_bytes: Some(0),
+            cpu_millis: Some(1500),
+            cpu_shares: Some(1024),
+            cpus: "0-1".into(),
+            nodes: String::new(),
+            io_max: vec!["8:0 rbps=5".to_owned()],
+        };
+        write(directory.path(), &limits).unwrap();
         assert_eq!(read("memory.max"), "1048576\n");
+        assert_eq!(read("memory.swap.max"), "0\n");
         assert_eq!(read("cpu.max"), "150000 100000\n");
         assert_eq!(read("cpu.weight"), "39\n");
         assert_eq!(read("cpuset.cpus"), "0-1\n");
-        write(directory.path(), &HostLimits::default());
+        assert_eq!(read("io.max"), "8:0 rbps=5\n");
+        assert_eq!(read("pids.max"), "1024\n");
+        write(directory.path(), &HostLimits::default()).unwrap();
         assert_eq!(read("memory.max"), "max\n");
+        assert_eq!(read("memory.swap.max"), "max\n");
         assert_eq!(read("cpu.max"), "max 100000\n");
         assert_eq!(read("cpu.weight"), "100\n");
+        assert_eq!(
+            read("io.max"),
+            "8:0 rbps=max wbps=max riops=max wiops=max\n"
+        );
+    }
+
+    #[test]
+    fn a_limit_that_cannot_be_written_is_an_error_and_the_others_are_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let bound = HostLimits {
+            memory_bytes: Some(1 << 20),
+            swap_bytes: Some(7),
+            cpu_millis: Some(1500),
+            cpu_shares: Some(1024),
+            cpus: "0".into(),
+            nodes: "0".into(),
+            io_max: vec!["8:0 rbps=5".to_owned()],
+        };
+        for (file, is_error) in [
+            ("memory.max", true),
+            ("memory.swap.max", true),
+            ("cpu.max", true),
+            ("cpuset.cpus", true),
+            ("cpuset.mems", true),
+            ("pids.max", true),
+            ("io.max", true),
+            ("cpu.weight", false),
+        ] {
+            let _ = fs::remove_file(path.join(file));
+            // To a directory nobody can write.
+            fs::create_dir(path.join(file)).unwrap();
+            let written = write(path, &bound).map_err(|e| e.to_string());
+            assert_eq!(written.is_err(), is_error, "{file}: {written:?}");
+            if let Err(words) = written {
+                assert!(words.contains(file), "{words}");
+            }
+            fs::remove_dir(path.join(file)).unwrap();
+            fs::write(path.join(file), "").unwrap();
+        }
+        assert_eq!(
+            fs::read_to_string(path.join("cpu.max")).unwrap(),
+            "150000 100000\n"
+        );
+        fs::remove_file(path.join("cpu.max")).unwrap();
+        fs::create_dir(path.join("cpu.max")).unwrap();
+        write(path, &HostLimits::default()).expect("no limit is wanted there");
+    }
+
+    #[test]
+    fn a_host_without_swap_has_nothing_to_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("memory.max"), "").unwrap();
+        let limits = HostLimits {
+            swap_bytes: Some(0),
+            ..Default::default()
+        };
+        write(directory.path(), &limits).unwrap();
+        assert!(!directory.path().join("memory.swap.max").exists());
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_guest::protocol;
-use bulkhead_host::cgroup::CgroupError;
 use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
 use bulkhead_host::{Files, Guest};
@@ -218,15 +217,7 @@ impl Owner {
         if let Some(path) = cgroup {
             let limits = self.ledger.host_limits();
             let cgroups = &self.shared.host.cgroups;
-            match cgroups.make(&path, &limits, identity.pid).await {
-                Ok(()) => {}
-                Err(error @ CgroupError::Files { .. }) => {
-                    self.ledger.complain("limit the VM", &error)
-                }
-                // Only a daemon with the systemd cgroup driver gets here. It is an error for the caller, who can try
-                // again.
-                Err(CgroupError::Scope(error)) => return Err(error.into()),
-            }
+            cgroups.make(&path, &limits, identity.pid).await?;
         }
         Ok(())
     }

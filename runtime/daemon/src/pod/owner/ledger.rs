@@ -281,6 +281,7 @@ mod tests {
     use std::path::PathBuf;
 
     use bulkhead_guest::exit::Exit;
+    use bulkhead_host::cgroup::Unbounded;
 
     use super::*;
     use crate::pod::fixtures;
@@ -304,7 +305,7 @@ mod tests {
         let listener = notices.listen().unwrap();
         let others = Others {
             store: Arc::new(Store::open(directory.path()).unwrap()),
-            cgroups: Cgroups::new(None, None),
+            cgroups: Cgroups::new(None, None, Unbounded::Refuse),
             registry: Arc::clone(&registry),
             notices,
         };

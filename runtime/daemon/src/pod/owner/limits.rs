@@ -15,9 +15,9 @@ use crate::pod::errors::BootError;
 use crate::pod::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};
 use crate::pod::life::state::PodState;
-use crate::pod::plan::hugepages;
 use crate::pod::plan::limits::{guest_limits, host_cpu, shares, union};
 use crate::pod::plan::sizing::{self, Room, Wanted};
+use crate::pod::plan::{hugepages, io, swap};
 
 /// The unit of a file's blocks (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -126,8 +126,11 @@ impl Ledger {
         let limits = &self.pod().spec.limits;
         let containers: Vec<&Resources> = self.live().map(|one| &one.spec.resources).collect();
         let together = |list: fn(&Resources) -> &str| union(containers.iter().map(|one| list(one)));
+        let own = &limits.resources;
         HostLimits {
             memory_bytes: wanted.host_bytes(),
+            swap_bytes: swap::together(own, containers.iter().copied()),
+            io_max: io::together(own, containers.iter().copied()),
             cpu_millis: host_cpu(wanted.allowance, limits),
             cpu_shares: shares(limits),
             cpus: together(|one| &one.cpuset_cpus),

@@ -22,7 +22,7 @@ use bulkhead_host::cgroup::PodCgroup;
 
 use super::program::ProgramError;
 use super::sizing::Wanted;
-use super::{cpulist, hugepages};
+use super::{cpulist, hugepages, io};
 use crate::pod::life::record::Allowance;
 use crate::pod::life::spec::PodLimits;
 
@@ -109,7 +109,9 @@ pub fn guest_limits(
     // If the VM has no cgroup on the host, the CPU limit is enforced at least for the containers, in the guest.
     let cpu = cgroup.is_none() && allowance.cpu_millis.is_some();
     let memory = allowance.memory_bytes;
-    let meant = |file: &str| file != OOM_GROUP && (file != GATE || memory.is_some());
+    // The limits of I/O are those of the VM on the host.
+    let meant =
+        |file: &str| file != OOM_GROUP && file != io::KEY && (file != GATE || memory.is_some());
     let unified = resources.unified.iter().filter(|(file, _)| meant(file));
     protocol::Resources {
         memory_limit_bytes: memory.map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
@@ -229,6 +231,7 @@ mod tests {
             (OOM_GROUP.to_owned(), "1".to_owned()),
             (GATE.to_owned(), "5".to_owned()),
             ("io.weight".to_owned(), "7".to_owned()),
+            ("io.max".to_owned(), "8:0 rbps=1".to_owned()),
         ]
         .into();
         let files = |allowance| {

@@ -3,7 +3,8 @@
 //! a guest.
 //!
 //! - [`sizing`]: how large a VM is; [`limits`]: cgroup limits on the host and in the guest; [`hugepages`]: how many
-//!   huge pages a guest reserves; [`cpulist`]: lists of CPUs and NUMA nodes.
+//!   huge pages a guest reserves; [`swap`] and [`io`]: what the host may swap out, and its I/O; [`cpulist`]: lists of
+//!   CPUs and NUMA nodes.
 //! - [`program`]: what a container runs, with which [`capabilities`].
 //! - [`wire`]: what CNI and the guest are told of a pod, with its [`dns`] settings.
 
@@ -11,7 +12,9 @@ pub mod capabilities;
 pub mod cpulist;
 pub mod dns;
 pub mod hugepages;
+pub mod io;
 pub mod limits;
 pub mod program;
 pub mod sizing;
+pub mod swap;
 pub mod wire;

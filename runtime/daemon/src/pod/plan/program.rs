@@ -8,6 +8,7 @@ use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
+use super::io;
 use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 
 /// The PATH of a container if neither the image nor the pod sets one.
@@ -32,6 +33,10 @@ pub enum ProgramError {
     },
     #[error("resource {name} is {value}: it must not be negative")]
     Resource { name: &'static str, value: i64 },
+    #[error(
+        "{name} is {value:?}: it must have lines like \"8:0 rbps=1048576 wiops=max\", with numbers of devices of the host"
+    )]
+    IoMax { name: &'static str, value: String },
 }
 
 /// Makes the request to the agent. Its layers, mounts and block devices are filled in later.
@@ -219,6 +224,12 @@ pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError
             return Err(ProgramError::Resource { name, value });
         }
     }
+    let mut unified = limits.unified.clone();
+    // This too applies to the whole VM.
+    if let Some(value) = unified.remove(io::KEY).filter(|value| !io::is_valid(value)) {
+        let name = io::KEY;
+        return Err(ProgramError::IoMax { name, value });
+    }
     Ok(protocol::Resources {
         // kubelet may send any number below 0 for "no limit", because it does arithmetic with -1.
         memory_limit_bytes: limits.memory_limit_bytes.max(-1),
@@ -230,7 +241,7 @@ pub fn resources(limits: &Resources) -> Result<protocol::Resources, ProgramError
         cpuset_cpus: String::new(),
         cpuset_mems: String::new(),
         memory_swap_limit_bytes: limits.memory_swap_limit_bytes.max(0),
-        unified: limits.unified.clone().into_iter().collect(),
+        unified: unified.into_iter().collect(),
         hugepage_limits: limits
             .hugepage_limits
             .iter()

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use rustix::fs::FallocateFlags;
 
-use super::shared::SharedWindow;
+use super::shared::{Part, SharedWindow};
 use super::window::WindowError;
 use crate::devices::chain::Buffers;
 use crate::devices::ring::Interrupt;
@@ -119,8 +119,8 @@ impl Disk for ImageDisk {
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
-        for found in self.window.parts(range) {
-            read_file(&found.file, found.offset, &part(to, found.of_buffers)?)?;
+        for of in self.window.parts(range.start, range.len) {
+            read_file(&of.file, of.offset, &part(to, &of)?)?;
         }
         Ok(())
     }
@@ -243,22 +243,21 @@ impl VolumeDisk {
     fn each(
         &self,
         range: DiskRange,
-        mut work: impl FnMut(&Volume, u64, DiskRange) -> io::Result<()>,
+        work: impl Fn(&Volume, &Part<Held>) -> io::Result<()>,
     ) -> io::Result<()> {
-        let parts = self.window.parts(range);
-        let lens = parts.iter().map(|part| part.of_buffers.len);
+        let parts = self.window.parts(range.start, range.len);
+        let lens = parts.iter().map(|part| part.len);
         if lens.fold(0, u64::saturating_add) != range.len {
             return Err(io::ErrorKind::NotFound.into());
         }
-        for part in parts {
-            work(&part.file.volume, part.offset, part.of_buffers)?;
-        }
-        Ok(())
+        parts
+            .iter()
+            .try_for_each(|part| work(&part.file.volume, part))
     }
 }
 
-/// The part of `buffers` that belongs to one piece of a request.
-fn part<'b>(buffers: &Buffers<'b>, of: DiskRange) -> io::Result<Buffers<'b>> {
+/// The part of `buffers` that belongs to one part of a request.
+fn part<'b, F>(buffers: &Buffers<'b>, of: &Part<F>) -> io::Result<Buffers<'b>> {
     let number = |value: u64| usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
     Ok(buffers.part(number(of.start)?, number(of.len)?))
 }
@@ -275,10 +274,10 @@ impl Disk for VolumeDisk {
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
-        self.each(range, |volume, at, of| {
+        self.each(range, |volume, of| {
             let to = part(to, of)?;
             // A device that vanished or shrank ends early. Zeroes would pass for data, so this is an error.
-            match read_to_end(volume.file(), at, &to)? {
+            match read_to_end(volume.file(), of.offset, &to)? {
                 done if done == to.len() => Ok(()),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
             }
@@ -286,8 +285,8 @@ impl Disk for VolumeDisk {
     }
 
     fn write(&self, range: DiskRange, from: &Buffers<'_>) -> io::Result<()> {
-        self.each(range, |volume, at, of| {
-            write_file(volume.file(), at, &part(from, of)?)
+        self.each(range, |volume, of| {
+            write_file(volume.file(), of.offset, &part(from, of)?)
         })
     }
 
@@ -304,8 +303,8 @@ impl Disk for VolumeDisk {
     }
 
     fn discard(&self, range: DiskRange) -> io::Result<()> {
-        self.each(range, |volume, at, of| {
-            punch(volume.file(), at, of.len)?;
+        self.each(range, |volume, of| {
+            punch(volume.file(), of.offset, of.len)?;
             match volume {
                 Volume::Device(device) => device.sync_data(),
                 Volume::File(_) => Ok(()),

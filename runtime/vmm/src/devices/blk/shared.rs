@@ -7,7 +7,6 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
-use super::disk::DiskRange;
 use super::window::{Window, WindowError};
 use crate::devices::mmio::lock;
 use crate::devices::ring::Interrupt;
@@ -19,8 +18,9 @@ pub struct Part<F> {
     pub file: Arc<F>,
     /// Where in the file, in bytes.
     pub offset: u64,
-    /// Where in the buffers of the request.
-    pub of_buffers: DiskRange,
+    /// Where in the buffers of the request, and how long.
+    pub start: u64,
+    pub len: u64,
 }
 
 #[derive(Debug)]
@@ -96,22 +96,20 @@ impl<F> SharedWindow<F> {
         lock(&self.0).window.files().map(Arc::downgrade).collect()
     }
 
-    /// The parts of a range, in order. One that no file backs is left out.
-    pub fn parts(&self, range: DiskRange) -> Vec<Part<F>> {
+    /// The parts of `[start, start + len)`, in order. One that no file backs is left out.
+    pub fn parts(&self, start: u64, len: u64) -> Vec<Part<F>> {
         let state = lock(&self.0);
-        let mut start = 0u64;
-        let pieces = state.window.pieces(range.start, range.len);
+        let pieces = state.window.pieces(start, len);
+        let mut end = 0u64;
         pieces
             .map(|piece| {
-                let of_buffers = DiskRange {
-                    start,
-                    len: piece.len,
-                };
-                start = start.saturating_add(piece.len);
+                let start = end;
+                end = end.saturating_add(piece.len);
                 Part {
                     file: Arc::clone(piece.file),
                     offset: piece.offset,
-                    of_buffers,
+                    start,
+                    len: piece.len,
                 }
             })
             .collect()
