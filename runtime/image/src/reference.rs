@@ -102,9 +102,6 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         Some((host, path)) if is_host(host) => (host, path),
         _ => (DEFAULT_HOST, name),
     };
-    if name.len() > MAX_NAME_BYTES {
-        return Err("the name is longer than 255 bytes");
-    }
     if !path.split('/').all(is_component) {
         return Err(
             "the repository must be lower-case letters and digits, with single separators ('.', '_', '__', '-') between them",
@@ -120,6 +117,10 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     } else {
         path.to_owned()
     };
+    // With the defaults, because this is the name under which the image will be asked for.
+    if host.len() + 1 + repository.len() > MAX_NAME_BYTES {
+        return Err("the name is longer than 255 bytes");
+    }
     let version = match digest {
         Some(digest) => Version::Digest(digest),
         None => Version::Tag(tag.unwrap_or(DEFAULT_TAG).to_owned()),
@@ -153,7 +154,12 @@ fn is_host(text: &str) -> bool {
             name.split('.').all(label)
         }
     };
-    looks_like_one && name_is_good && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    looks_like_one && name_is_good && port.is_none_or(is_port)
+}
+
+/// Rust's parser also takes a sign before the digits, but no URL can have it.
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
 fn is_component(text: &str) -> bool {
@@ -209,6 +215,8 @@ mod tests {
     #[test]
     fn mistakes_are_refused_with_the_text() {
         let long = "a/".repeat(200) + "b";
+        // "docker.io/" comes before it.
+        let long_with_host = "a/".repeat(123) + "b";
         for text in [
             "",
             ":tag",
@@ -219,10 +227,12 @@ mod tests {
             "a._b",
             "-a",
             "host:port/app",
+            "localhost:+500/a",
             "a@sha256:12",
             "http://host/app",
             "app:tag with blank",
             &long,
+            &long_with_host,
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
             assert!(

@@ -12,8 +12,9 @@
 pub mod balloon;
 pub mod blk;
 pub mod chain;
-#[cfg(test)]
-mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod driver;
 pub mod fs;
 pub mod mmio;
 pub mod net;

@@ -111,7 +111,9 @@ impl RegisterPage {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used)]
 impl RegisterPage {
     /// A page in memory of its own.
     pub fn alone() -> Self {
