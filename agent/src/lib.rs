@@ -7,8 +7,8 @@
 //! `container-exec` become a container's program ([`init`]), `pause` keeps a pod's shared PID namespace
 //! ([`pause`]).
 //!
-//! All of it is this library, whose only user is the program in `main.rs`, so that fuzz targets can reach the parsers in
-//! it ([`fuzzing`], with the feature of that name).
+//! All of it is this library, so that fuzz targets can reach the parsers in it (`fuzzing`, with the feature of that
+//! name). Its other user is the program in `main.rs`.
 
 mod boot;
 mod cgroup;

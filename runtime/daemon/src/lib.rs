@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `bulkhead`: the daemon and the commands for people without crictl.
 //!
-//! All of it is this library, whose only user is the program in `main.rs`, so that fuzz targets can reach the parsers in
-//! it ([`fuzzing`], with the feature of that name).
+//! All of it is this library, so that fuzz targets can reach the parsers in it (`fuzzing`, with the feature of that
+//! name). Its other user is the program in `main.rs`.
 
 #![forbid(unsafe_code)]
 

@@ -183,7 +183,26 @@ fn is_tag(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+        #[test]
+        fn for_all_texts_that_are_references_the_canonical_text_is_the_same_one(
+            text in "([a-z0-9.]{1,9}(:[+0-9]{1,6})?/)?[a-z0-9._/-]{1,40}(:[A-Za-z0-9._-]{1,9})?",
+            more in 0usize..250,
+        ) {
+            for text in [format!("{}{text}", "a/".repeat(more / 2)), text] {
+                let Ok(reference) = text.parse::<Reference>() else {
+                    continue;
+                };
+                let canonical = reference.to_string();
+                prop_assert_eq!(canonical.parse::<Reference>(), Ok(reference), "{}", canonical);
+            }
+        }
+    }
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 

@@ -62,4 +62,17 @@ mod tests {
             assert!(!is_cidr(text), "{text}");
         }
     }
+
+    #[test]
+    fn for_all_numbers_a_prefix_length_fits_its_address() {
+        for (address, most) in [("10.1.2.3", 32), ("fd00::1", 128)] {
+            for bits in 0..=1000 {
+                assert_eq!(
+                    is_cidr(&format!("{address}/{bits}")),
+                    bits <= most,
+                    "{address}/{bits}"
+                );
+            }
+        }
+    }
 }

@@ -14,15 +14,15 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     match input.below(2) {
         0 => {
             if let Some(record) = round_trip::<PodRecord>(input.rest()) {
-                let held = (
-                    record.vmm(),
-                    record.file_server(),
-                    record.cgroup().is_some(),
-                );
-                assert!(!record.held.is_empty() || held == (None, None, false));
+                assert!(record.network().is_some() || record.held_addresses().is_empty());
             }
         }
-        _ => drop(round_trip::<ContainerRecord>(input.rest())),
+        _ => {
+            if let Some(record) = round_trip::<ContainerRecord>(input.rest()) {
+                let resources = &record.spec.resources;
+                let _ = (resources.cpu_limit_millis(), resources.cpu_request_millis());
+            }
+        }
     }
 });
 
