@@ -74,6 +74,13 @@ impl Agent for Service {
         Ok(Response::new(proto::SetClockResponse {}))
     }
 
+    async fn heartbeat(
+        &self,
+        _request: Request<proto::HeartbeatRequest>,
+    ) -> Result<Response<proto::HeartbeatResponse>, Status> {
+        Ok(Response::new(proto::HeartbeatResponse {}))
+    }
+
     async fn ensure_volume(
         &self,
         request: Request<proto::EnsureVolumeRequest>,

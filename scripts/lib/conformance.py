@@ -240,6 +240,8 @@ def main():
     os.makedirs("/var/lib/bulkhead", exist_ok=True)
     with (tempfile.TemporaryDirectory(prefix="conformance-", dir="/var/lib/bulkhead") as work,
           Registry(work) as registry):
+        # The users of a container with a user namespace must be able to reach its files below.
+        os.chmod(work, 0o711)
         push_images(registry, options.images)
         with runtime(options, work, registry) as tested:
             names = share_of_specs(options)

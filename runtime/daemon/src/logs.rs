@@ -14,8 +14,9 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bulkhead_guest::pace::Pace;
 use bulkhead_proto::agent::log_record;
 use bulkhead_text::chain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -29,6 +30,8 @@ const LINE_BYTES: usize = 16 << 10;
 const IDLE: Duration = Duration::from_millis(500);
 /// The pause between attempts to write to a file after an error.
 const RETRY: Duration = Duration::from_secs(1);
+/// A log may grow at once as much as in so many seconds.
+const BURST_SECONDS: u64 = 4;
 
 /// An error about a container's log.
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +86,18 @@ pub struct LogFile {
     /// wait.
     path: Option<PathBuf>,
     file: Option<File>,
+    pace: Pace,
 }
 
 impl LogFile {
-    pub fn new(path: Option<PathBuf>) -> Self {
-        Self { path, file: None }
+    /// `bytes_per_second` is how fast the log may grow for long. Zero: as fast as it likes.
+    pub fn new(path: Option<PathBuf>, bytes_per_second: u64) -> Self {
+        let burst = bytes_per_second.saturating_mul(BURST_SECONDS);
+        Self {
+            path,
+            file: None,
+            pace: Pace::new(bytes_per_second, burst),
+        }
     }
 
     /// Opens the file by its name. After a rotation that makes a new file.
@@ -180,9 +190,9 @@ pub async fn follow(
 }
 
 /// Writes `out`, and tries again until that succeeds. Meanwhile nothing is acknowledged. Only the first error is
-/// logged.
+/// logged. A log that grows too fast waits here, and its container with it.
 async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver<Reopen>) {
-    let mut said = false;
+    let (mut said, bytes) = (false, out.len() as u64);
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {
@@ -192,12 +202,24 @@ async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver
                     tracing::warn!("{}; the container waits and nothing is lost", chain(&error));
                     said = true;
                 }
-                tokio::select! {
-                    Some(answer) = reopen.recv() => { let _ = answer.send(log.open()); }
-                    () = tokio::time::sleep(RETRY) => {}
-                }
+                wait(RETRY, log, reopen).await;
             }
         }
+    }
+    let until = Instant::now() + log.pace.take(bytes);
+    while let Some(left) = until
+        .checked_duration_since(Instant::now())
+        .filter(|left| !left.is_zero())
+    {
+        wait(left, log, reopen).await;
+    }
+}
+
+/// Waits, but not longer than until a request to open the log again, which it fulfils.
+async fn wait(time: Duration, log: &mut LogFile, reopen: &mut mpsc::Receiver<Reopen>) {
+    tokio::select! {
+        Some(answer) = reopen.recv() => { let _ = answer.send(log.open()); }
+        () = tokio::time::sleep(time) => {}
     }
 }
 

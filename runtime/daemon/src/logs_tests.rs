@@ -106,7 +106,7 @@ async fn records_reach_the_file_are_acknowledged_and_follow_a_rotation() {
     let path = directory.path().join("new/parent/0.log");
     let (mut agent, host) = tokio::io::duplex(1 << 16);
     let (reopen, mut requests) = mpsc::channel(1);
-    let mut log = LogFile::new(Some(path.clone()));
+    let mut log = LogFile::new(Some(path.clone()), 0);
     log.open().unwrap();
     let following = tokio::spawn(async move { follow(host, 100, &mut log, &mut requests).await });
     agent.write_all(&record(1, b"one\n")).await.unwrap();
@@ -135,7 +135,7 @@ async fn a_log_that_cannot_be_written_is_not_acknowledged_until_it_can() {
     std::fs::create_dir(&path).unwrap();
     let (mut agent, host) = tokio::io::duplex(1 << 16);
     let (_reopen, mut requests) = mpsc::channel(1);
-    let mut log = LogFile::new(Some(path.clone()));
+    let mut log = LogFile::new(Some(path.clone()), 0);
     tokio::spawn(async move { follow(host, 0, &mut log, &mut requests).await });
     agent.write_all(&record(1, b"kept\n")).await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(300), agent.read_u64()).await;
@@ -155,8 +155,45 @@ async fn a_record_that_breaks_the_protocol_ends_the_stream() {
         let (mut agent, host) = tokio::io::duplex(1 << 16);
         let (_reopen, mut requests) = mpsc::channel(1);
         agent.write_all(&bad).await.unwrap();
-        let mut log = LogFile::new(None);
+        let mut log = LogFile::new(None, 0);
         let error = follow(host, 0, &mut log, &mut requests).await.unwrap_err();
         assert!(matches!(error, LogError::Record(_)), "{error:?}");
     }
+}
+
+/// Issue 13, point 8: a container that only writes must not fill the disk between two rotations.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_grows_too_fast_waits_and_can_be_rotated_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("0.log");
+    let (mut agent, host) = tokio::io::duplex(1 << 16);
+    let (reopen, mut requests) = mpsc::channel(1);
+    // One line fits into the burst. Another one takes about three seconds more.
+    let mut log = LogFile::new(Some(path.clone()), 300);
+    tokio::spawn(async move { follow(host, 0, &mut log, &mut requests).await });
+    for number in 1..=2 {
+        let line = format!("{:1000}\n", "");
+        agent.write_all(&record(1, line.as_bytes())).await.unwrap();
+        let stored = tokio::time::timeout(Duration::from_secs(1), agent.read_u64()).await;
+        assert_eq!(stored.is_ok(), number == 1, "the second has to wait");
+        let (answer, answered) = oneshot::channel();
+        reopen.send(answer).await.unwrap();
+        answered.await.unwrap().unwrap();
+    }
+    assert_eq!(payloads(&path).lines().count(), 2);
+}
+
+/// Issue 13, point 13: a pipe without a reader would keep the daemon's thread for ever.
+#[test]
+fn a_link_or_a_pipe_in_place_of_a_log_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let (pipe, link) = (directory.path().join("pipe"), directory.path().join("link"));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    std::os::unix::fs::symlink(directory.path().join("target"), &link).unwrap();
+    for path in [pipe, link, "/dev/null".into()] {
+        let error = LogFile::new(Some(path), 0).open().unwrap_err();
+        assert!(matches!(error, LogError::Open { .. }), "{error}");
+    }
+    assert!(!directory.path().join("target").exists());
 }

@@ -6,9 +6,10 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
+use bulkhead_host::open_regular;
 use rustix::fs::Mode;
 
 const OWN: u32 = 0o700;
@@ -43,16 +44,17 @@ pub fn directory_for_all(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a log file, or makes it, to write at its end. A link is not followed.
+/// Opens a log file, or makes it, to write at its end. A link is not followed. A pipe or device is an error, and is not
+/// waited for.
 pub fn log_file(path: &Path) -> io::Result<File> {
     let mut options = File::options();
-    options.append(true).custom_flags(libc::O_NOFOLLOW);
-    match options.clone().create_new(true).open(path) {
+    options.append(true);
+    match open_regular(path, options.clone().create_new(true)) {
         Ok(file) => {
             file.set_permissions(Permissions::from_mode(LOG))?;
             Ok(file)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => options.open(path),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open_regular(path, &mut options),
         Err(e) => Err(e),
     }
 }

@@ -118,7 +118,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
-    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver);
+    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver, images.clone());
     let routes = if runtimes.delegates.is_empty() {
         routes(runtime, images)
     } else {
@@ -127,7 +127,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
         let sides = Sides::new(runtimes, Limits::default());
         let endpoint = Endpoint::new(runtime, sides, &listed_pods);
         endpoint.watch();
-        let images = ImageEndpoint::new(endpoint.clone(), images, &listed_images);
+        let images = ImageEndpoint::new(endpoint.clone(), &listed_images);
         routes(endpoint, images)
     };
     let server = tonic::transport::Server::builder()
@@ -188,6 +188,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
             memory_mib: sandbox.memory_mib,
             memory_max_mib: sandbox.memory_max_mib,
             scratch_bytes: sandbox.scratch_bytes,
+            scratch_max_bytes: sandbox.scratch_max_bytes,
         },
         admission: Admission::new(sandbox.parallel_boots, admission::TURN),
         store: Arc::new(Store::open(&config.state_dir)?),
@@ -196,6 +197,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
+        log_bytes_per_second: sandbox.log_bytes_per_second,
         probe: Probe::new(
             config.vmm.clone(),
             config.kernel.clone(),

@@ -37,6 +37,8 @@ pub struct World {
     pub ran: Vec<cri::RunPodSandboxRequest>,
     pub created: Vec<cri::CreateContainerRequest>,
     pub images: Vec<cri::Image>,
+    /// Whether a container is refused whose image was not pulled.
+    pub needs_images: bool,
     /// The password without which nothing is pulled.
     pub secret: Option<String>,
     /// The pulls that were asked for.
@@ -273,8 +275,11 @@ runtime_service! {
             let mut world = self.enter("create_container").await?;
             let request = request.into_inner();
             world.pod(&request.pod_sandbox_id)?;
-            let id = world.new_id(self.name, "container");
             let config = request.config.clone().unwrap_or_default();
+            if world.needs_images && world.image(config.image.clone()).is_none() {
+                return Err(Status::not_found("the image is not here"));
+            }
+            let id = world.new_id(self.name, "container");
             world.containers.push(cri::Container {
                 id: id.clone(),
                 pod_sandbox_id: request.pod_sandbox_id.clone(),

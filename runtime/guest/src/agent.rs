@@ -24,7 +24,7 @@ const SHORT: Duration = Duration::from_secs(20);
 /// The time limit of calls that mount disks or start programs. It is long because emulated hosts are slow.
 const LONG: Duration = Duration::from_secs(90);
 /// How much longer the host waits for an exec than the time limit that the guest got.
-const EXEC_MARGIN: Duration = Duration::from_secs(10);
+const EXEC_MARGIN: Duration = Duration::from_secs(2);
 /// The most bytes of an exec's standard output, and also of its standard error.
 pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
 /// The longest answer to an exec: both streams, and the overhead of protobuf.
@@ -128,6 +128,15 @@ impl Agent {
         within("SetClock", SHORT, client.set_clock(request))
             .await
             .map(drop)
+    }
+
+    /// Waits until the agent answers anything, for at most `limit`. Returns whether it did.
+    pub async fn answers_within(&self, limit: Duration) -> bool {
+        let mut client = self.client();
+        let call = client.heartbeat(protocol::HeartbeatRequest {});
+        let answer = within("Heartbeat", limit, call).await;
+        // An agent of an earlier version refuses the call.
+        matches!(answer, Ok(_) | Err(AgentError::Refused { .. }))
     }
 
     pub async fn create(

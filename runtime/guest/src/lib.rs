@@ -15,6 +15,7 @@ pub mod agent;
 pub mod connect;
 pub mod exit;
 pub mod news;
+pub mod pace;
 pub mod statistics;
 pub mod streams;
 pub mod text;

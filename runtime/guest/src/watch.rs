@@ -12,10 +12,19 @@ use tokio::sync::mpsc;
 
 use crate::agent::{Agent, AgentError};
 use crate::news::{Clock, News};
+use crate::pace::Pace;
 use crate::text::bounded;
 
 /// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How much news a guest may send in a second. A pod has some containers, and each has a few states in its life.
+const NEWS_PER_SECOND: u64 = 20;
+/// How much news may come at once: the states of all containers of a large pod, several times.
+const NEWS_BURST: u64 = 1000;
+/// After so much news without a break above the rate, a guest is cut off.
+const MOST_EXCESS: u32 = 1000;
+/// For how long it is cut off then.
+const CUT_OFF: Duration = Duration::from_secs(30);
 
 /// Receives news of a guest and sends it to `news`, until the VMM has `ended` or the receiver was dropped. `clock` is
 /// used to check the guest's times.
@@ -31,8 +40,13 @@ pub async fn watch(
             () = &mut ended => return,
             () = news.closed() => return,
             result = pump(&agent, clock, &news) => {
-                if let Err(error) = result {
-                    tracing::debug!("watch: {}", chain(&error));
+                match result {
+                    Ok(After::End) => {}
+                    Ok(After::Excess) => {
+                        tracing::warn!("a guest floods the daemon with news; none is taken from it for {CUT_OFF:?}");
+                        tokio::time::sleep(CUT_OFF).await;
+                    }
+                    Err(error) => tracing::debug!("watch: {}", chain(&error)),
                 }
             }
         }
@@ -40,9 +54,18 @@ pub async fn watch(
     }
 }
 
+/// How a stream of news ended.
+enum After {
+    End,
+    /// There was too much of it.
+    Excess,
+}
+
 /// Reads one stream of news until it ends.
-async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<(), AgentError> {
+async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<After, AgentError> {
     let mut stream = agent.watch().await?;
+    let mut pace = Pace::new(NEWS_PER_SECOND, NEWS_BURST);
+    let (mut excess, mut has_warned) = (0, false);
     loop {
         let message = stream.message().await.map_err(|status| AgentError::Lost {
             call: "Watch",
@@ -50,15 +73,29 @@ async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<
         })?;
         let status = match message.and_then(|message| message.event) {
             Some(Event::Container(status)) => status,
-            Some(Event::CaughtUp(_)) => continue,
-            None => return Ok(()),
+            Some(Event::CaughtUp(_)) => {
+                tokio::time::sleep(pace.take(1)).await;
+                continue;
+            }
+            None => return Ok(After::End),
         };
+        let pause = pace.take(1);
+        excess = if pause.is_zero() { 0 } else { excess + 1 };
+        if excess > MOST_EXCESS {
+            return Ok(After::Excess);
+        }
+        tokio::time::sleep(pause).await;
         let Some(checked) = News::check(status, clock) else {
-            tracing::warn!("the guest sent news that is not valid; ignored");
+            if !has_warned {
+                tracing::warn!(
+                    "the guest sent news that is not valid; ignored, also in what follows"
+                );
+                has_warned = true;
+            }
             continue;
         };
         if news.send(checked).await.is_err() {
-            return Ok(());
+            return Ok(After::End);
         }
     }
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The files of one VM: sockets, logs, exit report. Also tells from them why a VM has ended.
 
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bulkhead_text::printable;
@@ -56,9 +59,17 @@ impl Files {
         self.0.join("share.log")
     }
 
+    fn report(&self) -> io::Result<Option<ExitReport>> {
+        match open_regular(&self.exit_report(), OpenOptions::new().read(true)) {
+            Ok(file) => ExitReport::read(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Why the VM ended, in one sentence.
     pub fn obituary(&self) -> String {
-        match ExitReport::read(&self.exit_report()) {
+        match self.report() {
             Ok(Some(report)) => {
                 let reason = format!("{:?}", report.reason);
                 if report.detail.is_empty() {
@@ -81,11 +92,22 @@ impl Files {
     }
 }
 
+/// Opens a file in a VM's directory. The VMM may put there what it likes if its guest has taken it over, so a link is
+/// not followed, and a pipe or device is neither waited for nor used.
+pub fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = options.custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
+}
+
 /// The last `count` lines of a file that are not blank; empty if it cannot be read.
 pub fn last_lines(path: &Path, count: usize) -> String {
     use std::io::{Read, Seek, SeekFrom};
     let mut bytes = Vec::new();
-    if let Ok(mut file) = std::fs::File::open(path) {
+    if let Ok(mut file) = open_regular(path, OpenOptions::new().read(true)) {
         let length = file.metadata().map_or(0, |metadata| metadata.len());
         let start = length.saturating_sub(CONSOLE_BYTES);
         if file.seek(SeekFrom::Start(start)).is_ok() {
@@ -105,6 +127,28 @@ pub fn last_lines(path: &Path, count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_vmm_puts_in_place_of_a_file_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path().to_owned());
+        let target = directory.path().join("target");
+        std::fs::write(&target, "secret").unwrap();
+        std::os::unix::fs::symlink(&target, files.console()).unwrap();
+        assert_eq!(files.console_tail(), "");
+        for path in [files.exit_report(), files.vmm_log()] {
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+                .unwrap();
+        }
+        // Without a writer, opening a FIFO would wait for ever.
+        assert!(files.obituary().contains("cannot be read"));
+        let mut append = OpenOptions::new();
+        append.append(true).create(true);
+        open_regular(&files.console(), &mut append).unwrap_err();
+        open_regular(&files.vmm_log(), &mut append).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "secret");
+    }
 
     #[test]
     fn the_console_tail_is_the_last_lines_without_control_characters() {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The guest of a pod, as the daemon sees it: a running VM with its agent and files.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bulkhead_guest::agent::Agent;
 
 use crate::files::Files;
 use crate::process::VmmProcess;
+use crate::pulse::Pulse;
 
 /// A running VM whose agent answers.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Guest {
     pub process: Arc<VmmProcess>,
     pub agent: Agent,
     pub files: Files,
+    pub pulse: Pulse,
+    given_up: Arc<OnceLock<String>>,
 }
 
 impl Guest {
@@ -23,6 +26,21 @@ impl Guest {
             process,
             agent: Agent::new(files.vsock()),
             files,
+            pulse: Pulse::default(),
+            given_up: Arc::default(),
         }
+    }
+
+    /// Kills the VMM, because its guest is of no use any more. `why` becomes its obituary, unless it has one.
+    pub fn give_up(&self, why: String) {
+        // A guest that is given up twice keeps the first reason.
+        let _ = self.given_up.set(why);
+        self.process.kill();
+    }
+
+    /// A sentence that says why the VM ended.
+    pub fn obituary(&self) -> String {
+        let given_up = self.given_up.get().cloned();
+        given_up.unwrap_or_else(|| self.files.obituary())
     }
 }

@@ -23,7 +23,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 
-use crate::files::Files;
+use crate::files::{Files, open_regular};
 use crate::guest::Guest;
 use crate::patience::{Limits, Scheduled, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
@@ -215,7 +215,7 @@ impl Launcher {
         }
         let mut options = OpenOptions::new();
         options.create(true).append(true).mode(0o600);
-        Ok((ready, options.open(files.vmm_log())?))
+        Ok((ready, open_regular(&files.vmm_log(), &mut options)?))
     }
 }
 

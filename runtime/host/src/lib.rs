@@ -2,7 +2,8 @@
 //! What the host does for a pod's microVM: its processes, files and cgroup.
 //!
 //! [`launch`] starts a VMM and waits for its agent ([`patience`] decides how long), or adopts one that an earlier
-//! daemon started. [`process`] identifies processes and notices their end, [`control`] is the client of the VMM's
+//! daemon started. [`process`] identifies processes and notices their end, [`pulse`] a guest that has fallen silent,
+//! [`control`] is the client of the VMM's
 //! control socket, and [`shares`] starts the file server of a guest with directories of the host. [`cgroup`] limits all
 //! of these, with [`systemd`]'s help if that makes the host's cgroups. [`usage`] reads what a VM uses, and [`probe`]
 //! checks whether this host can run VMs.
@@ -18,6 +19,7 @@ pub mod launch;
 pub mod patience;
 pub mod probe;
 pub mod process;
+pub mod pulse;
 pub mod shares;
 pub mod strays;
 #[allow(unsafe_code)]
@@ -25,6 +27,6 @@ mod sys;
 pub mod systemd;
 pub mod usage;
 
-pub use files::Files;
+pub use files::{Files, open_regular};
 pub use guest::Guest;
 pub use sys::register;

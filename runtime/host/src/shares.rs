@@ -24,7 +24,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
 
 use crate::control;
-use crate::files::{Files, last_lines};
+use crate::files::{Files, last_lines, open_regular};
 use crate::process::VmmProcess;
 
 /// The number of the socket's file descriptor in the file server.
@@ -83,7 +83,7 @@ pub fn spawn(program: &Path, files: Files) -> Result<Starting, ShareError> {
     let (socket, servers) = UnixStream::pair().map_err(failed)?;
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    let log = options.open(files.share_log()).map_err(failed)?;
+    let log = open_regular(&files.share_log(), &mut options).map_err(failed)?;
     let mut command = Command::new(program);
     command
         .arg("share")

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(5000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
         #[test]
         fn for_all_texts_that_are_references_the_canonical_text_is_the_same_one(
             text in "([a-z0-9.]{1,9}(:[+0-9]{1,6})?/)?[a-z0-9._/-]{1,40}(:[A-Za-z0-9._-]{1,9})?",

@@ -59,13 +59,21 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
     const VMX: u32 = 1 << 5;
     const SVM: u32 = 1 << 2;
     const MTRR: u32 = 1 << 12;
+    // What belongs to counters and tracing: the debug store with two extensions and PERF_CAPABILITIES in leaf 1,
+    // Processor Trace and last branches in leaf 7, AMD's counters and sampling in leaf 0x8000_0001.
+    const DEBUG_STORE: u32 = 1 << 21;
+    const COUNTING: u32 = 1 << 2 | 1 << 4 | 1 << 15;
+    const PROCESSOR_TRACE: u32 = 1 << 25;
+    const LAST_BRANCHES: u32 = 1 << 19;
+    const MORE_COUNTERS: u32 = 1 << 8;
+    const AMD_COUNTING: u32 = 1 << 10 | 1 << 23 | 1 << 24 | 1 << 27 | 1 << 28;
     match entry.function {
         0x1 => {
             // No nested virtualization: it is the largest part of KVM that a guest could attack.
-            entry.ecx = (entry.ecx & !VMX) | HYPERVISOR | X2APIC;
+            entry.ecx = (entry.ecx & !(VMX | COUNTING)) | HYPERVISOR | X2APIC;
             // All memory is write-back, so there is nothing to set up. A kernel that sees these registers reads and
             // rewrites all of them, on every CPU, with its caches off.
-            entry.edx &= !MTRR;
+            entry.edx &= !(MTRR | DEBUG_STORE);
             if deadline {
                 entry.ecx |= TSC_DEADLINE;
             }
@@ -77,14 +85,20 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
             entry.ecx = 0;
             entry.edx = 0;
         }
-        // Hide performance counters (0xa), SGX (0x12) and details of SVM and counters (0x8000_00xx).
-        0xa | 0x12 | 0x8000_000a | 0x8000_0022 => {
+        0x7 if entry.index == 0 => {
+            entry.ebx &= !PROCESSOR_TRACE;
+            entry.edx &= !LAST_BRANCHES;
+        }
+        0x7 if entry.index == 1 => entry.eax &= !MORE_COUNTERS,
+        // Hide performance counters (0xa, 0x23), SGX (0x12), Processor Trace (0x14), last branches (0x1c), and details
+        // of SVM, sampling and counters (0x8000_00xx).
+        0xa | 0x12 | 0x14 | 0x1c | 0x23 | 0x8000_000a | 0x8000_001b | 0x8000_0022 => {
             entry.eax = 0;
             entry.ebx = 0;
             entry.ecx = 0;
             entry.edx = 0;
         }
-        0x8000_0001 => entry.ecx &= !SVM,
+        0x8000_0001 => entry.ecx &= !(SVM | AMD_COUNTING),
         _ => {}
     }
 }
@@ -275,6 +289,35 @@ mod tests {
         assert_eq!((leaves[1].eax, leaves[1].edx), (0, 2));
         assert_eq!((leaves[2].eax, leaves[2].ebx), (2, 3));
         assert_eq!(leaves[3].ecx, 2 << 12 | 2);
+    }
+
+    #[test]
+    fn counters_and_tracing_are_hidden() {
+        for (function, index, expected) in [
+            (0x1, 0, [!0, !0, !0x8034, !0x0020_1000]),
+            (0x7, 0, [!0, !(1 << 25), !0, !(1 << 19)]),
+            (0x7, 1, [!(1 << 8), !0, !0, !0]),
+            (0x7, 2, [!0; 4]),
+            (0xa, 0, [0; 4]),
+            (0x14, 1, [0; 4]),
+            (0x1c, 0, [0; 4]),
+            (0x23, 1, [0; 4]),
+            (0x8000_0001, 0, [!0, !0, !0x1980_0404, !0]),
+            (0x8000_0022, 0, [0; 4]),
+        ] {
+            let mut entry = kvm_cpuid_entry2 {
+                function,
+                index,
+                eax: !0,
+                ebx: !0,
+                ecx: !0,
+                edx: !0,
+                ..Default::default()
+            };
+            filter(&mut entry, false);
+            let found = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            assert_eq!(found, expected, "{function:#x} {index}");
+        }
     }
 
     #[test]

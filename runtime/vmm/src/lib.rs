@@ -10,6 +10,7 @@
 //!  control socket,    KVM_RUN, MMIO registers,         image disk,     vsock, net,   shared
 //!  end of the VM      serial port                      scratch disk    rng, balloon  directories
 //! ```
+//! One more thread looks now and then whether the guest has halted for good.
 //!
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
@@ -20,12 +21,15 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod extent;
+mod halt;
 pub mod jail;
 pub mod memory;
+mod msr;
 pub mod probe;
 pub mod report;
 pub mod slot;
 pub mod statistics;
+mod surface;
 #[allow(unsafe_code)]
 mod sys;
 pub mod vcpu;

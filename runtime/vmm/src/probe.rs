@@ -189,6 +189,7 @@ fn run() -> Result<(), ProbeError> {
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::UserMemory, "user memory"),
         (Cap::ReadonlyMem, "read-only memory"),
+        (Cap::X86MsrFilter, "a filter of MSRs (Linux 5.10)"),
     ];
     for (cap, name) in needed {
         if !kvm.check_extension(cap) {

@@ -30,6 +30,8 @@ pub enum ExitReason {
     /// The guest kernel panicked. The detail is the line that it printed.
     GuestPanic,
     TripleFault,
+    /// All vCPUs have halted with interrupts off: the guest's kernel has halted, or has no way to power off.
+    GuestHalted,
     /// The VM never ran. The detail says which step failed.
     SetupFailed,
     /// KVM or the VMM itself failed.
@@ -41,7 +43,7 @@ impl ExitReason {
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::StopRequested | Self::GuestShutdown => 0,
+            Self::StopRequested | Self::GuestShutdown | Self::GuestHalted => 0,
             Self::GuestReset | Self::GuestPanic | Self::TripleFault => 2,
             Self::SetupFailed | Self::VmmError => 1,
         }
@@ -99,14 +101,10 @@ impl ExitReport {
         }
     }
 
-    /// Reads the report at `path`. `None` if there is no file or the file is still empty.
-    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+    /// Reads a report. `None` if its file is still empty.
+    pub fn read(file: impl Read) -> io::Result<Option<Self>> {
         let mut text = String::new();
-        match File::open(path) {
-            Ok(file) => file.take(REPORT_BYTES).read_to_string(&mut text)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
+        file.take(REPORT_BYTES).read_to_string(&mut text)?;
         if text.is_empty() {
             return Ok(None);
         }
@@ -142,12 +140,12 @@ mod tests {
     fn an_empty_file_is_no_report_yet() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report");
-        assert_eq!(ExitReport::read(&path).unwrap(), None);
+        let read = || ExitReport::read(File::open(&path).unwrap()).unwrap();
         let file = ReportFile::create(&path).unwrap();
-        assert_eq!(ExitReport::read(&path).unwrap(), None);
+        assert_eq!(read(), None);
         let report = ExitReport::new(ExitReason::GuestPanic, "é".repeat(2000));
         file.write(&report).unwrap();
-        let read = ExitReport::read(&path).unwrap().unwrap();
+        let read = read().unwrap();
         assert_eq!(read, report);
         assert_eq!(read.detail.len(), DETAIL_BYTES);
     }

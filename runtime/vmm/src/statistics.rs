@@ -257,4 +257,11 @@ impl KvmExits {
         self.file.read_exact_at(&mut bytes, self.offset).ok()?;
         Some(u64::from_ne_bytes(bytes))
     }
+
+    /// The exits of all vCPUs. `None` if this host does not count them.
+    #[must_use]
+    pub fn sum(all: &[Self]) -> Option<u64> {
+        let exits = all.iter().filter_map(Self::read);
+        (!all.is_empty()).then(|| exits.sum())
+    }
 }

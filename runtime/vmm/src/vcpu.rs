@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_EXIT_X86_BUS_LOCK;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, clear_signal};
 
 use crate::bus::{Bus, Effect};
+use crate::halt::Halts;
 use crate::report::{ExitReason, Outcome};
 use crate::statistics::ExitCounters;
+use crate::surface::rest_after;
 use crate::sys;
 
 const RUN: u8 = 0;
@@ -35,6 +38,11 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Whether vCPUs are to run.
+    pub fn is_open(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst) == RUN
+    }
+
     fn set(&self, wanted: u8) {
         // A stop is final.
         if self.wanted.load(Ordering::SeqCst) != STOP {
@@ -114,6 +122,7 @@ pub struct Vcpu {
     pub id: u8,
     pub bus: Arc<Bus>,
     pub gate: Arc<Gate>,
+    pub halts: Arc<Halts>,
     pub counters: Arc<ExitCounters>,
 }
 
@@ -145,10 +154,17 @@ impl Vcpu {
                 // Tells the guest's watchdogs about the pause. Fails for a guest without kvm-clock.
                 Pass::RunAfterPause => drop(self.fd.kvmclock_ctrl()),
             }
-            match self.run_once() {
+            let next = self.run_once();
+            if let Some(pause) = rest_after(self.fd.get_kvm_run().flags) {
+                std::thread::sleep(pause);
+            }
+            match next {
                 Next::Continue => {}
-                // The thread blocks the signal, so it is still pending and has to be cleared.
-                Next::Interrupted => drop(clear_signal(kick_signal())),
+                Next::Interrupted => {
+                    // The thread blocks the signal, so it is still pending and has to be cleared.
+                    drop(clear_signal(kick_signal()));
+                    self.halts.note(self.id, &self.fd);
+                }
                 Next::End(outcome) => return Some(outcome),
                 Next::FailedEntry(reason) => {
                     let text = format!("KVM cannot enter the guest, hardware reason {reason:#x}");
@@ -205,7 +221,12 @@ impl Vcpu {
             }
             Ok(VcpuExit::FailEntry(reason, _)) => Next::FailedEntry(reason),
             Ok(VcpuExit::InternalError) => Next::InternalError,
-            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {
+            Ok(
+                VcpuExit::Intr
+                | VcpuExit::Hlt
+                | VcpuExit::IrqWindowOpen
+                | VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK),
+            ) => {
                 ExitCounters::count(&counters.other);
                 Next::Continue
             }

@@ -41,7 +41,7 @@ class Cause:
 
     def __init__(self, entry):
         self.spec, self.message = re.compile(entry["spec"]), re.compile(entry.get("message", ""))
-        self.why, self.delegate = entry["why"], entry.get("delegate", False)
+        self.why = entry["why"]
 
     def explains(self, name, result):
         return self.spec.search(name) and self.message.search(result.get("reason", ""))
@@ -67,12 +67,13 @@ def quoted(message):
 
 
 def counts(specs):
-    """Returns lines of (area, specs, passed, failed, not run), and a last one for all."""
+    """Returns lines of (area, specs, passed, failed, not run), and a last one for all. Areas of which nothing ran are left
+    out."""
     areas = {}
     for name, result in specs.items():
         areas.setdefault(area_of(name), []).append(result["state"])
     lines = [(area, len(states), *(states.count(state) for state in (PASSED, FAILED, NOT_RUN)))
-             for area, states in sorted(areas.items())]
+             for area, states in sorted(areas.items()) if set(states) != {NOT_RUN}]
     return [*lines, ("all", *(sum(line[column] for line in lines) for column in range(1, 5)))]
 
 
@@ -97,7 +98,7 @@ def not_passed(specs, causes):
             area = area_of(name)
             text.append(f"\n| {area} | | why |\n|---|---|---|")
         cause = cause_of(causes, name, result)
-        why = cause.why + (" A delegate carries it." if cause.delegate else "") if cause else quoted(result["reason"])
+        why = cause.why if cause else quoted(result["reason"])
         text.append(f"| {cell(name)} | {state_of(result)} | {cell(why)} |")
     return "\n".join(text) + "\n" if text else "\nNone.\n"
 
@@ -108,12 +109,7 @@ def slow(specs):
 
 
 def section(way, specs, causes):
-    failed = [cause_of(causes, name, result) for name, result in specs.items() if result["state"] == FAILED]
-    carried = sum(1 for cause in failed if cause and cause.delegate)
     text = [f"\n## {TITLES[way]}\n\n{table(specs)}"]
-    if carried:
-        text.append(f"\nOf the {len(failed)} that failed, a delegate carries {carried}: they need what a microVM cannot "
-                    "share with the host.\n")
     text.append(f"\n### What did not pass\n{not_passed(specs, causes)}")
     if slow(specs):
         text.append("\n### Passed only when run again alone\n\n" + "".join(f"- {name}\n" for name in slow(specs)))

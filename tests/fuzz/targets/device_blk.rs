@@ -28,30 +28,27 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             assert_eq!(bytes, DISK_BYTES, "nothing was written beyond the end");
         }
         1 => {
-            let mut image = Blk::new(ImageDisk::default(), "image", Default::default());
+            let image = ImageDisk::default();
             image.append(disk(), DISK_BYTES).expect("an extent");
-            drive(&mut image, 0, &mut input, |image, _, input| {
+            let mut blk = Blk::new(image.clone(), "image", Default::default());
+            drive(&mut blk, 0, &mut input, |_, _, input| {
                 let len = u64::from(input.u16()) + 1;
                 image.append(disk(), len).expect("another extent");
             });
         }
         _ => {
-            let mut volumes = Blk::new(VolumeDisk::default(), "volumes", Default::default());
+            let volumes = VolumeDisk::default();
             volumes
                 .append(Volume::File(disk()), DISK_BYTES)
                 .expect("a volume");
-            drive(
-                &mut volumes,
-                0,
-                &mut input,
-                |volumes, _, input| match input.byte() {
-                    0 => volumes
-                        .append(Volume::Device(disk()), DISK_BYTES)
-                        .map(drop)
-                        .expect("another"),
-                    byte => drop(volumes.remove(u64::from(byte) * 8)),
-                },
-            );
+            let mut blk = Blk::new(volumes.clone(), "volumes", Default::default());
+            drive(&mut blk, 0, &mut input, |_, _, input| match input.byte() {
+                0 => {
+                    let device = Volume::Device(disk());
+                    volumes.append(device, DISK_BYTES).expect("another");
+                }
+                byte => drop(volumes.remove(u64::from(byte) * 8)),
+            });
         }
     }
 });

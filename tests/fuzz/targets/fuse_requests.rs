@@ -4,7 +4,9 @@
 //! Each gets one well-formed reply, or none if it has none. What the guest does stays in the shares.
 #![no_main]
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use bulkhead_fuzz::input::Input;
 use bulkhead_fuzz::places::directory;
@@ -17,7 +19,7 @@ const MOST_STEPS: usize = 64;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let root = directory().join("shares");
-    let _ = fs::remove_dir_all(&root);
+    remove(&root);
     for name in ["p1", "p2"] {
         fs::create_dir_all(root.join(name)).expect("a share");
     }
@@ -53,6 +55,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     assert_eq!(names, ["p1", "p2"], "nothing is made beside the shares");
     assert_eq!(fs::read(&outside).expect("it is there"), b"outside");
 });
+
+/// Removes a directory, whatever modes the guest gave to what is in it.
+fn remove(directory: &Path) {
+    let _ = fs::set_permissions(directory, Permissions::from_mode(0o700));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir_all(directory);
+}
 
 fn ask(server: &mut FileServer, opcode: u32, node: u64, body: &[u8]) {
     let len = u32::try_from(REQUEST_HEADER + body.len()).expect("a length");

@@ -24,6 +24,7 @@ mod resources;
 mod restart;
 mod security;
 mod shares;
+mod silent;
 mod statistics;
 mod streaming;
 mod systemd;

@@ -29,6 +29,7 @@ pub use streaming::{StreamingConfig, TlsFiles};
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
 const MIN_SCRATCH_GIB: u64 = 1;
+const MAX_SCRATCH_GIB: u64 = 64 << 10;
 const MAX_PARALLEL_BOOTS: u64 = 1024;
 
 /// Why a configuration cannot be used.
@@ -95,8 +96,12 @@ pub struct SandboxConfig {
     /// The most memory that a VM can have.
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
+    /// The largest scratch disk that a pod may ask for.
+    pub scratch_max_bytes: u64,
     pub ready_timeout: Duration,
     pub parallel_boots: usize,
+    /// How fast a container may write to its log, for long. Zero: as it likes.
+    pub log_bytes_per_second: u64,
     /// Added to the guest kernel's command line.
     pub extra_cmdline: String,
     /// The uid and gid to which the VMM switches after it has opened its files.
@@ -249,7 +254,13 @@ impl RawSandbox {
             "sandbox.scratch_disk_gib",
             self.scratch_disk_gib,
             MIN_SCRATCH_GIB,
-            64 << 10,
+            MAX_SCRATCH_GIB,
+        )?;
+        range(
+            "sandbox.scratch_disk_max_gib",
+            self.scratch_disk_max_gib,
+            MIN_SCRATCH_GIB,
+            MAX_SCRATCH_GIB,
         )?;
         range(
             "sandbox.boot_timeout_seconds",
@@ -269,6 +280,8 @@ impl RawSandbox {
             memory_mib: self.memory_mib,
             memory_max_mib,
             scratch_bytes: self.scratch_disk_gib << 30,
+            scratch_max_bytes: self.scratch_disk_max_gib << 30,
+            log_bytes_per_second: self.log_mib_per_second.saturating_mul(1 << 20),
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             parallel_boots,
             extra_cmdline: self.extra_cmdline,

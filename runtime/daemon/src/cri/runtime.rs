@@ -5,6 +5,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
+use super::images::ImageServer;
 use super::lists::{BoxStream, stream_list};
 use super::{container, metrics, patience, sandbox, stats, status, streaming};
 use crate::config::CgroupDriver;
@@ -17,6 +18,7 @@ pub struct RuntimeServer {
     pods: Pods,
     streaming: Streaming,
     cgroup_driver: CgroupDriver,
+    images: ImageServer,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -41,12 +43,23 @@ impl Found {
 }
 
 impl RuntimeServer {
-    pub fn new(pods: Pods, streaming: Streaming, cgroup_driver: CgroupDriver) -> Self {
+    pub fn new(
+        pods: Pods,
+        streaming: Streaming,
+        cgroup_driver: CgroupDriver,
+        images: ImageServer,
+    ) -> Self {
         Self {
             pods,
             streaming,
             cgroup_driver,
+            images,
         }
+    }
+
+    /// The service of the images that these pods use.
+    pub fn images(&self) -> &ImageServer {
+        &self.images
     }
 
     pub fn find_pod(&self, id: &str) -> Found {

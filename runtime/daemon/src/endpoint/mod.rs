@@ -12,10 +12,11 @@
 //! status      the node's status and what each handler can do
 //! events      events of all sides
 //! runtime     RuntimeService: one short method per RPC; pass is what needs more
-//! images      ImageService; seen says for which pod kubelet asks
+//! images      ImageService; seen says for which pod kubelet asks, fetch gets an image that another side has
 //! ```
 
 mod events;
+mod fetch;
 mod filter;
 mod gather;
 mod holder;
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use bulkhead_delegate::{Delegate, Health, Limit};
 use bulkhead_proto::cri;
+use bulkhead_proto::cri::image_service_server::ImageService;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use futures_util::future::join_all;
 use tonic::Request;
@@ -45,7 +47,7 @@ pub use self::images::ImageEndpoint;
 use self::inventory::Inventory;
 use self::seen::SeenPods;
 pub use self::sides::Sides;
-use crate::cri::{BoxStream, Found, RuntimeServer};
+use crate::cri::{BoxStream, Found, ImageServer, RuntimeServer};
 
 /// How long `Status` waits for a delegate that was not asked yet.
 const FIRST_STATUS: Duration = Duration::from_secs(2);
@@ -56,6 +58,9 @@ pub trait Own:
 {
     fn find_pod(&self, id: &str) -> Found;
     fn find_container(&self, id: &str) -> Found;
+
+    type Images: ImageService;
+    fn images(&self) -> &Self::Images;
 }
 
 impl Own for RuntimeServer {
@@ -65,6 +70,11 @@ impl Own for RuntimeServer {
 
     fn find_container(&self, id: &str) -> Found {
         Self::find_container(self, id)
+    }
+
+    type Images = ImageServer;
+    fn images(&self) -> &ImageServer {
+        Self::images(self)
     }
 }
 

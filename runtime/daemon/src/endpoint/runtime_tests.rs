@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_delegate::Health;
-use bulkhead_delegate::fake::{Fake, Running};
+use bulkhead_delegate::fake::{Fake, Running, image_id};
+use bulkhead_proto::cri::image_service_server::ImageService;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
@@ -20,6 +21,11 @@ impl Own for Fake {
 
     fn find_container(&self, id: &str) -> Found {
         found(self.world().containers.iter().any(|one| one.id == id))
+    }
+
+    type Images = Self;
+    fn images(&self) -> &Self {
+        self
     }
 }
 
@@ -325,4 +331,62 @@ async fn a_delegate_that_was_away_is_told_the_runtimes_configuration_when_it_com
         sleep(Duration::from_millis(5)).await;
     }
     assert!(node.ours.world().calls.contains(&"update_runtime_config"));
+}
+
+/// Issue 12, point 4.
+#[tokio::test]
+async fn an_image_that_only_another_side_has_is_pulled_without_credentials_for_a_container() {
+    let node = Node::new();
+    for world in [&node.ours, &node.theirs] {
+        world.world().needs_images = true;
+    }
+    let (ours, theirs) = (node.run("").await.unwrap(), node.run("runc").await.unwrap());
+    let create = async |pod: &str, image: &str| {
+        let request = Request::new(cri::CreateContainerRequest {
+            pod_sandbox_id: pod.into(),
+            config: Some(cri::ContainerConfig {
+                image: Some(cri::ImageSpec {
+                    image: image.into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let created = node.endpoint.create_container(request).await;
+        created.map(|created| created.into_inner().container_id)
+    };
+    let pull = async |side: &Fake, image: &str| {
+        let request = cri::PullImageRequest {
+            image: Some(cri::ImageSpec {
+                image: image.into(),
+                ..Default::default()
+            }),
+            auth: Some(cri::AuthConfig {
+                password: side.world().secret.clone().unwrap_or_default(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        side.pull_image(Request::new(request)).await.unwrap();
+    };
+    let error = create(&ours, "nobody:1").await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    pull(&node.theirs, "theirs:1").await;
+    pull(&node.ours, "ours:1").await;
+    create(&ours, "theirs:1").await.unwrap();
+    create(&theirs, &image_id("ours:1")).await.unwrap();
+    let last = |side: &Fake| side.world().pulls.last().cloned().unwrap();
+    for (side, image) in [(&node.ours, "theirs:1"), (&node.theirs, "ours:1")] {
+        let pulled = last(side);
+        assert_eq!(pulled.image.unwrap().image, image);
+        assert_eq!(pulled.auth, None);
+    }
+    // What another pod's credentials have opened stays closed.
+    node.theirs.world().secret = Some("s".into());
+    node.ours.world().secret = Some("s".into());
+    pull(&node.theirs, "private:1").await;
+    let error = create(&ours, "private:1").await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    assert!(error.message().contains("another password"), "{error}");
 }

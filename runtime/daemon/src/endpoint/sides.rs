@@ -39,6 +39,17 @@ pub enum Side {
     Delegate(usize, String),
 }
 
+impl Side {
+    /// Whether both have the same pods and images, whatever handler is passed on.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ours, Self::Ours) => true,
+            (Self::Delegate(one, _), Self::Delegate(other, _)) => one == other,
+            _ => false,
+        }
+    }
+}
+
 impl Sides {
     pub fn new(runtimes: Runtimes, limits: Limits) -> Self {
         let mut sockets: Vec<(std::path::PathBuf, Vec<String>)> = Vec::new();
@@ -76,6 +87,27 @@ impl Sides {
 
     pub fn delegates(&self) -> &[Delegate] {
         &self.delegates
+    }
+
+    /// All sides. The one that serves by default is the first: if a name means different images, its image counts.
+    pub fn all(&self) -> Vec<Side> {
+        let delegates = (0..self.delegates.len()).map(|index| Side::Delegate(index, String::new()));
+        let mut all: Vec<_> = std::iter::once(Side::Ours).chain(delegates).collect();
+        let default = self.of_handler("").ok();
+        all.sort_by_key(|side| {
+            default
+                .as_ref()
+                .is_none_or(|default| !side.is_same(default))
+        });
+        all
+    }
+
+    /// The delegate that is this side.
+    pub fn delegate_at(&self, side: &Side) -> Option<&Delegate> {
+        match side {
+            Side::Ours => None,
+            Side::Delegate(index, _) => self.delegates.get(*index),
+        }
     }
 
     /// The handlers that delegates serve, by name.

@@ -81,8 +81,8 @@ pub enum PodError {
     Store(#[from] StoreError),
     #[error("run pod")]
     Boot(#[from] BootError),
-    #[error("container {id} was killed but has not ended")]
-    Stuck { id: String },
+    #[error("a {what} of pod {id} has not ended, though the pod's VM was killed")]
+    Stuck { what: &'static str, id: String },
     #[error("pod {id} was removed meanwhile")]
     Gone { id: String },
 }

@@ -32,6 +32,8 @@ pub struct Host {
     pub launcher: Launcher,
     pub cgroups: Cgroups,
     pub scratch: Scratch,
+    /// How fast a container may write to its log. Zero: as it likes.
+    pub log_bytes_per_second: u64,
     pub probe: Probe,
     pub volumes: Volumes,
 }

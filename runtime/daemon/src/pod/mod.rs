@@ -60,8 +60,13 @@ use crate::random::new_id;
 const POD_DESCRIPTORS: usize = 32;
 /// A container's logs and its streams to the guest, and what their start needs for a moment.
 const CONTAINER_DESCRIPTORS: usize = 16;
-/// How long a killed container may take to be reported dead.
+/// How long a killed container may take to be reported dead, before its guest is killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the daemon may take to notice that a VM has ended.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the stop of a pod, or the removal of a pod or container, may take before the guest is killed. A guest with
+/// data to write gets 20 s for that.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All pods of this daemon. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -114,26 +119,32 @@ impl Pods {
         Ok(id)
     }
 
-    /// Stops a pod. A pod that does not exist is no error.
+    /// Stops a pod. A pod that does not exist is no error. A guest that drags that out is killed.
     pub async fn stop(&self, id: &str) -> Result<(), PodError> {
-        self.ask_if_there(id, Request::StopPod).await
+        self.finish(id, Request::StopPod).await
     }
 
-    /// Removes a pod and all that it has. A pod that does not exist is no error.
+    /// Removes a pod and all that it has. A pod that does not exist is no error. A guest that drags that out is killed.
     pub async fn remove(&self, id: &str) -> Result<(), PodError> {
-        self.ask_if_there(id, Request::RemovePod).await
+        self.finish(id, Request::RemovePod).await
     }
 
-    async fn ask_if_there(
+    async fn finish(
         &self,
         id: &str,
-        request: impl FnOnce(Answer<()>) -> Request,
+        request: impl FnOnce(Answer<()>) -> Request + Send + 'static,
     ) -> Result<(), PodError> {
         let handle = match self.shared.registry.pod(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             handle => handle?,
         };
-        match handle.ask(request).await {
+        let gone = PodError::Gone { id: id.to_owned() };
+        // In a task of its own, because the limit also holds for a guest whose pod's caller has gone away.
+        let ended = tokio::spawn(async move {
+            let asked = handle.ask(request);
+            handle.insist(asked, STOP_TIMEOUT, "pod").await
+        });
+        match ended.await.unwrap_or(Err(gone)) {
             // It was removed meanwhile.
             Err(PodError::Gone { .. }) => Ok(()),
             answer => answer,
@@ -203,7 +214,7 @@ impl Pods {
     }
 
     /// Sends the container its stop signal, and kills it after `grace`. A container that does not exist or has ended is
-    /// no error.
+    /// no error. A guest that drags that out is killed, so the container has ended in any case.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
@@ -212,26 +223,34 @@ impl Pods {
         let Some(signal) = handle.running(&id).map(|record| record.stop_signal) else {
             return Ok(());
         };
-        if !grace.is_zero() {
-            handle.signal(&id, signal).await?;
-            if handle.exits_within(&id, grace).await {
-                return Ok(());
+        let stopping = async {
+            if !grace.is_zero() {
+                handle.signal(&id, signal).await?;
+                if handle.exits_within(&id, grace).await {
+                    return Ok(());
+                }
             }
+            handle.signal(&id, signal::SIGKILL).await?;
+            handle.exits_within(&id, Duration::MAX).await;
+            Ok(())
+        };
+        let limit = grace.saturating_add(KILL_TIMEOUT);
+        match handle.insist(stopping, limit, "container").await {
+            // The VM has ended, and all of it with it.
+            Err(PodError::Agent { .. }) if handle.exits_within(&id, LOSS_TIMEOUT).await => Ok(()),
+            stopped => stopped,
         }
-        handle.signal(&id, signal::SIGKILL).await?;
-        if handle.exits_within(&id, KILL_TIMEOUT).await {
-            return Ok(());
-        }
-        Err(PodError::Stuck { id })
     }
 
-    /// Removes a container, and kills it first if it runs. A container that does not exist is no error.
+    /// Removes a container, and kills it first if it runs. A container that does not exist is no error. A guest that drags
+    /// that out is killed.
     pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             found => found?,
         };
-        match handle.ask(|answer| Request::Remove { id, answer }).await {
+        let removing = handle.ask(|answer| Request::Remove { id, answer });
+        match handle.insist(removing, STOP_TIMEOUT, "container").await {
             Err(PodError::NotFound { .. } | PodError::Gone { .. }) => Ok(()),
             answer => answer,
         }

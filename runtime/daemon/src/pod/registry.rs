@@ -16,6 +16,8 @@ use super::view::View;
 
 /// The shortest prefix of an id that is accepted instead of the whole id.
 const ID_PREFIX: usize = 4;
+/// How long the rest of a stop may take after the end of the VM.
+const FORCE_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub struct Registry(Mutex<Known>);
@@ -171,6 +173,40 @@ impl Handle {
         answered.await.map_err(|_| gone())?
     }
 
+    /// Does what stops something in the guest. If that is not done within `limit`, it gives the guest up, so that
+    /// nothing waits for it any more.
+    pub async fn insist<T>(
+        &self,
+        stopping: impl Future<Output = Result<T, PodError>>,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<T, PodError> {
+        self.insist_within(stopping, [limit, FORCE_LIMIT], what)
+            .await
+    }
+
+    async fn insist_within<T>(
+        &self,
+        stopping: impl Future<Output = Result<T, PodError>>,
+        [limit, force_limit]: [Duration; 2],
+        what: &'static str,
+    ) -> Result<T, PodError> {
+        tokio::pin!(stopping);
+        if let Ok(stopped) = tokio::time::timeout(limit, &mut stopping).await {
+            return stopped;
+        }
+        if let Some(guest) = self.view().guest.clone() {
+            guest.give_up(format!(
+                "the guest did not let a {what} end within {limit:?}"
+            ));
+        }
+        let stopped = tokio::time::timeout(force_limit, stopping).await;
+        stopped.unwrap_or_else(|_| {
+            let id = self.id.clone();
+            Err(PodError::Stuck { what, id })
+        })
+    }
+
     pub async fn signal(&self, id: &str, signal: i32) -> Result<(), PodError> {
         let id = id.to_owned();
         self.ask(|answer| Request::Signal { id, signal, answer })
@@ -223,6 +259,18 @@ pub fn find<'a, V>(
 mod tests {
     use super::*;
     use crate::pod::fixtures;
+
+    /// Issue 13, point 15.
+    #[tokio::test]
+    async fn a_stop_that_is_dragged_out_ends_with_an_error_though_there_is_no_vm_to_kill() {
+        let handle = handle("c");
+        let never = std::future::pending::<Result<(), PodError>>();
+        let moments = [Duration::from_millis(1); 2];
+        let error = handle.insist_within(never, moments, "pod").await;
+        assert!(matches!(error, Err(PodError::Stuck { .. })), "{error:?}");
+        let done = handle.insist(async { Ok(7) }, Duration::from_secs(60), "pod");
+        assert_eq!(done.await.unwrap(), 7);
+    }
 
     #[test]
     fn ids_are_found_by_a_unique_beginning() {

@@ -11,7 +11,7 @@ use super::{Answer, BoxStream, Fake, Response, World};
 const IMAGE_BYTES: u64 = 100;
 
 impl World {
-    fn image(&self, spec: Option<cri::ImageSpec>) -> Option<&cri::Image> {
+    pub(super) fn image(&self, spec: Option<cri::ImageSpec>) -> Option<&cri::Image> {
         let name = spec.unwrap_or_default().image;
         let mut images = self.images.iter();
         images.find(|image| image.id == name || image.repo_tags.contains(&name))

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
@@ -22,9 +22,10 @@ use crate::statistics::Statistics;
 
 /// The longest request or reply, including its newline.
 pub const LINE_BYTES: usize = 16 << 10;
+/// How long a request may take until its whole reply is there.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request to a VMM.
+/// A request to a VMM. None of them waits for a disk or volume of the host that hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -35,7 +36,8 @@ pub enum Request {
     AttachVolume,
     /// Carries a descriptor of a file that may be on the volume disk. The reply is its extent there.
     FindVolume,
-    /// Closes the volume that begins at this sector. It is no error if there is none.
+    /// Takes off and closes the volume that begins at this sector. It is no error if there is none. It fails if a
+    /// request to the volume hangs. The volume is off the disk all the same, and is closed when that request ends.
     DetachVolume {
         first_sector: u64,
     },
@@ -83,7 +85,7 @@ pub enum ClientError {
     Refused(String),
 }
 
-/// A connection to a VMM. It blocks, with a time limit on each step.
+/// A connection to a VMM. It blocks, with a time limit for each request.
 #[derive(Debug)]
 pub struct Client {
     socket: BufReader<UnixStream>,
@@ -93,7 +95,6 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let connect = || {
             let socket = UnixStream::connect(path)?;
-            socket.set_read_timeout(Some(TIMEOUT))?;
             socket.set_write_timeout(Some(TIMEOUT))?;
             Ok(socket)
         };
@@ -178,12 +179,9 @@ impl Client {
     ) -> Result<Reply, ClientError> {
         let mut line = serde_json::to_vec(&request).map_err(ClientError::Parse)?;
         line.push(b'\n');
+        let deadline = Instant::now() + TIMEOUT;
         self.send(&line, file).map_err(ClientError::Send)?;
-        let mut answer = Vec::new();
-        let mut bounded = io::Read::take(&mut self.socket, LINE_BYTES as u64);
-        bounded
-            .read_until(b'\n', &mut answer)
-            .map_err(ClientError::Receive)?;
+        let answer = self.receive(deadline).map_err(ClientError::Receive)?;
         if answer.is_empty() {
             return Err(ClientError::Closed);
         }
@@ -191,6 +189,30 @@ impl Client {
             Reply::Failed { message } => Err(ClientError::Refused(message)),
             reply => Ok(reply),
         }
+    }
+
+    /// Receives a line. The limit is for all of it: a VMM whose guest has taken it over may send a byte now and then.
+    fn receive(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while line.len() < LINE_BYTES {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.socket.get_ref().set_read_timeout(Some(left))?;
+            let ready = match self.socket.fill_buf() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                ready => ready?,
+            };
+            let end = ready.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(ready.len(), |end| end + 1);
+            line.extend_from_slice(ready.get(..taken).unwrap_or_default());
+            self.socket.consume(taken);
+            if end.is_some() || taken == 0 {
+                break;
+            }
+        }
+        Ok(line)
     }
 
     fn send(&mut self, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -204,5 +226,31 @@ impl Client {
         let bytes = [IoSlice::new(line)];
         let sent = rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL)?;
         socket.write_all(line.get(sent..).unwrap_or(&[]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_drips_is_not_waited_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = Client {
+            socket: BufReader::new(ours),
+        };
+        theirs.write_all(b"one\ntw").unwrap();
+        let soon = || Instant::now() + Duration::from_millis(200);
+        assert_eq!(client.receive(soon()).unwrap(), b"one\n");
+        let dripping = std::thread::spawn(move || {
+            while theirs.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let error = client.receive(soon()).unwrap_err();
+        let late = [io::ErrorKind::TimedOut, io::ErrorKind::WouldBlock];
+        assert!(late.contains(&error.kind()), "{error}");
+        drop(client);
+        dripping.join().unwrap();
     }
 }

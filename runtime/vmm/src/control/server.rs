@@ -23,7 +23,7 @@ pub trait Target {
     fn attach_extent(&self, file: File) -> Result<Extent, String>;
     fn attach_volume(&self, device: File) -> Result<Extent, String>;
     fn find_volume(&self, file: &File) -> Result<Extent, String>;
-    fn detach_volume(&self, first_sector: u64);
+    fn detach_volume(&self, first_sector: u64) -> Result<(), String>;
     fn connect_files(&self, server: OwnedFd) -> Result<(), String>;
     fn balloon(&self, pages: u32);
     fn statistics(&self) -> Statistics;
@@ -193,10 +193,9 @@ impl Client {
             (Request::FindVolume, Some(file)) => target
                 .find_volume(&File::from(file))
                 .map_or_else(failed, Reply::Extent),
-            (Request::DetachVolume { first_sector }, _) => {
-                target.detach_volume(first_sector);
-                Reply::Done
-            }
+            (Request::DetachVolume { first_sector }, _) => target
+                .detach_volume(first_sector)
+                .map_or_else(failed, |()| Reply::Done),
             (Request::ConnectFiles, Some(server)) => target
                 .connect_files(server)
                 .map_or_else(failed, |()| Reply::Done),

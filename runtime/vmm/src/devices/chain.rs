@@ -6,8 +6,9 @@
 //! here depends on it.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
+use super::budget::Budget;
 use crate::memory::Memory;
 
 /// Why a chain cannot be served. It goes back to the driver with nothing written.
@@ -24,6 +25,9 @@ pub enum ChainError {
     #[error("chain is {missing} bytes too short")]
     TooShort { missing: usize },
 }
+
+/// A range of guest memory that was checked when its chain was taken.
+pub type Place = (GuestAddress, usize);
 
 /// Slices of guest memory that together form one sequence of bytes.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +49,7 @@ impl<'m> Chain<'m> {
         mut chain: DescriptorChain<&'m Memory>,
         memory: &'m Memory,
         most: usize,
+        budget: &mut Budget,
     ) -> Result<Self, ChainError> {
         let mut readable = Buffers::default();
         let mut writable = Buffers::default();
@@ -53,6 +58,7 @@ impl<'m> Chain<'m> {
             if count >= most {
                 return Err(ChainError::TooLong(most));
             }
+            budget.spend_buffers(1);
             complete = !descriptor.has_next();
             let len = descriptor.len();
             let outside = ChainError::OutsideMemory {
@@ -79,7 +85,49 @@ impl<'m> Chain<'m> {
     }
 }
 
+/// The device-writable buffers of a chain of at most `most` buffers, for a device that fills them later.
+/// [`Buffers::at`] finds their memory then.
+pub fn writable_places(
+    chain: DescriptorChain<&Memory>,
+    memory: &Memory,
+    most: usize,
+    budget: &mut Budget,
+) -> Result<Vec<Place>, ChainError> {
+    let mut places = Vec::new();
+    for (count, descriptor) in chain.enumerate() {
+        if count >= most {
+            return Err(ChainError::TooLong(most));
+        }
+        budget.spend_buffers(1);
+        if !descriptor.is_write_only() {
+            continue;
+        }
+        let (address, len) = (descriptor.addr(), descriptor.len());
+        let size = usize::try_from(len).ok();
+        let size = size.filter(|&size| memory.get_slice(address, size).is_ok());
+        let size = size.ok_or(ChainError::OutsideMemory {
+            address: address.0,
+            len,
+        })?;
+        places.push((address, size));
+    }
+    Ok(places)
+}
+
 impl<'m> Buffers<'m> {
+    /// The memory of places that [`writable_places`] returned.
+    #[must_use]
+    pub fn at(memory: &'m Memory, places: &[Place]) -> Self {
+        let mut buffers = Self::default();
+        for &(address, len) in places {
+            // Cannot fail: the range was valid when the chain was taken, and the memory layout never changes.
+            if let Ok(slice) = memory.get_slice(address, len) {
+                buffers.append(slice);
+            }
+        }
+        buffers
+    }
+
     pub fn append(&mut self, slice: VolatileSlice<'m>) {
         if !slice.is_empty() {
             self.len = self.len.saturating_add(slice.len());

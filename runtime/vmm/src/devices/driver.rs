@@ -113,6 +113,18 @@ impl Driver {
         self.write(progress.avail + 2, &progress.offered.to_le_bytes());
     }
 
+    /// Writes an indirect table of `count` descriptors, all for the same buffer.
+    pub fn indirect(&self, at: u64, count: u16, (address, len, flags): (u64, u32, u16)) {
+        let descriptor = |number: u16| {
+            let flags = if number == count { flags } else { flags | NEXT };
+            Descriptor::new(address, len, flags, number)
+        };
+        for (number, place) in (1..=count).zip((at..).step_by(16)) {
+            let at = GuestAddress(place);
+            self.memory.write_obj(descriptor(number), at).unwrap();
+        }
+    }
+
     /// Sets the available ring's index to `count`, whether that is true or not.
     pub fn claim(&self, queue: usize, count: u16) {
         let avail = self.queues.borrow()[queue].avail;

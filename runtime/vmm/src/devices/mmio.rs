@@ -144,7 +144,7 @@ impl MmioTransport {
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             let mut device = lock(&self.device);
             device.write_config(offset, data);
-            self.registers.show_config(&device.config());
+            self.show_config(&*device);
         } else if let Ok(bytes) = data.try_into() {
             self.write_register(offset, u32::from_le_bytes(bytes));
             self.show();
@@ -241,7 +241,20 @@ impl MmioTransport {
             self.activate();
         } else {
             // The driver may read the space now, so it must be current. A change is announced only after DRIVER_OK.
-            self.registers.show_config(&lock(&self.device).config());
+            self.show_config(&*lock(&self.device));
+        }
+    }
+
+    /// Shows the configuration space. True if it changed. A disk may grow or shrink meanwhile and show its new size, so
+    /// this goes on until what it has shown is still true.
+    fn show_config(&self, device: &dyn VirtioDevice) -> bool {
+        let mut changed = false;
+        loop {
+            let space = device.config();
+            changed |= self.registers.show_config(&space);
+            if device.config() == space {
+                return changed;
+            }
         }
     }
 
@@ -277,9 +290,8 @@ impl MmioTransport {
         };
         let mut device = lock(&self.device);
         device.activate(active);
-        let space = device.config();
-        if self.registers.show_config(&space) {
-            self.interrupt.config_changed(&space);
+        if self.show_config(&*device) {
+            self.interrupt.config_changed(&device.config());
         }
         drop(device);
         // Chains may be available already, and the driver does not have to notify the device again.

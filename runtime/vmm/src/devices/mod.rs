@@ -11,6 +11,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod budget;
 pub mod chain;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -29,6 +30,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::memory::Memory;
+pub use budget::Budget;
 pub use ring::Turn;
 use ring::{Interrupt, Ring, RingError};
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::budget::Budget;
 use super::registers::RegisterPage;
 use crate::memory::Memory;
 
@@ -42,6 +43,15 @@ pub enum Turn {
     Idle,
     /// Call it again after the other devices had their turn.
     More,
+}
+
+/// What became of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It goes back to the driver with so many bytes written to it.
+    Whole(usize),
+    /// The turn is over in the midst of it. At the next turn the device goes on after so many bytes of it.
+    Until(usize),
 }
 
 /// The interrupt line of one device, with its interrupt registers.
@@ -107,6 +117,8 @@ pub struct Ring {
     queue: Queue,
     interrupt: Arc<Interrupt>,
     pushed: bool,
+    /// How much of the next chain earlier turns have served.
+    done: usize,
 }
 
 impl Ring {
@@ -117,6 +129,7 @@ impl Ring {
             queue,
             interrupt,
             pushed: false,
+            done: 0,
         }
     }
 
@@ -145,6 +158,7 @@ impl Ring {
     /// Puts a chain on the used ring. `len` bytes were written to it.
     pub fn push(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
         self.pushed = true;
+        self.done = 0;
         self.queue
             .add_used(memory, head, len)
             .map_err(RingError::Broken)
@@ -161,15 +175,16 @@ impl Ring {
     }
 
     /// Serves chains until there are none or `budget` is used up, then signals once. `serve` handles one
-    /// chain and returns how many bytes it wrote.
+    /// chain, of which earlier turns have served so many bytes. Between two turns the driver can change a chain, so
+    /// `serve` checks all of it at each.
     pub fn serve<'m>(
         &mut self,
         memory: &'m Memory,
-        budget: usize,
-        mut serve: impl FnMut(DescriptorChain<&'m Memory>) -> usize,
+        mut budget: Budget,
+        mut serve: impl FnMut(DescriptorChain<&'m Memory>, usize, &mut Budget) -> Served,
     ) -> Result<Turn, RingError> {
         let mut turn = Turn::More;
-        for _ in 0..budget {
+        while budget.begin() {
             let Some(chain) = self.pop(memory)? else {
                 if self.rearm(memory)? {
                     continue;
@@ -178,8 +193,16 @@ impl Ring {
                 break;
             };
             let head = chain.head_index();
-            let len = serve(chain);
-            self.push(memory, head, u32::try_from(len).unwrap_or(u32::MAX))?;
+            match serve(chain, self.done, &mut budget) {
+                Served::Whole(len) => {
+                    self.push(memory, head, u32::try_from(len).unwrap_or(u32::MAX))?;
+                }
+                Served::Until(done) => {
+                    self.undo_pop();
+                    self.done = done;
+                    break;
+                }
+            }
         }
         self.signal(memory)?;
         Ok(turn)

@@ -5,15 +5,15 @@ use std::io::Read;
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice};
+use super::ring::{RingError, Served};
+use super::{Active, Budget, Turn, VirtioDevice};
 use crate::statistics::DeviceCounters;
 
 const DEVICE_ID: u32 = 4;
 /// A request gets at most this many bytes. The driver asks again if it wants more.
 const MOST_BYTES: usize = 1024;
 /// How many requests are served before other devices get their turn.
-const BUDGET: usize = 32;
+const BUDGET: Budget = Budget::of_chains(32);
 
 /// An entropy device over any source, so that a test can pass a byte slice.
 #[derive(Debug)]
@@ -85,13 +85,13 @@ impl<S: Read + Send> VirtioDevice for Rng<S> {
         };
         let memory = &*active.memory;
         let ring = active.rings.first_mut().ok_or(RingError::NoQueue(0))?;
-        ring.serve(memory, BUDGET, |chain| {
-            let len = match Chain::resolve(chain, memory, 16) {
+        ring.serve(memory, BUDGET, |chain, _, budget| {
+            let len = match Chain::resolve(chain, memory, 16, budget) {
                 Ok(chain) => Self::fill(&mut self.source, &chain),
                 Err(_) => self.counters.fail(),
             };
             self.counters.read(len);
-            len
+            Served::Whole(len)
         })
     }
 }

@@ -47,12 +47,15 @@ fn shared<D>(device: D) -> Shared<D> {
 pub struct Devices {
     vsock: Shared<Vsock>,
     net: Shared<Net>,
-    pub image: Shared<Blk<ImageDisk>>,
+    image: Shared<Blk<ImageDisk>>,
     scratch: Shared<Blk<ScratchDisk>>,
     rng: Shared<Rng<HostRandom>>,
     pub balloon: Shared<Balloon>,
     pub files: Shared<Fs>,
-    pub volumes: Shared<Blk<VolumeDisk>>,
+    volumes: Shared<Blk<VolumeDisk>>,
+    /// The disks that the control socket changes. It must not lock their devices, because a request that hangs does.
+    pub image_disk: ImageDisk,
+    pub volume_disk: VolumeDisk,
 }
 
 impl Devices {
@@ -66,12 +69,14 @@ impl Devices {
             None => (DEFAULT_MAC, DEFAULT_MTU),
         };
         let net = Net::new(backends.tap, mac, mtu, Arc::clone(&observed.net));
+        let image_disk = backends.image;
         let image = Arc::clone(&observed.image_disk);
-        let image = Blk::new(backends.image, Slot::ImageDisk.name(), image);
+        let image = Blk::new(image_disk.clone(), Slot::ImageDisk.name(), image);
         let scratch = Arc::clone(&observed.scratch_disk);
         let scratch = Blk::new(backends.scratch, Slot::ScratchDisk.name(), scratch);
+        let volume_disk = VolumeDisk::default();
         let volumes = Arc::clone(&observed.volume_disk);
-        let volumes = Blk::new(VolumeDisk::default(), Slot::VolumeDisk.name(), volumes);
+        let volumes = Blk::new(volume_disk.clone(), Slot::VolumeDisk.name(), volumes);
         let files = Fs::new(Arc::clone(&observed.files));
         let files = files.map_err(DeviceError::of(Slot::Files.name()))?;
         Ok(Self {
@@ -83,6 +88,8 @@ impl Devices {
             balloon: shared(Balloon::new(Arc::clone(&observed.balloon))),
             files: shared(files),
             volumes: shared(volumes),
+            image_disk,
+            volume_disk,
         })
     }
 

@@ -25,6 +25,7 @@ use crate::devices::worker::Worker;
 use crate::memory::Memory;
 use crate::slot::{MMIO_BASE, Slot, Thread};
 use crate::statistics::KvmExits;
+use crate::surface::{self, SurfaceError};
 use crate::sys::{self, Access};
 
 /// Pages that KVM needs for itself on Intel, below the BIOS area.
@@ -51,6 +52,8 @@ pub enum MachineError {
     Device(#[from] DeviceError),
     #[error("set up vCPUs")]
     Cpu(#[from] CpuError),
+    #[error("leave out what the guest does not need of KVM")]
+    Surface(#[from] SurfaceError),
 }
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
@@ -126,13 +129,14 @@ impl Machine {
         let bus = Bus::new(SerialPort::new(line, console), transports);
 
         let cpuid = cpu::host_cpuid(&kvm_fd).map_err(kvm("read supported CPUID"))?;
-        let mut vcpus = Vec::new();
+        let (mut vcpus, mut kvm_exits) = (Vec::new(), Vec::new());
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(kvm("create vCPU"))?;
             let exits = sys::statistics_file(&fd).ok().and_then(KvmExits::find);
-            observed.kvm_exits.extend(exits);
+            kvm_exits.extend(exits);
             vcpus.push(fd);
         }
+        observed.kvm_exits = Arc::new(kvm_exits);
         Ok(Self {
             vcpus,
             vm,
@@ -176,6 +180,7 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     // There is no PIT: the guest uses kvm-clock and the TSC deadline timer.
     vm.create_irq_chip()
         .map_err(kvm("create interrupt controllers"))?;
+    surface::reduce(&vm)?;
     Ok(vm)
 }
 

@@ -6,6 +6,7 @@
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
+mod closing;
 pub mod devices;
 pub mod machine;
 pub mod observed;
@@ -20,6 +21,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bulkhead_text::chain;
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -35,11 +37,12 @@ use crate::devices::blk::disk::Volume;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::extent::{Extent, SECTOR_BYTES};
+use crate::halt::{self, Halts, Looks};
 use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
-use crate::statistics::Statistics;
+use crate::statistics::{KvmExits, Statistics};
 use crate::vcpu::{Gate, Vcpu, kick_signal};
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
@@ -143,7 +146,8 @@ fn block_signals() -> io::Result<SignalFd> {
 struct Running {
     bus: Arc<Bus>,
     gate: Arc<Gate>,
-    vcpus: Vec<JoinHandle<()>>,
+    halts: Arc<Halts>,
+    vcpus: Arc<Vec<JoinHandle<()>>>,
     devices: Devices,
     observed: Observed,
     outcomes: Receiver<Outcome>,
@@ -191,7 +195,8 @@ impl Running {
         let mut running = Self {
             bus,
             gate,
-            vcpus: Vec::new(),
+            halts: Arc::new(Halts::new(vcpus.len())),
+            vcpus: Arc::default(),
             devices,
             observed,
             outcomes,
@@ -203,11 +208,39 @@ impl Running {
             spawn_worker(thread, worker, announce.clone())?;
         }
         running.observed.vcpus_started.reached();
-        for (id, fd) in (0..).zip(vcpus) {
-            let handle = running.spawn_vcpu(id, fd, announce.clone())?;
-            running.vcpus.push(handle);
-        }
+        let threads = (0..).zip(vcpus);
+        let threads = threads.map(|(id, fd)| running.spawn_vcpu(id, fd, announce.clone()));
+        running.vcpus = Arc::new(threads.collect::<io::Result<_>>()?);
+        running.watch_halts(announce)?;
         Ok(running)
+    }
+
+    /// Starts the thread that ends the VM when the guest has halted for good.
+    fn watch_halts(&self, announce: Announce) -> io::Result<()> {
+        let (gate, halts) = (Arc::clone(&self.gate), Arc::clone(&self.halts));
+        let (vcpus, exits) = (
+            Arc::clone(&self.vcpus),
+            Arc::clone(&self.observed.kvm_exits),
+        );
+        let watch = move || {
+            let mut looks = Looks::default();
+            loop {
+                std::thread::sleep(halt::PERIOD);
+                // A vCPU that is parked notes nothing, and is not halted.
+                if !gate.is_open() {
+                    continue;
+                }
+                match looks.look(KvmExits::sum(&exits), &halts) {
+                    halt::Next::Wait => {}
+                    halt::Next::Interrupt => kick(&vcpus),
+                    halt::Next::End => {
+                        let text = "all vCPUs have halted with interrupts off";
+                        return announce.tell(Outcome::new(ExitReason::GuestHalted, text));
+                    }
+                }
+            }
+        };
+        thread("halts").spawn(watch).map(drop)
     }
 
     fn spawn_vcpu(&self, id: u8, fd: VcpuFd, announce: Announce) -> io::Result<JoinHandle<()>> {
@@ -216,6 +249,7 @@ impl Running {
             id,
             bus: Arc::clone(&self.bus),
             gate: Arc::clone(&self.gate),
+            halts: Arc::clone(&self.halts),
             counters: Arc::clone(&self.observed.exits),
         };
         thread(&format!("vcpu{id}")).spawn(move || {
@@ -225,17 +259,10 @@ impl Running {
         })
     }
 
-    fn kick(&self) {
-        for vcpu in &self.vcpus {
-            // Fails for a thread that has ended.
-            let _ = vcpu.kill(kick_signal());
-        }
-    }
-
     /// Stops the vCPUs and returns the report of how the VM ended.
     fn finish(self, ended: server::Ended) -> ExitReport {
         self.gate.stop();
-        self.kick();
+        kick(&self.vcpus);
         self.gate.wait_parked(self.vcpus.len(), KICK_TIME);
         let panic = self.bus.finish_console();
         let mut outcome = match ended {
@@ -256,6 +283,14 @@ impl Running {
         report.exits_total = statistics.exits_total.unwrap_or(report.exits_userspace);
         report.uptime_us = statistics.uptime_us;
         report
+    }
+}
+
+/// Makes the vCPUs leave the guest once.
+fn kick(vcpus: &[JoinHandle<()>]) {
+    for vcpu in vcpus {
+        // Fails for a thread that has ended.
+        let _ = vcpu.kill(kick_signal());
     }
 }
 
@@ -281,7 +316,7 @@ impl Target for Running {
         }
         let bytes = regular_size(&file)
             .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
-        let appended = lock(&self.devices.image).append(file, bytes);
+        let appended = self.devices.image_disk.append(file, bytes);
         appended.map_err(|e| e.to_string())
     }
 
@@ -303,19 +338,21 @@ impl Target for Running {
             }
             (Volume::File(file), bytes)
         };
-        let appended = lock(&self.devices.volumes).append(volume, bytes);
+        let appended = self.devices.volume_disk.append(volume, bytes);
         appended.map_err(|e| e.to_string())
     }
 
     fn find_volume(&self, file: &File) -> Result<Extent, String> {
-        let found = lock(&self.devices.volumes)
-            .find(file)
-            .map_err(|e| e.to_string())?;
+        let found = self.devices.volume_disk.find(file);
+        let found = found.map_err(|e| e.to_string())?;
         found.ok_or_else(|| "file is not on the volume disk".to_owned())
     }
 
-    fn detach_volume(&self, first_sector: u64) {
-        drop(lock(&self.devices.volumes).remove(first_sector));
+    fn detach_volume(&self, first_sector: u64) -> Result<(), String> {
+        let Some(volume) = self.devices.volume_disk.remove(first_sector) else {
+            return Ok(());
+        };
+        closing::close(volume, thread("closing"), closing::LIMIT).map_err(|e| chain(&e))
     }
 
     fn connect_files(&self, server: OwnedFd) -> Result<(), String> {
@@ -337,7 +374,7 @@ impl Target for Running {
 
     fn pause(&self) -> Result<(), String> {
         self.gate.pause();
-        self.kick();
+        kick(&self.vcpus);
         if self.gate.wait_parked(self.vcpus.len(), KICK_TIME) {
             return Ok(());
         }

@@ -15,7 +15,7 @@ pub struct Observed {
     origin: Instant,
     pub exits: Arc<ExitCounters>,
     /// One per vCPU. Empty if the host does not count exits.
-    pub kvm_exits: Vec<KvmExits>,
+    pub kvm_exits: Arc<Vec<KvmExits>>,
     pub vsock: Arc<DeviceCounters>,
     pub net: Arc<DeviceCounters>,
     pub image_disk: Arc<DeviceCounters>,
@@ -36,7 +36,7 @@ impl Observed {
         Self {
             origin,
             exits: Arc::default(),
-            kvm_exits: Vec::new(),
+            kvm_exits: Arc::default(),
             vsock: Arc::default(),
             net: Arc::default(),
             image_disk: Arc::default(),
@@ -53,9 +53,8 @@ impl Observed {
 
     #[must_use]
     pub fn snapshot(&self) -> Statistics {
-        let exits = self.kvm_exits.iter().filter_map(KvmExits::read);
         Statistics {
-            exits_total: (!self.kvm_exits.is_empty()).then(|| exits.sum()),
+            exits_total: KvmExits::sum(&self.kvm_exits),
             exits_userspace: self.exits.snapshot(),
             vsock: self.vsock.snapshot(),
             net: self.net.snapshot(),

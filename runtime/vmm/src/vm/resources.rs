@@ -61,7 +61,7 @@ impl Resources {
     pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
         // First, before another descriptor can get the number of the inherited one.
         let tap = config.net.as_ref().map(open_tap).transpose()?;
-        let mut image = ImageDisk::default();
+        let image = ImageDisk::default();
         for path in &config.image_disk.extents {
             let file = open("image extent", path, OpenOptions::new().read(true))?;
             let bytes = regular_size(&file)

@@ -14,7 +14,7 @@ mod tests;
 use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_delegate::{Delegate, Health, Limit};
+use bulkhead_delegate::{Health, Limit};
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use futures_util::future::join_all;
@@ -27,45 +27,25 @@ use super::sides::Side;
 use super::{Endpoint, Own};
 use crate::cri::{BoxStream, caller_timeout, stream_list};
 use kept::KeptImages;
-use side::SideImages;
 
-/// The service. `I` has our own images.
+/// The service.
 #[derive(Debug)]
-pub struct ImageEndpoint<O, I> {
+pub struct ImageEndpoint<O> {
     pods: Endpoint<O>,
-    ours: I,
     /// What each delegate listed last, in the order of the sides.
     kept: Vec<KeptImages>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
+impl<O: Own> ImageEndpoint<O> {
     /// What delegates listed is kept in `directory`.
-    pub fn new(pods: Endpoint<O>, ours: I, directory: &Path) -> Self {
+    pub fn new(pods: Endpoint<O>, directory: &Path) -> Self {
         let delegates = pods.sides.delegates().iter();
         let kept = delegates.map(|delegate| KeptImages::new(delegate, directory));
         Self {
             kept: kept.collect(),
             pods,
-            ours,
-        }
-    }
-
-    /// All sides. The side that serves by default is the first: if a name means different images, its image counts.
-    fn all(&self) -> Vec<Side> {
-        let delegates = 0..self.pods.sides.delegates().len();
-        let delegates = delegates.map(|index| Side::Delegate(index, String::new()));
-        let mut all: Vec<_> = std::iter::once(Side::Ours).chain(delegates).collect();
-        let default = self.pods.sides.of_handler("").ok();
-        all.sort_by_key(|side| default.as_ref().is_none_or(|default| !same(side, default)));
-        all
-    }
-
-    fn images<'a>(&'a self, side: &'a Side) -> SideImages<'a, I> {
-        match (side, self.delegate(side)) {
-            (Side::Delegate(_, handler), Some(delegate)) => SideImages::Delegate(delegate, handler),
-            _ => SideImages::Ours(&self.ours),
         }
     }
 
@@ -109,13 +89,6 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         found.map(|index| Side::Delegate(index, String::new()))
     }
 
-    fn delegate(&self, side: &Side) -> Option<&Delegate> {
-        match side {
-            Side::Ours => None,
-            Side::Delegate(index, _) => self.pods.sides.delegates().get(*index),
-        }
-    }
-
     /// Asks a side for something that others answer, too. Nobody waits again for a delegate that was slow before its watch
     /// has heard from it.
     async fn ask<T>(
@@ -123,7 +96,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         side: &Side,
         answer: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        match self.delegate(side) {
+        match self.pods.sides.delegate_at(side) {
             Some(delegate) if delegate.health() == Health::Slow => Err(Status::deadline_exceeded(
                 format!("the delegate {} does not answer in time", delegate.name()),
             )),
@@ -141,7 +114,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         let name = filter.as_ref().and_then(|filter| filter.image.as_ref());
         let name = name.map_or_else(String::new, |image| image.image.clone());
         let asked = Instant::now();
-        let listed = self.ask(side, self.images(side).list(filter)).await;
+        let listed = self.ask(side, self.pods.images(side).list(filter)).await;
         let Some(kept) = self.kept_of(side) else {
             return listed;
         };
@@ -171,7 +144,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
                 .list_side(&self.pods.sides.of_handler(handler)?, filter)
                 .await;
         }
-        let sides = self.all();
+        let sides = self.pods.sides.all();
         let lists = sides
             .iter()
             .map(|side| self.list_side(side, filter.clone()));
@@ -184,9 +157,9 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         &self,
         request: cri::ImageStatusRequest,
     ) -> Result<cri::ImageStatusResponse, Status> {
-        let sides = self.all();
+        let sides = self.pods.sides.all();
         let asked = sides.iter().map(|side| {
-            let images = self.images(side);
+            let images = self.pods.images(side);
             let request = request.clone();
             async move {
                 let answer = self.ask(side, images.status(request, Limit::List));
@@ -204,7 +177,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         request: cri::PullImageRequest,
         caller: Option<Duration>,
     ) -> Result<cri::PullImageResponse, Status> {
-        let images = self.images(side);
+        let images = self.pods.images(side);
         let answer = images.pull(request, caller).await?;
         if let Some(kept) = self.kept_of(side) {
             let asked = Instant::now();
@@ -222,7 +195,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
         request: cri::PullImageRequest,
         caller: Option<Duration>,
     ) -> Result<cri::PullImageResponse, Status> {
-        let sides = self.all();
+        let sides = self.pods.sides.all();
         let pulls = sides.iter().map(|side| {
             let request = request.clone();
             self.pull_on(side, request, caller)
@@ -234,7 +207,7 @@ impl<O: Own, I: ImageService> ImageEndpoint<O, I> {
 }
 
 #[tonic::async_trait]
-impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
+impl<O: Own> ImageService for ImageEndpoint<O> {
     type StreamImagesStream = BoxStream<cri::StreamImagesResponse>;
 
     async fn list_images(
@@ -260,7 +233,7 @@ impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
     ) -> Answer<cri::ImageStatusResponse> {
         let request = request.into_inner();
         let answer = match self.side_of(request.image.as_ref(), None).await? {
-            Some(side) => self.images(&side).status(request, Limit::Read).await?,
+            Some(side) => self.pods.images(&side).status(request, Limit::Read).await?,
             None => self.status_anywhere(request).await?,
         };
         Ok(Response::new(answer))
@@ -293,12 +266,12 @@ impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
             .as_ref()
             .map_or("", |image| &image.runtime_handler);
         let sides = match handler {
-            "" => self.all(),
+            "" => self.pods.sides.all(),
             handler => vec![self.pods.sides.of_handler(handler)?],
         };
         let removals = sides.iter().map(|side| {
             let request = request.clone();
-            async move { self.images(side).remove(request, caller).await }
+            async move { self.pods.images(side).remove(request, caller).await }
         });
         for removed in join_all(removals).await {
             match removed {
@@ -313,11 +286,11 @@ impl<O: Own, I: ImageService> ImageService for ImageEndpoint<O, I> {
         &self,
         _request: Request<cri::ImageFsInfoRequest>,
     ) -> Answer<cri::ImageFsInfoResponse> {
-        let mut sides = self.all();
+        let mut sides = self.pods.sides.all();
         // kubelet takes the first file systems for the node's.
         sides.sort_by_key(|side| *side != Side::Ours);
         let asked = sides.iter().map(|side| async move {
-            let images = self.images(side);
+            let images = self.pods.images(side);
             (side, self.ask(side, images.file_systems()).await)
         });
         let answers = present(join_all(asked).await)?;
@@ -336,13 +309,4 @@ fn present<T>(answers: Vec<(&Side, Result<T, Status>)>) -> Result<Vec<T>, Status
         }
     }
     Ok(present)
-}
-
-/// Whether two sides have the same images, whatever handler is passed on.
-fn same(one: &Side, other: &Side) -> bool {
-    match (one, other) {
-        (Side::Ours, Side::Ours) => true,
-        (Side::Delegate(one, _), Side::Delegate(other, _)) => one == other,
-        _ => false,
-    }
 }

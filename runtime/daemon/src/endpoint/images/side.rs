@@ -8,12 +8,25 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Status};
 
+use super::super::sides::Side;
+use super::super::{Endpoint, Own};
+
 /// One side's images.
 #[derive(Debug)]
 pub enum SideImages<'a, I> {
     Ours(&'a I),
     /// A delegate, and the handler that is passed on to it.
     Delegate(&'a Delegate, &'a str),
+}
+
+impl<O: Own> Endpoint<O> {
+    /// The images of a side.
+    pub fn images<'a>(&'a self, side: &'a Side) -> SideImages<'a, O::Images> {
+        match (side, self.sides.delegate_at(side)) {
+            (Side::Delegate(_, handler), Some(delegate)) => SideImages::Delegate(delegate, handler),
+            _ => SideImages::Ours(self.ours.images()),
+        }
+    }
 }
 
 impl<I: ImageService> SideImages<'_, I> {

@@ -19,7 +19,7 @@ const IMAGE: &str = "registry/private:1";
 struct Bench {
     ours: Fake,
     theirs: Fake,
-    endpoint: ImageEndpoint<Fake, Fake>,
+    endpoint: ImageEndpoint<Fake>,
     running: Option<Running>,
     directory: tempfile::TempDir,
 }
@@ -105,15 +105,11 @@ impl Bench {
     }
 }
 
-fn endpoint(
-    default: &str,
-    ours: &Fake,
-    directory: &tempfile::TempDir,
-) -> ImageEndpoint<Fake, Fake> {
+fn endpoint(default: &str, ours: &Fake, directory: &tempfile::TempDir) -> ImageEndpoint<Fake> {
     let socket = directory.path().join("cri.sock").display().to_string();
     let sides = sides(default, None, &[("runc", &socket, "passed")]);
     let pods = Endpoint::new(ours.clone(), sides, directory.path());
-    ImageEndpoint::new(pods, ours.clone(), directory.path())
+    ImageEndpoint::new(pods, directory.path())
 }
 
 fn spec(seen: &str, handler: &str) -> cri::ImageSpec {

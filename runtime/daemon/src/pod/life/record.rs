@@ -239,4 +239,11 @@ impl PodRecord {
             _ => None,
         })
     }
+
+    pub fn state_directory(&self) -> Option<&PathBuf> {
+        self.held.iter().find_map(|held| match held {
+            Held::StateDirectory(path) => Some(path),
+            _ => None,
+        })
+    }
 }

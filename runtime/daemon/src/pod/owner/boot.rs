@@ -31,6 +31,11 @@ use crate::pod::request::Answer;
 use crate::random::random;
 use crate::scratch::Purpose;
 
+/// The file of a pod's scratch disk, in its state directory.
+pub(super) fn scratch_file(directory: &Path) -> PathBuf {
+    directory.join("scratch.ext4")
+}
+
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.
 pub const RUN_NAME_DIGITS: usize = 16;
@@ -67,7 +72,7 @@ impl Owner {
                 source,
             })?;
         }
-        let scratch = state.join("scratch.ext4");
+        let scratch = scratch_file(&state);
         let attachment = self.attach_and_make_scratch(network, &scratch).await?;
         let prepared = started.elapsed();
         if caller.is_closed() {

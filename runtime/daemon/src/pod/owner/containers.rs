@@ -8,7 +8,6 @@ use super::Owner;
 use super::logs::LogTask;
 use super::node::check_placement;
 use crate::clock::now;
-use crate::logs::LogFile;
 use crate::pod::errors::PodError;
 use crate::pod::life::signal;
 use crate::pod::life::spec::Resources;
@@ -34,7 +33,8 @@ impl Owner {
                 started_at,
                 user,
             }) => {
-                let log = LogTask::start(guest.files.vsock(), id.clone(), path);
+                let log = self.log_file(path);
+                let log = LogTask::start(guest.files.vsock(), id.clone(), log);
                 self.logs.insert(id.clone(), log);
                 // The guest's clock may be behind the host's: nothing may start before it was created.
                 let at = started_at.max(created_at);
@@ -54,7 +54,7 @@ impl Owner {
             }
         };
         // Clients look for the log file of every container that they have started, also if it failed.
-        if let Err(error) = LogFile::new(path).open() {
+        if let Err(error) = self.log_file(path).open() {
             self.ledger.complain("make a log", &error);
         }
         if let Some(exit) = exit {

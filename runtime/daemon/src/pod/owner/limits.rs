@@ -2,19 +2,25 @@
 //! The limits of a pod's VM and its containers, on the host and in the guest. [`crate::pod::plan::limits`] calculates
 //! them; the owner applies them.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::HostLimits;
 
+use super::boot::scratch_file;
 use super::ledger::Ledger;
 use super::{Owner, node};
 use crate::pod::errors::BootError;
-use crate::pod::life::record::{Allowance, ContainerRecord, VmSize};
+use crate::pod::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};
+use crate::pod::life::state::PodState;
 use crate::pod::plan::hugepages;
 use crate::pod::plan::limits::{guest_limits, host_cpu, shares, union};
 use crate::pod::plan::sizing::{self, Room, Wanted};
+
+/// The unit of a file's blocks (stat(2)).
+const BLOCK_BYTES: u64 = 512;
 
 /// The size and cgroup of a pod's VM, before any resource is taken for it.
 #[derive(Debug)]
@@ -49,12 +55,31 @@ impl Owner {
                 .as_deref()
                 .and_then(|path| host.cgroups.memory_limit(path)),
             disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+            promised_bytes: self.promised_bytes(),
         };
         Ok(Plan {
             size: sizing::size(&wanted, &host.sizing, &room)?,
             allowance,
             cgroup,
         })
+    }
+
+    /// How much disk the other pods asked for and have not written yet.
+    fn promised_bytes(&self) -> u64 {
+        let views = self.shared.registry.views();
+        let others = views.iter().map(|view| &view.pod);
+        let writes = |pod: &&PodRecord| matches!(pod.state, PodState::Creating | PodState::Ready);
+        let asked = others.filter(writes);
+        let asked = asked.filter(|pod| pod.spec.limits.scratch_bytes.is_some());
+        asked
+            .filter_map(|pod| {
+                let file = scratch_file(pod.state_directory()?);
+                let written = file
+                    .metadata()
+                    .map_or(0, |file| file.blocks() * BLOCK_BYTES);
+                Some(pod.size.scratch_bytes.saturating_sub(written))
+            })
+            .fold(0, u64::saturating_add)
     }
 
     /// Limits all containers of the pod together, in the guest.

@@ -37,12 +37,12 @@ pub struct LogTask {
 }
 
 impl LogTask {
-    /// Follows the log of `container`, through the VMM's socket `vsock`. Without a `path` the log is discarded.
-    pub fn start(vsock: PathBuf, container: String, path: Option<PathBuf>) -> Self {
+    /// Follows the log of `container`, through the VMM's socket `vsock`.
+    pub fn start(vsock: PathBuf, container: String, log: LogFile) -> Self {
         let (reopen, requests) = mpsc::channel(MOST_REOPENS);
         let (finished, done) = watch::channel(false);
         let task = tokio::spawn(async move {
-            bring(vsock, container, path, requests).await;
+            bring(vsock, container, log, requests).await;
             finished.send_replace(true);
         });
         Self {
@@ -116,14 +116,20 @@ impl Owner {
         });
     }
 
+    /// The log of a container. Without a `path` the log is discarded.
+    pub(super) fn log_file(&self, path: Option<PathBuf>) -> LogFile {
+        LogFile::new(path, self.shared.host.log_bytes_per_second)
+    }
+
     /// Follows the logs of containers that an earlier daemon started.
     pub(super) fn follow_logs(&mut self, guest: &Guest) {
         let started = self.ledger.containers().values();
         let started = started.filter(|one| one.state != ContainerState::Created);
         let tasks: Vec<_> = started
             .map(|one| {
-                let (id, path) = (one.id.clone(), one.log_path.clone());
-                (id.clone(), LogTask::start(guest.files.vsock(), id, path))
+                let log = self.log_file(one.log_path.clone());
+                let task = LogTask::start(guest.files.vsock(), one.id.clone(), log);
+                (one.id.clone(), task)
             })
             .collect();
         self.logs.extend(tasks);
@@ -143,10 +149,9 @@ fn pass(requests: &mpsc::Sender<Reopen>, answer: Reopen) -> Result<(), LogError>
 async fn bring(
     vsock: PathBuf,
     container: String,
-    path: Option<PathBuf>,
+    mut log: LogFile,
     mut requests: mpsc::Receiver<Reopen>,
 ) {
-    let mut log = LogFile::new(path);
     if let Err(error) = log.open() {
         tracing::warn!(container, "{}", chain(&error));
     }

@@ -25,7 +25,7 @@ mod shares;
 mod teardown;
 mod together;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ use bulkhead_guest::watch as guest_watch;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::pids::PidsLimit;
 use bulkhead_host::process::VmmProcess;
+use bulkhead_host::pulse;
 use tokio::sync::mpsc;
 
 pub use self::adopt::adopt;
@@ -81,6 +82,10 @@ pub struct Owner {
     /// Exits whose log is complete now, or did not become complete in time.
     settled: mpsc::Receiver<News>,
     settled_sender: mpsc::Sender<News>,
+    /// Containers whose exit is being settled. What a guest repeats meanwhile is not settled again.
+    settling: HashSet<String>,
+    /// Held while a container without a record is ended.
+    ending: Arc<tokio::sync::Mutex<()>>,
     inbox: mpsc::Receiver<Request>,
     /// Set if no client knows the pod, and it could not be removed yet.
     is_discarded: bool,
@@ -155,6 +160,8 @@ impl Owner {
             news_sender,
             settled,
             settled_sender,
+            settling: HashSet::new(),
+            ending: Arc::default(),
             inbox,
             is_discarded: false,
         }
@@ -168,7 +175,10 @@ impl Owner {
             tokio::select! {
                 biased;
                 () = end_of(process) => self.vm_ended().await,
-                Some(news) = self.settled.recv() => self.apply_news(news),
+                Some(news) = self.settled.recv() => {
+                    self.settling.remove(&news.id);
+                    self.apply_news(news);
+                }
                 Some(news) = self.news.recv() => self.take_news(news),
                 request = self.inbox.recv() => match request {
                     Some(request) => if self.serve(request).await == Then::End {
@@ -225,13 +235,22 @@ impl Owner {
         Then::GoOn
     }
 
-    /// Makes the guest the pod's guest, and watches its news from now on.
+    /// Makes the guest the pod's guest, and watches its news and its pulse from now on.
     fn serve_guest(&mut self, guest: Guest) {
         let process = Arc::clone(&guest.process);
         let ended = async move { process.ended().await };
         let news = self.news_sender.clone();
         tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
+        tokio::spawn(end_silent(guest.clone()));
         self.ledger.set_guest(Some(guest));
+    }
+}
+
+/// Ends a guest that is found dead. All that waits for it is then told that the VM has ended.
+async fn end_silent(guest: Guest) {
+    tokio::select! {
+        () = guest.process.ended() => {}
+        how = pulse::until_dead(&guest) => guest.give_up(how),
     }
 }
 

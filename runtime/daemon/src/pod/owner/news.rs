@@ -24,6 +24,9 @@ impl Owner {
             return self.apply_news(news);
         }
         let id = &news.id;
+        if self.settling.contains(id) {
+            return;
+        }
         let log = self.logs.get(id).filter(|log| !log.is_done());
         let rest = log.map(|log| LogTask::rest_of([log]));
         let last_words = self.last_words(id);
@@ -31,6 +34,7 @@ impl Owner {
         if rest.is_none() && last_words.is_none() && environment.is_none() {
             return self.apply_news(news);
         }
+        self.settling.insert(id.clone());
         let settled = self.settled_sender.clone();
         tokio::spawn(async move {
             if let Some((guest, id, path)) = last_words {
@@ -102,6 +106,10 @@ impl Owner {
         let Some(guest) = self.ledger.guest().cloned() else {
             return;
         };
+        // One at a time, however many a guest invents. The others come again with the next stream of news.
+        let Ok(turn) = Arc::clone(&self.ending).try_lock_owned() else {
+            return;
+        };
         tracing::error!(
             pod = self.ledger.pod().id,
             container = id,
@@ -109,6 +117,7 @@ impl Owner {
         );
         let id = id.to_owned();
         tokio::spawn(async move {
+            let _turn = turn;
             let ended = guest.agent.signal(&id, signal::SIGKILL).await;
             let removed = guest.agent.remove(&id).await;
             if let Err(error) = ended.and(removed) {
@@ -119,8 +128,8 @@ impl Owner {
 
     /// Handles a VM that ended unasked.
     pub(super) async fn vm_ended(&mut self) {
-        let files = self.ledger.guest().map(|guest| guest.files.clone());
-        let mut cause = files.map_or_else(|| "the VM ended".to_owned(), |files| files.obituary());
+        let guest = self.ledger.guest();
+        let mut cause = guest.map_or_else(|| "the VM ended".to_owned(), Guest::obituary);
         if self
             .ledger
             .pod()

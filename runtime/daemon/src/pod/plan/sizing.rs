@@ -51,6 +51,8 @@ pub struct Defaults {
     /// The most memory that a VM can have.
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
+    /// The largest scratch disk that a pod may ask for.
+    pub scratch_max_bytes: u64,
 }
 
 /// What the host has.
@@ -63,6 +65,8 @@ pub struct Room {
     pub cgroup_bytes: Option<u64>,
     /// Free bytes on the file system of the scratch disks.
     pub disk_bytes: u64,
+    /// How much of them is promised to pods that asked for it and have not written it yet.
+    pub promised_bytes: u64,
 }
 
 /// Why a pod does not fit on this host. Amounts are in MiB.
@@ -82,8 +86,18 @@ pub enum Unfit {
          cgroup's limit, or lower the pod's"
     )]
     Cgroup { needed: u64, allowed: u64 },
-    #[error("the pod needs {needed} MiB of disk, but only {free} MiB are free")]
-    Disk { needed: u64, free: u64 },
+    #[error(
+        "the pod needs {needed} MiB of disk, but of the {free} MiB that are free, {promised} MiB are promised to other pods"
+    )]
+    Disk {
+        needed: u64,
+        free: u64,
+        promised: u64,
+    },
+    #[error(
+        "the pod asks for {needed} MiB of disk, but a pod may have at most {most} MiB (sandbox.scratch_disk_max_gib)"
+    )]
+    DiskMost { needed: u64, most: u64 },
     #[error(
         "the pod's containers would need a VM of {needed} MiB, but this one can have at most {most} MiB: create the pod again \
          on a larger node, or raise sandbox.memory_max_mib"
@@ -216,14 +230,22 @@ fn check_cgroup(needed: u64, allowed: Option<u64>) -> Result<(), Unfit> {
     }
 }
 
-/// The size of the scratch disk, which is a sparse file. A size that the pod asked for must be free. The default size
-/// need not be, because nobody asked for it.
+/// The size of the scratch disk, which is a sparse file. A size that the pod asked for must be free, and not be promised
+/// to others that asked for theirs. The default size need not be free, because nobody asked for it.
 fn scratch(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<u64, Unfit> {
-    let needed = wanted.scratch_bytes.unwrap_or(LEAST_DISK_BYTES);
-    if needed.max(LEAST_DISK_BYTES) > room.disk_bytes {
+    let asked = wanted.scratch_bytes.unwrap_or(LEAST_DISK_BYTES);
+    if asked > defaults.scratch_max_bytes {
+        return Err(Unfit::DiskMost {
+            needed: mib(asked),
+            most: defaults.scratch_max_bytes / MIB,
+        });
+    }
+    let needed = asked.max(LEAST_DISK_BYTES);
+    if needed.saturating_add(room.promised_bytes) > room.disk_bytes {
         return Err(Unfit::Disk {
-            needed: mib(needed.max(LEAST_DISK_BYTES)),
+            needed: mib(needed),
             free: room.disk_bytes / MIB,
+            promised: room.promised_bytes / MIB,
         });
     }
     Ok(wanted.scratch_bytes.unwrap_or(defaults.scratch_bytes))

@@ -8,6 +8,7 @@ const DEFAULTS: Defaults = Defaults {
     memory_mib: 512,
     memory_max_mib: u32::MAX,
     scratch_bytes: 10 << 30,
+    scratch_max_bytes: 100 << 30,
 };
 const ROOM: Room = Room {
     cpus: 8,
@@ -15,6 +16,7 @@ const ROOM: Room = Room {
     available_bytes: 4 << 30,
     cgroup_bytes: None,
     disk_bytes: 2 << 30,
+    promised_bytes: 0,
 };
 
 fn limit(mebibytes: u64) -> Wanted {
@@ -131,8 +133,32 @@ fn what_cannot_fit_is_refused_with_the_numbers() {
         size(&disk, &DEFAULTS, &ROOM),
         Err(Unfit::Disk {
             needed: 3072,
-            free: 2048
+            free: 2048,
+            promised: 0,
         })
+    );
+    let disk = Wanted {
+        scratch_bytes: Some(1 << 30),
+        ..Default::default()
+    };
+    assert!(size(&disk, &DEFAULTS, &ROOM).is_ok());
+    let promised = Room {
+        promised_bytes: 1500 * MIB,
+        ..ROOM
+    };
+    let text = size(&disk, &DEFAULTS, &promised).unwrap_err().to_string();
+    assert!(
+        text.contains("needs 1024 MiB of disk") && text.contains("1500 MiB are promised"),
+        "{text}"
+    );
+    let huge = Wanted {
+        scratch_bytes: Some(101 << 30),
+        ..Default::default()
+    };
+    let text = size(&huge, &DEFAULTS, &ROOM).unwrap_err().to_string();
+    assert!(
+        text.contains("at most 102400 MiB (sandbox.scratch_disk_max_gib)"),
+        "{text}"
     );
     let error = size(&limit(512), &DEFAULTS, &below(600)).unwrap_err();
     assert!(

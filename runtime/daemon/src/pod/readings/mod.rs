@@ -101,7 +101,7 @@ impl Readings {
     pub async fn read_all(&self, views: Vec<Arc<View>>, depth: Depth) -> Vec<Reading> {
         let ready = views
             .into_iter()
-            .filter(|view| view.pod.state == PodState::Ready && view.guest.is_some());
+            .filter(|view| view.pod.state == PodState::Ready && is_heard(view));
         let readings = ready.map(|view| async move {
             let id = view.pod.id.clone();
             match self.read_within(view, depth, LIST_LIMIT).await {
@@ -184,6 +184,13 @@ impl Readings {
         self.rates.keep(ids);
         self.peaks.keep(ids);
     }
+}
+
+/// Whether the pod's guest answered when it was last asked whether it lives. The others need not wait for one that did
+/// not.
+fn is_heard(view: &View) -> bool {
+    let guest = view.guest.as_ref();
+    guest.is_some_and(|guest| !guest.pulse.is_missed())
 }
 
 fn age(since: i64, now: i64) -> Duration {

@@ -5,11 +5,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::FallocateFlags;
 
-use super::window::{Window, WindowError};
+use super::shared::SharedWindow;
+use super::window::WindowError;
 use crate::devices::chain::Buffers;
+use crate::devices::ring::Interrupt;
 use crate::extent::{Extent, SECTOR_BYTES};
 use crate::sys;
 
@@ -28,6 +31,8 @@ pub trait Disk: Send {
     const WRITE_CACHE: bool = Self::WRITABLE;
 
     fn sectors(&self) -> u64;
+    /// Sets the driver that is told when [`Disk::sectors`] changes. Most disks never change.
+    fn set_driver(&self, _driver: Option<Arc<Interrupt>>) {}
     /// Fills `to`, which is as long as the range.
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()>;
     fn write(&self, _range: DiskRange, _from: &Buffers<'_>) -> io::Result<()> {
@@ -89,15 +94,15 @@ fn punch(file: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, flags, start, len)?)
 }
 
-/// The image disk. Read-only. Extents can be added at any time.
-#[derive(Debug, Default)]
+/// The image disk. Read-only. Extents can be added at any time. A clone is the same disk.
+#[derive(Clone, Debug, Default)]
 pub struct ImageDisk {
-    window: Window<File>,
+    window: SharedWindow<File>,
 }
 
 impl ImageDisk {
-    /// Adds a whole file at the end.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
+    /// Adds a whole file at the end and tells the driver.
+    pub fn append(&self, file: File, bytes: u64) -> Result<Extent, WindowError> {
         self.window.append(file, bytes)
     }
 }
@@ -106,15 +111,16 @@ impl Disk for ImageDisk {
     const WRITABLE: bool = false;
 
     fn sectors(&self) -> u64 {
-        self.window.len() / SECTOR_BYTES
+        self.window.sectors()
+    }
+
+    fn set_driver(&self, driver: Option<Arc<Interrupt>>) {
+        self.window.set_driver(driver);
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
-        let mut done = 0;
-        for piece in self.window.pieces(range.start, range.len) {
-            let len = usize::try_from(piece.len).map_err(|_| io::ErrorKind::InvalidInput)?;
-            read_file(piece.file, piece.offset, &to.part(done, len))?;
-            done = done.saturating_add(len);
+        for found in self.window.parts(range) {
+            read_file(&found.file, found.offset, &part(to, found.of_buffers)?)?;
         }
         Ok(())
     }
@@ -186,16 +192,33 @@ impl Volume {
     }
 }
 
-/// The volume disk: block devices of the host, and files that hold a file system of the guest.
-#[derive(Debug, Default)]
+/// A volume on the volume disk.
+#[derive(Debug)]
+pub struct Held {
+    volume: Volume,
+    /// Device and inode of a file. Read once, because a file system that hangs may not answer later.
+    identity: Option<(u64, u64)>,
+}
+
+/// The volume disk: block devices of the host, and files that hold a file system of the guest. A clone is the same disk.
+#[derive(Clone, Debug, Default)]
 pub struct VolumeDisk {
-    window: Window<Volume>,
+    window: SharedWindow<Held>,
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 impl VolumeDisk {
-    /// Adds a whole volume at the end.
-    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
-        let extent = self.window.append(volume, bytes)?;
+    /// Adds a whole volume at the end and tells the driver.
+    pub fn append(&self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
+        let identity = match &volume {
+            Volume::File(file) => identity(file).ok(),
+            Volume::Device(_) => None,
+        };
+        let extent = self.window.append(Held { volume, identity }, bytes)?;
         Ok(Extent {
             sectors: bytes / SECTOR_BYTES,
             ..extent
@@ -205,16 +228,13 @@ impl VolumeDisk {
     /// The extent of `file`, if it is one of the volumes. Files are compared by device and inode, so
     /// any descriptor will do.
     pub fn find(&self, file: &File) -> io::Result<Option<Extent>> {
-        let identity = |file: &File| file.metadata().map(|of| (of.dev(), of.ino()));
         let wanted = identity(file)?;
-        Ok(self.window.find(|volume| match volume {
-            Volume::File(file) => identity(file).is_ok_and(|found| found == wanted),
-            Volume::Device(_) => false,
-        }))
+        Ok(self.window.find(|held| held.identity == Some(wanted)))
     }
 
-    /// Takes out the volume at `first_sector`.
-    pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
+    /// Takes out the volume at `first_sector`, if there is one, and tells the driver. Who drops it last closes it: the
+    /// caller, or the worker if a request has not ended yet.
+    pub fn remove(&self, first_sector: u64) -> Option<Arc<Held>> {
         self.window.remove(first_sector)
     }
 
@@ -225,19 +245,13 @@ impl VolumeDisk {
         range: DiskRange,
         mut work: impl FnMut(&Volume, u64, DiskRange) -> io::Result<()>,
     ) -> io::Result<()> {
-        let pieces = || self.window.pieces(range.start, range.len);
-        let held = pieces().fold(0u64, |sum, piece| sum.saturating_add(piece.len));
-        if held != range.len {
+        let parts = self.window.parts(range);
+        let lens = parts.iter().map(|part| part.of_buffers.len);
+        if lens.fold(0, u64::saturating_add) != range.len {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let mut start = 0u64;
-        for piece in pieces() {
-            let of_buffers = DiskRange {
-                start,
-                len: piece.len,
-            };
-            work(piece.file, piece.offset, of_buffers)?;
-            start = start.saturating_add(piece.len);
+        for part in parts {
+            work(&part.file.volume, part.offset, part.of_buffers)?;
         }
         Ok(())
     }
@@ -253,7 +267,11 @@ impl Disk for VolumeDisk {
     const WRITABLE: bool = true;
 
     fn sectors(&self) -> u64 {
-        self.window.len() / SECTOR_BYTES
+        self.window.sectors()
+    }
+
+    fn set_driver(&self, driver: Option<Arc<Interrupt>>) {
+        self.window.set_driver(driver);
     }
 
     fn read(&self, range: DiskRange, to: &Buffers<'_>) -> io::Result<()> {
@@ -276,13 +294,11 @@ impl Disk for VolumeDisk {
     /// Syncs all files, because a flush request does not say which one it means. Tries all, then returns
     /// the first error.
     fn flush(&self) -> io::Result<()> {
-        let files = self.window.files().filter_map(|volume| match volume {
-            Volume::File(file) => Some(file),
-            Volume::Device(_) => None,
-        });
         let mut done = Ok(());
-        for file in files {
-            done = done.and(file.sync_data());
+        for held in self.window.files().iter().filter_map(Weak::upgrade) {
+            if let Volume::File(file) = &held.volume {
+                done = done.and(file.sync_data());
+            }
         }
         done
     }

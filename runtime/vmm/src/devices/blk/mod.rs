@@ -3,20 +3,20 @@
 //! itself: one request at a time per VM, directly between file and guest memory.
 
 pub mod disk;
+mod shared;
 #[cfg(test)]
 mod tests;
 pub mod window;
 
-use std::fs::File;
 use std::sync::Arc;
 
+use super::budget::BYTES as STEP_BYTES;
 use super::chain::{Buffers, Chain, ChainError};
-use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice};
-use crate::extent::{Extent, SECTOR_BYTES};
+use super::ring::{RingError, Served};
+use super::{Active, Budget, Turn, VirtioDevice};
+use crate::extent::SECTOR_BYTES;
 use crate::statistics::DeviceCounters;
-use disk::{Disk, DiskRange, ImageDisk, Volume, VolumeDisk};
-use window::WindowError;
+use disk::{Disk, DiskRange};
 
 const DEVICE_ID: u32 = 2;
 
@@ -44,10 +44,12 @@ const QUEUE_SIZE: u16 = 128;
 /// Data buffers per request. Header and status take two more descriptors of the chain.
 const SEG_MAX: u32 = 126;
 const CHAIN_MAX: usize = 128;
-/// Ranges per discard request.
+/// Ranges per discard request, and how large each of them may be.
 const RANGES_MAX: u32 = 16;
 const RANGE_SECTORS_MAX: u32 = 1 << 22;
-const BUDGET: usize = 32;
+/// The size of `struct virtio_blk_discard_write_zeroes`.
+const RANGE_BYTES: usize = 16;
+const BUDGET: Budget = Budget::of_chains(32);
 
 /// Why a request is answered with an error.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,10 @@ pub enum RequestError {
     Malformed(#[from] ChainError),
     #[error("{len} bytes at sector {sector} do not fit a disk of {sectors} sectors")]
     OutOfRange { sector: u64, len: u64, sectors: u64 },
+    #[error("{0} bytes are not a list of 1 to {RANGES_MAX} ranges")]
+    Ranges(usize),
+    #[error("range of {0} sectors is larger than {RANGE_SECTORS_MAX}")]
+    LargeRange(u64),
     #[error("request type {0} is not offered")]
     Unsupported(u32),
     #[error("read or write on the host")]
@@ -66,7 +72,11 @@ impl RequestError {
     fn status(&self) -> u8 {
         match self {
             Self::Unsupported(_) => S_UNSUPP,
-            Self::Malformed(_) | Self::OutOfRange { .. } | Self::Io(_) => S_IOERR,
+            Self::Malformed(_)
+            | Self::OutOfRange { .. }
+            | Self::Ranges(_)
+            | Self::LargeRange(_)
+            | Self::Io(_) => S_IOERR,
         }
     }
 }
@@ -112,15 +122,16 @@ impl<D: Disk> Blk<D> {
         }
     }
 
-    /// Serves one descriptor chain. Returns how many bytes were written to it.
-    fn serve(&self, chain: Chain<'_>) -> usize {
+    /// Serves one descriptor chain, of which earlier turns have served `done` bytes.
+    fn serve(&self, chain: Chain<'_>, done: usize, budget: &mut Budget) -> Served {
         let Some(data_len) = chain.writable.len().checked_sub(1) else {
             // No space for the status byte: the driver cannot be told anything.
-            return self.counters.fail();
+            return Served::Whole(self.counters.fail());
         };
         let data = chain.writable.part(0, data_len);
-        let (status, written) = match self.execute(chain.readable, &data) {
-            Ok(written) => (S_OK, written),
+        let (status, written) = match self.execute(chain.readable, &data, done, budget) {
+            Ok(Served::Until(done)) => return Served::Until(done),
+            Ok(Served::Whole(written)) => (S_OK, written),
             Err(e) => {
                 self.counters.fail();
                 (e.status(), 0)
@@ -128,49 +139,76 @@ impl<D: Disk> Blk<D> {
         };
         chain.writable.part(data_len, 1).copy_from(&[status]);
         // The status is the last byte of the chain, so all bytes before it count as written, too.
-        if written == data_len {
+        Served::Whole(if written == data_len {
             written.saturating_add(1)
         } else {
             chain.writable.len()
-        }
+        })
     }
 
-    fn execute(&self, mut from: Buffers<'_>, to: &Buffers<'_>) -> Result<usize, RequestError> {
+    fn execute(
+        &self,
+        mut from: Buffers<'_>,
+        to: &Buffers<'_>,
+        done: usize,
+        budget: &mut Budget,
+    ) -> Result<Served, RequestError> {
         let [kind, sector] = header(from.take()?);
         let kind = u32::try_from(kind & 0xffff_ffff).unwrap_or(u32::MAX);
         match kind {
             T_IN => {
-                let range = self.range(sector, to)?;
-                self.disk.read(range, to)?;
-                self.counters.read(to.len());
-                Ok(to.len())
+                let step = self.step(sector, to, done, budget)?;
+                self.disk.read(step.range, &step.data)?;
+                self.counters.read(step.data.len());
+                Ok(step.end.map_or(Served::Whole(to.len()), Served::Until))
             }
             T_GET_ID => {
                 let mut id = [0; ID_BYTES];
                 for (to, from) in id.iter_mut().zip(self.id.bytes()) {
                     *to = from;
                 }
-                Ok(to.copy_from(&id))
+                Ok(Served::Whole(to.copy_from(&id)))
             }
             T_OUT if D::WRITABLE => {
-                let range = self.range(sector, &from)?;
-                self.disk.write(range, &from)?;
-                self.counters.written(from.len());
-                Ok(0)
+                let step = self.step(sector, &from, done, budget)?;
+                self.disk.write(step.range, &step.data)?;
+                self.counters.written(step.data.len());
+                Ok(step.end.map_or(Served::Whole(0), Served::Until))
             }
             // A write to a read-only disk is an I/O error, not an unknown request (5.2.6.2).
             T_OUT => Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem).into()),
             T_FLUSH if D::WRITE_CACHE => {
                 self.disk.flush()?;
                 self.counters.written(0);
-                Ok(0)
+                Ok(Served::Whole(0))
             }
-            T_DISCARD | T_WRITE_ZEROES if D::WRITABLE => {
-                self.discard(kind, from)?;
-                Ok(0)
-            }
+            T_DISCARD | T_WRITE_ZEROES if D::WRITABLE => self.discard(kind, &from, done, budget),
             other => Err(RequestError::Unsupported(other)),
         }
+    }
+
+    /// Checks a whole request, then returns its next step after `done` bytes.
+    fn step<'m>(
+        &self,
+        sector: u64,
+        data: &Buffers<'m>,
+        done: usize,
+        budget: &mut Budget,
+    ) -> Result<Step<'m>, RequestError> {
+        let whole = self.range(sector, data)?;
+        let done = done.min(data.len());
+        let data_now = data.part(done, STEP_BYTES);
+        budget.spend_bytes(data_now.len());
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let end = done.saturating_add(data_now.len());
+        Ok(Step {
+            range: DiskRange {
+                start: whole.start.saturating_add(number(done)),
+                len: number(data_now.len()),
+            },
+            data: data_now,
+            end: Some(end).filter(|&end| end < data.len()),
+        })
     }
 
     fn range(&self, sector: u64, data: &Buffers<'_>) -> Result<DiskRange, RequestError> {
@@ -180,63 +218,51 @@ impl<D: Disk> Blk<D> {
 
     /// Serves DISCARD and WRITE_ZEROES. Both free the range, which reads as zeroes afterwards.
     /// WRITE_ZEROES requires that; DISCARD would allow any content.
-    fn discard(&self, kind: u32, mut list: Buffers<'_>) -> Result<(), RequestError> {
+    fn discard(
+        &self,
+        kind: u32,
+        list: &Buffers<'_>,
+        done: usize,
+        budget: &mut Budget,
+    ) -> Result<Served, RequestError> {
         const F_UNMAP: u32 = 1;
-        for _ in 0..RANGES_MAX {
-            if list.is_empty() {
-                break;
+        let most = usize::try_from(RANGES_MAX).unwrap_or(0);
+        let count = list.len() / RANGE_BYTES;
+        if count == 0 || count > most || !list.len().is_multiple_of(RANGE_BYTES) {
+            return Err(RequestError::Ranges(list.len()));
+        }
+        let mut done = done;
+        while done < list.len() {
+            if budget.bytes_left() == 0 {
+                return Ok(Served::Until(done));
             }
-            let bytes: [u8; 16] = list.take()?;
-            let [sector, rest] = header(bytes);
+            let [sector, rest] = header(list.part(done, RANGE_BYTES).take()?);
             let sectors = rest & 0xffff_ffff;
             let flags = u32::try_from(rest >> 32).unwrap_or(u32::MAX);
             let allowed = if kind == T_WRITE_ZEROES { F_UNMAP } else { 0 };
             if flags & !allowed != 0 {
                 return Err(RequestError::Unsupported(kind));
             }
+            if sectors > RANGE_SECTORS_MAX.into() {
+                return Err(RequestError::LargeRange(sectors));
+            }
             let len = sectors.saturating_mul(SECTOR_BYTES);
             let range = DiskRange::parse(sector, len, self.disk.sectors())?;
             self.disk.discard(range)?;
+            budget.spend_bytes(usize::try_from(len).unwrap_or(usize::MAX));
+            done = done.saturating_add(RANGE_BYTES);
         }
         self.counters.written(0);
-        Ok(())
-    }
-
-    fn tell_capacity(&self) {
-        if let Some(active) = &self.active {
-            active.interrupt.config_changed(&self.config());
-        }
+        Ok(Served::Whole(0))
     }
 }
 
-impl Blk<ImageDisk> {
-    /// Adds an extent to the running disk and notifies the driver.
-    pub fn append(&mut self, file: File, bytes: u64) -> Result<Extent, WindowError> {
-        let extent = self.disk.append(file, bytes)?;
-        self.tell_capacity();
-        Ok(extent)
-    }
-}
-
-impl Blk<VolumeDisk> {
-    /// Adds a volume to the running disk and notifies the driver.
-    pub fn append(&mut self, volume: Volume, bytes: u64) -> Result<Extent, WindowError> {
-        let extent = self.disk.append(volume, bytes)?;
-        self.tell_capacity();
-        Ok(extent)
-    }
-
-    /// The extent of `file`, if it is one of the volumes.
-    pub fn find(&self, file: &File) -> std::io::Result<Option<Extent>> {
-        self.disk.find(file)
-    }
-
-    /// Takes the volume at `first_sector`, if there is one, off the running disk and notifies the driver.
-    pub fn remove(&mut self, first_sector: u64) -> Option<Volume> {
-        let volume = self.disk.remove(first_sector)?;
-        self.tell_capacity();
-        Some(volume)
-    }
+/// What of a request is served in one turn.
+struct Step<'m> {
+    range: DiskRange,
+    data: Buffers<'m>,
+    /// Where it ends, if that is not the end of the request.
+    end: Option<usize>,
 }
 
 /// Reads sixteen bytes as two little-endian numbers.
@@ -291,10 +317,12 @@ impl<D: Disk> VirtioDevice for Blk<D> {
     }
 
     fn activate(&mut self, active: Active) {
+        self.disk.set_driver(Some(Arc::clone(&active.interrupt)));
         self.active = Some(active);
     }
 
     fn deactivate(&mut self) {
+        self.disk.set_driver(None);
         self.active = None;
     }
 
@@ -313,10 +341,10 @@ impl<D: Disk> Blk<D> {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(index);
         let ring = ring.ok_or(RingError::NoQueue(index))?;
-        ring.serve(memory, BUDGET, |chain| {
-            match Chain::resolve(chain, memory, CHAIN_MAX) {
-                Ok(chain) => self.serve(chain),
-                Err(_) => self.counters.fail(),
+        ring.serve(memory, BUDGET, |chain, done, budget| {
+            match Chain::resolve(chain, memory, CHAIN_MAX, budget) {
+                Ok(chain) => self.serve(chain, done, budget),
+                Err(_) => Served::Whole(self.counters.fail()),
             }
         })
     }

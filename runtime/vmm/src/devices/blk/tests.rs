@@ -2,14 +2,14 @@
 //! Block requests through a mock driver: valid ones, and what a hostile driver may try.
 #![allow(clippy::arithmetic_side_effects)]
 
+use std::fs::File;
 use std::io::Write;
 
 use proptest::prelude::*;
-
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::disk::ScratchDisk;
+use super::disk::{ImageDisk, ScratchDisk, Volume, VolumeDisk};
 use super::*;
 use crate::devices::driver::{self, INDIRECT, NEXT, Piece, WRITE};
 
@@ -119,14 +119,12 @@ fn scratch_reads_writes_and_frees() {
 
 #[test]
 fn image_reads_across_extents_and_grows() {
-    let (driver, mut blk) = (
-        Driver::new(),
-        Blk::new(ImageDisk::default(), "image", Arc::default()),
-    );
+    let (driver, disk) = (Driver::new(), ImageDisk::default());
+    let mut blk = Blk::new(disk.clone(), "image", Arc::default());
     driver.activate(&mut blk);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_IOERR);
-    blk.append(file(&[1; 4096]), 4096).unwrap();
-    blk.append(file(&[2; 100]), 100).unwrap();
+    disk.append(file(&[1; 4096]), 4096).unwrap();
+    disk.append(file(&[2; 100]), 100).unwrap();
     assert_eq!(driver.0.interrupt_status() & 2, 2);
     let shown = |offset| driver.0.registers.word_at(offset);
     assert_eq!(shown(0xfc), 2, "the generation");
@@ -141,20 +139,18 @@ fn image_reads_across_extents_and_grows() {
 
 #[test]
 fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
-    let (driver, mut blk) = (
-        Driver::new(),
-        Blk::new(VolumeDisk::default(), "volumes", Arc::default()),
-    );
+    let (driver, disk) = (Driver::new(), VolumeDisk::default());
+    let mut blk = Blk::new(disk.clone(), "volumes", Arc::default());
     driver.activate(&mut blk);
     let readonly = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(readonly.path(), [3; 4096]).unwrap();
     let first = file(&[1; 4096]);
-    blk.append(Volume::Device(first.try_clone().unwrap()), 4096)
+    disk.append(Volume::Device(first.try_clone().unwrap()), 4096)
         .unwrap();
     let second = File::open(readonly.path()).unwrap();
-    blk.append(Volume::Device(second), 4096).unwrap();
+    disk.append(Volume::Device(second), 4096).unwrap();
     let odd = Volume::File(file(&[2; 4608]));
-    let odd = blk.append(odd, 4608).unwrap();
+    let odd = disk.append(odd, 4608).unwrap();
     assert_eq!((odd.first_sector, odd.sectors), (16, 9));
     assert_ne!(blk.features() & F_FLUSH, 0, "the file has a cache");
 
@@ -172,8 +168,8 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     assert_eq!(driver.request(&mut blk, T_IN, 8, 1024, true), S_OK);
     assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_OK);
 
-    drop(blk.remove(8).unwrap());
-    assert!(blk.remove(8).is_none());
+    drop(disk.remove(8).unwrap());
+    assert!(disk.remove(8).is_none());
     for (kind, sector, write) in [(T_IN, 8, true), (T_OUT, 15, false), (T_IN, 7, true)] {
         let status = driver.request(&mut blk, kind, sector, 1024, write);
         assert_eq!(status, S_IOERR, "{kind} {sector}");
@@ -185,24 +181,22 @@ fn volumes_are_written_each_alone_and_a_gap_is_an_error() {
     first.set_len(512).unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 1, 512, true), S_IOERR);
     assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
-    blk.remove(16).unwrap();
+    disk.remove(16).unwrap();
     assert_eq!(driver.request(&mut blk, T_IN, 16, 512, true), S_IOERR);
 }
 
 #[test]
 fn a_file_gives_back_to_the_host_what_is_freed_and_a_flush_that_fails_says_so() {
     use std::os::unix::fs::MetadataExt;
-    let (driver, mut blk) = (
-        Driver::new(),
-        Blk::new(VolumeDisk::default(), "volumes", Arc::default()),
-    );
+    let (driver, disk) = (Driver::new(), VolumeDisk::default());
+    let mut blk = Blk::new(disk.clone(), "volumes", Arc::default());
     driver.activate(&mut blk);
     let sparse = file(&[1; 64 << 10]);
-    blk.append(Volume::File(sparse.try_clone().unwrap()), 64 << 10)
+    disk.append(Volume::File(sparse.try_clone().unwrap()), 64 << 10)
         .unwrap();
     let other = file(&[1; 4096]);
-    assert_eq!(blk.find(&other).unwrap(), None);
-    let found = blk.find(&sparse).unwrap().unwrap();
+    assert_eq!(disk.find(&other).unwrap(), None);
+    let found = disk.find(&sparse).unwrap().unwrap();
     assert_eq!((found.first_sector, found.sectors), (0, 128));
     let before = sparse.metadata().unwrap();
     let mut range = [0; 16];
@@ -217,7 +211,7 @@ fn a_file_gives_back_to_the_host_what_is_freed_and_a_flush_that_fails_says_so() 
     // A pipe cannot be synced. The file is synced all the same.
     let (pipe, _other) = std::io::pipe().unwrap();
     let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
-    blk.append(Volume::File(pipe), 4096).unwrap();
+    disk.append(Volume::File(pipe), 4096).unwrap();
     assert_eq!(driver.request(&mut blk, T_FLUSH, 0, 0, false), S_IOERR);
 }
 
@@ -310,6 +304,115 @@ fn a_broken_ring_is_reported() {
     driver.activate(&mut blk);
     driver.0.claim(0, 1000);
     assert!(blk.queue_ready(0).is_err());
+}
+
+#[test]
+fn a_request_of_gigabytes_takes_many_turns_and_reads_everything() {
+    const PIECE: u32 = 8 << 20;
+    let (driver, disk) = (Driver::new(), ImageDisk::default());
+    let mut blk = Blk::new(disk.clone(), "image", Arc::default());
+    driver.activate(&mut blk);
+    let sparse = file(&[5; 4096]);
+    sparse.set_len(1 << 40).unwrap();
+    let end = u64::from(PIECE) * 12;
+    std::os::unix::fs::FileExt::write_all_at(&sparse, &[6; 512], end - 512).unwrap();
+    disk.append(sparse, 1 << 40).unwrap();
+    driver.header(T_IN, 0);
+    let data = |next| (DATA, PIECE, NEXT | WRITE, next);
+    let header = (HEADER, 16, NEXT, 1);
+    let chain: Vec<Piece> = [header]
+        .into_iter()
+        .chain((2..14).map(data))
+        .chain([(0x1f_0000, 1, WRITE, 0)])
+        .collect();
+    driver.0.offer(0, 0, &chain);
+    for _ in 1..end / (4 << 20) {
+        assert_eq!(blk.queue_ready(0).unwrap(), Turn::More);
+        assert!(driver.0.used(0).is_empty());
+    }
+    assert_eq!(blk.queue_ready(0).unwrap(), Turn::More);
+    let len = u32::try_from(end).unwrap() + 1;
+    assert_eq!(driver.0.used(0), [(0, len)]);
+    assert_eq!(driver.0.read(0x1f_0000, 1), [S_OK]);
+    let last = driver.0.read(DATA + u64::from(PIECE) - 512, 512);
+    assert_eq!(last, [6; 512]);
+}
+
+#[test]
+fn what_is_written_over_many_turns_arrives_and_others_wait_behind_it() {
+    const LEN: u32 = 9 << 20;
+    let disk = ScratchDisk::new(Some(file(&[])), 16 << 20);
+    let (driver, mut blk) = (Driver::new(), Blk::new(disk, "scratch", Arc::default()));
+    driver.activate(&mut blk);
+    driver.header(T_OUT, 0);
+    for (at, byte) in [(0, 1), (4 << 20, 2), (8 << 20, 3)] {
+        driver.0.write(0x40_0000 + at, &[byte; 512]);
+    }
+    let status = |at: u64| (STATUS + at, 1, WRITE, 0);
+    let large = [(HEADER, 16, NEXT, 1), (0x40_0000, LEN, NEXT, 2), status(0)];
+    driver.0.offer(0, 0, &large);
+    let flush = HEADER + 64;
+    driver
+        .0
+        .write(flush, &[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    driver.0.offer(0, 3, &[(flush, 16, NEXT, 4), status(1)]);
+    for _ in 0..2 {
+        assert_eq!(blk.queue_ready(0).unwrap(), Turn::More);
+        assert_eq!(driver.0.used(0), []);
+    }
+    assert_eq!(blk.queue_ready(0).unwrap(), Turn::Idle);
+    assert_eq!(driver.0.used(0), [(0, 1), (3, 1)]);
+    for (sector, byte) in [(0, 1), (8 << 10, 2), (16 << 10, 3)] {
+        assert_eq!(driver.request(&mut blk, T_IN, sector, 512, true), S_OK);
+        assert_eq!(driver.data(512), [byte; 512]);
+    }
+}
+
+#[test]
+fn a_discard_with_too_many_or_too_large_ranges_is_an_error_and_frees_nothing() {
+    let (driver, mut blk) = (Driver::new(), scratch());
+    driver.activate(&mut blk);
+    let range = |sectors: u32| [[0; 8].as_slice(), &sectors.to_le_bytes(), &[0; 4]].concat();
+    for (case, list) in [
+        ("17 ranges", range(1).repeat(17)),
+        ("half a range", range(1)[..8].to_vec()),
+        ("none", Vec::new()),
+        ("too large", range(RANGE_SECTORS_MAX + 1)),
+    ] {
+        driver.0.write(DATA, &list);
+        let len = u32::try_from(list.len()).unwrap();
+        for kind in [T_DISCARD, T_WRITE_ZEROES] {
+            let status = driver.request(&mut blk, kind, 0, len, false);
+            assert_eq!(status, S_IOERR, "{case}");
+        }
+        assert_eq!(driver.request(&mut blk, T_IN, 0, 512, true), S_OK);
+        assert_eq!(driver.data(512), [7; 512], "{case}");
+    }
+    driver.0.write(DATA, &range(1).repeat(16));
+    assert_eq!(driver.request(&mut blk, T_DISCARD, 0, 256, false), S_OK);
+}
+
+#[test]
+fn a_disk_changes_while_its_device_is_locked_by_a_request_that_hangs() {
+    let (driver, disk) = (Driver::new(), VolumeDisk::default());
+    let mut blk = Blk::new(disk.clone(), "volumes", Arc::default());
+    driver.activate(&mut blk);
+    disk.append(Volume::File(file(&[1; 4096])), 4096).unwrap();
+    // As the worker does for as long as a request takes.
+    let device = std::sync::Mutex::new(blk);
+    let hangs = device.lock().unwrap();
+    let second = file(&[2; 4096]);
+    let clone = second.try_clone().unwrap();
+    disk.append(Volume::File(second), 4096).unwrap();
+    let capacity = || driver.0.registers.word_at(0x100);
+    assert_eq!((capacity(), driver.0.interrupt_status() & 2), (16, 2));
+    assert_eq!(disk.find(&clone).unwrap().unwrap().first_sector, 8);
+    drop(disk.remove(8).unwrap());
+    assert_eq!(capacity(), 8);
+    drop(hangs);
+    device.into_inner().unwrap().deactivate();
+    disk.append(Volume::File(clone), 4096).unwrap();
+    assert_eq!(capacity(), 8, "there is no driver to tell");
 }
 
 /// Numbers at which arithmetic may go wrong, and others.

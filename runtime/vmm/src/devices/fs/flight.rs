@@ -2,11 +2,7 @@
 //! Requests that wait for their reply. Each has a number that the device chose. Their count is bounded.
 //! Only the device uses this file.
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-
-use crate::devices::chain::Buffers;
-use crate::memory::Memory;
+use crate::devices::chain::Place;
 
 /// The size of the request queue.
 pub const REQUEST_PLACES: u16 = 256;
@@ -17,9 +13,6 @@ pub const CHAIN_MAX: usize = REQUEST_PLACES as usize;
 /// A number has the slot's index in its low bits, and above them how often the slot was used. So a
 /// late reply to an earlier request cannot pass for a reply to the present one.
 const SLOT_BITS: u32 = 16;
-
-/// A range of guest memory that was checked when its chain was taken.
-pub type Place = (GuestAddress, usize);
 
 /// A request that was sent to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,28 +92,6 @@ fn split(number: u64) -> (usize, u64) {
         usize::try_from(index).unwrap_or(usize::MAX),
         number >> SLOT_BITS,
     )
-}
-
-/// The device-writable ranges of a chain, each checked. [`resolve`] finds them again when the reply comes.
-pub fn places(chain: DescriptorChain<&Memory>, memory: &Memory) -> Vec<Place> {
-    chain
-        .filter(|d| d.is_write_only())
-        .take(CHAIN_MAX)
-        .filter_map(|d| Some((d.addr(), usize::try_from(d.len()).ok()?)))
-        .filter(|&(address, len)| memory.get_slice(address, len).is_ok())
-        .collect()
-}
-
-/// The memory behind ranges that [`places`] returned.
-pub fn resolve<'m>(memory: &'m Memory, places: &[Place]) -> Buffers<'m> {
-    let mut buffers = Buffers::default();
-    for &(address, len) in places {
-        // Cannot fail: the range was valid when the chain was taken, and the memory layout never changes.
-        if let Ok(slice) = memory.get_slice(address, len) {
-            buffers.append(slice);
-        }
-    }
-    buffers
 }
 
 #[cfg(test)]

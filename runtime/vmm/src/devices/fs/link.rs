@@ -13,7 +13,8 @@ use std::os::unix::net::UnixStream;
 use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, reply_header};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::flight::{self, Flight, Waiting};
+use super::flight::{Flight, Waiting};
+use crate::devices::chain::Buffers;
 use crate::memory::Memory;
 use crate::sys;
 
@@ -223,7 +224,7 @@ impl Link {
         let number = u64::from_le_bytes(number);
         // A reply with an unknown number, or one too long for the guest's buffers, breaks the protocol.
         let waiting = flight.get(number).ok_or(ErrorKind::InvalidData)?;
-        let room = flight::resolve(memory, &waiting.room);
+        let room = Buffers::at(memory, &waiting.room);
         let whole = usize::try_from(len).unwrap_or(usize::MAX);
         if whole < REPLY_HEADER || whole > room.len() || whole > MOST_BYTES {
             return Err(ErrorKind::InvalidData.into());
@@ -256,7 +257,7 @@ impl Link {
             return Ok(Some(Arrived::Reply { waiting, len }));
         }
         let waiting = flight.get(incoming.number).ok_or(ErrorKind::InvalidData)?;
-        let room = flight::resolve(memory, &waiting.room);
+        let room = Buffers::at(memory, &waiting.room);
         let room = room.part(incoming.done, rest);
         let count = sys::read(server.as_fd(), room.slices())?;
         if count == 0 {

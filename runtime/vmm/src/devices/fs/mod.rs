@@ -21,9 +21,9 @@ use std::{fmt, io};
 
 use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 
-use super::chain::{Buffers, Chain};
+use super::chain::{Buffers, Chain, writable_places};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice};
+use super::{Active, Budget, Turn, VirtioDevice};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
 use flight::{CHAIN_MAX, Flight, REQUEST_PLACES, Waiting};
@@ -39,7 +39,7 @@ const HIPRIO: usize = 0;
 const REQUESTS: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [128, REQUEST_PLACES];
 /// How many requests or replies are served before other devices get their turn.
-const BUDGET: usize = 64;
+const BUDGET: Budget = Budget::of_chains(64);
 
 /// The fields of `struct fuse_in_header` that the device looks at. The server gets the whole header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,8 @@ impl Fs {
         let ring = active.rings.get_mut(queue);
         let ring = ring.ok_or(RingError::NoQueue(queue))?;
         let mut turn = Turn::More;
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget.begin() {
             // The remaining requests wait in the ring until the server has read or answered some.
             if !self.link.takes_output() || self.flight.is_full() {
                 turn = Turn::Idle;
@@ -112,17 +113,20 @@ impl Fs {
                 break;
             };
             let head = chain.head_index();
-            let room = flight::places(chain.clone(), &memory);
-            let request = Chain::resolve(chain, &memory, CHAIN_MAX);
-            let waiting = Waiting {
-                queue,
-                head,
-                unique: 0,
-                room,
-            };
-            let sent = match request {
-                Ok(chain) => self.send(&memory, &chain.readable, waiting),
-                Err(_) => Some(self.counters.fail()),
+            let room = writable_places(chain.clone(), &memory, CHAIN_MAX, &mut budget);
+            let request = Chain::resolve(chain, &memory, CHAIN_MAX, &mut budget);
+            let sent = match (room, request) {
+                (Ok(room), Ok(chain)) => {
+                    budget.spend_bytes(chain.readable.len().min(MOST_BYTES));
+                    let waiting = Waiting {
+                        queue,
+                        head,
+                        unique: 0,
+                        room,
+                    };
+                    self.send(&memory, &chain.readable, waiting)
+                }
+                _ => Some(self.counters.fail()),
             };
             if let Some(len) = sent {
                 ring.push(&memory, head, u32::try_from(len).unwrap_or(0))?;
@@ -146,7 +150,7 @@ impl Fs {
         }
         let header = RequestHeader::parse(&start);
         waiting.unique = header.unique;
-        let room = flight::resolve(memory, &waiting.room);
+        let room = Buffers::at(memory, &waiting.room);
         let refuse = |errno| match room.len() >= REPLY_HEADER {
             true => Some(room.copy_from(&failure(header.unique, errno))),
             false => Some(0),
@@ -188,7 +192,8 @@ impl Fs {
     fn give(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = Arc::clone(&active.memory);
         let mut turn = Turn::More;
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget.begin() {
             let (waiting, len) = match self.link.receive(&memory, &mut self.flight) {
                 Arrived::Reply { waiting, len } => (waiting, len),
                 Arrived::Nothing => {
@@ -202,6 +207,8 @@ impl Fs {
                 }
             };
             let bytes = usize::try_from(len).unwrap_or(0);
+            budget.spend_buffers(waiting.room.len());
+            budget.spend_bytes(bytes);
             self.counters.read(bytes);
             let ring = active.rings.get_mut(waiting.queue);
             let ring = ring.ok_or(RingError::NoQueue(waiting.queue))?;
@@ -218,7 +225,7 @@ impl Fs {
         let memory = Arc::clone(&active.memory);
         for waiting in self.flight.take_all() {
             self.counters.fail();
-            let room = flight::resolve(&memory, &waiting.room);
+            let room = Buffers::at(&memory, &waiting.room);
             let len = room.copy_from(&failure(waiting.unique, libc::EIO));
             let ring = active.rings.get_mut(waiting.queue);
             let ring = ring.ok_or(RingError::NoQueue(waiting.queue))?;

@@ -22,6 +22,13 @@ const GSO_UDP_L4: u8 = 5;
 /// Together with a TCP kind: the frame has congestion marks (ECN).
 const GSO_ECN: u8 = 0x80;
 
+/// The fewest bytes of a TCP segment. The host does work for each segment, so 64 KiB in segments of one byte would cost
+/// it more than a thousand usual frames. Linux sends segments of at least 48 bytes, less the options of TCP (12 for time
+/// stamps).
+const LEAST_TCP_SEGMENT: u16 = 32;
+/// The most datagrams in one frame, as in Linux (`UDP_MAX_SEGMENTS`). They may be short.
+const MOST_DATAGRAMS: usize = 128;
+
 /// Why a frame with this header is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
@@ -33,6 +40,8 @@ pub enum HeaderError {
     Segmentation(u8),
     #[error("segmentation without segment size or checksum")]
     Segments,
+    #[error("segments of {0} bytes are too small")]
+    SmallSegments(u16),
 }
 
 /// Checks a header for a driver that accepted `features`. Returns the header to send with the frame of
@@ -74,6 +83,13 @@ pub fn check(
         }
         if segment_bytes == 0 || !needs_sum {
             return Err(HeaderError::Segments);
+        }
+        let is_too_small = match feature {
+            F_HOST_USO => usize::from(segment_bytes) < frame_bytes / MOST_DATAGRAMS,
+            _ => segment_bytes < LEAST_TCP_SEGMENT,
+        };
+        if is_too_small {
+            return Err(HeaderError::SmallSegments(segment_bytes));
         }
     }
     let most = u16::try_from(frame_bytes).unwrap_or(u16::MAX);
@@ -119,6 +135,27 @@ mod tests {
     }
 
     #[test]
+    fn segments_so_small_that_a_frame_has_thousands_are_refused() {
+        let cut = |kind, bytes| header(NEEDS_CSUM, kind, [54, bytes], [34, 16]);
+        for (kind, bytes, frame_bytes, is_allowed) in [
+            (GSO_TCPV4, 1, 65_550, false),
+            (GSO_TCPV6 | GSO_ECN, 31, 200, false),
+            (GSO_TCPV6, 32, 65_550, true),
+            (GSO_UDP_L4, 1, 65_550, false),
+            (GSO_UDP_L4, 511, 65_550, false),
+            (GSO_UDP_L4, 512, 65_550, true),
+            (GSO_UDP_L4, 10, 42 + 64 * 10, true),
+        ] {
+            let expected = match is_allowed {
+                true => Ok(()),
+                false => Err(HeaderError::SmallSegments(bytes)),
+            };
+            let found = check(cut(kind, bytes), frame_bytes, ALL).map(drop);
+            assert_eq!(found, expected, "{kind:#x} {bytes}");
+        }
+    }
+
+    #[test]
     fn what_was_not_negotiated_or_makes_no_sense_is_refused() {
         let sum = |start, offset| header(NEEDS_CSUM, GSO_NONE, [0, 0], [start, offset]);
         let table = [
@@ -161,6 +198,11 @@ mod tests {
                 header(0, GSO_TCPV4, [54, 1448], [34, 16]),
                 ALL,
                 HeaderError::Segments,
+            ),
+            (
+                header(NEEDS_CSUM, GSO_TCPV4, [54, 31], [34, 16]),
+                ALL,
+                HeaderError::SmallSegments(31),
             ),
             (sum(13, 0), ALL, HeaderError::ChecksumPlace),
             (sum(34, 99), ALL, HeaderError::ChecksumPlace),

@@ -13,12 +13,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use self::header::{HEADER_BYTES, NUM_BUFFERS};
-use super::chain::{Buffers, Chain};
-use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice};
+use super::chain::{Buffers, Chain, Place, writable_places};
+use super::ring::{RingError, Served};
+use super::{Active, Budget, Turn, VirtioDevice};
 use crate::config::MacAddress;
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
@@ -37,7 +37,10 @@ const LINK_BYTES: usize = 18;
 /// The largest frame with segmentation offload, including its headers.
 const LARGEST_FRAME: usize = 65550;
 const CHAIN_MAX: usize = 64;
-const BUDGET: usize = 64;
+/// As many as a queue has entries. A driver that keeps to the rules cannot have more out.
+const MOST_WAITING: usize = 256;
+/// Frames per turn.
+const BUDGET: Budget = Budget::of_chains(64);
 
 /// A network device.
 #[derive(Debug)]
@@ -60,7 +63,7 @@ pub struct Net {
 #[derive(Debug)]
 struct Waiting {
     head: u16,
-    pieces: Vec<(GuestAddress, usize)>,
+    pieces: Vec<Place>,
     len: usize,
 }
 
@@ -107,8 +110,12 @@ impl Net {
     }
 
     /// Pops receive chains until the largest possible frame fits, because the TAP truncates a frame that
-    /// does not fit. False if there are not enough chains.
-    fn collect(&mut self, active: &mut Active) -> Result<bool, RingError> {
+    /// does not fit. If there are not enough chains yet, returns how the turn ends.
+    fn collect(
+        &mut self,
+        active: &mut Active,
+        budget: &mut Budget,
+    ) -> Result<Option<Turn>, RingError> {
         let memory = &*active.memory;
         let merge = active.features & F_MRG_RXBUF != 0;
         let need = self.frame_bytes(active.features);
@@ -120,21 +127,24 @@ impl Net {
                 !self.waiting.is_empty()
             };
             if enough {
-                return Ok(true);
+                return Ok(None);
+            }
+            if self.waiting.len() >= MOST_WAITING {
+                return Ok(Some(Turn::Idle));
+            }
+            if budget.is_spent() {
+                return Ok(Some(Turn::More));
             }
             let Some(chain) = ring.pop(memory)? else {
                 if ring.rearm(memory)? {
                     continue;
                 }
-                return Ok(false);
+                return Ok(Some(Turn::Idle));
             };
             let head = chain.head_index();
-            let pieces: Vec<_> = chain
-                .filter(|d| d.is_write_only())
-                .take(CHAIN_MAX)
-                .filter_map(|d| Some((d.addr(), usize::try_from(d.len()).ok()?)))
-                .filter(|&(address, len)| memory.get_slice(address, len).is_ok())
-                .collect();
+            // Also for a chain without buffers, of which a driver could offer any number.
+            budget.spend_buffers(1);
+            let pieces = writable_places(chain, memory, CHAIN_MAX, budget).unwrap_or_default();
             let len = pieces
                 .iter()
                 .fold(0, |sum: usize, p| sum.saturating_add(p.1));
@@ -152,9 +162,14 @@ impl Net {
     fn receive(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = Arc::clone(&active.memory);
         let mut turn = Turn::More;
-        for _ in 0..BUDGET {
-            if !self.tap_readable || !self.collect(active)? {
+        let mut budget = BUDGET;
+        while budget.begin() {
+            if !self.tap_readable {
                 turn = Turn::Idle;
+                break;
+            }
+            if let Some(end) = self.collect(active, &mut budget)? {
+                turn = end;
                 break;
             }
             let Some(tap) = &self.tap else {
@@ -162,8 +177,12 @@ impl Net {
             };
             let merge = active.features & F_MRG_RXBUF != 0;
             let room = self.room(&memory, merge);
+            budget.spend_buffers(room.slices().len());
             match sys::read(tap.as_fd(), room.slices()) {
-                Ok(len) if len >= HEADER_BYTES => self.deliver(active, &room, len)?,
+                Ok(len) if len >= HEADER_BYTES => {
+                    budget.spend_bytes(len);
+                    self.deliver(active, &room, len)?;
+                }
                 Ok(_) => {
                     self.counters.fail();
                 }
@@ -186,11 +205,7 @@ impl Net {
         let mut room = Buffers::default();
         let most = if merge { usize::MAX } else { 1 };
         for waiting in self.waiting.iter().take(most) {
-            for &(address, len) in &waiting.pieces {
-                if let Ok(slice) = memory.get_slice(address, len) {
-                    room.append(slice);
-                }
-            }
+            room.extend(&Buffers::at(memory, &waiting.pieces));
         }
         room
     }
@@ -228,14 +243,17 @@ impl Net {
     fn transmit(&mut self, active: &mut Active) -> Result<Turn, RingError> {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(TX).ok_or(RingError::NoQueue(TX))?;
-        ring.serve(memory, BUDGET, |chain| {
-            match Chain::resolve(chain, memory, CHAIN_MAX) {
-                Ok(chain) => self.send(chain.readable, active.features),
+        ring.serve(memory, BUDGET, |chain, _, budget| {
+            match Chain::resolve(chain, memory, CHAIN_MAX, budget) {
+                Ok(chain) => {
+                    budget.spend_bytes(chain.readable.len().min(LARGEST_FRAME));
+                    self.send(chain.readable, active.features);
+                }
                 Err(_) => {
                     self.counters.fail();
                 }
             }
-            0
+            Served::Whole(0)
         })
     }
 

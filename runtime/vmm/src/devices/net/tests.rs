@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use super::*;
-use crate::devices::driver::{Driver, NEXT, WRITE};
+use crate::devices::driver::{Driver, INDIRECT, NEXT, WRITE};
 
 const DATA: u64 = 0x20_0000;
 const MAC: MacAddress = MacAddress([2, 1, 2, 3, 4, 5]);
@@ -205,4 +205,61 @@ fn without_a_tap_the_link_is_down_and_what_is_sent_is_gone() {
     assert_eq!(driver.used(TX), [(0, 0)]);
     assert!(driver.used(RX).is_empty());
     assert_eq!(net.config(), [2, 1, 2, 3, 4, 5, 0, 0, 1, 0, 0x78, 5]);
+}
+
+#[test]
+fn what_a_driver_offers_for_frames_is_bounded() {
+    const TABLE: u64 = 0x100_0000;
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, F_MRG_RXBUF | offload::GUEST_SEGMENTS);
+    wire.send(&with_header(&FRAME)).unwrap();
+    let table = (TABLE, u32::from(u16::MAX) * 16, INDIRECT, 0);
+    // Only readable buffers, which a frame cannot use: they are not looked at for ever either.
+    driver.indirect(TABLE, u16::MAX, (DATA, 4096, 0));
+    driver.offer(RX, 0, &[table]);
+    assert_eq!(net.host_ready().unwrap(), Turn::Idle);
+    assert_eq!(driver.used(RX), [(0, 0)]);
+    // The same chain again and again, before it has come back: too small for a frame, in any number.
+    driver.offer(RX, 1, &[(DATA, 13, WRITE, 0)]);
+    for _ in 0..MOST_WAITING * 2 {
+        net.queue_ready(RX).unwrap();
+        driver.offer(RX, 1, &[(DATA, 13, WRITE, 0)]);
+    }
+    assert_eq!(net.waiting.len(), MOST_WAITING);
+    assert_eq!(driver.used(RX), []);
+}
+
+#[test]
+fn chains_without_room_end_a_turn_when_they_are_many() {
+    let driver = Driver::new();
+    let (mut net, _wire) = net(&driver, 0);
+    // Each chain has 64 buffers, the most, and room for nothing but a header.
+    let table = 0x100_0000;
+    driver.indirect(table, 64, (DATA, 0, WRITE));
+    for _ in 0..8 {
+        driver.offer(RX, 0, &[(table, 64 * 16, INDIRECT, 0)]);
+    }
+    let mut active = net.active.take().unwrap();
+    let mut budget = BUDGET;
+    // One is for the chain itself.
+    budget.spend_buffers(budget.buffers_left() - 5 * (64 + 1));
+    let end = net.collect(&mut active, &mut budget).unwrap();
+    assert_eq!(end, Some(Turn::More));
+    assert_eq!(driver.used(RX).len(), 5, "the rest has to wait");
+    let end = net.collect(&mut active, &mut BUDGET.clone()).unwrap();
+    assert_eq!(end, Some(Turn::Idle));
+    assert_eq!(driver.used(RX).len(), 3);
+}
+
+#[test]
+fn frames_that_are_cut_into_thousands_do_not_reach_the_host() {
+    let driver = Driver::new();
+    let (mut net, wire) = net(&driver, offload::F_CSUM | offload::F_HOST_TSO4);
+    let header = [1, 1, 54, 0, 1, 0, 34, 0, 16, 0, 0, 0];
+    driver.write(DATA, &[&header[..], &FRAME].concat());
+    driver.offer(TX, 0, &[(DATA, 72, 0, 0)]);
+    assert_eq!(net.queue_ready(TX).unwrap(), Turn::Idle);
+    assert_eq!(driver.used(TX), [(0, 0)]);
+    assert!(wire.recv(&mut [0; 16]).is_err());
+    assert_eq!(net.counters.snapshot().failures, 1);
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
 use super::ring::RingError;
-use super::{Active, Turn, VirtioDevice};
+use super::{Active, Budget, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
 use packet::{CHAIN_MAX, HEADER_BYTES, Header};
@@ -27,7 +27,7 @@ const RX: usize = 0;
 const TX: usize = 1;
 /// The event queue. Its only event is the reset of the transport after a migration, which never happens here.
 const EVENT: usize = 2;
-const BUDGET: usize = 128;
+const BUDGET: Budget = Budget::of_chains(128);
 /// The most receive buffers that a stream fills in one turn. Linux's buffers have 4 KiB.
 const BURST: usize = 16;
 
@@ -66,7 +66,8 @@ impl Vsock {
         let memory = &*active.memory;
         let ring = active.rings.get_mut(TX).ok_or(RingError::NoQueue(TX))?;
         let mut turn = Turn::More;
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget.begin() {
             self.stalled = !self.muxer.takes_input();
             if self.stalled {
                 turn = Turn::Idle;
@@ -80,9 +81,12 @@ impl Vsock {
                 break;
             };
             let head = chain.head_index();
-            let chain = Chain::resolve(chain, memory, CHAIN_MAX);
-            if chain.and_then(|chain| self.take_packet(chain)).is_err() {
-                self.counters.fail();
+            let chain = Chain::resolve(chain, memory, CHAIN_MAX, &mut budget);
+            match chain.and_then(|chain| self.take_packet(chain)) {
+                Ok(len) => budget.spend_bytes(len),
+                Err(_) => {
+                    self.counters.fail();
+                }
             }
             ring.push(memory, head, 0)?;
         }
@@ -92,12 +96,13 @@ impl Vsock {
         Ok(turn)
     }
 
-    fn take_packet(&mut self, mut chain: Chain<'_>) -> Result<(), ChainError> {
+    /// Takes one packet. Returns how many bytes of data it has.
+    fn take_packet(&mut self, mut chain: Chain<'_>) -> Result<usize, ChainError> {
         let header = Header::parse(&chain.readable.take::<HEADER_BYTES>()?);
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
         let (data, _) = chain.readable.split(len)?;
         self.muxer.from_guest(&header, &data);
-        Ok(())
+        Ok(len)
     }
 
     /// Gives packets to the guest as long as it has receive buffers.
@@ -107,12 +112,13 @@ impl Vsock {
         let mut rooms = Rooms::default();
         let mut turn = Turn::More;
         let mut wanted = 1;
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget.begin() {
             if !self.muxer.has_output() {
                 turn = Turn::Idle;
                 break;
             }
-            rooms.take(wanted, ring, memory, &self.counters)?;
+            rooms.take(wanted, ring, memory, &self.counters, &mut budget)?;
             if rooms.is_empty() {
                 if ring.rearm(memory)? {
                     continue;
@@ -124,10 +130,11 @@ impl Vsock {
             let Some(header) = self.muxer.next_packet(&room) else {
                 continue;
             };
+            let len = usize::try_from(header.len).unwrap_or(usize::MAX);
             rooms.give(header, ring, memory)?;
+            budget.spend_bytes(len);
             // A stream that fills its buffers may have much to send, so the next read may fill several.
-            let is_full = usize::try_from(header.len).is_ok_and(|len| len >= room.len());
-            wanted = if is_full { BURST } else { 1 };
+            wanted = if len >= room.len() { BURST } else { 1 };
         }
         rooms.put_back(ring);
         ring.signal(memory)?;

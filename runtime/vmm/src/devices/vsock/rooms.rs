@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 
 use super::packet::{CHAIN_MAX, HEADER_BYTES, Header};
+use crate::devices::budget::Budget;
 use crate::devices::chain::{Buffers, Chain};
 use crate::devices::ring::{Ring, RingError};
 use crate::memory::Memory;
@@ -30,13 +31,14 @@ impl<'m> Rooms<'m> {
         ring: &mut Ring,
         memory: &'m Memory,
         counters: &DeviceCounters,
+        budget: &mut Budget,
     ) -> Result<(), RingError> {
         while self.0.len() < count {
             let Some(chain) = ring.pop(memory)? else {
                 break;
             };
             let head = chain.head_index();
-            let chain = Chain::resolve(chain, memory, CHAIN_MAX);
+            let chain = Chain::resolve(chain, memory, CHAIN_MAX, budget);
             match chain.and_then(|chain| chain.writable.split(HEADER_BYTES)) {
                 Ok((header, data)) => self.0.push_back(Room { head, header, data }),
                 Err(_) if self.is_empty() => {
