@@ -104,7 +104,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                     }
                 }
             },
-            _ => drop(muxer.poll()),
+            _ => {
+                muxer.poll();
+            }
         }
     }
 });

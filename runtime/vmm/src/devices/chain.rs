@@ -264,9 +264,9 @@ mod tests {
         ) {
             let memory = crate::memory::create(1 << 16, None).unwrap();
             let (mut buffers, mut whole) = (Buffers::default(), Vec::new());
-            for (number, len) in lens.into_iter().enumerate() {
-                let at = GuestAddress(number as u64 * 0x100);
-                let bytes: Vec<u8> = (0u8..).take(len).map(|byte| byte ^ (number as u8) << 5).collect();
+            for (number, len) in (0u8..).zip(lens) {
+                let at = GuestAddress(u64::from(number) * 0x100);
+                let bytes: Vec<u8> = (0u8..).take(len).map(|byte| byte ^ number << 5).collect();
                 memory.write_slice(&bytes, at).unwrap();
                 buffers.append(memory.get_slice(at, len).unwrap());
                 whole.extend(bytes);

@@ -245,6 +245,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::arithmetic_side_effects)]
     fn for_all_flags_kinds_and_features_only_negotiated_work_gets_through() {
         let features = [F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN, F_HOST_USO];
         let mut passed: u32 = 0;
