@@ -1,48 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Bulkhead guest agent: PID 1 of every pod's virtual machine.
-//!
-//! One static binary with four roles; its arguments select the role. As PID 1 it boots the guest and serves
-//! the daemon ([`boot`], [`service`]). The other three are its own children. It creates them by executing
-//! itself again, so that only single-threaded code runs between a fork and an exec: `container-init` and
-//! `container-exec` become a container's program ([`init`]), `pause` keeps a pod's shared PID namespace
-//! ([`pause`]).
-
-mod boot;
-mod cgroup;
-mod container;
-mod disk;
-mod hotplug;
-mod init;
-mod network;
-mod pause;
-mod power;
-mod reaper;
-mod sandbox;
-mod seccomp;
-mod server;
-mod service;
-mod statistics;
-mod streams;
-#[allow(unsafe_code)]
-mod sys;
-mod users;
-mod volumes;
+//! The program `bulkhead-agent`. The library of the same name is all of it.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let role = std::env::args().nth(1);
-    match role.as_deref() {
-        Some(init::CONTAINER_ROLE) => init::run(init::Role::Container),
-        Some(init::EXEC_ROLE) => init::run(init::Role::Exec),
-        Some(pause::ROLE) => pause::run(),
-        _ if std::process::id() == 1 => boot::run(),
-        _ => {
-            eprintln!(
-                "bulkhead-agent {} runs as PID 1 of a Bulkhead guest",
-                env!("CARGO_PKG_VERSION")
-            );
-            ExitCode::FAILURE
-        }
-    }
+    bulkhead_agent::main()
 }

@@ -85,7 +85,7 @@ pub fn header(kind: u8, length: usize) -> [u8; HEADER_BYTES] {
 
 #[cfg(test)]
 mod tests {
-    use super::{FromHost, ToHost, header, read};
+    use super::{FromHost, INPUT, MAX_PAYLOAD_BYTES, ToHost, WINDOW_SIZE, header, read};
     use crate::streams::buffer::Source;
 
     #[tokio::test]
@@ -114,5 +114,34 @@ mod tests {
     fn output_carries_its_source_and_length() {
         let ToHost(bytes) = ToHost::output(Source::Stderr, b"no");
         assert_eq!(bytes, b"\x02\0\0\0\x02no");
+    }
+
+    #[tokio::test]
+    async fn for_all_kinds_and_lengths_only_what_the_protocol_has_is_read() {
+        let lengths = [
+            0,
+            1,
+            3,
+            4,
+            5,
+            MAX_PAYLOAD_BYTES,
+            MAX_PAYLOAD_BYTES + 1,
+            u32::MAX as usize,
+        ];
+        for (kind, length) in (0..=u8::MAX).flat_map(|kind| lengths.map(|length| (kind, length))) {
+            let payload = vec![7; length.min(MAX_PAYLOAD_BYTES + 1)];
+            let bytes = [&header(kind, length)[..], &payload].concat();
+            let mut rest = &bytes[..];
+            let read = read(&mut rest).await;
+            let is_good = match kind {
+                INPUT => length <= MAX_PAYLOAD_BYTES,
+                WINDOW_SIZE => length == 4,
+                _ => false,
+            };
+            assert_eq!(read.is_ok(), is_good, "{kind} {length}");
+            if is_good {
+                assert!(rest.is_empty(), "{kind} {length}");
+            }
+        }
     }
 }

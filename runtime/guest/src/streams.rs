@@ -175,7 +175,76 @@ impl ProcessInput {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn for_all_kinds_and_lengths_a_head_is_taken_or_refused_before_its_payload() {
+        let lengths = [
+            0,
+            1,
+            7,
+            8,
+            9,
+            MAX_PAYLOAD_BYTES,
+            MAX_PAYLOAD_BYTES + 1,
+            u32::MAX as usize,
+        ];
+        for (kind, length) in (0..=u8::MAX).flat_map(|kind| lengths.map(|length| (kind, length))) {
+            let is_good = match kind {
+                INPUT => length == 8,
+                STDOUT | STDERR | END => length <= MAX_PAYLOAD_BYTES,
+                _ => false,
+            };
+            let [a, b, c, d] = u32::try_from(length).unwrap().to_be_bytes();
+            let mut buffer = BytesMut::from(&[kind, a, b, c, d][..]);
+            let taken = take_record(&mut buffer);
+            assert_eq!(taken.is_ok(), is_good, "{kind} {length}");
+            if is_good && length > 0 {
+                assert!(matches!(taken, Ok(None)), "{kind} {length}");
+                assert_eq!(buffer.len(), HEADER_BYTES, "nothing was taken");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn for_all_cuts_the_same_records_are_read(
+            payloads in proptest::collection::vec(
+                (prop_oneof![Just(STDOUT), Just(STDERR)], proptest::collection::vec(any::<u8>(), 0..50)),
+                0..10,
+            ),
+            cuts in proptest::collection::vec(1usize..30, 1..20),
+        ) {
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            for (kind, payload) in payloads {
+                bytes.push(kind);
+                bytes.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+                bytes.extend(&payload);
+                let payload = Bytes::from(payload);
+                expected.push(match kind {
+                    STDOUT => FromProcess::Stdout(payload),
+                    _ => FromProcess::Stderr(payload),
+                });
+            }
+            let (mut buffer, mut records) = (BytesMut::new(), Vec::new());
+            let mut rest = &bytes[..];
+            for cut in cuts.into_iter().cycle() {
+                let (piece, later) = rest.split_at(cut.min(rest.len()));
+                buffer.extend_from_slice(piece);
+                while let Some(record) = take_record(&mut buffer).unwrap() {
+                    records.push(record);
+                }
+                rest = later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert!(buffer.is_empty());
+            prop_assert_eq!(records, expected);
+        }
+    }
 
     #[tokio::test]
     async fn records_are_taken_one_by_one_however_they_arrive() {

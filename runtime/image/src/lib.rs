@@ -12,6 +12,9 @@ mod config;
 mod contents;
 mod digest;
 mod failure;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layer;
 mod manifest;
 mod progress;

@@ -102,9 +102,6 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         Some((host, path)) if is_host(host) => (host, path),
         _ => (DEFAULT_HOST, name),
     };
-    if name.len() > MAX_NAME_BYTES {
-        return Err("the name is longer than 255 bytes");
-    }
     if !path.split('/').all(is_component) {
         return Err(
             "the repository must be lower-case letters and digits, with single separators ('.', '_', '__', '-') between them",
@@ -120,6 +117,10 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
     } else {
         path.to_owned()
     };
+    // With the defaults, because this is the name under which the image will be asked for.
+    if host.len() + 1 + repository.len() > MAX_NAME_BYTES {
+        return Err("the name is longer than 255 bytes");
+    }
     let version = match digest {
         Some(digest) => Version::Digest(digest),
         None => Version::Tag(tag.unwrap_or(DEFAULT_TAG).to_owned()),
@@ -153,7 +154,12 @@ fn is_host(text: &str) -> bool {
             name.split('.').all(label)
         }
     };
-    looks_like_one && name_is_good && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    looks_like_one && name_is_good && port.is_none_or(is_port)
+}
+
+/// Rust's parser also takes a sign before the digits, but no URL can have it.
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
 fn is_component(text: &str) -> bool {
@@ -177,7 +183,26 @@ fn is_tag(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+        #[test]
+        fn for_all_texts_that_are_references_the_canonical_text_is_the_same_one(
+            text in "([a-z0-9.]{1,9}(:[+0-9]{1,6})?/)?[a-z0-9._/-]{1,40}(:[A-Za-z0-9._-]{1,9})?",
+            more in 0usize..250,
+        ) {
+            for text in [format!("{}{text}", "a/".repeat(more / 2)), text] {
+                let Ok(reference) = text.parse::<Reference>() else {
+                    continue;
+                };
+                let canonical = reference.to_string();
+                prop_assert_eq!(canonical.parse::<Reference>(), Ok(reference), "{}", canonical);
+            }
+        }
+    }
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -209,6 +234,8 @@ mod tests {
     #[test]
     fn mistakes_are_refused_with_the_text() {
         let long = "a/".repeat(200) + "b";
+        // "docker.io/" comes before it.
+        let long_with_host = "a/".repeat(123) + "b";
         for text in [
             "",
             ":tag",
@@ -219,10 +246,12 @@ mod tests {
             "a._b",
             "-a",
             "host:port/app",
+            "localhost:+500/a",
             "a@sha256:12",
             "http://host/app",
             "app:tag with blank",
             &long,
+            &long_with_host,
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
             assert!(

@@ -21,6 +21,9 @@ mod cni;
 mod config;
 mod counters;
 mod failure;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod interface;
 mod leftovers;
 mod link;

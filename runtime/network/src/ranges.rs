@@ -2,11 +2,11 @@
 //! The subnets of this node, for plugins with the capability `ipRanges`. They come from the configuration or, if it has
 //! none, from kubelet (CRI `UpdateRuntimeConfig`). kubelet sends them only once, so they are kept in a file.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::config::NetworkConfig;
 use crate::failure::NetworkError;
+use crate::link::is_cidr;
 use crate::record::replace;
 
 const FILE: &str = "pod-cidr";
@@ -15,7 +15,7 @@ const MOST: usize = 16;
 /// Checks that all items of a list are subnets, and that there are not too many. Returns the list unchanged.
 pub fn check(subnets: &[String]) -> Result<Vec<String>, NetworkError> {
     let mut numbered = subnets.iter().enumerate();
-    match numbered.find(|(number, subnet)| *number >= MOST || !is_subnet(subnet)) {
+    match numbered.find(|(number, subnet)| *number >= MOST || !is_cidr(subnet)) {
         Some((_, subnet)) => Err(NetworkError::Subnet(subnet.chars().take(64).collect())),
         None => Ok(subnets.to_vec()),
     }
@@ -28,15 +28,6 @@ fn parse(text: &str) -> Result<Vec<String>, NetworkError> {
         .map(str::trim)
         .filter(|subnet| !subnet.is_empty());
     check(&subnets.map(str::to_owned).collect::<Vec<_>>())
-}
-
-fn is_subnet(text: &str) -> bool {
-    let parsed = text.split_once('/').and_then(|(address, bits)| {
-        let address: IpAddr = address.parse().ok()?;
-        let bits: u8 = bits.parse().ok()?;
-        Some(bits <= if address.is_ipv4() { 32 } else { 128 })
-    });
-    parsed == Some(true)
 }
 
 /// The subnets for addresses of pods.

@@ -13,6 +13,9 @@
 //! ```
 
 pub mod fuse;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod idmap;
 mod jail;
 pub mod name;

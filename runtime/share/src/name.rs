@@ -72,4 +72,18 @@ mod tests {
             assert_eq!(ShareName::parse(text), None, "{text:?}");
         }
     }
+
+    #[test]
+    fn for_all_numbers_a_name_is_read_as_it_is_written() {
+        for number in 0..=u16::MAX {
+            for propagation in [Propagation::Private, Propagation::Slave] {
+                let name = ShareName {
+                    propagation,
+                    number,
+                };
+                let read = ShareName::parse(&name.to_string());
+                assert_eq!(read, Some(name).filter(|_| number != 0));
+            }
+        }
+    }
 }

@@ -111,14 +111,14 @@ fn turn<F: FileSystem + Sync>(line: &Line, server: &Server<F>, desk: &mut Desk) 
 }
 
 /// The memory and the virtqueue of one worker.
-struct Desk {
+pub(super) struct Desk {
     memory: GuestMemoryMmap<()>,
     queue: Queue,
     offered: u16,
 }
 
 impl Desk {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]);
         let mut queue = Queue::new(2).map_err(io::Error::other)?;
         let low = |address: u64| u32::try_from(address).ok();
@@ -241,6 +241,29 @@ impl Desk {
         Ok(server
             .handle_message(reader, writer.into(), None, None)
             .is_ok())
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl Desk {
+    /// The reply to a request that did not come by a socket. `None` if it has none.
+    pub(super) fn answer<F: FileSystem + Sync>(
+        &mut self,
+        server: &Server<F>,
+        request: &[u8],
+    ) -> io::Result<Option<Vec<u8>>> {
+        let bad = io::Error::other::<vm_memory::GuestMemoryError>;
+        self.memory
+            .write_slice(request, GuestAddress(REQUEST))
+            .map_err(bad)?;
+        let Some(len) = self.serve(server, request.len())? else {
+            return Ok(None);
+        };
+        let mut reply = vec![0; len];
+        self.memory
+            .read_slice(&mut reply, GuestAddress(REPLY))
+            .map_err(bad)?;
+        Ok(Some(reply))
     }
 }
 

@@ -133,6 +133,21 @@ impl Tree {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Tree {
+    /// A tree with these directories of `root` as its shares. Nothing is mounted, so they are opened as if they were.
+    pub fn of_directories(root: &Path, names: &[&str]) -> io::Result<Self> {
+        let tree = Self::new(root.to_owned());
+        tree.init(FsOptions::all())?;
+        for name in names {
+            let mount = mount_id(&root.join(name))?;
+            let name = ShareName::parse(name).ok_or_else(|| errno(libc::EINVAL))?;
+            tree.admit(name, mount)?;
+        }
+        Ok(tree)
+    }
+}
+
 impl Share {
     fn outer(&self, node: u64) -> u64 {
         u64::from(self.name.number) << NUMBER_SHIFT | node

@@ -160,6 +160,79 @@ pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
 mod tests {
     use super::*;
 
+    /// Addresses around the limits of pages and of memory.
+    fn edges(bytes: u64) -> impl Iterator<Item = u64> + Clone {
+        let pages = (0..=bytes / PAGE_BYTES + 1).map(|page| page * PAGE_BYTES);
+        let near = |at: u64| [at.wrapping_sub(1), at, at + 1, at + PAGE_BYTES / 2];
+        let far = [1 << 32, u64::MAX - PAGE_BYTES, u64::MAX];
+        pages.flat_map(near).chain(far)
+    }
+
+    #[test]
+    fn for_all_edges_only_whole_pages_inside_the_range_are_released() {
+        const BYTES: u64 = 4 * PAGE_BYTES;
+        let memory = create(BYTES, None).unwrap();
+        for (start, len) in edges(BYTES).flat_map(|start| edges(BYTES).map(move |len| (start, len)))
+        {
+            memory
+                .write_slice(&[1; BYTES as usize], GuestAddress(0))
+                .unwrap();
+            let end = u128::from(start) + u128::from(len);
+            let released = release(&memory, start, len);
+            assert_eq!(
+                released.is_ok(),
+                start < BYTES && end <= u128::from(BYTES),
+                "{start} {len}"
+            );
+            let is_inside = |page: u64| {
+                let first = u128::from(page * PAGE_BYTES);
+                first >= u128::from(start) && first + u128::from(PAGE_BYTES) <= end
+            };
+            let mut zeroed = 0;
+            for page in 0..BYTES / PAGE_BYTES {
+                let mut bytes = [7; PAGE_BYTES as usize];
+                let at = GuestAddress(page * PAGE_BYTES);
+                memory.read_slice(&mut bytes, at).unwrap();
+                let is_gone = released.is_ok() && is_inside(page);
+                assert_eq!(
+                    bytes,
+                    [u8::from(!is_gone); PAGE_BYTES as usize],
+                    "{start} {len}"
+                );
+                zeroed += u64::from(is_gone) * PAGE_BYTES;
+            }
+            assert_eq!(released.unwrap_or(0), zeroed, "{start} {len}");
+        }
+    }
+
+    #[test]
+    fn for_all_sizes_the_ranges_of_less_memory_begin_those_of_more() {
+        let sizes = [
+            1,
+            4096,
+            GAP_START - 1,
+            GAP_START,
+            GAP_START + 1,
+            GAP_END,
+            1 << 40,
+        ];
+        for (less, more) in sizes
+            .into_iter()
+            .flat_map(|less| sizes.map(|more| (less, more)))
+        {
+            if less > more {
+                continue;
+            }
+            let (small, large) = (ranges(less), ranges(more));
+            let total: u64 = small.iter().map(|(_, len)| len).sum();
+            assert_eq!(total, less);
+            for ((start, len), (same, longer)) in small.iter().zip(&large) {
+                assert!(start == same && len <= longer, "{less} {more}");
+                assert!(start + len <= GAP_START || *start >= GAP_END, "{less}");
+            }
+        }
+    }
+
     #[test]
     fn large_memory_goes_around_the_gap() {
         assert_eq!(ranges(1 << 30), [(0, 1 << 30)]);

@@ -12,6 +12,9 @@
 
 mod forward;
 mod forward_websocket;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod peer;
 mod session;

@@ -44,6 +44,17 @@ pub fn target_names(target: &[u8]) -> Result<Vec<&[u8]>, PathError> {
     }
 }
 
+/// A path without the slashes and the `.` at its end.
+pub fn trimmed(mut path: &[u8]) -> &[u8] {
+    loop {
+        path = match path {
+            [rest @ .., b'/'] | [rest @ .., b'/', b'.'] => rest,
+            b"." => &[],
+            _ => return path,
+        };
+    }
+}
+
 fn names(path: &[u8]) -> Vec<&[u8]> {
     let parts = path.split(|byte| *byte == b'/');
     parts

@@ -13,6 +13,7 @@ use tar::{EntryType, Header};
 use super::blocks::{BlockWriter, CopyError};
 use super::memory::Share;
 use super::node::{Attributes, Kind};
+use super::path::trimmed;
 use super::tree::{Tree, TreeError};
 use crate::failure::FailureKind;
 use extensions::{Extensions, until_nul};
@@ -238,8 +239,7 @@ enum Whiteout<'a> {
 
 impl<'a> Whiteout<'a> {
     fn of(path: &'a [u8]) -> Option<Self> {
-        let end = path.iter().rposition(|byte| *byte != b'/')? + 1;
-        let path = path.get(..end)?;
+        let path = trimmed(path);
         let start = path
             .iter()
             .rposition(|byte| *byte == b'/')
@@ -347,4 +347,21 @@ fn padded(bytes: u64) -> Option<u64> {
 fn show(path: &[u8]) -> String {
     let shown = path.get(..path.len().min(SHOWN_BYTES)).unwrap_or_default();
     String::from_utf8_lossy(shown).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whiteout_is_one_however_its_path_ends() {
+        for path in [".wh.x", "a/.wh.x", "a/.wh.x/", "a/.wh.x/.", "a/.wh.x/.//./"] {
+            let found = Whiteout::of(path.as_bytes());
+            let is_whiteout = matches!(found, Some(Whiteout::Gone { name: b"x", .. }));
+            assert!(is_whiteout, "{path}");
+        }
+        for path in ["", ".", "/", "a/.", "a/wh.x", "a/.wh.x/y", "a.wh.x"] {
+            assert!(Whiteout::of(path.as_bytes()).is_none(), "{path}");
+        }
+    }
 }

@@ -284,7 +284,7 @@ fn is_from(response: &Response, url: &str) -> bool {
 }
 
 /// The pause that `Retry-After` asks for: seconds, or the time of its end (RFC 9110, 10.2.3).
-fn pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+pub fn pause(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -301,7 +301,7 @@ fn shown_url(url: &Url) -> String {
 }
 
 /// The messages in `errors` of the distribution spec, as text.
-fn error_message(body: &[u8]) -> String {
+pub fn error_message(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Body {
         errors: Vec<BTreeMap<String, serde_json::Value>>,

@@ -20,8 +20,12 @@ use crate::config::{Config, Credentials};
 use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::reference::Reference;
+#[cfg(feature = "fuzzing")]
+pub use auth::Challenge;
 pub use blob::{Barred, BlobStream};
 use endpoint::Endpoint;
+#[cfg(feature = "fuzzing")]
+pub use endpoint::{error_message, pause};
 
 const DOCKER_HUB: &str = "docker.io";
 const DOCKER_HUB_ENDPOINT: &str = "registry-1.docker.io";

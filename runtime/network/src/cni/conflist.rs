@@ -131,8 +131,8 @@ impl Conflist {
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn parse(text: &str) -> Result<Self, String> {
         Self::assemble(
             serde_json::from_str(text).map_err(|e| e.to_string())?,
             Vec::new(),

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::link::{INTERFACE, Route};
+use crate::link::{INTERFACE, Route, is_cidr};
 use crate::request::Dns;
 
 const MOST_ADDRESSES: usize = 256;
@@ -179,15 +179,10 @@ fn interface<'a>(
 }
 
 fn check_cidr(text: &str) -> Result<(), String> {
-    let parsed = text.split_once('/').and_then(|(address, prefix)| {
-        let address: IpAddr = address.parse().ok()?;
-        let prefix: u8 = prefix.parse().ok()?;
-        Some(prefix <= if address.is_ipv4() { 32 } else { 128 })
-    });
-    if parsed == Some(true) {
-        return Ok(());
+    match is_cidr(text) {
+        true => Ok(()),
+        false => Err(format!("the invalid address {text:?}")),
     }
-    Err(format!("the invalid address {text:?}"))
 }
 
 #[cfg(test)]

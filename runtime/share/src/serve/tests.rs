@@ -39,15 +39,7 @@ fn answer<F: FileSystem + Sync>(
     server: &Server<F>,
     bytes: &[u8],
 ) -> Option<Vec<u8>> {
-    desk.memory
-        .write_slice(bytes, GuestAddress(REQUEST))
-        .unwrap();
-    let len = desk.serve(server, bytes.len()).unwrap()?;
-    let mut reply = vec![0; len];
-    desk.memory
-        .read_slice(&mut reply, GuestAddress(REPLY))
-        .unwrap();
-    Some(reply)
+    desk.answer(server, bytes).unwrap()
 }
 
 fn error_of(reply: &[u8]) -> i32 {

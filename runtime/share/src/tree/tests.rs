@@ -9,17 +9,14 @@ use fuse_backend_rs::api::filesystem::GetxattrReply;
 
 use super::*;
 
-/// A tree with shares `p1` and `p2`. A unit test mounts nothing, so they are opened as if they were mounted.
+/// A tree with shares `p1` and `p2`.
 pub fn tree() -> (tempfile::TempDir, Tree) {
     let directory = tempfile::tempdir().unwrap();
-    let tree = Tree::new(directory.path().to_owned());
-    tree.init(FsOptions::all()).unwrap();
-    for name in ["p1", "p2"] {
-        let path = directory.path().join(name);
-        std::fs::create_dir(&path).unwrap();
-        let mount = mount_id(&path).unwrap();
-        tree.admit(ShareName::parse(name).unwrap(), mount).unwrap();
+    let names = ["p1", "p2"];
+    for name in names {
+        std::fs::create_dir(directory.path().join(name)).unwrap();
     }
+    let tree = Tree::of_directories(directory.path(), &names).unwrap();
     (directory, tree)
 }
 

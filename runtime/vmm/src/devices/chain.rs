@@ -240,3 +240,54 @@ impl<'m> Buffers<'m> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    fn bytes_of(buffers: &Buffers<'_>) -> Vec<u8> {
+        let mut bytes = vec![0; buffers.len()];
+        assert_eq!(buffers.copy_to(&mut bytes), bytes.len());
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn for_all_cuts_a_part_has_the_bytes_that_it_has_in_the_whole(
+            lens in proptest::collection::vec(0usize..40, 0..8),
+            start in prop_oneof![0usize..200, any::<usize>()],
+            len in prop_oneof![0usize..200, any::<usize>()],
+        ) {
+            let memory = crate::memory::create(1 << 16, None).unwrap();
+            let (mut buffers, mut whole) = (Buffers::default(), Vec::new());
+            for (number, len) in (0u8..).zip(lens) {
+                let at = GuestAddress(u64::from(number) * 0x100);
+                let bytes: Vec<u8> = (0u8..).take(len).map(|byte| byte ^ number << 5).collect();
+                memory.write_slice(&bytes, at).unwrap();
+                buffers.append(memory.get_slice(at, len).unwrap());
+                whole.extend(bytes);
+            }
+            prop_assert_eq!(bytes_of(&buffers), whole.clone());
+            let from = start.min(whole.len());
+            let to = from.saturating_add(len).min(whole.len());
+            let part = buffers.part(start, len);
+            prop_assert_eq!(bytes_of(&part), &whole[from..to]);
+            match buffers.split(start) {
+                Ok((head, rest)) => {
+                    prop_assert_eq!([bytes_of(&head), bytes_of(&rest)].concat(), whole.clone());
+                    prop_assert_eq!(head.len(), start);
+                }
+                Err(error) => prop_assert_eq!(error, ChainError::TooShort { missing: start - whole.len() }),
+            }
+            // What is written to a part is written there, and nowhere else.
+            part.copy_from(&[0xff; 200]);
+            let count = (to - from).min(200);
+            whole[from..from + count].fill(0xff);
+            prop_assert_eq!(bytes_of(&buffers), whole);
+        }
+    }
+}

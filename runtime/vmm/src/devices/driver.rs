@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The driver's side of a device's queues, for tests: rust-vmm's mock queues in guest memory of their own, without KVM.
-#![allow(clippy::arithmetic_side_effects)]
+//! The driver's side of a device's queues, for tests and fuzz targets: rust-vmm's mock queues in guest memory of their
+//! own, without KVM.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::new_without_default,
+    clippy::unwrap_used
+)]
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -22,12 +28,14 @@ pub const INDIRECT: u16 = 4;
 const QUEUE_SIZE: u16 = 16;
 /// Distance between the starts of two queues.
 const QUEUE_BYTES: u64 = 0x1000;
-const MEMORY_BYTES: u64 = 32 << 20;
+/// How much memory a driver has.
+pub const MEMORY_BYTES: u64 = 32 << 20;
 
 /// A descriptor: address, length, flags, next.
 pub type Piece = (u64, u32, u16, u16);
 
 /// A driver with as many queues as its device has.
+#[derive(Debug)]
 pub struct Driver {
     pub memory: Arc<Memory>,
     /// The registers that the driver reads.
@@ -37,6 +45,7 @@ pub struct Driver {
 }
 
 /// Where a queue is in memory, and how many chains went out and came back.
+#[derive(Debug)]
 struct Progress {
     table: u64,
     avail: u64,
@@ -47,9 +56,15 @@ struct Progress {
 
 impl Driver {
     pub fn new() -> Self {
-        let registers = RegisterPage::alone();
+        let memory = crate::memory::create(MEMORY_BYTES, None).unwrap();
+        Self::over(Arc::new(memory), RegisterPage::alone())
+    }
+
+    /// A driver in memory that is there already, [`MEMORY_BYTES`] of zeroes. Memory stays mapped for ever, so a process
+    /// cannot make it for thousands of drivers.
+    pub fn over(memory: Arc<Memory>, registers: RegisterPage) -> Self {
         Self {
-            memory: Arc::new(crate::memory::create(MEMORY_BYTES, None).unwrap()),
+            memory,
             interrupt: Arc::new(Interrupt::new(registers.clone()).unwrap()),
             registers,
             queues: RefCell::default(),
@@ -95,7 +110,7 @@ impl Driver {
         }
         let slot = u64::from(progress.offered % QUEUE_SIZE);
         self.write(progress.avail + 4 + slot * 2, &first.to_le_bytes());
-        progress.offered += 1;
+        progress.offered = progress.offered.wrapping_add(1);
         self.write(progress.avail + 2, &progress.offered.to_le_bytes());
     }
 

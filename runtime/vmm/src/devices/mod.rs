@@ -13,8 +13,9 @@ pub mod balloon;
 pub mod blk;
 pub mod budget;
 pub mod chain;
-#[cfg(test)]
-mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod driver;
 pub mod fs;
 pub mod mmio;
 pub mod net;

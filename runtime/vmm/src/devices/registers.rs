@@ -111,7 +111,9 @@ impl RegisterPage {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+#[allow(clippy::unwrap_used)]
 impl RegisterPage {
     /// A page in memory of its own.
     pub fn alone() -> Self {
@@ -154,5 +156,32 @@ mod tests {
         assert!(page.show_config(&[1, 2, 4]));
         assert_eq!(page.word_at(CONFIG_SPACE), 0x0004_0201);
         assert!(!page.show_config(&[]));
+    }
+
+    #[test]
+    #[allow(clippy::arithmetic_side_effects)]
+    fn for_all_offsets_and_lengths_nothing_beyond_the_page_is_read_or_written() {
+        let memory = create(0, 3).unwrap();
+        let [before, page, after] =
+            [0, 1, 2].map(|device| RegisterPage::new(&memory, device).unwrap());
+        for neighbour in [&before, &after] {
+            (0..SLOT_BYTES)
+                .step_by(4)
+                .for_each(|offset| neighbour.show(offset, u32::MAX));
+        }
+        let far = [u64::MAX - 8, u64::MAX, 1 << 32];
+        for offset in (0..SLOT_BYTES + 16).chain(far) {
+            for len in 0..=8usize {
+                let mut bytes = vec![1; len];
+                page.read(offset, &mut bytes);
+                assert_eq!(bytes, vec![0; len], "{offset} {len}");
+            }
+            // Registers are aligned.
+            page.show(offset / 4 * 4, 0);
+        }
+        for neighbour in [&before, &after] {
+            let mut offsets = (0..SLOT_BYTES).step_by(4);
+            assert!(offsets.all(|offset| neighbour.word_at(offset) == u32::MAX));
+        }
     }
 }

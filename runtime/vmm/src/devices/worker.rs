@@ -120,3 +120,98 @@ fn parse(token: u64) -> Token {
     let source = usize::try_from(token & 0xff).unwrap_or(HOST);
     (usize::try_from(token >> SOURCE_BITS).unwrap_or(0), source)
 }
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+
+    use virtio_queue::desc::split::Descriptor;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::devices::driver::WRITE;
+    use crate::devices::mmio::QUEUE_NOTIFY;
+    use crate::devices::registers::RegisterPage;
+    use crate::devices::rng::Rng;
+    use crate::memory::Memory;
+
+    const TABLE: u32 = 0x1000;
+    const AVAILABLE: u32 = 0x2000;
+    const USED: u32 = 0x3000;
+    const DATA: u64 = 0x4000;
+
+    /// Brings the device up with one chain of a kilobyte on its queue, and notifies it.
+    fn begin(transport: &mut MmioTransport, memory: &Memory) {
+        let chain = Descriptor::new(DATA, 1024, WRITE, 0);
+        memory.write_obj(chain, GuestAddress(TABLE.into())).unwrap();
+        for address in [AVAILABLE, USED].map(u64::from) {
+            memory.write_slice(&[0; 64], GuestAddress(address)).unwrap();
+        }
+        memory
+            .write_obj(1u16, GuestAddress(u64::from(AVAILABLE) + 2))
+            .unwrap();
+        for (offset, value) in [
+            (0x70, 1),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x38, 16),
+            (0x80, TABLE),
+            (0x90, AVAILABLE),
+            (0xa0, USED),
+            (0x44, 1),
+            (0x70, 15),
+            (QUEUE_NOTIFY, 0),
+        ] {
+            transport.write(offset, &value.to_le_bytes());
+        }
+    }
+
+    #[test]
+    fn after_a_reset_the_worker_writes_nothing_more() {
+        const ROUNDS: u64 = 300;
+        let memory = Arc::new(crate::memory::create(1 << 20, None).unwrap());
+        let device: SharedDevice = Arc::new(Mutex::new(Rng::new(io::repeat(7), Arc::default())));
+        let transport = MmioTransport::new(device, Arc::clone(&memory), RegisterPage::alone());
+        let mut transport = transport.unwrap();
+        let worker = Worker::new(std::iter::once(&transport)).unwrap();
+        // It ends with the process.
+        std::thread::spawn(move || worker.run());
+        let mut served = 0;
+        for round in 0..ROUNDS {
+            begin(&mut transport, &memory);
+            // The reset comes sooner or later, so that it meets the worker in all of its steps.
+            let until = Instant::now() + Duration::from_micros(round);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            transport.write(0x70, &0u32.to_le_bytes());
+            let used: u16 = memory.read_obj(GuestAddress(u64::from(USED) + 2)).unwrap();
+            served += u64::from(used);
+            for address in [u64::from(USED), DATA] {
+                memory
+                    .write_slice(&[0; 1024], GuestAddress(address))
+                    .unwrap();
+            }
+            std::thread::sleep(Duration::from_micros(50));
+            for address in [u64::from(USED), DATA] {
+                let mut bytes = [1; 1024];
+                memory
+                    .read_slice(&mut bytes, GuestAddress(address))
+                    .unwrap();
+                assert_eq!(bytes, [0; 1024], "round {round}");
+            }
+        }
+        assert!(served > 0, "the worker was never in time");
+    }
+
+    #[test]
+    fn for_all_stations_and_sources_a_token_is_read_as_it_was_made() {
+        for made in (0..64).flat_map(|station| (0..=HOST).map(move |source| (station, source))) {
+            assert_eq!(parse(token(made)), made);
+        }
+    }
+}

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -412,4 +413,42 @@ fn a_disk_changes_while_its_device_is_locked_by_a_request_that_hangs() {
     device.into_inner().unwrap().deactivate();
     disk.append(Volume::File(clone), 4096).unwrap();
     assert_eq!(capacity(), 8, "there is no driver to tell");
+}
+
+/// Numbers at which arithmetic may go wrong, and others.
+fn number() -> impl Strategy<Value = u64> {
+    let near =
+        |middle: u64| (0u64..4).prop_map(move |away| middle.wrapping_add(away).wrapping_sub(2));
+    prop_oneof![
+        any::<u64>(),
+        0u64..5000,
+        near(0),
+        near(1 << 32),
+        near(u64::MAX / SECTOR_BYTES),
+        (0u64..64).prop_flat_map(move |bit| near(1 << bit)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+    #[test]
+    fn for_all_numbers_a_disk_range_is_inside_its_disk_or_refused(
+        sector in number(),
+        len in number(),
+        sectors in number(),
+    ) {
+        let wide = |number: u64| u128::from(number);
+        let start = wide(sector) * wide(SECTOR_BYTES);
+        let end = start + wide(len);
+        // No disk is larger than the numbers of its bytes.
+        let size = (wide(sectors) * wide(SECTOR_BYTES)).min(wide(u64::MAX));
+        let is_good = end <= size && len % SECTOR_BYTES == 0;
+        match DiskRange::parse(sector, len, sectors) {
+            Ok(range) => {
+                prop_assert!(is_good);
+                prop_assert_eq!((wide(range.start), range.len), (start, len));
+            }
+            Err(_) => prop_assert!(!is_good),
+        }
+    }
 }

@@ -136,6 +136,8 @@ impl<F> Window<F> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -196,5 +198,40 @@ mod tests {
             window.append((), 1).unwrap();
         }
         assert_eq!(window.append((), 1), Err(WindowError::Full));
+    }
+
+    proptest! {
+        #[test]
+        #[allow(clippy::arithmetic_side_effects)]
+        fn for_all_windows_pieces_cover_what_is_backed_once_and_in_order(
+            sizes in proptest::collection::vec(1u64..20_000, 0..12),
+            removed in proptest::collection::vec(0u64..200, 0..6),
+            start in prop_oneof![0u64..200_000, any::<u64>()],
+            len in prop_oneof![0u64..200_000, any::<u64>()],
+        ) {
+            let mut window = Window::default();
+            let mut backed = Vec::new();
+            for (file, &bytes) in sizes.iter().enumerate() {
+                let extent = window.append(file, bytes).unwrap();
+                let first = extent.first_sector * SECTOR_BYTES;
+                backed.push((file, first, first + extent.sectors * SECTOR_BYTES));
+            }
+            for page in removed {
+                let gone = window.remove(page * EXTENT_ALIGN / SECTOR_BYTES);
+                backed.retain(|&(file, ..)| Some(file) != gone);
+            }
+            let end = start.saturating_add(len);
+            let expected: Vec<_> = backed
+                .iter()
+                .map(|&(file, from, to)| (file, from, from.max(start), to.min(end)))
+                .filter(|&(_, _, from, to)| from < to)
+                .map(|(file, first, from, to)| (file, from - first, to - from))
+                .collect();
+            let pieces: Vec<_> = window
+                .pieces(start, len)
+                .map(|piece| (*piece.file, piece.offset, piece.len))
+                .collect();
+            prop_assert_eq!(pieces, expected);
+        }
     }
 }

@@ -93,3 +93,52 @@ fn split(number: u64) -> (usize, u64) {
         number >> SLOT_BITS,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn waiting(unique: u64) -> Waiting {
+        Waiting {
+            queue: 1,
+            head: 0,
+            unique,
+            room: Vec::new(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn for_all_histories_a_number_finds_its_own_request_and_no_other(
+            // Begin a request, or end the one that so many began before the last.
+            steps in proptest::collection::vec(prop_oneof![Just(None), (0usize..400).prop_map(Some)], 1..800),
+        ) {
+            let mut flight = Flight::default();
+            let (mut numbers, mut open) = (Vec::new(), HashMap::new());
+            for (unique, step) in (0u64..).zip(steps) {
+                match step {
+                    None => match flight.begin(waiting(unique)) {
+                        Some(number) => {
+                            prop_assert!(!numbers.contains(&number), "a number twice");
+                            numbers.push(number);
+                            open.insert(number, unique);
+                        }
+                        None => prop_assert_eq!(open.len(), MOST),
+                    },
+                    Some(back) => {
+                        let number = numbers.iter().rev().nth(back).copied().unwrap_or(unique);
+                        let found = flight.end(number).map(|waiting| waiting.unique);
+                        prop_assert_eq!(found, open.remove(&number));
+                        prop_assert!(flight.get(number).is_none());
+                    }
+                }
+                prop_assert_eq!(flight.is_full(), open.len() == MOST);
+            }
+            prop_assert_eq!(flight.take_all().len(), open.len());
+        }
+    }
+}

@@ -309,3 +309,29 @@ fn the_configuration_space_has_the_tag_and_one_queue() {
     assert_eq!(&space[..9], b"bulkhead\0");
     assert_eq!(space[36..], 1u32.to_le_bytes());
 }
+
+#[test]
+fn for_all_lengths_a_reply_fits_its_room_or_the_server_is_disconnected() {
+    const ROOM: u32 = 80;
+    let lengths = (0..=ROOM + 20).chain([1 << 20, u32::MAX - 1, u32::MAX]);
+    for len in lengths {
+        let (driver, mut fs, mut server) = connected();
+        offer(&driver, 0, &request(GETATTR, 9, &[]), ROOM);
+        fs.queue_ready(REQUESTS).unwrap();
+        let mut sent = [0; REQUEST_HEADER];
+        server.read_exact(&mut sent).unwrap();
+        let number = u64::from_le_bytes(sent[8..16].try_into().unwrap());
+        let body = vec![7; (len.min(ROOM + 20) as usize).saturating_sub(REPLY_HEADER)];
+        let reply = [&reply_header(len, 0, number)[..], &body].concat();
+        server.write_all(&reply).unwrap();
+        fs.host_ready().unwrap();
+        // The error that the device makes itself is a header alone.
+        let fits = (16..=ROOM).contains(&len);
+        let (expected, error) = if fits { (len, 0) } else { (16, -libc::EIO) };
+        assert_eq!(driver.used(REQUESTS), [(0, expected)], "{len}");
+        let header = reply_header(expected, error, 9);
+        assert_eq!(driver.read(REPLY, REPLY_HEADER), header, "{len}");
+        let guard = driver.read(REPLY + u64::from(ROOM), 64);
+        assert_eq!(guard, [0xee; 64], "{len}");
+    }
+}

@@ -179,3 +179,26 @@ fn odd_accesses_are_harmless() {
     driver.write(QUEUE_NOTIFY, 1);
     assert_eq!(driver.0.notifiers()[1].read().unwrap(), 1);
 }
+
+#[test]
+fn for_all_pairs_of_status_writes_the_handshake_has_its_order() {
+    let mut driver = Driver::new();
+    for [first, second] in (0..=u16::MAX).map(u16::to_le_bytes) {
+        driver.write(0x70, 0);
+        // VERSION_1 can be accepted once the driver has shown itself.
+        driver.write(0x70, u32::from(first));
+        driver.write(0x24, 1);
+        driver.write(0x20, 1);
+        driver.write(0x70, u32::from(second));
+        let status = driver.read(0x70);
+        let is = |bit: u32| status & bit != 0;
+        let case = format!("{first:#x} {second:#x}: {status:#x}");
+        assert_eq!(status & !status::KNOWN, 0, "{case}");
+        let before = is(status::ACKNOWLEDGE) && is(status::DRIVER) && is(status::FEATURES_OK);
+        assert!(!is(status::DRIVER_OK) || before, "{case}");
+        assert_eq!(driver.is_active(), is(status::DRIVER_OK), "{case}");
+        if second == 0 {
+            assert_eq!(status, 0, "{case}");
+        }
+    }
+}

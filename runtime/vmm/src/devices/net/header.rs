@@ -212,4 +212,64 @@ mod tests {
             assert_eq!(check(raw, 100, features), Err(expected), "{raw:x?}");
         }
     }
+
+    /// Checks a header that got through by itself, without looking at how it was checked.
+    fn is_harmless(header: [u8; HEADER_BYTES], frame_bytes: usize, features: u64) -> bool {
+        let number = |at: usize| u16::from_le_bytes([header[at], header[at.saturating_add(1)]]);
+        let [flags, kind, ..] = header;
+        let feature = match kind {
+            0 => 0,
+            1 => F_HOST_TSO4,
+            0x81 => F_HOST_TSO4 | F_HOST_ECN,
+            4 => F_HOST_TSO6,
+            0x84 => F_HOST_TSO6 | F_HOST_ECN,
+            5 => F_HOST_USO,
+            _ => return false,
+        };
+        let sum_end = usize::from(number(6))
+            .saturating_add(usize::from(number(8)))
+            .saturating_add(2);
+        let sum_is_good = match flags {
+            0 => number(6) == 0 && number(8) == 0,
+            1 => features & F_CSUM != 0 && sum_end <= frame_bytes && number(6) >= ETHERNET_BYTES,
+            _ => false,
+        };
+        let segments_are_good = match kind {
+            0 => number(2) == 0 && number(4) == 0,
+            _ => flags == 1 && number(4) > 0 && usize::from(number(2)) <= frame_bytes,
+        };
+        features & feature == feature
+            && sum_is_good
+            && segments_are_good
+            && header[NUM_BUFFERS..] == [0, 0]
+    }
+
+    #[test]
+    #[allow(clippy::arithmetic_side_effects)]
+    fn for_all_flags_kinds_and_features_only_negotiated_work_gets_through() {
+        let features = [F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN, F_HOST_USO];
+        let mut passed: u32 = 0;
+        for chosen in 0u32..32 {
+            let numbered = features.iter().zip(0u32..);
+            let accepted = numbered.filter(|(_, bit)| chosen >> bit & 1 == 1);
+            let accepted = accepted.fold(0, |all, (feature, _)| all | feature);
+            for [flags, kind] in (0..=u16::MAX).map(u16::to_le_bytes) {
+                for (lens, sum) in [
+                    ([0, 0], [34, 16]),
+                    ([54, 1448], [34, 16]),
+                    ([54, 1448], [99, 0]),
+                ] {
+                    let raw = header(flags, kind, lens, sum);
+                    if let Ok(checked) = check(raw, 100, accepted) {
+                        assert!(
+                            is_harmless(checked, 100, accepted),
+                            "{raw:x?} {accepted:#x}"
+                        );
+                        passed = passed.saturating_add(1);
+                    }
+                }
+            }
+        }
+        assert!(passed > 0);
+    }
 }

@@ -141,7 +141,20 @@ fn next<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn for_all_bytes_a_header_is_what_they_say(bytes: [u8; 32], more: [u8; HEADER_BYTES - 32]) {
+            let mut whole = [0; HEADER_BYTES];
+            for (to, from) in whole.iter_mut().zip(bytes.iter().chain(&more)) {
+                *to = *from;
+            }
+            prop_assert_eq!(Header::parse(&whole).bytes(), whole);
+        }
+    }
 
     #[test]
     fn a_header_survives_the_round_trip() {

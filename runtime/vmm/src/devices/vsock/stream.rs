@@ -372,3 +372,71 @@ impl Stream {
         self.host_gone && matches!(self.phase, Phase::Offered { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+    use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        HostWrites(usize),
+        GuestSays { window: u32, taken: u32 },
+        GuestReads { room: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let number = || prop_oneof![0u32..3000, any::<u32>()];
+        prop_oneof![
+            (0usize..2000).prop_map(Step::HostWrites),
+            (number(), number()).prop_map(|(window, taken)| Step::GuestSays { window, taken }),
+            (0usize..2000).prop_map(|room| Step::GuestReads { room }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn for_all_credit_that_a_guest_tells_it_gets_no_more_and_loses_nothing(
+            steps in proptest::collection::vec(step(), 1..60),
+        ) {
+            let memory = crate::memory::create(1 << 20, None).unwrap();
+            let (mut host, ours) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            host.set_nonblocking(true).unwrap();
+            let mut stream = Stream::new(Ports { host: 1, guest: 2 }, ours, Phase::Open);
+            let (mut window, mut taken) = (0u32, Wrapping(0u32));
+            let (mut written, mut got) = (0u32, Wrapping(0u32));
+            for step in steps {
+                match step {
+                    Step::HostWrites(len) => {
+                        let len = host.write(&vec![7; len]).unwrap_or(0);
+                        written = written.saturating_add(u32::try_from(len).unwrap());
+                        stream.host_event(true, false, false);
+                    }
+                    Step::GuestSays { window: all, taken: some } => {
+                        (window, taken) = (all, Wrapping(some));
+                        stream.learn_credit(all, some);
+                    }
+                    Step::GuestReads { room } => {
+                        let mut buffers = Buffers::default();
+                        buffers.append(memory.get_slice(GuestAddress(0), room).unwrap());
+                        let credit = window.saturating_sub((got - taken).0);
+                        let len = match stream.next_message(&buffers) {
+                            Some(Message { op: Op::Data, len, .. }) => len,
+                            _ => 0,
+                        };
+                        prop_assert!(len <= room);
+                        let len = u32::try_from(len).unwrap();
+                        prop_assert!(len <= credit, "{} bytes with a credit of {}", len, credit);
+                        got += len;
+                        prop_assert!(got.0 <= written);
+                    }
+                }
+            }
+        }
+    }
+}
