@@ -25,15 +25,13 @@ use tokio::time::Instant;
 
 use crate::files::{Files, open_regular};
 use crate::guest::Guest;
-use crate::patience::{Limits, Scheduled, Spent, Verdict, judge};
+use crate::patience::{Limits, STARVED, Scheduled, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
 
 /// The number of the TAP's file descriptor in the VMM.
 const TAP_FD: i32 = 3;
 /// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.
 const GUEST_CID: u32 = 3;
-/// By what factor a boot may take longer if it must share its CPU. It makes kubelet's four minutes of the default 60 s.
-const STARVED: u32 = 4;
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How long a VM may take to boot. The limit does not count the time in which the VM had to wait for a CPU.
+//! How long a VM may take to boot, or to stop. The limit does not count the time in which the VM had to wait for a CPU.
 //!
 //! A VM may get little CPU time without being stuck: that of a BestEffort pod is in a cgroup with the lowest weight.
 //! The kernel counts for each thread how long it was ready to run and waited for a CPU
@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// By what factor a boot or stop may take longer if it must share its CPU. It makes kubelet's four minutes for a boot of
+/// the default 60 s.
+pub const STARVED: u32 = 4;
 /// The least time between two checks of a VM's limits.
 const STEP: Duration = Duration::from_secs(1);
 
@@ -57,10 +60,10 @@ impl Scheduled {
     }
 }
 
-/// How much time a boot has taken so far. It is shown in the error if that is too long.
+/// How much time a boot or stop has taken so far. It is shown in the error if that is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spent {
-    /// The time since the VMM got its configuration.
+    /// The time since it began.
     pub passed: Duration,
     pub scheduled: Scheduled,
 }
@@ -82,6 +85,35 @@ impl fmt::Display for Spent {
     }
 }
 
+/// Measures what a VM has had since it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pid: i32,
+    since: Instant,
+    before: Scheduled,
+}
+
+impl Clock {
+    pub fn of(pid: i32) -> Self {
+        Self {
+            pid,
+            since: Instant::now(),
+            before: Scheduled::of(pid),
+        }
+    }
+
+    pub fn spent(&self) -> Spent {
+        let now = Scheduled::of(self.pid);
+        Spent {
+            passed: self.since.elapsed(),
+            scheduled: Scheduled {
+                on_cpu: now.on_cpu.saturating_sub(self.before.on_cpu),
+                waiting: now.waiting.saturating_sub(self.before.waiting),
+            },
+        }
+    }
+}
+
 /// The limits of one boot.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -91,7 +123,7 @@ pub struct Limits {
     pub until: Instant,
 }
 
-/// Whether a boot may go on.
+/// Whether a boot or stop may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It may go on. No limit can be reached before so much time has passed since the start.
@@ -102,7 +134,7 @@ pub enum Verdict {
     Late,
 }
 
-/// Decides whether a boot may go on. `own` limits the time that counts, and `all` the time since the start.
+/// Decides whether a boot or stop may go on. `own` limits the time that counts, and `all` the time since the start.
 pub fn judge(spent: &Spent, own: Duration, all: Duration) -> Verdict {
     let counts = spent.counts();
     if counts >= own {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Notices a guest that has fallen silent for good, and tells it from one that only gets no CPU.
 //!
-//! The agent is asked for a heartbeat every [`BEAT`]. If it does not answer within [`LIMIT`], the VMM's threads say why:
+//! The agent is asked for a heartbeat every [`BEAT`]. As long as it has not answered, the VMM's threads are looked at
+//! every [`LOOK`], and say why:
 //!
 //! ```text
 //! stopped (SIGSTOP, a tracer)      dead when it is found so twice
@@ -17,18 +18,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bulkhead_guest::agent::Agent;
 use tokio::time::Instant;
 
-use crate::guest::Guest;
 use crate::patience::Scheduled;
 
 /// The time from a heartbeat's answer to the next heartbeat.
 const BEAT: Duration = Duration::from_secs(3);
-/// How long a guest may take to answer before its threads are looked at.
-const LIMIT: Duration = Duration::from_secs(2);
+/// The time between two looks.
+const LOOK: Duration = Duration::from_secs(2);
 /// The CPU time that a vCPU may get without an answer. It is long because an emulated host needs seconds for what
 /// takes milliseconds elsewhere.
-const RAN: Duration = Duration::from_secs(20);
+const RAN: Duration = Duration::from_secs(30);
+/// The pause before a heartbeat is sent again that could not be sent.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long one heartbeat may be on its way. A guest that is found dead never answers it.
+const LONGEST: Duration = Duration::from_secs(600);
 /// How long a guest may sleep without an answer.
 const SLEPT: Duration = Duration::from_secs(60);
 /// How often a VMM must be found stopped.
@@ -47,22 +52,29 @@ impl Pulse {
     }
 }
 
-/// Waits until a guest is dead, and returns a sentence that says how it was found. Does not return while the guest
-/// lives, and not after the end of its VMM.
-pub async fn until_dead(guest: &Guest) -> String {
-    let pid = guest.process.identity().pid;
+/// Waits until the guest of the VMM `pid` is dead, and returns a sentence that says how it was found. Does not return
+/// while the guest lives, and not after the end of its VMM.
+pub async fn until_dead(agent: &Agent, pulse: &Pulse, pid: i32) -> String {
     loop {
         let mut silence = Silence::new(Look::at(pid));
-        while !guest.agent.answers_within(LIMIT).await {
-            guest.pulse.0.store(true, Ordering::Relaxed);
+        let answered = answered(agent);
+        tokio::pin!(answered);
+        // One heartbeat for the whole silence: a slow guest may need longer for each than the time between two looks.
+        while tokio::time::timeout(LOOK, &mut answered).await.is_err() {
+            pulse.0.store(true, Ordering::Relaxed);
             if let Some(how) = silence.judge(Look::at(pid)) {
                 return how;
             }
-            // A connection that is broken fails at once.
-            tokio::time::sleep(LIMIT / 4).await;
         }
-        guest.pulse.0.store(false, Ordering::Relaxed);
+        pulse.0.store(false, Ordering::Relaxed);
         tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// Waits for the answer to a heartbeat. One that cannot be sent, because the connection is broken, is sent again.
+async fn answered(agent: &Agent) {
+    while !agent.answers_within(LONGEST).await {
+        tokio::time::sleep(AGAIN).await;
     }
 }
 
@@ -191,15 +203,15 @@ mod tests {
         let always = |doing, ran| std::iter::repeat_n((doing, ran), 300);
         let table: [(&str, u32, Doing, f64, u64, &str); 7] = [
             ("stopped", 1, Doing::Stopped, 0.0, 4, "stopped"),
-            ("spins", 1, Doing::Else, 2.0, 20, "vCPUs ran 20"),
-            ("spins on four", 4, Doing::Else, 8.0, 20, "vCPUs ran 20"),
+            ("spins", 1, Doing::Else, 2.0, 30, "vCPUs ran 30"),
+            ("spins on four", 4, Doing::Else, 8.0, 30, "vCPUs ran 30"),
             (
                 "has a tenth of a CPU and spins",
                 1,
                 Doing::Else,
                 0.2,
-                200,
-                "ran 20",
+                300,
+                "ran 30",
             ),
             ("is idle", 1, Doing::Sleeps, 0.001, 62, "slept 60"),
             ("is frozen or starved", 1, Doing::Else, 0.0, 600, ""),

@@ -172,11 +172,10 @@ mod tests {
     fn for_all_edges_only_whole_pages_inside_the_range_are_released() {
         const BYTES: u64 = 4 * PAGE_BYTES;
         let memory = create(BYTES, None).unwrap();
+        let of = |byte: u8, bytes: u64| vec![byte; usize::try_from(bytes).unwrap()];
         for (start, len) in edges(BYTES).flat_map(|start| edges(BYTES).map(move |len| (start, len)))
         {
-            memory
-                .write_slice(&[1; BYTES as usize], GuestAddress(0))
-                .unwrap();
+            memory.write_slice(&of(1, BYTES), GuestAddress(0)).unwrap();
             let end = u128::from(start) + u128::from(len);
             let released = release(&memory, start, len);
             assert_eq!(
@@ -190,15 +189,11 @@ mod tests {
             };
             let mut zeroed = 0;
             for page in 0..BYTES / PAGE_BYTES {
-                let mut bytes = [7; PAGE_BYTES as usize];
+                let mut bytes = of(7, PAGE_BYTES);
                 let at = GuestAddress(page * PAGE_BYTES);
                 memory.read_slice(&mut bytes, at).unwrap();
                 let is_gone = released.is_ok() && is_inside(page);
-                assert_eq!(
-                    bytes,
-                    [u8::from(!is_gone); PAGE_BYTES as usize],
-                    "{start} {len}"
-                );
+                assert_eq!(bytes, of(u8::from(!is_gone), PAGE_BYTES), "{start} {len}");
                 zeroed += u64::from(is_gone) * PAGE_BYTES;
             }
             assert_eq!(released.unwrap_or(0), zeroed, "{start} {len}");

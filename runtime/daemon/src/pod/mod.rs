@@ -64,8 +64,8 @@ const CONTAINER_DESCRIPTORS: usize = 16;
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the daemon may take to notice that a VM has ended.
 const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the stop of a pod, or the removal of a pod or container, may take before the guest is killed. A guest with
-/// data to write gets 20 s for that.
+/// How long the stop or removal of a pod may take, before the guest is killed. A guest with data to write gets 20 s for
+/// that.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All pods of this daemon. Cloning shares them.
@@ -242,15 +242,14 @@ impl Pods {
         }
     }
 
-    /// Removes a container, and kills it first if it runs. A container that does not exist is no error. A guest that drags
-    /// that out is killed.
+    /// Removes a container, and kills it first if it runs. A container that does not exist is no error.
     pub async fn remove_container(&self, id: &str) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             found => found?,
         };
         let removing = handle.ask(|answer| Request::Remove { id, answer });
-        match handle.insist(removing, STOP_TIMEOUT, "container").await {
+        match removing.await {
             Err(PodError::NotFound { .. } | PodError::Gone { .. }) => Ok(()),
             answer => answer,
         }

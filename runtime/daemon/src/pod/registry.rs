@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bulkhead_host::patience::{self, Clock, STARVED, Verdict};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::errors::PodError;
@@ -174,7 +175,7 @@ impl Handle {
     }
 
     /// Does what stops something in the guest. If that is not done within `limit`, it gives the guest up, so that
-    /// nothing waits for it any more.
+    /// nothing waits for it any more. Time in which the VM waited for a CPU does not count.
     pub async fn insist<T>(
         &self,
         stopping: impl Future<Output = Result<T, PodError>>,
@@ -192,12 +193,28 @@ impl Handle {
         what: &'static str,
     ) -> Result<T, PodError> {
         tokio::pin!(stopping);
-        if let Ok(stopped) = tokio::time::timeout(limit, &mut stopping).await {
-            return stopped;
+        let guest = self.view().guest.clone();
+        let clock = guest
+            .as_ref()
+            .map(|guest| Clock::of(guest.process.identity().pid));
+        let mut again = limit;
+        loop {
+            if let Ok(stopped) = tokio::time::timeout(again, &mut stopping).await {
+                return stopped;
+            }
+            let Some(spent) = clock.map(|clock| clock.spent()) else {
+                break;
+            };
+            match patience::judge(&spent, limit, limit.saturating_mul(STARVED)) {
+                Verdict::GoOn(until) => again = until.saturating_sub(spent.passed),
+                Verdict::Slow | Verdict::Late => break,
+            }
         }
-        if let Some(guest) = self.view().guest.clone() {
+        if let (Some(guest), Some(clock)) = (guest, clock) {
+            let spent = clock.spent();
             guest.give_up(format!(
-                "the guest did not let a {what} end within {limit:?}"
+                "the guest did not let a {what} end within {:.0?}, of which its VM ran {:.0?} and waited {:.0?} for a CPU",
+                spent.passed, spent.scheduled.on_cpu, spent.scheduled.waiting
             ));
         }
         let stopped = tokio::time::timeout(force_limit, stopping).await;

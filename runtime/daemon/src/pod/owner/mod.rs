@@ -250,7 +250,9 @@ impl Owner {
 async fn end_silent(guest: Guest) {
     tokio::select! {
         () = guest.process.ended() => {}
-        how = pulse::until_dead(&guest) => guest.give_up(how),
+        how = pulse::until_dead(&guest.agent, &guest.pulse, guest.process.identity().pid) => {
+            guest.give_up(how);
+        }
     }
 }
 
