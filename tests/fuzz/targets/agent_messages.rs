@@ -24,10 +24,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     match input.below(2) {
         0 => {
-            if let Ok(status) = ContainerStatus::decode(input.rest()) {
-                if let Some(checked) = News::check(status, || NOW) {
-                    news(checked);
-                }
+            if let Ok(status) = ContainerStatus::decode(input.rest())
+                && let Some(checked) = News::check(status, || NOW)
+            {
+                news(checked);
             }
         }
         _ => {

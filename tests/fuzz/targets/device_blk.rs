@@ -12,7 +12,7 @@ const DISK_BYTES: u64 = 64 << 10;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
-    let disk = || file(&[7; DISK_BYTES as usize]);
+    let disk = || file(&vec![7; usize::try_from(DISK_BYTES).expect("a small disk")]);
     match input.below(3) {
         0 => {
             let scratch = disk();
