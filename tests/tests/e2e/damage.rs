@@ -42,7 +42,7 @@ async fn damaged_records_of_pods_are_named_and_without_them_nothing_of_the_pods_
     client.end_pod(&warm).await;
     let before = daemon.census();
     let pod = client.run_pod("lost").await.expect("run pod");
-    let other = client.run_pod("lost too").await.expect("run pod");
+    let other = client.run_pod("lost-too").await.expect("run pod");
     client
         .run_script(&pod, "main", &busybox, "exec sleep 1000")
         .await;
@@ -187,7 +187,7 @@ async fn on_a_full_disk_pods_stop_and_go_and_a_pod_that_failed_keeps_no_name() {
         assert_fails(
             client.run_pod("new").await,
             Code::ResourceExhausted,
-            &["No space left"],
+            &["MiB of disk"],
         );
     }
     client.stop_pod(&goes.id).await.expect("stop");
@@ -202,7 +202,7 @@ async fn on_a_full_disk_pods_stop_and_go_and_a_pod_that_failed_keeps_no_name() {
         assert_fails(
             client.run_pod("new").await,
             Code::ResourceExhausted,
-            &["No space left"],
+            &["MiB of disk"],
         );
     }
     state.empty();

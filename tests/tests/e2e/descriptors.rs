@@ -15,6 +15,8 @@ use tonic::Code;
 
 /// What a process is given by default. Some 110 pods fit.
 const USUAL: usize = 1024;
+/// To how many a service of systemd may raise that.
+const SERVICES: usize = 512 << 10;
 /// 200 pods and their containers have so many.
 const OF_200_PODS: usize = 3000;
 
@@ -26,11 +28,12 @@ async fn daemon() -> Daemon {
     daemon
 }
 
-/// Sets this process's own limit, which programs that it starts inherit.
+/// Sets this process's own limit, which programs that it starts inherit. They may raise it to a limit that a systemd
+/// service has by default.
 fn limit_own_descriptors(most: usize) {
     let pid = std::process::id().to_string();
     let set = Command::new("prlimit")
-        .args(["--pid", &pid, &format!("--nofile={most}:")])
+        .args(["--pid", &pid, &format!("--nofile={most}:{SERVICES}")])
         .status();
     assert!(set.expect("run prlimit").success(), "prlimit");
 }
