@@ -19,7 +19,7 @@ use tonic::Code;
 
 const MIB: usize = 1 << 20;
 /// The longest that a call of another client may take. The emulated host has one CPU, on which images are unpacked.
-const LONGEST_ANSWER: Duration = Duration::from_secs(2);
+const LONGEST_ANSWER: Duration = Duration::from_secs(5);
 /// What the daemon may take in all.
 const MOST_MEMORY_BYTES: u64 = 400 << 20;
 const MOST_DESCRIPTORS: usize = 200;

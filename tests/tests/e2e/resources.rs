@@ -464,11 +464,21 @@ async fn a_pod_that_cannot_fit_is_refused_with_the_numbers_and_leaves_nothing() 
             value.to_owned(),
         )
     };
+    disk.annotations.extend([annotation("900Gi")]);
+    assert_fails(
+        client.run_pod_with(disk.clone()).await,
+        Code::ResourceExhausted,
+        &["921600 MiB of disk", "are free"],
+    );
     disk.annotations.extend([annotation("40Ti")]);
     assert_fails(
         client.run_pod_with(disk.clone()).await,
         Code::ResourceExhausted,
-        &["41943040 MiB of disk", "free"],
+        &[
+            "41943040 MiB of disk",
+            "at most 1048576 MiB",
+            "sandbox.scratch_disk_max_gib",
+        ],
     );
     disk.annotations.extend([annotation("many")]);
     assert_fails(
