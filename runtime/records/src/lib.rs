@@ -6,7 +6,7 @@
 //!
 //! - After a failed write, redb refuses all further work. So [`Records`] opens the file again.
 //! - What frees space must work on a full disk. So each file has a [`reserve`] beside it.
-//! - redb trusts its file, and may panic if that is damaged. So [`check`] reads all of it before it is used. Run it in
+//! - redb trusts its file, and may panic if that is damaged. So [`check()`] reads all of it before it is used. Run it in
 //!   a process of its own.
 //!
 //! For other files that are made once, a record of their [`Sum`] tells later whether they are as they were.
