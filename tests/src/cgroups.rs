@@ -162,3 +162,10 @@ fn write(directory: &Path, file: &str, value: &str) {
     let path = directory.join(file);
     fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
+
+/// The cgroup (v2) of a process.
+pub fn of_process(pid: i32) -> PathBuf {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    PathBuf::from("/sys/fs/cgroup").join(path.expect("cgroup v2"))
+}

@@ -5,8 +5,9 @@
 //! The server stays user 0, because files have many owners. It switches to a user of the guest when it
 //! creates a file for that user. Runs on the only thread of its process.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -127,7 +128,10 @@ fn make_root() -> io::Result<()> {
     mount("none", PLACE, "tmpfs", QUIET, ROOT_OPTIONS)?;
     let place = Path::new(PLACE);
     fs::create_dir(place.join("proc"))?;
-    fs::create_dir(place.join(SHARES.trim_start_matches('/')))?;
+    let shares = place.join(SHARES.trim_start_matches('/'));
+    fs::create_dir(&shares)?;
+    // Users of containers look up names in it, whatever the daemon's umask is.
+    fs::set_permissions(&shares, Permissions::from_mode(0o755))?;
     // It shows this PID namespace, and of it only processes.
     let options = c"subset=pid,hidepid=invisible";
     mount("proc", place.join("proc"), "proc", QUIET, options)?;

@@ -3,7 +3,6 @@
 //! CPU, what waits for them ends, and nobody else waits.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use bulkhead_proto::cri::{
     ContainerState, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
     ListContainerStatsRequest, PodSandboxState, PodSandboxStatusRequest,
 };
+use bulkhead_tests::cgroups;
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
@@ -151,7 +151,7 @@ async fn a_guest_that_gets_hardly_any_cpu_stays_ready() {
     let id = client
         .run_script(&pod, "main", &busybox, "while :; do :; done")
         .await;
-    let limit = cgroup_of(daemon.vmm_pids()[0]).join("cpu.max");
+    let limit = cgroups::of_process(daemon.vmm_pids()[0]).join("cpu.max");
     let usual = fs::read_to_string(&limit).expect("read the limit");
     fs::write(&limit, "1000 1000000").expect("set a limit");
     let starved = Instant::now();
@@ -173,13 +173,6 @@ async fn a_guest_that_gets_hardly_any_cpu_stays_ready() {
     let status = client.status(&id).await.expect("status");
     assert_eq!(status.state(), ContainerState::ContainerRunning);
     client.end_pod(&pod).await;
-}
-
-/// The cgroup (v2) of a process.
-fn cgroup_of(pid: i32) -> PathBuf {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-    PathBuf::from("/sys/fs/cgroup").join(path.expect("cgroup v2"))
 }
 
 /// A kernel whose only instructions are `cli`, `hlt` and a jump to the latter.
