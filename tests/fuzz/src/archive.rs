@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tar archives: written from lines that people can read, or mended so that a changed header does not end the reading.
+//! Tar archives: written from lines that people can read, or mended so that a changed header does not end the reading; and
+//! what becomes of them.
 
+use std::os::unix::fs::FileExt;
+
+use bulkhead_image::fuzzing::convert;
 use tar::{Builder, EntryType, Header};
+
+use crate::places;
 
 const RECORD_BYTES: usize = 512;
 const CHECKSUM: std::ops::Range<usize> = 148..156;
@@ -93,4 +99,15 @@ pub fn mended(archive: &[u8]) -> Vec<u8> {
         at = next;
     }
     archive
+}
+
+/// The file system that becomes of a layer's archive. `None` if the archive is refused.
+#[must_use]
+pub fn file_system_of(archive: &[u8]) -> Option<Vec<u8>> {
+    let file = places::file(&[]);
+    convert(archive, file.try_clone().expect("a second descriptor")).ok()?;
+    let bytes = file.metadata().expect("its size").len();
+    let mut image = vec![0; usize::try_from(bytes).expect("a size")];
+    file.read_exact_at(&mut image, 0).expect("a file in memory");
+    Some(image)
 }

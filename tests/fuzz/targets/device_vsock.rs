@@ -3,13 +3,13 @@
 #![no_main]
 
 use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bulkhead_fuzz::chains::drive;
 use bulkhead_fuzz::input::Input;
-use bulkhead_fuzz::places::directory;
+use bulkhead_fuzz::places::vsock_sockets;
 use bulkhead_vmm::devices::vsock::Vsock;
 use bulkhead_vmm::devices::vsock::muxer::Muxer;
 use bulkhead_vmm::statistics::Milestone;
@@ -17,17 +17,7 @@ use bulkhead_vmm::statistics::Milestone;
 const CID: u32 = 5;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let path = directory().join("v");
-    // What the guest can connect to: the port that Bulkhead's seeds name.
-    let listeners = [path.clone(), directory().join("v_52")].map(|path| {
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(path).expect("a socket");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket that does not wait");
-        listener
-    });
-    let [caller, port] = listeners;
+    let (path, [caller, port]) = vsock_sockets();
     let milestone = || Arc::new(Milestone::new(Instant::now()));
     let muxer = Muxer::new(CID, path.clone(), caller, Arc::default(), milestone());
     let muxer = muxer.expect("a muxer");

@@ -4,22 +4,16 @@
 //! The input is a list of entries that people can read. If `BULKHEAD_FSCK` is set, fsck.erofs examines the file system, too.
 #![no_main]
 
-use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use bulkhead_fuzz::archive::of_lines;
+use bulkhead_fuzz::archive::{file_system_of, of_lines};
 use bulkhead_fuzz::{erofs, places};
-use bulkhead_image::fuzzing::convert;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let archive = of_lines(bytes);
-    let file = places::file(&[]);
-    if convert(&archive, file.try_clone().expect("a second descriptor")).is_err() {
+    let Some(image) = file_system_of(&archive) else {
         return;
-    }
-    let mut image =
-        vec![0; usize::try_from(file.metadata().expect("its size").len()).expect("a size")];
-    file.read_exact_at(&mut image, 0).expect("a file in memory");
+    };
     let found = erofs::read(&image);
     for (path, found) in &found {
         let is_zeroes = found.content.iter().all(|byte| *byte == 0);

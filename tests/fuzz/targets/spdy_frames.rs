@@ -83,13 +83,7 @@ fn frames(bytes: &[u8]) -> Vec<u8> {
                     len => input.bytes(len.into()).to_vec(),
                 };
                 frames.extend(id.to_be_bytes());
-                frames.push(flags);
-                frames.extend(
-                    &u32::try_from(payload.len())
-                        .expect("a length")
-                        .to_be_bytes()[1..],
-                );
-                frames.extend(payload);
+                rest(&mut frames, flags, &payload);
             }
             5 | 6 => {
                 let kind = input.below(12).into();
@@ -106,6 +100,11 @@ fn frames(bytes: &[u8]) -> Vec<u8> {
 fn control(frames: &mut Vec<u8>, kind: u16, flags: u8, payload: &[u8]) {
     frames.extend([0x80, 3]);
     frames.extend(kind.to_be_bytes());
+    rest(frames, flags, payload);
+}
+
+/// What follows the first word of all frames: flags, a length of three bytes, the payload.
+fn rest(frames: &mut Vec<u8>, flags: u8, payload: &[u8]) {
     frames.push(flags);
     frames.extend(
         &u32::try_from(payload.len())

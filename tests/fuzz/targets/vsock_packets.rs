@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::num::Wrapping;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bulkhead_fuzz::chains::{DATA, driver};
 use bulkhead_fuzz::input::Input;
-use bulkhead_fuzz::places::directory;
+use bulkhead_fuzz::places::vsock_sockets;
 use bulkhead_vmm::devices::chain::Buffers;
 use bulkhead_vmm::devices::driver::Driver;
 use bulkhead_vmm::devices::vsock::muxer::{HOST_CID, Muxer};
@@ -41,16 +41,7 @@ impl Stream {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let path = directory().join("v");
-    let listeners = [path.clone(), directory().join("v_52")].map(|path| {
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(path).expect("a socket");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket that does not wait");
-        listener
-    });
-    let [caller, port] = listeners;
+    let (path, [caller, port]) = vsock_sockets();
     let first = Arc::new(Milestone::new(Instant::now()));
     let muxer = Muxer::new(CID, path.clone(), caller, Arc::default(), first);
     let mut muxer = muxer.expect("a muxer");
