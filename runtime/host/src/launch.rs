@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::files::{Files, open_regular};
 use crate::guest::Guest;
-use crate::patience::{Limits, STARVED, Scheduled, Spent, Verdict, judge};
+use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
 
 /// The number of the TAP's file descriptor in the VMM.
@@ -238,7 +238,7 @@ impl Starting {
         let watch = Watch {
             process: &self.process,
             files: &self.files,
-            started: Instant::now(),
+            clock: Clock::of_new(self.process.identity().pid),
             limits: Limits {
                 own: self.timeout,
                 until,
@@ -253,7 +253,7 @@ impl Starting {
             .await?
             .map_err(LaunchError::Ready)?;
         tracing::info!(
-            elapsed = ?watch.started.elapsed(),
+            elapsed = ?watch.clock.since.elapsed(),
             kernel = bounded(&words.kernel_release),
             agent = bounded(&words.agent_version),
             "guest ready"
@@ -269,7 +269,7 @@ impl Starting {
 struct Watch<'a> {
     process: &'a VmmProcess,
     files: &'a Files,
-    started: Instant,
+    clock: Clock,
     limits: Limits,
 }
 
@@ -294,14 +294,11 @@ impl Watch<'_> {
 
     /// Checks the time limits. Returns when to check again.
     fn look(&self, stage: &'static str) -> Result<Instant, LaunchError> {
-        let spent = Spent {
-            passed: self.started.elapsed(),
-            scheduled: Scheduled::of(self.process.identity().pid),
-        };
+        let spent = self.clock.spent();
         let Limits { own, until } = self.limits;
-        let all = until.saturating_duration_since(self.started);
+        let all = until.saturating_duration_since(self.clock.since);
         let limit = match judge(&spent, own, all) {
-            Verdict::GoOn(passed) => return Ok(self.started + passed),
+            Verdict::GoOn(passed) => return Ok(self.clock.since + passed),
             Verdict::Slow => format!("its limit is {own:?} without waiting for a CPU"),
             Verdict::Late => "its caller does not wait any longer".to_owned(),
         };

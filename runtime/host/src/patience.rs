@@ -89,16 +89,25 @@ impl fmt::Display for Spent {
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     pid: i32,
-    since: Instant,
+    pub since: Instant,
     before: Scheduled,
 }
 
 impl Clock {
+    /// What the VM has had up to now does not count.
     pub fn of(pid: i32) -> Self {
+        Self {
+            before: Scheduled::of(pid),
+            ..Self::of_new(pid)
+        }
+    }
+
+    /// All that the VM has had counts, because its process has just begun.
+    pub fn of_new(pid: i32) -> Self {
         Self {
             pid,
             since: Instant::now(),
-            before: Scheduled::of(pid),
+            before: Scheduled::default(),
         }
     }
 

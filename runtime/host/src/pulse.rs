@@ -19,9 +19,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bulkhead_guest::agent::Agent;
-use tokio::time::Instant;
 
-use crate::patience::Scheduled;
+use crate::patience::{Clock, Spent};
 
 /// The time from a heartbeat's answer to the next heartbeat.
 const BEAT: Duration = Duration::from_secs(3);
@@ -56,13 +55,13 @@ impl Pulse {
 /// while the guest lives, and not after the end of its VMM.
 pub async fn until_dead(agent: &Agent, pulse: &Pulse, pid: i32) -> String {
     loop {
-        let mut silence = Silence::new(Look::at(pid));
+        let (clock, mut silence) = (Clock::of(pid), Silence::default());
         let answered = answered(agent);
         tokio::pin!(answered);
         // One heartbeat for the whole silence: a slow guest may need longer for each than the time between two looks.
         while tokio::time::timeout(LOOK, &mut answered).await.is_err() {
             pulse.0.store(true, Ordering::Relaxed);
-            if let Some(how) = silence.judge(Look::at(pid)) {
+            if let Some(how) = silence.judge(&vcpu_states(pid), &clock.spent()) {
                 return how;
             }
         }
@@ -88,28 +87,12 @@ enum Doing {
     Else,
 }
 
-/// What was seen of a VMM at one time.
-#[derive(Clone, Copy, Debug)]
-struct Look {
-    at: Instant,
-    doing: Doing,
-    vcpus: u32,
-    on_cpu: Duration,
-}
-
-impl Look {
-    fn at(pid: i32) -> Self {
-        let threads = fs::read_dir(format!("/proc/{pid}/task"));
-        let files = threads.into_iter().flatten().flatten();
-        let files = files.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
-        let states: Vec<char> = files.filter_map(|stat| vcpu_state(&stat)).collect();
-        Self {
-            at: Instant::now(),
-            doing: doing(&states),
-            vcpus: u32::try_from(states.len()).unwrap_or(u32::MAX).max(1),
-            on_cpu: Scheduled::of(pid).on_cpu,
-        }
-    }
+/// The states of the vCPU threads of a VMM.
+fn vcpu_states(pid: i32) -> Vec<char> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let files = threads.into_iter().flatten().flatten();
+    let files = files.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    files.filter_map(|stat| vcpu_state(&stat)).collect()
 }
 
 /// The state of a thread from its stat file, if it is a vCPU (proc_pid_stat(5), fields 2 and 3).
@@ -129,35 +112,29 @@ fn doing(states: &[char]) -> Doing {
 }
 
 /// What was seen since the guest answered last.
+#[derive(Debug, Default)]
 struct Silence {
-    first: Look,
-    /// When the vCPUs were first seen asleep, without being seen awake since then.
-    asleep: Option<Instant>,
+    /// How long it had lasted when the vCPUs were first seen asleep, without being seen awake since then.
+    asleep: Option<Duration>,
     stopped: u32,
 }
 
 impl Silence {
-    fn new(first: Look) -> Self {
-        Self {
-            first,
-            asleep: None,
-            stopped: 0,
-        }
-    }
-
-    /// Whether the guest is dead, and how that was found.
-    fn judge(&mut self, now: Look) -> Option<String> {
-        let silent = now.at.duration_since(self.first.at);
-        self.stopped = match now.doing {
+    /// Whether the guest is dead, and how that was found. `states` are those of its vCPUs, and `spent` is what the VM has
+    /// had since the guest answered last.
+    fn judge(&mut self, states: &[char], spent: &Spent) -> Option<String> {
+        let (silent, doing) = (spent.passed, doing(states));
+        self.stopped = match doing {
             Doing::Stopped => self.stopped + 1,
             _ => 0,
         };
-        self.asleep = match now.doing {
-            Doing::Sleeps => Some(self.asleep.unwrap_or(now.at)),
+        self.asleep = match doing {
+            Doing::Sleeps => Some(self.asleep.unwrap_or(silent)),
             _ => None,
         };
-        let ran = now.on_cpu.saturating_sub(self.first.on_cpu) / self.first.vcpus;
-        let slept = self.asleep.map(|since| now.at.duration_since(since));
+        let vcpus = u32::try_from(states.len()).unwrap_or(u32::MAX).max(1);
+        let ran = spent.scheduled.on_cpu / vcpus;
+        let slept = self.asleep.map(|since| silent.saturating_sub(since));
         let why = if self.stopped >= STOPPED {
             "its VMM's threads are stopped".to_owned()
         } else if ran >= RAN {
@@ -176,49 +153,39 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::patience::Scheduled;
 
-    /// Looks every two seconds. Each has what the vCPUs do, and the CPU time in the two seconds before it.
-    fn judged(vcpus: u32, looks: impl IntoIterator<Item = (Doing, f64)>) -> (u64, Option<String>) {
-        let start = Instant::now();
-        let mut now = Look {
-            at: start,
-            doing: Doing::Else,
-            vcpus,
-            on_cpu: Duration::from_secs(1000),
+    /// Looks every two seconds. Each has the state of all vCPUs, and the CPU time in the two seconds before it.
+    fn judged(vcpus: usize, looks: impl IntoIterator<Item = (char, f64)>) -> (u64, Option<String>) {
+        let mut silence = Silence::default();
+        let mut spent = Spent {
+            passed: Duration::ZERO,
+            scheduled: Scheduled::default(),
         };
-        let mut silence = Silence::new(now);
-        for (doing, ran) in looks {
-            now.at += Duration::from_secs(2);
-            now.doing = doing;
-            now.on_cpu += Duration::from_secs_f64(ran);
-            if let Some(how) = silence.judge(now) {
-                return (now.at.duration_since(start).as_secs(), Some(how));
+        for (state, ran) in looks {
+            spent.passed += Duration::from_secs(2);
+            spent.scheduled.on_cpu += Duration::from_secs_f64(ran);
+            if let Some(how) = silence.judge(&vec![state; vcpus], &spent) {
+                return (spent.passed.as_secs(), Some(how));
             }
         }
-        (now.at.duration_since(start).as_secs(), None)
+        (spent.passed.as_secs(), None)
     }
 
     #[test]
     fn a_guest_is_dead_by_what_its_vcpus_do_and_a_starved_one_never() {
-        let always = |doing, ran| std::iter::repeat_n((doing, ran), 300);
-        let table: [(&str, u32, Doing, f64, u64, &str); 7] = [
-            ("stopped", 1, Doing::Stopped, 0.0, 4, "stopped"),
-            ("spins", 1, Doing::Else, 2.0, 30, "vCPUs ran 30"),
-            ("spins on four", 4, Doing::Else, 8.0, 30, "vCPUs ran 30"),
-            (
-                "has a tenth of a CPU and spins",
-                1,
-                Doing::Else,
-                0.2,
-                300,
-                "ran 30",
-            ),
-            ("is idle", 1, Doing::Sleeps, 0.001, 62, "slept 60"),
-            ("is frozen or starved", 1, Doing::Else, 0.0, 600, ""),
-            ("is starved", 4, Doing::Else, 0.01, 600, ""),
+        let always = |state, ran| std::iter::repeat_n((state, ran), 300);
+        let table: [(&str, usize, char, f64, u64, &str); 7] = [
+            ("stopped", 1, 'T', 0.0, 4, "stopped"),
+            ("spins", 1, 'R', 2.0, 30, "vCPUs ran 30"),
+            ("spins on four", 4, 'R', 8.0, 30, "vCPUs ran 30"),
+            ("has a tenth of a CPU and spins", 1, 'R', 0.2, 300, "ran 30"),
+            ("is idle", 1, 'S', 0.001, 62, "slept 60"),
+            ("is frozen or starved", 1, 'R', 0.0, 600, ""),
+            ("is starved", 4, 'R', 0.01, 600, ""),
         ];
-        for (case, vcpus, doing, ran, after, why) in table {
-            let (seconds, how) = judged(vcpus, always(doing, ran));
+        for (case, vcpus, state, ran, after, why) in table {
+            let (seconds, how) = judged(vcpus, always(state, ran));
             assert_eq!(seconds, after, "{case}: {how:?}");
             assert_eq!(how.is_some(), !why.is_empty(), "{case}");
             assert!(how.unwrap_or_default().contains(why), "{case}");
@@ -227,9 +194,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_sleeps_and_wakes_or_is_stopped_for_a_moment_is_alive() {
-        let turns = [(Doing::Sleeps, 0.0), (Doing::Else, 0.01)];
+        let turns = [('S', 0.0), ('R', 0.01)];
         assert_eq!(judged(1, turns.into_iter().cycle().take(300)).1, None);
-        let turns = [(Doing::Stopped, 0.0), (Doing::Else, 0.01)];
+        let turns = [('T', 0.0), ('R', 0.01)];
         assert_eq!(judged(1, turns.into_iter().cycle().take(300)).1, None);
     }
 
@@ -253,10 +220,9 @@ mod tests {
         let busy = std::thread::Builder::new().name("vcpu7".to_owned());
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
         let busy = busy.spawn(move || receiver.recv()).unwrap();
-        while Look::at(own).doing != Doing::Sleeps {
+        while vcpu_states(own) != ['S'] {
             std::thread::yield_now();
         }
-        assert_eq!(Look::at(own).vcpus, 1);
         drop(sender);
         busy.join().unwrap().unwrap_err();
     }
