@@ -183,7 +183,6 @@ fn debug_port_forward_run_and_top() {
         "debug",
         "tools",
         "--copy-to=copy",
-        "--same-node",
         "--container=main",
         "--image-pull-policy=IfNotPresent",
         "--",
