@@ -83,9 +83,8 @@ def expect_ready(programs):
         time.sleep(1)
 
 
-def setting(options):
+def setting(options, all_nodes):
     """Describes where this run is done."""
-    all_nodes = nodes(options.programs)
     info = all_nodes[0]["status"]["nodeInfo"]
     cpus = all_nodes[0]["status"]["capacity"]["cpu"]
     # scripts/cluster makes this file where the machine's own KVM works.
@@ -118,7 +117,8 @@ def run(options, suite, results, names):
 
 
 def keep(options, results, new):
-    results.add(options.way, {name: {**result, "project": options.project} for name, result in new.items()})
+    known = {"project": options.project} | ({"nodes": options.nodes} if options.nodes > 1 else {})
+    results.add(options.way, {name: result | known for name, result in new.items()})
     results.write()
     if options.page:
         page.write(results, options.page)
@@ -140,7 +140,9 @@ def main():
     suite = Suite(options.programs, options.repositories, options.logs)
     all_names = suite.names()
     results.know(options.way, all_names)
-    results.settings[options.way] = setting(options)
+    all_nodes = nodes(options.programs)
+    options.nodes = len(all_nodes)
+    results.settings[options.way][str(options.nodes)] = setting(options, all_nodes)
     names = selected(options, all_names, results)
     if not names:
         print("conformance: nothing is left to run")

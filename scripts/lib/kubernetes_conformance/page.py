@@ -20,7 +20,7 @@ HEAD = """# Conformance
 
 ## How it was run
 
-| pods | Kubernetes | node | kernel of the node | container runtime | project | day |
+| pods | Kubernetes | nodes | kernel of the node | container runtime | project | day |
 |---|---|---|---|---|---|---|
 """
 SETTING = ("kubernetes", "node", "kernel", "runtime", "project", "day")
@@ -108,11 +108,17 @@ def slow(specs):
     return sorted(name for name, result in specs.items() if result["state"] == PASSED and result.get("alone"))
 
 
+def of_several_nodes(specs):
+    """Returns the names of the specs that passed where the cluster had more than one node."""
+    return sorted(name for name, result in specs.items() if result["state"] == PASSED and "nodes" in result)
+
+
 def section(way, specs, causes):
     text = [f"\n## {TITLES[way]}\n\n{table(specs)}"]
     text.append(f"\n### What did not pass\n{not_passed(specs, causes)}")
-    if slow(specs):
-        text.append("\n### Passed only when run again alone\n\n" + "".join(f"- {name}\n" for name in slow(specs)))
+    lists = (("Passed only when run again alone", slow(specs)),
+             ("Passed in a cluster of several nodes", of_several_nodes(specs)))
+    text += [f"\n### {title}\n\n" + "".join(f"- {name}\n" for name in names) for title, names in lists if names]
     return "".join(text)
 
 
@@ -120,8 +126,9 @@ def page(results, causes):
     text = [HEAD]
     ran = [way for way in results.specs if any(result["state"] != NOT_RUN for result in results.specs[way].values())]
     for way in ran:
-        cells = [PODS[way], *(results.settings[way].get(key, "unknown") for key in SETTING)]
-        text.append("| " + " | ".join(map(cell, cells)) + " |\n")
+        for _, setting in sorted(results.settings[way].items()):
+            cells = [PODS[way], *(setting.get(key, "unknown") for key in SETTING)]
+            text.append("| " + " | ".join(map(cell, cells)) + " |\n")
     text.append(AFTER_SETTING)
     text += [section(way, results.specs[way], causes) for way in ran]
     return "".join(text)

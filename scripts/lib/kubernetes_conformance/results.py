@@ -2,7 +2,7 @@
 """What each spec did when it ran last. A file keeps it, so that a run of hours can be done in parts.
 
 A way is how pods come to Bulkhead: `runtime-class`, where an admission policy adds a RuntimeClass and its overhead to
-each pod, or `plain`, where pods name none.
+each pod, or `plain`, where pods name none. A setting is where a run was done; a way has one for each number of nodes.
 """
 import json
 import os

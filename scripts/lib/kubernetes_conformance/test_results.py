@@ -59,17 +59,18 @@ class Files(unittest.TestCase):
             first = Results(path)
             first.know("runtime-class", [POD, VOLUME, "[sig-node] gone"])
             first.add("runtime-class", {POD: {"state": "passed", "seconds": 3}})
-            first.settings["runtime-class"] = {"kernel": "6.1"}
+            first.settings["runtime-class"]["1"] = {"kernel": "6.1"}
             first.write()
             second = Results(path)
             second.know("runtime-class", [POD, VOLUME])
+            second.settings["runtime-class"]["2"] = {"kernel": "6.2"}
             second.add("plain", {POD: {"state": "failed", "reason": "x"}})
             second.write()
             third = Results(path)
         self.assertEqual(third.passed("runtime-class"), {POD})
         self.assertEqual(third.specs["runtime-class"], {POD: {"state": "passed", "seconds": 3}, VOLUME: {"state": "not run"}})
         self.assertEqual(third.specs["plain"], {POD: {"state": "failed", "reason": "x"}})
-        self.assertEqual(third.settings["runtime-class"], {"kernel": "6.1"})
+        self.assertEqual(third.settings["runtime-class"], {"1": {"kernel": "6.1"}, "2": {"kernel": "6.2"}})
 
 
 class Page(unittest.TestCase):
@@ -77,21 +78,28 @@ class Page(unittest.TestCase):
         self.results = Results("/nonexistent")
         self.results.specs["runtime-class"] = {
             POD: {"state": "passed", "alone": True}, SERIAL: {"state": "failed", "reason": "no <nil> | address"},
-            "[sig-node] hosts [Conformance]": {"state": "failed", "reason": "HostNetwork"}, VOLUME: {"state": "not run"}}
+            "[sig-node] hosts [Conformance]": {"state": "failed", "reason": "HostNetwork"}, VOLUME: {"state": "not run"},
+            "[sig-apps] spreads [Conformance]": {"state": "passed", "nodes": 2}}
+        self.results.settings["runtime-class"] = {"1": {"kernel": "6.1"}, "2": {"kernel": "6.2"}}
         self.causes = [page.Cause({"spec": "hosts", "why": "The pod wants the host's network."})]
         self.text = page.page(self.results, self.causes)
 
     def test_the_table_counts_by_area(self):
         self.assertEqual(page.counts(self.results.specs["runtime-class"]),
-                         [("node", 3, 1, 2, 0), ("all", 3, 1, 2, 0)], "areas of which something ran")
+                         [("apps", 1, 1, 0, 0), ("node", 3, 1, 2, 0), ("all", 4, 2, 2, 0)], "areas of which something ran")
         self.assertIn("| node | 3 | 1 | 2 | 0 |", self.text)
 
     def test_each_spec_that_failed_has_a_reason(self):
         self.assertIn("| `no <nil> \\| address` |", self.text)
         self.assertIn("| The pod wants the host's network. |", self.text)
 
-    def test_specs_that_passed_only_alone_are_named(self):
-        self.assertTrue(self.text.endswith(f"### Passed only when run again alone\n\n- {POD}\n"))
+    def test_specs_that_passed_only_alone_or_on_several_nodes_are_named(self):
+        self.assertTrue(self.text.endswith(f"### Passed only when run again alone\n\n- {POD}\n"
+                                           "\n### Passed in a cluster of several nodes\n\n- [sig-apps] spreads [Conformance]\n"))
+
+    def test_each_number_of_nodes_has_a_line(self):
+        for kernel in ("6.1", "6.2"):
+            self.assertIn(f"| {kernel} |", self.text)
 
     def test_a_way_that_never_ran_has_no_section(self):
         self.assertNotIn(page.TITLES["plain"], self.text)
