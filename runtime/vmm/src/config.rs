@@ -2,11 +2,10 @@
 //! The configuration of one VM, which the parent process writes to standard input, and its checks.
 //!
 //! [`VmConfig`] is the JSON as written; unknown keys are errors. [`VmConfig::check`] does all checks
-//! that need no system call. [`crate::vm::resources`] opens the files.
+//! that need no system call. Files and sockets come as descriptors beside it: [`crate::inherited`].
 
 use std::fmt;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -23,9 +22,6 @@ pub const MIN_MEMORY_MIB: u32 = 32;
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// The kernel's COMMAND_LINE_SIZE is 2048; the VMM's own part takes less than half of it.
 const EXTRA_CMDLINE_BYTES: usize = 1024;
-/// `sun_path` holds 108 bytes including its NUL. `_` and a port are appended to the vsock path.
-const SOCKET_PATH_BYTES: usize = 107;
-const PORT_SUFFIX_BYTES: usize = 11;
 
 /// An error in the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -46,21 +42,18 @@ pub enum ConfigError {
     GuestCid(u32),
     #[error("extra_cmdline is longer than {EXTRA_CMDLINE_BYTES} bytes or not printable ASCII")]
     Cmdline,
-    #[error("socket path {0} is too long for a unix socket")]
-    SocketPath(PathBuf),
     #[error("mtu is {0}, must be 68 to 65521")]
     Mtu(u16),
     #[error("mac address {0} is not a unicast address")]
     Mac(MacAddress),
+    #[error("the user is {uid} and the group is {gid}, but a VM must not run as root")]
+    Root { uid: u32, gid: u32 },
 }
 
 /// One microVM.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// An uncompressed ELF kernel (`vmlinux`).
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
     /// Appended to the command line that the VMM builds.
     #[serde(default)]
     pub extra_cmdline: String,
@@ -75,26 +68,15 @@ pub struct VmConfig {
     /// allocates a page when it is first touched. A value below `memory_mib` counts as `memory_mib`.
     #[serde(default)]
     pub memory_max_mib: u32,
-    /// The file to use as guest memory. Without it, memory is an anonymous file.
-    #[serde(default)]
-    pub memory_file: Option<PathBuf>,
-    /// Where the guest's serial output goes; only the first MiB is kept.
-    pub console_log: PathBuf,
-    /// Where to listen for requests, see [`crate::control`].
-    pub control_socket: PathBuf,
-    /// Where to write the [`crate::report::ExitReport`]. Created empty at start.
-    pub exit_report: PathBuf,
     pub vsock: VsockConfig,
     /// Without it there is a network device whose link is down.
     #[serde(default)]
     pub net: Option<NetConfig>,
-    pub image_disk: ImageDiskConfig,
-    /// Without it there is a scratch disk of size zero.
+    /// Whether the scratch disk has a file. Without one its size is zero.
     #[serde(default)]
-    pub scratch_disk: Option<PathBuf>,
-    /// The user and group to change to once everything is open.
-    #[serde(default)]
-    pub run_as: Option<RunAs>,
+    pub scratch_disk: bool,
+    /// The user and group that this VM has for itself.
+    pub user: User,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,32 +84,21 @@ pub struct VmConfig {
 pub struct VsockConfig {
     /// 3 or more.
     pub guest_cid: u32,
-    /// A host program connects here and sends `CONNECT <port>\n` to reach a port of the guest. When the
-    /// guest connects to host port P, the VMM connects to `<socket>_<P>`.
-    pub socket: PathBuf,
+    /// The port of the host to which the guest connects when it is ready. No other one exists.
+    pub ready_port: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// An inherited file descriptor, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR.
-    pub tap_fd: i32,
     pub mac: MacAddress,
     pub mtu: u16,
 }
 
-/// The files that the image disk has at start, in order.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// A user and a group, neither of them root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ImageDiskConfig {
-    #[serde(default)]
-    pub extents: Vec<PathBuf>,
-}
-
-/// A user and a group.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunAs {
+pub struct User {
     pub uid: u32,
     pub gid: u32,
 }
@@ -176,8 +147,10 @@ impl VmConfig {
         {
             return Err(ConfigError::Cmdline);
         }
-        socket_path(&self.control_socket, 0)?;
-        socket_path(&self.vsock.socket, PORT_SUFFIX_BYTES)?;
+        if self.user.uid == 0 || self.user.gid == 0 {
+            let User { uid, gid } = self.user;
+            return Err(ConfigError::Root { uid, gid });
+        }
         if let Some(net) = &self.net {
             if !(68..=65521).contains(&net.mtu) {
                 return Err(ConfigError::Mtu(net.mtu));
@@ -200,13 +173,6 @@ impl VmConfig {
     pub fn memory_max_bytes(&self) -> u64 {
         u64::from(self.memory_max_mib.max(self.memory_mib)) << 20
     }
-}
-
-fn socket_path(path: &Path, suffix: usize) -> Result<(), ConfigError> {
-    if path.as_os_str().len() + suffix > SOCKET_PATH_BYTES {
-        return Err(ConfigError::SocketPath(path.to_owned()));
-    }
-    Ok(())
 }
 
 impl fmt::Display for MacAddress {
@@ -253,11 +219,10 @@ mod tests {
 
     fn sample() -> serde_json::Value {
         serde_json::json!({
-            "kernel": "/k", "initramfs": "/i", "vcpus": 2, "memory_mib": 256,
-            "console_log": "/c", "control_socket": "/s", "exit_report": "/r",
-            "vsock": { "guest_cid": 3, "socket": "/v" },
-            "net": { "tap_fd": 5, "mac": "02:00:00:aa:bb:cc", "mtu": 1500 },
-            "image_disk": { "extents": ["/a"] },
+            "vcpus": 2, "memory_mib": 256,
+            "vsock": { "guest_cid": 3, "ready_port": 1024 },
+            "net": { "mac": "02:00:00:aa:bb:cc", "mtu": 1500 },
+            "user": { "uid": 1000, "gid": 1000 },
         })
     }
 
@@ -280,7 +245,7 @@ mod tests {
     fn refuses_what_is_wrong() {
         type Wrong = fn(&ConfigError) -> bool;
         let parse: Wrong = |e| matches!(e, ConfigError::Parse(_));
-        let cases: [(&str, serde_json::Value, Wrong); 13] = [
+        let cases: [(&str, serde_json::Value, Wrong); 14] = [
             ("/unknown", 1.into(), parse),
             ("/vcpus", 0.into(), |e| matches!(e, ConfigError::Vcpus(0))),
             ("/vcpus", 65.into(), |e| matches!(e, ConfigError::Vcpus(65))),
@@ -305,8 +270,11 @@ mod tests {
                 matches!(e, ConfigError::Mac(_))
             }),
             ("/net/mtu", 10.into(), |e| matches!(e, ConfigError::Mtu(10))),
-            ("/vsock/socket", "x".repeat(100).into(), |e| {
-                matches!(e, ConfigError::SocketPath(_))
+            ("/user/uid", 0.into(), |e| {
+                matches!(e, ConfigError::Root { uid: 0, .. })
+            }),
+            ("/user/gid", 0.into(), |e| {
+                matches!(e, ConfigError::Root { gid: 0, .. })
             }),
         ];
         for (pointer, value, wrong) in cases {

@@ -1,74 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Gives up privileges once everything is open: capabilities, the chance to get new ones, and the
-//! user. Runs on the main thread, before there are other threads.
-//!
-//! Not done yet: an empty root, namespaces, and a seccomp filter for each thread (docs/threat-model.md).
+//! The jail of a VMM, in two steps, both on the main thread before there are others. [`separate`] needs no configuration:
+//! namespaces and an empty root. [`enter`] follows when the configuration has arrived: limits, the VM's own user, no
+//! capabilities. From then on the process holds its descriptors and nothing else. [`crate::syscalls`] is the last part.
 
-use std::io;
+use bulkhead_jail::limits::Resource;
+use bulkhead_jail::namespaces::{self, Side};
+use bulkhead_jail::privileges::{self, CapabilitySet};
+use bulkhead_jail::{JailError, descriptors, limits, root};
 
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use crate::config::VmConfig;
+use crate::devices::vsock::muxer::MAX_STREAMS;
+use crate::inherited::Inherited;
 
-use crate::config::RunAs;
+/// Descriptors apart from those of vsock streams: what is inherited, eventfds, volumes and layers.
+const OTHER_FILES: u64 = 4096;
+/// Address space apart from the guest's memory: the program, stacks, heap, buffers.
+const OTHER_MEMORY_BYTES: u64 = 1 << 30;
+/// Threads apart from vCPUs: main, devices, halts, and one for each volume that hangs while it is closed.
+const OTHER_THREADS: u64 = 64;
 
-/// Which privilege could not be given up.
-#[derive(Debug, thiserror::Error)]
-pub enum JailError {
-    #[error("change to user {} and group {}", .run_as.uid, .run_as.gid)]
-    User {
-        run_as: RunAs,
-        source: nix::errno::Errno,
-    },
-    #[error("drop capabilities")]
-    Capabilities(#[source] io::Error),
-    #[error("set no_new_privs")]
-    NoNewPrivileges(#[source] io::Error),
-    #[error("forbid core dumps")]
-    Dumpable(#[source] io::Error),
-}
-
-/// Gives up all privileges. There is no way back.
-pub fn enter(run_as: Option<RunAs>) -> Result<(), JailError> {
-    raise_file_limit();
-    drop_bounding_set();
-    if let Some(run_as) = run_as {
-        become_user(run_as).map_err(|source| JailError::User { run_as, source })?;
+/// Leaves the host's namespaces and its files. The caller is then one of two processes: the parent has nothing more to do
+/// than to tell the number of the child, in which the VM will run.
+pub fn separate() -> Result<Side, JailError> {
+    namespaces::separate()?;
+    let side = namespaces::fork()?;
+    if side == Side::Child {
+        descriptors::close_from(Inherited::END)?;
+        namespaces::own_session()?;
+        root::empty()?;
     }
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, none).map_err(|e| JailError::Capabilities(e.into()))?;
-    rustix::thread::set_no_new_privs(true).map_err(|e| JailError::NoNewPrivileges(e.into()))?;
-    // A core dump would contain the guest's memory. This also keeps processes of the same user from tracing us.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| JailError::Dumpable(e.into()))
+    Ok(side)
 }
 
-/// Raises the limit of open files as far as possible: every vsock stream needs a file descriptor.
-fn raise_file_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    // If this fails, fewer streams are possible.
-    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
-}
-
-/// Empties the bounding set. This needs CAP_SETPCAP; without it the process cannot gain capabilities anyway.
-fn drop_bounding_set() {
-    for capability in CapabilitySet::all().iter() {
-        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
+/// Gives up everything else. There is no way back.
+pub fn enter(config: &VmConfig) -> Result<(), JailError> {
+    let streams = u64::try_from(MAX_STREAMS).unwrap_or(u64::MAX);
+    limits::set(&[
+        (Resource::Core, 0),
+        (Resource::Nofile, streams.saturating_add(OTHER_FILES)),
+        (
+            Resource::Nproc,
+            u64::from(config.vcpus).saturating_add(OTHER_THREADS),
+        ),
+        (
+            Resource::As,
+            config.memory_max_bytes().saturating_add(OTHER_MEMORY_BYTES),
+        ),
+    ]);
+    let none = CapabilitySet::empty();
+    privileges::bound(none);
+    privileges::become_user(config.user.uid, config.user.gid)?;
+    privileges::keep(none)?;
+    // Whoever makes a user namespace has all capabilities in it.
+    if namespaces::enter_user_namespace()? {
+        privileges::keep(none)?;
     }
-    let _ = rustix::thread::clear_ambient_capability_set();
-}
-
-fn become_user(run_as: RunAs) -> nix::Result<()> {
-    let (uid, gid) = (Uid::from_raw(run_as.uid), Gid::from_raw(run_as.gid));
-    setgroups(&[])?;
-    setresgid(gid, gid, gid)?;
-    setresuid(uid, uid, uid)
+    root::forbid_paths()?;
+    limits::forbid_dumps()
 }

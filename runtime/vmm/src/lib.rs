@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One microVM: a KVM virtual machine with a fixed set of virtio devices, in a process of its own.
 //!
-//! [`config`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to the
-//! parent process: a configuration on standard input, a control socket, and a report at the end. Everything
-//! else belongs to the `bulkhead-vmm` binary.
+//! [`config`], [`inherited`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to
+//! the parent process: a configuration on standard input, open files beside it, a control socket, and a report at the
+//! end. Everything else belongs to the `bulkhead-vmm` binary.
 //!
 //! ```text
 //!  main thread        vCPU threads (one per vCPU)      disk worker     io worker     files worker
@@ -22,6 +22,7 @@ pub mod cpu;
 pub mod devices;
 pub mod extent;
 mod halt;
+pub mod inherited;
 pub mod jail;
 pub mod memory;
 mod msr;
@@ -32,6 +33,7 @@ pub mod statistics;
 mod surface;
 #[allow(unsafe_code)]
 mod sys;
+pub mod syscalls;
 pub mod vcpu;
 pub mod vm;
 

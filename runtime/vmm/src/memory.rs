@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guest memory: one file, anonymous unless configured, mapped shared, with a gap below 4 GiB for
-//! devices. Everything else in this crate builds on it.
+//! Guest memory: one anonymous file, mapped shared, with a gap below 4 GiB for devices. Everything else in this crate builds on it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -54,18 +52,8 @@ pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
 }
 
 /// Creates and maps guest memory. The host allocates a page when it is first touched.
-pub fn create(bytes: u64, path: Option<&Path>) -> Result<Memory, MemoryError> {
-    let file = match path {
-        Some(path) => {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = options.open(path).map_err(MemoryError::Open)?;
-            set_len(&file, bytes)?;
-            file
-        }
-        None => anonymous_file("guest-memory", bytes)?,
-    };
-    let file = Arc::new(file);
+pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
+    let file = Arc::new(anonymous_file("guest-memory", bytes)?);
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges(bytes) {
@@ -171,7 +159,7 @@ mod tests {
     #[test]
     fn for_all_edges_only_whole_pages_inside_the_range_are_released() {
         const BYTES: u64 = 4 * PAGE_BYTES;
-        let memory = create(BYTES, None).unwrap();
+        let memory = create(BYTES).unwrap();
         let of = |byte: u8, bytes: u64| vec![byte; usize::try_from(bytes).unwrap()];
         for (start, len) in edges(BYTES).flat_map(|start| edges(BYTES).map(move |len| (start, len)))
         {
@@ -236,7 +224,7 @@ mod tests {
             ranges(1 << 40),
             [(0, GAP_START), (GAP_END, (1 << 40) - GAP_START)]
         );
-        let memory = create(5 << 30, None).unwrap();
+        let memory = create(5 << 30).unwrap();
         memory.write_obj(7u8, GuestAddress(GAP_END)).unwrap();
         assert!(memory.write_obj(7u8, GuestAddress(GAP_START)).is_err());
         assert_eq!(release(&memory, GAP_END, 4096).unwrap(), 4096);
@@ -245,7 +233,7 @@ mod tests {
 
     #[test]
     fn release_checks_what_the_guest_says() {
-        let memory = create(32 << 20, None).unwrap();
+        let memory = create(32 << 20).unwrap();
         assert!(release(&memory, 32 << 20, 4096).is_err());
         assert!(release(&memory, 4096, u64::MAX).is_err());
         assert!(release(&memory, (32 << 20) - 4096, 8192).is_err());

@@ -266,7 +266,7 @@ fn observe(mut vcpu: VcpuFd) -> Result<(), ProbeError> {
 
 /// Memory with descriptor tables, page tables and the program.
 fn guest_memory() -> Result<Memory, ProbeError> {
-    let memory = memory::create(MEMORY_BYTES, None).map_err(|e| ProbeError::Prepare(chain(&e)))?;
+    let memory = memory::create(MEMORY_BYTES).map_err(|e| ProbeError::Prepare(chain(&e)))?;
     // A 64-bit interrupt gate into the kernel's code segment, which ring 0 may call.
     let gate = BREAKPOINT & 0xffff | u64::from(KERNEL_CODE) << 16 | 0x8e00 << 32;
     let words = [

@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The report of how a VM ended.
 //!
-//! The parent's wait status is not enough, because the daemon may have been restarted and is then not
-//! our parent. The file is created empty at start, while the process has the right to do so, and written
-//! by one write at the end. So a reader sees either nothing (the VMM runs or was killed) or all of it.
+//! The parent's wait status is not enough, because the daemon is not our parent. The VMM is started with an empty file
+//! and writes it at the end, at once. So a reader sees either nothing (the VMM runs or was killed) or all of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::AsRawFd;
 
+use bulkhead_jail::syscalls::Report;
 use serde::{Deserialize, Serialize};
 
 /// A longer detail is cut.
 const DETAIL_BYTES: usize = 2048;
 /// No more bytes of a report than this are read.
 const REPORT_BYTES: u64 = 64 << 10;
+/// The exit status after a forbidden system call.
+const FORBIDDEN_CALL: u8 = bulkhead_jail::syscalls::FORBIDDEN_CALL;
+/// The report of one is this, the sentence, and this.
+const FORBIDDEN_CALL_REPORT: (&str, &str) =
+    ("{\"reason\":\"forbidden_call\",\"detail\":\"", "\"}\n");
 
 /// Why a VM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,9 @@ pub enum ExitReason {
     SetupFailed,
     /// KVM or the VMM itself failed.
     VmmError,
+    /// A thread made a system call that it may not make, see [`crate::syscalls`]: a fault of ours, or the guest has taken
+    /// the VMM over. The detail names the call.
+    ForbiddenCall,
 }
 
 impl ExitReason {
@@ -46,6 +53,7 @@ impl ExitReason {
             Self::StopRequested | Self::GuestShutdown | Self::GuestHalted => 0,
             Self::GuestReset | Self::GuestPanic | Self::TripleFault => 2,
             Self::SetupFailed | Self::VmmError => 1,
+            Self::ForbiddenCall => FORBIDDEN_CALL,
         }
     }
 }
@@ -112,15 +120,22 @@ impl ExitReport {
     }
 }
 
-/// The report file, created and still empty.
+/// The report file, still empty.
 #[derive(Debug)]
 pub struct ReportFile(File);
 
 impl ReportFile {
-    pub fn create(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(path).map(Self)
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self(file)
+    }
+
+    /// How a forbidden system call is reported: as the JSON of an [`ExitReport`] around a sentence that needs no escapes.
+    #[must_use]
+    pub fn of_forbidden_call(&self) -> Report {
+        let (before, after) = FORBIDDEN_CALL_REPORT;
+        let fd = self.0.as_raw_fd();
+        Report { fd, before, after }
     }
 
     /// Writes the report and ends the use of the file.
@@ -140,13 +155,22 @@ mod tests {
     fn an_empty_file_is_no_report_yet() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report");
+        let file = ReportFile::new(File::create(&path).unwrap());
         let read = || ExitReport::read(File::open(&path).unwrap()).unwrap();
-        let file = ReportFile::create(&path).unwrap();
         assert_eq!(read(), None);
         let report = ExitReport::new(ExitReason::GuestPanic, "é".repeat(2000));
         file.write(&report).unwrap();
         let read = read().unwrap();
         assert_eq!(read, report);
         assert_eq!(read.detail.len(), DETAIL_BYTES);
+    }
+
+    #[test]
+    fn the_report_of_a_forbidden_call_can_be_read() {
+        let (before, after) = FORBIDDEN_CALL_REPORT;
+        let text = format!("{before}a thread made the system call 41 (socket){after}");
+        let read = ExitReport::read(text.as_bytes()).unwrap().unwrap();
+        assert_eq!(read.reason, ExitReason::ForbiddenCall);
+        assert_eq!(read.detail, "a thread made the system call 41 (socket)");
     }
 }

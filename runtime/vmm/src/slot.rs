@@ -3,7 +3,10 @@
 //! where its registers are, which interrupt it has, which thread serves it, and its name. Every VM has all devices,
 //! used or not. Pure.
 
+use bulkhead_jail::syscalls::List;
+
 use crate::devices::registers::SLOT_BYTES;
+use crate::syscalls;
 
 /// The registers of the first device. Those of the others follow in order.
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -111,13 +114,14 @@ impl Slot {
 impl Thread {
     pub const ALL: [Self; 4] = [Self::Disks, Self::Io, Self::Files, Self::Volumes];
 
+    /// What it may call. The list has the thread's name.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub fn syscalls(self) -> &'static List {
         match self {
-            Self::Disks => "disks",
-            Self::Io => "io",
-            Self::Files => "files",
-            Self::Volumes => "volumes",
+            Self::Disks => &syscalls::DISKS,
+            Self::Io => &syscalls::IO,
+            Self::Files => &syscalls::FILES,
+            Self::Volumes => &syscalls::VOLUMES,
         }
     }
 }

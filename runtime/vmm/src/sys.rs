@@ -4,12 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
@@ -30,6 +30,12 @@ const IOV_MAX: usize = 1024;
 
 fn check(ret: isize) -> io::Result<usize> {
     usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+/// KVM by an open `/dev/kvm`.
+pub fn kvm(device: File) -> Kvm {
+    // SAFETY: the descriptor is open and owned, and is handed over here.
+    unsafe { Kvm::from_raw_fd(device.into_raw_fd()) }
 }
 
 /// What the guest may do with a memory region. A write to a read-only region is an MMIO exit.

@@ -28,7 +28,7 @@ const MOST_STEPS: usize = 64;
 pub fn driver() -> Driver {
     static PLACES: OnceLock<(Arc<Memory>, RegisterPage)> = OnceLock::new();
     let make = || {
-        let memory = memory::create(MEMORY_BYTES, None).expect("guest memory");
+        let memory = memory::create(MEMORY_BYTES).expect("guest memory");
         (Arc::new(memory), RegisterPage::alone())
     };
     let (memory, registers) = PLACES.get_or_init(make);

@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_kernel_is_refused() {
-        let memory = crate::memory::create(32 << 20, None).unwrap();
+        let memory = crate::memory::create(32 << 20).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[0; 4096]).unwrap();
         let mut other = tempfile::tempfile().unwrap();

@@ -262,7 +262,7 @@ mod tests {
             start in prop_oneof![0usize..200, any::<usize>()],
             len in prop_oneof![0usize..200, any::<usize>()],
         ) {
-            let memory = crate::memory::create(1 << 16, None).unwrap();
+            let memory = crate::memory::create(1 << 16).unwrap();
             let (mut buffers, mut whole) = (Buffers::default(), Vec::new());
             for (number, len) in (0u8..).zip(lens) {
                 let at = GuestAddress(u64::from(number) * 0x100);

@@ -56,7 +56,7 @@ struct Progress {
 
 impl Driver {
     pub fn new() -> Self {
-        let memory = crate::memory::create(MEMORY_BYTES, None).unwrap();
+        let memory = crate::memory::create(MEMORY_BYTES).unwrap();
         Self::over(Arc::new(memory), RegisterPage::alone())
     }
 

@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn after_a_reset_the_worker_writes_nothing_more() {
         const ROUNDS: u64 = 300;
-        let memory = Arc::new(crate::memory::create(1 << 20, None).unwrap());
+        let memory = Arc::new(crate::memory::create(1 << 20).unwrap());
         let device: SharedDevice = Arc::new(Mutex::new(Rng::new(io::repeat(7), Arc::default())));
         let transport = MmioTransport::new(device, Arc::clone(&memory), RegisterPage::alone());
         let mut transport = transport.unwrap();

@@ -3,6 +3,7 @@
 //! host. [`Slot`] defines the order in which the guest finds them.
 
 use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use super::observed::Observed;
@@ -69,7 +70,7 @@ impl Devices {
             None => (DEFAULT_MAC, DEFAULT_MTU),
         };
         let net = Net::new(backends.tap, mac, mtu, Arc::clone(&observed.net));
-        let image_disk = backends.image;
+        let image_disk = ImageDisk::default();
         let image = Arc::clone(&observed.image_disk);
         let image = Blk::new(image_disk.clone(), Slot::ImageDisk.name(), image);
         let scratch = Arc::clone(&observed.scratch_disk);
@@ -80,7 +81,7 @@ impl Devices {
         let files = Fs::new(Arc::clone(&observed.files));
         let files = files.map_err(DeviceError::of(Slot::Files.name()))?;
         Ok(Self {
-            vsock: shared(vsock(config, backends.vsock, observed)?),
+            vsock: shared(vsock(config, backends.vsock, backends.ready, observed)?),
             net: shared(net),
             image: shared(image),
             scratch: shared(scratch),
@@ -110,13 +111,14 @@ impl Devices {
 
 fn vsock(
     config: &VmConfig,
-    listener: std::os::unix::net::UnixListener,
+    listener: UnixListener,
+    ready: UnixStream,
     observed: &Observed,
 ) -> Result<Vsock, DeviceError> {
     let muxer = Muxer::new(
         config.vsock.guest_cid,
-        config.vsock.socket.clone(),
         listener,
+        Some((config.vsock.ready_port, ready)),
         Arc::clone(&observed.vsock),
         Arc::clone(&observed.first_stream),
     );

@@ -35,8 +35,6 @@ const TSS: usize = 0xfffb_d000;
 /// Which step failed to build the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    #[error("open /dev/kvm")]
-    OpenKvm(#[source] kvm_ioctls::Error),
     #[error("{what}")]
     Kvm {
         what: &'static str,
@@ -76,6 +74,7 @@ pub struct Machine {
 /// The parts of a machine, apart from its configuration.
 #[derive(Debug)]
 pub struct Parts {
+    pub kvm: File,
     pub memory: Arc<Memory>,
     pub console: File,
     pub backends: Backends,
@@ -88,13 +87,14 @@ impl Machine {
         parts: Parts,
         observed: &mut Observed,
     ) -> Result<Self, MachineError> {
-        let kvm_fd = Kvm::new().map_err(MachineError::OpenKvm)?;
-        let vm = create_vm(&kvm_fd)?;
         let Parts {
+            kvm: device,
             memory,
             console,
             backends,
         } = parts;
+        let kvm_fd = sys::kvm(device);
+        let vm = create_vm(&kvm_fd)?;
         let registers = registers::create(MMIO_BASE, Slot::ALL.len());
         let registers = registers.map_err(DeviceError::of("device registers"))?;
         let ram = memory.iter().map(|region| (region, Access::ReadWrite));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of one VM, on the main thread: open files, build, load, give up privileges, run, report.
+//! The life of one VM, on the main thread: give up privileges, take what was passed, build, load, run, report.
 //!
 //! ```text
-//! resources -> memory -> machine -> boot -> jail -> threads -> control socket -> report
+//! jail -> resources -> memory -> machine -> boot -> threads -> control socket -> report
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
@@ -21,6 +21,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bulkhead_jail::JailError;
+use bulkhead_jail::syscalls::{List, SyscallsError};
 use bulkhead_text::chain;
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, Signal};
@@ -38,11 +40,12 @@ use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::extent::{Extent, SECTOR_BYTES};
 use crate::halt::{self, Halts, Looks};
-use crate::jail::{self, JailError};
+use crate::jail;
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
 use crate::statistics::{KvmExits, Statistics};
+use crate::syscalls;
 use crate::vcpu::{Gate, Vcpu, kick_signal};
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
@@ -62,7 +65,9 @@ const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k 8250.nr_
 /// Why a VM never ran.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    #[error("open resources")]
+    #[error("give up privileges")]
+    Jail(#[from] JailError),
+    #[error("take over resources")]
     Resources(#[from] ResourceError),
     #[error("create guest memory")]
     Memory(#[from] MemoryError),
@@ -70,25 +75,28 @@ pub enum SetupError {
     Machine(#[from] MachineError),
     #[error("load guest")]
     Boot(#[from] BootError),
-    #[error("give up privileges")]
-    Jail(#[from] JailError),
     #[error("start threads")]
     Threads(#[source] io::Error),
+    #[error("filter system calls")]
+    Syscalls(#[from] SyscallsError),
 }
 
 /// Runs a VM to its end. `origin` is the time at which the process began.
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
+    jail::enter(config)?;
     let Resources {
+        kvm,
         mut kernel,
         mut initramfs,
         console,
         control,
         backends,
-    } = Resources::open(config)?;
+    } = Resources::take(config)?;
     let bytes = config.memory_max_bytes();
-    let memory = Arc::new(memory::create(bytes, config.memory_file.as_deref())?);
+    let memory = Arc::new(memory::create(bytes)?);
     let parts = Parts {
+        kvm,
         memory,
         console,
         backends,
@@ -106,8 +114,8 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
     drop((kernel, initramfs));
     machine.set_entry(&entry)?;
     let signals = block_signals().map_err(SetupError::Threads)?;
-    jail::enter(config.run_as)?;
     let running = Running::start(machine, observed).map_err(SetupError::Threads)?;
+    bulkhead_jail::syscalls::apply(&syscalls::MAIN, None)?;
     let ended = server::serve(&control, &running.ended, &signals, &running);
     Ok(running.finish(ended))
 }
@@ -223,6 +231,9 @@ impl Running {
             Arc::clone(&self.observed.kvm_exits),
         );
         let watch = move || {
+            if !confined(&syscalls::HALTS, None, &announce) {
+                return;
+            }
             let mut looks = Looks::default();
             loop {
                 std::thread::sleep(halt::PERIOD);
@@ -253,8 +264,14 @@ impl Running {
             counters: Arc::clone(&self.observed.exits),
         };
         thread(&format!("vcpu{id}")).spawn(move || {
-            if let Some(outcome) = vcpu.run() {
+            if confined(&syscalls::VCPU, Some(id), &announce)
+                && let Some(outcome) = vcpu.run()
+            {
                 announce.tell(outcome);
+            }
+            // The end of a thread takes system calls that it does not have. It ends with the process.
+            loop {
+                std::thread::park();
             }
         })
     }
@@ -286,6 +303,15 @@ impl Running {
     }
 }
 
+/// Filters the system calls of the calling thread. If that fails, the VM ends.
+fn confined(list: &'static List, number: Option<u8>, announce: &Announce) -> bool {
+    let applied = bulkhead_jail::syscalls::apply(list, number);
+    if let Err(e) = &applied {
+        announce.tell(Outcome::new(ExitReason::SetupFailed, chain(e)));
+    }
+    applied.is_ok()
+}
+
 /// Makes the vCPUs leave the guest once.
 fn kick(vcpus: &[JoinHandle<()>]) {
     for vcpu in vcpus {
@@ -294,13 +320,17 @@ fn kick(vcpus: &[JoinHandle<()>]) {
     }
 }
 
+/// A thread whose name says that it starts, until it has the name of its list of system calls.
 fn thread(name: &str) -> std::thread::Builder {
-    let builder = std::thread::Builder::new().name(name.to_owned());
+    let builder = std::thread::Builder::new().name(format!("start {name}"));
     builder.stack_size(STACK_BYTES)
 }
 
 fn spawn_worker(of: Thread, worker: Worker, announce: Announce) -> io::Result<()> {
-    thread(of.name()).spawn(move || {
+    thread(of.syscalls().name).spawn(move || {
+        if !confined(of.syscalls(), None, &announce) {
+            return;
+        }
         let error = worker.run();
         let detail = format!("device thread: {error}");
         announce.tell(Outcome::new(ExitReason::VmmError, detail));

@@ -41,7 +41,7 @@ struct Driver(MmioTransport, Arc<Mutex<Probe>>);
 impl Driver {
     fn new() -> Self {
         let probe = Arc::new(Mutex::new(Probe::default()));
-        let memory = Arc::new(crate::memory::create(32 << 20, None).unwrap());
+        let memory = Arc::new(crate::memory::create(32 << 20).unwrap());
         let device: SharedDevice = probe.clone();
         let transport = MmioTransport::new(device, memory, RegisterPage::alone());
         Self(transport.unwrap(), probe)

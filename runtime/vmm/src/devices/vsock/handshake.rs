@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How connections between host and guest begin. The host sends the line `CONNECT <port>\n` to say which port of the
-//! guest it wants. For the guest's own connections there is a unix socket per host port.
+//! How connections to the guest begin. The host sends the line `CONNECT <port>\n` to say which port of the
+//! guest it wants.
 
-use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::RecvFlags;
 
 /// The longest line, `CONNECT 4294967295\n`, and some space.
 const LINE_BYTES: usize = 32;
@@ -49,19 +47,6 @@ pub fn read_line(socket: &UnixStream) -> Line {
         Ok(_) => Line::Port(port),
         Err(_) => Line::Wrong,
     }
-}
-
-/// Connects to the host program that listens on `<path>_<port>` for connections of the guest.
-pub fn dial(path: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut path = path.as_os_str().to_owned();
-    path.push(format!("_{port}"));
-    let address = SocketAddrUnix::new(PathBuf::from(path))?;
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let family = AddressFamily::UNIX;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    // It connects at once, or fails because nobody listens or the backlog is full. It never waits.
-    rustix::net::connect(&socket, &address)?;
-    Ok(UnixStream::from(socket))
 }
 
 fn parse(line: &[u8]) -> Option<u32> {

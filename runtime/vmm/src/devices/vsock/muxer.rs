@@ -2,15 +2,14 @@
 //! All streams of one guest, and the unix sockets at their host ends.
 //!
 //! The host connects to the socket and sends `CONNECT <port>\n`. The answer is `OK <port>\n`; all bytes
-//! after it come from the guest. When the guest connects to host port P, the muxer connects to
-//! `<socket>_<P>`. Streams take turns, each sends one packet or one burst per turn, so no stream starves
+//! after it come from the guest. The guest can connect to one port of the host, once: the muxer has the connection to the
+//! program behind it from the start. Streams take turns, each sends one packet or one burst per turn, so no stream starves
 //! another. Bytes that a slow peer does not read are bounded by the credit that the other side has.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +17,6 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::alarm::Alarm;
 use super::callers::Callers;
-use super::handshake::dial;
 use super::packet::{Header, Op, TYPE_STREAM};
 use super::stream::{Message, Phase, Ports, Stream, WINDOW_BYTES};
 use super::table::Table;
@@ -28,7 +26,7 @@ use crate::statistics::{DeviceCounters, Milestone};
 
 pub const HOST_CID: u64 = 2;
 /// Streams and callers together.
-const MAX_STREAMS: usize = 4096;
+pub const MAX_STREAMS: usize = 4096;
 /// How many resets may wait until the guest takes them. When that many wait, the guest's packets wait, too.
 const MAX_RESETS: usize = 256;
 const EVENT_BATCHES: usize = 8;
@@ -41,9 +39,10 @@ const FIRST_ID: u64 = 2;
 #[derive(Debug)]
 pub struct Muxer {
     guest_cid: u64,
-    path: PathBuf,
     epoll: Epoll,
     listener: UnixListener,
+    /// The port of the host to which the guest can connect, and what it reaches there. `None` once it has.
+    ready: Option<(u32, UnixStream)>,
     alarm: Alarm,
     next_id: u64,
     callers: Callers,
@@ -55,11 +54,12 @@ pub struct Muxer {
 }
 
 impl Muxer {
-    /// `path` is the address of `listener`.
+    /// Callers of the guest come by `listener`. `ready` is a port of the host, and what the guest reaches there; it does
+    /// not block.
     pub fn new(
         guest_cid: u32,
-        path: PathBuf,
         listener: UnixListener,
+        ready: Option<(u32, UnixStream)>,
         counters: Arc<DeviceCounters>,
         first_stream: Arc<Milestone>,
     ) -> io::Result<Self> {
@@ -72,9 +72,9 @@ impl Muxer {
         }
         Ok(Self {
             guest_cid: guest_cid.into(),
-            path,
             epoll,
             listener,
+            ready,
             alarm,
             next_id: FIRST_ID,
             callers: Callers::default(),
@@ -232,9 +232,9 @@ impl Muxer {
     fn accept(&mut self, ports: Ports, header: &Header) {
         let socket = match self.is_full() {
             true => None,
-            false => dial(&self.path, ports.host).ok(),
+            false => self.ready.take_if(|(port, _)| *port == ports.host),
         };
-        let id = socket.and_then(|socket| {
+        let id = socket.and_then(|(_, socket)| {
             let mut stream = Stream::new(ports, socket, Phase::Accepting);
             stream.learn_credit(header.buf_alloc, header.fwd_cnt);
             self.add(stream)

@@ -139,11 +139,18 @@ mod tests {
 
     /// A device with a stream that the guest has opened, and the stream's host end.
     fn connected(driver: &Driver, dir: &std::path::Path) -> (Vsock, UnixStream) {
-        let path = dir.join("v");
-        let caller = UnixListener::bind(&path).unwrap();
-        let listener = UnixListener::bind(dir.join(format!("v_{PORT}"))).unwrap();
+        let caller = UnixListener::bind(dir.join("v")).unwrap();
+        let (host, ready) = UnixStream::pair().unwrap();
+        ready.set_nonblocking(true).unwrap();
         let milestone = || Arc::new(Milestone::new(Instant::now()));
-        let muxer = Muxer::new(CID, path, caller, Arc::default(), milestone()).unwrap();
+        let muxer = Muxer::new(
+            CID,
+            caller,
+            Some((PORT, ready)),
+            Arc::default(),
+            milestone(),
+        );
+        let muxer = muxer.unwrap();
         let mut vsock = Vsock::new(CID, muxer, Arc::default(), milestone());
         driver.activate(&mut vsock, 0);
         let request = Header {
@@ -161,7 +168,7 @@ mod tests {
         driver.write(PACKET, &request.bytes());
         driver.offer(TX, 0, &[(PACKET, header_bytes(), 0, 0)]);
         vsock.queue_ready(TX).unwrap();
-        (vsock, listener.accept().unwrap().0)
+        (vsock, host)
     }
 
     #[test]

@@ -403,7 +403,7 @@ mod tests {
         fn for_all_credit_that_a_guest_tells_it_gets_no_more_and_loses_nothing(
             steps in proptest::collection::vec(step(), 1..60),
         ) {
-            let memory = crate::memory::create(1 << 20, None).unwrap();
+            let memory = crate::memory::create(1 << 20).unwrap();
             let (mut host, ours) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             host.set_nonblocking(true).unwrap();

@@ -19,8 +19,13 @@ struct Guest {
     muxer: Muxer,
     memory: Memory,
     dir: tempfile::TempDir,
+    /// The host's end of the guest's own connection.
+    ready: UnixStream,
     credit: u32,
 }
+
+/// The port of the host to which the guest can connect.
+const READY: u32 = 52;
 
 impl Guest {
     fn new() -> Self {
@@ -28,10 +33,14 @@ impl Guest {
         let path = dir.path().join("v");
         let listener = UnixListener::bind(&path).unwrap();
         let first = Arc::new(Milestone::new(Instant::now()));
+        let (ready, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = Some((READY, ours));
         Self {
-            muxer: Muxer::new(CID, path, listener, Arc::default(), first).unwrap(),
-            memory: crate::memory::create(32 << 20, None).unwrap(),
+            muxer: Muxer::new(CID, listener, ours, Arc::default(), first).unwrap(),
+            memory: crate::memory::create(32 << 20).unwrap(),
             dir,
+            ready,
             credit: 1 << 20,
         }
     }
@@ -144,24 +153,30 @@ fn a_stream_that_the_guest_half_closed_is_quiet() {
 }
 
 #[test]
-fn the_guest_connects() {
+fn the_guest_connects_once_to_the_port_that_there_is() {
     let mut guest = Guest::new();
-    let ports = Ports { host: 52, guest: 9 };
-    guest.send(ports, Op::Request, 0, 0, &[]);
-    assert_eq!(guest.receive().unwrap().0.op, Op::Reset, "nobody listens");
+    let to = |host| Ports { host, guest: 9 };
+    guest.send(to(53), Op::Request, 0, 0, &[]);
+    assert_eq!(guest.receive().unwrap().0.op, Op::Reset, "no such port");
 
-    let listener = UnixListener::bind(guest.dir.path().join("v_52")).unwrap();
+    let ports = to(READY);
     guest.send(ports, Op::Request, 0, 0, &[]);
     let (header, _) = guest.receive().unwrap();
-    assert_eq!((header.op, header.src_port), (Op::Response, 52));
+    assert_eq!((header.op, header.src_port), (Op::Response, READY));
+    let again = Ports {
+        host: READY,
+        guest: 10,
+    };
+    guest.send(again, Op::Request, 0, 0, &[]);
+    assert_eq!(guest.receive().unwrap().0.op, Op::Reset, "it is taken");
     guest.send(ports, Op::Data, 0, 0, b"hello");
     guest.send(ports, Op::Shutdown, SHUTDOWN_SEND, 0, &[]);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = guest.ready.try_clone().unwrap();
     let mut text = String::new();
     host.read_to_string(&mut text).unwrap();
     assert_eq!(text, "hello");
     host.write_all(b"answer").unwrap();
-    drop(host);
+    host.shutdown(Shutdown::Both).unwrap();
     assert_eq!(guest.receive().unwrap().1, b"answer");
     let (header, _) = guest.receive().unwrap();
     assert_eq!((header.op, header.flags), (Op::Shutdown, SHUTDOWN_BOTH));
