@@ -35,6 +35,7 @@ use crate::modes;
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;
+use crate::pod::users::Users;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
@@ -195,6 +196,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         network,
         images,
         cgroups: Cgroups::new(config.cgroup_parent.as_deref(), systemd, config.unbounded),
+        users: Users::new(sandbox.users),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
         log_bytes_per_second: sandbox.log_bytes_per_second,
@@ -209,7 +211,6 @@ fn host(config: Config) -> Result<Host, ServeError> {
             initramfs: config.initramfs,
             extra_cmdline: sandbox.extra_cmdline,
             ready_timeout: sandbox.ready_timeout,
-            run_as: sandbox.run_as,
         },
     })
 }

@@ -4,45 +4,60 @@
 //! A VMM is started in two steps. [`Launcher::spawn`] makes the process, which waits for its configuration. Then the
 //! caller stores its identity, and [`Starting::boot`] sends the configuration and waits for the agent. If the daemon
 //! dies in between, the VMM reads an end of file instead of the configuration and ends.
+//!
+//! A VMM is in a jail before it reads anything, so everything that it needs is opened here ([`Inherited`]). The program
+//! forks into its namespaces, tells the number of that process, and ends; so a VMM is never a child of the daemon.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready};
-use bulkhead_vmm::config::{ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig};
+use bulkhead_vmm::config::{MacAddress, NetConfig, User, VmConfig, VsockConfig};
+use bulkhead_vmm::inherited::Inherited;
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use crate::files::{Files, open_regular};
+use crate::files::{Files, last_lines, open_regular};
 use crate::guest::Guest;
 use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
 
-/// The number of the TAP's file descriptor in the VMM.
-const TAP_FD: i32 = 3;
+const KVM: &str = "/dev/kvm";
 /// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.
 const GUEST_CID: u32 = 3;
+/// How many lines of its log an error shows if a VMM did not start.
+const SAID_LINES: usize = 3;
+/// A process number and its newline, and some space.
+const NUMBER_BYTES: u64 = 32;
+/// A VMM whose ready connection was closed ends within this time, if that is why.
+const END_TOGETHER: Duration = Duration::from_secs(1);
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 
 /// An error while a VM starts. A boot that failed names the stage and shows the end of the guest's console.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    #[error("prepare the VM's files in {path}")]
-    Files { path: PathBuf, source: io::Error },
-    #[error("start {program}")]
-    Spawn { program: PathBuf, source: io::Error },
+    #[error("open {path} for the VM")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("start {program}{said}")]
+    Spawn {
+        program: PathBuf,
+        source: io::Error,
+        /// What it said, after a colon.
+        said: String,
+    },
     #[error("pass file descriptors to the VMM: {0}")]
     Descriptors(String),
     #[error("send the VMM its configuration")]
@@ -74,8 +89,6 @@ pub struct Launcher {
     pub initramfs: PathBuf,
     pub extra_cmdline: String,
     pub ready_timeout: Duration,
-    /// The user and group to which the VMM switches.
-    pub run_as: Option<(u32, u32)>,
 }
 
 /// What is different for each VM.
@@ -89,6 +102,8 @@ pub struct Machine {
     pub memory_max_mib: u32,
     pub scratch: PathBuf,
     pub net: Option<Net>,
+    /// The user and group that this VM has for itself.
+    pub user: u32,
 }
 
 #[derive(Debug)]
@@ -104,48 +119,51 @@ pub struct Starting {
     process: Arc<VmmProcess>,
     config: VmConfig,
     input: ChildStdin,
-    ready: UnixListener,
+    ready: UnixStream,
     files: Files,
     timeout: Duration,
 }
 
 impl Launcher {
-    /// Starts the VMM process of a VM. The directory `files` must exist.
-    pub fn spawn(&self, files: Files, machine: Machine) -> Result<Starting, LaunchError> {
-        let config = self.config(&files, &machine);
-        let prepared = self.prepare(&files);
-        let (ready, log) = prepared.map_err(|source| LaunchError::Files {
-            path: files.directory().to_owned(),
-            source,
-        })?;
-        let failed = |source| LaunchError::Spawn {
-            program: self.program.clone(),
-            source,
-        };
-        let errors = log.try_clone().map_err(failed)?;
+    /// Starts the VMM process of a VM. The directory `files` must exist. If the future is dropped, the process ends.
+    pub async fn spawn(&self, files: Files, machine: Machine) -> Result<Starting, LaunchError> {
+        let config = self.config(&machine);
+        let (ready, theirs) =
+            UnixStream::pair().map_err(|source| self.not_started(&files, source))?;
+        let theirs = theirs
+            .into_std()
+            .map_err(|source| self.not_started(&files, source))?;
+        let passed = self.open_all(&files, theirs.into(), machine)?;
+        let mut append = OpenOptions::new();
+        append.create(true).append(true).mode(0o600);
+        let log = files.vmm_log();
+        let log = open_regular(&log, &mut append).map_err(not_opened(&log))?;
         let mut command = Command::new(&self.program);
         command
             .arg("run")
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(log)
-            .stderr(errors)
+            .stdout(Stdio::piped())
+            .stderr(log)
             // In its own process group, so that Ctrl-C, which goes to the daemon's group, does not end it.
             .process_group(0);
-        let taps = machine.net.map(|net| FdMapping {
-            parent_fd: net.tap,
-            child_fd: TAP_FD,
-        });
         command
-            .fd_mappings(taps.into_iter().collect())
+            .fd_mappings(passed)
             .map_err(|e| LaunchError::Descriptors(e.to_string()))?;
-        let mut child = command.spawn().map_err(failed)?;
-        let input = child
-            .stdin
-            .take()
-            .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
-        let process = VmmProcess::of_child(child).map_err(failed)?;
+        let mut child = command
+            .spawn()
+            .map_err(|source| self.not_started(&files, source))?;
+        // The descriptors of the command are the VMM's now.
+        drop(command);
+        let input = child.stdin.take();
+        let input =
+            input.ok_or_else(|| self.not_started(&files, io::ErrorKind::BrokenPipe.into()))?;
+        let born = tokio::task::spawn_blocking(move || number_told(child)).await;
+        let born = born.map_err(io::Error::other).flatten();
+        let process = born.and_then(|pid| VmmProcess::adopt(Identity::of(pid)?));
+        let process = process.and_then(|found| found.ok_or(io::ErrorKind::NotFound.into()));
+        let process = process.map_err(|source| self.not_started(&files, source))?;
         if let Err(e) = process.set_oom_score_adj(0) {
             tracing::debug!("oom_score_adj of the VMM: {e}");
         }
@@ -157,6 +175,52 @@ impl Launcher {
             files,
             timeout: self.ready_timeout,
         })
+    }
+
+    fn not_started(&self, files: &Files, source: io::Error) -> LaunchError {
+        let said = last_lines(&files.vmm_log(), SAID_LINES);
+        LaunchError::Spawn {
+            program: self.program.clone(),
+            source,
+            said: if said.is_empty() {
+                said
+            } else {
+                format!(": it said: {said}")
+            },
+        }
+    }
+
+    /// Opens what the VMM gets.
+    fn open_all(
+        &self,
+        files: &Files,
+        ready: OwnedFd,
+        machine: Machine,
+    ) -> Result<Vec<FdMapping>, LaunchError> {
+        let (mut read, mut both) = (OpenOptions::new(), OpenOptions::new());
+        read.read(true);
+        both.read(true).write(true);
+        let open = |path: &Path, options: &OpenOptions| {
+            let file = options.open(path).map_err(not_opened(path))?;
+            Ok::<_, LaunchError>(OwnedFd::from(file))
+        };
+        let mut all = vec![
+            (Inherited::ExitReport, created(&files.exit_report())?),
+            (Inherited::Kvm, open(Path::new(KVM), &both)?),
+            (Inherited::Kernel, open(&self.kernel, &read)?),
+            (Inherited::Initramfs, open(&self.initramfs, &read)?),
+            (Inherited::Console, created(&files.console())?),
+            (Inherited::Control, listening(&files.control())?),
+            (Inherited::Vsock, listening(&files.vsock())?),
+            (Inherited::Ready, ready),
+            (Inherited::Scratch, open(&machine.scratch, &both)?),
+        ];
+        all.extend(machine.net.map(|net| (Inherited::Tap, net.tap)));
+        let mapping = |(what, parent_fd): (Inherited, OwnedFd)| FdMapping {
+            parent_fd,
+            child_fd: what.number(),
+        };
+        Ok(all.into_iter().map(mapping).collect())
     }
 
     /// How long a boot may take if its caller has no time limit. This includes time in which others used the CPU.
@@ -174,48 +238,64 @@ impl Launcher {
     }
 
     /// The VMM's configuration.
-    fn config(&self, files: &Files, machine: &Machine) -> VmConfig {
+    fn config(&self, machine: &Machine) -> VmConfig {
         VmConfig {
-            kernel: self.kernel.clone(),
-            initramfs: self.initramfs.clone(),
             extra_cmdline: self.extra_cmdline.clone(),
             vcpus: machine.vcpus,
             boot_vcpus: machine.boot_vcpus,
             memory_mib: machine.memory_mib,
             memory_max_mib: machine.memory_max_mib,
-            memory_file: None,
-            console_log: files.console(),
-            control_socket: files.control(),
-            exit_report: files.exit_report(),
             vsock: VsockConfig {
                 guest_cid: GUEST_CID,
-                socket: files.vsock(),
+                ready_port: READY_PORT,
             },
             net: machine.net.as_ref().map(|net| NetConfig {
-                tap_fd: TAP_FD,
                 mac: MacAddress(net.mac),
                 mtu: net.mtu,
             }),
-            image_disk: ImageDiskConfig::default(),
-            scratch_disk: Some(machine.scratch.clone()),
-            run_as: self.run_as.map(|(uid, gid)| RunAs { uid, gid }),
+            scratch_disk: true,
+            user: User {
+                uid: machine.user,
+                gid: machine.user,
+            },
         }
     }
+}
 
-    /// Listens on the socket to which the agent connects when it is ready, and opens the file for the VMM's output.
-    fn prepare(&self, files: &Files) -> io::Result<(UnixListener, File)> {
-        let socket = files.vsock_port(READY_PORT);
-        let ready = UnixListener::bind(&socket)?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-        if let Some((uid, gid)) = self.run_as {
-            // The VMM connects to this socket, and makes its own ones, after it has switched to that user.
-            std::os::unix::fs::chown(&socket, Some(uid), Some(gid))?;
-            std::os::unix::fs::chown(files.directory(), Some(uid), Some(gid))?;
+fn not_opened(path: &Path) -> impl FnOnce(io::Error) -> LaunchError {
+    let path = path.to_owned();
+    move |source| LaunchError::Open { path, source }
+}
+
+/// An empty file that only root may open.
+fn created(path: &Path) -> Result<OwnedFd, LaunchError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let file = open_regular(path, &mut options).map_err(not_opened(path))?;
+    Ok(file.into())
+}
+
+/// A listening socket to which only root may connect. Replaces one that a dead VMM left behind.
+fn listening(path: &Path) -> Result<OwnedFd, LaunchError> {
+    let listen = || {
+        if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            fs::remove_file(path)?;
         }
-        let mut options = OpenOptions::new();
-        options.create(true).append(true).mode(0o600);
-        Ok((ready, open_regular(&files.vmm_log(), &mut options)?))
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener.into())
+    };
+    listen().map_err(not_opened(path))
+}
+
+/// Waits for the end of the process that was started, which tells the number of the VMM before.
+fn number_told(mut child: Child) -> io::Result<i32> {
+    let mut text = String::new();
+    if let Some(output) = child.stdout.take() {
+        output.take(NUMBER_BYTES).read_to_string(&mut text)?;
     }
+    child.wait()?;
+    text.trim().parse().map_err(io::Error::other)
 }
 
 impl Starting {
@@ -246,13 +326,13 @@ impl Starting {
             },
         };
         configure(self.input, &self.config)?;
-        let accepted = watch.step("booting", self.ready.accept()).await?;
-        let (mut stream, _) = accepted.map_err(LaunchError::Ready)?;
+        let mut stream = self.ready;
         let words = connect::read_message::<Ready>(&mut stream, READY_BYTES);
-        let words = watch
-            .step("waiting for the agent's first message", words)
-            .await?
-            .map_err(LaunchError::Ready)?;
+        let words = watch.step("booting", words).await?;
+        let words = match words {
+            Ok(words) => words,
+            Err(error) => return Err(watch.unready(error, "booting").await),
+        };
         tracing::info!(
             elapsed = ?watch.clock.since.elapsed(),
             kernel = bounded(&words.kernel_release),
@@ -290,6 +370,14 @@ impl Watch<'_> {
                 done = &mut step => return Ok(done),
                 () = tokio::time::sleep_until(again) => {}
             }
+        }
+    }
+
+    /// Why there is no valid first message. The connection of a VMM that ends is closed a moment before it has ended.
+    async fn unready(&self, error: io::Error, stage: &'static str) -> LaunchError {
+        match tokio::time::timeout(END_TOGETHER, self.process.ended()).await {
+            Ok(()) => ended(self.files, stage),
+            Err(_) => LaunchError::Ready(error),
         }
     }
 

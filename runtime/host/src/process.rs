@@ -6,12 +6,16 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
+
+/// States of a process that has ended and was not waited for yet.
+const ZOMBIE: &str = "Z";
+const DEAD: &str = "X";
 
 /// The identity of a process, by which it can be recognized later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +26,13 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The identity of a process that has not ended.
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { pid, start_ticks })
+        match state_and_start(&stat).ok_or(io::ErrorKind::InvalidData)? {
+            (ZOMBIE | DEAD, _) => Err(io::ErrorKind::NotFound.into()),
+            (_, start_ticks) => Ok(Self { pid, start_ticks }),
+        }
     }
 }
 
@@ -36,11 +43,12 @@ impl Identity {
     }
 }
 
-/// Finds the start time. The process name in parentheses may contain anything, so fields are counted after the last
-/// `)`.
-fn start_ticks(stat: &str) -> Option<u64> {
+/// Finds the state and the start time. The process name in parentheses may contain anything, so fields are counted after
+/// the last `)`.
+fn state_and_start(stat: &str) -> Option<(&str, u64)> {
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_whitespace();
+    Some((fields.next()?, fields.nth(18)?.parse().ok()?))
 }
 
 /// A process of a VMM or file server, which is a child of the daemon or was adopted.
@@ -97,11 +105,15 @@ impl VmmProcess {
             .child
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(child) = child.as_mut() {
+        match child.take() {
             // The status is not used: the exit report tells more.
-            let _ = child.wait();
+            Some(mut child) => drop(child.wait()),
+            // In a container the daemon may be the process that gets all orphans.
+            None => {
+                let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
+                let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+            }
         }
-        *child = None;
     }
 
     /// Kills the process. It is no error if it has ended.
@@ -126,8 +138,9 @@ mod tests {
     #[test]
     fn the_start_time_is_found_behind_any_name() {
         let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        assert_eq!(start_ticks(&format!("7 (a) b) {fields}")), Some(4242));
-        assert_eq!(start_ticks("7 (x) S 1"), None);
+        let stat = format!("7 (a) b) {fields}");
+        assert_eq!(state_and_start(&stat), Some(("S", 4242)));
+        assert_eq!(state_and_start("7 (x) S 1"), None);
     }
 
     #[tokio::test]

@@ -20,10 +20,10 @@ mod idmap;
 mod jail;
 pub mod name;
 mod ready;
-mod seccomp;
 mod serve;
 #[allow(unsafe_code)]
 mod sys;
+pub mod syscalls;
 mod tree;
 
 use std::io::{self, Read};
@@ -31,13 +31,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use bulkhead_jail::namespaces::Side;
+use bulkhead_jail::syscalls::SyscallsError;
+use bulkhead_jail::{JailError, descriptors};
 use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
 use tree::Tree;
 
 pub use ready::READY;
-pub use sys::inherited;
 
 /// The directory of the shares in the server's root.
 pub const SHARES: &str = "/shares";
@@ -61,13 +63,15 @@ pub enum ShareError {
     Parse(#[source] serde_json::Error),
     #[error("take over descriptor {fd}")]
     Socket { fd: i32, source: io::Error },
+    #[error("enter the jail")]
+    Jail(#[from] JailError),
+    #[error("filter system calls")]
+    Syscalls(#[from] SyscallsError),
     #[error("{step}")]
-    Jail {
+    Outside {
         step: &'static str,
         source: io::Error,
     },
-    #[error("filter system calls")]
-    Seccomp(#[from] seccomp::SeccompError),
     #[error("{step}")]
     Serve {
         step: &'static str,
@@ -82,10 +86,8 @@ pub fn run(input: impl Read) -> Result<(), ShareError> {
     bounded.read_to_end(&mut text).map_err(ShareError::Read)?;
     let config: ShareConfig = serde_json::from_slice(&text).map_err(ShareError::Parse)?;
     let fd = config.socket_fd;
-    let socket = sys::inherited(fd).map_err(|source| ShareError::Socket { fd, source })?;
-    jail::separate()?;
-    // A process cannot move itself into a new PID namespace; only its children are in it.
-    if let Some(child) = sys::fork().map_err(jail::failed("fork"))? {
+    let socket = descriptors::inherited(fd).map_err(|source| ShareError::Socket { fd, source })?;
+    if let Side::Parent { child } = jail::separate()? {
         drop(socket);
         return jail::guard(child);
     }
@@ -103,7 +105,8 @@ fn serve(socket: UnixStream) -> Result<(), ShareError> {
         .map_err(errno("watch for shares"))?;
     let gate = serve::start(&socket, &tree).map_err(failed("start workers"))?;
     gate.wait();
-    seccomp::confine()?;
+    bulkhead_jail::syscalls::prepare(None)?;
+    bulkhead_jail::syscalls::apply_to_all_threads(&syscalls::SERVER)?;
     ready::announce().map_err(failed("report that the server is ready"))?;
     gate.open();
     let mut events = [0; 4096];

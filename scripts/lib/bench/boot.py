@@ -2,11 +2,14 @@
 """boot: from the VMM's start until the agent is ready, and the VMM's private memory beside the guest's. Compared with
 QEMU's microvm machine with the same kernel, initramfs and devices."""
 import contextlib
+import fcntl
 import json
 import os
 import re
+import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +17,9 @@ import sys
 from daemon import program
 
 READY_PORT = 1024
+FIRST_DESCRIPTOR = 3
+# A user that nobody else is.
+USER = 1879048192
 MEMORY_MIB = 256
 PATIENCE_SECONDS = 120
 # The command, as a list of words.
@@ -54,7 +60,7 @@ class Files:
 
 
 class Vmm:
-    """A VMM. `prepare` returns the socket to which the agent connects when it is ready, `start` starts the process."""
+    """A VMM. `prepare` returns a socket, `wait` waits at it until the agent is ready, `start` starts the process."""
 
     def __init__(self, cgroup, files, directory):
         self.cgroup, self.files, self.directory = cgroup, files, directory
@@ -63,14 +69,13 @@ class Vmm:
     def booted(self, lap):
         """Boots a VM and measures that. Yields the process, which ends with the block."""
         with self.prepare() as ready:
-            ready.listen(1)
             ready.settimeout(PATIENCE_SECONDS)
             process = None
 
             def boot():
                 nonlocal process
                 process = self.start()
-                return ready.accept()[0]
+                return self.wait(ready)
 
             try:
                 with lap("boot: VMM start to agent ready", boot):
@@ -84,6 +89,22 @@ class Vmm:
                     process.wait()
 
 
+class Jailed:
+    """The process of our VMM, which is no child of this one: the program that was started has told its number."""
+
+    def __init__(self, program):
+        self.pid = int(program.stdout.read())
+        program.wait()
+        self.descriptor = os.pidfd_open(self.pid)
+
+    def kill(self):
+        signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+
+    def wait(self):
+        select.select([self.descriptor], [], [])
+        os.close(self.descriptor)
+
+
 class Ours(Vmm):
     name = "bulkhead-vmm"
 
@@ -93,19 +114,51 @@ class Ours(Vmm):
     def prepare(self):
         for name in os.listdir(self.directory):
             os.unlink(self.path(name))
-        ready = socket.socket(socket.AF_UNIX)
-        ready.bind(self.path(f"vsock_{READY_PORT}"))
+        ready, self.theirs = socket.socketpair()
         return ready
 
+    def wait(self, ready):
+        return ready.recv(1)
+
+    def open_all(self):
+        """Opens what the VMM gets, in the order of its numbers (runtime/vmm/src/inherited.rs)."""
+        def new(name):
+            return open(self.path(name), "wb", buffering=0)
+
+        def listening(name):
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(self.path(name))
+            listener.listen()
+            return listener
+
+        def existing(path, mode):
+            return open(path, mode, buffering=0)
+
+        return [new("report"), existing("/dev/kvm", "r+b"), existing(self.files.path("vmlinux"), "rb"),
+                existing(self.files.path("initramfs.cpio"), "rb"), new("console"), listening("control"),
+                listening("vsock"), self.theirs, None, existing(self.files.path("scratch"), "r+b")]
+
     def start(self):
-        config = {"kernel": self.files.path("vmlinux"), "initramfs": self.files.path("initramfs.cpio"), "vcpus": 1,
-                  "memory_mib": MEMORY_MIB, "console_log": self.path("console"), "control_socket": self.path("control"),
-                  "exit_report": self.path("report"), "vsock": {"guest_cid": 3, "socket": self.path("vsock")},
-                  "image_disk": {"extents": []}, "scratch_disk": self.files.path("scratch")}
-        process = subprocess.Popen([program("bulkhead-vmm"), "run"], stdin=subprocess.PIPE, preexec_fn=self.cgroup.enter)
-        process.stdin.write(json.dumps(config).encode())
-        process.stdin.close()
-        return process
+        config = {"vcpus": 1, "memory_mib": MEMORY_MIB, "vsock": {"guest_cid": 3, "ready_port": READY_PORT},
+                  "scratch_disk": True, "user": {"uid": USER, "gid": USER}}
+        opened = self.open_all()
+
+        def enter():
+            self.cgroup.enter()
+            # First beyond the numbers that they get, so that none is overwritten before it is copied.
+            high = [file and fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 100) for file in opened]
+            for number, descriptor in enumerate(high, FIRST_DESCRIPTOR):
+                if descriptor is not None:
+                    os.dup2(descriptor, number)
+
+        started = subprocess.Popen([program("bulkhead-vmm"), "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   close_fds=False, preexec_fn=enter)
+        for file in opened:
+            if file:
+                file.close()
+        started.stdin.write(json.dumps(config).encode())
+        started.stdin.close()
+        return Jailed(started)
 
     def console(self):
         try:
@@ -127,7 +180,11 @@ class Qemu(Vmm):
     def prepare(self):
         ready = socket.socket(socket.AF_VSOCK)
         ready.bind((socket.VMADDR_CID_ANY, READY_PORT))
+        ready.listen(1)
         return ready
+
+    def wait(self, ready):
+        return ready.accept()[0]
 
     def start(self):
         path = self.files.path

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -25,17 +25,19 @@ pub fn file(content: &[u8]) -> File {
     file
 }
 
-/// The path of a VMM's vsock socket. Who calls the guest listens at it, and a program of the host at the port that the
-/// seeds name, which the guest can connect to.
-pub fn vsock_sockets() -> (PathBuf, [UnixListener; 2]) {
+/// The port of the host to which a guest can connect.
+pub const READY_PORT: u32 = 52;
+
+/// The sockets of a muxer: the address at which it listens, its listener, its end of the connection at [`READY_PORT`], and
+/// the host's end.
+pub fn vsock_sockets() -> (PathBuf, UnixListener, (u32, UnixStream), UnixStream) {
     let path = directory().join("v");
-    let listeners = [path.clone(), directory().join("v_52")].map(|path| {
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(path).expect("a socket");
-        listener
-            .set_nonblocking(true)
-            .expect("a socket that does not wait");
-        listener
-    });
-    (path, listeners)
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let (ours, host) = UnixStream::pair().expect("a connection");
+    for socket in [&ours, &host] {
+        let quick = socket.set_nonblocking(true);
+        quick.expect("a socket that does not wait");
+    }
+    (path, listener, (READY_PORT, ours), host)
 }

@@ -17,17 +17,17 @@ use bulkhead_vmm::statistics::Milestone;
 const CID: u32 = 5;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let (path, [caller, port]) = vsock_sockets();
+    let (path, caller, ready, host) = vsock_sockets();
     let milestone = || Arc::new(Milestone::new(Instant::now()));
-    let muxer = Muxer::new(CID, path.clone(), caller, Arc::default(), milestone());
+    let muxer = Muxer::new(CID, caller, Some(ready), Arc::default(), milestone());
     let muxer = muxer.expect("a muxer");
     let mut vsock = Vsock::new(CID, muxer, Arc::default(), milestone());
-    let mut hosts: Vec<UnixStream> = Vec::new();
+    let mut hosts = vec![host];
     drive(
         &mut vsock,
         0,
         &mut Input::new(bytes),
-        |_, _, input| match input.below(4) {
+        |_, _, input| match input.below(3) {
             0 => {
                 let mut host = UnixStream::connect(&path).expect("the muxer's socket");
                 host.set_nonblocking(true)
@@ -35,8 +35,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 let _ = host.write_all(input.short());
                 hosts.push(host);
             }
-            1 => hosts.extend(port.accept().ok().map(|(host, _)| host)),
-            2 => {
+            1 => {
                 let text = input.short();
                 if let Some(host) = hosts.last_mut() {
                     let _ = host.set_nonblocking(true);

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use bulkhead_fuzz::chains::{DATA, driver};
 use bulkhead_fuzz::input::Input;
-use bulkhead_fuzz::places::vsock_sockets;
+use bulkhead_fuzz::places::{READY_PORT, vsock_sockets};
 use bulkhead_vmm::devices::chain::Buffers;
 use bulkhead_vmm::devices::driver::Driver;
 use bulkhead_vmm::devices::vsock::muxer::{HOST_CID, Muxer};
@@ -41,13 +41,13 @@ impl Stream {
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let (path, [caller, port]) = vsock_sockets();
+    let (path, caller, ready, host) = vsock_sockets();
     let first = Arc::new(Milestone::new(Instant::now()));
-    let muxer = Muxer::new(CID, path.clone(), caller, Arc::default(), first);
+    let muxer = Muxer::new(CID, caller, Some(ready), Arc::default(), first);
     let mut muxer = muxer.expect("a muxer");
     let driver = driver();
     let mut input = Input::new(bytes);
-    let mut hosts: Vec<UnixStream> = Vec::new();
+    let mut hosts = vec![host];
     let mut streams: HashMap<(u32, u32), Stream> = HashMap::new();
     for _ in 0..MOST_STEPS {
         if input.is_empty() {
@@ -83,10 +83,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                     hosts.push(host);
                 }
             }
-            6 => match input.below(4) {
+            6 => match input.below(3) {
                 0 => drop(hosts.pop()),
-                1 => hosts.extend(port.accept().ok().map(|(host, _)| host)),
-                2 => muxer.guest_reset(),
+                1 => muxer.guest_reset(),
                 _ => {
                     let text = input.short();
                     if let Some(host) = hosts.last_mut() {
@@ -114,8 +113,11 @@ fn packet(input: &mut Input<'_>, streams: &HashMap<(u32, u32), Stream>) -> Heade
     let mut known: Vec<_> = streams.keys().copied().collect();
     known.sort_unstable();
     let (host, guest) = match input.byte() {
-        number @ 0..32 => known.get(usize::from(number)).copied().unwrap_or((52, 9)),
-        number @ 32..64 => (52, number.into()),
+        number @ 0..32 => known
+            .get(usize::from(number))
+            .copied()
+            .unwrap_or((READY_PORT, 9)),
+        number @ 32..64 => (READY_PORT, number.into()),
         _ => (input.u32(), input.u32()),
     };
     let mut bytes = Header::new((CID.into(), guest), (HOST_CID, host), Op::Data).bytes();

@@ -11,6 +11,7 @@ mod streaming;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
 const PACKAGED_FILES: &str = "/usr/lib/bulkhead";
 const MIN_SCRATCH_GIB: u64 = 1;
 const MAX_SCRATCH_GIB: u64 = 64 << 10;
+/// The two users above it mean "none" and "no change" (user_namespaces(7)).
+const MOST_UID: u64 = u32::MAX as u64 - 2;
 const MAX_PARALLEL_BOOTS: u64 = 1024;
 
 /// Why a configuration cannot be used.
@@ -106,8 +109,8 @@ pub struct SandboxConfig {
     pub log_bytes_per_second: u64,
     /// Added to the guest kernel's command line.
     pub extra_cmdline: String,
-    /// The uid and gid to which the VMM switches after it has opened its files.
-    pub run_as: Option<(u32, u32)>,
+    /// The users of VMs, each with its group. They are nobody else's.
+    pub users: Range<u32>,
 }
 
 impl RawStreaming {
@@ -274,6 +277,9 @@ impl RawSandbox {
             1,
             3600,
         )?;
+        range("sandbox.first_uid", self.first_uid.into(), 1, MOST_UID)?;
+        let left = MOST_UID.saturating_sub(self.first_uid.into()) + 1;
+        range("sandbox.uids", self.uids.into(), 1, left)?;
         let parallel_boots = self.parallel_boots.unwrap_or_else(parallel_boots);
         range(
             "sandbox.parallel_boots",
@@ -291,9 +297,7 @@ impl RawSandbox {
             ready_timeout: Duration::from_secs(self.boot_timeout_seconds),
             parallel_boots,
             extra_cmdline: self.extra_cmdline,
-            run_as: self
-                .run_as_uid
-                .map(|uid| (uid, self.run_as_gid.unwrap_or(uid))),
+            users: self.first_uid..self.first_uid.saturating_add(self.uids),
         })
     }
 }
@@ -360,13 +364,13 @@ mod tests {
     #[test]
     fn what_is_written_wins() {
         let config = parse(
-            "run_dir = \"/r\"\ncgroup_parent = \"\"\nallow_unbounded_vms = true\n[sandbox]\nvcpus = 2\nrun_as_uid = 7\nparallel_boots = 5\n\
+            "run_dir = \"/r\"\ncgroup_parent = \"\"\nallow_unbounded_vms = true\n[sandbox]\nvcpus = 2\nfirst_uid = 7\nuids = 3\nparallel_boots = 5\n\
              [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\nmax_image_gib = 3\nkeep_free_mib = 4\nmin_kib_per_second = 5\n",
         )
         .unwrap();
         assert_eq!(config.sandbox.vcpus, 2);
         assert_eq!(config.sandbox.parallel_boots, 5);
-        assert_eq!(config.sandbox.run_as, Some((7, 7)));
+        assert_eq!(config.sandbox.users, 7..10);
         assert_eq!(config.cni.netns_dir, Path::new("/r/netns"));
         assert_eq!(config.cgroup_parent, None);
         assert_eq!(config.unbounded, Unbounded::Allow);
@@ -396,6 +400,8 @@ mod tests {
             ("sokcet = \"/x\"", "sokcet"),
             ("[sandbox]\nmemory_mib = 1", "sandbox.memory_mib is 1"),
             ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),
+            ("[sandbox]\nfirst_uid = 0", "sandbox.first_uid is 0"),
+            ("[sandbox]\nuids = 4294967295", "sandbox.uids is 4294967295"),
             (
                 "[sandbox]\nparallel_boots = 0",
                 "sandbox.parallel_boots is 0",

@@ -56,8 +56,8 @@ pub struct RawSandbox {
     pub parallel_boots: Option<usize>,
     pub log_mib_per_second: u64,
     pub extra_cmdline: String,
-    pub run_as_uid: Option<u32>,
-    pub run_as_gid: Option<u32>,
+    pub first_uid: u32,
+    pub uids: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -135,8 +135,8 @@ impl Default for RawSandbox {
             parallel_boots: None,
             log_mib_per_second: 32,
             extra_cmdline: String::new(),
-            run_as_uid: None,
-            run_as_gid: None,
+            first_uid: 0x7000_0000,
+            uids: 1 << 16,
         }
     }
 }

@@ -116,7 +116,7 @@ fn share_code(error: &ShareError) -> Code {
 fn boot_code(error: &BootError) -> Code {
     match error {
         BootError::Unready(_) | BootError::Unbounded(_) => Code::FailedPrecondition,
-        BootError::Unfit(_) => Code::ResourceExhausted,
+        BootError::Unfit(_) | BootError::NoUser => Code::ResourceExhausted,
         BootError::Store(error) => store_code(error),
         BootError::Configure(error) => agent_code(error),
         BootError::Network(error) => network_code(error),
@@ -124,8 +124,9 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Abandoned => Code::Cancelled,
         BootError::Launch { source, .. } => match **source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
+            LaunchError::Open { ref source, .. } if is_full(source) => Code::ResourceExhausted,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
-            LaunchError::Files { .. }
+            LaunchError::Open { .. }
             | LaunchError::Spawn { .. }
             | LaunchError::Descriptors(_)
             | LaunchError::Configure(_)

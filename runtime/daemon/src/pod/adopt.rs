@@ -25,6 +25,10 @@ impl Pods {
         }
         self.sweep_leases(&containers);
         self.sweep_strays(&pods).await;
+        // Before a pod of this daemon could take one of them.
+        for user in pods.iter().filter_map(PodRecord::user) {
+            self.shared.host.users.note(user);
+        }
         for pod in pods {
             let containers = containers.remove(&pod.id).unwrap_or_default();
             owner::adopt(Arc::clone(&self.shared), pod, containers).await;

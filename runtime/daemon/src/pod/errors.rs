@@ -175,6 +175,8 @@ pub enum BootError {
          them (`bulkhead check` looks at it), or set `allow_unbounded_vms = true`"
     )]
     Unbounded(#[source] CgroupError),
+    #[error("every user of `sandbox.first_uid` and `sandbox.uids` has a VM: raise `sandbox.uids`")]
+    NoUser,
     #[error("the caller has gone away")]
     Abandoned,
     #[error("configure the guest")]

@@ -15,6 +15,7 @@ use super::outputs::Outputs;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
+use super::users::Users;
 use super::volumes::Volumes;
 use crate::scratch::Scratch;
 use crate::store::Store;
@@ -32,6 +33,7 @@ pub struct Host {
     pub images: bulkhead_image::Store,
     pub launcher: Launcher,
     pub cgroups: Cgroups,
+    pub users: Users,
     pub scratch: Scratch,
     /// How fast a container may write to its log. Zero: as it likes.
     pub log_bytes_per_second: u64,

@@ -30,6 +30,7 @@ mod request;
 mod status;
 mod strays;
 mod streams;
+pub mod users;
 mod view;
 pub mod volumes;
 

@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::fs::OFlags;
 
 use crate::config::VmConfig;
-use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
+use crate::devices::blk::disk::ScratchDisk;
 use crate::extent::SECTOR_BYTES;
 use crate::inherited::Inherited;
 use crate::sys;

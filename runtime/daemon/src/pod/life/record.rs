@@ -67,6 +67,8 @@ pub enum Held {
     /// For the scratch disk.
     StateDirectory(PathBuf),
     Network(Box<NetworkRecord>),
+    /// The user that the VM has for itself.
+    User(u32),
     Cgroup(PathBuf),
     Vmm(Identity),
     /// The process that serves host directories to the VM.
@@ -185,6 +187,14 @@ impl PodRecord {
     pub fn vmm(&self) -> Option<Identity> {
         self.held.iter().find_map(|held| match held {
             Held::Vmm(identity) => Some(*identity),
+            _ => None,
+        })
+    }
+
+    /// The user that its VM has for itself.
+    pub fn user(&self) -> Option<u32> {
+        self.held.iter().find_map(|held| match held {
+            Held::User(user) => Some(*user),
             _ => None,
         })
     }

@@ -173,8 +173,9 @@ impl Owner {
             memory_max_mib: size.memory_max_mib,
             scratch,
             net,
+            user: self.take_user()?,
         };
-        let starting = self.shared.host.launcher.spawn(files, machine);
+        let starting = self.shared.host.launcher.spawn(files, machine).await;
         let starting = starting.map_err(|error| launch_failed(waited, error))?;
         if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
             starting.process().kill();
@@ -202,6 +203,22 @@ impl Owner {
         guest.agent.configure(request).await?;
         self.limit_guest(&guest).await?;
         Ok((guest, started.elapsed()))
+    }
+
+    /// Takes a user for the VM.
+    fn take_user(&mut self) -> Result<u32, BootError> {
+        let users = &self.shared.host.users;
+        let user = users.take().ok_or(BootError::NoUser)?;
+        let held = self
+            .ledger
+            .change_pod(|pod| pod.held.push(Held::User(user)));
+        match held {
+            Ok(()) => Ok(user),
+            Err(error) => {
+                users.give_back(user);
+                Err(error.into())
+            }
+        }
     }
 
     /// Stores the identity of the VMM process and moves the process into its cgroup, before it becomes a VM.

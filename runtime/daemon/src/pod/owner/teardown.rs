@@ -99,8 +99,12 @@ impl Owner {
 
     /// Releases what belonged to a VM that has ended.
     pub(super) async fn release_vm(&mut self) -> Result<(), BootError> {
-        let of_vm =
-            |held: &Held| matches!(held, Held::FileServer(_) | Held::Vmm(_) | Held::Cgroup(_));
+        let of_vm = |held: &Held| {
+            matches!(
+                held,
+                Held::FileServer(_) | Held::Vmm(_) | Held::Cgroup(_) | Held::User(_)
+            )
+        };
         self.release_while(of_vm).await
     }
 
@@ -126,6 +130,10 @@ impl Owner {
             Held::Cgroup(path) => {
                 let removed = self.shared.host.cgroups.remove(path).await;
                 removed.map_err(|_| BootError::Panicked)
+            }
+            Held::User(user) => {
+                self.shared.host.users.give_back(*user);
+                Ok(())
             }
             Held::Network(record) => {
                 let _lane = self.shared.host.admission.teardown().await;
