@@ -154,7 +154,13 @@ async fn write_log(stream: &mut VsockStream, kind: &str) -> io::Result<()> {
                 .await
         }
         "kinds" => repeat(stream, &encode(9, b"what is this")).await,
-        "reset" => VsockStream::shutdown(stream, Shutdown::Both),
+        "reset" => {
+            // In the middle of a record.
+            stream
+                .write_all(&[log_record::STDOUT, 0, 0, 0x40, 0, b'x'])
+                .await?;
+            VsockStream::shutdown(stream, Shutdown::Both)
+        }
         "drip" => {
             stream
                 .write_all(&[log_record::STDOUT, 0, 0, 0x40, 0])

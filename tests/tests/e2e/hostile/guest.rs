@@ -356,7 +356,9 @@ async fn streams(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
             open.push(Process::connect(&url.expect("exec"), &streams).await);
         }
         for process in &mut open {
-            process.input(&[b'i'; 32 << 10]).await;
+            let stdin = process.stdin.expect("a stream for input");
+            // Some sessions have ended by now.
+            let _ = process.sender.data(stdin, &[b'i'; 32 << 10]).await;
         }
         sleep(ATTACK).await;
     })
