@@ -120,26 +120,19 @@ impl Daemon {
         std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
-    /// Returns how many descriptors the daemon holds.
-    pub fn descriptors(&self) -> usize {
-        let pid = self.child.as_ref().expect("a daemon that runs").id();
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"));
-        descriptors.expect("the daemon's descriptors").count()
+    /// The daemon's process, as it can be seen from outside.
+    pub fn process(&self) -> DaemonProcess {
+        DaemonProcess(self.child.as_ref().expect("a daemon that runs").id())
     }
 
-    /// Returns how much memory the daemon has in use.
-    pub fn memory_bytes(&self) -> u64 {
-        let pid = self.child.as_ref().expect("a daemon that runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-        let status = status.expect("the daemon's status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS") << 10
+    /// Returns how many descriptors the daemon holds.
+    pub fn descriptors(&self) -> usize {
+        self.process().descriptors()
     }
 
     /// Lowers the daemon's limit of descriptors.
     pub fn limit_descriptors(&self, most: usize) {
-        let pid = self.child.as_ref().expect("a daemon that runs").id();
+        let DaemonProcess(pid) = self.process();
         let set = Command::new("prlimit")
             .args([
                 "--pid",
@@ -245,6 +238,27 @@ impl Daemon {
             Err(format!("{error}; it said:\n{}", self.output()))
         })
         .await;
+    }
+}
+
+/// The process of a daemon.
+#[derive(Clone, Copy, Debug)]
+pub struct DaemonProcess(u32);
+
+impl DaemonProcess {
+    /// How many descriptors it holds.
+    pub fn descriptors(self) -> usize {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.0));
+        descriptors.expect("the daemon's descriptors").count()
+    }
+
+    /// How much memory it has in use.
+    pub fn memory_bytes(self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0));
+        let status = status.expect("the daemon's status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS") << 10
     }
 }
 

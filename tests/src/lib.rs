@@ -22,3 +22,4 @@ pub mod spdy;
 pub mod systemd;
 pub mod table;
 pub mod wait;
+pub mod watch;

@@ -28,8 +28,15 @@ use crate::modes;
 const LINE_BYTES: usize = 16 << 10;
 /// How long an unfinished line waits for its end.
 const IDLE: Duration = Duration::from_millis(500);
+/// How long the agent may take to read an acknowledgement. Thousands of them fit on the way, so only one that reads none
+/// takes so long. Requests to open the file again wait meanwhile.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
 /// The pause between attempts to write to a file after an error.
 const RETRY: Duration = Duration::from_secs(1);
+/// How much memory a log keeps for the next lines. A record of line feeds alone makes a megabyte of them.
+const KEPT_BYTES: usize = 64 << 10;
+/// What a record costs beside its lines, in bytes of the log's rate. A record may be empty, and takes work all the same.
+const RECORD_COST_BYTES: u64 = 512;
 /// A log may grow at once as much as in so many seconds.
 const BURST_SECONDS: u64 = 4;
 
@@ -158,15 +165,17 @@ pub async fn follow(
     let mut out = Vec::new();
     loop {
         let idle = tokio::time::sleep(IDLE);
+        let mut cost = 0;
         tokio::select! {
             record = incoming.recv() => match record {
                 Some(Ok(Record::Payload { stream, bytes })) => {
+                    cost = RECORD_COST_BYTES;
                     lines.push(stream, &bytes, &timestamp(SystemTime::now()), &mut out);
                 }
                 Some(Ok(Record::End)) => {
                     lines.flush(&timestamp(SystemTime::now()), &mut out);
-                    store(log, &mut out, reopen).await;
-                    let _ = writer.write_u64(lines.stored()).await;
+                    store(log, &mut out, 0, reopen).await;
+                    acknowledge(&mut writer, lines.stored()).await;
                     return Ok(Followed::End);
                 }
                 Some(Err(error)) => return Err(error),
@@ -180,23 +189,37 @@ pub async fn follow(
                 lines.flush(&timestamp(SystemTime::now()), &mut out);
             }
         }
-        store(log, &mut out, reopen).await;
+        store(log, &mut out, cost, reopen).await;
         if let Some(stored) = lines.acknowledge()
-            && writer.write_u64(stored).await.is_err()
+            && !acknowledge(&mut writer, stored).await
         {
             return Ok(Followed::Broken);
         }
     }
 }
 
+/// Tells the agent how many bytes are stored. Returns whether it takes that.
+async fn acknowledge(writer: &mut (impl AsyncWrite + Unpin), stored: u64) -> bool {
+    let told = tokio::time::timeout(ACKNOWLEDGE_LIMIT, writer.write_u64(stored)).await;
+    told.is_ok_and(|told| told.is_ok())
+}
+
 /// Writes `out`, and tries again until that succeeds. Meanwhile nothing is acknowledged. Only the first error is
-/// logged. A log that grows too fast waits here, and its container with it.
-async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver<Reopen>) {
-    let (mut said, bytes) = (false, out.len() as u64);
+/// logged. A log that grows too fast, or costs too much, waits here, and its container with it.
+async fn store(
+    log: &mut LogFile,
+    out: &mut Vec<u8>,
+    cost: u64,
+    reopen: &mut mpsc::Receiver<Reopen>,
+) {
+    let (mut said, bytes) = (false, (out.len() as u64).saturating_add(cost));
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {
-            Ok(()) => out.clear(),
+            Ok(()) => {
+                out.clear();
+                out.shrink_to(KEPT_BYTES);
+            }
             Err(error) => {
                 if !said {
                     tracing::warn!("{}; the container waits and nothing is lost", chain(&error));

@@ -197,3 +197,48 @@ fn a_link_or_a_pipe_in_place_of_a_log_is_an_error() {
     }
     assert!(!directory.path().join("target").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_line_feeds_leaves_no_large_buffer() {
+    let (mut lines, mut out) = (Lines::new(0), Vec::new());
+    let record = [b'\n'; log_record::MAX_PAYLOAD_BYTES];
+    lines.push(Stream::Stdout, &record, &timestamp(UNIX_EPOCH), &mut out);
+    assert!(out.len() > 1 << 20, "{}", out.len());
+    let (_requests, mut reopen) = mpsc::channel(1);
+    store(&mut LogFile::new(None, 0), &mut out, 0, &mut reopen).await;
+    assert!(out.capacity() <= KEPT_BYTES, "{}", out.capacity());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_reads_no_acknowledgement_is_not_waited_for() {
+    let (mut ours, _guest) = tokio::io::duplex(8);
+    assert!(acknowledge(&mut ours, 1).await);
+    assert!(!acknowledge(&mut ours, 2).await, "there is no more room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_without_a_line_are_slowed_down_too() {
+    // A hundred are free at this rate, and the next one waits until an earlier one is paid for.
+    let per_second = 100 * RECORD_COST_BYTES / BURST_SECONDS;
+    let (ours, mut agent) = tokio::io::duplex(64);
+    let (_requests, mut reopen) = mpsc::channel(1);
+    let guest = tokio::spawn(async move {
+        let (empty, end) = (
+            [log_record::STDOUT, 0, 0, 0, 0],
+            [log_record::END, 0, 0, 0, 0],
+        );
+        for _ in 0..105 {
+            agent.write_all(&empty).await.unwrap();
+        }
+        agent.write_all(&end).await.unwrap();
+    });
+    let began = Instant::now();
+    let mut log = LogFile::new(None, per_second);
+    follow(ours, 0, &mut log, &mut reopen).await.unwrap();
+    guest.await.unwrap();
+    assert!(
+        began.elapsed() >= Duration::from_millis(150),
+        "{:?}",
+        began.elapsed()
+    );
+}

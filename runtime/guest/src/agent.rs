@@ -25,16 +25,17 @@ const SHORT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(90);
 /// How much longer the host waits for an exec than the time limit that the guest got.
 const EXEC_MARGIN: Duration = Duration::from_secs(2);
-/// The most bytes of an exec's standard output, and also of its standard error.
-pub const EXEC_OUTPUT_BYTES: u64 = 16 << 20;
-/// The longest answer to an exec: both streams, and the overhead of protobuf.
-const EXEC_ANSWER_BYTES: usize = (32 << 20) + (64 << 10);
 /// The longest answer to any other call.
 const ANSWER_BYTES: usize = 64 << 10;
 /// The longest answer with environment files: 1 MiB, and the overhead of protobuf.
 const ENVIRONMENT_FILES_BYTES: usize = (1 << 20) + (64 << 10);
-/// The longest answer with statistics. It suffices for as many containers as a guest can have.
-const STATISTICS_BYTES: usize = 4 << 20;
+/// The longest answer with statistics, for each container and for the guest itself. A real one has 2 KiB at most. The
+/// bound is low because a message takes much more memory than its bytes: an entry that is empty takes two of them.
+const STATISTICS_BYTES: usize = 8 << 10;
+/// How much a guest may send on one call, and on all, before the daemon has taken it. An answer may wait, and a frame of
+/// one byte takes some hundred bytes here.
+const CALL_WINDOW_BYTES: u32 = 64 << 10;
+const WINDOW_BYTES: u32 = 256 << 10;
 
 /// An error of a call to the agent.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +102,9 @@ impl Agent {
                 Ok::<_, connect::ConnectError>(TokioIo::new(stream))
             }
         });
-        let endpoint = Endpoint::from_static("http://guest");
+        let endpoint = Endpoint::from_static("http://guest")
+            .initial_stream_window_size(CALL_WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES);
         Self {
             channel: endpoint.connect_with_connector_lazy(connector),
         }
@@ -278,33 +281,38 @@ impl Agent {
             .map(drop)
     }
 
-    /// Reads the guest's statistics. The caller must check them.
+    /// Reads the guest's statistics, which has so many `containers`. The caller must check them.
     pub async fn statistics(
         &self,
         request: protocol::StatisticsRequest,
+        containers: usize,
         limit: Duration,
     ) -> Result<protocol::StatisticsResponse, AgentError> {
-        let mut client =
-            AgentClient::new(self.channel.clone()).max_decoding_message_size(STATISTICS_BYTES);
+        let mut client = AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(statistics_bytes(containers));
         within("Statistics", limit, client.statistics(request)).await
     }
 
-    /// Runs a command in a container until it ends. A `limit` of zero means no time limit.
+    /// Runs a command in a container until it ends. A `limit` of zero means no time limit. Of its standard output, and
+    /// also of its standard error, the first `output_bytes` are returned.
     pub async fn exec(
         &self,
         id: &str,
         args: Vec<String>,
         limit: Duration,
+        output_bytes: u64,
     ) -> Result<ExecOutput, AgentError> {
         const CALL: &str = "ExecSync";
         let request = protocol::ExecSyncRequest {
             id: id.to_owned(),
             args,
             timeout_milliseconds: i64::try_from(limit.as_millis()).unwrap_or(i64::MAX),
-            output_limit_bytes: EXEC_OUTPUT_BYTES,
+            output_limit_bytes: output_bytes,
         };
-        let mut client =
-            AgentClient::new(self.channel.clone()).max_decoding_message_size(EXEC_ANSWER_BYTES);
+        // Both streams, and the overhead of protobuf.
+        let most = usize::try_from(output_bytes.saturating_mul(2)).unwrap_or(usize::MAX);
+        let mut client = AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(most.saturating_add(ANSWER_BYTES));
         let call = client.exec_sync(request);
         let answer = if limit.is_zero() {
             // No timeout, as CRI defines it. The call ends when the process ends, the guest is lost, or the client
@@ -356,6 +364,13 @@ impl Agent {
     }
 }
 
+/// The longest answer with the statistics of a guest that has so many containers.
+fn statistics_bytes(containers: usize) -> usize {
+    containers
+        .saturating_add(1)
+        .saturating_mul(STATISTICS_BYTES)
+}
+
 async fn within<T>(
     call: &'static str,
     limit: Duration,
@@ -397,7 +412,66 @@ fn failed(call: &'static str, status: &Status) -> AgentError {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+
+    /// Every number, name and list as large as an honest agent may send it.
+    fn full_statistics() -> protocol::ContainerStatistics {
+        let line = protocol::PressureLine {
+            avg10: 99.9,
+            avg60: 99.9,
+            avg300: 99.9,
+            total_us: u64::MAX,
+        };
+        let pressure = Some(protocol::Pressure {
+            some: Some(line),
+            full: Some(line),
+        });
+        let device = protocol::DeviceIo {
+            major: u32::MAX,
+            minor: u32::MAX,
+            read_bytes: u64::MAX,
+            written_bytes: u64::MAX,
+            reads: u64::MAX,
+            writes: u64::MAX,
+            name: "n".repeat(16),
+        };
+        let pages = protocol::HugepageUsage {
+            page_size: "n".repeat(16),
+            current_bytes: u64::MAX,
+        };
+        protocol::ContainerStatistics {
+            id: "ab".repeat(32),
+            cgroup: Some(protocol::CgroupStatistics {
+                cpu_pressure: pressure,
+                memory_pressure: pressure,
+                io_pressure: pressure,
+                tasks: u64::MAX,
+                tasks_limit: u64::MAX,
+                io: vec![device; 16],
+                hugepages: vec![pages; 8],
+                ..Default::default()
+            }),
+            processes: u64::MAX,
+            file_descriptors: u64::MAX,
+            sockets: u64::MAX,
+            open_files_limit: u64::MAX,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn statistics_have_room_for_all_containers_and_take_little_memory_whatever_they_are() {
+        // Numbers of CPU and memory, 19 of at most 11 bytes.
+        let honest = full_statistics().encoded_len() + 19 * 11;
+        assert!(honest < STATISTICS_BYTES / 2, "{honest}");
+        for (containers, most_mib) in [(0, 4), (1, 8), (10, 40)] {
+            let entries = statistics_bytes(containers) / 2;
+            let bytes = entries * size_of::<protocol::ContainerStatistics>();
+            assert!(bytes < most_mib << 20, "{containers}: {bytes}");
+        }
+    }
 
     #[tokio::test]
     async fn a_guest_that_is_not_there_is_lost_not_a_refusal() {

@@ -12,6 +12,8 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::text::bounded;
+
 /// How long a guest may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer, which is `OK <port>\n`.
@@ -100,7 +102,7 @@ async fn open_stream(
         .map_err(|_| ConnectError::Timeout { port: STREAM_PORT })?
         .map_err(ConnectError::Stream)?;
     if !opened.error.is_empty() {
-        return Err(ConnectError::StreamRefused(opened.error));
+        return Err(ConnectError::StreamRefused(bounded(&opened.error)));
     }
     Ok((stream, opened))
 }
@@ -210,6 +212,20 @@ mod tests {
         let (_directory, path) = vmm(b"OK 1\n", reply(refused));
         let error = open_log(&path, "c").await.unwrap_err();
         assert!(error.to_string().contains("no such container"));
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_says_of_a_refusal_is_cut_and_made_printable() {
+        let refusal = StreamOpened {
+            error: format!("\x1b[2J{}", "x".repeat(60_000)),
+            ..Default::default()
+        };
+        let mut said = Vec::new();
+        write_message(&mut said, &refusal).await.unwrap();
+        let (_directory, path) = vmm(b"OK 1\n", said);
+        let error = open_log(&path, "c").await.unwrap_err().to_string();
+        assert!(error.len() < 5000, "{}", error.len());
+        assert!(!error.contains('\x1b'));
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ pub mod statistics;
 pub mod streams;
 pub mod text;
 pub mod user;
+pub mod warnings;
 pub mod watch;
 
 /// The agent's messages, which pods also use to describe containers.

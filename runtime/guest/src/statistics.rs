@@ -4,6 +4,7 @@
 //! The guest counts them itself, and its kernel may lie. So memory, disk and CPU time are capped at what the host has
 //! given to the VM. Averages are limited to 0 to 100 percent. Pure.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::protocol::{
@@ -25,14 +26,17 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Limits all numbers of an answer, removes containers that are not `known`, and fills in zeros for what is
-    /// missing.
+    /// Limits all numbers of an answer, removes containers that are not `known` or come again, and fills in zeros for
+    /// what is missing.
     pub fn cut(
         &self,
         mut answer: StatisticsResponse,
         known: impl Fn(&str) -> bool,
     ) -> StatisticsResponse {
-        answer.containers.retain(|container| known(&container.id));
+        let mut seen = HashSet::new();
+        answer
+            .containers
+            .retain(|container| known(&container.id) && seen.insert(container.id.clone()));
         for container in &mut answer.containers {
             self.cut_container(container);
         }
@@ -96,9 +100,14 @@ impl Bounds {
         ] {
             *pressure = pressure.as_ref().map(plain_pressure);
         }
+        // A name that came twice would be two values of one metric.
+        let mut devices = HashSet::new();
+        cut.io
+            .retain(|device| is_name(&device.name) && devices.insert(device.name.clone()));
         cut.io.truncate(MAX_DEVICES);
-        cut.io.retain(|device| is_name(&device.name));
-        cut.hugepages.retain(|usage| is_name(&usage.page_size));
+        let mut sizes = HashSet::new();
+        cut.hugepages
+            .retain(|usage| is_name(&usage.page_size) && sizes.insert(usage.page_size.clone()));
         cut.hugepages.truncate(MAX_HUGEPAGE_SIZES);
         for usage in &mut cut.hugepages {
             usage.current_bytes = usage.current_bytes.min(self.memory_bytes);
@@ -141,7 +150,7 @@ fn plain_pressure(said: &Pressure) -> Pressure {
 mod tests {
     use super::*;
     use crate::protocol::{
-        CpuStatistics, GuestStatistics, HugepageUsage, MemoryStatistics, WritableLayer,
+        CpuStatistics, DeviceIo, GuestStatistics, HugepageUsage, MemoryStatistics, WritableLayer,
     };
 
     const BOUNDS: Bounds = Bounds {
@@ -216,6 +225,43 @@ mod tests {
         assert_eq!((some.avg10, some.avg60, some.avg300), (0.0, 0.0, 100.0));
         assert!(cgroup.hugepages.is_empty());
         assert_eq!(container.writable_layer.unwrap().bytes, 1 << 32);
+    }
+
+    #[test]
+    fn what_a_guest_repeats_counts_once() {
+        let again = |number: usize| ContainerStatistics {
+            id: if number == 5 { "second" } else { "first" }.into(),
+            processes: 1,
+            cgroup: Some(CgroupStatistics {
+                io: vec![
+                    DeviceIo {
+                        name: "vdb".into(),
+                        ..Default::default()
+                    };
+                    20
+                ],
+                hugepages: vec![
+                    HugepageUsage {
+                        page_size: "2MB".into(),
+                        current_bytes: 1,
+                    };
+                    20
+                ],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let answer = StatisticsResponse {
+            guest: None,
+            containers: (0..1000).map(again).collect(),
+        };
+        let cut = BOUNDS.cut(answer, |_| true);
+        let ids: Vec<_> = cut.containers.iter().map(|one| one.id.as_str()).collect();
+        assert_eq!(ids, ["first", "second"]);
+        for container in cut.containers {
+            let cgroup = container.cgroup.unwrap();
+            assert_eq!((cgroup.io.len(), cgroup.hugepages.len()), (1, 1));
+        }
     }
 
     #[test]

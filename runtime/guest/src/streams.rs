@@ -5,6 +5,8 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bulkhead_proto::agent::record::{
     END, HEADER_BYTES, INPUT, MAX_PAYLOAD_BYTES, STDERR, STDOUT, WINDOW_SIZE,
@@ -33,6 +35,9 @@ pub enum StreamError {
     Io(#[from] io::Error),
     #[error("the guest sent a record of kind {kind} with {length} bytes")]
     Record { kind: u8, length: usize },
+    /// An honest agent reports input again only when more is gone. So there are never more reports than bytes of input.
+    #[error("the guest reported {said} bytes of input as gone, after {before}; {sent} were sent")]
+    Input { said: u64, before: u64, sent: u64 },
     #[error("the guest ended a stream with a message that cannot be decoded")]
     End(#[from] prost::DecodeError),
 }
@@ -67,12 +72,15 @@ impl ProcessStreams {
 
     pub fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
+        let sent = Arc::new(AtomicU64::new(0));
         Self {
             output: ProcessOutput {
                 reader,
                 buffer: BytesMut::new(),
+                gone: 0,
+                sent: Arc::clone(&sent),
             },
-            input: ProcessInput { writer },
+            input: ProcessInput { writer, sent },
         }
     }
 }
@@ -88,6 +96,9 @@ pub async fn port_forward(vsock: &Path, port: u16) -> Result<UnixStream, Connect
 pub struct ProcessOutput {
     reader: OwnedReadHalf,
     buffer: BytesMut,
+    /// How many bytes of input the agent has reported as gone, of those that were sent.
+    gone: u64,
+    sent: Arc<AtomicU64>,
 }
 
 impl ProcessOutput {
@@ -95,6 +106,9 @@ impl ProcessOutput {
     pub async fn next(&mut self) -> Result<FromProcess, StreamError> {
         loop {
             if let Some(record) = take_record(&mut self.buffer)? {
+                if let FromProcess::InputGone(said) = record {
+                    self.check_input(said)?;
+                }
                 return Ok(record);
             }
             self.buffer.reserve(READ_BYTES);
@@ -102,6 +116,15 @@ impl ProcessOutput {
                 return Err(StreamError::Gone);
             }
         }
+    }
+
+    fn check_input(&mut self, said: u64) -> Result<(), StreamError> {
+        let (before, sent) = (self.gone, self.sent.load(Ordering::Acquire));
+        if said <= before || said > sent {
+            return Err(StreamError::Input { said, before, sent });
+        }
+        self.gone = said;
+        Ok(())
     }
 }
 
@@ -144,12 +167,15 @@ fn end(end: StreamEnd) -> FromProcess {
 #[derive(Debug)]
 pub struct ProcessInput {
     writer: OwnedWriteHalf,
+    sent: Arc<AtomicU64>,
 }
 
 impl ProcessInput {
     /// Writes at most [`MAX_PAYLOAD_BYTES`] of input. If the future is dropped before its end, the stream cannot be
     /// used any more.
     pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // Before they are sent, because the agent may be fast.
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Release);
         self.record(INPUT, bytes).await
     }
 
@@ -249,7 +275,11 @@ mod tests {
     #[tokio::test]
     async fn records_are_taken_one_by_one_however_they_arrive() {
         let (ours, mut agent) = UnixStream::pair().unwrap();
-        let mut output = ProcessStreams::new(ours).output;
+        let ProcessStreams {
+            mut output,
+            mut input,
+        } = ProcessStreams::new(ours);
+        input.write(b"7 bytes").await.unwrap();
         tokio::spawn(async move {
             let mut bytes = b"\x01\0\0\0\x02hi\x02\0\0\0\x01!\0\0\0\0\x08".to_vec();
             bytes.extend(7u64.to_be_bytes());
@@ -268,6 +298,40 @@ mod tests {
             assert_eq!(output.next().await.unwrap(), record);
         }
         assert!(matches!(output.next().await, Err(StreamError::Gone)));
+    }
+
+    #[tokio::test]
+    async fn a_guest_cannot_report_input_that_was_not_sent_nor_the_same_again() {
+        for (case, reports, taken) in [
+            ("more than was sent", [11, 12], 0),
+            ("all that there is", [u64::MAX, 0], 0),
+            ("nothing", [0, 1], 0),
+            ("the same again", [4, 4], 1),
+            ("less than before", [4, 3], 1),
+            ("more and more", [4, 10], 2),
+        ] {
+            let (ours, mut agent) = UnixStream::pair().unwrap();
+            let ProcessStreams {
+                mut output,
+                mut input,
+            } = ProcessStreams::new(ours);
+            input.write(&[b'x'; 10]).await.unwrap();
+            for report in reports {
+                let record = [&b"\0\0\0\0\x08"[..], &report.to_be_bytes()].concat();
+                agent.write_all(&record).await.unwrap();
+            }
+            for report in &reports[..taken] {
+                let record = output.next().await.unwrap();
+                assert_eq!(record, FromProcess::InputGone(*report), "{case}");
+            }
+            if taken < reports.len() {
+                let error = output.next().await.unwrap_err();
+                assert!(
+                    matches!(error, StreamError::Input { .. }),
+                    "{case}: {error}"
+                );
+            }
+        }
     }
 
     #[test]

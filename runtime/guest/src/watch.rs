@@ -14,6 +14,7 @@ use crate::agent::{Agent, AgentError};
 use crate::news::{Clock, News};
 use crate::pace::Pace;
 use crate::text::bounded;
+use crate::warnings::Warnings;
 
 /// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -35,15 +36,18 @@ pub async fn watch(
     news: mpsc::Sender<News>,
 ) {
     tokio::pin!(ended);
+    let mut warnings = Warnings::default();
     loop {
         tokio::select! {
             () = &mut ended => return,
             () = news.closed() => return,
-            result = pump(&agent, clock, &news) => {
+            result = pump(&agent, clock, &news, &mut warnings) => {
                 match result {
                     Ok(After::End) => {}
                     Ok(After::Excess) => {
-                        tracing::warn!("a guest floods the daemon with news; none is taken from it for {CUT_OFF:?}");
+                        if let Some(left_out) = warnings.allow() {
+                            tracing::warn!(left_out, "a guest floods the daemon with news; none is taken from it for {CUT_OFF:?}");
+                        }
                         tokio::time::sleep(CUT_OFF).await;
                     }
                     Err(error) => tracing::debug!("watch: {}", chain(&error)),
@@ -51,6 +55,29 @@ pub async fn watch(
             }
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// How much came on one stream of news. Anything counts, also what says nothing.
+#[derive(Debug)]
+struct Flow {
+    pace: Pace,
+    excess: u32,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self {
+            pace: Pace::new(NEWS_PER_SECOND, NEWS_BURST),
+            excess: 0,
+        }
+    }
+
+    /// Counts a message. Returns how long to wait before the next one is taken, or `None` if there was too much.
+    fn take(&mut self) -> Option<Duration> {
+        let pause = self.pace.take(1);
+        self.excess = if pause.is_zero() { 0 } else { self.excess + 1 };
+        (self.excess <= MOST_EXCESS).then_some(pause)
     }
 }
 
@@ -62,40 +89,55 @@ enum After {
 }
 
 /// Reads one stream of news until it ends.
-async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<After, AgentError> {
+async fn pump(
+    agent: &Agent,
+    clock: Clock,
+    news: &mpsc::Sender<News>,
+    warnings: &mut Warnings,
+) -> Result<After, AgentError> {
     let mut stream = agent.watch().await?;
-    let mut pace = Pace::new(NEWS_PER_SECOND, NEWS_BURST);
-    let (mut excess, mut has_warned) = (0, false);
+    let mut flow = Flow::new();
     loop {
         let message = stream.message().await.map_err(|status| AgentError::Lost {
             call: "Watch",
             message: bounded(status.message()),
         })?;
-        let status = match message.and_then(|message| message.event) {
-            Some(Event::Container(status)) => status,
-            Some(Event::CaughtUp(_)) => {
-                tokio::time::sleep(pace.take(1)).await;
-                continue;
-            }
-            None => return Ok(After::End),
+        let Some(event) = message.and_then(|message| message.event) else {
+            return Ok(After::End);
         };
-        let pause = pace.take(1);
-        excess = if pause.is_zero() { 0 } else { excess + 1 };
-        if excess > MOST_EXCESS {
+        let Some(pause) = flow.take() else {
             return Ok(After::Excess);
-        }
+        };
         tokio::time::sleep(pause).await;
+        let Event::Container(status) = event else {
+            continue;
+        };
         let Some(checked) = News::check(status, clock) else {
-            if !has_warned {
-                tracing::warn!(
-                    "the guest sent news that is not valid; ignored, also in what follows"
-                );
-                has_warned = true;
+            if let Some(left_out) = warnings.allow() {
+                tracing::warn!(left_out, "the guest sent news that is not valid; ignored");
             }
             continue;
         };
         if news.send(checked).await.is_err() {
             return Ok(After::End);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_what_goes_on_above_the_rate_is_cut_off() {
+        let mut flow = Flow::new();
+        for _ in 0..NEWS_BURST {
+            assert_eq!(flow.take(), Some(Duration::ZERO));
+        }
+        // Some are free again if this test is slow.
+        let more = (0..3 * u64::from(MOST_EXCESS)).take_while(|_| flow.take().is_some());
+        let more = more.count() as u64;
+        let most = u64::from(MOST_EXCESS);
+        assert!((most..most + NEWS_PER_SECOND).contains(&more), "{more}");
     }
 }

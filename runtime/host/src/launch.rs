@@ -20,7 +20,8 @@ use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready};
 use bulkhead_vmm::config::{ImageDiskConfig, MacAddress, NetConfig, RunAs, VmConfig, VsockConfig};
 use command_fds::{CommandFdExt, FdMapping};
-use tokio::net::UnixListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
 use crate::files::{Files, open_regular};
@@ -311,13 +312,13 @@ impl Watch<'_> {
     }
 }
 
-/// Keeps the ready connection open until the VMM or the agent ends.
-async fn hold(mut stream: tokio::net::UnixStream, process: Arc<VmmProcess>) {
-    let mut sink = tokio::io::sink();
+/// Keeps the ready connection open until the VMM or the agent ends. An agent that goes on talking is not listened to.
+async fn hold(mut stream: UnixStream, process: Arc<VmmProcess>) {
     tokio::select! {
-        () = process.ended() => {}
-        _ = tokio::io::copy(&mut stream, &mut sink) => {}
+        () = process.ended() => return,
+        more = stream.read_u8() => if more.is_err() { return },
     }
+    process.ended().await;
 }
 
 fn configure(mut input: ChildStdin, config: &VmConfig) -> Result<(), LaunchError> {

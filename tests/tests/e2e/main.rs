@@ -15,7 +15,7 @@ mod descriptors;
 mod empty_dirs;
 mod failures;
 mod growth;
-mod hostile_images;
+mod hostile;
 mod images;
 mod kubelet;
 mod many;

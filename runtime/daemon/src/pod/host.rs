@@ -11,6 +11,7 @@ use bulkhead_network::Network;
 
 use super::admission::Admission;
 use super::notices::Notices;
+use super::outputs::Outputs;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
@@ -44,6 +45,7 @@ pub struct Shared {
     pub host: Host,
     pub registry: Arc<Registry>,
     pub readings: Readings,
+    pub outputs: Outputs,
     pub notices: Arc<Notices>,
 }
 
@@ -53,6 +55,7 @@ impl Shared {
             host,
             registry: Arc::default(),
             readings: Readings::default(),
+            outputs: Outputs::default(),
             notices: Arc::default(),
         }
     }

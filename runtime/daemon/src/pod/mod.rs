@@ -21,6 +21,7 @@ mod errors;
 mod host;
 pub mod life;
 mod notices;
+mod outputs;
 mod owner;
 pub mod plan;
 pub mod readings;
@@ -291,9 +292,10 @@ impl Pods {
     ) -> Result<ExecOutput, PodError> {
         let (record, guest) = self.running(id, "exec")?;
         let (id, pod) = (record.id, record.pod_id);
+        let room = self.shared.outputs.take();
         // If the VM dies, the call ends, even if the connection to it does not break.
         tokio::select! {
-            output = guest.agent.exec(&id, args, limit) => {
+            output = guest.agent.exec(&id, args, limit, room.bytes) => {
                 output.map_err(|source| PodError::Agent { id, source })
             }
             () = guest.process.ended() => Err(PodError::Lost { id: pod }),

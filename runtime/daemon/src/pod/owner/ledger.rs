@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bulkhead_guest::user::ProcessUser;
+use bulkhead_guest::warnings::Warnings;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_text::chain;
@@ -31,6 +32,8 @@ pub struct Ledger {
     known: View,
     /// Whether listeners have heard of the pod.
     announced: bool,
+    /// Warnings about what the guest said.
+    pub warnings: Warnings,
     published: watch::Sender<Arc<View>>,
     others: Others,
 }
@@ -59,6 +62,7 @@ impl Ledger {
         let (published, view) = watch::channel(Arc::new(known.clone()));
         let ledger = Self {
             announced: known.pod.state != PodState::Creating,
+            warnings: Warnings::default(),
             known,
             published,
             others,
@@ -190,7 +194,13 @@ impl Ledger {
         let state = match old.state.after(event) {
             Ok(state) if state == old.state => return,
             Ok(state) => state,
-            Err(error) => return self.complain("unexpected event of a container", &error),
+            Err(error) => {
+                if let Some(left_out) = self.warnings.allow() {
+                    let pod = &self.known.pod.id;
+                    tracing::warn!(pod, left_out, "unexpected event: {}", chain(&error));
+                }
+                return;
+            }
         };
         let record = ContainerRecord {
             state,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_guest::connect;
+use bulkhead_guest::warnings::Warnings;
 use bulkhead_host::Guest;
 use bulkhead_text::chain;
 use tokio::sync::mpsc::error::TrySendError;
@@ -155,12 +156,17 @@ async fn bring(
     if let Err(error) = log.open() {
         tracing::warn!(container, "{}", chain(&error));
     }
+    let mut warnings = Warnings::default();
     loop {
         match connect::open_log(&vsock, &container).await {
             Ok((stream, offset)) => match follow(stream, offset, &mut log, &mut requests).await {
                 Ok(Followed::End) => return,
                 Ok(Followed::Broken) => {}
-                Err(error) => tracing::warn!(container, "{}", chain(&error)),
+                Err(error) => {
+                    if let Some(left_out) = warnings.allow() {
+                        tracing::warn!(container, left_out, "{}", chain(&error));
+                    }
+                }
             },
             Err(error) => tracing::debug!(container, "{}", chain(&error)),
         }

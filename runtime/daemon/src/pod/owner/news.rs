@@ -102,7 +102,7 @@ impl Owner {
     }
 
     /// Ends a container that runs in the guest and has no record, because that was damaged: nobody could stop it.
-    fn end_unknown(&self, id: &str) {
+    fn end_unknown(&mut self, id: &str) {
         let Some(guest) = self.ledger.guest().cloned() else {
             return;
         };
@@ -110,17 +110,21 @@ impl Owner {
         let Ok(turn) = Arc::clone(&self.ending).try_lock_owned() else {
             return;
         };
-        tracing::error!(
-            pod = self.ledger.pod().id,
-            container = id,
-            "a container runs, but has no record; ending it"
-        );
+        let may_warn = self.ledger.warnings.allow();
+        if let Some(left_out) = may_warn {
+            tracing::error!(
+                pod = self.ledger.pod().id,
+                container = id,
+                left_out,
+                "a container runs, but has no record; ending it"
+            );
+        }
         let id = id.to_owned();
         tokio::spawn(async move {
             let _turn = turn;
             let ended = guest.agent.signal(&id, signal::SIGKILL).await;
             let removed = guest.agent.remove(&id).await;
-            if let Err(error) = ended.and(removed) {
+            if let (Err(error), true) = (ended.and(removed), may_warn.is_some()) {
                 tracing::warn!(container = id, "end it: {}", chain(&error));
             }
         });

@@ -14,8 +14,8 @@
 mod peaks;
 pub mod rates;
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The parts of a [`Reading`], for those who show it.
@@ -25,6 +25,7 @@ pub use bulkhead_guest::protocol::{
 };
 use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
 use bulkhead_guest::statistics::Bounds;
+use bulkhead_guest::warnings::Warnings;
 use bulkhead_host::control;
 use bulkhead_host::usage::HostUsage;
 pub use bulkhead_host::usage::{HostPressure, Stall, StallLine};
@@ -89,6 +90,8 @@ impl Reading {
 pub struct Readings {
     rates: Rates,
     peaks: Peaks,
+    /// By the ids of pods.
+    warnings: Mutex<HashMap<String, Warnings>>,
 }
 
 impl Readings {
@@ -107,7 +110,7 @@ impl Readings {
             match self.read_within(view, depth, LIST_LIMIT).await {
                 Ok(reading) => Some(reading),
                 Err(error) => {
-                    tracing::warn!(pod = id, "left out of the statistics: {}", chain(&error));
+                    self.warn(&id, &error);
                     None
                 }
             }
@@ -129,7 +132,9 @@ impl Readings {
         };
         let asking = async {
             tokio::join!(
-                guest.agent.statistics(request, limit),
+                guest
+                    .agent
+                    .statistics(request, view.containers.len(), limit),
                 counters(view.pod.network())
             )
         };
@@ -179,8 +184,18 @@ impl Readings {
         })
     }
 
+    fn warn(&self, pod: &str, error: &PodError) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = warnings.entry(pod.to_owned()).or_default().allow() {
+            tracing::warn!(pod, left_out, "not in the statistics: {}", chain(error));
+        }
+    }
+
     /// Forgets all pods and containers except these.
     pub fn keep(&self, ids: &HashSet<&str>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.retain(|pod, _| ids.contains(pod.as_str()));
+        drop(warnings);
         self.rates.keep(ids);
         self.peaks.keep(ids);
     }
