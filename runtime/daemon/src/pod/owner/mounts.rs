@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use bulkhead_guest::protocol;
 use bulkhead_guest::protocol::volume::Kind;
-use bulkhead_host::Guest;
 use bulkhead_host::shares::mounts::{self as shares, Access};
+use bulkhead_host::{Guest, HostPath};
 use bulkhead_image::Image;
 
 use super::Owner;
@@ -92,8 +92,8 @@ impl Owner {
                 FoundSource::Host(Found::Guest(found)) => {
                     self.prepare_in_guest(guest, found).await?
                 }
-                FoundSource::Host(Found::Shared(path)) => {
-                    let share = self.share(&request.id, &wanted(&mount, path)).await?;
+                FoundSource::Host(Found::Shared(found)) => {
+                    let share = self.share(&request.id, wanted(&mount, found)).await?;
                     protocol::Mount {
                         source: Some(protocol::mount::Source::Shared(share)),
                         ..Default::default()
@@ -221,9 +221,9 @@ pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
     mounts.iter().filter_map(one).collect()
 }
 
-fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
+fn wanted(mount: &Mount, found: HostPath) -> Wanted {
     Wanted {
-        path,
+        found,
         access: match (mount.readonly, mount.recursive_readonly) {
             (_, true) => Access::ReadRecursive,
             (true, false) => Access::Read,

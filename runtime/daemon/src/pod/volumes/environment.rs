@@ -20,11 +20,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest::protocol::EnvironmentFile;
-use bulkhead_host::Guest;
+use bulkhead_host::{Guest, open_without_links};
 use bulkhead_text::chain;
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat};
 use rustix::io::Errno;
 
 use super::disk::IMAGE;
@@ -56,13 +54,7 @@ pub async fn copy_back(guest: &Guest, volume: &str, directory: &Path) {
 /// Writes `files` into `directory` and removes all other regular files, except the volume's disk.
 fn write(directory: &Path, files: Vec<EnvironmentFile>) -> io::Result<()> {
     let files = checked(files)?;
-    let root = openat2(
-        CWD,
-        directory,
-        DIRECTORY,
-        Mode::empty(),
-        ResolveFlags::empty(),
-    )?;
+    let root = OwnedFd::from(open_without_links(directory, DIRECTORY)?);
     remove_others(&root, &files)?;
     for (path, content) in &files {
         if let Err(e) = write_one(&root, path, content) {
