@@ -4,6 +4,7 @@
 //! The guest counts them itself, and its kernel may lie. So memory, disk and CPU time are capped at what the host has
 //! given to the VM. Averages are limited to 0 to 100 percent. Pure.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::protocol::{
@@ -25,14 +26,17 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Limits all numbers of an answer, removes containers that are not `known`, and fills in zeros for what is
-    /// missing.
+    /// Limits all numbers of an answer, removes containers that are not `known` or come twice, and fills in zeros for
+    /// what is missing.
     pub fn cut(
         &self,
         mut answer: StatisticsResponse,
         known: impl Fn(&str) -> bool,
     ) -> StatisticsResponse {
-        answer.containers.retain(|container| known(&container.id));
+        let mut seen = HashSet::new();
+        answer
+            .containers
+            .retain(|container| known(&container.id) && seen.insert(container.id.clone()));
         for container in &mut answer.containers {
             self.cut_container(container);
         }
@@ -196,6 +200,11 @@ mod tests {
                 },
                 ContainerStatistics {
                     id: "invented".into(),
+                    ..Default::default()
+                },
+                // Otherwise one could be shown and the other one be added up.
+                ContainerStatistics {
+                    id: "known".into(),
                     ..Default::default()
                 },
             ],

@@ -2,7 +2,8 @@
 //! Statistics: what pods and containers use.
 //!
 //! There are two sources, on purpose. A **container**'s figures come from its cgroup in the guest, because only the
-//! guest knows containers. They are capped at what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and
+//! guest knows containers. They are capped at what the VM has ([`bulkhead_guest::statistics`]), and writable layers are
+//! not less than what the host counts ([`floor`]). A **pod**'s CPU and
 //! memory come from the VM's cgroup on the host. That is what the pod really costs the node, with the guest's kernel
 //! and the VMM, and the guest cannot falsify it. Its network counters come from the host as well. So a pod uses more
 //! than the sum of its containers.
@@ -11,6 +12,7 @@
 //! that does not answer is left out of a list, with a warning in the log; if only its pod was asked for, that is an
 //! error.
 
+mod floor;
 mod peaks;
 pub mod rates;
 
@@ -26,12 +28,13 @@ pub use bulkhead_guest::protocol::{
 use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
 use bulkhead_guest::statistics::Bounds;
 use bulkhead_host::control;
-use bulkhead_host::usage::HostUsage;
 pub use bulkhead_host::usage::{HostPressure, Stall, StallLine};
+use bulkhead_host::usage::{HostUsage, bytes_on_disk};
 use bulkhead_network::{Counters, Network, NetworkRecord};
 use bulkhead_text::chain;
 use futures_util::future::join_all;
 
+use self::floor::Disk;
 use self::peaks::Peaks;
 use self::rates::{CpuUse, Rates};
 use crate::clock::now;
@@ -147,7 +150,22 @@ impl Readings {
         let pid = guest.process.identity().pid;
         let host = HostUsage::read(view.pod.cgroup(), pid);
         let age = age(view.pod.created_at, at);
-        let answer = bounds(&view.pod, age).cut(answer, |id| view.containers.contains_key(id));
+        let bounds = bounds(&view.pod, age);
+        let mut answer = bounds.cut(answer, |id| view.containers.contains_key(id));
+        if let Some(taken_bytes) = view
+            .pod
+            .scratch_file()
+            .and_then(|file| bytes_on_disk(&file))
+        {
+            let disk = Disk {
+                size_bytes: view.pod.size.scratch_bytes,
+                taken_bytes,
+            };
+            let records = view.containers.values();
+            let running = records.filter(|one| one.state.is_running());
+            let running: Vec<_> = running.map(|one| one.id.as_str()).collect();
+            floor::raise(&mut answer.containers, &running, disk);
+        }
         let (rates, peaks) = (&self.rates, &self.peaks);
         let containers = answer.containers.into_iter().map(|statistics| {
             let cgroup = statistics.cgroup.as_ref();
