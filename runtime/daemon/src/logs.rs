@@ -26,6 +26,10 @@ use crate::modes;
 
 /// The longest line that is written in one piece. Other runtimes use the same limit.
 const LINE_BYTES: usize = 16 << 10;
+/// How much is read ahead. Payloads that are longer are not copied through this buffer.
+const READ_BYTES: usize = 8 << 10;
+/// How much memory for finished lines a container keeps when it has written them.
+const KEPT_BYTES: usize = LINE_BYTES;
 /// How long an unfinished line waits for its end.
 const IDLE: Duration = Duration::from_millis(500);
 /// The pause between attempts to write to a file after an error.
@@ -150,7 +154,7 @@ pub async fn follow(
     let (records, mut incoming) = mpsc::channel(4);
     // Reading is a separate task, because the read of a record must not be cancelled in the middle.
     let reading = tokio::spawn(read_records(
-        BufReader::with_capacity(64 << 10, reader),
+        BufReader::with_capacity(READ_BYTES, reader),
         records,
     ));
     let _stop = AbortOnDrop(reading.abort_handle());
@@ -196,7 +200,11 @@ async fn store(log: &mut LogFile, out: &mut Vec<u8>, reopen: &mut mpsc::Receiver
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {
-            Ok(()) => out.clear(),
+            Ok(()) => {
+                out.clear();
+                // A record of empty lines becomes much longer than it was.
+                out.shrink_to(KEPT_BYTES);
+            }
             Err(error) => {
                 if !said {
                     tracing::warn!("{}; the container waits and nothing is lost", chain(&error));

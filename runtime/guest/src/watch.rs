@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, AgentError};
 use crate::news::{Clock, News};
 use crate::pace::Pace;
+use crate::remarks::Remarks;
 use crate::text::bounded;
 
 /// The pause between attempts to open the stream again.
@@ -30,6 +31,7 @@ const CUT_OFF: Duration = Duration::from_secs(30);
 /// used to check the guest's times.
 pub async fn watch(
     agent: Agent,
+    remarks: Remarks,
     ended: impl Future<Output = ()>,
     clock: Clock,
     news: mpsc::Sender<News>,
@@ -39,11 +41,11 @@ pub async fn watch(
         tokio::select! {
             () = &mut ended => return,
             () = news.closed() => return,
-            result = pump(&agent, clock, &news) => {
+            result = pump(&agent, &remarks, clock, &news) => {
                 match result {
                     Ok(After::End) => {}
                     Ok(After::Excess) => {
-                        tracing::warn!("a guest floods the daemon with news; none is taken from it for {CUT_OFF:?}");
+                        remarks.warn(format_args!("the guest floods the daemon with news; none is taken from it for {CUT_OFF:?}"));
                         tokio::time::sleep(CUT_OFF).await;
                     }
                     Err(error) => tracing::debug!("watch: {}", chain(&error)),
@@ -62,7 +64,12 @@ enum After {
 }
 
 /// Reads one stream of news until it ends.
-async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<After, AgentError> {
+async fn pump(
+    agent: &Agent,
+    remarks: &Remarks,
+    clock: Clock,
+    news: &mpsc::Sender<News>,
+) -> Result<After, AgentError> {
     let mut stream = agent.watch().await?;
     let mut pace = Pace::new(NEWS_PER_SECOND, NEWS_BURST);
     let (mut excess, mut has_warned) = (0, false);
@@ -87,9 +94,8 @@ async fn pump(agent: &Agent, clock: Clock, news: &mpsc::Sender<News>) -> Result<
         tokio::time::sleep(pause).await;
         let Some(checked) = News::check(status, clock) else {
             if !has_warned {
-                tracing::warn!(
-                    "the guest sent news that is not valid; ignored, also in what follows"
-                );
+                remarks
+                    .warn("the guest sent news that is not valid; ignored, also in what follows");
                 has_warned = true;
             }
             continue;

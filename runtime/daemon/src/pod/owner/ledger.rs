@@ -190,7 +190,16 @@ impl Ledger {
         let state = match old.state.after(event) {
             Ok(state) if state == old.state => return,
             Ok(state) => state,
-            Err(error) => return self.complain("unexpected event of a container", &error),
+            Err(error) => {
+                // The guest says such things as often as it likes.
+                let remarks = self.known.guest.as_ref().map(|guest| &guest.remarks);
+                return match remarks {
+                    Some(remarks) => {
+                        remarks.warn(format_args!("unexpected event of container {id}: {error}"));
+                    }
+                    None => self.complain("unexpected event of a container", &error),
+                };
+            }
         };
         let record = ContainerRecord {
             state,

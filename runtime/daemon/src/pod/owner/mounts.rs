@@ -157,10 +157,10 @@ impl Owner {
         }
         let path = source.path.clone();
         let watcher = &self.shared.host.volumes.watcher;
-        let mirror = self.mirrors.entry(name.to_owned()).or_insert_with(|| {
-            let vsock = guest.files.vsock();
-            Mirror::start(vsock, name.to_owned(), source, watcher.clone())
-        });
+        let mirror = self
+            .mirrors
+            .entry(name.to_owned())
+            .or_insert_with(|| Mirror::start(guest, name.to_owned(), source, watcher.clone()));
         let synced = mirror.synced().await;
         Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
     }
@@ -169,8 +169,7 @@ impl Owner {
     pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
         let watcher = &self.shared.host.volumes.watcher;
         let started = self.ledger.pod().mirrors.iter().map(|(name, source)| {
-            let vsock = guest.files.vsock();
-            let mirror = Mirror::start(vsock, name.clone(), source.clone(), watcher.clone());
+            let mirror = Mirror::start(guest, name.clone(), source.clone(), watcher.clone());
             (name.clone(), mirror)
         });
         self.mirrors = started.collect();

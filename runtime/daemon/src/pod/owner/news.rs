@@ -110,18 +110,18 @@ impl Owner {
         let Ok(turn) = Arc::clone(&self.ending).try_lock_owned() else {
             return;
         };
-        tracing::error!(
-            pod = self.ledger.pod().id,
-            container = id,
-            "a container runs, but has no record; ending it"
-        );
+        guest.remarks.warn(format_args!(
+            "the container {id} runs, but has no record; ending it"
+        ));
         let id = id.to_owned();
         tokio::spawn(async move {
             let _turn = turn;
             let ended = guest.agent.signal(&id, signal::SIGKILL).await;
             let removed = guest.agent.remove(&id).await;
             if let Err(error) = ended.and(removed) {
-                tracing::warn!(container = id, "end it: {}", chain(&error));
+                guest
+                    .remarks
+                    .warn(format_args!("end the container {id}: {}", chain(&error)));
             }
         });
     }

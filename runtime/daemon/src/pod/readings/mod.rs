@@ -106,14 +106,12 @@ impl Readings {
             .into_iter()
             .filter(|view| view.pod.state == PodState::Ready && is_heard(view));
         let readings = ready.map(|view| async move {
-            let id = view.pod.id.clone();
-            match self.read_within(view, depth, LIST_LIMIT).await {
-                Ok(reading) => Some(reading),
-                Err(error) => {
-                    tracing::warn!(pod = id, "left out of the statistics: {}", chain(&error));
-                    None
-                }
+            let remarks = view.guest.as_ref().map(|guest| guest.remarks.clone());
+            let reading = self.read_within(view, depth, LIST_LIMIT).await;
+            if let (Err(error), Some(remarks)) = (&reading, remarks) {
+                remarks.warn(format_args!("left out of the statistics: {}", chain(error)));
             }
+            reading.ok()
         });
         join_all(readings).await.into_iter().flatten().collect()
     }

@@ -27,13 +27,18 @@ pub async fn copy_back(guest: &Guest, container: &str, path: &Path) {
     {
         Ok(content) => content,
         Err(error) => {
-            return tracing::warn!(container, "read the termination log: {}", chain(&error));
+            return guest.remarks.warn(format_args!(
+                "read the termination log of {container}: {}",
+                chain(&error)
+            ));
         }
     };
     let owned = path.to_owned();
     let written = tokio::task::spawn_blocking(move || write(&owned, &content)).await;
     if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        tracing::warn!(container, "write {}: {error}", path.display());
+        guest
+            .remarks
+            .warn(format_args!("write {}: {error}", path.display()));
     }
 }
 
