@@ -59,6 +59,11 @@ pub struct PodRecord {
     pub disks: Option<BTreeMap<String, DiskRecord>>,
 }
 
+/// The file of a pod's scratch disk, in its state directory.
+pub fn scratch_file(state_directory: &Path) -> PathBuf {
+    state_directory.join("scratch.ext4")
+}
+
 /// Something on the host that belongs to the pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Held {
@@ -245,5 +250,11 @@ impl PodRecord {
             Held::StateDirectory(path) => Some(path),
             _ => None,
         })
+    }
+
+    /// The file of its scratch disk.
+    pub fn scratch_file(&self) -> Option<PathBuf> {
+        self.state_directory()
+            .map(|directory| scratch_file(directory))
     }
 }

@@ -22,18 +22,13 @@ use super::Owner;
 use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::errors::BootError;
-use crate::pod::life::record::{Held, PodRecord};
+use crate::pod::life::record::{Held, PodRecord, scratch_file};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
 use crate::pod::request::Answer;
 use crate::random::random;
 use crate::scratch::Purpose;
-
-/// The file of a pod's scratch disk, in its state directory.
-pub(super) fn scratch_file(directory: &Path) -> PathBuf {
-    directory.join("scratch.ext4")
-}
 
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.

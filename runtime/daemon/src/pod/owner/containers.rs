@@ -34,7 +34,7 @@ impl Owner {
                 user,
             }) => {
                 let log = self.log_file(path);
-                let log = LogTask::start(guest.files.vsock(), id.clone(), log);
+                let log = LogTask::start(&guest, id.clone(), log);
                 self.logs.insert(id.clone(), log);
                 // The guest's clock may be behind the host's: nothing may start before it was created.
                 let at = started_at.max(created_at);

@@ -6,14 +6,14 @@
 //! is shared; if the path leads to another file later, that is another share.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_host::cgroup;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
 use bulkhead_host::shares::{self, ShareError};
+use bulkhead_host::{HostPath, cgroup};
 use bulkhead_share::name::ShareName;
 
 use super::Owner;
@@ -25,10 +25,10 @@ const MOST_SHARES: usize = 512;
 /// A file server that ends has ended as expected if its VM ends within this time.
 const END_TOGETHER: Duration = Duration::from_secs(2);
 
-/// A path of the host, and how a container mounts it.
-#[derive(Clone, Debug)]
+/// What of the host a container mounts, and how.
+#[derive(Debug)]
 pub struct Wanted {
-    pub path: PathBuf,
+    pub found: HostPath,
     pub access: Access,
     pub propagation: Propagation,
 }
@@ -38,10 +38,10 @@ impl Owner {
     pub(super) async fn share(
         &mut self,
         container: &str,
-        wanted: &Wanted,
+        wanted: Wanted,
     ) -> Result<String, PodError> {
-        let source = tokio::task::block_in_place(|| Source::open(&wanted.path))?;
-        let id = source.id();
+        let source = tokio::task::block_in_place(|| Source::of(wanted.found))?;
+        let (id, path) = (source.id(), source.path().to_owned());
         let server = self.file_server().await?;
         if let Some(at) = self
             .ledger
@@ -78,14 +78,14 @@ impl Owner {
         mounts::attach(server, copy, name)
             .await
             .map_err(|source| ShareError::Source {
-                path: wanted.path.clone(),
+                path: path.clone(),
                 source,
             })?;
         let stored = self.ledger.change_pod(|pod| {
             pod.shares_made = name.number;
             pod.shares.push(ShareRecord {
                 name: name.to_string(),
-                path: wanted.path.clone(),
+                path: path.clone(),
                 access: wanted.access,
                 source: id,
                 users: BTreeSet::from([container.to_owned()]),
@@ -95,7 +95,7 @@ impl Owner {
             let _ = mounts::detach(server, name).await;
             return Err(error.into());
         }
-        tracing::info!(pod = self.ledger.pod().id, path = %wanted.path.display(), %name, "shared");
+        tracing::info!(pod = self.ledger.pod().id, path = %path.display(), %name, "shared");
         Ok(name.to_string())
     }
 

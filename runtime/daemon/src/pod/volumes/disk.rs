@@ -7,11 +7,12 @@
 //! belongs to the open file, which is passed to the VMM, so it is released when the VMM ends, even if the daemon has
 //! died.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_host::open_without_links;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 
 use crate::random::random;
@@ -77,12 +78,7 @@ pub fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, D
 }
 
 fn open_existing(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
-        .open(path)
+    open_without_links(path, OFlags::RDWR | OFlags::NONBLOCK)
 }
 
 /// Makes the disk under a temporary name and renames it. So it is either complete or not there, and it never replaces
