@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::cni::{Conflist, Invocation};
@@ -67,10 +68,14 @@ impl NetworkRecord {
     /// Removes the file. It is no error if it does not exist.
     pub(crate) fn remove(&self, directory: &Path) -> Result<(), NetworkError> {
         let path = path_of(directory, &self.pod_id);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &path)(e)),
-            _ => Ok(()),
-        }
+        faults::within(Step::RemoveNetworkRecord, || {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(file_error("remove", &path)(e))
+                }
+                _ => Ok(()),
+            }
+        })
     }
 
     /// Reads the record of a pod.
@@ -148,9 +153,12 @@ pub fn replace(path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let temporary = path.with_extension("new");
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);
-    options
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(text))
-        .map_err(file_error("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(file_error("write", path))
+    faults::within(Step::WriteNetworkRecord, || {
+        let opened = options.open(&temporary);
+        let written = opened.and_then(|mut file| file.write_all(text));
+        written.map_err(file_error("write", &temporary))
+    })?;
+    faults::within(Step::NameNetworkRecord, || {
+        std::fs::rename(&temporary, path).map_err(file_error("write", path))
+    })
 }

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use bulkhead_faults::{self as faults, Step};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, files};
@@ -66,10 +67,11 @@ impl Sources {
         let path = self.path(layer);
         let unfinished = path.with_extension("new");
         let written = serde_json::to_vec(&sources).map_err(io::Error::other);
-        written
-            .and_then(|text| fs::write(&unfinished, text))
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .map_err(files::failed("write", &path))
+        let written = written.and_then(|text| fs::write(&unfinished, text));
+        written.map_err(files::failed("write", &unfinished))?;
+        faults::within(Step::NameSource, || {
+            fs::rename(&unfinished, &path).map_err(files::failed("write", &path))
+        })
     }
 
     /// Removes the notes about layers for which `is_named` returns false.

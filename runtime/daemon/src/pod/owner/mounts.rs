@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_guest::protocol::volume::Kind;
 use bulkhead_host::Guest;
@@ -161,8 +162,12 @@ impl Owner {
             let vsock = guest.files.vsock();
             Mirror::start(vsock, name.to_owned(), source, watcher.clone())
         });
-        let synced = mirror.synced().await;
-        Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
+        faults::around(Step::SyncMirror, async {
+            let synced = mirror.synced().await;
+            let synced = synced.map_err(|source| VolumeError::Mirror { path, source });
+            synced.map_err(PodError::from)
+        })
+        .await
     }
 
     /// Continues the mirrors of an earlier daemon.

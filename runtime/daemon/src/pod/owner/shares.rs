@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_host::cgroup;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
@@ -18,7 +19,7 @@ use bulkhead_share::name::ShareName;
 
 use super::Owner;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{Held, ShareRecord};
+use crate::pod::life::record::{Held, PodRecord, ShareRecord};
 
 /// The most shares of one file server. Each is an entry in its root directory.
 const MOST_SHARES: usize = 512;
@@ -151,14 +152,16 @@ impl Owner {
             id: self.ledger.pod().id.clone(),
         })?;
         let program: &Path = &self.shared.host.launcher.program;
+        faults::before(Step::SpawnFileServer)?;
         let starting = shares::spawn(program, guest.files.clone())?;
         let identity = starting.process().identity();
-        let held = self
-            .ledger
-            .change_pod(|pod| pod.held.push(Held::FileServer(identity)));
+        let hold = |pod: &mut PodRecord| pod.held.push(Held::FileServer(identity));
+        let held = faults::after(Step::SpawnFileServer).map_err(PodError::from);
+        let held = held.and_then(|()| Ok(self.ledger.change_pod(hold)?));
         if let Err(error) = held {
             starting.process().kill();
-            return Err(error.into());
+            starting.process().ended().await;
+            return Err(error);
         }
         if let Some(path) = self.ledger.pod().cgroup()
             && let Err(e) = cgroup::enter(path, identity.pid)

@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 
 use crate::random::random;
@@ -33,6 +34,8 @@ pub enum DiskError {
         "{path}, the disk of an emptyDir, is used by another VM: stop the other sandbox of this pod first"
     )]
     InUse { path: PathBuf },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 #[derive(Debug)]
@@ -90,7 +93,11 @@ fn open_existing(path: &Path) -> io::Result<File> {
 fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
     let number = u64::from_ne_bytes(random());
     let new = directory.join(format!("{IMAGE}.{number:016x}"));
-    scratch.make(Purpose::EmptyDir, &new, bytes)?;
+    faults::within(Step::MakeEmptyDirDisk, || {
+        scratch
+            .make(Purpose::EmptyDir, &new, bytes)
+            .map_err(DiskError::from)
+    })?;
     match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(e) => {

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Faults at every point of every call: the daemon is killed there, a step fails, the VMM or the file server dies. Then
+//! the test does what kubelet would do, and the node must be as it was.
+//!
+//! Each call is made once while its points are traced. So the test knows which points a call passes, how often, and
+//! whether any point is passed by none. [`plugins`] has CNI plugins that die, [`load`] kills at random moments.
+
+mod load;
+mod plugins;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use bulkhead_tests::client::Pod;
+use bulkhead_tests::daemon::Daemon;
+use bulkhead_tests::faults::{Action, Faults};
+use bulkhead_tests::table::Table;
+use bulkhead_tests::wait::{until, whether};
+use tonic::Status;
+
+use self::world::{Call, World};
+
+/// How long after the answer to a call a point may still be passed: logs and mirrors are followed in the background.
+const BACKGROUND: Duration = Duration::from_millis(1500);
+
+/// A point, and how often its call has passed it before.
+#[derive(Clone, Debug)]
+struct Event {
+    point: String,
+    passes: usize,
+}
+
+/// Who dies, or what happens, at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    DaemonDies,
+    StepFails,
+    VmmDies,
+    FileServerDies,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_dies_at_any_point_leaves_nothing_that_the_next_one_does_not_mend() {
+    all_points(Fault::DaemonDies).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_fails_at_any_point_is_undone_and_can_be_done_again() {
+    all_points(Fault::StepFails).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_dies_at_any_point_ends_its_pod_and_nothing_else() {
+    all_points(Fault::VmmDies).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_server_that_dies_at_any_point_hinders_no_removal() {
+    all_points(Fault::FileServerDies).await;
+}
+
+/// Goes through the points of all calls, and shows what happened in a table.
+async fn all_points(fault: Fault) {
+    let mut world = World::new().await;
+    let mut table = Table::new(&format!("{fault:?}:"));
+    let mut passed = BTreeSet::new();
+    for call in Call::ALL {
+        let events = trace(&mut world, call).await;
+        passed.extend(events.iter().map(|event| event.point.clone()));
+        let events = chosen(events, call, fault);
+        go_through(&mut world, call, fault, events, &mut table).await;
+    }
+    world.assert_sound().await;
+    let forgotten: Vec<_> = Faults::points();
+    let forgotten = forgotten.iter().filter(|point| !passed.contains(*point));
+    table.equal(
+        "points that no call passes",
+        forgotten.cloned().collect(),
+        Vec::<String>::new(),
+    );
+    table.finish();
+}
+
+/// Makes a call and notes what it passes. The node is at the call's end then.
+async fn trace(world: &mut World, call: Call) -> Vec<Event> {
+    if call == Call::Create {
+        // In a new pod more is done.
+        world.end_pod().await.expect("end the pod");
+    }
+    world.prepare(call).await;
+    world.faults.start_trace();
+    if call == Call::Restart {
+        world.daemon.restart().await;
+        world.revive().await.expect("a daemon");
+    } else {
+        let made = world.call(call).await;
+        let made = made.unwrap_or_else(|error| panic!("{call:?}: {error:?}"));
+        world.note(call, made);
+    }
+    tokio::time::sleep(BACKGROUND).await;
+    let mut passes: BTreeMap<String, usize> = BTreeMap::new();
+    let trace = world.faults.end_trace().into_iter();
+    let count = |point: String| {
+        let count = passes.entry(point.clone()).or_default();
+        *count += 1;
+        let passes = *count - 1;
+        Event { point, passes }
+    };
+    trace.map(count).collect()
+}
+
+/// The events at which a fault makes sense.
+fn chosen(events: Vec<Event>, call: Call, fault: Fault) -> Vec<Event> {
+    let is_of_pod = !matches!(call, Call::Pull | Call::RemoveImage | Call::Restart);
+    match fault {
+        // Between the end of a step and the beginning of the next one nothing happens.
+        Fault::DaemonDies => {
+            let mut after = false;
+            let mut kept = events;
+            kept.retain(|event| {
+                let is_same = after && event.point.ends_with(".before");
+                after = event.point.ends_with(".after");
+                !is_same
+            });
+            kept
+        }
+        Fault::StepFails => events,
+        Fault::VmmDies | Fault::FileServerDies => {
+            let mut kept = events;
+            // Records are written in no time.
+            kept.retain(|event| is_of_pod && !event.point.starts_with("CommitRecords"));
+            kept
+        }
+    }
+}
+
+/// Lets the fault happen at each event. A call that is made again in the same pod does less, so an event that it does not
+/// reach is tried again in a new pod.
+async fn go_through(
+    world: &mut World,
+    call: Call,
+    fault: Fault,
+    events: Vec<Event>,
+    table: &mut Table,
+) {
+    let mut left: VecDeque<Event> = events.into();
+    let mut is_fresh = false;
+    while let Some(event) = left.front().cloned() {
+        let case = format!("{call:?} {}#{}", event.point, event.passes);
+        world.prepare(call).await;
+        match happen(world, call, fault, &event).await {
+            Ok(seen) => {
+                eprintln!("{case}: {seen}");
+                table.row(&case, true, seen);
+                is_fresh = false;
+            }
+            Err(Wrong::NotReached) if !is_fresh => {
+                world.end_pod().await.expect("end the pod");
+                is_fresh = true;
+                continue;
+            }
+            Err(wrong) => {
+                eprintln!("{case}: WRONG: {wrong}");
+                table.row(&case, false, wrong);
+                if let Err(why) = world.revive().await {
+                    panic!("{case}: the daemon does not come back: {why}");
+                }
+                world.end_pod().await.expect("end the pod");
+            }
+        }
+        left.pop_front();
+    }
+    // What is left of the pod's life must leave nothing either.
+    if call != Call::Pull && call != Call::RemoveImage {
+        world.end_pod().await.expect("end the pod");
+        let idle = world.is_idle().await;
+        table.row(
+            &format!("{call:?}: the census"),
+            idle.is_ok(),
+            idle.err().unwrap_or_default(),
+        );
+    }
+}
+
+/// What is not as it should be.
+enum Wrong {
+    NotReached,
+    Is(String),
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReached => to.write_str("the point was not passed"),
+            Self::Is(why) => to.write_str(why),
+        }
+    }
+}
+
+/// Lets one fault happen in a call. Returns what the caller got.
+async fn happen(
+    world: &mut World,
+    call: Call,
+    fault: Fault,
+    event: &Event,
+) -> Result<String, Wrong> {
+    let action = match fault {
+        Fault::DaemonDies => Action::Kill,
+        Fault::StepFails => Action::Fail,
+        Fault::VmmDies | Fault::FileServerDies => Action::Hold,
+    };
+    world.faults.plan(&event.point, event.passes, action);
+    let answer = if call == Call::Restart {
+        let restarted = world.daemon.try_restart().await;
+        restarted
+            .map(|()| "it serves".to_owned())
+            .unwrap_or_else(|_| "it ends".to_owned())
+    } else {
+        let (made, killed) = interfered(world, call, fault).await;
+        let answer = match &made {
+            Ok(_) => "ok".to_owned(),
+            Err(status) => format!("{}: {}", status.code(), status.message()),
+        };
+        if let Ok(made) = made {
+            world.note(call, made);
+        }
+        match killed {
+            Some(0) => format!("nobody to kill; {answer}"),
+            _ => answer,
+        }
+    };
+    if world.faults.comes_true(BACKGROUND).await.is_err() {
+        world.faults.drop_plan();
+        return match answer.starts_with("ok") || answer.starts_with("it serves") {
+            true => Err(Wrong::NotReached),
+            false => Err(Wrong::Is(format!("without a fault: {answer}"))),
+        };
+    }
+    if fault == Fault::DaemonDies {
+        until("the daemon is dead", async || {
+            whether(world.daemon.has_ended(), "it lives")
+        })
+        .await;
+    }
+    world.revive().await.map_err(Wrong::Is)?;
+    let recovered = match fault {
+        Fault::DaemonDies | Fault::StepFails => world.recover(call).await,
+        // The pod cannot go on, and all that kubelet can do is to remove it.
+        Fault::VmmDies | Fault::FileServerDies if answer.starts_with("nobody") => Ok(()),
+        Fault::VmmDies | Fault::FileServerDies => match world.end_pod().await {
+            Ok(()) => world.is_idle().await,
+            Err(error) => Err(format!("{error:?}")),
+        },
+    };
+    recovered.map(|()| answer).map_err(Wrong::Is)
+}
+
+/// Makes a call. If it is held at a point, kills the pod's VMM or file server meanwhile. Returns the answer, and how many
+/// were killed if the daemon was held.
+async fn interfered(
+    world: &World,
+    call: Call,
+    fault: Fault,
+) -> (Result<Option<Pod>, Status>, Option<usize>) {
+    let pids = match fault {
+        Fault::VmmDies => Daemon::vmm_pids,
+        Fault::FileServerDies => Daemon::file_server_pids,
+        Fault::DaemonDies | Fault::StepFails => return (world.call(call).await, None),
+    };
+    let interfering = async {
+        until("the daemon is held", async || {
+            whether(world.faults.is_held(), "it is not")
+        })
+        .await;
+        let pids = pids(&world.daemon);
+        world.kill_processes(&pids).await;
+        world.faults.release();
+        pids.len()
+    };
+    let calling = world.call(call);
+    tokio::pin!(interfering, calling);
+    let answer = tokio::select! {
+        killed = &mut interfering => return (calling.await, Some(killed)),
+        answer = &mut calling => answer,
+    };
+    // A point in the background may come a little later.
+    match world.faults.comes_true(BACKGROUND).await {
+        Ok(()) => (answer, Some(interfering.await)),
+        Err(_) => (answer, None),
+    }
+}
