@@ -15,6 +15,8 @@ use crate::cni::{Conflist, Invocation};
 use crate::failure::{NetworkError, file_error};
 
 const SUFFIX: &str = ".json";
+/// What a record is called until it is complete.
+const UNFINISHED: &str = ".new";
 /// How long the id of a pod is.
 const ID_DIGITS: usize = 64;
 
@@ -131,6 +133,18 @@ impl Found {
             }
         }
         found
+    }
+}
+
+/// Removes what a daemon left that died while it wrote a record. Call it before any pod is attached.
+pub(crate) fn remove_unfinished(directory: &Path) {
+    for name in names(directory) {
+        let id = name.strip_suffix(UNFINISHED);
+        if id.is_some_and(is_id)
+            && let Err(error) = std::fs::remove_file(directory.join(&name))
+        {
+            tracing::warn!("remove {name} in {}: {error}", directory.display());
+        }
     }
 }
 

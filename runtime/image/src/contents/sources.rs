@@ -20,6 +20,8 @@ use super::{StoreError, files};
 use crate::digest::Digest;
 
 const SUFFIX: &str = ".json";
+/// What a note is called until it is complete.
+const UNFINISHED: &str = ".new";
 /// The most sources of one layer. The oldest is forgotten, and its next pull downloads the layer.
 const MAX_SOURCES: usize = 64;
 
@@ -43,6 +45,8 @@ impl Sources {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let directory = root.join("sources");
         files::make_directory(&directory)?;
+        // A daemon that died while it wrote a note has left its beginning.
+        files::retain(&directory, UNFINISHED, |_| false)?;
         Ok(Self {
             directory,
             writing: Mutex::default(),
@@ -109,7 +113,10 @@ mod tests {
         assert!(!sources.has(&layer, &noted));
         sources.add(&layer, &noted).unwrap();
         sources.add(&layer, &source("b", b"other")).unwrap();
+        let unfinished = sources.path(&layer).with_extension("new");
+        fs::write(&unfinished, "[").unwrap();
         let sources = Sources::open(directory.path()).unwrap();
+        assert!(!unfinished.exists());
         assert!(sources.has(&layer, &noted));
         assert!(!sources.has(&layer, &source("b", b"blob")));
         assert!(!sources.has(&layer, &source("a", b"other")));

@@ -11,11 +11,12 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bulkhead_tests::client::Pod;
-use bulkhead_tests::daemon::Daemon;
-use bulkhead_tests::faults::{Action, Faults};
+use bulkhead_tests::daemon::{Daemon, program};
+use bulkhead_tests::faults::{self, Action, Faults};
 use bulkhead_tests::table::Table;
 use bulkhead_tests::wait::{until, whether};
 use tonic::Status;
@@ -59,6 +60,18 @@ async fn a_vmm_that_dies_at_any_point_ends_its_pod_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_server_that_dies_at_any_point_hinders_no_removal() {
     all_points(Fault::FileServerDies).await;
+}
+
+#[test]
+fn the_released_daemon_has_no_points() {
+    let bytes = |name| std::fs::read(program(name)).expect("read a program");
+    let contains = |name| {
+        let word = faults::VARIABLE.as_bytes();
+        bytes(name).windows(word.len()).any(|bytes| bytes == word)
+    };
+    assert!(contains(faults::PROGRAM) && !contains("bulkhead"));
+    let listed = Command::new(program("bulkhead")).arg("faults").output();
+    assert!(!listed.expect("run bulkhead").status.success());
 }
 
 /// Goes through the points of all calls, and shows what happened in a table.
@@ -149,10 +162,12 @@ async fn go_through(
     let mut is_fresh = false;
     while let Some(event) = left.front().cloned() {
         let case = format!("{call:?} {}#{}", event.point, event.passes);
+        let started = Instant::now();
         world.prepare(call).await;
+        let prepared = started.elapsed();
         match happen(world, call, fault, &event).await {
             Ok(seen) => {
-                eprintln!("{case}: {seen}");
+                eprintln!("{case} {prepared:.1?} {:.1?}: {seen}", started.elapsed());
                 table.row(&case, true, seen);
                 is_fresh = false;
             }
@@ -173,15 +188,10 @@ async fn go_through(
         left.pop_front();
     }
     // What is left of the pod's life must leave nothing either.
-    if call != Call::Pull && call != Call::RemoveImage {
-        world.end_pod().await.expect("end the pod");
-        let idle = world.is_idle().await;
-        table.row(
-            &format!("{call:?}: the census"),
-            idle.is_ok(),
-            idle.err().unwrap_or_default(),
-        );
-    }
+    world.prepare(Call::Run).await;
+    let idle = world.is_idle().await;
+    let case = format!("{call:?}: the census");
+    table.row(&case, idle.is_ok(), idle.err().unwrap_or_default());
 }
 
 /// What is not as it should be.

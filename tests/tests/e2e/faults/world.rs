@@ -114,7 +114,6 @@ pub struct World {
     device: Loop,
     shared: PathBuf,
     busybox: String,
-    pulled: String,
     pod: Option<Pod>,
     container: Option<String>,
     attempt: u32,
@@ -132,7 +131,6 @@ impl World {
         let mut world = Self {
             client: daemon.client().await,
             busybox: Registry::shared().image("test/busybox"),
-            pulled: Registry::shared().image("test/oddities"),
             device: Loop::new(&[]),
             daemon,
             faults,
@@ -143,8 +141,6 @@ impl World {
             attempt: 0,
             idle: None,
         };
-        let busybox = world.busybox.clone();
-        world.client.pull(&busybox).await.expect("pull");
         // kubelet's part exists before the census.
         world.config();
         world.prepare(Call::Stop).await;
@@ -157,14 +153,17 @@ impl World {
     pub async fn prepare(&mut self, call: Call) {
         let needs = call.needs();
         match needs {
-            Needs::NoImage => return self.remove_image().await.expect("remove the image"),
-            Needs::Image => {
-                let image = self.pulled.clone();
-                self.client.pull(&image).await.expect("pull");
-                return;
+            Needs::NoImage => {
+                self.end_pod().await.expect("end the pod");
+                return self.remove_image().await.expect("remove the image");
             }
-            Needs::NoPod => return self.end_pod().await.expect("end the pod"),
+            _ if !self.has_image().await => {
+                self.client.pull(&self.busybox).await.expect("pull");
+            }
             _ => {}
+        }
+        if matches!(needs, Needs::Image | Needs::NoPod) {
+            return self.end_pod().await.expect("end the pod");
         }
         if let Some(pod) = &self.pod {
             let state = self.client.pod_state(&pod.id.clone()).await;
@@ -216,7 +215,7 @@ impl World {
         let pod_id = || pod.as_ref().expect("a pod").id.clone();
         let id = || self.container.clone().expect("a container");
         match call {
-            Call::Pull => drop(client.pull(&self.pulled).await?),
+            Call::Pull => drop(client.pull(&self.busybox).await?),
             Call::RemoveImage => self.remove_image().await?,
             Call::Run => {
                 let mut config = client.pod_config("pod");
@@ -358,7 +357,6 @@ impl World {
         let id = self.container.clone().expect("a container");
         assert_eq!(self.client.shell(&id, "cat /config/key").await, "value");
         self.end_pod().await.expect("end the pod");
-        self.prepare(Call::Pull).await;
         self.is_idle().await.unwrap_or_else(|why| panic!("{why}"));
     }
 
@@ -391,6 +389,8 @@ impl World {
         let paths = paths.iter().map(ToString::to_string).chain(images);
         let mut paths: Vec<_> = paths.map(|path| self.daemon.path(&path)).collect();
         paths.push("/run/bulkhead-tests-ipam/bulkhead-tests".into());
+        // Of an emptyDir, only its disk stays.
+        paths.push(self.kubelet.empty_dir("data"));
         let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
         Census::take(&paths)
             .without(&self.daemon_line())
@@ -421,10 +421,16 @@ impl World {
             .map(|status| status.state())
     }
 
+    async fn has_image(&mut self) -> bool {
+        let request = ListImagesRequest { filter: None };
+        let listed = self.client.images.list_images(request).await;
+        !listed.expect("list images").into_inner().images.is_empty()
+    }
+
     async fn remove_image(&self) -> Result<(), Status> {
         let mut client = self.client.clone();
         let request = RemoveImageRequest {
-            image: Some(image_spec(&self.pulled)),
+            image: Some(image_spec(&self.busybox)),
         };
         client.images.remove_image(request).await.map(drop)
     }

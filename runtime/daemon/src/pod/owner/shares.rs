@@ -141,11 +141,15 @@ impl Owner {
     /// The pod's file server. Starts it if there is none.
     async fn file_server(&mut self) -> Result<Identity, PodError> {
         if let Some(server) = self.ledger.pod().file_server() {
-            // A new file server cannot replace it, because the state of the guest's open files died with the old one.
-            return match server.is_alive() {
-                true => Ok(server),
-                false => Err(ShareError::Ended.into()),
-            };
+            if server.is_alive() {
+                return Ok(server);
+            }
+            // A new one cannot replace it, because the state of the guest's open files died with the old one. Only one
+            // that never had a share has no such state: it ends with a daemon that dies while it starts it.
+            if self.ledger.pod().shares_made > 0 {
+                return Err(ShareError::Ended.into());
+            }
+            self.ledger.change_pod(PodRecord::release_file_server)?;
         }
         let guest = self.ledger.guest().cloned();
         let guest = guest.ok_or_else(|| PodError::Lost {
@@ -173,9 +177,7 @@ impl Owner {
         }
         let process = Arc::clone(starting.process());
         if let Err(error) = starting.serve().await {
-            self.ledger.change_pod(|pod| {
-                pod.held.retain(|held| !matches!(held, Held::FileServer(_)));
-            })?;
+            self.ledger.change_pod(PodRecord::release_file_server)?;
             return Err(error.into());
         }
         self.report_end(process, guest.process);
@@ -189,6 +191,8 @@ impl Owner {
         };
         match VmmProcess::adopt(identity) {
             Ok(Some(process)) => self.report_end(Arc::new(process), vmm),
+            // The next share starts another one.
+            Ok(None) if self.ledger.pod().shares_made == 0 => {}
             Ok(None) => tracing::error!(pod = self.ledger.pod().id, "{}", ShareError::Ended),
             Err(e) => self.ledger.complain("look for the file server", &e),
         }

@@ -91,6 +91,7 @@ fn open_existing(path: &Path) -> io::Result<File> {
 /// Makes the disk under a temporary name and renames it. So it is either complete or not there, and it never replaces
 /// one that was made meanwhile.
 fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
+    remove_unfinished(directory);
     let number = u64::from_ne_bytes(random());
     let new = directory.join(format!("{IMAGE}.{number:016x}"));
     faults::within(Step::MakeEmptyDirDisk, || {
@@ -113,6 +114,19 @@ fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<
     }
 }
 
+/// Removes what a daemon left that died while it made the disk. Nobody else makes one here at the same time.
+fn remove_unfinished(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(IMAGE)?.strip_prefix('.'));
+        if number.is_some_and(|number| u64::from_str_radix(number, 16).is_ok()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -130,6 +144,8 @@ mod tests {
     #[test]
     fn a_disk_is_made_once_and_one_vm_has_it_at_a_time() {
         let (_directory, scratch, volume) = host();
+        // A daemon has died here.
+        fs::write(volume.join(format!("{IMAGE}.00ff00ff00ff00ff")), "x").unwrap();
         let ours = |bytes| match open(&scratch, &volume, bytes).unwrap() {
             Opened::Ours(file) => Some(file),
             Opened::Locked(_) => None,
