@@ -14,7 +14,7 @@ use bulkhead_tests::wait::{Wait, until, whether};
 use tonic::Status;
 
 const KILLS: usize = 25;
-const CLIENTS: usize = 3;
+const CLIENTS: usize = 2;
 /// The longest time that a daemon lives.
 const LONGEST_LIFE_MS: u64 = 4000;
 /// Chooses the moments again as in an earlier run.
@@ -164,6 +164,12 @@ async fn twenty_five_kills_at_random_moments_under_load_harm_no_pod_and_leave_no
         tokio::time::sleep(Duration::from_millis(random.below(LONGEST_LIFE_MS))).await;
         daemon.restart().await;
     }
+    let before_last = load.lives.load(Ordering::Relaxed);
+    until("the clients live undisturbed", async || {
+        let lives = load.lives.load(Ordering::Relaxed);
+        whether(lives >= before_last + CLIENTS, lives)
+    })
+    .await;
     load.is_over.store(true, Ordering::Relaxed);
     for one in clients {
         one.await.expect("a client");
