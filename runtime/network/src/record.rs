@@ -165,14 +165,22 @@ fn path_of(directory: &Path, pod_id: &str) -> PathBuf {
 /// Replaces a file in one step. Only root may read it, because configurations of plugins may contain secrets.
 pub fn replace(path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let temporary = path.with_extension("new");
+    let replaced = replace_by(&temporary, path, text);
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    replaced
+}
+
+fn replace_by(temporary: &Path, path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);
     faults::within(Step::WriteNetworkRecord, || {
-        let opened = options.open(&temporary);
+        let opened = options.open(temporary);
         let written = opened.and_then(|mut file| file.write_all(text));
-        written.map_err(file_error("write", &temporary))
+        written.map_err(file_error("write", temporary))
     })?;
     faults::within(Step::NameNetworkRecord, || {
-        std::fs::rename(&temporary, path).map_err(file_error("write", path))
+        std::fs::rename(temporary, path).map_err(file_error("write", path))
     })
 }

@@ -72,10 +72,16 @@ impl Sources {
         let unfinished = path.with_extension("new");
         let written = serde_json::to_vec(&sources).map_err(io::Error::other);
         let written = written.and_then(|text| fs::write(&unfinished, text));
-        written.map_err(files::failed("write", &unfinished))?;
-        faults::within(Step::NameSource, || {
-            fs::rename(&unfinished, &path).map_err(files::failed("write", &path))
-        })
+        let written = written.map_err(files::failed("write", &unfinished));
+        let named = written.and_then(|()| {
+            faults::within(Step::NameSource, || {
+                fs::rename(&unfinished, &path).map_err(files::failed("write", &path))
+            })
+        });
+        if named.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        named
     }
 
     /// Removes the notes about layers for which `is_named` returns false.

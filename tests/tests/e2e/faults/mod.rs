@@ -203,6 +203,7 @@ async fn go_through(
                     panic!("{case}: the daemon does not come back: {why}");
                 }
                 world.end_pod().await.expect("end the pod");
+                world.accept();
             }
         }
         left.pop_front();
