@@ -3,11 +3,10 @@
 //! fail. A test and that daemon share a directory; runtime/faults/src/plan.rs says what its files mean.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::daemon::program;
 use crate::wait::{Late, try_until, whether};
 
 /// The daemon with the points. `scripts/test` builds it beside the others.
@@ -37,10 +36,9 @@ impl Faults {
         Self(directory)
     }
 
-    /// The names of all points.
-    pub fn points() -> Vec<String> {
-        let path = program(PROGRAM);
-        let listed = Command::new(&path).arg("faults").output();
+    /// The names of all points that `path`, the daemon's program, has.
+    pub fn points(path: &Path) -> Vec<String> {
+        let listed = Command::new(path).arg("faults").output();
         let listed = listed.unwrap_or_else(|error| {
             panic!(
                 "{}: {error}: run scripts/test, which builds it",

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_proto::cri::{
-    ContainerConfig, ContainerState, Device, LinuxContainerResources, PodSandboxState,
-    RemoveImageRequest, ReopenContainerLogRequest, UpdateContainerResourcesRequest,
+    ContainerConfig, ContainerState, Device, LinuxContainerResources, ListImagesRequest,
+    PodSandboxState, RemoveImageRequest, ReopenContainerLogRequest,
+    UpdateContainerResourcesRequest,
 };
 use bulkhead_tests::census::Census;
 use bulkhead_tests::client::{Client, Pod, container, image_spec};
@@ -220,6 +221,12 @@ impl World {
             Call::Run => {
                 let mut config = client.pod_config("pod");
                 config.metadata.as_mut().expect("metadata").uid = UID.into();
+                // Something that is set in the guest for all containers together.
+                let unified = [("pids.max".to_owned(), "10000".to_owned())].into();
+                config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
+                    unified,
+                    ..Default::default()
+                });
                 return client.run_pod_with(config).await.map(Some);
             }
             Call::Create => {
@@ -336,6 +343,9 @@ impl World {
             self.client.remove_pod(&id).await?;
         }
         (self.pod, self.container) = (None, None);
+        // kubelet removes the volume with the pod.
+        let disk = self.kubelet.empty_dir("data").join(".bulkhead.ext4");
+        let _ = std::fs::remove_file(disk);
         Ok(())
     }
 
