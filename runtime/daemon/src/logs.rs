@@ -16,6 +16,7 @@ use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::pace::Pace;
 use bulkhead_proto::agent::log_record;
 use bulkhead_text::chain;
@@ -62,6 +63,8 @@ pub enum LogError {
     Busy(usize),
     #[error("the container log is complete, so it is not opened again")]
     Complete,
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// Joins the pod's log directory and the container's path in it. `None` if no log was asked for.
@@ -122,7 +125,8 @@ impl LogFile {
         if let Some(parent) = path.parent() {
             modes::directory_for_all(parent).map_err(failed)?;
         }
-        self.file = Some(modes::log_file(path).map_err(failed)?);
+        let opened = || modes::log_file(path).map_err(failed);
+        self.file = Some(faults::within(Step::OpenLog, opened)?);
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready};
@@ -64,6 +65,8 @@ pub enum LaunchError {
     Ready(#[source] io::Error),
     #[error("look for the VMM process {pid} of an earlier daemon")]
     Adopt { pid: i32, source: io::Error },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// What all VMs have in common.
@@ -245,7 +248,8 @@ impl Starting {
                 until,
             },
         };
-        configure(self.input, &self.config)?;
+        faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
+        faults::before(Step::HearAgent)?;
         let accepted = watch.step("booting", self.ready.accept()).await?;
         let (mut stream, _) = accepted.map_err(LaunchError::Ready)?;
         let words = connect::read_message::<Ready>(&mut stream, READY_BYTES);
@@ -253,6 +257,7 @@ impl Starting {
             .step("waiting for the agent's first message", words)
             .await?
             .map_err(LaunchError::Ready)?;
+        faults::after(Step::HearAgent)?;
         tracing::info!(
             elapsed = ?watch.clock.since.elapsed(),
             kernel = bounded(&words.kernel_release),

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_share::SHARES;
 pub use bulkhead_share::name::Propagation;
 use bulkhead_share::name::ShareName;
@@ -170,7 +171,7 @@ pub struct Share {
 
 /// Mounts a share in the server's directory of shares.
 pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Result<()> {
-    in_namespace(server, move || {
+    let mounted = in_namespace(server, move || {
         let place = place(name);
         // Remove a mount of this name, which a daemon left that was killed before it stored the share.
         let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -184,21 +185,21 @@ pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Resu
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&share.tree, "", CWD, &place, flags)?)
-    })
-    .await
+    });
+    faults::around(Step::AttachShare, mounted).await
 }
 
 /// Unmounts a share and removes its mount point, after which the server forgets it. It is no error if it is gone
 /// already.
 pub async fn detach(server: Identity, name: ShareName) -> io::Result<()> {
-    in_namespace(server, move || {
+    let unmounted = in_namespace(server, move || {
         match unmount(place(name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
         }
         remove_place(&writable_names()?, name)
-    })
-    .await
+    });
+    faults::around(Step::DetachShare, unmounted).await
 }
 
 fn place(name: ShareName) -> PathBuf {

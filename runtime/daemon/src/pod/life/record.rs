@@ -215,6 +215,12 @@ impl PodRecord {
         self.held.retain(|held| !matches!(held, Held::Network(_)));
     }
 
+    /// Takes the file server off the stack. Call this if it has ended and never had a share.
+    pub fn release_file_server(&mut self) {
+        self.held
+            .retain(|held| !matches!(held, Held::FileServer(_)));
+    }
+
     pub fn file_server(&self) -> Option<Identity> {
         self.held.iter().find_map(|held| match held {
             Held::FileServer(identity) => Some(*identity),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
@@ -61,7 +62,8 @@ impl Owner {
             pod.held.push(Held::Network(Box::new(network.clone())));
         })?;
         for path in [&run, &state] {
-            launch::make_directory(path).map_err(|source| BootError::Directory {
+            let made = faults::within(Step::MakeDirectory, || launch::make_directory(path));
+            made.map_err(|source| BootError::Directory {
                 path: path.clone(),
                 source,
             })?;
@@ -121,7 +123,10 @@ impl Owner {
         let bytes = self.ledger.pod().size.scratch_bytes;
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
-            scratch.make(Purpose::Scratch, &path, bytes)
+            faults::within(Step::MakeScratch, || {
+                let made = scratch.make(Purpose::Scratch, &path, bytes);
+                made.map_err(BootError::from)
+            })
         });
         let attaching = self.shared.host.network.attach(network);
         let (attached, made) = tokio::join!(attaching, making);
@@ -169,6 +174,7 @@ impl Owner {
             scratch,
             net,
         };
+        faults::before(Step::SpawnVmm)?;
         let starting = self.shared.host.launcher.spawn(files, machine);
         let starting = starting.map_err(|error| launch_failed(waited, error))?;
         if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
@@ -205,6 +211,7 @@ impl Owner {
         identity: Identity,
         cgroup: Option<PathBuf>,
     ) -> Result<(), BootError> {
+        faults::after(Step::SpawnVmm)?;
         self.ledger.change_pod(|pod| {
             pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));

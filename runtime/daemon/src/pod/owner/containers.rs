@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's owner does with existing containers: start, signal, update, remove.
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::agent::{AgentError, Started};
 use bulkhead_guest::exit::Exit;
 
@@ -111,7 +112,8 @@ impl Owner {
 
     /// Forgets a container on the host: its image lease, its record and its log task.
     pub(super) fn forget_container(&mut self, id: &str) -> Result<(), PodError> {
-        tokio::task::block_in_place(|| self.shared.host.images.release(id))?;
+        let released = || self.shared.host.images.release(id);
+        tokio::task::block_in_place(|| faults::within(Step::ReleaseImage, released))?;
         self.ledger.forget_container(id)?;
         self.logs.remove(id);
         Ok(())

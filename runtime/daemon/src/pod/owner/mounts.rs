@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_guest::protocol::volume::Kind;
 use bulkhead_host::shares::mounts::{self as shares, Access};
@@ -161,8 +162,12 @@ impl Owner {
             .mirrors
             .entry(name.to_owned())
             .or_insert_with(|| Mirror::start(guest, name.to_owned(), source, watcher.clone()));
-        let synced = mirror.synced().await;
-        Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
+        faults::around(Step::SyncMirror, async {
+            let synced = mirror.synced().await;
+            let synced = synced.map_err(|source| VolumeError::Mirror { path, source });
+            synced.map_err(PodError::from)
+        })
+        .await
     }
 
     /// Continues the mirrors of an earlier daemon.
