@@ -35,7 +35,7 @@ const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// How much memory a log keeps for the next lines. A record of line feeds alone makes a megabyte of them.
 const KEPT_BYTES: usize = 64 << 10;
-/// What a record costs beside its lines, in bytes of the log's rate. A record may be empty, and takes work all the same.
+/// What a record costs at least, in bytes of the log's rate. It may be empty, and takes work all the same.
 const RECORD_COST_BYTES: u64 = 512;
 /// A log may grow at once as much as in so many seconds.
 const BURST_SECONDS: u64 = 4;
@@ -212,7 +212,7 @@ async fn store(
     cost: u64,
     reopen: &mut mpsc::Receiver<Reopen>,
 ) {
-    let (mut said, bytes) = (false, (out.len() as u64).saturating_add(cost));
+    let (mut said, bytes) = (false, (out.len() as u64).max(cost));
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {

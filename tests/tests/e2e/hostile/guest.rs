@@ -187,6 +187,8 @@ async fn measured(
     let watch = Watch::over(&setting.daemon, Some(&setting.neighbour)).await;
     attack.await;
     let seen = watch.end().await;
+    // At once too, because a test that fails later does not come to its table.
+    println!("{name}: {seen}");
     table.row(name, seen.is_bounded(), seen);
 }
 
