@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use super::IDLE;
 
 /// How long each attack lasts.
-const ATTACK: Duration = Duration::from_secs(3);
+const ATTACK: Duration = Duration::from_secs(2);
 /// How long a call that the hostile guest holds up may take: the longest time limit of a call to an agent.
 const HELD_UP: Duration = Duration::from_secs(100);
 /// How long it may take to stop a container, and to stop and remove the pod.
