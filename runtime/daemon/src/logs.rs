@@ -39,7 +39,7 @@ const IDLE: Duration = Duration::from_millis(500);
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
 /// The pause between attempts to write to a file after an error.
 const RETRY: Duration = Duration::from_secs(1);
-/// What a record costs beside its lines, in bytes of the log's rate. A record may be empty, and takes work all the same.
+/// What a record costs at least, in bytes of the log's rate. It may be empty, and takes work all the same.
 const RECORD_COST_BYTES: u64 = 512;
 /// A log may grow at once as much as in so many seconds.
 const BURST_SECONDS: u64 = 4;
@@ -219,7 +219,7 @@ async fn store(
     cost: u64,
     reopen: &mut mpsc::Receiver<Reopen>,
 ) {
-    let (mut said, bytes) = (false, (out.len() as u64).saturating_add(cost));
+    let (mut said, bytes) = (false, (out.len() as u64).max(cost));
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {

@@ -55,11 +55,8 @@ async fn behave(mut stream: VsockStream, orders: &Orders) -> io::Result<()> {
     let open = OpenStream::decode(body.as_slice()).map_err(io::Error::other)?;
     let word = |args: &[String]| args.first().cloned().unwrap_or_default();
     let of = |id: &str| {
-        let containers = lock(&orders.containers);
-        containers
-            .get(id)
-            .map(|one| word(&one.args))
-            .unwrap_or_default()
+        let container = orders.containers.get(id);
+        container.map(|one| word(&one.args)).unwrap_or_default()
     };
     match open.kind {
         Some(Kind::Log(log)) => {

@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use super::IDLE;
 
 /// How long each attack lasts.
-const ATTACK: Duration = Duration::from_secs(3);
+const ATTACK: Duration = Duration::from_secs(2);
 /// How long a call that the hostile guest holds up may take: the longest time limit of a call to an agent.
 const HELD_UP: Duration = Duration::from_secs(100);
 /// How long it may take to stop a container, and to stop and remove the pod.
@@ -187,6 +187,8 @@ async fn measured(
     let watch = Watch::over(&setting.daemon, Some(&setting.neighbour)).await;
     attack.await;
     let seen = watch.end().await;
+    // At once too, because a test that fails later does not come to its table.
+    println!("{name}: {seen}");
     table.row(name, seen.is_bounded(), seen);
 }
 
