@@ -335,6 +335,8 @@ mod tests {
         } = ProcessStreams::new(ours);
         input.write(b"7 bytes").await.unwrap();
         tokio::spawn(async move {
+            let mut heard = [0; HEADER_BYTES + 7];
+            agent.read_exact(&mut heard).await.unwrap();
             let mut bytes = b"\x01\0\0\0\x02hi\x02\0\0\0\x01!\0\0\0\0\x08".to_vec();
             bytes.extend(7u64.to_be_bytes());
             bytes.extend(b"\x03\0\0\0\x03\x08\xac\x02");
