@@ -223,6 +223,7 @@ impl ProcessInput {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
 
     use super::*;
 
