@@ -32,26 +32,33 @@ impl Census {
 
     /// Asserts that this census has the same lines as `before`.
     pub fn assert_equals(&self, before: &Self) {
+        let difference = self.difference(before);
+        assert!(difference.is_none(), "{}", difference.unwrap_or_default());
+    }
+
+    /// What has changed since `before`, if anything has.
+    pub fn difference(&self, before: &Self) -> Option<String> {
         let leaked: Vec<_> = self.0.difference(&before.0).collect();
         let lost: Vec<_> = before.0.difference(&self.0).collect();
-        assert!(
-            leaked.is_empty() && lost.is_empty(),
-            "leaked: {leaked:#?}\nlost: {lost:#?}"
-        );
+        let is_same = leaked.is_empty() && lost.is_empty();
+        (!is_same).then(|| format!("leaked: {leaked:#?}\nlost: {lost:#?}"))
     }
 
     /// The same without processes, for a daemon that was restarted in between and has a new process id.
     pub fn assert_equals_but_for_processes(&self, before: &Self) {
-        let without = |census: &Self| {
-            let lines = census.0.iter();
-            Self(
-                lines
-                    .filter(|line| !line.starts_with("process"))
-                    .cloned()
-                    .collect(),
-            )
-        };
-        without(self).assert_equals(&without(before));
+        self.without("process")
+            .assert_equals(&before.without("process"));
+    }
+
+    /// The census without the lines that begin with `word`.
+    pub fn without(&self, word: &str) -> Self {
+        let lines = self.0.iter();
+        Self(
+            lines
+                .filter(|line| !line.starts_with(word))
+                .cloned()
+                .collect(),
+        )
     }
 }
 

@@ -20,7 +20,9 @@ const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// The class of pods in microVMs.
 pub const RUNTIME_CLASS: &str = "bulkhead";
-/// A container's script that runs until SIGTERM, which it obeys at once, and fails then. kubelet calls an evicted pod
+/// A container's script that runs until SIGTERM, which it obeys at once.
+pub const STAY: &str = "trap 'exit 0' TERM; sleep 100000 & wait";
+/// The same, but it fails then. kubelet calls an evicted pod
 /// Succeeded, and forgets why it was evicted, if its containers end with 0 in the second that it gives them.
 pub const FAIL_AT_THE_END: &str = "trap 'exit 1' TERM; sleep 100000 & wait";
 /// The first node, and its address.

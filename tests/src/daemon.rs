@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::census::Census;
 use crate::client::Client;
+use crate::faults::{self, Faults};
 use crate::registry::Registry;
 use crate::wait::until;
 
@@ -31,6 +32,8 @@ pub struct Daemon {
     directory: tempfile::TempDir,
     child: Option<Child>,
     extra_config: String,
+    /// Set for the daemon with points at which it can be killed or made to fail.
+    faults: Option<Faults>,
 }
 
 impl Daemon {
@@ -41,6 +44,21 @@ impl Daemon {
 
     /// Starts a daemon with lines added to its configuration file.
     pub async fn start_with(networking: Networking, extra_config: &str) -> Self {
+        let mut daemon = Self::prepare(networking, extra_config);
+        daemon.spawn().await;
+        daemon
+    }
+
+    /// Starts the daemon with points at which it can be killed or made to fail.
+    pub async fn start_faulty(networking: Networking, extra_config: &str) -> (Self, Faults) {
+        let mut daemon = Self::prepare(networking, extra_config);
+        let faults = Faults::new(daemon.path("faults"));
+        daemon.faults = Some(faults.clone());
+        daemon.spawn().await;
+        (daemon, faults)
+    }
+
+    fn prepare(networking: Networking, extra_config: &str) -> Self {
         assert!(
             std::env::var_os(KVM_HOST_VARIABLE).is_some(),
             "end-to-end tests need a KVM host: run scripts/test, which finds or emulates one"
@@ -51,13 +69,13 @@ impl Daemon {
             .prefix("e2e-")
             .tempdir_in("/var/lib/bulkhead")
             .expect("directory for a daemon");
-        let mut daemon = Self {
+        let daemon = Self {
             directory,
             child: None,
             extra_config: extra_config.into(),
+            faults: None,
         };
         daemon.write_config(networking);
-        daemon.spawn().await;
         daemon
     }
 
@@ -107,6 +125,18 @@ impl Daemon {
         self.spawn().await;
     }
 
+    /// Starts the daemon again. The error says why it has ended before it served.
+    pub async fn try_restart(&mut self) -> Result<(), String> {
+        self.kill();
+        self.try_spawn().await
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
     /// Starts the daemon again with other lines in its configuration file than [`Self::start_with`] has added.
     pub async fn restart_with(&mut self, networking: Networking, extra_config: &str) {
         self.kill();
@@ -123,6 +153,11 @@ impl Daemon {
     /// The daemon's process, as it can be seen from outside.
     pub fn process(&self) -> DaemonProcess {
         DaemonProcess(self.child.as_ref().expect("a daemon that runs").id())
+    }
+
+    /// Returns the daemon's process id, if it was started.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Returns how many descriptors the daemon holds.
@@ -211,12 +246,25 @@ impl Daemon {
     }
 
     async fn spawn(&mut self) {
+        let spawned = self.try_spawn().await;
+        spawned.unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    async fn try_spawn(&mut self) -> Result<(), String> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.path("daemon.log"))
             .expect("open the daemon's log");
-        let child = Command::new(program("bulkhead"))
+        let (name, variable) = match &self.faults {
+            None => ("bulkhead", None),
+            Some(faults) => (
+                faults::PROGRAM,
+                Some((faults::VARIABLE, faults.directory())),
+            ),
+        };
+        let child = Command::new(program(name))
+            .envs(variable)
             .args(["serve", "--config"])
             .arg(self.path("config.toml"))
             .stdin(Stdio::null())
@@ -227,17 +275,17 @@ impl Daemon {
         self.child = Some(child);
         until("the daemon answers", async || {
             let Err(error) = tokio::net::UnixStream::connect(self.socket()).await else {
-                return Ok(());
+                return Ok(Ok(()));
             };
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
-                panic!(
-                    "the daemon ended with {status}; it said:\n{}",
-                    self.output()
-                );
+                let said = self.output();
+                return Ok(Err(format!(
+                    "the daemon ended with {status}; it said:\n{said}"
+                )));
             }
             Err(format!("{error}; it said:\n{}", self.output()))
         })
-        .await;
+        .await
     }
 }
 

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod containerd;
 pub mod daemon;
 pub mod disk;
+pub mod faults;
 pub mod kubelet;
 pub mod node;
 pub mod node_api;

@@ -14,7 +14,8 @@ use crate::daemon::{Daemon, DaemonProcess};
 
 /// The pause between two calls of a client.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The pause between two commands in the neighbour's container. Each costs the emulated host's only CPU a tenth of a second.
+/// The pause between two commands in the neighbour's container. Each costs the emulated host's only CPU a tenth of a
+/// second.
 const EXEC_PAUSE: Duration = Duration::from_millis(500);
 
 /// What must hold while others do their worst. The emulated host has one CPU, which attackers and daemon share.

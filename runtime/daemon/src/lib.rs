@@ -68,6 +68,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the points at which a test can kill this program or make it fail.
+    #[cfg(feature = "faults")]
+    Faults,
     /// Check a file of records. The daemon runs this at its start.
     #[command(name = intact::COMMAND, hide = true)]
     CheckRecords { path: PathBuf },
@@ -85,6 +88,11 @@ pub async fn main() -> ExitCode {
             Ok(config) => check::run(&config, json).await,
             Err(e) => fail(&e),
         },
+        #[cfg(feature = "faults")]
+        Command::Faults => {
+            bulkhead_faults::all().for_each(|point| println!("{point}"));
+            ExitCode::SUCCESS
+        }
         Command::CheckRecords { path } => intact::check_here(&path),
         Command::Client(command) => cli::execute(command, &arguments.socket).await,
     }
@@ -98,6 +106,10 @@ async fn serve(config: Option<PathBuf>) -> ExitCode {
         .with_ansi(false)
         .init();
     descriptors::raise_limit();
+    #[cfg(feature = "faults")]
+    if let Some(directory) = std::env::var_os("BULKHEAD_FAULTS") {
+        bulkhead_faults::arm(directory.into());
+    }
     let config = match Config::load(config.as_deref()) {
         Ok(config) => config,
         Err(e) => return fail(&e),

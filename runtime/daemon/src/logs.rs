@@ -16,6 +16,7 @@ use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::pace::Pace;
 use bulkhead_proto::agent::log_record;
 use bulkhead_text::chain;
@@ -26,6 +27,11 @@ use crate::modes;
 
 /// The longest line that is written in one piece. Other runtimes use the same limit.
 const LINE_BYTES: usize = 16 << 10;
+/// How much is read ahead. Payloads that are longer are not copied through this buffer.
+const READ_BYTES: usize = 8 << 10;
+/// How much memory for finished lines a container keeps when it has written them. A record of line feeds alone makes a
+/// megabyte of them.
+const KEPT_BYTES: usize = LINE_BYTES;
 /// How long an unfinished line waits for its end.
 const IDLE: Duration = Duration::from_millis(500);
 /// How long the agent may take to read an acknowledgement. Thousands of them fit on the way, so only one that reads none
@@ -33,9 +39,7 @@ const IDLE: Duration = Duration::from_millis(500);
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(10);
 /// The pause between attempts to write to a file after an error.
 const RETRY: Duration = Duration::from_secs(1);
-/// How much memory a log keeps for the next lines. A record of line feeds alone makes a megabyte of them.
-const KEPT_BYTES: usize = 64 << 10;
-/// What a record costs beside its lines, in bytes of the log's rate. A record may be empty, and takes work all the same.
+/// What a record costs at least, in bytes of the log's rate. It may be empty, and takes work all the same.
 const RECORD_COST_BYTES: u64 = 512;
 /// A log may grow at once as much as in so many seconds.
 const BURST_SECONDS: u64 = 4;
@@ -59,6 +63,8 @@ pub enum LogError {
     Busy(usize),
     #[error("the container log is complete, so it is not opened again")]
     Complete,
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// Joins the pod's log directory and the container's path in it. `None` if no log was asked for.
@@ -119,7 +125,8 @@ impl LogFile {
         if let Some(parent) = path.parent() {
             modes::directory_for_all(parent).map_err(failed)?;
         }
-        self.file = Some(modes::log_file(path).map_err(failed)?);
+        let opened = || modes::log_file(path).map_err(failed);
+        self.file = Some(faults::within(Step::OpenLog, opened)?);
         Ok(())
     }
 
@@ -157,7 +164,7 @@ pub async fn follow(
     let (records, mut incoming) = mpsc::channel(4);
     // Reading is a separate task, because the read of a record must not be cancelled in the middle.
     let reading = tokio::spawn(read_records(
-        BufReader::with_capacity(64 << 10, reader),
+        BufReader::with_capacity(READ_BYTES, reader),
         records,
     ));
     let _stop = AbortOnDrop(reading.abort_handle());
@@ -212,7 +219,7 @@ async fn store(
     cost: u64,
     reopen: &mut mpsc::Receiver<Reopen>,
 ) {
-    let (mut said, bytes) = (false, (out.len() as u64).saturating_add(cost));
+    let (mut said, bytes) = (false, (out.len() as u64).max(cost));
     while !out.is_empty() {
         let written = tokio::task::block_in_place(|| log.append(out));
         match written {

@@ -126,9 +126,9 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
         make_directory(&listed_pods)?;
         make_directory(&listed_images)?;
         let sides = Sides::new(runtimes, Limits::default());
-        let endpoint = Endpoint::new(runtime, sides, &listed_pods);
+        let endpoint = Endpoint::new(runtime, sides, &listed_pods, &listed_images);
         endpoint.watch();
-        let images = ImageEndpoint::new(endpoint.clone(), &listed_images);
+        let images = ImageEndpoint::new(endpoint.clone());
         routes(endpoint, images)
     };
     let server = tonic::transport::Server::builder()

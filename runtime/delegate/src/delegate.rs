@@ -149,10 +149,11 @@ impl Delegate {
     {
         let limit_of = limit.duration(&self.shared.limits);
         let end = limit_of.map(|limit| Instant::now() + limit);
-        let mut result = self.attempt(limit, end, request.clone(), &call).await;
+        let again = limit.may_repeat().then(|| request.clone());
+        let mut result = self.attempt(limit, end, request, &call).await;
         // A server that was restarted has closed the connection, perhaps in the middle of this call.
-        if limit.may_repeat() && matches!(result, Err(DelegateError::Down { .. })) {
-            result = self.attempt(limit, end, request, &call).await;
+        if let (Some(again), Err(DelegateError::Down { .. })) = (again, &result) {
+            result = self.attempt(limit, end, again, &call).await;
         }
         let late = matches!(result, Err(DelegateError::Slow { .. }));
         if !late || limit.shows_health() {

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_proto::agent::agent_client::AgentClient;
 use bulkhead_proto::agent::{self as protocol, CONTROL_PORT};
 use hyper_util::rt::TokioIo;
@@ -52,6 +53,8 @@ pub enum AgentError {
         call: &'static str,
         what: &'static str,
     },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// The result of starting a container.
@@ -120,7 +123,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let mut client = self.client();
         let call = client.configure_sandbox(request);
-        within("ConfigureSandbox", LONG, call).await.map(drop)
+        done(Step::ConfigureGuest, within("ConfigureSandbox", LONG, call)).await
     }
 
     pub async fn set_clock(&self, clock_unix_nanoseconds: i64) -> Result<(), AgentError> {
@@ -148,7 +151,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let mut client = self.client();
         let call = client.create_container(request);
-        within("CreateContainer", LONG, call).await.map(drop)
+        done(Step::CreateContainer, within("CreateContainer", LONG, call)).await
     }
 
     pub async fn ensure_volume(&self, volume: protocol::Volume) -> Result<(), AgentError> {
@@ -157,7 +160,7 @@ impl Agent {
         };
         let mut client = self.client();
         let call = client.ensure_volume(request);
-        within("EnsureVolume", LONG, call).await.map(drop)
+        done(Step::MakeVolume, within("EnsureVolume", LONG, call)).await
     }
 
     pub async fn remove_volume(&self, name: &str) -> Result<(), AgentError> {
@@ -166,7 +169,7 @@ impl Agent {
         };
         let mut client = self.client();
         let call = client.remove_volume(request);
-        within("RemoveVolume", SHORT, call).await.map(drop)
+        done(Step::RemoveVolume, within("RemoveVolume", SHORT, call)).await
     }
 
     /// Reads at most the last `limit_bytes` of a volume that is a file.
@@ -192,7 +195,8 @@ impl Agent {
         let request = protocol::StartContainerRequest { id: id.to_owned() };
         let mut client = self.client();
         let call = client.start_container(request);
-        let answer = within("StartContainer", LONG, call).await?;
+        let call = within("StartContainer", LONG, call);
+        let answer = faults::around(Step::StartContainer, call).await?;
         let Some(status) = answer.status else {
             // An agent of an earlier version sends no status. If a container cannot be started, it answers with an
             // error.
@@ -226,7 +230,8 @@ impl Agent {
         };
         let mut client = self.client();
         let call = client.signal_container(request);
-        match within("SignalContainer", SHORT, call).await {
+        let call = within("SignalContainer", SHORT, call);
+        match faults::around(Step::SignalContainer, call).await {
             Err(AgentError::Refused {
                 code: Code::FailedPrecondition | Code::NotFound,
                 ..
@@ -239,7 +244,7 @@ impl Agent {
         let request = protocol::RemoveContainerRequest { id: id.to_owned() };
         let mut client = self.client();
         let call = client.remove_container(request);
-        within("RemoveContainer", LONG, call).await.map(drop)
+        done(Step::RemoveContainer, within("RemoveContainer", LONG, call)).await
     }
 
     pub async fn update(
@@ -255,9 +260,8 @@ impl Agent {
         };
         let mut client = self.client();
         let call = client.update_container_resources(request);
-        within("UpdateContainerResources", SHORT, call)
-            .await
-            .map(drop)
+        let call = within("UpdateContainerResources", SHORT, call);
+        done(Step::UpdateContainer, call).await
     }
 
     /// Sets limits for all containers together.
@@ -267,18 +271,16 @@ impl Agent {
         };
         let mut client = self.client();
         let call = client.update_sandbox_resources(request);
-        within("UpdateSandboxResources", SHORT, call)
-            .await
-            .map(drop)
+        let call = within("UpdateSandboxResources", SHORT, call);
+        done(Step::LimitGuest, call).await
     }
 
     /// Gives the guest more memory and CPUs.
     pub async fn size(&self, request: protocol::SizeSandboxRequest) -> Result<(), AgentError> {
         let mut client = self.client();
         // The answer is not used, because what a guest says about its own size cannot be trusted.
-        within("SizeSandbox", LONG, client.size_sandbox(request))
-            .await
-            .map(drop)
+        let call = within("SizeSandbox", LONG, client.size_sandbox(request));
+        done(Step::GrowGuest, call).await
     }
 
     /// Reads the guest's statistics, which has so many `containers`. The caller must check them.
@@ -314,6 +316,7 @@ impl Agent {
         let mut client = AgentClient::new(self.channel.clone())
             .max_decoding_message_size(most.saturating_add(ANSWER_BYTES));
         let call = client.exec_sync(request);
+        faults::before(Step::Exec)?;
         let answer = if limit.is_zero() {
             // No timeout, as CRI defines it. The call ends when the process ends, the guest is lost, or the client
             // gives up.
@@ -321,6 +324,7 @@ impl Agent {
         } else {
             within(CALL, limit.saturating_add(EXEC_MARGIN), call).await?
         };
+        faults::after(Step::Exec)?;
         if !(0..=255).contains(&answer.exit_code) {
             return Err(AgentError::Untrusted {
                 call: CALL,
@@ -369,6 +373,14 @@ fn statistics_bytes(containers: usize) -> usize {
     containers
         .saturating_add(1)
         .saturating_mul(STATISTICS_BYTES)
+}
+
+/// Waits for a call that takes or gives back something in the guest. Its answer says nothing more.
+async fn done<T>(
+    step: Step,
+    call: impl Future<Output = Result<T, AgentError>>,
+) -> Result<(), AgentError> {
+    faults::around(step, call).await.map(drop)
 }
 
 async fn within<T>(

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_proto::agent::{
     LogStream, MirrorStream, OpenStream, STREAM_PORT, StreamOpened, open_stream,
 };
@@ -38,6 +39,8 @@ pub enum ConnectError {
     Stream(#[source] io::Error),
     #[error("the guest refused a stream: {0}")]
     StreamRefused(String),
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// Connects to a port of the guest. `vsock` is the VMM's socket.
@@ -92,6 +95,7 @@ async fn open_stream(
     vsock: &Path,
     header: OpenStream,
 ) -> Result<(UnixStream, StreamOpened), ConnectError> {
+    faults::before(Step::OpenStream)?;
     let mut stream = connect(vsock, STREAM_PORT).await?;
     let exchange = async {
         write_message(&mut stream, &header).await?;
@@ -104,6 +108,7 @@ async fn open_stream(
     if !opened.error.is_empty() {
         return Err(ConnectError::StreamRefused(bounded(&opened.error)));
     }
+    faults::after(Step::OpenStream)?;
     Ok((stream, opened))
 }
 

@@ -4,7 +4,7 @@
 //! [`agent`] makes the agent's calls, [`watch`] receives its stream of [`news`], [`connect`] opens connections through
 //! the VMM's vsock socket, and [`streams`] carries the byte streams of exec, attach and port-forward. What a guest
 //! sends cannot be trusted. So this crate limits its size and time, and checks it ([`news`], [`statistics`], [`user`],
-//! [`text`]). [`exit`] is how a container ended.
+//! [`text`]), and [`remarks`] bounds what the log says of it. [`exit`] is how a container ended.
 //!
 //! This crate depends only on the protocol and on the path of a socket. It knows no processes, cgroups or VMMs: what
 //! the host does for a guest is in `bulkhead-host`, which depends on this crate.
@@ -16,11 +16,11 @@ pub mod connect;
 pub mod exit;
 pub mod news;
 pub mod pace;
+pub mod remarks;
 pub mod statistics;
 pub mod streams;
 pub mod text;
 pub mod user;
-pub mod warnings;
 pub mod watch;
 
 /// The agent's messages, which pods also use to describe containers.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Slows down what comes from a guest: a rate that it may keep for ever, and a burst above it.
+//! Slows down what comes from a guest, or leaves it out: a rate that it may keep for ever, and a burst above it.
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,16 @@ impl Pace {
         self.take_at(amount, Instant::now())
     }
 
+    /// Counts `amount` only if it is within the burst. Returns whether it is.
+    pub fn try_take(&mut self, amount: u64) -> bool {
+        let before = self.paid;
+        let is_within = self.take(amount).is_zero();
+        if !is_within {
+            self.paid = before;
+        }
+        is_within
+    }
+
     fn take_at(&mut self, amount: u64, now: Instant) -> Duration {
         let time = |amount: u64| {
             let nanoseconds =
@@ -41,6 +51,14 @@ impl Pace {
         self.paid = paid.unwrap_or(self.paid);
         let ahead = self.paid.saturating_duration_since(now);
         ahead.saturating_sub(time(self.burst))
+    }
+}
+
+#[cfg(test)]
+impl Pace {
+    /// Lets time pass.
+    pub(crate) fn skip(&mut self, time: Duration) {
+        self.paid = self.paid.checked_sub(time).unwrap();
     }
 }
 
@@ -67,5 +85,16 @@ mod tests {
     fn a_rate_of_zero_is_no_limit_and_a_great_amount_does_not_overflow() {
         assert_eq!(Pace::new(0, 0).take(u64::MAX), Duration::ZERO);
         assert!(Pace::new(1, 0).take(1 << 60) > Duration::from_secs(1 << 30));
+    }
+
+    #[test]
+    fn what_is_not_taken_is_not_paid_for() {
+        let mut pace = Pace::new(1, 100);
+        assert!(pace.try_take(60) && pace.try_take(40));
+        for _ in 0..1000 {
+            assert!(!pace.try_take(60));
+        }
+        pace.skip(Duration::from_secs(60));
+        assert!(pace.try_take(60) && !pace.try_take(60));
     }
 }

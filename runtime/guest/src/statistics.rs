@@ -207,6 +207,11 @@ mod tests {
                     id: "invented".into(),
                     ..Default::default()
                 },
+                // Otherwise one could be shown and the other one be added up.
+                ContainerStatistics {
+                    id: "known".into(),
+                    ..Default::default()
+                },
             ],
         };
         let cut = BOUNDS.cut(answer, |id| id == "known");

@@ -16,7 +16,7 @@ use bulkhead_proto::agent::{
 };
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -111,9 +111,17 @@ impl ProcessOutput {
                 }
                 return Ok(record);
             }
+            if self.buffer.is_empty() {
+                // A process that says nothing for long needs no buffer.
+                self.buffer = BytesMut::new();
+            }
+            self.reader.readable().await?;
             self.buffer.reserve(READ_BYTES);
-            if self.reader.read_buf(&mut self.buffer).await? == 0 {
-                return Err(StreamError::Gone);
+            match self.reader.try_read_buf(&mut self.buffer) {
+                Ok(0) => return Err(StreamError::Gone),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e.into()),
             }
         }
     }
@@ -125,6 +133,14 @@ impl ProcessOutput {
         }
         self.gone = said;
         Ok(())
+    }
+}
+
+/// The bytes of a buffer, in no more memory than they need: they may wait long for a client.
+pub fn shrunk(buffer: BytesMut) -> Bytes {
+    match buffer.len() > buffer.capacity() / 2 {
+        true => buffer.freeze(),
+        false => Bytes::copy_from_slice(&buffer),
     }
 }
 
@@ -147,7 +163,12 @@ fn take_record(buffer: &mut BytesMut) -> Result<Option<FromProcess>, StreamError
         return Ok(None);
     }
     buffer.advance(HEADER_BYTES);
-    let mut payload = buffer.split_to(length).freeze();
+    let payload = buffer.split_to(length);
+    // A payload that shares the buffer keeps all of it.
+    let mut payload = match length > READ_BYTES / 4 {
+        true => payload.freeze(),
+        false => Bytes::copy_from_slice(&payload),
+    };
     Ok(Some(match kind {
         STDOUT => FromProcess::Stdout(payload),
         STDERR => FromProcess::Stderr(payload),
@@ -202,6 +223,7 @@ impl ProcessInput {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
 
     use super::*;
 
@@ -272,6 +294,39 @@ mod tests {
         }
     }
 
+    fn capacity(bytes: Bytes) -> usize {
+        bytes.try_into_mut().unwrap().capacity()
+    }
+
+    #[test]
+    fn what_waits_for_a_client_holds_no_more_memory_than_it_needs() {
+        let read = |bytes: &[u8]| {
+            let mut buffer = BytesMut::with_capacity(READ_BYTES);
+            buffer.extend_from_slice(bytes);
+            buffer
+        };
+        assert!(capacity(shrunk(read(b"hello"))) < 64);
+        assert_eq!(capacity(shrunk(read(&[7; READ_BYTES]))), READ_BYTES);
+        let record = take_record(&mut read(b"\x01\0\0\0\x02hi")).unwrap();
+        let Some(FromProcess::Stdout(payload)) = record else {
+            panic!("{record:?}");
+        };
+        assert!(capacity(payload) < 64);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_silent_has_no_buffer() {
+        let (ours, mut agent) = UnixStream::pair().unwrap();
+        let mut output = ProcessStreams::new(ours).output;
+        agent.write_all(b"\x01\0\0\0\x02hi").await.unwrap();
+        output.next().await.unwrap();
+        let silent = std::time::Duration::from_millis(10);
+        tokio::time::timeout(silent, output.next())
+            .await
+            .unwrap_err();
+        assert_eq!(output.buffer.capacity(), 0);
+    }
+
     #[tokio::test]
     async fn records_are_taken_one_by_one_however_they_arrive() {
         let (ours, mut agent) = UnixStream::pair().unwrap();
@@ -281,6 +336,8 @@ mod tests {
         } = ProcessStreams::new(ours);
         input.write(b"7 bytes").await.unwrap();
         tokio::spawn(async move {
+            let mut heard = [0; HEADER_BYTES + 7];
+            agent.read_exact(&mut heard).await.unwrap();
             let mut bytes = b"\x01\0\0\0\x02hi\x02\0\0\0\x01!\0\0\0\0\x08".to_vec();
             bytes.extend(7u64.to_be_bytes());
             bytes.extend(b"\x03\0\0\0\x03\x08\xac\x02");

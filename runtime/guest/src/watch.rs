@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, AgentError};
 use crate::news::{Clock, News};
 use crate::pace::Pace;
+use crate::remarks::Remarks;
 use crate::text::bounded;
-use crate::warnings::Warnings;
 
 /// The pause between attempts to open the stream again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -31,23 +31,21 @@ const CUT_OFF: Duration = Duration::from_secs(30);
 /// used to check the guest's times.
 pub async fn watch(
     agent: Agent,
+    remarks: Remarks,
     ended: impl Future<Output = ()>,
     clock: Clock,
     news: mpsc::Sender<News>,
 ) {
     tokio::pin!(ended);
-    let mut warnings = Warnings::default();
     loop {
         tokio::select! {
             () = &mut ended => return,
             () = news.closed() => return,
-            result = pump(&agent, clock, &news, &mut warnings) => {
+            result = pump(&agent, &remarks, clock, &news) => {
                 match result {
                     Ok(After::End) => {}
                     Ok(After::Excess) => {
-                        if let Some(left_out) = warnings.allow() {
-                            tracing::warn!(left_out, "a guest floods the daemon with news; none is taken from it for {CUT_OFF:?}");
-                        }
+                        remarks.warn(format_args!("the guest floods the daemon with news; none is taken from it for {CUT_OFF:?}"));
                         tokio::time::sleep(CUT_OFF).await;
                     }
                     Err(error) => tracing::debug!("watch: {}", chain(&error)),
@@ -91,9 +89,9 @@ enum After {
 /// Reads one stream of news until it ends.
 async fn pump(
     agent: &Agent,
+    remarks: &Remarks,
     clock: Clock,
     news: &mpsc::Sender<News>,
-    warnings: &mut Warnings,
 ) -> Result<After, AgentError> {
     let mut stream = agent.watch().await?;
     let mut flow = Flow::new();
@@ -113,9 +111,7 @@ async fn pump(
             continue;
         };
         let Some(checked) = News::check(status, clock) else {
-            if let Some(left_out) = warnings.allow() {
-                tracing::warn!(left_out, "the guest sent news that is not valid; ignored");
-            }
+            remarks.warn("the guest sent news that is not valid; ignored");
             continue;
         };
         if news.send(checked).await.is_err() {

@@ -25,6 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_text::chain;
 
 use crate::systemd::{Scope, Systemd, SystemdError};
@@ -46,6 +47,8 @@ pub enum CgroupError {
     Limit(#[from] LimitError),
     #[error("scope of the VM")]
     Scope(#[from] SystemdError),
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// What to do with a VM that cannot be bounded, on a host with cgroup v2.
@@ -172,7 +175,8 @@ impl Cgroups {
         limits: &HostLimits,
         pid: i32,
     ) -> Result<(), CgroupError> {
-        match (self.make_bounded(path, limits, pid).await, self.unbounded) {
+        let made = faults::around(Step::MakeCgroup, self.make_bounded(path, limits, pid));
+        match (made.await, self.unbounded) {
             (
                 Err(error @ (CgroupError::Files { .. } | CgroupError::Limit(_))),
                 Unbounded::Allow,

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_proto::agent as protocol;
 use bulkhead_vmm::control::{Client, ClientError};
 pub use bulkhead_vmm::extent::Extent;
@@ -30,6 +31,8 @@ pub enum ControlError {
         "the daemon's thread for {request} at the VMM's control socket panicked; the daemon's log says where"
     )]
     Panicked { request: &'static str },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// Converts an extent to the agent's message.
@@ -46,13 +49,15 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
         path: path.to_owned(),
         source,
     })?;
-    ask("attach", socket, move |client| client.attach_extent(&file)).await
+    let asked = ask("attach", socket, move |client| client.attach_extent(&file));
+    faults::around(Step::AttachLayer, asked).await
 }
 
 /// Attaches a block device, or a file with a file system of the guest, to the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
-    ask(request, socket, move |client| client.attach_volume(&device)).await
+    let asked = ask(request, socket, move |client| client.attach_volume(&device));
+    faults::around(Step::AttachVolume, asked).await
 }
 
 /// The extent of a file on the volume disk. `None` if it is not attached to this VM.
@@ -71,10 +76,10 @@ pub async fn find_volume(socket: &Path, file: File) -> Result<Option<Extent>, Co
 /// Detaches a block device or file from the volume disk.
 pub async fn detach_volume(socket: &Path, extent: Extent) -> Result<(), ControlError> {
     let first = extent.first_sector;
-    ask("detach volume", socket, move |client| {
+    let asked = ask("detach volume", socket, move |client| {
         client.detach_volume(first)
-    })
-    .await
+    });
+    faults::around(Step::DetachVolume, asked).await
 }
 
 /// Connects a file server to the VM. `server` is the VMM's end of the connection.

@@ -27,6 +27,12 @@ impl Files {
         &self.0
     }
 
+    /// The name of the directory: the first digits of the pod's id.
+    pub fn name(&self) -> String {
+        let name = self.0.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     // The names are short, because the path of a unix socket has at most 107 bytes.
     pub fn vsock(&self) -> PathBuf {
         self.0.join("vsock")

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bulkhead_guest::agent::Agent;
+use bulkhead_guest::remarks::Remarks;
 
 use crate::files::Files;
 use crate::process::VmmProcess;
@@ -16,6 +17,7 @@ pub struct Guest {
     pub agent: Agent,
     pub files: Files,
     pub pulse: Pulse,
+    pub remarks: Remarks,
     given_up: Arc<OnceLock<String>>,
 }
 
@@ -25,6 +27,7 @@ impl Guest {
         Self {
             process,
             agent: Agent::new(files.vsock()),
+            remarks: Remarks::new(files.name()),
             files,
             pulse: Pulse::default(),
             given_up: Arc::default(),

@@ -19,6 +19,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready};
@@ -79,6 +80,8 @@ pub enum LaunchError {
     Ready(#[source] io::Error),
     #[error("look for the VMM process {pid} of an earlier daemon")]
     Adopt { pid: i32, source: io::Error },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// What all VMs have in common.
@@ -325,7 +328,8 @@ impl Starting {
                 until,
             },
         };
-        configure(self.input, &self.config)?;
+        faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
+        faults::before(Step::HearAgent)?;
         let mut stream = self.ready;
         let words = connect::read_message::<Ready>(&mut stream, READY_BYTES);
         let words = watch.step("booting", words).await?;
@@ -333,6 +337,7 @@ impl Starting {
             Ok(words) => words,
             Err(error) => return Err(watch.unready(error, "booting").await),
         };
+        faults::after(Step::HearAgent)?;
         tracing::info!(
             elapsed = ?watch.clock.since.elapsed(),
             kernel = bounded(&words.kernel_release),

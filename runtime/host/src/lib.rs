@@ -6,7 +6,7 @@
 //! [`control`] is the client of the VMM's
 //! control socket, and [`shares`] starts the file server of a guest with directories of the host. [`cgroup`] limits all
 //! of these, with [`systemd`]'s help if that makes the host's cgroups. [`usage`] reads what a VM uses, and [`probe`]
-//! checks whether this host can run VMs.
+//! checks whether this host can run VMs. A [`HostPath`] is a path that was looked up once.
 //!
 //! The crate `bulkhead-guest`, on which this one depends, talks to the guest's agent. Pods are in the daemon, above
 //! both.
@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod control;
 mod files;
 mod guest;
+mod host_path;
 pub mod launch;
 pub mod patience;
 pub mod probe;
@@ -29,4 +30,5 @@ pub mod usage;
 
 pub use files::{Files, open_regular};
 pub use guest::Guest;
+pub use host_path::{HostPath, open_without_links};
 pub use sys::register;

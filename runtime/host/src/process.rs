@@ -62,11 +62,23 @@ pub struct VmmProcess {
 
 impl VmmProcess {
     /// Takes over a child that was just started.
-    pub fn of_child(child: std::process::Child) -> io::Result<Self> {
-        let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
-        let mut process = Self::open(Identity::of(pid)?)?;
-        process.child = Mutex::new(Some(child));
-        Ok(process)
+    pub fn of_child(mut child: std::process::Child) -> io::Result<Self> {
+        let opened = || {
+            let pid = i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData)?;
+            Self::open(Identity::of(pid)?)
+        };
+        match opened() {
+            Ok(mut process) => {
+                process.child = Mutex::new(Some(child));
+                Ok(process)
+            }
+            Err(error) => {
+                // Nobody else would wait for it.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
     }
 
     /// Finds a process of an earlier daemon. `None` if it has ended.

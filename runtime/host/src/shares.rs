@@ -19,6 +19,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_share::{READY, ShareConfig};
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
@@ -64,6 +65,8 @@ pub enum ShareError {
     },
     #[error("connect the file server to the VM")]
     Join(#[from] control::ControlError),
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// A file server that waits for its configuration. If this is dropped, the file server ends.
@@ -124,7 +127,7 @@ impl Starting {
     /// Sends the configuration and waits until the file server serves. After an error, the process has been killed.
     pub async fn serve(self) -> Result<(), ShareError> {
         let process = Arc::clone(&self.process);
-        let served = self.serve_steps().await;
+        let served = faults::around(Step::ServeFiles, self.serve_steps()).await;
         if served.is_err() {
             process.kill();
             process.ended().await;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a VM uses on the host: read from its cgroup or, if it has none, from its process.
+//! What a VM uses on the host: read from its cgroup or, if it has none, from its process; and what its files take.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// One clock tick in `/proc/<pid>/stat`. USER_HZ is 100 on all platforms with KVM that we support.
 const TICKS_NS: u64 = 10_000_000;
+/// The unit of `st_blocks`.
+const BLOCK_BYTES: u64 = 512;
 
 /// The usage as the host counts it, so the guest cannot falsify it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -103,6 +106,12 @@ impl HostUsage {
     pub fn working_set_bytes(&self) -> u64 {
         self.memory_bytes.saturating_sub(self.inactive_file_bytes)
     }
+}
+
+/// What a file takes on the host's disk: its blocks, without its holes. `None` if it cannot be looked at.
+pub fn bytes_on_disk(file: &Path) -> Option<u64> {
+    let metadata = fs::symlink_metadata(file).ok()?;
+    Some(metadata.blocks().saturating_mul(BLOCK_BYTES))
 }
 
 /// The value in a line `key value`.

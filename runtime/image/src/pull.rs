@@ -13,6 +13,7 @@ mod layers;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use tokio::task::spawn_blocking;
 
 use crate::config::Credentials;
@@ -57,6 +58,8 @@ pub enum PullError {
     Store(#[from] StoreError),
     #[error("pull {reference}: one of its tasks panicked or was cancelled")]
     TaskFailed { reference: String },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl PullError {
@@ -68,7 +71,7 @@ impl PullError {
             Self::Excess { source, .. } => source.kind(),
             Self::Store(source) => source.kind(),
             Self::Busy { .. } => FailureKind::Unavailable,
-            Self::TaskFailed { .. } => FailureKind::Internal,
+            Self::TaskFailed { .. } | Self::Fault(_) => FailureKind::Internal,
         }
     }
 
@@ -133,7 +136,7 @@ pub async fn pull(
         config,
         layers,
         manifest_bytes,
-    } = pull.resolve(reference).await?;
+    } = faults::around(Step::ReadManifest, pull.resolve(reference)).await?;
     let tag = match &reference.version {
         Version::Tag(_) => Some(reference.to_string()),
         Version::Digest(_) => None,
@@ -146,7 +149,8 @@ pub async fn pull(
         defaults: Default::default(),
         metadata_bytes: manifest_bytes.saturating_add(config.size),
     };
-    let parsed = pull.config(&config, layers.len()).await?;
+    let parsed = pull.config(&config, layers.len());
+    let parsed = faults::around(Step::ReadConfiguration, parsed).await?;
     record.defaults = parsed.defaults;
     let pairs = topmost(layers.into_iter().zip(parsed.diff_ids).collect());
     record.layers = pairs.iter().map(|(_, diff_id)| diff_id.clone()).collect();

@@ -5,6 +5,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::Fault;
+
 use crate::cni::CniError;
 
 /// An error in a pod's network.
@@ -39,6 +41,8 @@ pub enum NetworkError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// Makes the error for a step with a file.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_text::chain;
 use tokio::sync::RwLock;
 
@@ -132,11 +133,13 @@ impl Network {
         let Some(attached) = &mut record.attached else {
             return Ok(loopback_only(record.clone()));
         };
-        netns::create(&attached.netns).await?;
+        faults::around(Step::MakeNetns, netns::create(&attached.netns)).await?;
+        faults::before(Step::AddCni)?;
         let result = attached
             .conflist
             .add(&attached.invocation, &self.config.plugins())
             .await?;
+        faults::after(Step::AddCni)?;
         attached.result = Some(result.text.clone());
         if !result.others.is_empty() {
             tracing::warn!(
@@ -145,7 +148,8 @@ impl Network {
                 result.others.join(", ")
             );
         }
-        let joined = tap::join(&attached.netns, INTERFACE).await?;
+        let joining = tap::join(&attached.netns, INTERFACE);
+        let joined = faults::around(Step::JoinTap, joining).await?;
         record.write(&self.config.cache_dir)?;
         let Interface {
             addresses,
@@ -169,6 +173,7 @@ impl Network {
     pub async fn detach(&self, record: &NetworkRecord) -> Result<(), NetworkError> {
         if let Some(attached) = &record.attached {
             let netns = Some(attached.netns.as_path()).filter(|path| netns::exists(path));
+            faults::before(Step::DeleteCni)?;
             attached
                 .conflist
                 .delete(
@@ -178,8 +183,10 @@ impl Network {
                     &self.config.plugins(),
                 )
                 .await?;
+            faults::after(Step::DeleteCni)?;
         }
-        netns::remove(&record.netns(&self.config.netns_dir)).await?;
+        let netns = record.netns(&self.config.netns_dir);
+        faults::around(Step::RemoveNetns, netns::remove(&netns)).await?;
         self.checks().remove(&record.pod_id);
         record.remove(&self.config.cache_dir)
     }

@@ -8,12 +8,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Step};
 use serde::{Deserialize, Serialize};
 
 use crate::cni::{Conflist, Invocation};
 use crate::failure::{NetworkError, file_error};
 
 const SUFFIX: &str = ".json";
+/// What a record is called until it is complete.
+const UNFINISHED: &str = ".new";
 /// How long the id of a pod is.
 const ID_DIGITS: usize = 64;
 
@@ -67,10 +70,14 @@ impl NetworkRecord {
     /// Removes the file. It is no error if it does not exist.
     pub(crate) fn remove(&self, directory: &Path) -> Result<(), NetworkError> {
         let path = path_of(directory, &self.pod_id);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error("remove", &path)(e)),
-            _ => Ok(()),
-        }
+        faults::within(Step::RemoveNetworkRecord, || {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(file_error("remove", &path)(e))
+                }
+                _ => Ok(()),
+            }
+        })
     }
 
     /// Reads the record of a pod.
@@ -129,6 +136,18 @@ impl Found {
     }
 }
 
+/// Removes what a daemon left that died while it wrote a record. Call it before any pod is attached.
+pub(crate) fn remove_unfinished(directory: &Path) {
+    for name in names(directory) {
+        let id = name.strip_suffix(UNFINISHED);
+        if id.is_some_and(is_id)
+            && let Err(error) = std::fs::remove_file(directory.join(&name))
+        {
+            tracing::warn!("remove {name} in {}: {error}", directory.display());
+        }
+    }
+}
+
 fn names(directory: &Path) -> impl Iterator<Item = String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok())
@@ -146,11 +165,22 @@ fn path_of(directory: &Path, pod_id: &str) -> PathBuf {
 /// Replaces a file in one step. Only root may read it, because configurations of plugins may contain secrets.
 pub fn replace(path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let temporary = path.with_extension("new");
+    let replaced = replace_by(&temporary, path, text);
+    if replaced.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    replaced
+}
+
+fn replace_by(temporary: &Path, path: &Path, text: &[u8]) -> Result<(), NetworkError> {
     let mut options = std::fs::File::options();
     options.create(true).truncate(true).write(true).mode(0o600);
-    options
-        .open(&temporary)
-        .and_then(|mut file| file.write_all(text))
-        .map_err(file_error("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(file_error("write", path))
+    faults::within(Step::WriteNetworkRecord, || {
+        let opened = options.open(temporary);
+        let written = opened.and_then(|mut file| file.write_all(text));
+        written.map_err(file_error("write", temporary))
+    })?;
+    faults::within(Step::NameNetworkRecord, || {
+        std::fs::rename(temporary, path).map_err(file_error("write", path))
+    })
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::cni::{KnownVersions, Plugins, Selection};
 use crate::network::Network;
-use crate::record::{Found, NetworkRecord};
+use crate::record::{Found, NetworkRecord, remove_unfinished};
 use crate::request::AttachRequest;
 
 /// The pause between two attempts.
@@ -26,6 +26,7 @@ impl Network {
     /// Tears down the networks of pods that no longer exist, and mends the files of the others.
     pub async fn sweep(&self, live: &[NetworkRecord]) {
         let started = Instant::now();
+        remove_unfinished(&self.config.cache_dir);
         let pods: HashSet<&str> = live.iter().map(|record| record.pod_id.as_str()).collect();
         for record in live {
             if let Err(error) = record.mend(&self.config.cache_dir) {

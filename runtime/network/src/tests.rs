@@ -159,6 +159,8 @@ async fn a_network_whose_record_cannot_be_read_is_taken_down_as_it_would_be_made
     std::fs::write(fixture.path("netns/of somebody else"), "").unwrap();
     std::fs::write(fixture.path("cache/of somebody else.json"), "").unwrap();
     std::fs::write(file(&live), "garbage").unwrap();
+    let unfinished = file(&id("4")).with_extension("new");
+    std::fs::write(unfinished, "{").unwrap();
     let record = fixture.record(&live);
     fixture.network.sweep(std::slice::from_ref(&record)).await;
     let deleted = std::fs::read_to_string(fixture.path("bin/one.DEL")).unwrap();

@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::Fault;
+
 /// An error about a file of records.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
@@ -33,6 +35,8 @@ pub enum RecordsError {
         key: String,
         source: serde_json::Error,
     },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl RecordsError {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use bulkhead_faults::Step;
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -123,8 +124,10 @@ impl Records {
                 transaction: &transaction,
                 path: &self.place.path,
             })?;
-            let committed = transaction.commit();
-            committed.map_err(|error| self.failed("write", error))?;
+            bulkhead_faults::within(Step::CommitRecords, || {
+                let committed = transaction.commit();
+                committed.map_err(|error| self.failed("write", error))
+            })?;
             Ok(result)
         })
     }

@@ -5,8 +5,7 @@ use bulkhead_proto::agent as proto;
 use bulkhead_proto::agent::container_status::State;
 use bulkhead_proto::agent::watch_event::Event;
 
-use crate::lock;
-use crate::orders::Orders;
+use crate::containers::Containers;
 
 /// What comes as news, again and again, beside what is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +46,9 @@ impl News {
     }
 
     /// Piece `number` of a stream without an end. `None` if nothing is to be said.
-    pub fn piece(self, orders: &Orders, number: u64) -> Option<proto::WatchEvent> {
+    pub fn piece(self, containers: &Containers, number: u64) -> Option<proto::WatchEvent> {
         let one_of = |word| -> Option<String> {
-            let ids = orders.called(word);
+            let ids = containers.called(word);
             let at = number.checked_rem(ids.len() as u64)?;
             ids.into_iter().nth(usize::try_from(at).ok()?)
         };
@@ -121,8 +120,8 @@ impl Figures {
         })
     }
 
-    pub fn answer(self, orders: &Orders) -> proto::StatisticsResponse {
-        let ids: Vec<String> = lock(&orders.containers).keys().cloned().collect();
+    pub fn answer(self, containers: &Containers) -> proto::StatisticsResponse {
+        let ids: Vec<String> = containers.all().into_keys().collect();
         let cgroup = || match self {
             Self::Plain | Self::Repeated => proto::CgroupStatistics::default(),
             Self::Absurd => absurd(),

@@ -6,12 +6,13 @@
 //!
 //! - `ExecSync` with [`orders`]: what comes as news, as statistics, as bytes on the control port; what a root user of the
 //!   guest does to the devices ([`devices`]).
-//! - The command of a container says what its log is, the command of a streaming exec what its stream is, the port of a
-//!   port-forward what its connection is ([`streams`]).
+//! - The command of a container says what its log is, the command of a streaming exec what its stream is, the port of
+//!   a port-forward what its connection is ([`streams`]).
 //!
 //! The messages of calls are in [`service`], news and statistics that lie in [`lies`], HTTP/2 that no honest server
 //! speaks in [`wire`].
 
+mod containers;
 mod devices;
 mod lies;
 mod orders;
@@ -83,7 +84,11 @@ async fn serve() -> io::Result<()> {
         kernel_release: "\x1b[2J".repeat(50),
     };
     streams::write_message(&mut ready, &words).await?;
-    *lock(&orders.ready) = Some(ready);
+    let flooding = Arc::clone(&orders);
+    tokio::spawn(async move {
+        flooding.ready.notified().await;
+        streams::flood(ready).await;
+    });
     tokio::spawn(streams::serve(streams, Arc::clone(&orders)));
     tokio::select! {
         result = calls => result.map_err(io::Error::other),

@@ -2,37 +2,28 @@
 //! What a test has ordered, by the words of an `ExecSync`: `news KIND`, `statistics KIND`, `control KIND SECONDS`,
 //! `exec KIND`, `devices KIND`, `ready flood`, `deaf`, `calm`.
 
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
-use tokio_vsock::VsockStream;
 
+use crate::containers::Containers;
 use crate::devices::{self, Device};
 use crate::lies::{Figures, News};
 use crate::lock;
-use crate::streams;
 use crate::wire::Wire;
-
-/// A container that is said to run.
-#[derive(Clone, Debug)]
-pub struct Container {
-    pub args: Vec<String>,
-    pub state: bulkhead_proto::agent::container_status::State,
-}
 
 /// All orders, and the containers that the daemon believes in.
 #[derive(Debug)]
 pub struct Orders {
-    pub containers: Mutex<BTreeMap<String, Container>>,
+    pub containers: Containers,
     /// What comes as news. Also changed when a container changes.
     pub news: watch::Sender<News>,
     pub figures: Mutex<Figures>,
     control: Mutex<Option<(Wire, Instant)>>,
     pub control_changed: Notify,
-    /// The connection that says that the guest is ready.
-    pub ready: Mutex<Option<VsockStream>>,
+    /// The connection that says that the guest is ready is to be flooded.
+    pub ready: Notify,
     /// Connections to the port of streams are not accepted any more.
     pub deaf: Mutex<bool>,
 }
@@ -40,12 +31,12 @@ pub struct Orders {
 impl Default for Orders {
     fn default() -> Self {
         Self {
-            containers: Mutex::default(),
+            containers: Containers::default(),
             news: watch::Sender::new(News::True),
             figures: Mutex::new(Figures::Plain),
             control: Mutex::new(None),
             control_changed: Notify::new(),
-            ready: Mutex::new(None),
+            ready: Notify::new(),
             deaf: Mutex::new(false),
         }
     }
@@ -63,7 +54,7 @@ impl Orders {
                 self.control_changed.notify_one();
             }
             ["devices", kind] => devices::attack(Device::parse(kind)?),
-            ["ready", "flood"] => drop(tokio::spawn(streams::flood(lock(&self.ready).take()?))),
+            ["ready", "flood"] => self.ready.notify_one(),
             ["deaf"] => *lock(&self.deaf) = true,
             ["calm"] => {
                 self.news.send_replace(News::True);
@@ -80,15 +71,6 @@ impl Orders {
     pub fn control(&self) -> Option<(Wire, Instant)> {
         let ordered = *lock(&self.control);
         ordered.filter(|(_, until)| Instant::now() < *until)
-    }
-
-    /// The ids of containers whose command begins with `word`.
-    pub fn called(&self, word: &str) -> Vec<String> {
-        let containers = lock(&self.containers);
-        let called = containers
-            .iter()
-            .filter(|(_, one)| one.args.first().is_some_and(|first| first == word));
-        called.map(|(id, _)| id.clone()).collect()
     }
 
     /// Tells the daemon of changed containers.

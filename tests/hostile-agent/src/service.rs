@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::containers::Container;
 use crate::lies::News;
 use crate::lock;
-use crate::orders::{Container, Orders};
+use crate::orders::Orders;
 use crate::sys;
 
 /// The exit code of a container that was killed.
@@ -33,9 +34,7 @@ impl Service {
     }
 
     fn change(&self, id: &str, state: State) {
-        if let Some(container) = lock(&self.orders.containers).get_mut(id) {
-            container.state = state;
-        }
+        self.orders.containers.change(id, state);
         self.orders.tell();
     }
 }
@@ -65,7 +64,7 @@ async fn watch(orders: Arc<Orders>, sender: mpsc::Sender<Result<proto::WatchEven
     let mut number = 0;
     loop {
         let lie: News = *news.borrow_and_update();
-        let known = lock(&orders.containers).clone();
+        let known = orders.containers.all();
         let known = known
             .iter()
             .map(|(id, one)| Event::Container(status(id, one)));
@@ -76,7 +75,7 @@ async fn watch(orders: Arc<Orders>, sender: mpsc::Sender<Result<proto::WatchEven
             }
         }
         while matches!(news.has_changed(), Ok(false))
-            && let Some(piece) = lie.piece(&orders, number)
+            && let Some(piece) = lie.piece(&orders.containers, number)
         {
             number += 1;
             if sender.send(Ok(piece)).await.is_err() {
@@ -171,7 +170,7 @@ impl Agent for Service {
             args: request.process.unwrap_or_default().args,
             state: State::Created,
         };
-        lock(&self.orders.containers).insert(request.id, container);
+        self.orders.containers.add(request.id, container);
         self.orders.tell();
         Ok(Response::new(proto::CreateContainerResponse {}))
     }
@@ -182,7 +181,7 @@ impl Agent for Service {
     ) -> Done<proto::StartContainerResponse> {
         let id = request.into_inner().id;
         self.change(&id, State::Running);
-        let container = lock(&self.orders.containers).get(&id).cloned();
+        let container = self.orders.containers.get(&id);
         let container = container.ok_or_else(|| Status::not_found(id.clone()))?;
         Ok(Response::new(proto::StartContainerResponse {
             status: Some(status(&id, &container)),
@@ -202,7 +201,7 @@ impl Agent for Service {
         &self,
         request: Request<proto::RemoveContainerRequest>,
     ) -> Done<proto::RemoveContainerResponse> {
-        lock(&self.orders.containers).remove(&request.into_inner().id);
+        self.orders.containers.remove(&request.into_inner().id);
         Ok(Response::new(proto::RemoveContainerResponse {}))
     }
 
@@ -235,7 +234,7 @@ impl Agent for Service {
         _request: Request<proto::StatisticsRequest>,
     ) -> Done<proto::StatisticsResponse> {
         let figures = *lock(&self.orders.figures);
-        Ok(Response::new(figures.answer(&self.orders)))
+        Ok(Response::new(figures.answer(&self.orders.containers)))
     }
 
     type WatchStream = Pin<

@@ -55,11 +55,8 @@ async fn behave(mut stream: VsockStream, orders: &Orders) -> io::Result<()> {
     let open = OpenStream::decode(body.as_slice()).map_err(io::Error::other)?;
     let word = |args: &[String]| args.first().cloned().unwrap_or_default();
     let of = |id: &str| {
-        let containers = lock(&orders.containers);
-        containers
-            .get(id)
-            .map(|one| word(&one.args))
-            .unwrap_or_default()
+        let container = orders.containers.get(id);
+        container.map(|one| word(&one.args)).unwrap_or_default()
     };
     match open.kind {
         Some(Kind::Log(log)) => {
@@ -154,7 +151,13 @@ async fn write_log(stream: &mut VsockStream, kind: &str) -> io::Result<()> {
                 .await
         }
         "kinds" => repeat(stream, &encode(9, b"what is this")).await,
-        "reset" => VsockStream::shutdown(stream, Shutdown::Both),
+        "reset" => {
+            // In the middle of a record.
+            stream
+                .write_all(&[log_record::STDOUT, 0, 0, 0x40, 0, b'x'])
+                .await?;
+            VsockStream::shutdown(stream, Shutdown::Both)
+        }
         "drip" => {
             stream
                 .write_all(&[log_record::STDOUT, 0, 0, 0x40, 0])

@@ -13,6 +13,12 @@ const BLKZEROOUT: libc::c_ulong = 0x127f;
 /// Frames have a virtio header before them (linux/if_packet.h).
 const PACKET_VNET_HDR: libc::c_int = 15;
 
+/// Makes a constant of the C library fit a field of its structures.
+fn fit<T>(number: impl TryInto<T>) -> io::Result<T> {
+    let fits = number.try_into().ok();
+    fits.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -59,7 +65,7 @@ pub fn erase(disk: impl AsFd, how: Erase, start: u64, bytes: u64) -> io::Result<
 
 /// A socket for raw frames on the interface `name`, which is brought up. Each frame has a virtio header before it.
 pub fn frames(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
-    let protocol = u16::to_be(libc::ETH_P_ALL as u16);
+    let protocol = u16::to_be(fit(libc::ETH_P_ALL)?);
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: takes no pointer.
     let raw = unsafe { libc::socket(libc::AF_PACKET, kind, protocol.into()) };
@@ -71,13 +77,13 @@ pub fn frames(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()) {
         *to = (*from).cast_signed();
     }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    request.ifr_ifru.ifru_flags = fit(libc::IFF_UP)?;
     // SAFETY: the kernel reads one ifreq at the address of a live one.
     check(unsafe { libc::ioctl(raw, libc::SIOCSIFFLAGS as _, &raw mut request) })?;
     // SAFETY: the name ends with a zero and outlives the call.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     let on: libc::c_int = 1;
-    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let size = fit(size_of::<libc::c_int>())?;
     // SAFETY: the kernel reads `size` bytes at the address of a live integer of that size.
     check(unsafe {
         libc::setsockopt(
@@ -89,7 +95,7 @@ pub fn frames(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
         )
     })?;
     let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
+        sll_family: fit(libc::AF_PACKET)?,
         sll_protocol: protocol,
         sll_ifindex: index.cast_signed(),
         sll_hatype: 0,
@@ -97,7 +103,7 @@ pub fn frames(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    let size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    let size = fit(size_of::<libc::sockaddr_ll>())?;
     // SAFETY: the kernel reads `size` bytes at the address of a live structure of that size.
     check(unsafe { libc::bind(raw, (&raw const address).cast(), size) })?;
     Ok(socket)

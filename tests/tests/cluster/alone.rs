@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tests that change what the node has for all pods. They run after the others, with nothing beside them.
 
-use bulkhead_tests::cluster::{FAIL_AT_THE_END, NODE, Namespace, cluster, either, on_node, pod};
+use bulkhead_tests::cluster::{
+    FAIL_AT_THE_END, NODE, Namespace, STAY, apply_all, cluster, either, object, on_node, pod,
+};
 use bulkhead_tests::table::Table;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const FILL: &str = "/var/lib/bulkhead/fill";
 
@@ -25,6 +27,21 @@ fn has_pressure() -> String {
 fn critical_pods() -> String {
     let each = "jsonpath={range .items[*]}{.metadata.name} {.status.phase} {end}";
     either(cluster(&["-n", "kube-system", "get", "pods", "-o", each]))
+}
+
+/// Makes the node offer one of a resource that only this test wants.
+fn offer_token() {
+    let patch = json!({"status": {"capacity": {"example.com/token": "1"}}});
+    let said = cluster(&[
+        "patch",
+        "node",
+        NODE,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &patch.to_string(),
+    ]);
+    said.expect("a resource of the node");
 }
 
 #[test]
@@ -69,5 +86,37 @@ fn a_full_disk_evicts_pods_until_it_has_room() {
     )]);
     own.until_phase("next", "Succeeded");
     table.row("and pods run again", true, "Succeeded");
+    table.finish();
+}
+
+// The scheduler may take any other pod to make room for the winner.
+#[test]
+fn a_pod_of_higher_priority_preempts() {
+    let own = Namespace::new("preemption");
+    offer_token();
+    let class = |name: &str, value: u32| object("PriorityClass", name, json!({"value": value}));
+    apply_all(&[class("tests-low", 1), class("tests-high", 1000)]);
+    let token = json!({"resources": {"limits": {"example.com/token": "1"}}});
+    let user = |name: &str, class: &str| {
+        pod(
+            name,
+            STAY,
+            token.clone(),
+            json!({"priorityClassName": class}),
+        )
+    };
+    own.apply(&[user("victim", "tests-low")]);
+    own.until_ready("victim");
+    own.apply(&[user("winner", "tests-high")]);
+    own.until_ready("winner");
+    let mut table = Table::new("cluster: preemption");
+    table.equal(
+        "the victim is gone",
+        own.object("pod", "victim"),
+        Value::Null,
+    );
+    let events = own.get(&["get", "events", "-o", "jsonpath={.items[*].reason}"]);
+    table.row("by the scheduler", events.contains("Preempted"), events);
+    let _ = cluster(&["delete", "priorityclass", "tests-low", "tests-high"]);
     table.finish();
 }

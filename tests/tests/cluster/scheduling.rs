@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the scheduler and kubelet decide about pods: overhead, preemption, eviction.
+//! What the scheduler and kubelet decide about pods: overhead and eviction.
 
 use bulkhead_tests::cluster::{
-    FAIL_AT_THE_END, NODE, Namespace, apply_all, cluster, object, on_node, pod,
+    FAIL_AT_THE_END, Namespace, STAY, apply_all, cluster, object, on_node, pod,
 };
 use bulkhead_tests::table::Table;
-use serde_json::{Value, json};
-
-const STAY: &str = "trap 'exit 0' TERM; sleep 100000 & wait";
+use serde_json::json;
 
 /// Why the scheduler has not placed a pod yet.
 fn unschedulable(own: &Namespace, name: &str) -> String {
@@ -60,52 +58,6 @@ fn the_overhead_of_a_runtime_class_is_scheduled_and_accounted() {
         Ok(format!("{}\n", (64 + 180) << 20)),
     );
     let _ = cluster(&["delete", "runtimeclass", "heavy"]);
-    table.finish();
-}
-
-/// Makes the node offer one of a resource that only this test wants.
-fn offer_token() {
-    let patch = json!({"status": {"capacity": {"example.com/token": "1"}}});
-    let said = cluster(&[
-        "patch",
-        "node",
-        NODE,
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-        &patch.to_string(),
-    ]);
-    said.expect("a resource of the node");
-}
-
-#[test]
-fn a_pod_of_higher_priority_preempts() {
-    let own = Namespace::new("preemption");
-    offer_token();
-    let class = |name: &str, value: u32| object("PriorityClass", name, json!({"value": value}));
-    apply_all(&[class("tests-low", 1), class("tests-high", 1000)]);
-    let token = json!({"resources": {"limits": {"example.com/token": "1"}}});
-    let user = |name: &str, class: &str| {
-        pod(
-            name,
-            STAY,
-            token.clone(),
-            json!({"priorityClassName": class}),
-        )
-    };
-    own.apply(&[user("victim", "tests-low")]);
-    own.until_ready("victim");
-    own.apply(&[user("winner", "tests-high")]);
-    own.until_ready("winner");
-    let mut table = Table::new("cluster: preemption");
-    table.equal(
-        "the victim is gone",
-        own.object("pod", "victim"),
-        Value::Null,
-    );
-    let events = own.get(&["get", "events", "-o", "jsonpath={.items[*].reason}"]);
-    table.row("by the scheduler", events.contains("Preempted"), events);
-    let _ = cluster(&["delete", "priorityclass", "tests-low", "tests-high"]);
     table.finish();
 }
 

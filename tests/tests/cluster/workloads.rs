@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What controllers make of pods: Jobs, Deployments, StatefulSets, DaemonSets.
 
-use bulkhead_tests::cluster::{Namespace, object, script, spec, template};
+use bulkhead_tests::cluster::{Namespace, STAY, object, script, spec, template};
 use bulkhead_tests::node::with;
 use bulkhead_tests::table::Table;
 use serde_json::{Value, json};
-
-/// Pods that run until SIGTERM, which they obey at once.
-const STAY: &str = "trap 'exit 0' TERM; sleep 100000 & wait";
 
 fn names(pods: &[Value]) -> Vec<String> {
     let names = pods

@@ -18,13 +18,13 @@ const BYTES: u64 = 16 << 20;
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
 /// A loop device over a sparse file. It is detached on drop.
-struct Loop {
+pub struct Loop {
     device: PathBuf,
     file: tempfile::NamedTempFile,
 }
 
 impl Loop {
-    fn new(options: &[&str]) -> Self {
+    pub fn new(options: &[&str]) -> Self {
         let file = tempfile::NamedTempFile::new_in("/var/lib/bulkhead").expect("a file");
         file.as_file().set_len(BYTES).expect("make it large");
         let mut losetup = Command::new("losetup");
@@ -35,7 +35,7 @@ impl Loop {
         Self { device, file }
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         self.device.display().to_string()
     }
 

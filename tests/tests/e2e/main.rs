@@ -14,6 +14,7 @@ mod delegate;
 mod descriptors;
 mod empty_dirs;
 mod failures;
+mod faults;
 mod growth;
 mod hostile;
 mod images;

@@ -243,6 +243,50 @@ async fn memory_follows_an_allocation_and_the_writable_layer_what_is_written() {
     client.end_pod(&pod).await;
 }
 
+/// Issue 13, point 4. What is deleted but open takes room on the node, and no count of names in the guest finds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_host_counts_is_the_floor_of_the_writable_layers() {
+    let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Loopback).await;
+    let mut config = client.pod_config("hidden");
+    let annotations = &mut config.annotations;
+    annotations.insert("bulkhead.dev/ephemeral-storage".into(), "256Mi".into());
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let script = "exec 3>/hidden; rm /hidden; dd if=/dev/zero bs=1M count=64 >&3; sync; touch /ready; \
+        until [ -e /end ]; do sleep 0.2; done; exec 3>&-; exec sleep 1000";
+    let hiding = client.run_script(&pod, "hiding", &busybox, script).await;
+    let other = client
+        .run_script(&pod, "other", &busybox, "exec sleep 1000")
+        .await;
+    let layers = async |client: &mut Client| {
+        let mut layers = [0; 2];
+        for (layer, id) in layers.iter_mut().zip([&hiding, &other]) {
+            let layer_of = stats(client, id).await.writable_layer;
+            *layer = number(layer_of.expect("writable layer").used_bytes);
+        }
+        layers
+    };
+    until("the file is written", async || {
+        let done = client.exec(&hiding, &["test", "-e", "/ready"], 0).await;
+        let code = done.expect("exec").exit_code;
+        whether(code == 0, code)
+    })
+    .await;
+    // The file system itself may take 16 MiB and a 64th of the disk.
+    until("what is hidden is counted once", async || {
+        let both = layers(&mut client).await;
+        let sum = both.iter().sum::<u64>();
+        whether((44 * MIB..66 * MIB).contains(&sum), both)
+    })
+    .await;
+    client.shell(&hiding, "touch /end").await;
+    until("what is freed is not counted", async || {
+        let both = layers(&mut client).await;
+        whether(both.iter().sum::<u64>() < MIB, both)
+    })
+    .await;
+    client.end_pod(&pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn network_counters_are_the_hosts_and_rise_with_what_the_pod_sends() {
     let (_daemon, mut client, busybox) = daemon_with_busybox(Networking::Bridge).await;

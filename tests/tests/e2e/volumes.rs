@@ -89,6 +89,38 @@ async fn an_empty_dir_is_shared_by_containers_and_outlives_them() {
     client.end_pod(&pod).await;
 }
 
+/// Issue 13, point 13.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_becomes_a_link_while_it_is_mounted_stays_the_one_that_was_found() {
+    let (daemon, mut client, pod, kubelet, busybox) = pod().await;
+    let data = kubelet.empty_dir("data");
+    let (shared, elsewhere) = (daemon.path("shared"), daemon.path("elsewhere"));
+    for (directory, content) in [(&shared, "found"), (&elsewhere, "of others")] {
+        std::fs::create_dir(directory).expect("mkdir");
+        std::fs::write(directory.join("file"), content).expect("write");
+    }
+    let config = with_mounts(
+        container("main", &busybox, &SLEEP),
+        vec![mount(&data, "/data"), mount(&shared, "/shared")],
+    );
+    // All paths have been looked up before the disk of the first volume is made, and the guest mounts it before the
+    // second one is shared.
+    let replacing = std::thread::spawn(move || {
+        for _ in 0..30_000 {
+            if data.join(".bulkhead.ext4").exists() {
+                std::fs::rename(&shared, shared.with_extension("moved")).expect("rename");
+                return std::os::unix::fs::symlink(&elsewhere, &shared).expect("symlink");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("no disk was made for the emptyDir");
+    });
+    let id = run(&mut client, &pod, config).await;
+    replacing.join().expect("the directory was replaced");
+    assert_eq!(client.shell(&id, "cat /shared/file").await, "found");
+    client.end_pod(&pod).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_dir_in_memory_is_as_large_as_its_limit_also_as_dev_shm() {
     let (_daemon, mut client, pod, mut kubelet, busybox) = pod().await;

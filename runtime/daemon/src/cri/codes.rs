@@ -55,6 +55,7 @@ fn pod_code(error: &PodError) -> Code {
         PodError::Block(error) => block_code(error),
         PodError::Share(error) => share_code(error),
         PodError::Stuck { .. } => Code::DeadlineExceeded,
+        PodError::Fault(_) => Code::Internal,
     }
 }
 
@@ -109,7 +110,7 @@ fn share_code(error: &ShareError) -> Code {
             Code::FailedPrecondition
         }
         ShareError::TooMany(_) => Code::ResourceExhausted,
-        ShareError::Server { .. } | ShareError::Join(_) => Code::Internal,
+        ShareError::Server { .. } | ShareError::Join(_) | ShareError::Fault(_) => Code::Internal,
     }
 }
 
@@ -130,7 +131,8 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Spawn { .. }
             | LaunchError::Descriptors(_)
             | LaunchError::Configure(_)
-            | LaunchError::Adopt { .. } => Code::Internal,
+            | LaunchError::Adopt { .. }
+            | LaunchError::Fault(_) => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
         BootError::Scratch(ScratchError::Copy { source, .. }) if is_full(source) => {
@@ -141,7 +143,8 @@ fn boot_code(error: &BootError) -> Code {
         | BootError::Panicked
         | BootError::State(_)
         | BootError::Tap(_)
-        | BootError::Unkillable { .. } => Code::Internal,
+        | BootError::Unkillable { .. }
+        | BootError::Fault(_) => Code::Internal,
     }
 }
 
@@ -155,7 +158,8 @@ pub fn network_code(error: &NetworkError) -> Code {
         NetworkError::Cni(_)
         | NetworkError::Namespace { .. }
         | NetworkError::Device { .. }
-        | NetworkError::File { .. } => Code::Internal,
+        | NetworkError::File { .. }
+        | NetworkError::Fault(_) => Code::Internal,
     }
 }
 
@@ -186,7 +190,7 @@ fn disk_code(error: &DiskError) -> Code {
             Code::ResourceExhausted
         }
         DiskError::InUse { .. } | DiskError::Other { .. } => Code::FailedPrecondition,
-        DiskError::Make(_) | DiskError::File { .. } => Code::Internal,
+        DiskError::Make(_) | DiskError::File { .. } | DiskError::Fault(_) => Code::Internal,
     }
 }
 
@@ -195,7 +199,7 @@ fn agent_code(error: &AgentError) -> Code {
         AgentError::Refused { code, .. } => *code,
         AgentError::Timeout { .. } => Code::DeadlineExceeded,
         AgentError::Lost { .. } => Code::Unavailable,
-        AgentError::Untrusted { .. } => Code::Internal,
+        AgentError::Untrusted { .. } | AgentError::Fault(_) => Code::Internal,
     }
 }
 
@@ -207,7 +211,8 @@ fn log_code(error: &LogError) -> Code {
         LogError::Open { .. }
         | LogError::Write { .. }
         | LogError::Stream(_)
-        | LogError::Record(_) => Code::Internal,
+        | LogError::Record(_)
+        | LogError::Fault(_) => Code::Internal,
     }
 }
 

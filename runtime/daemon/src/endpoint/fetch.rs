@@ -10,60 +10,36 @@ use std::time::Duration;
 
 use bulkhead_delegate::Limit;
 use bulkhead_proto::cri;
-use tonic::{Code, Request, Response, Status};
+use tonic::Status;
 
 use super::sides::Side;
 use super::{Endpoint, Own};
-use crate::cri::caller_timeout;
-
-type Answer<T> = Result<Response<T>, Status>;
 
 impl<O: Own> Endpoint<O> {
-    /// Does `create` for a pod of this side, and again if the first error was that an image is missing which could be
-    /// fetched.
-    pub(super) async fn create_with_image<
-        C: Future<Output = Answer<cri::CreateContainerResponse>>,
-    >(
+    /// Pulls the images of a container that is about to be created in a pod of this side, as far as only others have
+    /// them.
+    pub(super) async fn fetch_images(
         &self,
-        side: Side,
-        request: Request<cri::CreateContainerRequest>,
-        create: impl Fn(Request<cri::CreateContainerRequest>) -> C,
-    ) -> Answer<cri::CreateContainerResponse> {
-        let (metadata, extensions, message) = request.into_parts();
-        let again = Request::from_parts(metadata.clone(), extensions.clone(), message.clone());
-        let first = create(Request::from_parts(metadata, extensions, message)).await;
-        let Err(missing) = first else {
-            return first;
-        };
-        if missing.code() != Code::NotFound {
-            return Err(missing);
+        side: &Side,
+        request: &cri::CreateContainerRequest,
+        caller: Option<Duration>,
+    ) -> Result<(), Status> {
+        for image in images(request) {
+            self.fetch(side, image, caller).await?;
         }
-        let caller = caller_timeout(again.metadata());
-        let mut has_fetched = false;
-        for image in images(again.get_ref()) {
-            match self.fetch(&side, image, caller).await {
-                Ok(fetched) => has_fetched |= fetched,
-                Err(error) => {
-                    let text = format!("{}; {}", missing.message(), error.message());
-                    return Err(Status::new(missing.code(), text));
-                }
-            }
-        }
-        match has_fetched {
-            true => create(again).await,
-            false => Err(missing),
-        }
+        Ok(())
     }
 
-    /// Pulls an image that this side does not have and another one has. False if there is nothing to do.
+    /// Pulls an image that this side does not have and another one has.
     async fn fetch(
         &self,
         side: &Side,
         image: &cri::ImageSpec,
         caller: Option<Duration>,
-    ) -> Result<bool, Status> {
-        if self.find(side, image).await?.is_some() {
-            return Ok(false);
+    ) -> Result<(), Status> {
+        // If this side cannot say whether it has the image, it says so again when the container is created.
+        if !matches!(self.find(side, image).await, Ok(None)) {
+            return Ok(());
         }
         let others = self.sides.all();
         for other in others.iter().filter(|other| !other.is_same(side)) {
@@ -82,19 +58,19 @@ impl<O: Own> Endpoint<O> {
                 }),
                 ..Default::default()
             };
-            let pulled = self.images(side).pull(wanted, caller).await;
+            let pulled = self.pull_on(side, wanted, caller).await;
             pulled.map_err(|error| {
-                let text = format!(
-                    "a pull of {name} without credentials failed: {}",
+                Status::not_found(format!(
+                    "{} is not there, and a pull of {name} without credentials failed: {}",
+                    image.image,
                     error.message()
-                );
-                Status::new(error.code(), text)
+                ))
             })?;
-            if self.find(side, image).await?.is_some() {
-                return Ok(true);
+            if !matches!(self.find(side, image).await, Ok(None)) {
+                break;
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     async fn find(

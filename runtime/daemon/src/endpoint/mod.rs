@@ -44,6 +44,7 @@ use futures_util::future::join_all;
 use tonic::Request;
 
 pub use self::images::ImageEndpoint;
+use self::images::KeptImages;
 use self::inventory::Inventory;
 use self::seen::SeenPods;
 pub use self::sides::Sides;
@@ -88,6 +89,8 @@ pub struct Endpoint<O> {
     /// What kubelet told all runtimes last, for a delegate that was away.
     told: Arc<Mutex<Option<cri::UpdateRuntimeConfigRequest>>>,
     seen: SeenPods,
+    /// The images that each delegate listed last, in the order of the sides.
+    kept_images: Arc<[KeptImages]>,
 }
 
 impl<O> Clone for Endpoint<O> {
@@ -98,18 +101,21 @@ impl<O> Clone for Endpoint<O> {
             inventories: Arc::clone(&self.inventories),
             told: Arc::clone(&self.told),
             seen: self.seen.clone(),
+            kept_images: Arc::clone(&self.kept_images),
         }
     }
 }
 
 impl<O: Own> Endpoint<O> {
-    /// What delegates listed is kept in `directory`.
-    pub fn new(ours: O, sides: Sides, directory: &Path) -> Self {
-        let delegates = sides.delegates().iter();
-        let inventories = delegates.map(|delegate| Inventory::new(delegate.clone(), directory));
+    /// What delegates listed is kept in the directory `pods`, and of images in `images`.
+    pub fn new(ours: O, sides: Sides, pods: &Path, images: &Path) -> Self {
+        let delegates = || sides.delegates().iter();
+        let inventories = delegates().map(|delegate| Inventory::new(delegate.clone(), pods));
+        let kept = delegates().map(|delegate| KeptImages::new(delegate, images));
         Self {
             ours: Arc::new(ours),
             inventories: inventories.collect(),
+            kept_images: kept.collect(),
             sides,
             told: Arc::default(),
             seen: SeenPods::default(),

@@ -61,17 +61,21 @@ impl<O: Own> Endpoint<O> {
         if let Some(image) = image {
             image.runtime_handler = self.sides.as_passed(index, &image.runtime_handler);
         }
-        let config = request.config.clone().unwrap_or_default();
+        let nothing = cri::ContainerConfig::default();
+        let config = request.config.as_ref().unwrap_or(&nothing);
+        let image = config.image.clone();
         let mut container = cri::Container {
             id: String::new(),
             pod_sandbox_id: request.pod_sandbox_id.clone(),
-            metadata: config.metadata,
-            image_ref: config.image.clone().unwrap_or_default().image,
-            image: config.image,
+            metadata: config.metadata.clone(),
+            image_ref: image
+                .as_ref()
+                .map_or_else(String::new, |image| image.image.clone()),
+            image,
             state: cri::ContainerState::ContainerCreated.into(),
             created_at: now(),
-            labels: config.labels,
-            annotations: config.annotations,
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
             image_id: String::new(),
         };
         let call = inventory

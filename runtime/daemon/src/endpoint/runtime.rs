@@ -192,13 +192,13 @@ impl<O: Own> RuntimeService for Endpoint<O> {
         if let Some(config) = &request.get_ref().sandbox_config {
             self.seen.learn(&config.annotations, &holder.into());
         }
-        let create = |request| async move {
-            match holder {
-                Holder::Ours => self.ours.create_container(request).await,
-                Holder::Delegate(index) => self.create_there(index, request).await,
-            }
-        };
-        self.create_with_image(holder.into(), request, create).await
+        let caller = caller_timeout(request.metadata());
+        self.fetch_images(&holder.into(), request.get_ref(), caller)
+            .await?;
+        match holder {
+            Holder::Ours => self.ours.create_container(request).await,
+            Holder::Delegate(index) => self.create_there(index, request).await,
+        }
     }
 
     async fn start_container(

@@ -10,6 +10,7 @@ use bulkhead_proto::cri::image_service_server::ImageService;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
 
+use super::super::ImageEndpoint;
 use super::super::sides::tests::sides;
 use super::*;
 use crate::cri::Found;
@@ -117,7 +118,7 @@ fn endpoint(ours: &Fake, directory: &Path) -> Endpoint<Fake> {
     let socket = directory.join("cri.sock");
     let delegates = [("runc", socket.to_str().unwrap(), "theirs")];
     let sides = sides("bulkhead", Some("runc"), &delegates);
-    Endpoint::new(ours.clone(), sides, directory)
+    Endpoint::new(ours.clone(), sides, directory, directory)
 }
 
 fn pair(id: &str, handler: &str) -> (String, String) {
@@ -376,6 +377,13 @@ async fn an_image_that_only_another_side_has_is_pulled_without_credentials_for_a
     pull(&node.ours, "ours:1").await;
     create(&ours, "theirs:1").await.unwrap();
     create(&theirs, &image_id("ours:1")).await.unwrap();
+    // Nothing was tried before the image was there.
+    let tried = |side: &Fake| {
+        let world = side.world();
+        let calls = world.calls.iter();
+        calls.filter(|call| **call == "create_container").count()
+    };
+    assert_eq!((tried(&node.ours), tried(&node.theirs)), (2, 1));
     let last = |side: &Fake| side.world().pulls.last().cloned().unwrap();
     for (side, image) in [(&node.ours, "theirs:1"), (&node.theirs, "ours:1")] {
         let pulled = last(side);
@@ -389,4 +397,35 @@ async fn an_image_that_only_another_side_has_is_pulled_without_credentials_for_a
     let error = create(&ours, "private:1").await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert!(error.message().contains("another password"), "{error}");
+}
+
+#[tokio::test]
+async fn an_image_that_was_fetched_for_a_container_stays_listed_when_the_delegate_goes_away() {
+    let mut node = Node::new();
+    node.theirs.world().needs_images = true;
+    let theirs = node.run("runc").await.unwrap();
+    node.ours.world().images.push(cri::Image {
+        id: image_id("ours:1"),
+        repo_tags: vec!["ours:1".into()],
+        ..Default::default()
+    });
+    let request = Request::new(cri::CreateContainerRequest {
+        pod_sandbox_id: theirs,
+        config: Some(cri::ContainerConfig {
+            image: Some(cri::ImageSpec {
+                image: "ours:1".into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    node.endpoint.create_container(request).await.unwrap();
+    node.stop();
+    node.ours.world().images.clear();
+    let images = ImageEndpoint::new(node.endpoint.clone());
+    let request = Request::new(cri::ListImagesRequest { filter: None });
+    let listed = images.list_images(request).await.unwrap().into_inner();
+    let listed: Vec<_> = listed.images.into_iter().map(|image| image.id).collect();
+    assert_eq!(listed, [image_id("ours:1")]);
 }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_text::chain;
 
 use super::life::record::{ContainerRecord, PodRecord};
@@ -23,15 +24,21 @@ impl Pods {
             let of_pod = containers.entry(container.pod_id.clone()).or_default();
             of_pod.insert(container.id.clone(), container);
         }
+        faults::before(Step::SweepLeases)?;
         self.sweep_leases(&containers);
+        faults::after(Step::SweepLeases)?;
+        faults::before(Step::SweepStrays)?;
         self.sweep_strays(&pods).await;
+        faults::after(Step::SweepStrays)?;
         // Before a pod of this daemon could take one of them.
         for user in pods.iter().filter_map(PodRecord::user) {
             self.shared.host.users.note(user);
         }
         for pod in pods {
             let containers = containers.remove(&pod.id).unwrap_or_default();
+            faults::before(Step::AdoptPod)?;
             owner::adopt(Arc::clone(&self.shared), pod, containers).await;
+            faults::after(Step::AdoptPod)?;
         }
         for orphan in containers.into_values().flat_map(BTreeMap::into_keys) {
             tracing::warn!(
@@ -43,7 +50,9 @@ impl Pods {
             }
             self.forget(Kind::Container, &orphan);
         }
+        faults::before(Step::SweepNetworks)?;
         self.sweep_networks().await;
+        faults::after(Step::SweepNetworks)?;
         // Last, so that a daemon that ends before finds them again.
         for id in lost_pods {
             self.forget(Kind::Pod, &id);

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_faults::Fault;
 pub use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::connect::ConnectError;
 use bulkhead_host::cgroup::CgroupError;
@@ -86,6 +87,8 @@ pub enum PodError {
     Stuck { what: &'static str, id: String },
     #[error("pod {id} was removed meanwhile")]
     Gone { id: String },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl PodError {
@@ -185,6 +188,8 @@ pub enum BootError {
     Store(#[from] StoreError),
     #[error("process {pid} of the pod was killed but has not ended within {limit:?}")]
     Unkillable { pid: i32, limit: Duration },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl From<CgroupError> for BootError {

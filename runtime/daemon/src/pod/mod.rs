@@ -51,7 +51,7 @@ use self::life::spec::{ContainerSpec, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
 use self::readings::{Depth, Reading};
-use self::registry::Reservation;
+use self::registry::{Handle, Reservation};
 use self::request::{Answer, Request};
 pub use self::view::View;
 use crate::clock::now;
@@ -64,8 +64,6 @@ const POD_DESCRIPTORS: usize = 32;
 const CONTAINER_DESCRIPTORS: usize = 16;
 /// How long a killed container may take to be reported dead, before its guest is killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the daemon may take to notice that a VM has ended.
-const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the stop or removal of a pod may take, before the guest is killed. A guest with data to write gets 20 s for
 /// that.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -227,21 +225,17 @@ impl Pods {
         };
         let stopping = async {
             if !grace.is_zero() {
-                handle.signal(&id, signal).await?;
+                send(&handle, &id, signal).await?;
                 if handle.exits_within(&id, grace).await {
                     return Ok(());
                 }
             }
-            handle.signal(&id, signal::SIGKILL).await?;
+            send(&handle, &id, signal::SIGKILL).await?;
             handle.exits_within(&id, Duration::MAX).await;
             Ok(())
         };
         let limit = grace.saturating_add(KILL_TIMEOUT);
-        match handle.insist(stopping, limit, "container").await {
-            // The VM has ended, and all of it with it.
-            Err(PodError::Agent { .. }) if handle.exits_within(&id, LOSS_TIMEOUT).await => Ok(()),
-            stopped => stopped,
-        }
+        handle.insist(stopping, limit, "container").await
     }
 
     /// Removes a container, and kills it first if it runs. A container that does not exist is no error.
@@ -301,6 +295,15 @@ impl Pods {
             }
             () = guest.process.ended() => Err(PodError::Lost { id: pod }),
         }
+    }
+}
+
+/// Sends a signal to a container that is to end. A guest that refuses it or does not answer is waited for all the same:
+/// at its limit the stop kills the VM, which ends the container too.
+async fn send(handle: &Handle, id: &str, signal: i32) -> Result<(), PodError> {
+    match handle.signal(id, signal).await {
+        Err(PodError::Agent { .. }) => Ok(()),
+        sent => sent,
     }
 }
 

@@ -3,11 +3,13 @@
 //! pod's loopback interface is a pair of SPDY streams, one for data and one for errors.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::{Duration, Instant};
 
+use bulkhead_guest::streams::shrunk;
 use bulkhead_text::chain;
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -175,8 +177,16 @@ async fn to_client(mut server: OwnedReadHalf, mut client: StreamWriter) -> Resul
 }
 
 /// Reads the bytes that are there, at least one. `None` at the end.
-pub async fn read(server: &mut OwnedReadHalf) -> std::io::Result<Option<Bytes>> {
-    let mut buffer = BytesMut::with_capacity(READ_BYTES);
-    let length = server.read_buf(&mut buffer).await?;
-    Ok((length > 0).then(|| buffer.freeze()))
+pub async fn read(server: &mut OwnedReadHalf) -> io::Result<Option<Bytes>> {
+    loop {
+        // A connection that is silent needs no buffer.
+        server.readable().await?;
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        match server.try_read_buf(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(shrunk(buffer))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
 }

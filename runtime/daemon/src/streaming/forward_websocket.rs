@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_guest::streams::shrunk;
 use bulkhead_text::chain;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -83,7 +84,7 @@ async fn wrap<T: AsyncRead + AsyncWrite + Unpin>(
             Ok(length) if length > 0 => {}
             _ => return,
         }
-        let message = Message::Binary(buffer.freeze());
+        let message = Message::Binary(shrunk(buffer));
         if sender.send(message).await.is_err() {
             return;
         }

@@ -265,7 +265,7 @@ impl SizeParser {
         }
         let done = stream.byte_offset();
         if broken || self.buffer.len().saturating_sub(done) > SIZE_BYTES {
-            self.buffer.clear();
+            self.buffer = Vec::new();
         } else {
             self.buffer.drain(..done);
         }

@@ -10,15 +10,17 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_share::SHARES;
 pub use bulkhead_share::name::Propagation;
 use bulkhead_share::name::ShareName;
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, open, openat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use serde::{Deserialize, Serialize};
 
 use super::ShareError;
+use crate::host_path::HostPath;
 use crate::process::Identity;
 use crate::sys::{MountChange, set_mount};
 
@@ -43,22 +45,20 @@ pub struct SourceId {
 /// An opened directory or file of the host.
 #[derive(Debug)]
 pub struct Source {
-    path: PathBuf,
-    file: OwnedFd,
+    file: HostPath,
     id: SourceId,
     is_directory: bool,
 }
 
 impl Source {
-    /// Opens the file or directory at `path`, and follows links. Blocks.
-    pub fn open(path: &Path) -> Result<Self, ShareError> {
-        let failed = |e: rustix::io::Errno| ShareError::Source {
-            path: path.to_owned(),
-            source: e.into(),
-        };
-        let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    /// Checks that a guest can have what was found. The path is not looked up again, here and later.
+    pub fn of(file: HostPath) -> Result<Self, ShareError> {
         let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let found = statx(&file, "", AtFlags::EMPTY_PATH, wanted).map_err(failed)?;
+        let found = statx(&file, "", AtFlags::EMPTY_PATH, wanted);
+        let found = found.map_err(|e| ShareError::Source {
+            path: file.path().to_owned(),
+            source: e.into(),
+        })?;
         let what = match FileType::from_raw_mode(found.stx_mode.into()) {
             FileType::Directory | FileType::RegularFile => None,
             FileType::Socket => Some("a socket"),
@@ -68,12 +68,11 @@ impl Source {
         };
         if let Some(what) = what {
             return Err(ShareError::Kind {
-                path: path.to_owned(),
+                path: file.path().to_owned(),
                 what,
             });
         }
         Ok(Self {
-            path: path.to_owned(),
             file,
             id: SourceId {
                 major: found.stx_dev_major,
@@ -85,13 +84,18 @@ impl Source {
         })
     }
 
+    /// The path, without links, that led here when it was found.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     pub fn id(&self) -> SourceId {
         self.id
     }
 
     /// Makes the mount for the server. It is not attached anywhere yet, and is removed if it is dropped.
     pub fn copy(&self, access: Access, propagation: Propagation) -> Result<Share, ShareError> {
-        let path = || self.path.clone();
+        let path = || self.path().to_owned();
         if propagation == Propagation::Slave {
             if access == Access::ReadRecursive {
                 return Err(ShareError::Contradiction { path: path() });
@@ -167,7 +171,7 @@ pub struct Share {
 
 /// Mounts a share in the server's directory of shares.
 pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Result<()> {
-    in_namespace(server, move || {
+    let mounted = in_namespace(server, move || {
         let place = place(name);
         // Remove a mount of this name, which a daemon left that was killed before it stored the share.
         let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -181,21 +185,21 @@ pub async fn attach(server: Identity, share: Share, name: ShareName) -> io::Resu
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&share.tree, "", CWD, &place, flags)?)
-    })
-    .await
+    });
+    faults::around(Step::AttachShare, mounted).await
 }
 
 /// Unmounts a share and removes its mount point, after which the server forgets it. It is no error if it is gone
 /// already.
 pub async fn detach(server: Identity, name: ShareName) -> io::Result<()> {
-    in_namespace(server, move || {
+    let unmounted = in_namespace(server, move || {
         match unmount(place(name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
             Err(e) => return Err(e.into()),
         }
         remove_place(&writable_names()?, name)
-    })
-    .await
+    });
+    faults::around(Step::DetachShare, unmounted).await
 }
 
 fn place(name: ShareName) -> PathBuf {
@@ -266,30 +270,25 @@ mod tests {
     }
 
     #[test]
-    fn sockets_pipes_and_devices_are_refused_by_name_and_links_are_followed() {
+    fn sockets_pipes_and_devices_are_refused_by_name_and_another_file_is_another_source() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
+        let source = |path: &Path| Source::of(HostPath::find(path).unwrap());
         let _listener = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
         std::fs::write(at("file"), "x").unwrap();
         std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
-        let error = Source::open(&at("socket")).unwrap_err().to_string();
+        let error = source(&at("socket")).unwrap_err().to_string();
         assert!(error.contains("a socket"), "{error}");
-        let error = Source::open(Path::new("/dev/null"))
-            .unwrap_err()
-            .to_string();
+        let error = source(Path::new("/dev/null")).unwrap_err().to_string();
         assert!(error.contains("a device"), "{error}");
-        assert!(matches!(
-            Source::open(&at("missing")),
-            Err(ShareError::Source { .. })
-        ));
-        let file = Source::open(&at("file")).unwrap();
+        let file = source(&at("file")).unwrap();
         assert!(!file.is_directory);
-        assert_eq!(Source::open(&at("link")).unwrap().id(), file.id());
+        assert_eq!(source(&at("link")).unwrap().id(), file.id());
         std::fs::remove_file(at("file")).unwrap();
         std::fs::write(at("other"), "x").unwrap();
         std::fs::rename(at("other"), at("file")).unwrap();
         assert_ne!(
-            Source::open(&at("file")).unwrap().id(),
+            source(&at("file")).unwrap().id(),
             file.id(),
             "another file at the same path"
         );

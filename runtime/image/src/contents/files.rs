@@ -8,6 +8,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bulkhead_faults::{self as faults, Step};
+
 use super::{StoreError, Usage};
 use crate::digest::Digest;
 
@@ -72,22 +74,27 @@ impl LayerFiles {
     pub fn create(&self) -> Result<PartialLayer, StoreError> {
         let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
         let path = self.partial.join(number.to_string());
+        faults::before(Step::MakeLayerFile)?;
         let file = File::options()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path);
-        Ok(PartialLayer {
+        let layer = PartialLayer {
             file: file.map_err(failed("create", &path))?,
             path,
-        })
+        };
+        faults::after(Step::MakeLayerFile)?;
+        Ok(layer)
     }
 
     /// Gives a finished layer its name. Its data must be on disk already.
     pub fn keep(&self, partial: PartialLayer, layer: &Digest) -> Result<(), StoreError> {
         let path = self.path(layer);
-        fs::rename(&partial.path, &path).map_err(failed("rename a layer to", &path))?;
+        faults::within(Step::NameLayer, || {
+            fs::rename(&partial.path, &path).map_err(failed("rename a layer to", &path))
+        })?;
         let directory = File::open(&self.layers).map_err(failed("open", &self.layers))?;
         directory.sync_all().map_err(failed("sync", &self.layers))
     }

@@ -22,6 +22,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_records::{Intact, RecordsError};
 use bulkhead_text::chain;
 
@@ -61,6 +62,8 @@ pub enum StoreError {
     Damaged { layer: Digest, why: String },
     #[error("image {0} is not in the store")]
     NotFound(String),
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl StoreError {
@@ -70,6 +73,7 @@ impl StoreError {
             Self::NotFound(_) => FailureKind::NotFound,
             Self::Damaged { .. } => FailureKind::Corrupt,
             Self::Files { source, .. } => FailureKind::of_io(source),
+            Self::Fault(_) => FailureKind::Internal,
             Self::Records(error) => error.io().map_or(FailureKind::Internal, FailureKind::of_io),
         }
     }
@@ -323,6 +327,10 @@ impl Contents {
 
     /// Removes the layers that no image, lease or pull names.
     fn collect(&self) -> Result<(), StoreError> {
+        faults::within(Step::CollectLayers, || self.collect_now())
+    }
+
+    fn collect_now(&self) -> Result<(), StoreError> {
         let needed = self.lock_needed();
         let mut named = self.index().layers();
         named.extend(needed.keys().cloned());

@@ -13,12 +13,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use bulkhead_faults::{self as faults, Step};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, files};
 use crate::digest::Digest;
 
 const SUFFIX: &str = ".json";
+/// What a note is called until it is complete.
+const UNFINISHED: &str = ".new";
 /// The most sources of one layer. The oldest is forgotten, and its next pull downloads the layer.
 const MAX_SOURCES: usize = 64;
 
@@ -42,6 +45,8 @@ impl Sources {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let directory = root.join("sources");
         files::make_directory(&directory)?;
+        // A daemon that died while it wrote a note has left its beginning.
+        files::retain(&directory, UNFINISHED, |_| false)?;
         Ok(Self {
             directory,
             writing: Mutex::default(),
@@ -66,10 +71,17 @@ impl Sources {
         let path = self.path(layer);
         let unfinished = path.with_extension("new");
         let written = serde_json::to_vec(&sources).map_err(io::Error::other);
-        written
-            .and_then(|text| fs::write(&unfinished, text))
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .map_err(files::failed("write", &path))
+        let written = written.and_then(|text| fs::write(&unfinished, text));
+        let written = written.map_err(files::failed("write", &unfinished));
+        let named = written.and_then(|()| {
+            faults::within(Step::NameSource, || {
+                fs::rename(&unfinished, &path).map_err(files::failed("write", &path))
+            })
+        });
+        if named.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        named
     }
 
     /// Removes the notes about layers for which `is_named` returns false.
@@ -107,7 +119,10 @@ mod tests {
         assert!(!sources.has(&layer, &noted));
         sources.add(&layer, &noted).unwrap();
         sources.add(&layer, &source("b", b"other")).unwrap();
+        let unfinished = sources.path(&layer).with_extension("new");
+        fs::write(&unfinished, "[").unwrap();
         let sources = Sources::open(directory.path()).unwrap();
+        assert!(!unfinished.exists());
         assert!(sources.has(&layer, &noted));
         assert!(!sources.has(&layer, &source("b", b"blob")));
         assert!(!sources.has(&layer, &source("a", b"other")));

@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_records::Sum;
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
@@ -148,11 +149,13 @@ impl Pull {
             layer::convert(compressed, file, &promise, &limits)?;
             Sum::of(&made).map(Some).map_err(LayerError::Write)
         });
+        faults::before(Step::ConvertLayer)?;
         // A failed download ends the conversion's input, so that fails, too. The download's error is the real cause.
         let downloaded = self.forward(blob, sender).await;
         let converted = conversion.await.map_err(|_| self.task_failed())?;
         downloaded.map_err(|e| self.registry(e))?;
         let sum = converted.map_err(failed)?;
+        faults::after(Step::ConvertLayer)?;
         let contents = Arc::clone(&self.contents);
         let (diff_id, source) = (wanted.promise.diff_id.clone(), wanted.source.clone());
         let needed = Arc::clone(&wanted.needed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who does his worst, and what that costs the others: hostile images and registries, guests whose agent or whose kernel
-//! attacks, and all of them together (issue 13). Each test prints what another client saw, beside an idle daemon.
+//! Who does his worst, and what that costs the others: hostile images and registries, guests whose agent or whose
+//! kernel attacks, and all of them together (issue 13). Each test prints what another client saw, beside an idle daemon.
 
 mod guest;
 mod images;

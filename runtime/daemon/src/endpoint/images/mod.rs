@@ -11,7 +11,6 @@ mod side;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_delegate::{Health, Limit};
@@ -26,27 +25,19 @@ use super::seen::Named;
 use super::sides::Side;
 use super::{Endpoint, Own};
 use crate::cri::{BoxStream, caller_timeout, stream_list};
-use kept::KeptImages;
+pub(super) use kept::KeptImages;
 
 /// The service.
 #[derive(Debug)]
 pub struct ImageEndpoint<O> {
     pods: Endpoint<O>,
-    /// What each delegate listed last, in the order of the sides.
-    kept: Vec<KeptImages>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl<O: Own> ImageEndpoint<O> {
-    /// What delegates listed is kept in `directory`.
-    pub fn new(pods: Endpoint<O>, directory: &Path) -> Self {
-        let delegates = pods.sides.delegates().iter();
-        let kept = delegates.map(|delegate| KeptImages::new(delegate, directory));
-        Self {
-            kept: kept.collect(),
-            pods,
-        }
+    pub fn new(pods: Endpoint<O>) -> Self {
+        Self { pods }
     }
 
     /// The side that a request means. `None`: all sides.
@@ -115,7 +106,7 @@ impl<O: Own> ImageEndpoint<O> {
         let name = name.map_or_else(String::new, |image| image.image.clone());
         let asked = Instant::now();
         let listed = self.ask(side, self.pods.images(side).list(filter)).await;
-        let Some(kept) = self.kept_of(side) else {
+        let Some(kept) = self.pods.kept_of(side) else {
             return listed;
         };
         match listed {
@@ -126,13 +117,6 @@ impl<O: Own> ImageEndpoint<O> {
                 Ok(images)
             }
             Err(error) => kept.last(&name).await.ok_or(error),
-        }
-    }
-
-    fn kept_of(&self, side: &Side) -> Option<&KeptImages> {
-        match side {
-            Side::Ours => None,
-            Side::Delegate(index, _) => self.kept.get(*index),
         }
     }
 
@@ -170,25 +154,6 @@ impl<O: Own> ImageEndpoint<O> {
         Ok(merge::statuses(answers))
     }
 
-    /// Pulls an image on one side. From then on it stays listed, even if the delegate goes away before the next list.
-    async fn pull_on(
-        &self,
-        side: &Side,
-        request: cri::PullImageRequest,
-        caller: Option<Duration>,
-    ) -> Result<cri::PullImageResponse, Status> {
-        let images = self.pods.images(side);
-        let answer = images.pull(request, caller).await?;
-        if let Some(kept) = self.kept_of(side) {
-            let asked = Instant::now();
-            match images.list(None).await {
-                Ok(images) => kept.keep(asked, images).await,
-                Err(_) => kept.forget().await,
-            }
-        }
-        Ok(answer)
-    }
-
     /// Pulls an image on all sides. It must arrive everywhere.
     async fn pull_everywhere(
         &self,
@@ -198,11 +163,40 @@ impl<O: Own> ImageEndpoint<O> {
         let sides = self.pods.sides.all();
         let pulls = sides.iter().map(|side| {
             let request = request.clone();
-            self.pull_on(side, request, caller)
+            self.pods.pull_on(side, request, caller)
         });
         let pulled: Result<Vec<_>, Status> = join_all(pulls).await.into_iter().collect();
         let first = pulled?.into_iter().next();
         first.ok_or_else(|| Status::internal("no side has pulled the image"))
+    }
+}
+
+impl<O: Own> Endpoint<O> {
+    /// What is kept of a side's images, if it is a delegate.
+    fn kept_of(&self, side: &Side) -> Option<&KeptImages> {
+        match side {
+            Side::Ours => None,
+            Side::Delegate(index, _) => self.kept_images.get(*index),
+        }
+    }
+
+    /// Pulls an image on one side. From then on it stays listed, even if the delegate goes away before the next list.
+    pub(super) async fn pull_on(
+        &self,
+        side: &Side,
+        request: cri::PullImageRequest,
+        caller: Option<Duration>,
+    ) -> Result<cri::PullImageResponse, Status> {
+        let images = self.images(side);
+        let answer = images.pull(request, caller).await?;
+        if let Some(kept) = self.kept_of(side) {
+            let asked = Instant::now();
+            match images.list(None).await {
+                Ok(images) => kept.keep(asked, images).await,
+                Err(_) => kept.forget().await,
+            }
+        }
+        Ok(answer)
     }
 }
 
@@ -247,7 +241,7 @@ impl<O: Own> ImageService for ImageEndpoint<O> {
         let request = request.into_inner();
         let pod = request.sandbox_config.as_ref();
         let answer = match self.side_of(request.image.as_ref(), pod).await? {
-            Some(side) => self.pull_on(&side, request, caller).await?,
+            Some(side) => self.pods.pull_on(&side, request, caller).await?,
             None => self.pull_everywhere(request, caller).await?,
         };
         Ok(Response::new(answer))

@@ -108,8 +108,8 @@ impl Bench {
 fn endpoint(default: &str, ours: &Fake, directory: &tempfile::TempDir) -> ImageEndpoint<Fake> {
     let socket = directory.path().join("cri.sock").display().to_string();
     let sides = sides(default, None, &[("runc", &socket, "passed")]);
-    let pods = Endpoint::new(ours.clone(), sides, directory.path());
-    ImageEndpoint::new(pods, directory.path())
+    let directory = directory.path();
+    ImageEndpoint::new(Endpoint::new(ours.clone(), sides, directory, directory))
 }
 
 fn spec(seen: &str, handler: &str) -> cri::ImageSpec {

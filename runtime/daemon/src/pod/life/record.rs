@@ -59,6 +59,11 @@ pub struct PodRecord {
     pub disks: Option<BTreeMap<String, DiskRecord>>,
 }
 
+/// The file of a pod's scratch disk, in its state directory.
+pub fn scratch_file(state_directory: &Path) -> PathBuf {
+    state_directory.join("scratch.ext4")
+}
+
 /// Something on the host that belongs to the pod.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Held {
@@ -220,6 +225,12 @@ impl PodRecord {
         self.held.retain(|held| !matches!(held, Held::Network(_)));
     }
 
+    /// Takes the file server off the stack. Call this if it has ended and never had a share.
+    pub fn release_file_server(&mut self) {
+        self.held
+            .retain(|held| !matches!(held, Held::FileServer(_)));
+    }
+
     pub fn file_server(&self) -> Option<Identity> {
         self.held.iter().find_map(|held| match held {
             Held::FileServer(identity) => Some(*identity),
@@ -255,5 +266,11 @@ impl PodRecord {
             Held::StateDirectory(path) => Some(path),
             _ => None,
         })
+    }
+
+    /// The file of its scratch disk.
+    pub fn scratch_file(&self) -> Option<PathBuf> {
+        self.state_directory()
+            .map(|directory| scratch_file(directory))
     }
 }

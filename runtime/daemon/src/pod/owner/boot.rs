@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
@@ -22,18 +23,13 @@ use super::Owner;
 use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::errors::BootError;
-use crate::pod::life::record::{Held, PodRecord};
+use crate::pod::life::record::{Held, PodRecord, scratch_file};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
 use crate::pod::request::Answer;
 use crate::random::random;
 use crate::scratch::Purpose;
-
-/// The file of a pod's scratch disk, in its state directory.
-pub(super) fn scratch_file(directory: &Path) -> PathBuf {
-    directory.join("scratch.ext4")
-}
 
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.
@@ -66,7 +62,8 @@ impl Owner {
             pod.held.push(Held::Network(Box::new(network.clone())));
         })?;
         for path in [&run, &state] {
-            launch::make_directory(path).map_err(|source| BootError::Directory {
+            let made = faults::within(Step::MakeDirectory, || launch::make_directory(path));
+            made.map_err(|source| BootError::Directory {
                 path: path.clone(),
                 source,
             })?;
@@ -126,7 +123,10 @@ impl Owner {
         let bytes = self.ledger.pod().size.scratch_bytes;
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
-            scratch.make(Purpose::Scratch, &path, bytes)
+            faults::within(Step::MakeScratch, || {
+                let made = scratch.make(Purpose::Scratch, &path, bytes);
+                made.map_err(BootError::from)
+            })
         });
         let attaching = self.shared.host.network.attach(network);
         let (attached, made) = tokio::join!(attaching, making);
@@ -175,6 +175,7 @@ impl Owner {
             net,
             user: self.take_user()?,
         };
+        faults::before(Step::SpawnVmm)?;
         let starting = self.shared.host.launcher.spawn(files, machine).await;
         let starting = starting.map_err(|error| launch_failed(waited, error))?;
         if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
@@ -227,6 +228,7 @@ impl Owner {
         identity: Identity,
         cgroup: Option<PathBuf>,
     ) -> Result<(), BootError> {
+        faults::after(Step::SpawnVmm)?;
         self.ledger.change_pod(|pod| {
             pod.held.extend(cgroup.clone().map(Held::Cgroup));
             pod.held.push(Held::Vmm(identity));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a pod's owner does with existing containers: start, signal, update, remove.
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::agent::{AgentError, Started};
 use bulkhead_guest::exit::Exit;
 
@@ -34,7 +35,7 @@ impl Owner {
                 user,
             }) => {
                 let log = self.log_file(path);
-                let log = LogTask::start(guest.files.vsock(), id.clone(), log);
+                let log = LogTask::start(&guest, id.clone(), log);
                 self.logs.insert(id.clone(), log);
                 // The guest's clock may be behind the host's: nothing may start before it was created.
                 let at = started_at.max(created_at);
@@ -111,7 +112,8 @@ impl Owner {
 
     /// Forgets a container on the host: its image lease, its record and its log task.
     pub(super) fn forget_container(&mut self, id: &str) -> Result<(), PodError> {
-        tokio::task::block_in_place(|| self.shared.host.images.release(id))?;
+        let released = || self.shared.host.images.release(id);
+        tokio::task::block_in_place(|| faults::within(Step::ReleaseImage, released))?;
         self.ledger.forget_container(id)?;
         self.logs.remove(id);
         Ok(())

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_host::{Guest, control};
 use bulkhead_image::Image;
@@ -44,7 +45,9 @@ impl Owner {
         let name = wire::hostname(&pod.id, &pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
         self.make_room(&guest, &id, &spec.resources).await?;
-        let opened = block::open(&spec.block_devices)?;
+        let opened = faults::within(Step::OpenBlockDevices, || {
+            block::open(&spec.block_devices).map_err(PodError::from)
+        })?;
         let mounts = self.find_mounts(&id, &mut spec.mounts)?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
@@ -93,7 +96,9 @@ impl Owner {
     ) -> Result<Vec<protocol::Extent>, PodError> {
         let images = &self.shared.host.images;
         let mut attached = Vec::new();
-        let leased = tokio::task::block_in_place(|| images.lease(image.id.as_str(), holder));
+        let leased = tokio::task::block_in_place(|| {
+            faults::within(Step::LeaseImage, || images.lease(image.id.as_str(), holder))
+        });
         for layer in leased? {
             let extent = match self.ledger.pod().layers.get(&layer.diff_id) {
                 Some(extent) => *extent,

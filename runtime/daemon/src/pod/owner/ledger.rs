@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bulkhead_guest::user::ProcessUser;
-use bulkhead_guest::warnings::Warnings;
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_text::chain;
@@ -32,8 +31,6 @@ pub struct Ledger {
     known: View,
     /// Whether listeners have heard of the pod.
     announced: bool,
-    /// Warnings about what the guest said.
-    pub warnings: Warnings,
     published: watch::Sender<Arc<View>>,
     others: Others,
 }
@@ -62,7 +59,6 @@ impl Ledger {
         let (published, view) = watch::channel(Arc::new(known.clone()));
         let ledger = Self {
             announced: known.pod.state != PodState::Creating,
-            warnings: Warnings::default(),
             known,
             published,
             others,
@@ -195,11 +191,14 @@ impl Ledger {
             Ok(state) if state == old.state => return,
             Ok(state) => state,
             Err(error) => {
-                if let Some(left_out) = self.warnings.allow() {
-                    let pod = &self.known.pod.id;
-                    tracing::warn!(pod, left_out, "unexpected event: {}", chain(&error));
-                }
-                return;
+                // The guest says such things as often as it likes.
+                let remarks = self.known.guest.as_ref().map(|guest| &guest.remarks);
+                return match remarks {
+                    Some(remarks) => {
+                        remarks.warn(format_args!("unexpected event of container {id}: {error}"));
+                    }
+                    None => self.complain("unexpected event of a container", &error),
+                };
             }
         };
         let record = ContainerRecord {

@@ -2,13 +2,12 @@
 //! The limits of a pod's VM and its containers, on the host and in the guest. [`crate::pod::plan::limits`] calculates
 //! them; the owner applies them.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use bulkhead_host::Guest;
 use bulkhead_host::cgroup::HostLimits;
+use bulkhead_host::usage::bytes_on_disk;
 
-use super::boot::scratch_file;
 use super::ledger::Ledger;
 use super::{Owner, node};
 use crate::pod::errors::BootError;
@@ -18,9 +17,6 @@ use crate::pod::life::state::PodState;
 use crate::pod::plan::limits::{guest_limits, host_cpu, shares, union};
 use crate::pod::plan::sizing::{self, Room, Wanted};
 use crate::pod::plan::{hugepages, io, swap};
-
-/// The unit of a file's blocks (stat(2)).
-const BLOCK_BYTES: u64 = 512;
 
 /// The size and cgroup of a pod's VM, before any resource is taken for it.
 #[derive(Debug)]
@@ -73,10 +69,7 @@ impl Owner {
         let asked = asked.filter(|pod| pod.spec.limits.scratch_bytes.is_some());
         asked
             .filter_map(|pod| {
-                let file = scratch_file(pod.state_directory()?);
-                let written = file
-                    .metadata()
-                    .map_or(0, |file| file.blocks() * BLOCK_BYTES);
+                let written = bytes_on_disk(&pod.scratch_file()?).unwrap_or(0);
                 Some(pod.size.scratch_bytes.saturating_sub(written))
             })
             .fold(0, u64::saturating_add)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_guest::connect;
-use bulkhead_guest::warnings::Warnings;
+use bulkhead_guest::remarks::Remarks;
 use bulkhead_host::Guest;
 use bulkhead_text::chain;
 use tokio::sync::mpsc::error::TrySendError;
@@ -38,12 +38,13 @@ pub struct LogTask {
 }
 
 impl LogTask {
-    /// Follows the log of `container`, through the VMM's socket `vsock`.
-    pub fn start(vsock: PathBuf, container: String, log: LogFile) -> Self {
+    /// Follows the log of `container`.
+    pub fn start(guest: &Guest, container: String, log: LogFile) -> Self {
         let (reopen, requests) = mpsc::channel(MOST_REOPENS);
         let (finished, done) = watch::channel(false);
+        let (vsock, remarks) = (guest.files.vsock(), guest.remarks.clone());
         let task = tokio::spawn(async move {
-            bring(vsock, container, log, requests).await;
+            bring(vsock, &remarks, container, log, requests).await;
             finished.send_replace(true);
         });
         Self {
@@ -129,7 +130,7 @@ impl Owner {
         let tasks: Vec<_> = started
             .map(|one| {
                 let log = self.log_file(one.log_path.clone());
-                let task = LogTask::start(guest.files.vsock(), one.id.clone(), log);
+                let task = LogTask::start(guest, one.id.clone(), log);
                 (one.id.clone(), task)
             })
             .collect();
@@ -149,6 +150,7 @@ fn pass(requests: &mpsc::Sender<Reopen>, answer: Reopen) -> Result<(), LogError>
 /// Copies a container's log until its end. After an error it tries again, from the last byte that was acknowledged.
 async fn bring(
     vsock: PathBuf,
+    remarks: &Remarks,
     container: String,
     mut log: LogFile,
     mut requests: mpsc::Receiver<Reopen>,
@@ -156,17 +158,12 @@ async fn bring(
     if let Err(error) = log.open() {
         tracing::warn!(container, "{}", chain(&error));
     }
-    let mut warnings = Warnings::default();
     loop {
         match connect::open_log(&vsock, &container).await {
             Ok((stream, offset)) => match follow(stream, offset, &mut log, &mut requests).await {
                 Ok(Followed::End) => return,
                 Ok(Followed::Broken) => {}
-                Err(error) => {
-                    if let Some(left_out) = warnings.allow() {
-                        tracing::warn!(container, left_out, "{}", chain(&error));
-                    }
-                }
+                Err(error) => remarks.warn(format_args!("log of {container}: {}", chain(&error))),
             },
             Err(error) => tracing::debug!(container, "{}", chain(&error)),
         }

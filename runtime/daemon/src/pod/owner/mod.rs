@@ -240,7 +240,8 @@ impl Owner {
         let process = Arc::clone(&guest.process);
         let ended = async move { process.ended().await };
         let news = self.news_sender.clone();
-        tokio::spawn(guest_watch::watch(guest.agent.clone(), ended, now, news));
+        let (agent, remarks) = (guest.agent.clone(), guest.remarks.clone());
+        tokio::spawn(guest_watch::watch(agent, remarks, ended, now, news));
         tokio::spawn(end_silent(guest.clone()));
         self.ledger.set_guest(Some(guest));
     }

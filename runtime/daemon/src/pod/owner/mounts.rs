@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
 use bulkhead_guest::protocol::volume::Kind;
-use bulkhead_host::Guest;
 use bulkhead_host::shares::mounts::{self as shares, Access};
+use bulkhead_host::{Guest, HostPath};
 use bulkhead_image::Image;
 
 use super::Owner;
@@ -92,8 +93,8 @@ impl Owner {
                 FoundSource::Host(Found::Guest(found)) => {
                     self.prepare_in_guest(guest, found).await?
                 }
-                FoundSource::Host(Found::Shared(path)) => {
-                    let share = self.share(&request.id, &wanted(&mount, path)).await?;
+                FoundSource::Host(Found::Shared(found)) => {
+                    let share = self.share(&request.id, wanted(&mount, found)).await?;
                     protocol::Mount {
                         source: Some(protocol::mount::Source::Shared(share)),
                         ..Default::default()
@@ -157,20 +158,23 @@ impl Owner {
         }
         let path = source.path.clone();
         let watcher = &self.shared.host.volumes.watcher;
-        let mirror = self.mirrors.entry(name.to_owned()).or_insert_with(|| {
-            let vsock = guest.files.vsock();
-            Mirror::start(vsock, name.to_owned(), source, watcher.clone())
-        });
-        let synced = mirror.synced().await;
-        Ok(synced.map_err(|source| VolumeError::Mirror { path, source })?)
+        let mirror = self
+            .mirrors
+            .entry(name.to_owned())
+            .or_insert_with(|| Mirror::start(guest, name.to_owned(), source, watcher.clone()));
+        faults::around(Step::SyncMirror, async {
+            let synced = mirror.synced().await;
+            let synced = synced.map_err(|source| VolumeError::Mirror { path, source });
+            synced.map_err(PodError::from)
+        })
+        .await
     }
 
     /// Continues the mirrors of an earlier daemon.
     pub(super) fn follow_mirrors(&mut self, guest: &Guest) {
         let watcher = &self.shared.host.volumes.watcher;
         let started = self.ledger.pod().mirrors.iter().map(|(name, source)| {
-            let vsock = guest.files.vsock();
-            let mirror = Mirror::start(vsock, name.clone(), source.clone(), watcher.clone());
+            let mirror = Mirror::start(guest, name.clone(), source.clone(), watcher.clone());
             (name.clone(), mirror)
         });
         self.mirrors = started.collect();
@@ -221,9 +225,9 @@ pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
     mounts.iter().filter_map(one).collect()
 }
 
-fn wanted(mount: &Mount, path: PathBuf) -> Wanted {
+fn wanted(mount: &Mount, found: HostPath) -> Wanted {
     Wanted {
-        path,
+        found,
         access: match (mount.readonly, mount.recursive_readonly) {
             (_, true) => Access::ReadRecursive,
             (true, false) => Access::Read,

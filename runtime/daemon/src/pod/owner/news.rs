@@ -110,22 +110,18 @@ impl Owner {
         let Ok(turn) = Arc::clone(&self.ending).try_lock_owned() else {
             return;
         };
-        let may_warn = self.ledger.warnings.allow();
-        if let Some(left_out) = may_warn {
-            tracing::error!(
-                pod = self.ledger.pod().id,
-                container = id,
-                left_out,
-                "a container runs, but has no record; ending it"
-            );
-        }
+        guest.remarks.warn(format_args!(
+            "the container {id} runs, but has no record; ending it"
+        ));
         let id = id.to_owned();
         tokio::spawn(async move {
             let _turn = turn;
             let ended = guest.agent.signal(&id, signal::SIGKILL).await;
             let removed = guest.agent.remove(&id).await;
-            if let (Err(error), true) = (ended.and(removed), may_warn.is_some()) {
-                tracing::warn!(container = id, "end it: {}", chain(&error));
+            if let Err(error) = ended.and(removed) {
+                guest
+                    .remarks
+                    .warn(format_args!("end the container {id}: {}", chain(&error)));
             }
         });
     }

@@ -6,29 +6,30 @@
 //! is shared; if the path leads to another file later, that is another share.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_host::cgroup;
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::shares::mounts::{self, Access, Propagation, Source};
 use bulkhead_host::shares::{self, ShareError};
+use bulkhead_host::{HostPath, cgroup};
 use bulkhead_share::name::ShareName;
 
 use super::Owner;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{Held, ShareRecord};
+use crate::pod::life::record::{Held, PodRecord, ShareRecord};
 
 /// The most shares of one file server. Each is an entry in its root directory.
 const MOST_SHARES: usize = 512;
 /// A file server that ends has ended as expected if its VM ends within this time.
 const END_TOGETHER: Duration = Duration::from_secs(2);
 
-/// A path of the host, and how a container mounts it.
-#[derive(Clone, Debug)]
+/// What of the host a container mounts, and how.
+#[derive(Debug)]
 pub struct Wanted {
-    pub path: PathBuf,
+    pub found: HostPath,
     pub access: Access,
     pub propagation: Propagation,
 }
@@ -38,10 +39,10 @@ impl Owner {
     pub(super) async fn share(
         &mut self,
         container: &str,
-        wanted: &Wanted,
+        wanted: Wanted,
     ) -> Result<String, PodError> {
-        let source = tokio::task::block_in_place(|| Source::open(&wanted.path))?;
-        let id = source.id();
+        let source = tokio::task::block_in_place(|| Source::of(wanted.found))?;
+        let (id, path) = (source.id(), source.path().to_owned());
         let server = self.file_server().await?;
         if let Some(at) = self
             .ledger
@@ -78,14 +79,14 @@ impl Owner {
         mounts::attach(server, copy, name)
             .await
             .map_err(|source| ShareError::Source {
-                path: wanted.path.clone(),
+                path: path.clone(),
                 source,
             })?;
         let stored = self.ledger.change_pod(|pod| {
             pod.shares_made = name.number;
             pod.shares.push(ShareRecord {
                 name: name.to_string(),
-                path: wanted.path.clone(),
+                path: path.clone(),
                 access: wanted.access,
                 source: id,
                 users: BTreeSet::from([container.to_owned()]),
@@ -95,7 +96,7 @@ impl Owner {
             let _ = mounts::detach(server, name).await;
             return Err(error.into());
         }
-        tracing::info!(pod = self.ledger.pod().id, path = %wanted.path.display(), %name, "shared");
+        tracing::info!(pod = self.ledger.pod().id, path = %path.display(), %name, "shared");
         Ok(name.to_string())
     }
 
@@ -140,25 +141,31 @@ impl Owner {
     /// The pod's file server. Starts it if there is none.
     async fn file_server(&mut self) -> Result<Identity, PodError> {
         if let Some(server) = self.ledger.pod().file_server() {
-            // A new file server cannot replace it, because the state of the guest's open files died with the old one.
-            return match server.is_alive() {
-                true => Ok(server),
-                false => Err(ShareError::Ended.into()),
-            };
+            if server.is_alive() {
+                return Ok(server);
+            }
+            // A new one cannot replace it, because the state of the guest's open files died with the old one. Only one
+            // that never had a share has no such state: it ends with a daemon that dies while it starts it.
+            if self.ledger.pod().shares_made > 0 {
+                return Err(ShareError::Ended.into());
+            }
+            self.ledger.change_pod(PodRecord::release_file_server)?;
         }
         let guest = self.ledger.guest().cloned();
         let guest = guest.ok_or_else(|| PodError::Lost {
             id: self.ledger.pod().id.clone(),
         })?;
         let program: &Path = &self.shared.host.launcher.program;
+        faults::before(Step::SpawnFileServer)?;
         let starting = shares::spawn(program, guest.files.clone())?;
         let identity = starting.process().identity();
-        let held = self
-            .ledger
-            .change_pod(|pod| pod.held.push(Held::FileServer(identity)));
+        let hold = |pod: &mut PodRecord| pod.held.push(Held::FileServer(identity));
+        let held = faults::after(Step::SpawnFileServer).map_err(PodError::from);
+        let held = held.and_then(|()| Ok(self.ledger.change_pod(hold)?));
         if let Err(error) = held {
             starting.process().kill();
-            return Err(error.into());
+            starting.process().ended().await;
+            return Err(error);
         }
         if let Some(path) = self.ledger.pod().cgroup()
             && let Err(e) = cgroup::enter(path, identity.pid)
@@ -170,9 +177,7 @@ impl Owner {
         }
         let process = Arc::clone(starting.process());
         if let Err(error) = starting.serve().await {
-            self.ledger.change_pod(|pod| {
-                pod.held.retain(|held| !matches!(held, Held::FileServer(_)));
-            })?;
+            self.ledger.change_pod(PodRecord::release_file_server)?;
             return Err(error.into());
         }
         self.report_end(process, guest.process);
@@ -186,6 +191,8 @@ impl Owner {
         };
         match VmmProcess::adopt(identity) {
             Ok(Some(process)) => self.report_end(Arc::new(process), vmm),
+            // The next share starts another one.
+            Ok(None) if self.ledger.pod().shares_made == 0 => {}
             Ok(None) => tracing::error!(pod = self.ledger.pod().id, "{}", ShareError::Ended),
             Err(e) => self.ledger.complain("look for the file server", &e),
         }

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::exit::Exit;
 use bulkhead_host::process::{Identity, VmmProcess};
 use bulkhead_host::{Guest, control};
@@ -36,7 +37,9 @@ impl Owner {
         self.ledger.move_pod(&PodEvent::StopRequested)?;
         if let Some(guest) = self.ledger.guest().cloned() {
             self.kill_containers(&guest).await;
+            faults::before(Step::EndGuest)?;
             end_vm(&guest, self.shutdown_limit()).await;
+            faults::after(Step::EndGuest)?;
             self.ledger.set_guest(None);
         }
         let ids: Vec<String> = self.ledger.containers().keys().cloned().collect();
@@ -126,10 +129,15 @@ impl Owner {
 
     async fn give_back(&self, held: &Held) -> Result<(), BootError> {
         match held {
-            Held::Vmm(identity) | Held::FileServer(identity) => kill(*identity).await,
+            Held::Vmm(identity) | Held::FileServer(identity) => {
+                faults::around(Step::KillProcess, kill(*identity)).await
+            }
             Held::Cgroup(path) => {
-                let removed = self.shared.host.cgroups.remove(path).await;
-                removed.map_err(|_| BootError::Panicked)
+                let removed = async {
+                    let removed = self.shared.host.cgroups.remove(path).await;
+                    removed.map_err(|_| BootError::Panicked)
+                };
+                faults::around(Step::RemoveCgroup, removed).await
             }
             Held::User(user) => {
                 self.shared.host.users.give_back(*user);
@@ -139,11 +147,13 @@ impl Owner {
                 let _lane = self.shared.host.admission.teardown().await;
                 Ok(self.shared.host.network.detach(record).await?)
             }
-            Held::RunDirectory(path) | Held::StateDirectory(path) => remove_directory(path)
-                .map_err(|source| BootError::Directory {
+            Held::RunDirectory(path) | Held::StateDirectory(path) => {
+                let removed = faults::within(Step::RemoveDirectory, || remove_directory(path));
+                removed.map_err(|source| BootError::Directory {
                     path: path.clone(),
                     source,
-                }),
+                })
+            }
         }
     }
 

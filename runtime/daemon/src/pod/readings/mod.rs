@@ -2,7 +2,8 @@
 //! Statistics: what pods and containers use.
 //!
 //! There are two sources, on purpose. A **container**'s figures come from its cgroup in the guest, because only the
-//! guest knows containers. They are capped at what the VM has ([`bulkhead_guest::statistics`]). A **pod**'s CPU and
+//! guest knows containers. They are capped at what the VM has ([`bulkhead_guest::statistics`]), and writable layers are
+//! not less than what the host counts ([`floor`]). A **pod**'s CPU and
 //! memory come from the VM's cgroup on the host. That is what the pod really costs the node, with the guest's kernel
 //! and the VMM, and the guest cannot falsify it. Its network counters come from the host as well. So a pod uses more
 //! than the sum of its containers.
@@ -11,11 +12,12 @@
 //! that does not answer is left out of a list, with a warning in the log; if only its pod was asked for, that is an
 //! error.
 
+mod floor;
 mod peaks;
 pub mod rates;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The parts of a [`Reading`], for those who show it.
@@ -25,14 +27,14 @@ pub use bulkhead_guest::protocol::{
 };
 use bulkhead_guest::protocol::{ContainerStatistics, GuestStatistics, StatisticsRequest};
 use bulkhead_guest::statistics::Bounds;
-use bulkhead_guest::warnings::Warnings;
 use bulkhead_host::control;
-use bulkhead_host::usage::HostUsage;
 pub use bulkhead_host::usage::{HostPressure, Stall, StallLine};
+use bulkhead_host::usage::{HostUsage, bytes_on_disk};
 use bulkhead_network::{Counters, Network, NetworkRecord};
 use bulkhead_text::chain;
 use futures_util::future::join_all;
 
+use self::floor::Disk;
 use self::peaks::Peaks;
 use self::rates::{CpuUse, Rates};
 use crate::clock::now;
@@ -90,8 +92,6 @@ impl Reading {
 pub struct Readings {
     rates: Rates,
     peaks: Peaks,
-    /// By the ids of pods.
-    warnings: Mutex<HashMap<String, Warnings>>,
 }
 
 impl Readings {
@@ -106,14 +106,12 @@ impl Readings {
             .into_iter()
             .filter(|view| view.pod.state == PodState::Ready && is_heard(view));
         let readings = ready.map(|view| async move {
-            let id = view.pod.id.clone();
-            match self.read_within(view, depth, LIST_LIMIT).await {
-                Ok(reading) => Some(reading),
-                Err(error) => {
-                    self.warn(&id, &error);
-                    None
-                }
+            let remarks = view.guest.as_ref().map(|guest| guest.remarks.clone());
+            let reading = self.read_within(view, depth, LIST_LIMIT).await;
+            if let (Err(error), Some(remarks)) = (&reading, remarks) {
+                remarks.warn(format_args!("left out of the statistics: {}", chain(error)));
             }
+            reading.ok()
         });
         join_all(readings).await.into_iter().flatten().collect()
     }
@@ -152,7 +150,22 @@ impl Readings {
         let pid = guest.process.identity().pid;
         let host = HostUsage::read(view.pod.cgroup(), pid);
         let age = age(view.pod.created_at, at);
-        let answer = bounds(&view.pod, age).cut(answer, |id| view.containers.contains_key(id));
+        let bounds = bounds(&view.pod, age);
+        let mut answer = bounds.cut(answer, |id| view.containers.contains_key(id));
+        if let Some(taken_bytes) = view
+            .pod
+            .scratch_file()
+            .and_then(|file| bytes_on_disk(&file))
+        {
+            let disk = Disk {
+                size_bytes: view.pod.size.scratch_bytes,
+                taken_bytes,
+            };
+            let records = view.containers.values();
+            let running = records.filter(|one| one.state.is_running());
+            let running: Vec<_> = running.map(|one| one.id.as_str()).collect();
+            floor::raise(&mut answer.containers, &running, disk);
+        }
         let (rates, peaks) = (&self.rates, &self.peaks);
         let containers = answer.containers.into_iter().map(|statistics| {
             let cgroup = statistics.cgroup.as_ref();
@@ -184,18 +197,8 @@ impl Readings {
         })
     }
 
-    fn warn(&self, pod: &str, error: &PodError) {
-        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = warnings.entry(pod.to_owned()).or_default().allow() {
-            tracing::warn!(pod, left_out, "not in the statistics: {}", chain(error));
-        }
-    }
-
     /// Forgets all pods and containers except these.
     pub fn keep(&self, ids: &HashSet<&str>) {
-        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        warnings.retain(|pod, _| ids.contains(pod.as_str()));
-        drop(warnings);
         self.rates.keep(ids);
         self.peaks.keep(ids);
     }

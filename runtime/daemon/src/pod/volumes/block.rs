@@ -7,11 +7,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_guest::protocol;
+use bulkhead_host::HostPath;
 use rustix::fs::OFlags;
 
 use crate::pod::life::spec::BlockDevice;
@@ -53,12 +53,8 @@ impl OpenBlock {
             source,
         };
         // Find out what it is before opening it: opening alone can have an effect, or block.
-        let place = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags(OFlags::PATH))
-            .open(path)
-            .map_err(failed)?;
-        let metadata = place.metadata().map_err(failed)?;
+        let found = HostPath::find(path).map_err(failed)?;
+        let metadata = found.metadata().map_err(failed)?;
         let kind = metadata.file_type();
         if kind.is_char_device() {
             return Err(BlockError::Character { path: path.clone() });
@@ -73,8 +69,7 @@ impl OpenBlock {
                 },
             });
         }
-        let same = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
-        let (mut file, writable) = open_device(&same, wanted.writes()).map_err(failed)?;
+        let (mut file, writable) = open_device(&found.place(), wanted.writes()).map_err(failed)?;
         if file.seek(SeekFrom::End(0)).map_err(failed)? == 0 {
             return Err(BlockError::Empty { path: path.clone() });
         }

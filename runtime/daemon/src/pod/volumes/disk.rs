@@ -7,11 +7,13 @@
 //! belongs to the open file, which is passed to the VMM, so it is released when the VMM ends, even if the daemon has
 //! died.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_faults::{self as faults, Fault, Step};
+use bulkhead_host::open_without_links;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 
 use crate::random::random;
@@ -33,6 +35,8 @@ pub enum DiskError {
         "{path}, the disk of an emptyDir, is used by another VM: stop the other sandbox of this pod first"
     )]
     InUse { path: PathBuf },
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 #[derive(Debug)]
@@ -77,20 +81,20 @@ pub fn open(scratch: &Scratch, directory: &Path, bytes: u64) -> Result<Opened, D
 }
 
 fn open_existing(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
-        .open(path)
+    open_without_links(path, OFlags::RDWR | OFlags::NONBLOCK)
 }
 
 /// Makes the disk under a temporary name and renames it. So it is either complete or not there, and it never replaces
 /// one that was made meanwhile.
 fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<(), DiskError> {
+    remove_unfinished(directory);
     let number = u64::from_ne_bytes(random());
     let new = directory.join(format!("{IMAGE}.{number:016x}"));
-    scratch.make(Purpose::EmptyDir, &new, bytes)?;
+    faults::within(Step::MakeEmptyDirDisk, || {
+        scratch
+            .make(Purpose::EmptyDir, &new, bytes)
+            .map_err(DiskError::from)
+    })?;
     match rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(e) => {
@@ -102,6 +106,19 @@ fn make(scratch: &Scratch, directory: &Path, path: &Path, bytes: u64) -> Result<
                     source: e.into(),
                 }),
             }
+        }
+    }
+}
+
+/// Removes what a daemon left that died while it made the disk. Nobody else makes one here at the same time.
+fn remove_unfinished(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(IMAGE)?.strip_prefix('.'));
+        if number.is_some_and(|number| u64::from_str_radix(number, 16).is_ok()) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -123,6 +140,8 @@ mod tests {
     #[test]
     fn a_disk_is_made_once_and_one_vm_has_it_at_a_time() {
         let (_directory, scratch, volume) = host();
+        // A daemon has died here.
+        fs::write(volume.join(format!("{IMAGE}.00ff00ff00ff00ff")), "x").unwrap();
         let ours = |bytes| match open(&scratch, &volume, bytes).unwrap() {
             Opened::Ours(file) => Some(file),
             Opened::Locked(_) => None,

@@ -20,11 +20,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_guest::protocol::EnvironmentFile;
-use bulkhead_host::Guest;
+use bulkhead_guest::remarks::Remarks;
+use bulkhead_host::{Guest, open_without_links};
 use bulkhead_text::chain;
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat,
-};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, unlinkat};
 use rustix::io::Errno;
 
 use super::disk::IMAGE;
@@ -40,34 +39,31 @@ pub async fn copy_back(guest: &Guest, volume: &str, directory: &Path) {
     let files = match guest.agent.environment_files(volume).await {
         Ok(files) => files,
         Err(error) => {
-            return tracing::warn!(volume, "read environment files: {}", chain(&error));
+            return guest.remarks.warn(format_args!(
+                "read environment files of {volume}: {}",
+                chain(&error)
+            ));
         }
     };
-    let path = directory.to_owned();
-    let written = tokio::task::spawn_blocking(move || write(&path, files)).await;
+    let (path, remarks) = (directory.to_owned(), guest.remarks.clone());
+    let written = tokio::task::spawn_blocking(move || write(&path, files, &remarks)).await;
     if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        tracing::warn!(
+        guest.remarks.warn(format_args!(
             "copy environment files of {volume} to {}: {error}",
             directory.display()
-        );
+        ));
     }
 }
 
 /// Writes `files` into `directory` and removes all other regular files, except the volume's disk.
-fn write(directory: &Path, files: Vec<EnvironmentFile>) -> io::Result<()> {
+fn write(directory: &Path, files: Vec<EnvironmentFile>, remarks: &Remarks) -> io::Result<()> {
     let files = checked(files)?;
-    let root = openat2(
-        CWD,
-        directory,
-        DIRECTORY,
-        Mode::empty(),
-        ResolveFlags::empty(),
-    )?;
+    let root = OwnedFd::from(open_without_links(directory, DIRECTORY)?);
     remove_others(&root, &files)?;
     for (path, content) in &files {
         if let Err(e) = write_one(&root, path, content) {
             // A sub-path's directory or a mount may have the same name. The other files are written all the same.
-            tracing::warn!("{}: {e}", directory.join(path).display());
+            remarks.warn(format_args!("{}: {e}", directory.join(path).display()));
         }
     }
     Ok(())
@@ -178,6 +174,10 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    fn write(directory: &Path, files: Vec<EnvironmentFile>) -> io::Result<()> {
+        super::write(directory, files, &Remarks::new("pod"))
+    }
 
     fn file(path: &str, content: &str) -> EnvironmentFile {
         EnvironmentFile {

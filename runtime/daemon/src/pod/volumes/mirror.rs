@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use bulkhead_guest::connect::{self, ConnectError};
 use bulkhead_guest::protocol::{MirrorAnswer, MirrorRecord, mirror_record::Record};
+use bulkhead_guest::remarks::Remarks;
+use bulkhead_host::Guest;
 use bulkhead_text::chain;
 use tokio::io::{AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
@@ -61,11 +63,12 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Starts to mirror `source` into the guest's `volume`. `vsock` is the VMM's socket.
-    pub fn start(vsock: PathBuf, volume: String, source: MirrorSource, watcher: Watcher) -> Self {
+    /// Starts to mirror `source` into the guest's `volume`.
+    pub fn start(guest: &Guest, volume: String, source: MirrorSource, watcher: Watcher) -> Self {
         let (requests, inbox) = mpsc::unbounded_channel();
         let task = Task {
-            vsock,
+            vsock: guest.files.vsock(),
+            remarks: guest.remarks.clone(),
             volume,
             source,
             connection: None,
@@ -95,7 +98,9 @@ impl Drop for Mirror {
 }
 
 struct Task {
+    /// The VMM's socket.
     vsock: PathBuf,
+    remarks: Remarks,
     volume: String,
     source: MirrorSource,
     connection: Option<BufStream<UnixStream>>,
@@ -116,12 +121,12 @@ impl Task {
             if let Err(error) = &result {
                 self.connection = None;
                 if was_well {
-                    tracing::warn!(
-                        volume = self.volume,
-                        path = %self.source.path.display(),
-                        "the guest keeps the last state of a volume: {}",
+                    self.remarks.warn(format_args!(
+                        "the guest keeps the last state of the volume {}, a copy of {}: {}",
+                        self.volume,
+                        self.source.path.display(),
                         chain(error)
-                    );
+                    ));
                 }
             }
             was_well = is_well;

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::protocol::{self, Ownership, volume::Kind};
+use bulkhead_host::HostPath;
 
 use self::disk::DiskError;
 use self::kind::Place;
@@ -62,7 +63,7 @@ pub enum Found {
     /// The guest has a volume of its own for it.
     Guest(InGuest),
     /// The host's file or directory is shared with the guest.
-    Shared(PathBuf),
+    Shared(HostPath),
 }
 
 #[derive(Debug)]
@@ -103,6 +104,7 @@ impl Volumes {
     }
 
     /// Finds out how `path` gets into the guest, for the container `id` of a pod with the Kubernetes uid `uid`. Blocks.
+    /// The path is looked up once: what is decided here holds for the opened file that is shared.
     /// If the path does not exist, a directory is made, as other runtimes do. But a missing volume of kubelet is an
     /// error.
     pub fn find(&self, uid: &str, id: &str, path: &Path) -> Result<Found, VolumeError> {
@@ -119,10 +121,10 @@ impl Volumes {
             }
             modes::directory_for_all(path).map_err(look)?;
         }
-        let real = path.canonicalize().map_err(look)?;
-        let metadata = real.symlink_metadata().map_err(look)?;
+        let found = HostPath::find(path).map_err(look)?;
+        let metadata = found.metadata().map_err(look)?;
         let mounts = Mounts::read().map_err(look)?;
-        let place = self.place(uid, &real, &mounts);
+        let place = self.place(uid, found.path(), &mounts);
         match place {
             Place::EmptyDir {
                 volume,
@@ -151,7 +153,7 @@ impl Volumes {
                 },
                 sub_path: PathBuf::new(),
                 made_as: None,
-                host: HostSide::CopiedBack(real),
+                host: HostSide::CopiedBack(found.path().to_owned()),
             })),
             Place::Lost => Err(VolumeError::Gone {
                 path: path.to_owned(),
@@ -175,7 +177,8 @@ impl Volumes {
                     single_file: true,
                     in_memory: false,
                 };
-                mirrored("etc-hosts".to_owned(), real, PathBuf::new(), file)
+                let path = found.path().to_owned();
+                mirrored("etc-hosts".to_owned(), path, PathBuf::new(), file)
             }
             Place::TerminationLog | Place::Shared => {
                 let kind = metadata.file_type();
@@ -185,7 +188,7 @@ impl Volumes {
                         path: path.to_owned(),
                     });
                 }
-                Ok(Found::Shared(real))
+                Ok(Found::Shared(found))
             }
         }
     }
@@ -310,7 +313,7 @@ mod tests {
     fn in_guest(found: Found) -> InGuest {
         match found {
             Found::Guest(guest) => guest,
-            Found::Shared(path) => panic!("{} is shared", path.display()),
+            Found::Shared(found) => panic!("{} is shared", found.path().display()),
         }
     }
 
@@ -375,13 +378,13 @@ mod tests {
         let (directory, volumes, root) = kubelet();
         let missing = directory.path().join("new/one");
         symlink(&missing, directory.path().join("link")).unwrap();
-        let Found::Shared(path) = volumes.find("uid", "c", &missing).unwrap() else {
+        let Found::Shared(made) = volumes.find("uid", "c", &missing).unwrap() else {
             panic!("shared");
         };
-        assert!(path.is_dir());
+        assert!(made.path().is_dir());
         let link = directory.path().join("link");
         assert!(
-            matches!(volumes.find("uid", "c", &link).unwrap(), Found::Shared(real) if real == path)
+            matches!(volumes.find("uid", "c", &link).unwrap(), Found::Shared(same) if same.path() == made.path())
         );
         let others = root.join("pods/other/volumes/kubernetes.io~empty-dir/data");
         std::fs::create_dir_all(&others).unwrap();

@@ -2,13 +2,12 @@
 //! A container's termination message: what it wrote to its termination log in the guest is copied to kubelet's file on
 //! the host, before its exit is reported.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use bulkhead_host::Guest;
+use bulkhead_host::{Guest, open_without_links};
 use bulkhead_text::chain;
+use rustix::fs::OFlags;
 
 /// At most so much is copied. kubelet reads only the last 4 KiB.
 const MOST_BYTES: u32 = 32 << 10;
@@ -28,23 +27,24 @@ pub async fn copy_back(guest: &Guest, container: &str, path: &Path) {
     {
         Ok(content) => content,
         Err(error) => {
-            return tracing::warn!(container, "read the termination log: {}", chain(&error));
+            return guest.remarks.warn(format_args!(
+                "read the termination log of {container}: {}",
+                chain(&error)
+            ));
         }
     };
     let owned = path.to_owned();
     let written = tokio::task::spawn_blocking(move || write(&owned, &content)).await;
     if let Err(error) = written.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        tracing::warn!(container, "write {}: {error}", path.display());
+        guest
+            .remarks
+            .warn(format_args!("write {}: {error}", path.display()));
     }
 }
 
 /// Writes the content into the file that kubelet made. Makes no new file and follows no link.
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let mut file = options.open(path)?;
+    let mut file = open_without_links(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }

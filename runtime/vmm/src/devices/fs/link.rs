@@ -21,6 +21,9 @@ use crate::sys;
 /// When this many bytes wait for the server, no further request is taken from the guest.
 const MOST_WAITING: usize = MOST_BYTES;
 
+/// For so many messages that wait, memory is kept when all are sent.
+const KEPT_MESSAGES: usize = 64;
+
 /// What arrived from the server.
 #[derive(Debug)]
 pub enum Arrived {
@@ -170,6 +173,10 @@ impl Link {
                     self.output_bytes = self.output_bytes.saturating_sub(whole);
                     self.sent = 0;
                     self.output.pop_front();
+                    if self.output.is_empty() {
+                        // Many small messages may have waited.
+                        self.output.shrink_to(KEPT_MESSAGES);
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -265,5 +272,29 @@ impl Link {
         }
         incoming.done = incoming.done.saturating_add(count);
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_many_waiting_messages_is_kept_only_as_long_as_they_wait() {
+        let (ours, mut server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut link = Link::new().unwrap();
+        link.connect(ours).unwrap();
+        while link.takes_output() {
+            link.send(vec![0; 64]);
+        }
+        assert!(link.output.capacity() > 10 * KEPT_MESSAGES);
+        let mut taken = [0; 4096];
+        while !link.output.is_empty() {
+            while server.read(&mut taken).is_ok() {}
+            link.poll();
+        }
+        assert!(link.output.capacity() <= KEPT_MESSAGES);
+        assert_eq!(link.output_bytes, 0);
     }
 }
