@@ -122,10 +122,13 @@ async fn trace(world: &mut World, call: Call) -> Vec<Event> {
         world.end_pod().await.expect("end the pod");
     }
     world.prepare(call).await;
+    if call == Call::Restart {
+        // What faults before left behind, such as a network that is taken down later, is gone then.
+        restart(world).await;
+    }
     world.faults.start_trace();
     if call == Call::Restart {
-        world.daemon.restart().await;
-        world.revive().await.expect("a daemon");
+        restart(world).await;
     } else {
         let made = world.call(call).await;
         let made = made.unwrap_or_else(|error| panic!("{call:?}: {error:?}"));
@@ -141,6 +144,11 @@ async fn trace(world: &mut World, call: Call) -> Vec<Event> {
         Event { point, passes }
     };
     trace.map(count).collect()
+}
+
+async fn restart(world: &mut World) {
+    world.daemon.restart().await;
+    world.revive().await.expect("a daemon");
 }
 
 /// The events at which a fault makes sense.
