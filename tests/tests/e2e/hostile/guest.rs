@@ -16,7 +16,7 @@ use bulkhead_tests::kubelet::{mount, with_mounts};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::spdy::{self, Process};
 use bulkhead_tests::table::Table;
-use bulkhead_tests::wait::{until, whether};
+use bulkhead_tests::wait::until;
 use bulkhead_tests::watch::Watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -77,10 +77,12 @@ pub struct Hostile {
     client: Client,
     orders: String,
     busybox: String,
+    /// How many pods the daemon has ended, because their guests no longer answered after an attack.
+    ended: usize,
 }
 
 impl Hostile {
-    pub async fn start(setting: &mut Setting) -> Self {
+    pub async fn start(setting: &Setting) -> Self {
         let mut client = setting.daemon.client().await;
         let pod = client.run_pod("hostile").await.expect("run pod");
         let shared = setting.daemon.path("shared");
@@ -94,6 +96,7 @@ impl Hostile {
             client,
             orders,
             busybox: setting.busybox.clone(),
+            ended: 0,
         }
     }
 
@@ -111,13 +114,26 @@ impl Hostile {
         id
     }
 
-    /// Waits until calls are answered again as by an honest guest.
-    async fn until_calm(&mut self) {
-        until("the guest obeys again", async || {
+    /// Waits until calls are answered again as by an honest guest. A guest that has lost its connection with the daemon by
+    /// its attack is ended by the daemon; then the next attack comes from another one.
+    async fn until_calm(&mut self, setting: &Setting) {
+        let lives = until("the guest obeys again, or is ended", async || {
             let answer = self.client.exec(&self.orders, &["calm"], 5).await;
-            whether(answer.is_ok(), answer)
+            let state = self.client.pod_state(&self.pod.id).await;
+            match (&answer, state) {
+                (Ok(_), _) => Ok(true),
+                (_, Ok(PodSandboxState::SandboxNotready)) => Ok(false),
+                _ => Err(format!("{answer:?}")),
+            }
         })
         .await;
+        if !lives {
+            println!("the daemon has ended the guest");
+            self.client.end_pod(&self.pod).await;
+            let ended = self.ended + 1;
+            *self = Self::start(setting).await;
+            self.ended = ended;
+        }
     }
 
     /// All that a node asks of the guest for the duration of an attack, many times. What it answers is its own affair,
@@ -196,26 +212,25 @@ async fn measured(
 async fn a_hostile_guest_costs_only_its_own_pod() {
     let mut setting = Setting::new("").await;
     // Only then has the daemon's look at KVM ended.
-    let first = Hostile::start(&mut setting).await;
+    let first = Hostile::start(&setting).await;
     setting.client.end_pod(&first.pod).await;
     let (before, said) = (setting.daemon.census(), setting.daemon.output().len());
     let mut table = Table::new("another client and a neighbour beside a hostile guest");
     measured(&setting, &mut table, "idle", sleep(IDLE)).await;
 
-    let mut hostile = Hostile::start(&mut setting).await;
-    let victim = hostile.run("victim").await;
+    let mut hostile = Hostile::start(&setting).await;
+    news(&setting, &mut table, &mut hostile).await;
     calls(&setting, &mut table, &mut hostile).await;
-    let status = setting.client.status(&victim).await.expect("status");
-    assert_eq!(status.state(), ContainerState::ContainerExited);
     streams(&setting, &mut table, &mut hostile).await;
     for device in ["frames", "disk", "random", "sockets", "files"] {
         hostile.order(&["devices", device]).await;
         let name = format!("devices: {device}");
         measured(&setting, &mut table, &name, sleep(ATTACK)).await;
-        hostile.until_calm().await;
+        hostile.until_calm(&setting).await;
     }
     let logged = setting.daemon.output().len() - said;
     table.row("bytes in the daemon's log", logged < MOST_LOG_BYTES, logged);
+    table.row("guests that the daemon has ended", true, hostile.ended);
     table.finish();
 
     for pod in [&setting.healthy, &hostile.pod] {
@@ -235,8 +250,9 @@ async fn a_hostile_guest_costs_only_its_own_pod() {
     assert_eq!(setting.client.shell(neighbour, "echo well").await, "well\n");
 }
 
-/// News, statistics, and answers to calls.
-async fn calls(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
+/// News. One says that a container has exited.
+async fn news(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
+    let victim = hostile.run("victim").await;
     for kind in [
         "unknown",
         "failed-starts",
@@ -250,13 +266,19 @@ async fn calls(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
         hostile.order(&["news", kind]).await;
         let name = format!("news: {kind}");
         measured(setting, table, &name, hostile.be_asked()).await;
-        hostile.until_calm().await;
+        hostile.until_calm(setting).await;
     }
+    let status = hostile.client.status(&victim).await.expect("status");
+    assert_eq!(status.state(), ContainerState::ContainerExited);
+}
+
+/// Statistics, and answers to calls.
+async fn calls(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
     for kind in ["absurd", "repeated", "names"] {
         hostile.order(&["statistics", kind]).await;
         let name = format!("statistics: {kind}");
         measured(setting, table, &name, hostile.be_asked()).await;
-        hostile.until_calm().await;
+        hostile.until_calm(setting).await;
     }
     for kind in ["full", "too-long"] {
         let name = format!("output of an exec: {kind}");
@@ -288,7 +310,7 @@ async fn calls(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
         hostile.order(&["control", kind, &seconds]).await;
         let name = format!("control port: {kind}");
         measured(setting, table, &name, hostile.be_asked()).await;
-        hostile.until_calm().await;
+        hostile.until_calm(setting).await;
     }
 }
 
@@ -392,5 +414,5 @@ async fn streams(setting: &Setting, table: &mut Table, hostile: &mut Hostile) {
         sleep(ATTACK).await;
     })
     .await;
-    hostile.until_calm().await;
+    hostile.until_calm(setting).await;
 }

@@ -19,7 +19,7 @@ async fn all_do_their_worst_and_the_others_are_answered() {
     let seen = watch.end().await;
     table.row("idle", seen.is_bounded(), seen);
 
-    let mut hostile = guest::Hostile::start(&mut setting).await;
+    let mut hostile = guest::Hostile::start(&setting).await;
     let watch = Watch::over(&setting.daemon, Some(&setting.neighbour)).await;
     hostile.run("victim").await;
     for log in ["flood", "feeds", "bytes", "kinds"] {
