@@ -27,8 +27,9 @@ use super::IDLE;
 const ATTACK: Duration = Duration::from_secs(2);
 /// How long a call that the hostile guest holds up may take: the longest time limit of a call to an agent.
 const HELD_UP: Duration = Duration::from_secs(100);
-/// How long it may take to stop a container, and to stop and remove the pod.
-const GONE: Duration = Duration::from_secs(60);
+/// How long it may take to stop a container, and to stop and remove the pod. Time in which the VM waits for a CPU does not
+/// count for the daemon, and an emulated host has only one.
+const GONE: Duration = Duration::from_secs(180);
 /// How much the daemon may log because of all attacks.
 const MOST_LOG_BYTES: usize = 256 << 10;
 
@@ -209,6 +210,7 @@ async fn measured(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "it takes ten minutes on an emulated host: scripts/test --only hostile::guest"]
 async fn a_hostile_guest_costs_only_its_own_pod() {
     let mut setting = Setting::new("").await;
     // Only then has the daemon's look at KVM ended.
