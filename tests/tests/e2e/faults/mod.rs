@@ -50,7 +50,7 @@ enum Passes {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it has not passed as a whole yet: scripts/test --only faults::a_daemon"]
+#[ignore = "it takes ten minutes: scripts/test --only faults::a_daemon"]
 async fn a_daemon_that_dies_at_any_point_leaves_nothing_that_the_next_one_does_not_mend() {
     all_points(Fault::DaemonDies, Passes::First).await;
 }
