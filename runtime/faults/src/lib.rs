@@ -2,7 +2,7 @@
 //! The points at which a test can kill the daemon or make it fail: before and after each [`Step`].
 //!
 //! A step is something that is taken, given back or recorded. Without the feature `injected` a point does nothing and
-//! cannot fail, because there is no value of [`Fault`]. With it, points look into a directory ([`plan`]) and do what the
+//! cannot fail, because there is no value of [`Fault`]. With it, points look into a directory (`plan.rs`) and do what the
 //! test has put there. Own code and not a library, because a test must be able to list all points, and to choose one of
 //! a daemon that runs already.
 

@@ -113,7 +113,11 @@ impl Network {
             return Ok(loopback_only(record));
         }
         // Write the record first, so that a later daemon can tear down what it finds.
-        record.write(&self.config.cache_dir)?;
+        if let Err(error) = record.write(&self.config.cache_dir) {
+            // It may be there all the same.
+            let _ = record.remove(&self.config.cache_dir);
+            return Err(error);
+        }
         match self.attach_recorded(&mut record).await {
             Ok(attachment) => Ok(attachment),
             Err(error) => {

@@ -79,7 +79,6 @@ impl Node {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it has not passed yet: scripts/test --only faults::plugins"]
 async fn plugins_that_die_and_a_daemon_that_dies_while_they_work_leave_nothing() {
     let daemon = Daemon::start_with(Networking::Loopback, "").await;
     daemon.plugin("mortal", MORTAL);

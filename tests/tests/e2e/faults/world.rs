@@ -300,6 +300,9 @@ impl World {
     pub async fn recover(&mut self, call: Call) -> Result<(), String> {
         let said = |error: Status| format!("{}: {}", error.code(), error.message());
         match call {
+            // It was done although the record of it could not be written.
+            Call::Remove if self.container.is_none() => {}
+            Call::RemovePod if self.pod.is_none() => {}
             Call::Pull
             | Call::RemoveImage
             | Call::Stop
@@ -325,6 +328,11 @@ impl World {
                 .map(|pod| pod.id.clone())
                 .unwrap_or_default();
             let state = self.client.pod_state(&id).await.map_err(said)?;
+            if call == Call::Stop && state == PodSandboxState::SandboxNotready {
+                // A container whose guest does not take its signals is stopped with its VM.
+                self.end_pod().await.map_err(said)?;
+                return self.is_idle().await;
+            }
             whether(state == PodSandboxState::SandboxReady, state)?;
         }
         if matches!(call, Call::StopPod | Call::RemovePod) {

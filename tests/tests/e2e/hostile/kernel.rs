@@ -4,13 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use bulkhead_tests::daemon::{Daemon, Networking};
-use bulkhead_tests::registry::Registry;
 use bulkhead_tests::table::Table;
-use bulkhead_tests::watch::Watch;
-use tokio::time::sleep;
 
-use super::IDLE;
+use super::setting::Setting;
 
 /// How long the kernel may attack: so long may a boot take, without what it waits for a CPU.
 const ATTACK_SECONDS: u64 = 5;
@@ -46,39 +42,30 @@ fn compile(name: &str, to: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kernel_that_lies_to_all_devices_costs_only_its_own_vm() {
-    let mut daemon = Daemon::start().await;
-    let mut client = daemon.client().await;
-    let busybox = Registry::shared().image("test/busybox");
-    client.pull(&busybox).await.expect("pull");
-    let healthy = client.run_pod("healthy").await.expect("run pod");
-    let sleeping = "exec sleep 10000";
-    let neighbour = client
-        .run_script(&healthy, "main", &busybox, sleeping)
-        .await;
-    let kernel = daemon.path("garbage");
-    compile("garbage.c", &kernel);
-    let config = format!(
-        "kernel = \"{}\"\nsandbox.boot_timeout_seconds = {ATTACK_SECONDS}\n",
-        kernel.display()
-    );
-    daemon.restart_with(Networking::Bridge, &config).await;
-    let mut client = daemon.client().await;
+    let setting = Setting::new(|daemon| {
+        let kernel = daemon.path("garbage");
+        compile("garbage.c", &kernel);
+        format!(
+            "kernel = \"{}\"\nsandbox.boot_timeout_seconds = {ATTACK_SECONDS}\n",
+            kernel.display()
+        )
+    })
+    .await;
+    let mut client = setting.client.clone();
     let mut table =
         Table::new("another client and a neighbour beside a kernel that lies to its devices");
-    let watch = Watch::over(&daemon, Some(&neighbour)).await;
-    sleep(IDLE).await;
-    let seen = watch.end().await;
-    table.row("idle", seen.is_bounded(), seen);
-
-    let watch = Watch::over(&daemon, Some(&neighbour)).await;
-    let error = client.run_pod("garbage").await.expect_err("it never boots");
-    let seen = watch.end().await;
-    table.row("hostile kernel", seen.is_bounded(), seen);
+    setting.measured_idle(&mut table).await;
+    let attack = client.run_pod("garbage");
+    let ended = setting.measured(&mut table, "hostile kernel", attack).await;
+    let error = ended.expect_err("it never boots");
     // The VMM went on to the end, whatever its devices were told.
     let lasted = error.message().contains("was not ready");
     table.row("how it ended", lasted, error.message());
     table.finish();
-    assert_eq!(client.pod_ids().await, [healthy.id.as_str()]);
-    assert_eq!(client.shell(&neighbour, "echo well").await, "well\n");
-    client.end_pod(&healthy).await;
+    assert_eq!(client.pod_ids().await, [setting.healthy.id.as_str()]);
+    assert_eq!(
+        client.shell(&setting.neighbour, "echo well").await,
+        "well\n"
+    );
+    client.end_pod(&setting.healthy).await;
 }

@@ -5,6 +5,7 @@
 mod guest;
 mod images;
 mod kernel;
+mod setting;
 mod together;
 
 use std::time::Duration;
