@@ -70,7 +70,7 @@ pub fn judge(role: Role, process: &Process, known: &Known) -> Vec<Finding> {
         findings: Vec::new(),
     };
     answer.must("user", user(role, process, known));
-    answer.must("groups", groups(process));
+    answer.must("groups", groups(role, process, known));
     answer.must("capabilities", capabilities(role, process));
     answer.must("no_new_privs", no_new_privs(process));
     match role {
@@ -143,7 +143,7 @@ impl Answer {
 
 fn user(role: Role, process: &Process, known: &Known) -> Result<String, String> {
     let users = process.status().numbers("Uid");
-    let expected = if role == Role::Vmm { known.user } else { 0 };
+    let expected = own_user(role, known);
     if users != [expected; 4] {
         return Err(format!("is {users:?}, must be {expected} four times"));
     }
@@ -159,21 +159,25 @@ fn user(role: Role, process: &Process, known: &Known) -> Result<String, String> 
     }
 }
 
-fn groups(process: &Process) -> Result<String, String> {
-    let (users, groups) = (
-        process.status().numbers("Uid"),
-        process.status().numbers("Gid"),
-    );
+fn groups(role: Role, process: &Process, known: &Known) -> Result<String, String> {
     let more = process.status().get("Groups");
     if !more.is_empty() {
         return Err(format!("has supplementary groups: {more}"));
     }
-    match groups.first() {
-        // A VM's group has the number of its user; root's is 0.
-        Some(group) if groups == users => Ok(format!("{group}, no supplementary ones")),
-        _ => Err(format!(
-            "are {groups:?}, must be the same numbers as its users"
-        )),
+    // A VM's group has the number of its user.
+    let expected = own_user(role, known);
+    let groups = process.status().numbers("Gid");
+    if groups != [expected; 4] {
+        return Err(format!("are {groups:?}, must be {expected} four times"));
+    }
+    Ok(format!("{expected}, no supplementary ones"))
+}
+
+/// The user that a process must have.
+fn own_user(role: Role, known: &Known) -> u32 {
+    match role {
+        Role::Vmm => known.user,
+        Role::FileServer | Role::Waiting => 0,
     }
 }
 

@@ -169,7 +169,13 @@ fn each_thing_that_is_not_as_it_must_be_fails_by_name() {
     let table: [(&str, fn(&Fixture), &str); 19] = [
         (
             "user",
-            |f| f.replace("task/42/status", "Uid:\t1879048192", "Uid:\t0"),
+            |f| {
+                f.replace(
+                    "task/42/status",
+                    "Uid:\t1879048192\t1879048192",
+                    "Uid:\t1879048192\t0",
+                )
+            },
             "must be 1879048192",
         ),
         (
@@ -180,7 +186,7 @@ fn each_thing_that_is_not_as_it_must_be_fails_by_name() {
         (
             "groups",
             |f| f.replace("task/42/status", "Gid:\t1879048192", "Gid:\t6"),
-            "same numbers",
+            "must be 1879048192 four times",
         ),
         (
             "capabilities",
