@@ -23,6 +23,8 @@ use crate::sys;
 
 /// How many bytes may wait here for the host. The guest is told so (`buf_alloc`).
 pub const WINDOW_BYTES: u32 = 256 << 10;
+/// How much of the host's data for a guest that takes no more is dropped by one call.
+const DROPPED_BYTES: usize = 4 << 10;
 
 /// The two ports of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -341,16 +343,28 @@ impl Stream {
         self.guest_sends_no_more |= flags & SHUTDOWN_SEND != 0;
         self.guest_takes_no_more |= flags & SHUTDOWN_RECEIVE != 0;
         if self.guest_takes_no_more {
-            let _ = self.socket.shutdown(Shutdown::Read);
+            self.refuse_host_data();
         }
         self.flush();
         self.guest_sends_no_more && self.guest_takes_no_more
+    }
+
+    /// Lets the host's writes fail from now on. What it has written goes nowhere; it is taken, because a host that waits to
+    /// write more would not be woken otherwise, and might not read what waits for it before it has written.
+    fn refuse_host_data(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Read);
+        let mut dropped = [0; DROPPED_BYTES];
+        // It ends, because the socket's buffer has an end and nothing more comes in.
+        while let Ok(1..) | Err(rustix::io::Errno::INTR) =
+            rustix::io::read(&self.socket, &mut dropped)
+        {}
     }
 
     /// Ends the stream on the guest's side. True if some bytes still wait for the host.
     pub fn drain(&mut self) -> bool {
         self.phase = Phase::Draining;
         self.guest_sends_no_more = true;
+        self.refuse_host_data();
         self.flush();
         self.is_draining()
     }
@@ -375,12 +389,64 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
     use proptest::prelude::*;
+    use rustix::event::{PollFd, PollFlags, poll};
     use vm_memory::{GuestAddress, GuestMemoryBackend};
 
     use super::*;
+
+    /// Whether a socket can be written to, at once.
+    fn is_writable(socket: &UnixStream) -> bool {
+        let mut wanted = [PollFd::new(socket, PollFlags::OUT)];
+        poll(&mut wanted, Some(&rustix::time::Timespec::default())).unwrap() == 1
+    }
+
+    /// A host that writes answers before it reads more, beside a guest that writes and reads nothing, and then ends.
+    #[test]
+    fn a_host_that_waits_to_write_is_woken_when_the_guest_takes_no_more() {
+        let reset = |stream: &mut Stream| assert!(stream.drain());
+        let shutdown = |stream: &mut Stream| assert!(stream.guest_shutdown(SHUTDOWN_BOTH));
+        let half = |stream: &mut Stream| assert!(!stream.guest_shutdown(SHUTDOWN_RECEIVE));
+        let ends: [(&dyn Fn(&mut Stream), bool); 3] =
+            [(&reset, true), (&shutdown, true), (&half, false)];
+        for (end, is_all) in ends {
+            let memory = crate::memory::create(1 << 20).unwrap();
+            let (mut host, ours) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            host.set_nonblocking(true).unwrap();
+            let mut stream = Stream::new(Ports { host: 1, guest: 2 }, ours, Phase::Open);
+            let mut data = Buffers::default();
+            data.append(memory.get_slice(GuestAddress(0), 64 << 10).unwrap());
+            let mut sent = 0;
+            while stream.backlog.len() < 128 << 10 {
+                stream.guest_data(&data).unwrap();
+                sent += data.len();
+            }
+            while host.write(&[7; 4096]).is_ok() {}
+            assert!(!is_writable(&host));
+
+            end(&mut stream);
+            assert!(is_writable(&host));
+            let refused = host.write(&[7]).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+            // The guest's last bytes are still there.
+            let mut got = 0;
+            let mut bytes = [0; 64 << 10];
+            loop {
+                match host.read(&mut bytes) {
+                    Ok(0) => break,
+                    Ok(len) => got += len,
+                    Err(_) if got == sent => break,
+                    Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
+                }
+                stream.flush();
+            }
+            assert_eq!(got, sent);
+            assert_eq!(matches!(host.read(&mut bytes), Ok(0)), is_all);
+        }
+    }
 
     #[derive(Clone, Debug)]
     enum Step {
