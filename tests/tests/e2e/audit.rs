@@ -50,7 +50,7 @@ async fn a_healthy_vm_passes_every_rule_and_one_that_is_changed_fails_by_name() 
     for line in [
         "vmm: user",
         "vmm: capabilities",
-        "main: ",
+        "bulkhead-vm: ",
         "vcpu0: ",
         "vmm: root",
         "empty and read-only",

@@ -288,7 +288,7 @@ fn dumpable(process: &Process) -> Result<String, String> {
 
 fn limits(role: Role, process: &Process) -> Result<String, String> {
     let bounded: &[&str] = match role {
-        Role::Vmm => &["processes", "open files", "address space"],
+        Role::Vmm => &["processes", "open files", "address space", "file size"],
         Role::FileServer => &["data size", "open files"],
         Role::Waiting => &[],
     };

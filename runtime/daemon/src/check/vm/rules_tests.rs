@@ -27,6 +27,7 @@ impl Fixture {
             "limits",
             "Limit                     Soft Limit           Hard Limit           Units     \n\
              Max core file size        0                    0                    bytes     \n\
+             Max file size             10737418240          10737418240          bytes     \n\
              Max data size             unlimited            unlimited            bytes     \n\
              Max processes             65                   65                   processes \n\
              Max open files            5120                 5120                 files     \n\
