@@ -54,6 +54,8 @@ pub struct Attempt {
     pub may: &'static [Answer],
     /// If it may work: why that harms nobody. Empty otherwise.
     pub harmless: &'static str,
+    /// Whether it needs a VM of its process.
+    pub has_vm: bool,
     pub run: fn(&World) -> Tried,
 }
 
@@ -69,6 +71,7 @@ impl Attempt {
             name,
             may,
             harmless,
+            has_vm: false,
             run,
         }
     }
@@ -84,7 +87,14 @@ impl Attempt {
             name,
             may,
             harmless,
+            has_vm: false,
             run,
         }
+    }
+
+    /// The same with a VM that its process has made.
+    pub const fn with_vm(mut self) -> Self {
+        self.has_vm = true;
+        self
     }
 }

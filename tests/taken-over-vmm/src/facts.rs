@@ -57,7 +57,7 @@ impl Facts {
     }
 }
 
-/// A process that runs `bulkhead-vmm run`.
+/// The process of another VM.
 fn other_vmm(own: i32) -> Option<i32> {
     let entries = fs::read_dir("/proc").ok()?;
     let pids = entries

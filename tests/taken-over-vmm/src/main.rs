@@ -14,6 +14,7 @@ mod attempt;
 mod attempts;
 mod bait;
 mod facts;
+mod machine;
 mod page;
 #[allow(unsafe_code)]
 mod sys;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The table for the threat model: attempts with the same answer are in one row.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use bulkhead_vmm::syscalls;
@@ -13,47 +14,55 @@ use crate::world::{World, allows};
 #[derive(PartialEq, Eq)]
 struct Row {
     group: &'static str,
-    without: String,
+    harmless: &'static str,
     with: String,
+}
+
+/// What is collected for a row.
+#[derive(Default)]
+struct Cells {
+    names: Vec<&'static str>,
+    answers: BTreeSet<String>,
 }
 
 /// The table in Markdown.
 pub fn table() -> String {
-    let mut rows: Vec<(Row, Vec<&'static str>)> = Vec::new();
+    let mut rows: Vec<(Row, Cells)> = Vec::new();
     for (group, attempt) in attempts::all() {
         let row = Row {
             group,
-            without: without(attempt),
+            harmless: attempt.harmless,
             with: with(attempt),
         };
-        match rows.iter_mut().find(|(other, _)| *other == row) {
-            Some((_, names)) => names.push(attempt.name),
-            None => rows.push((row, vec![attempt.name])),
-        }
+        let place = rows.iter().position(|(other, _)| *other == row);
+        let place = place.unwrap_or_else(|| {
+            rows.push((row, Cells::default()));
+            rows.len() - 1
+        });
+        let (_, cells) = &mut rows[place];
+        cells.names.push(attempt.name);
+        let answers = attempt.may.iter().map(ToString::to_string);
+        cells.answers.extend(answers);
     }
     let mut text =
-        String::from("| at | attempt | without a list | with one |\n|---|---|---|---|\n");
-    for (row, names) in rows {
-        let Row {
-            group,
-            without,
-            with,
-        } = row;
-        let names = names.join("; ");
+        String::from("| at | attempts | without a list | with one |\n|---|---|---|---|\n");
+    for (row, cells) in rows {
+        let names = cells.names.join("; ");
+        let answers: Vec<String> = cells.answers.into_iter().collect();
+        let answers = answers.join(", ");
+        let without = match row.harmless {
+            "" => answers,
+            why => format!("{answers}: {why}"),
+        };
         // Writing to a string does not fail.
-        let _ = writeln!(text, "| {group} | {names} | {without} | {with} |");
+        let _ = writeln!(
+            text,
+            "| {} | {names} | {without} | {} |",
+            row.group, row.with
+        );
     }
     text.pop();
     text
-}
-
-fn without(attempt: &Attempt) -> String {
-    let answers: Vec<String> = attempt.may.iter().map(ToString::to_string).collect();
-    let answers = answers.join(" or ");
-    match attempt.harmless {
-        "" => answers,
-        why => format!("{answers}: {why}"),
-    }
 }
 
 /// Which kinds of threads have all calls of the attempt. The others end.
@@ -68,7 +77,8 @@ fn with(attempt: &Attempt) -> String {
     let names: Vec<String> = lists.map(|list| format!("`{}`", list.name)).collect();
     match names.as_slice() {
         [] => "ended".to_owned(),
-        names => format!("ended, but the same for {}", names.join(", ")),
+        names if names.len() == syscalls::ALL.len() => "the same".to_owned(),
+        names => format!("ended, but for {}", names.join(", ")),
     }
 }
 

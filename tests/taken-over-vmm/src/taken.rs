@@ -21,11 +21,8 @@ use crate::attempt::Answer;
 use crate::attempts;
 use crate::facts::Facts;
 use crate::trial;
-use crate::world::{Held, World, call};
+use crate::world::{Held, World};
 
-/// `_IO(KVMIO, 0x01)` and `_IO(KVMIO, 0x41)`
-const KVM_CREATE_VM: u32 = 0xae01;
-const KVM_CREATE_VCPU: u32 = 0xae41;
 /// How long the test may take for its part.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -42,11 +39,8 @@ fn try_all(facts: &Facts) -> io::Result<()> {
     let mut console = Inherited::Console.take()?;
     let control = UnixListener::from(OwnedFd::from(Inherited::Control.take()?));
     let layer = receive_layer(&control)?;
-    let machine = Machine::new()?;
     let held = Held {
         layer: layer.as_raw_fd(),
-        vm: machine.vm.as_raw_fd(),
-        vcpu: machine.vcpu.as_raw_fd(),
         ..Held::inherited()
     };
     let lists = std::iter::once(None).chain(syscalls::ALL.into_iter().map(Some));
@@ -76,27 +70,6 @@ fn try_with(
         console.write_all(&line)?;
     }
     Ok(())
-}
-
-/// A VM with one vCPU, because a real VMM holds one when it is taken over.
-struct Machine {
-    vm: OwnedFd,
-    vcpu: OwnedFd,
-}
-
-impl Machine {
-    fn new() -> io::Result<Self> {
-        let held = Held::inherited();
-        let world = World::real(held, Facts::default(), None, |_| {});
-        let make = |fd: i32, request: u32| {
-            let made = call!(world, ioctl, fd, request, 0).map_err(io::Error::from_raw_os_error)?;
-            let made = i32::try_from(made).map_err(io::Error::other)?;
-            Ok::<_, io::Error>(crate::sys::owned(made))
-        };
-        let vm = make(held.kvm, KVM_CREATE_VM)?;
-        let vcpu = make(vm.as_raw_fd(), KVM_CREATE_VCPU)?;
-        Ok(Self { vm, vcpu })
-    }
 }
 
 fn accept(control: &UnixListener) -> io::Result<UnixStream> {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::attempt::{Answer, Attempt};
 use crate::facts::Facts;
+use crate::machine::Machine;
 use crate::sys;
 use crate::world::{CALL_OF_32_BITS, Held, World};
 
@@ -44,7 +45,7 @@ pub struct Outcome {
     pub answer: Option<String>,
     /// The call that the list does not have, as this program reads the list.
     pub refusal: Option<String>,
-    /// The call that the filter ended it for, as the report says.
+    /// The call for which the filter ended it, as the report says.
     pub ended_by: Option<String>,
     pub exit_code: Option<i32>,
 }
@@ -76,20 +77,19 @@ pub fn of(
     let report = line(REPORT).and_then(|line| ExitReport::read(line.as_bytes()).ok().flatten());
     let answer = line(ANSWER).map(|line| line[1..].to_owned());
     let signal = status.filter(|&status| libc::WIFSIGNALED(status));
+    let signal = signal.map(|status| libc::WTERMSIG(status));
+    let ended_by = match report {
+        Some(report) => name_of_call(&report.detail),
+        // No handler runs for it.
+        None => (signal == Some(libc::SIGSYS)).then(|| CALL_OF_32_BITS.to_owned()),
+    };
     Ok(Outcome {
         attempt: attempt.name,
         list: list.map(|list| list.name),
         may: attempt.may.iter().map(ToString::to_string).collect(),
         harmless: !attempt.harmless.is_empty(),
-        ended_by: match signal.map(|status| libc::WTERMSIG(status)) {
-            // No handler runs for it.
-            Some(libc::SIGSYS) => Some(CALL_OF_32_BITS.to_owned()),
-            _ => report
-                .filter(|_| answer.is_none())
-                .and_then(|report| name_of_call(&report.detail)),
-        },
+        ended_by: ended_by.filter(|_| answer.is_none()),
         answer: answer.or_else(|| {
-            let signal = signal.map(|status| libc::WTERMSIG(status));
             // That one comes from here, because the attempt hung.
             let signal = signal.filter(|&signal| signal != libc::SIGKILL)?;
             Some(Answer::Signal(signal).to_string())

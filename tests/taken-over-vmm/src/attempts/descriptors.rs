@@ -31,6 +31,8 @@ const DN_MODIFY: i32 = 2;
 const FS_IMMUTABLE_FL: u64 = 0x10;
 
 const FOREIGN: &[Answer] = &[No(EPERM), No(EACCES), No(EROFS)];
+/// Its own user has no number in its user namespace (EINVAL).
+const NOT_OWNED: &[Answer] = &[No(EPERM), No(EROFS), No(EINVAL)];
 /// Not every file system has the request.
 const FOREIGN_OR_MISSING: &[Answer] = &[
     No(EPERM),
@@ -194,8 +196,8 @@ pub const ALL: &[Attempt] = &[
         chmod(w, w.held.scratch)
     }),
     Attempt::refused("change the log's mode", FOREIGN, |w| chmod(w, w.held.log)),
-    Attempt::refused("own a layer", FOREIGN, |w| chown(w, w.held.layer)),
-    Attempt::refused("own the scratch disk", FOREIGN, |w| {
+    Attempt::refused("own a layer", NOT_OWNED, |w| chown(w, w.held.layer)),
+    Attempt::refused("own the scratch disk", NOT_OWNED, |w| {
         chown(w, w.held.scratch)
     }),
     Attempt::refused("set a layer's times", FOREIGN, |w| {

@@ -80,7 +80,8 @@ pub const ALL: &[Attempt] = &[
     ),
     Attempt::harmless("create another vCPU", &[Works], OWN_VM, |w| {
         ioctl(w, w.held.vm, KVM_CREATE_VCPU, 1)
-    }),
+    })
+    .with_vm(),
     Attempt::harmless("give its VM memory of its own", &[Works], OWN_VM, |w| {
         let page = call!(
             w,
@@ -101,7 +102,8 @@ pub const ALL: &[Attempt] = &[
             KVM_SET_USER_MEMORY_REGION,
             &region
         ))
-    }),
+    })
+    .with_vm(),
     Attempt::refused(
         "give its VM memory of the kernel",
         &[No(EINVAL), No(EFAULT)],
@@ -115,7 +117,8 @@ pub const ALL: &[Attempt] = &[
                 &region
             ))
         },
-    ),
+    )
+    .with_vm(),
     Attempt::refused(
         "have its VM interrupted by a file",
         &[No(EINVAL), No(EBADF)],
@@ -123,7 +126,8 @@ pub const ALL: &[Attempt] = &[
             let about = [u64::from(w.held.layer.cast_unsigned()), 0, 0, 0];
             done(call!(w, ioctl, w.held.vm, KVM_IRQFD, &about))
         },
-    ),
+    )
+    .with_vm(),
     Attempt::harmless(
         "allow its guest all MSRs",
         &[Works, No(EINVAL)],
@@ -133,7 +137,8 @@ pub const ALL: &[Attempt] = &[
             let mut filter = [0u8; 392];
             ioctl_on(w, w.held.vm, KVM_X86_SET_MSR_FILTER, &mut filter)
         },
-    ),
+    )
+    .with_vm(),
     Attempt::harmless(
         "create a device for a host's PCI device (VFIO)",
         &[Works, No(ENODEV), No(EINVAL)],
@@ -143,7 +148,8 @@ pub const ALL: &[Attempt] = &[
             device[0] = KVM_DEV_TYPE_VFIO;
             ioctl_on(w, w.held.vm, KVM_CREATE_DEVICE, &mut device)
         },
-    ),
+    )
+    .with_vm(),
     Attempt::refused(
         "use the host's memory encryption",
         &[
@@ -161,18 +167,21 @@ pub const ALL: &[Attempt] = &[
             command[20..24].copy_from_slice(&(-1i32).to_ne_bytes());
             ioctl_on(w, w.held.vm, KVM_MEMORY_ENCRYPT_OP, &mut command)
         },
-    ),
+    )
+    .with_vm(),
     Attempt::harmless("set registers of its vCPU", &[Works], OWN_VM, |w| {
         let mut registers = [0u8; 144];
         registers[136] = 2;
         ioctl_on(w, w.held.vcpu, KVM_SET_REGS, &mut registers)
-    }),
+    })
+    .with_vm(),
     Attempt::harmless(
         "read KVM's counters of its VM",
         &[Works, No(ENOTTY)],
         OWN_VM,
         |w| ioctl(w, w.held.vm, KVM_GET_STATS_FD, 0),
-    ),
+    )
+    .with_vm(),
     Attempt::refused("ask a file for what KVM does", &[No(ENOTTY)], |w| {
         ioctl(w, w.held.layer, KVM_CREATE_VM, 0)
     }),

@@ -10,7 +10,7 @@ use syscalls::x86_64::Sysno;
 use super::calls::done;
 use crate::attempt::Answer::{No, Works};
 use crate::attempt::{Answer, Attempt};
-use crate::world::{Word, call};
+use crate::world::{Word, World, call};
 
 const FORBIDDEN: &[Answer] = &[No(EPERM)];
 const FORBIDDEN_OR_MISSING: &[Answer] = &[No(EPERM), No(ENOSYS)];
@@ -24,6 +24,15 @@ const Q_SYNC: i32 = 0x80_0001 << 8;
 /// `SYSLOG_ACTION_READ_ALL` and `SYSLOG_ACTION_CLEAR`
 const READ_LOG: i32 = 3;
 const CLEAR_LOG: i32 = 5;
+
+/// A new page of memory.
+fn page(world: &World) -> Result<usize, i32> {
+    let (access, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    call!(world, mmap, 0, 4096, access, flags, -1, 0)
+}
 
 pub const ALL: &[Attempt] = &[
     Attempt::refused("load a module", FORBIDDEN_OR_MISSING, |w| {
@@ -258,6 +267,23 @@ pub const ALL: &[Attempt] = &[
             let process = w.descriptor(Sysno::pidfd_open, &[Word::from(pid), Word::from(0)])?;
             let range = [0x0040_0000usize, 4096];
             done(call!(w, process_madvise, process, &range, 1, MADV_COLD, 0))
+        },
+    ),
+    Attempt::refused(
+        "have the kernel give up a page of memory (`MADV_HWPOISON`)",
+        &[No(EPERM), No(EINVAL)],
+        |w| {
+            let page = page(w)?;
+            done(call!(w, madvise, page, 4096, libc::MADV_HWPOISON))
+        },
+    ),
+    Attempt::harmless(
+        "have its memory merged with that of others (`MADV_MERGEABLE`)",
+        &[Works, No(EINVAL)],
+        "only where the host runs KSM, whose timing is a side channel",
+        |w| {
+            let page = page(w)?;
+            done(call!(w, madvise, page, 4096, libc::MADV_MERGEABLE))
         },
     ),
     Attempt::refused(

@@ -80,8 +80,17 @@ pub const ALL: &[Attempt] = &[
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         done(call!(w, mmap, 0, bytes, PROT_NONE, flags, -1, 0))
     }),
+    Attempt::refused(
+        "take the host's huge pages (`MAP_HUGETLB`)",
+        &[No(ENOMEM), No(EINVAL), No(EPERM)],
+        |w| {
+            let flags = MAP_PRIVATE | MAP_ANONYMOUS | libc::MAP_HUGETLB;
+            let access = PROT_READ | PROT_WRITE;
+            done(call!(w, mmap, 0, 2 << 20, access, flags, -1, 0))
+        },
+    ),
     Attempt::refused("lock memory (`mlock`)", &[No(ENOMEM), No(EPERM)], |w| {
-        let bytes = 256u64 << 20;
+        let bytes = 64u64 << 10;
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         let place = call!(w, mmap, 0, bytes, PROT_READ | PROT_WRITE, flags, -1, 0)?;
         done(call!(w, mlock, place, bytes))

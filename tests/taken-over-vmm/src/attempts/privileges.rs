@@ -2,7 +2,7 @@
 //! Users, groups, capabilities, and what a crash leaves.
 
 use libc::{
-    EINVAL, EPERM, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAPBSET_DROP, PR_SET_DUMPABLE,
+    EINVAL, ENODEV, EPERM, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_CAPBSET_DROP, PR_SET_DUMPABLE,
     PR_SET_MM, PR_SET_MM_START_CODE, PR_SET_NO_NEW_PRIVS, PR_SET_SECUREBITS, RLIMIT_CORE,
 };
 
@@ -16,6 +16,7 @@ const FORBIDDEN: &[Answer] = &[No(EPERM)];
 /// The root of the host has no number in the user namespace (EINVAL). Without one, it may not be had (EPERM).
 const NO_ROOT: &[Answer] = &[No(EINVAL), No(EPERM)];
 const CAP_SYS_ADMIN: i32 = 21;
+const PR_SCHED_CORE: i32 = 62;
 const PR_SET_IO_FLUSHER: i32 = 57;
 /// The bit of a wait status that says that a core was written.
 const CORE_DUMPED: i32 = 0x80;
@@ -88,6 +89,15 @@ pub const ALL: &[Attempt] = &[
         &[Works],
         "nobody else has its user, and it leaves no core",
         |w| done(call!(w, prctl, PR_SET_DUMPABLE, 1, 0, 0, 0)),
+    ),
+    Attempt::harmless(
+        "keep others off its core (`PR_SCHED_CORE`)",
+        &[Works, No(EINVAL), No(ENODEV)],
+        "its time on a CPU stays that of its cgroup",
+        |w| {
+            let (create, itself, process) = (1, 0, 1);
+            done(call!(w, prctl, PR_SCHED_CORE, create, itself, process, 0))
+        },
     ),
     Attempt::refused(
         "leave a core, as a dumpable process",

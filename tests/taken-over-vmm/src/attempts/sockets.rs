@@ -245,7 +245,7 @@ pub const ALL: &[Attempt] = &[
     }),
     Attempt::refused(
         "lie to the daemon who it is (`SCM_CREDENTIALS`)",
-        FORBIDDEN,
+        &[No(EPERM), No(EINVAL)],
         |w| {
             let peer = [w.facts.daemon.to_ne_bytes(), [0; 4], [0; 4]].concat();
             send_with(w, w.held.ready, SCM_CREDENTIALS, &peer)
