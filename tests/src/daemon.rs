@@ -188,7 +188,8 @@ impl Daemon {
         self.pids_of_role("share")
     }
 
-    /// Processes of `bulkhead-vmm` with the subcommand `role`. Of a file server's two processes, the outer one.
+    /// Processes of `bulkhead-vmm` with the subcommand `role`. Of a file server's two processes, the outer one; of a VMM's, of
+    /// which the first one ends at once, the inner one.
     fn pids_of_role(&self, role: &str) -> Vec<i32> {
         let run = self.path("run").display().to_string();
         let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -199,12 +200,13 @@ impl Daemon {
             .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
             .filter(|pid| {
                 let directory = PathBuf::from(format!("/proc/{pid}"));
-                let comm = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
                 let line = std::fs::read(directory.join("cmdline")).unwrap_or_default();
-                let is_role = line.split(|&byte| byte == 0).nth(1) == Some(role.as_bytes());
-                comm.trim() == "bulkhead-vmm"
-                    && is_role
-                    && !is_in_a_pid_namespace(&directory)
+                let mut words = line.split(|&byte| byte == 0);
+                words
+                    .next()
+                    .is_some_and(|program| program.ends_with(b"/bulkhead-vmm"))
+                    && words.next() == Some(role.as_bytes())
+                    && is_in_a_pid_namespace(&directory) == (role == "run")
                     && holds_file_below(&directory, &run)
             })
             .collect()

@@ -13,6 +13,8 @@ use bulkhead_proto::agent as protocol;
 use bulkhead_vmm::control::{Client, ClientError};
 pub use bulkhead_vmm::extent::Extent;
 
+use crate::guest::Guest;
+
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An error about the control socket of a VMM.
@@ -25,6 +27,8 @@ pub enum ControlError {
         request: &'static str,
         source: ClientError,
     },
+    #[error("let the VMM write a file of {bytes} bytes")]
+    FileSize { bytes: u64, source: io::Error },
     #[error("the VMM did not answer {request} within {TIMEOUT:?}")]
     Timeout { request: &'static str },
     #[error(
@@ -53,7 +57,15 @@ pub async fn attach(socket: &Path, path: &Path) -> Result<Extent, ControlError> 
     faults::around(Step::AttachLayer, asked).await
 }
 
-/// Attaches a block device, or a file with a file system of the guest, to the volume disk.
+/// Attaches a file with a file system of the guest to the volume disk.
+pub async fn attach_file(guest: &Guest, file: File) -> Result<Extent, ControlError> {
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+    let allowed = guest.process.allow_file_size(bytes);
+    allowed.map_err(|source| ControlError::FileSize { bytes, source })?;
+    attach_volume(&guest.files.control(), file).await
+}
+
+/// Attaches a block device to the volume disk.
 pub async fn attach_volume(socket: &Path, device: File) -> Result<Extent, ControlError> {
     let request = "attach volume";
     let asked = ask(request, socket, move |client| client.attach_volume(&device));

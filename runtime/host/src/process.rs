@@ -133,6 +133,18 @@ impl VmmProcess {
         let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
     }
 
+    /// Lets the process write files of this many bytes. A higher limit stays.
+    pub fn allow_file_size(&self, bytes: u64) -> io::Result<()> {
+        if !self.identity.is_alive() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let pid = self.identity.pid;
+        if crate::sys::file_size_limit(pid)? < bytes {
+            crate::sys::set_file_size_limit(pid, bytes)?;
+        }
+        Ok(())
+    }
+
     /// Sets its OOM score adjustment on the host. A new process must not keep the value that protects the daemon.
     pub fn set_oom_score_adj(&self, score: i32) -> io::Result<()> {
         fs::write(
@@ -146,6 +158,30 @@ impl VmmProcess {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[tokio::test]
+    async fn a_limit_of_file_sizes_is_raised_and_never_lowered() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -f 2; exec sleep 1000"]);
+        let process = VmmProcess::of_child(command.spawn().unwrap()).unwrap();
+        let pid = process.identity().pid;
+        let blocks = |count| count * 512;
+        while crate::sys::file_size_limit(pid).unwrap() != blocks(2) {
+            tokio::task::yield_now().await;
+        }
+        for (asked, has) in [
+            (1, blocks(2)),
+            (blocks(3), blocks(3)),
+            (blocks(2), blocks(3)),
+        ] {
+            process.allow_file_size(asked).unwrap();
+            assert_eq!(crate::sys::file_size_limit(pid).unwrap(), has);
+        }
+        process.kill();
+        process.ended().await;
+        let gone = process.allow_file_size(1).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn the_start_time_is_found_behind_any_name() {

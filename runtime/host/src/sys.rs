@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The only unsafe code of this crate: registering a file descriptor with tokio, and the system call `mount_setattr`.
+//! The only unsafe code of this crate: registering a file descriptor with tokio, and system calls that have no safe wrapper.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -50,6 +51,34 @@ pub fn set_mount(tree: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How long a file may become to which a process writes. See `prlimit(2)`, `RLIMIT_FSIZE`.
+pub fn file_size_limit(pid: i32) -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` lives for the call, which writes to it. No new limit is given.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, ptr::null(), &raw mut limit) };
+    match result {
+        0 => Ok(limit.rlim_cur),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+pub fn set_file_size_limit(pid: i32, bytes: u64) -> io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: `limit` lives for the call, which reads it. The old limit is not asked for.
+    let result =
+        unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, ptr::null_mut()) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -27,6 +27,8 @@ const TEXT_BYTES: usize = 256;
 pub struct Rule {
     pub call: Sysno,
     pub when: When,
+    /// Why a run of all tests may not use it. Any other rule that such a run does not use is one too many.
+    pub seldom: Option<&'static str>,
 }
 
 /// A condition for one argument; the first is number 0.
@@ -43,31 +45,48 @@ impl Rule {
     /// Allows a call with all arguments.
     #[must_use]
     pub const fn any(call: Sysno) -> Self {
-        let when = When::Always;
-        Self { call, when }
+        Self::with(call, When::Always)
     }
 
     /// Allows a call if an argument is one of these.
     #[must_use]
     pub const fn one_of(call: Sysno, argument: u8, values: &'static [u32]) -> Self {
-        let when = When::OneOf(argument, values);
-        Self { call, when }
+        Self::with(call, When::OneOf(argument, values))
     }
 
     /// Allows a call if an argument has none of these bits.
     #[must_use]
     pub const fn without(call: Sysno, argument: u8, bits: u64) -> Self {
-        let when = When::Without(argument, bits);
-        Self { call, when }
+        Self::with(call, When::Without(argument, bits))
+    }
+
+    const fn with(call: Sysno, when: When) -> Self {
+        let seldom = None;
+        Self { call, when, seldom }
+    }
+
+    /// The same rule with the reason why a run of all tests may not use it.
+    #[must_use]
+    pub const fn seldom(self, why: &'static str) -> Self {
+        let seldom = Some(why);
+        Self { seldom, ..self }
     }
 }
 
-/// What one kind of thread may call. A call stands in it once.
+/// What one kind of thread may call, apart from `exit_group`. A call stands in it once.
 #[derive(Clone, Copy, Debug)]
 pub struct List {
     /// The kind of thread. Threads have this name, with a number if there are several.
     pub name: &'static str,
-    pub rules: &'static [Rule],
+    /// In groups, of which several lists may have the same one.
+    pub rules: &'static [&'static [Rule]],
+}
+
+impl List {
+    /// The rules of all groups.
+    pub fn all(&self) -> impl Iterator<Item = &'static Rule> {
+        self.rules.iter().copied().flatten()
+    }
 }
 
 /// Why a list could not be applied.
@@ -101,6 +120,8 @@ pub struct Report {
 }
 
 static REPORT: OnceLock<Report> = OnceLock::new();
+/// The list of the main thread, which threads without one of their own have.
+static OF_MAIN: OnceLock<&'static str> = OnceLock::new();
 
 thread_local! {
     /// The list of this thread. `const`, because a signal handler reads it.
@@ -118,8 +139,9 @@ pub fn prepare(report: Option<Report>) -> Result<(), SyscallsError> {
 
 /// Applies a list to the calling thread, and to those that it starts. `number` is added to the thread's name.
 pub fn apply(list: &List, number: Option<u8>) -> Result<(), SyscallsError> {
-    begin(list, number)?;
-    for program in programs(list)? {
+    let programs = programs(list)?;
+    name(list, number)?;
+    for program in programs {
         let applied = seccompiler::apply_filter(&program);
         applied.map_err(|source| SyscallsError::Apply {
             list: list.name,
@@ -131,8 +153,9 @@ pub fn apply(list: &List, number: Option<u8>) -> Result<(), SyscallsError> {
 
 /// Applies a list to all threads of the process.
 pub fn apply_to_all_threads(list: &List) -> Result<(), SyscallsError> {
-    begin(list, None)?;
-    for program in programs(list)? {
+    let programs = programs(list)?;
+    name(list, None)?;
+    for program in programs {
         let applied = seccompiler::apply_filter_all_threads(&program);
         applied.map_err(|source| SyscallsError::Apply {
             list: list.name,
@@ -142,9 +165,13 @@ pub fn apply_to_all_threads(list: &List) -> Result<(), SyscallsError> {
     Ok(())
 }
 
-/// Gives the thread the name of its list, from which on only calls of the list come from it.
-fn begin(list: &List, number: Option<u8>) -> Result<(), SyscallsError> {
+/// Gives the calling thread the name of its list. From then on it makes only calls of the list, and those that apply it.
+pub fn name(list: &List, number: Option<u8>) -> Result<(), SyscallsError> {
     LIST.set(list.name);
+    if rustix::thread::gettid() == rustix::process::getpid() {
+        // A second list of the main thread can only be shorter.
+        let _ = OF_MAIN.set(list.name);
+    }
     let name = number.map_or_else(
         || list.name.to_owned(),
         |number| format!("{}{number}", list.name),
@@ -168,10 +195,12 @@ fn programs(list: &List) -> Result<[BpfProgram; 2], SyscallsError> {
     let clone3 = BTreeMap::from([(number(Sysno::clone3), Vec::new())]);
     let both = || {
         let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        for rule in list.rules {
+        for rule in list.all() {
             allowed.insert(number(rule.call), conditions(rule.when)?);
         }
         allowed.insert(number(Sysno::clone3), Vec::new());
+        // How the process ends after a forbidden call.
+        allowed.insert(number(Sysno::exit_group), Vec::new());
         Ok([
             build(clone3, SeccompAction::Allow, missing)?,
             build(allowed, SeccompAction::Trap, SeccompAction::Allow)?,
@@ -219,7 +248,10 @@ extern "C" fn tell_and_end(
     let name = usize::try_from(number).ok().and_then(Sysno::new);
     let mut text = Text::default();
     text.add("a thread of the kind ");
-    text.add(LIST.get());
+    match LIST.get() {
+        "" => text.add(OF_MAIN.get().unwrap_or(&"unknown")),
+        own => text.add(own),
+    }
     text.add(" made the system call ");
     text.add_number(number.unsigned_abs());
     text.add(" (");
@@ -288,14 +320,17 @@ mod tests {
     const LIST: List = List {
         name: "tried",
         rules: &[
-            Rule::any(Sysno::write),
-            Rule::any(Sysno::exit_group),
-            Rule::any(Sysno::futex),
-            Rule::one_of(Sysno::socket, 0, &[1]),
-            Rule::any(Sysno::close),
-            // A debug build looks whether what it closes is open.
-            Rule::any(Sysno::fcntl),
-            Rule::without(Sysno::mmap, 2, 4),
+            &[
+                Rule::any(Sysno::write),
+                Rule::any(Sysno::futex),
+                Rule::one_of(Sysno::socket, 0, &[1]),
+                Rule::any(Sysno::close),
+            ],
+            &[
+                // A debug build looks whether what it closes is open.
+                Rule::any(Sysno::fcntl),
+                Rule::without(Sysno::mmap, 2, 4),
+            ],
         ],
     };
 

@@ -19,10 +19,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, ReadVolatile,
 
 use super::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 use super::idmap;
+use super::syscalls;
 use super::tree::Tree;
 
 /// How many requests are served at once. Each may wait for a slow disk.
-const WORKERS: usize = 4;
+const WORKERS: u8 = 4;
 const STACK_BYTES: usize = 512 << 10;
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
@@ -40,7 +41,7 @@ pub struct Gate(Arc<Barrier>);
 
 impl Gate {
     fn new() -> Self {
-        Self(Arc::new(Barrier::new(WORKERS + 1)))
+        Self(Arc::new(Barrier::new(usize::from(WORKERS) + 1)))
     }
 
     /// Waits until every worker has made the system calls that a thread makes at its start.
@@ -75,8 +76,12 @@ pub fn start(socket: &UnixStream, tree: &Arc<Tree>) -> io::Result<Gate> {
     for number in 0..WORKERS {
         let mut desk = Desk::new()?;
         let (gate, line, server) = (gate.clone(), Arc::clone(&line), Arc::clone(&server));
-        let builder = std::thread::Builder::new().name(format!("files{number}"));
+        let builder = std::thread::Builder::new().name(format!("start {number}"));
         builder.stack_size(STACK_BYTES).spawn(move || {
+            if let Err(e) = bulkhead_jail::syscalls::name(&syscalls::SERVER, Some(number)) {
+                eprintln!("bulkhead-vmm share: {e}");
+                std::process::exit(1);
+            }
             gate.pass();
             let end = loop {
                 if let Err(e) = turn(&line, &server, &mut desk) {

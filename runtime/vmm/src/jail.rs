@@ -32,6 +32,12 @@ pub fn separate() -> Result<Side, JailError> {
     Ok(side)
 }
 
+/// Bounds the files that the VM may write, so that it cannot make its disks longer than they are. The daemon raises the limit
+/// for a longer file that it attaches. The guest's memory is such a file, too.
+pub fn bound_files(config: &VmConfig, disk_bytes: u64) {
+    limits::set(&[(Resource::Fsize, disk_bytes.max(config.memory_max_bytes()))]);
+}
+
 /// Gives up everything else. There is no way back.
 pub fn enter(config: &VmConfig) -> Result<(), JailError> {
     let streams = u64::try_from(MAX_STREAMS).unwrap_or(u64::MAX);

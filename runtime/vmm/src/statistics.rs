@@ -72,6 +72,9 @@ pub struct Statistics {
     pub files: DeviceStatistics,
     /// Microseconds since the VMM's process began. The events below are absent until they happen.
     pub uptime_us: u64,
+    /// The process had entered its jail, except for the filters of system calls, which each thread applies when it starts.
+    #[serde(default)]
+    pub jailed_us: Option<u64>,
     pub vcpus_started_us: Option<u64>,
     /// The guest's vsock driver was ready.
     pub vsock_ready_us: Option<u64>,

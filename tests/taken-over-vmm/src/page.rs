@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use ::syscalls::x86_64::Sysno;
+use bulkhead_jail::syscalls::{List, When};
 use bulkhead_vmm::syscalls;
 
 use crate::attempt::Attempt;
@@ -72,7 +74,9 @@ fn with(attempt: &Attempt) -> String {
     let calls = world.rehearsed();
     let lists = syscalls::ALL.into_iter().filter(|list| {
         let mut calls = calls.iter();
-        calls.all(|(call, arguments)| allows(list, *call, arguments))
+        calls.all(|(call, arguments)| {
+            allows(list, *call, arguments) && !is_of_debug_builds(list, *call)
+        })
     });
     let names: Vec<String> = lists.map(|list| format!("`{}`", list.name)).collect();
     match names.as_slice() {
@@ -80,6 +84,12 @@ fn with(attempt: &Attempt) -> String {
         names if names.len() == syscalls::ALL.len() => "the same".to_owned(),
         names => format!("ended, but for {}", names.join(", ")),
     }
+}
+
+/// A debug build looks whether a descriptor is open before it closes it. The table is that of other builds.
+fn is_of_debug_builds(list: &List, call: Sysno) -> bool {
+    let mut rules = list.all().filter(|rule| rule.call == Sysno::fcntl);
+    call == Sysno::fcntl && rules.any(|rule| rule.when == When::Always)
 }
 
 #[cfg(test)]

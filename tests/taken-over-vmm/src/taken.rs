@@ -2,7 +2,7 @@
 //! All attempts, one after the other, and what came of each as a line of JSON.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +14,7 @@ use bulkhead_vmm::control::Reply;
 use bulkhead_vmm::extent::Extent;
 use bulkhead_vmm::inherited::Inherited;
 use bulkhead_vmm::report::{ExitReason, ExitReport};
-use bulkhead_vmm::syscalls;
+use bulkhead_vmm::{jail, syscalls};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use crate::attempt::Answer;
@@ -30,15 +30,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn over(config: &VmConfig, mut facts: Facts) -> ExitReport {
     facts.add(&config.extra_cmdline);
     facts.memory_max_bytes = config.memory_max_bytes();
-    let ended = try_all(&facts);
+    let ended = try_all(config, &facts);
     let detail = ended.map_or_else(|e| format!("attempts: {e}"), |()| "tried".to_owned());
     ExitReport::new(ExitReason::StopRequested, detail)
 }
 
-fn try_all(facts: &Facts) -> io::Result<()> {
+fn try_all(config: &VmConfig, facts: &Facts) -> io::Result<()> {
     let mut console = Inherited::Console.take()?;
     let control = UnixListener::from(OwnedFd::from(Inherited::Control.take()?));
     let layer = receive_layer(&control)?;
+    let mut scratch = Inherited::Scratch.take()?;
+    jail::bound_files(config, scratch.seek(SeekFrom::End(0))?);
     let held = Held {
         layer: layer.as_raw_fd(),
         ..Held::inherited()

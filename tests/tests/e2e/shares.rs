@@ -197,6 +197,13 @@ import fcntl, mmap, os, socket
 os.chdir("/shared")
 os.setxattr("/shared", "user.key", b"value")
 assert os.getxattr("/shared", "user.key") == b"value" and os.listxattr("/shared") == ["user.key"]
+os.removexattr("/shared", "user.key")
+assert os.listxattr("/shared") == []
+with open("/shared/space", "wb") as space:
+    os.posix_fallocate(space.fileno(), 0, 8192); os.fsync(space.fileno()); os.fdatasync(space.fileno())
+os.utime("/shared/space", (1, 2))
+assert os.stat("/shared/space").st_size == 8192 and os.stat("/shared/space").st_mtime == 2
+assert os.statvfs("/shared").f_blocks > 0
 try: os.setxattr("/shared/script.py", "security.capability", b"\0\0\0\2" + bytes(16)); raise SystemExit("security.* can be set")
 except OSError as e: print("refused")
 one, two = open("lock", "w"), open("lock", "w")

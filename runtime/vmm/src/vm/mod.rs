@@ -40,6 +40,7 @@ use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
 use crate::extent::{Extent, SECTOR_BYTES};
 use crate::halt::{self, Halts, Looks};
+use crate::jail;
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
@@ -83,6 +84,7 @@ pub enum SetupError {
 /// Runs a VM to its end, in a process that is in its jail. `origin` is the time at which the process began.
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
+    observed.jailed.reached();
     let Resources {
         kvm,
         mut kernel,
@@ -91,6 +93,7 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         control,
         backends,
     } = Resources::take(config)?;
+    jail::bound_files(config, backends.scratch.bytes());
     let bytes = config.memory_max_bytes();
     let memory = Arc::new(memory::create(bytes)?);
     let parts = Parts {
@@ -230,7 +233,7 @@ impl Running {
         );
         let watch = move || {
             if !confined(&syscalls::HALTS, None, &announce) {
-                return;
+                rest();
             }
             let mut looks = Looks::default();
             loop {
@@ -244,7 +247,8 @@ impl Running {
                     halt::Next::Interrupt => kick(&vcpus),
                     halt::Next::End => {
                         let text = "all vCPUs have halted with interrupts off";
-                        return announce.tell(Outcome::new(ExitReason::GuestHalted, text));
+                        announce.tell(Outcome::new(ExitReason::GuestHalted, text));
+                        rest();
                     }
                 }
             }
@@ -267,10 +271,7 @@ impl Running {
             {
                 announce.tell(outcome);
             }
-            // The end of a thread takes system calls that it does not have. It ends with the process.
-            loop {
-                std::thread::park();
-            }
+            rest();
         })
     }
 
@@ -310,6 +311,14 @@ fn confined(list: &'static List, number: Option<u8>, announce: &Announce) -> boo
     applied.is_ok()
 }
 
+/// What a thread does when it has nothing more to do. Its end would take system calls that its list does not have, so it ends
+/// with the process.
+fn rest() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Makes the vCPUs leave the guest once.
 fn kick(vcpus: &[JoinHandle<()>]) {
     for vcpu in vcpus {
@@ -326,12 +335,12 @@ fn thread(name: &str) -> std::thread::Builder {
 
 fn spawn_worker(of: Thread, worker: Worker, announce: Announce) -> io::Result<()> {
     thread(of.syscalls().name).spawn(move || {
-        if !confined(of.syscalls(), None, &announce) {
-            return;
+        if confined(of.syscalls(), None, &announce) {
+            let error = worker.run();
+            let detail = format!("device thread: {error}");
+            announce.tell(Outcome::new(ExitReason::VmmError, detail));
         }
-        let error = worker.run();
-        let detail = format!("device thread: {error}");
-        announce.tell(Outcome::new(ExitReason::VmmError, detail));
+        rest();
     })?;
     Ok(())
 }
@@ -380,7 +389,9 @@ impl Target for Running {
         let Some(volume) = self.devices.volume_disk.remove(first_sector) else {
             return Ok(());
         };
-        closing::close(volume, thread("closing"), closing::LIMIT).map_err(|e| chain(&e))
+        // Without a name of its own, because it has the main thread's list.
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        closing::close(volume, thread, closing::LIMIT).map_err(|e| chain(&e))
     }
 
     fn connect_files(&self, server: OwnedFd) -> Result<(), String> {

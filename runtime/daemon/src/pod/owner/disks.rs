@@ -35,7 +35,7 @@ impl Owner {
             tokio::task::block_in_place(|| disk::open(&shared.host.scratch, directory, bytes));
         let socket = guest.files.control();
         let extent = match opened.map_err(VolumeError::from)? {
-            Opened::Ours(file) => control::attach_volume(&socket, file).await?,
+            Opened::Ours(file) => control::attach_file(guest, file).await?,
             // Perhaps this VM holds the lock: an earlier call attached the disk, and the daemon died before it was
             // stored.
             Opened::Locked(file) => {

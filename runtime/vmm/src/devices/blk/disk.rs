@@ -139,6 +139,11 @@ impl ScratchDisk {
         Self { file, bytes }
     }
 
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn file(&self) -> io::Result<&File> {
         Ok(self.file.as_ref().ok_or(io::ErrorKind::NotFound)?)
     }

@@ -412,7 +412,7 @@ mod tests {
         let ends: [(&dyn Fn(&mut Stream), bool); 3] =
             [(&reset, true), (&shutdown, true), (&half, false)];
         for (end, is_all) in ends {
-            let memory = crate::memory::create(1 << 20, None).unwrap();
+            let memory = crate::memory::create(1 << 20).unwrap();
             let (mut host, ours) = UnixStream::pair().unwrap();
             ours.set_nonblocking(true).unwrap();
             host.set_nonblocking(true).unwrap();
