@@ -7,6 +7,10 @@ pub use rustix::process::Resource;
 
 use crate::{JailError, failed};
 
+/// The limit of a core dump that lets none be written. Zero does not do that where `core_pattern` names a program: the
+/// kernel would run it as root, on the host. This value is the one for which it does not.
+pub const NO_CORE: u64 = 1;
+
 /// Sets limits for good. Where that is not allowed, sets the nearest values that are.
 pub fn set(limits: &[(Resource, u64)]) {
     for &(resource, value) in limits {

@@ -79,7 +79,7 @@ pub(super) fn enter() -> Result<(), ShareError> {
     // The guest's kernel has already applied the umask of its process.
     rustix::process::umask(Mode::empty());
     limits::set(&[
-        (Resource::Core, 0),
+        (Resource::Core, limits::NO_CORE),
         (Resource::Data, MEMORY_BYTES),
         (Resource::Nofile, OPEN_FILES),
     ]);

@@ -42,7 +42,12 @@ pub fn bound_files(config: &VmConfig, disk_bytes: u64) {
 pub fn enter(config: &VmConfig) -> Result<(), JailError> {
     let streams = u64::try_from(MAX_STREAMS).unwrap_or(u64::MAX);
     limits::set(&[
-        (Resource::Core, 0),
+        (Resource::Core, limits::NO_CORE),
+        // The daemon may have been given these; a VM needs none of them.
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Nice, 0),
         (Resource::Nofile, streams.saturating_add(OTHER_FILES)),
         (
             Resource::Nproc,

@@ -29,6 +29,7 @@ mod msr;
 pub mod probe;
 pub mod report;
 pub mod slot;
+pub mod start;
 pub mod statistics;
 mod surface;
 #[allow(unsafe_code)]

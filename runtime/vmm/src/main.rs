@@ -5,14 +5,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use bulkhead_jail::namespaces::Side;
 use bulkhead_jail::syscalls::When;
 use bulkhead_text::chain;
-use bulkhead_vmm::config::VmConfig;
-use bulkhead_vmm::inherited::Inherited;
-use bulkhead_vmm::report::{ExitReason, ExitReport, ReportFile};
-use bulkhead_vmm::vm::SetupError;
-use bulkhead_vmm::{jail, probe, syscalls, vm};
+use bulkhead_vmm::{probe, start, syscalls, vm};
 
 const USAGE: &str = "usage: bulkhead-vmm run < CONFIGURATION 3>EXIT_REPORT 4<>/dev/kvm ... | bulkhead-vmm share < CONFIGURATION | \
     bulkhead-vmm probe [--json] | bulkhead-vmm system-calls";
@@ -23,7 +18,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["run"] => run(origin),
+        ["run"] => start::run(origin, vm::run),
         ["share"] => serve_files(),
         ["probe"] => print_probe(false),
         ["probe", "--json"] => print_probe(true),
@@ -33,55 +28,6 @@ fn main() -> ExitCode {
             ExitCode::from(64)
         }
     }
-}
-
-/// Starts the VM's process and tells its number, or is that process.
-fn run(origin: Instant) -> ExitCode {
-    match jail::separate() {
-        Ok(Side::Parent { child }) => {
-            println!("{child}");
-            ExitCode::SUCCESS
-        }
-        Ok(Side::Child) => ExitCode::from(run_vm(origin).exit_code()),
-        Err(e) => {
-            eprintln!("bulkhead-vmm: {}", chain(&e));
-            ExitCode::from(ExitReason::SetupFailed.exit_code())
-        }
-    }
-}
-
-fn run_vm(origin: Instant) -> ExitReason {
-    // The parent reads the number until the end of that pipe.
-    if let Err(e) = rustix::stdio::dup2_stdout(rustix::stdio::stderr()) {
-        eprintln!("bulkhead-vmm: close standard output: {e}");
-        return ExitReason::SetupFailed;
-    }
-    let config = match VmConfig::read(std::io::stdin().lock()) {
-        Ok(config) => config,
-        Err(e) => {
-            eprintln!("bulkhead-vmm: {}", chain(&e));
-            return ExitReason::SetupFailed;
-        }
-    };
-    let file = match Inherited::ExitReport.take() {
-        Ok(file) => ReportFile::new(file),
-        Err(e) => {
-            eprintln!("bulkhead-vmm: take over the exit report: {e}");
-            return ExitReason::SetupFailed;
-        }
-    };
-    let prepared = bulkhead_jail::syscalls::prepare(Some(file.of_forbidden_call()));
-    let report = prepared
-        .map_err(SetupError::from)
-        .and_then(|()| vm::run(&config, origin));
-    let report = report.unwrap_or_else(|e| ExitReport::new(ExitReason::SetupFailed, chain(&e)));
-    if report.reason.exit_code() != 0 {
-        eprintln!("bulkhead-vmm: {:?}: {}", report.reason, report.detail);
-    }
-    if let Err(e) = file.write(&report) {
-        eprintln!("bulkhead-vmm: write exit report: {e}");
-    }
-    report.reason
 }
 
 fn serve_files() -> ExitCode {

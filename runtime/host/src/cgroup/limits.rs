@@ -10,6 +10,13 @@ use super::held_bytes;
 /// The most threads of the VMM and the file server together.
 const MAX_TASKS: u64 = 1024;
 const IO_MAX: &str = "io.max";
+/// Limits of the host's pools of huge pages, none of which a VM uses: those of the guest are its own.
+const HUGE_PAGES: [&str; 4] = [
+    "hugetlb.2MB.max",
+    "hugetlb.2MB.rsvd.max",
+    "hugetlb.1GB.max",
+    "hugetlb.1GB.rsvd.max",
+];
 const MIN_SHARES: u64 = 2;
 const MAX_SHARES: u64 = 262_144;
 
@@ -93,6 +100,7 @@ fn settings(path: &Path, limits: &HostLimits) -> Vec<Setting> {
         setting("cpuset.cpus", cpus.clone(), !cpus.is_empty()),
         setting("cpuset.mems", nodes.clone(), !nodes.is_empty()),
     ];
+    all.extend(HUGE_PAGES.map(|file| setting(file, "0".to_owned(), false)));
     if let Some(limit) = memory_max(path, limits.memory_bytes) {
         all.push(setting("memory.max", limit, limits.memory_bytes.is_some()));
     }
@@ -190,6 +198,7 @@ mod tests {
         assert_eq!(read("cpuset.cpus"), "0-1\n");
         assert_eq!(read("io.max"), "8:0 rbps=5\n");
         assert_eq!(read("pids.max"), "1024\n");
+        assert_eq!(read("hugetlb.2MB.rsvd.max"), "0\n");
         write(directory.path(), &HostLimits::default()).unwrap();
         assert_eq!(read("memory.max"), "max\n");
         assert_eq!(read("memory.swap.max"), "max\n");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of one VM, on the main thread: give up privileges, take what was passed, build, load, run, report.
+//! The life of one VM, on the main thread of a process in its jail: take what was passed, build, load, run, report.
 //!
 //! ```text
-//! jail -> resources -> memory -> machine -> boot -> threads -> control socket -> report
+//! resources -> memory -> machine -> boot -> threads -> control socket -> report
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
@@ -81,10 +81,9 @@ pub enum SetupError {
     Syscalls(#[from] SyscallsError),
 }
 
-/// Runs a VM to its end. `origin` is the time at which the process began.
+/// Runs a VM to its end, in a process that is in its jail. `origin` is the time at which the process began.
 pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError> {
     let mut observed = Observed::new(origin);
-    jail::enter(config)?;
     observed.jailed.reached();
     let Resources {
         kvm,
