@@ -62,6 +62,18 @@ impl Owner {
             let event = ContainerEvent::Ended(exit);
             self.ledger.happened(&id, &event, None);
         }
+    /// Sends a container its stop signal. Only the first stop sends it: a program may take the second one for an order
+    /// to end at once. If the guest did not take it, the next stop sends it.
+    pub(super) async fn signal_stop(&mut self, id: &str) -> Result<(), PodError> {
+        if self.signalled.contains(id) {
+            return Ok(());
+        }
+        let stop_signal = self.ledger.container(id)?.stop_signal;
+        self.signal(id, stop_signal).await?;
+        self.signalled.insert(id.to_owned());
+        Ok(())
+    }
+
         Err(error)
     }
 
@@ -113,6 +125,7 @@ impl Owner {
     /// Forgets a container on the host: its image lease, its record and its log task.
     pub(super) fn forget_container(&mut self, id: &str) -> Result<(), PodError> {
         let released = || self.shared.host.images.release(id);
+        self.signalled.remove(id);
         tokio::task::block_in_place(|| faults::within(Step::ReleaseImage, released))?;
         self.ledger.forget_container(id)?;
         self.logs.remove(id);
