@@ -18,7 +18,7 @@ pub mod config;
 mod credentials;
 mod devices;
 mod exec;
-mod limits;
+pub mod limits;
 pub mod mounts;
 mod paths;
 mod report;
