@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub use crate::contents::ImageRecord;
 pub use crate::layer::LayerError;
 use crate::layer::{Limits, Promise};
-pub use crate::manifest::{ImageConfig, Manifest};
+pub use crate::manifest::{Candidates, ImageConfig, Manifest};
 pub use crate::registry::{Challenge, error_message, pause};
 
 /// Converts an archive that is not compressed to an EROFS file system in `file`, as a pull does.
