@@ -95,17 +95,18 @@ pub fn read(
                 extensions.link = Some(until_nul(read_extension(archive, &header)?));
             }
             _ => {
-                let entry = Entry::new(&header, std::mem::take(&mut extensions))?;
+                let extensions = std::mem::take(&mut extensions);
+                let entry = Entry::new(&header, extensions, archive)?;
                 entry.store(archive, &mut tree, blocks)?;
             }
         }
     }
-    Ok(tree)
     let marked = tree.mark_ways_to_implied();
     marked.map_err(|source| TarError::Path {
         path: "/".to_owned(),
         source,
     })?;
+    Ok(tree)
 }
 
 /// One file of the archive. Its fields have been checked.
@@ -114,9 +115,9 @@ struct Entry {
     link: Vec<u8>,
     entry_type: EntryType,
     size: u64,
-    device: (u32, u32),
     /// Where the data of a sparse file are.
     sparse: Option<Map>,
+    device: (u32, u32),
     attributes: Attributes,
 }
 
@@ -153,7 +154,6 @@ impl Entry {
             None => header.entry_size().map_err(|_| wrong("size"))?,
         };
         let mode = header.mode().map_err(|_| wrong("mode"))? & 0o7777;
-        Ok(Self {
         let sparse = match (header.entry_type(), &records) {
             (EntryType::GNUSparse, _) => Some(Map::of_header(header, archive)?),
             (EntryType::Regular, Some(records)) => {
@@ -161,8 +161,9 @@ impl Entry {
             }
             _ => None,
         };
-            link: match extensions.link {
+        Ok(Self {
             sparse,
+            link: match extensions.link {
                 Some(link) => link,
                 None => header.link_name_bytes().unwrap_or_default().into_owned(),
             },
@@ -348,7 +349,6 @@ fn copy_data(
     blocks: &mut BlockWriter,
 ) -> Result<(), TarError> {
     let padded = padded(bytes).ok_or(TarError::Truncated)?;
-    let copied = blocks
     copy_part(archive, bytes, blocks)?;
     blocks.pad();
     skip(archive, padded - bytes)
@@ -359,6 +359,7 @@ fn copy_part(
     bytes: u64,
     blocks: &mut BlockWriter,
 ) -> Result<(), TarError> {
+    let copied = blocks
         .copy(&mut archive.take(bytes))
         .map_err(|error| match error {
             CopyError::Read(error) => TarError::Read(error),
@@ -367,8 +368,7 @@ fn copy_part(
     if copied != bytes {
         return Err(TarError::Truncated);
     }
-    blocks.pad();
-    skip(archive, padded - bytes)
+    Ok(())
 }
 
 fn skip(archive: &mut impl Read, bytes: u64) -> Result<(), TarError> {
