@@ -165,7 +165,7 @@ mod tests {
         command.args(["-c", "ulimit -f 2; exec sleep 1000"]);
         let process = VmmProcess::of_child(command.spawn().unwrap()).unwrap();
         let pid = process.identity().pid;
-        let blocks = |count| count * 512;
+        let blocks = |count: u64| count * 512;
         while crate::sys::file_size_limit(pid).unwrap() != blocks(2) {
             tokio::task::yield_now().await;
         }
