@@ -16,6 +16,9 @@ const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
 /// `_IOW('T', 208, unsigned int)`
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const FIONBIO: u32 = 0x5421;
+/// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`. Without the second, a file takes space behind its end, which no limit of
+/// its size forbids.
+const PUNCH_HOLE: u32 = 3;
 const F_GETFD: u32 = 1;
 const F_GETFL: u32 = 3;
 
@@ -88,7 +91,7 @@ pub const DISKS: List = List {
             Rule::any(Sysno::preadv),
             Rule::any(Sysno::pwritev),
             Rule::any(Sysno::fdatasync).seldom("a guest need not flush what does not outlive it"),
-            Rule::any(Sysno::fallocate),
+            Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
         ],
         COMMON,
     ],
@@ -114,7 +117,7 @@ pub const IO: List = List {
             Rule::any(Sysno::close),
             Rule::any(Sysno::timerfd_settime),
             Rule::any(Sysno::getrandom),
-            Rule::any(Sysno::fallocate),
+            Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
         ],
         CLOSE_CHECK,
         COMMON,
@@ -150,7 +153,7 @@ pub const VOLUMES: List = List {
             Rule::any(Sysno::preadv),
             Rule::any(Sysno::pwritev),
             Rule::any(Sysno::fdatasync),
-            Rule::any(Sysno::fallocate),
+            Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
         ],
         COMMON,
     ],

@@ -108,9 +108,20 @@ fn name_of_call(detail: &str) -> Option<String> {
 
 /// Makes the attempt and ends. What it says goes to the descriptor of the exit report, where also the handler of a
 /// forbidden call writes.
-fn make(attempt: &Attempt, held: Held, facts: Facts, list: Option<&'static List>, pipe: i32) -> ! {
+fn make(
+    attempt: &Attempt,
+    mut held: Held,
+    facts: Facts,
+    list: Option<&'static List>,
+    pipe: i32,
+) -> ! {
     let report = Held::inherited().report;
     let moved = sys::call(number(Sysno::dup2), [word(pipe), word(report), 0, 0, 0, 0]);
+    let machine = attempt.has_vm.then(Machine::new).and_then(Result::ok);
+    if let Some(machine) = &machine {
+        held.vm = machine.vm.as_raw_fd();
+        held.vcpu = machine.vcpu.as_raw_fd();
+    }
     let world = World::real(held, facts, list, |call| say(REFUSAL, call));
     let confined = moved.map_err(|e| e.to_string()).and_then(|_| match list {
         Some(list) => syscalls::apply(list, None).map_err(|e| bulkhead_text::chain(&e)),
