@@ -306,7 +306,7 @@ async fn a_vmm_that_is_taken_over_reaches_nothing() {
     let setting = Setting::new(|daemon| {
         let directory = daemon.path("run");
         let directory = directory.parent().expect("the daemon's directory").display();
-        let (_, port) = Registry::shared().address.rsplit_once(':').expect("a port");
+        let port = Registry::shared().address.port();
         words = format!("taken-over.directory={directory} taken-over.port={port} taken-over.key={}", bait.key);
         let vmm = program(PROGRAM);
         let vmm = vmm.display();
