@@ -17,10 +17,14 @@ use rustix::process::{Resource, Rlimit, chroot, fchdir, setrlimit};
 use tokio::runtime;
 
 use crate::disk::layers;
+use crate::init::limits::MAX_OPEN_FILES;
 use crate::init::mounts;
 use crate::{cgroup, network, power, server};
 
-const MAX_OPEN_FILES: u64 = 65536;
+/// The most signals that may be queued for one user: what a node of 64 GiB has.
+const MAX_PENDING_SIGNALS: u64 = 1 << 18;
+/// The most processes and threads: what systemd sets on a node. It is also the most that the kernel can have.
+const MAX_PIDS: &str = "4194304";
 /// Threads for work that blocks: mounts and unmounts, the scratch disk.
 const BLOCKING_THREADS: usize = 4;
 
@@ -65,12 +69,28 @@ fn prepare() -> Result<(), Failure> {
     cgroup::enable_controllers().map_err(|e| ("enable cgroup controllers", e))?;
     // The OOM killer must never choose the agent. Each container sets its own score.
     fs::write("/proc/self/oom_score_adj", "-1000").map_err(|e| ("set the OOM score", e))?;
-    let files = Rlimit {
-        current: Some(MAX_OPEN_FILES),
-        maximum: Some(MAX_OPEN_FILES),
-    };
-    setrlimit(Resource::Nofile, files).map_err(|e| ("raise the limit of open files", e.into()))?;
+    raise_limits().map_err(|e| ("raise the limits of processes", e))?;
     network::start_loopback().map_err(|e| ("bring the loopback interface up", e))
+}
+
+/// Raises the limits that the kernel derives from the guest's memory at boot, or that are lower than a node's. Containers
+/// inherit them. What a pod may have is bounded by its cgroup and by its memory.
+fn raise_limits() -> io::Result<()> {
+    for file in ["threads-max", "pid_max"] {
+        fs::write(Path::new("/proc/sys/kernel").join(file), MAX_PIDS)?;
+    }
+    for (resource, most) in [
+        (Resource::Nofile, Some(MAX_OPEN_FILES)),
+        (Resource::Nproc, None),
+        (Resource::Sigpending, Some(MAX_PENDING_SIGNALS)),
+    ] {
+        let limit = Rlimit {
+            current: most,
+            maximum: most,
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
 }
 
 /// Changes to a root that can be pivoted from, which the initramfs cannot, and that takes mount points.

@@ -173,13 +173,16 @@ def oddities():
               .add(long_name, data=b"long").add("./dotted/name", data=b"dotted")
               .add("xattr", data=b"x", pax_headers={"SCHILY.xattr.user.colour": "blue"})
               .add("old", data=b"old", mtime=1).add("empty").add("big", data=bytes(range(256)) * 20_000)
-              .done())
+              .directory("private", mode=0o750, uid=33, gid=33, pax_headers={"SCHILY.xattr.user.colour": "red"}, mtime=7)
+              .directory("private/sub", mode=0o700, uid=34, gid=35).directory("emptied", mode=0o700).done())
     middle = (Layer().add(".wh.gone").add(".wh.removed")
               .directory("opaque").add("opaque/.wh..wh..opq").add("opaque/above", data=b"above")
               .add("changed", data=b"new").directory("merged").add("merged/above", data=b"above")
               .add(".wh.file-then-dir").directory("file-then-dir").add("file-then-dir/inside", data=b"in")
               .add(".wh.dir-then-file").add("dir-then-file", data=b"file").done())
-    top = Layer().add("merged/.wh.below").add("gone-again", data=b"x").done()
+    # Without entries for the directories, as Bazel and ko write them.
+    top = (Layer().add("merged/.wh.below").add("gone-again", data=b"x").add("tmp/above").add("private/sub/above")
+           .add("new/above").add("emptied/.wh..wh..opq").add("emptied/above").done())
     return [bottom, middle, top]
 
 

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container's cgroup: limits, killing, and memory events.
 //!
-//! All containers are below one cgroup for the pod, `/sys/fs/cgroup/pod/c-<id>`. Each exec gets a child of its
-//! container's cgroup, so that it can be killed alone but counts as part of the container. The agent itself
-//! stays in the root cgroup, where no limit applies.
+//! All containers are below one cgroup for the pod, `/sys/fs/cgroup/pod/c-<id>`. This is also the root of the
+//! container's cgroup namespace, and execs are in it too, so that every process finds its limits there. The agent
+//! itself stays in the root cgroup, where no limit applies.
 
 mod absent;
 pub mod devices;
 pub mod limits;
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -16,8 +17,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_proto::agent::Resources;
+use rustix::process::{Pid, getsid};
 
 use self::devices::Rule;
+use crate::sys;
 
 /// The cgroup of the whole guest.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -26,6 +29,8 @@ pub const POD: &str = "/sys/fs/cgroup/pod";
 const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEPTH: usize = 32;
+/// How often the processes of a session are listed while they fork.
+const KILL_ROUNDS: usize = 100;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -97,9 +102,34 @@ impl Cgroup {
         pids(&self.path, MAX_DEPTH)
     }
 
-    /// Creates a child for the processes of one exec.
-    pub fn create_child(&self, name: &str) -> Result<Self, CgroupError> {
-        Self::make(self.path.join(name))
+    /// The cgroup that one more process of this container joins. It is the container's own, unless the container has
+    /// divided that among children: then the kernel lets no process into it, and the new one joins the `first` process.
+    pub fn for_exec(&self, first: i32) -> Self {
+        let controllers = fs::read_to_string(self.path.join("cgroup.subtree_control"));
+        if controllers.is_ok_and(|controllers| controllers.trim().is_empty()) {
+            return self.clone();
+        }
+        let text = fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap_or_default();
+        let path = cgroup_of(&text).filter(|path| path.starts_with(&self.path));
+        path.map_or_else(|| self.clone(), |path| Self { path })
+    }
+
+    /// Kills the session that the process `leader` has begun, as far as it is in this cgroup. Without `leader` itself,
+    /// which must be killed before.
+    pub fn kill_session(&self, leader: i32) {
+        let mut killed = HashSet::new();
+        for _ in 0..KILL_ROUNDS {
+            let in_session = |pid: &i32| *pid != leader && session_of(*pid) == Some(leader);
+            let found: Vec<i32> = self.pids().into_iter().filter(in_session).collect();
+            // A process may have forked before it was killed, so look until there is none that is new.
+            if found.iter().all(|pid| killed.contains(pid)) {
+                return;
+            }
+            for pid in found {
+                let _ = sys::kill(pid, libc::SIGKILL);
+                killed.insert(pid);
+            }
+        }
     }
 
     fn make(path: PathBuf) -> Result<Self, CgroupError> {
@@ -201,7 +231,7 @@ impl Cgroup {
     /// Allows only the default devices and those in `given`.
     pub fn restrict_devices(&self, given: &[Rule]) -> Result<(), CgroupError> {
         let directory = File::open(&self.path).map_err(CgroupError::Devices)?;
-        crate::sys::bpf::attach_device_program(directory.as_fd(), &devices::program(given))
+        sys::bpf::attach_device_program(directory.as_fd(), &devices::program(given))
             .map_err(CgroupError::Devices)
     }
 
@@ -213,7 +243,7 @@ impl Cgroup {
     /// Sends a signal to every process in this cgroup and below.
     pub fn signal(&self, signal: i32) {
         for pid in self.pids() {
-            let _ = crate::sys::kill(pid, signal);
+            let _ = sys::kill(pid, signal);
         }
     }
 
@@ -252,6 +282,17 @@ fn write_existing(path: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .open(path)?
         .write_all(value.as_bytes())
+}
+
+fn session_of(pid: i32) -> Option<i32> {
+    let session = getsid(Some(Pid::from_raw(pid)?)).ok()?;
+    Some(session.as_raw_nonzero().get())
+}
+
+/// The directory of the cgroup in a process's `/proc/<pid>/cgroup`.
+fn cgroup_of(text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(ROOT).join(path))
 }
 
 fn oom_kills(events: &str) -> u64 {
@@ -301,7 +342,20 @@ fn children(directory: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::oom_kills;
+    use super::{cgroup_of, oom_kills};
+    use std::path::Path;
+
+    #[test]
+    fn the_cgroup_of_a_process_is_found() {
+        let of = |text| cgroup_of(text);
+        assert_eq!(
+            of("0::/pod/c-1/init.scope\n").as_deref(),
+            Some(Path::new("/sys/fs/cgroup/pod/c-1/init.scope"))
+        );
+        assert_eq!(of("0::/\n").as_deref(), Some(Path::new("/sys/fs/cgroup/")));
+        assert_eq!(of("1:cpu:/x\n"), None);
+        assert_eq!(of(""), None);
+    }
 
     #[test]
     fn oom_kills_are_counted_by_the_kernel() {

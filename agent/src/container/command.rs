@@ -3,7 +3,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -11,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::launch::{Launched, Outcome, Pids, launch};
+use super::state::State;
 use super::{Container, ContainerError, Containers, start};
 use crate::cgroup::Cgroup;
 use crate::init::Role;
@@ -61,15 +61,15 @@ impl Containers {
         args: Vec<String>,
         stdio: Option<Stdio>,
     ) -> Result<Command, ContainerError> {
-        static EXECS: AtomicU64 = AtomicU64::new(0);
         let pidfd = container.running_pidfd("exec in")?;
-        let number = EXECS.fetch_add(1, Ordering::Relaxed);
-        let group = container.cgroup.create_child(&format!("exec-{number}"))?;
+        let State::Running { pid: first, .. } = container.snapshot().0 else {
+            return Err(container.illegal("exec in"));
+        };
         let mut process = container.process.clone();
         process.args = args;
         process.terminal = stdio.is_none();
         let config = InitConfig {
-            cgroup_procs: group.procs(),
+            cgroup_procs: container.cgroup.for_exec(first).procs(),
             process: Some(process),
             seccomp: container.seccomp.instructions.clone(),
             seccomp_flags: container.seccomp.flags,
@@ -93,11 +93,10 @@ impl Containers {
             &Pids::Of(pidfd.as_fd()),
             Some(pidfd.as_fd()),
         )
-        .inspect_err(|_| group.remove_if_empty())
         .map_err(ContainerError::system("create a process"))?;
         Ok(Command {
             launched,
-            group,
+            cgroup: container.cgroup.clone(),
             ended: false,
         })
     }
@@ -107,7 +106,8 @@ impl Containers {
 #[derive(Debug)]
 pub struct Command {
     launched: Launched,
-    group: Cgroup,
+    /// The container's.
+    cgroup: Cgroup,
     ended: bool,
 }
 
@@ -149,11 +149,15 @@ impl Command {
         exit
     }
 
-    /// Kills the command and all its descendants.
+    /// Kills the command with the rest of its session.
     pub async fn kill(&mut self) {
-        self.group.kill();
-        self.launched.kill();
+        self.kill_session();
         let _ = timeout(REAP_TIMEOUT, &mut self.launched.exit).await;
+    }
+
+    fn kill_session(&self) {
+        self.launched.kill();
+        self.cgroup.kill_session(self.launched.pid);
     }
 }
 
@@ -161,10 +165,7 @@ impl Drop for Command {
     fn drop(&mut self) {
         if !self.ended {
             // Nobody waits for the command any more.
-            self.group.kill();
-            self.launched.kill();
+            self.kill_session();
         }
-        // Processes that the command left running stay in its cgroup until the container is removed.
-        self.group.remove_if_empty();
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The lower layers of an overlay, with the owners that the pod's users should see.
+//! The lower layers of an overlay, with the owners that the pod's users should see, and with the attributes that
+//! directories have from layers further below ([`super::implied`]).
 
 use std::ffi::CString;
 use std::fs;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::implied::Restored;
 use super::layers::{MOUNTS, MountedLayer};
 use crate::init::mounts;
 use crate::users::PodUsers;
@@ -19,6 +21,8 @@ use crate::users::PodUsers;
 pub struct Lower {
     /// Idmapped mounts of the same layers. Empty if the pod has no user namespace.
     mapped: Vec<MappedLayer>,
+    /// The top layer, if directories of the image need it.
+    restored: Option<Restored>,
     layers: Vec<MountedLayer>,
 }
 
@@ -28,25 +32,34 @@ struct MappedLayer(PathBuf);
 
 impl Lower {
     pub fn new(layers: Vec<MountedLayer>, users: &PodUsers) -> io::Result<Self> {
-        let mapped = match users.namespace() {
-            Some(_) => layers
-                .iter()
-                .map(|layer| MappedLayer::mount(layer, users))
-                .collect::<io::Result<_>>()?,
-            None => Vec::new(),
+        let paths: Vec<&Path> = layers.iter().map(|layer| layer.path.as_path()).collect();
+        let restored = Restored::make(&paths)?;
+        let mut lower = Self {
+            mapped: Vec::new(),
+            restored,
+            layers,
         };
-        Ok(Self { mapped, layers })
+        if users.namespace().is_some() {
+            let mapped = lower.paths().map(|path| MappedLayer::mount(path, users));
+            lower.mapped = mapped.collect::<io::Result<_>>()?;
+        }
+        Ok(lower)
     }
 
     pub fn len(&self) -> usize {
-        self.layers.len()
+        self.paths().count()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let layers = self.layers.iter().map(|layer| layer.path.as_path());
+        layers.chain(self.restored.iter().map(Restored::path))
     }
 
     /// The paths of the layers, the top one first, as the options of an overlay need them.
     pub fn names(&self) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut names: Vec<String> = if self.mapped.is_empty() {
-            self.layers.iter().map(|layer| text(&layer.path)).collect()
+            self.paths().map(text).collect()
         } else {
             self.mapped.iter().map(|layer| text(&layer.0)).collect()
         };
@@ -56,9 +69,9 @@ impl Lower {
 }
 
 impl MappedLayer {
-    fn mount(layer: &MountedLayer, users: &PodUsers) -> io::Result<Self> {
+    fn mount(layer: &Path, users: &PodUsers) -> io::Result<Self> {
         static MADE: AtomicU64 = AtomicU64::new(0);
-        let view = mounts::clone_path(&layer.path)?;
+        let view = mounts::clone_path(layer)?;
         users.map_owners(&view)?;
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let mapped = Self(format!("{MOUNTS}/u{number:x}").into());

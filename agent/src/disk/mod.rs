@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pod's three disks, and the host's shared directories.
 //!
-//! The image disk is a [`window`] of read-only layers ([`layers`]). The scratch disk holds everything that containers
+//! The image disk is a [`window`] of read-only layers ([`layers`], [`implied`]). The scratch disk holds everything that containers
 //! write outside of volumes ([`scratch`]). The volume disk is a window, too, with block devices of the host
 //! ([`blocks`]) and with volumes (`crate::volumes`). The host puts an [`extent`] into a window, and [`dm`] makes a
 //! block device of it.
@@ -10,6 +10,7 @@
 pub mod blocks;
 pub mod dm;
 pub mod extent;
+pub mod implied;
 pub mod layers;
 pub mod lower;
 pub mod overlay;

@@ -27,8 +27,8 @@ const VIEWS: &str = "/run/views";
 pub enum OverlayError {
     #[error("prepare {path}")]
     Prepare { path: PathBuf, source: io::Error },
-    #[error("map the owners of a layer to the pod's users")]
-    MapOwners(#[source] io::Error),
+    #[error("prepare the layers, and the owners that the pod's users should see")]
+    Layers(#[source] io::Error),
     #[error("{0} layers are too many for one overlay")]
     TooManyLayers(usize),
     #[error("mount the overlay of {layers} layers")]
@@ -59,7 +59,7 @@ impl ImageView {
         }
         let view = Self {
             path,
-            _lower: Lower::new(layers, users).map_err(OverlayError::MapOwners)?,
+            _lower: Lower::new(layers, users).map_err(OverlayError::Layers)?,
         };
         let count = view._lower.len();
         if count == 0 {
@@ -117,7 +117,7 @@ impl Overlay {
         users: &PodUsers,
     ) -> Result<Self, OverlayError> {
         let directory = Path::new(scratch::CONTAINERS).join(container_id);
-        let lower = Lower::new(layers, users).map_err(OverlayError::MapOwners)?;
+        let lower = Lower::new(layers, users).map_err(OverlayError::Layers)?;
         let overlay = Self { directory, lower };
         let prepared = overlay.prepare(users);
         let mounted = prepared.and_then(|()| overlay.mount_prepared());

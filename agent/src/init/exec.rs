@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -101,14 +102,19 @@ fn search_path(variables: &[Vec<u8>]) -> &[u8] {
 }
 
 fn enter_directory(cwd: &str) -> Result<(), Failure> {
+    let directory = working_directory(cwd)?;
+    rustix::process::fchdir(directory).stage_on("change to working directory", cwd)
+}
+
+/// Opens the working directory. Creates it if the image lacks it.
+pub fn working_directory(cwd: &str) -> Result<OwnedFd, Failure> {
     let path = Path::new(if cwd.is_empty() { "/" } else { cwd });
     if !path.is_absolute() {
         return Err(Failure::other(format!(
             "working directory {cwd:?} is not an absolute path"
         )));
     }
-    let directory = paths::ensure_directory(path).stage_on("create working directory", cwd)?;
-    rustix::process::fchdir(directory).stage_on("change to working directory", cwd)
+    paths::ensure_directory(path).stage_on("create working directory", cwd)
 }
 
 /// Looks up `name` like a shell. The error messages are runc's.

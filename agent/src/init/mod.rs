@@ -18,7 +18,7 @@ pub mod config;
 mod credentials;
 mod devices;
 mod exec;
-mod limits;
+pub mod limits;
 pub mod mounts;
 mod paths;
 mod report;
@@ -96,6 +96,8 @@ fn become_program(role: Role, reporter: &Reporter) -> Result<std::convert::Infal
         terminal::attach(role, reporter)?;
     }
     if role == Role::Container {
+        // Later the root may be read-only.
+        exec::working_directory(&process.cwd)?;
         rootfs::seal(&config)?;
     }
     limits::set_rlimits(&process.rlimits)?;

@@ -35,8 +35,8 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     let pod_files = POD_FILES
         .iter()
         .filter(|(source, target)| Path::new(source).exists() && !is_given(config, target))
-        .map(|(source, target)| Ok((mounts::clone_path(Path::new(source))?, *target)))
-        .collect::<rustix::io::Result<Vec<_>>>()
+        .map(|(source, target)| Ok((pod_file(source, config.readonly_rootfs)?, *target)))
+        .collect::<std::io::Result<Vec<_>>>()
         .stage("open the pod's files")?;
     let writable = if config.privileged {
         MountAttrFlags::empty()
@@ -71,6 +71,15 @@ pub fn enter(config: &InitConfig) -> Result<(), Failure> {
     }
     binds::place(volumes)?;
     devices::place_given(given_devices)
+}
+
+/// A file of the pod, not mounted yet. It is as writable as the root around it.
+fn pod_file(source: &str, readonly: bool) -> std::io::Result<OwnedFd> {
+    let view = mounts::clone_path(Path::new(source))?;
+    if readonly {
+        sys::set_mount_attributes(view.as_fd(), read_only_attribute(), false)?;
+    }
+    Ok(view)
 }
 
 /// File systems of the kernel that need access to more than the container, not mounted yet.

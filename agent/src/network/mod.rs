@@ -121,23 +121,46 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
     netlink
         .set_up(index)
         .map_err(kernel("bring up", &wanted.name))?;
-    for address in addresses {
+    let usable = Usable::on(&wanted.name);
+    for address in addresses.into_iter().filter(|one| usable.has(one.address)) {
         netlink
             .add_address(index, address)
             .map_err(kernel("add address", &address))?;
     }
     // Before the routes, because a gateway may be one of these neighbours.
-    for (address, mac) in neighbors {
+    for (address, mac) in neighbors.into_iter().filter(|one| usable.has(one.0)) {
         netlink
             .add_neighbor(index, address, mac)
             .map_err(kernel("add neighbour", &address))?;
     }
-    for route in routes {
+    for route in routes
+        .into_iter()
+        .filter(|one| usable.has(one.destination.address))
+    {
         netlink
             .add_route(index, &route)
             .map_err(kernel("add route", &route))?;
     }
     Ok(())
+}
+
+/// Which addresses an interface can have.
+struct Usable {
+    ipv6: bool,
+}
+
+impl Usable {
+    /// A pod may have switched IPv6 off by a sysctl, although its network has it. Then it has only IPv4, as on a node,
+    /// where the kernel removes the addresses that CNI has set.
+    fn on(interface: &str) -> Self {
+        let setting = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        let disabled = fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0");
+        Self { ipv6: !disabled }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        self.ipv6 || address.is_ipv4()
+    }
 }
 
 fn check_name(name: &str) -> Result<(), NetworkError> {

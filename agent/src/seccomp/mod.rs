@@ -102,7 +102,15 @@ pub fn program(wanted: Option<&Seccomp>, capabilities: &[String]) -> Result<Prog
     let (filter, flags) = match kind {
         Kind::Unconfined => return Ok(Program::default()),
         Kind::RuntimeDefault => (default::filter(capabilities), 0),
-        Kind::Profile => profile::parse(wanted.map_or(&[], |w| &w.profile_json))?,
+        Kind::Profile => {
+            let release = rustix::system::uname();
+            let release = release.release().to_string_lossy();
+            let place = profile::Place {
+                capabilities,
+                kernel: profile::version(&release).unwrap_or_default(),
+            };
+            profile::parse(wanted.map_or(&[], |w| &w.profile_json), &place)?
+        }
     };
     Ok(Program {
         instructions: bpf::compile(&filter)?,

@@ -8,6 +8,9 @@ use super::bpf::errno;
 use super::{Action, Comparison, Condition, Filter, Rule, SeccompError};
 
 const MAX_PROFILE_BYTES: usize = 1 << 20;
+/// Go's name of this architecture.
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: &str = "amd64";
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
 
@@ -32,9 +35,73 @@ struct RawRule {
     errno_ret: Option<u16>,
     #[serde(default)]
     args: Option<Vec<RawCondition>>,
-    /// Only Docker's format has these: rules that depend on capabilities or on the kernel's version.
-    includes: Option<serde_json::Map<String, serde_json::Value>>,
-    excludes: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Only Docker's format has these: rules that depend on where they are used.
+    includes: Option<Circumstances>,
+    excludes: Option<Circumstances>,
+}
+
+/// A word that is not known is refused: a rule that applied all the same could allow what it must not.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct Circumstances {
+    caps: Vec<String>,
+    /// By Go's names.
+    arches: Vec<String>,
+    /// Such as `4.8`.
+    min_kernel: String,
+}
+
+/// Where a profile is used.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The capabilities of the container.
+    pub capabilities: &'a [String],
+    /// Major and minor version.
+    pub kernel: (u32, u32),
+}
+
+impl RawRule {
+    /// Whether the rule applies in `place`.
+    fn applies(&self, place: &Place<'_>) -> Result<bool, SeccompError> {
+        let has = |name: &String| place.capabilities.contains(name);
+        if let Some(needs) = &self.includes {
+            let is_here = needs.arches.is_empty() || needs.names_this_machine();
+            if !is_here || !needs.caps.iter().all(has) || needs.is_newer_than(place)? == Some(true)
+            {
+                return Ok(false);
+            }
+        }
+        let Some(unless) = &self.excludes else {
+            return Ok(true);
+        };
+        let is_here = unless.names_this_machine() || unless.caps.iter().any(has);
+        Ok(!is_here && unless.is_newer_than(place)? != Some(false))
+    }
+}
+
+impl Circumstances {
+    fn names_this_machine(&self) -> bool {
+        self.arches.iter().any(|name| name == ARCHITECTURE)
+    }
+
+    /// Whether it names a newer kernel than that of `place`. `None` if it names none.
+    fn is_newer_than(&self, place: &Place<'_>) -> Result<Option<bool>, SeccompError> {
+        let text = self.min_kernel.as_str();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let wanted = version(text);
+        let wanted = wanted.ok_or_else(|| SeccompError::Unsupported(format!("kernel {text}")))?;
+        Ok(Some(wanted > place.kernel))
+    }
+}
+
+/// Major and minor number of a version of Linux, such as `6.12.3-x`.
+pub fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, rest) = text.split_once('.')?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit());
+    let minor = rest.get(..digits.unwrap_or(rest.len()))?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 #[derive(Deserialize)]
@@ -48,7 +115,7 @@ struct RawCondition {
 }
 
 /// Parses a profile. Returns the filter and the flags for `seccomp(2)`.
-pub fn parse(json: &[u8]) -> Result<(Filter, u32), SeccompError> {
+pub fn parse(json: &[u8], place: &Place<'_>) -> Result<(Filter, u32), SeccompError> {
     if json.len() > MAX_PROFILE_BYTES {
         return Err(SeccompError::TooLarge);
     }
@@ -63,11 +130,8 @@ pub fn parse(json: &[u8]) -> Result<(Filter, u32), SeccompError> {
     let default_errno = raw.default_errno_ret;
     let mut filter = Filter::new(action(&raw.default_action, default_errno)?);
     for rule in &raw.syscalls {
-        let conditional = [&rule.includes, &rule.excludes];
-        if conditional.into_iter().flatten().any(|map| !map.is_empty()) {
-            return Err(SeccompError::Unsupported(
-                "a rule with includes or excludes".to_owned(),
-            ));
+        if !rule.applies(place)? {
+            continue;
         }
         let action = action(&rule.action, rule.errno_ret)?;
         let conditions = rule
@@ -135,9 +199,61 @@ fn condition(raw: &RawCondition) -> Result<Condition, SeccompError> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{Place, parse, version};
     use crate::seccomp::bpf::compile;
     use crate::seccomp::machine::{ALLOWED, DENIED, verdict};
+
+    const PLACE: Place<'static> = Place {
+        capabilities: &[],
+        kernel: (6, 12),
+    };
+
+    #[test]
+    fn a_rule_applies_where_it_says() {
+        let admin = ["CAP_SYS_ADMIN".to_owned()];
+        let applies = |words: &str, capabilities: &[String]| {
+            let json = format!(
+                r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{{"names": ["mkdir"],
+                    "action": "SCMP_ACT_ALLOW", {words}}}]}}"#
+            );
+            let place = Place {
+                capabilities,
+                ..PLACE
+            };
+            let (filter, _) = parse(json.as_bytes(), &place).unwrap();
+            !filter.rules.is_empty()
+        };
+        for (words, plain, as_admin) in [
+            (r#""includes": {}, "excludes": {}"#, true, true),
+            (r#""includes": null"#, true, true),
+            (r#""includes": {"caps": ["CAP_SYS_ADMIN"]}"#, false, true),
+            (r#""excludes": {"caps": ["CAP_SYS_ADMIN"]}"#, true, false),
+            (r#""includes": {"arches": ["amd64"]}"#, true, true),
+            (r#""includes": {"arches": ["s390x", "s390"]}"#, false, false),
+            (r#""excludes": {"arches": ["amd64"]}"#, false, false),
+            (r#""excludes": {"arches": ["s390x"]}"#, true, true),
+            (r#""includes": {"minKernel": "4.8"}"#, true, true),
+            (r#""includes": {"minKernel": "6.13"}"#, false, false),
+            (r#""excludes": {"minKernel": "6.12"}"#, false, false),
+            (r#""excludes": {"minKernel": "7.0"}"#, true, true),
+            (
+                r#""includes": {"caps": ["CAP_SYS_ADMIN"]}, "excludes": {"arches": ["amd64"]}"#,
+                false,
+                false,
+            ),
+        ] {
+            assert_eq!(applies(words, &[]), plain, "{words}");
+            assert_eq!(applies(words, &admin), as_admin, "{words} as admin");
+        }
+    }
+
+    #[test]
+    fn versions_of_linux_are_read() {
+        assert_eq!(version("6.12.3-x"), Some((6, 12)));
+        assert_eq!(version("4.8"), Some((4, 8)));
+        assert_eq!(version("6"), None);
+        assert_eq!(version("new.er"), None);
+    }
 
     #[test]
     fn a_profile_decides_as_it_says() {
@@ -146,7 +262,7 @@ mod tests {
             "syscalls": [{"names": ["mkdir", "no_such_call"], "action": "SCMP_ACT_ERRNO"},
                 {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38,
                  "args": [{"index": 1, "value": 511, "op": "SCMP_CMP_EQ"}]}]}"#;
-        let (filter, flags) = parse(json).unwrap();
+        let (filter, flags) = parse(json, &PLACE).unwrap();
         assert_eq!(flags, 2);
         let program = compile(&filter).unwrap();
         assert_eq!(verdict(&program, 83, [0; 6]), DENIED);
@@ -165,10 +281,12 @@ mod tests {
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW",
                 "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}]}"#,
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW",
-                "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#,
+                "includes": {"moon": ["full"]}}]}"#,
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW",
+                "includes": {"minKernel": "new"}}]}"#,
         ];
         for json in bad {
-            assert!(parse(json.as_bytes()).is_err(), "{json}");
+            assert!(parse(json.as_bytes(), &PLACE).is_err(), "{json}");
         }
     }
 }

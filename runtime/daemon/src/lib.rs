@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod callers;
 mod check;
 mod cli;
 mod clock;
@@ -59,8 +60,11 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
-    /// Check whether this machine can run pods, and tell what to do if not.
+    /// Check whether this machine can run pods, and tell what to do if not; or whether a VM that runs is kept in.
     Check {
+        /// Check the processes of this pod's VM instead: the pod's id, or a unique prefix of it. The daemon must run.
+        #[arg(long, value_name = "POD", conflicts_with = "config")]
+        vm: Option<String>,
         /// The configuration file [default: /etc/bulkhead/config.toml, if it exists].
         #[arg(long)]
         config: Option<PathBuf>,
@@ -84,7 +88,15 @@ pub async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Serve { config } => serve(config).await,
-        Command::Check { config, json } => match Config::load(config.as_deref()) {
+        Command::Check {
+            vm: Some(pod),
+            json,
+            ..
+        } => match check::vm::run(&arguments.socket, &pod, json).await {
+            Ok(code) => code,
+            Err(e) => fail(&e),
+        },
+        Command::Check { config, json, .. } => match Config::load(config.as_deref()) {
             Ok(config) => check::run(&config, json).await,
             Err(e) => fail(&e),
         },

@@ -5,15 +5,15 @@
 //! The parts get their values from here and do not read [`Config`] themselves. The VMs keep running when the daemon
 //! ends.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_delegate::Limits;
 use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::cores::{self, Cores, Support};
 use bulkhead_host::launch::Launcher;
 use bulkhead_host::probe::Probe;
 use bulkhead_host::systemd::Systemd;
@@ -27,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use tonic::service::Routes;
 
+use crate::callers::{Callers, Door};
 use crate::config::{CgroupDriver, Config};
 use crate::cri::{ImageServer, RuntimeServer};
 use crate::endpoint::{Endpoint, ImageEndpoint, Sides};
@@ -77,6 +78,11 @@ pub enum ServeError {
     Network(#[from] NetworkError),
     #[error("streaming server")]
     Streaming(#[from] StreamingError),
+    #[error(
+        "sandbox.core_scheduling is set, but this kernel cannot do it (CONFIG_SCHED_CORE), and SMT is active: use another \
+         kernel, turn SMT off (echo off > /sys/devices/system/cpu/smt/control), or remove the setting"
+    )]
+    Cores,
     #[error("wait for signals")]
     Signals(#[source] io::Error),
     #[error("serve CRI")]
@@ -86,11 +92,13 @@ pub enum ServeError {
 /// Serves until SIGTERM or SIGINT.
 pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
+    let callers = config.callers;
     let runtimes = config.runtimes.clone();
     // Pods that are listed there do not outlive a reboot, images do.
     let listed_pods = config.run_dir.join("delegates");
     let listed_images = config.state_dir.join("delegates");
     modes::keep_to_ourselves();
+    check_cores(config.sandbox.cores)?;
     make_directory(&config.run_dir)?;
     make_directory(&config.state_dir)?;
     if let Some(parent) = socket.parent() {
@@ -113,7 +121,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     pods.adopt().await?;
     tokio::spawn(streams.run(pods.clone()));
     warm_up(&pods);
-    let listener = listen(&socket)?;
+    let listener = listen(&socket, callers)?;
     tracing::info!("serving CRI on unix://{}", socket.display());
     notifier.tell(notify::READY);
     tokio::spawn(notifier.clone().watch());
@@ -133,7 +141,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     };
     let server = tonic::transport::Server::builder()
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener), async move {
+        .serve_with_incoming_shutdown(incoming(listener, callers), async move {
             let _ = told.wait_for(|stop| *stop).await;
         });
     tokio::pin!(server);
@@ -151,6 +159,21 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     }
     // An error is ignored, because the next daemon replaces the socket anyway.
     let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Checks that VMs can have cores of their own if that is wanted. A wish for isolation is never dropped silently.
+fn check_cores(wanted: Cores) -> Result<(), ServeError> {
+    if wanted == Cores::Shared {
+        return Ok(());
+    }
+    match cores::support() {
+        Support::Works => tracing::info!("core scheduling: no VM shares a CPU core with another"),
+        Support::NoSmt => tracing::info!(
+            "core scheduling: SMT is not active, so no VM shares a CPU core with another anyway"
+        ),
+        Support::Missing => return Err(ServeError::Cores),
+    }
     Ok(())
 }
 
@@ -211,6 +234,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
             initramfs: config.initramfs,
             extra_cmdline: sandbox.extra_cmdline,
             ready_timeout: sandbox.ready_timeout,
+            cores: sandbox.cores,
         },
     })
 }
@@ -257,9 +281,9 @@ fn lock(path: &Path) -> Result<File, ServeError> {
     }
 }
 
-/// Listens on the socket, with access only for root. A socket file that nobody answers is left over from an earlier
+/// Listens on the socket, with access only for those who may call. A socket file that nobody answers is left over from an earlier
 /// daemon and is replaced.
-fn listen(path: &Path) -> Result<UnixListener, ServeError> {
+fn listen(path: &Path, callers: Callers) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen {
         path: path.to_owned(),
         source,
@@ -272,16 +296,24 @@ fn listen(path: &Path) -> Result<UnixListener, ServeError> {
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    callers.own_socket(path).map_err(failed)?;
     Ok(listener)
 }
 
-/// The connections of clients.
-fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
-    stream::unfold(listener, async |listener| {
+/// The connections of clients that may call.
+fn incoming(
+    listener: UnixListener,
+    callers: Callers,
+) -> impl Stream<Item = io::Result<UnixStream>> {
+    let start = (listener, Door::new(callers));
+    stream::unfold(start, async |(listener, mut door)| {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Ok((stream, _)) => {
+                    if let Some(stream) = door.pass(stream) {
+                        return Some((Ok(stream), (listener, door)));
+                    }
+                }
                 Err(error) => {
                     tracing::warn!("a client of CRI cannot connect now: {error}");
                     sleep(ACCEPT_PAUSE).await;
@@ -309,13 +341,10 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sock");
-        let first = listen(&path).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert!(matches!(listen(&path), Err(ServeError::Running(_))));
+        let listen = || listen(&path, Callers::default());
+        let first = listen().unwrap();
+        assert!(matches!(listen(), Err(ServeError::Running(_))));
         drop(first);
-        assert!(listen(&path).is_ok());
+        assert!(listen().is_ok());
     }
 }

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// The exit code of a container that was killed, or whose pod is gone: 128 + SIGKILL.
 pub const KILLED_EXIT_CODE: i32 = 137;
+/// The exit code of a container that never ran: that of containerd, whatever the cause.
+pub const START_FAILED_EXIT_CODE: i32 = 128;
 
 /// How a container ended. Times are nanoseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,9 +55,9 @@ impl Exit {
     }
 
     /// The exit of a container that never ran.
-    pub fn not_started(code: i32, message: String, at: i64) -> Self {
+    pub fn not_started(message: String, at: i64) -> Self {
         Self {
-            code,
+            code: START_FAILED_EXIT_CODE,
             reason: ExitReason::StartError,
             message,
             started_at: 0,

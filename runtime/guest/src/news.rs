@@ -46,16 +46,17 @@ impl News {
             },
             State::Exited => {
                 let code = Some(status.exit_code).filter(|code| (0..=255).contains(code))?;
-                Told::Exited(Exit {
-                    code,
-                    reason: if status.reason == START_ERROR {
-                        ExitReason::StartError
-                    } else {
-                        ExitReason::of(code, status.oom_killed)
+                let message = bounded(&status.message);
+                let finished_at = past(status.finished_at_unix_nanoseconds);
+                Told::Exited(match status.reason == START_ERROR {
+                    true => Exit::not_started(message, finished_at),
+                    false => Exit {
+                        code,
+                        reason: ExitReason::of(code, status.oom_killed),
+                        message,
+                        started_at: past(status.started_at_unix_nanoseconds),
+                        finished_at,
                     },
-                    message: bounded(&status.message),
-                    started_at: past(status.started_at_unix_nanoseconds),
-                    finished_at: past(status.finished_at_unix_nanoseconds),
                 })
             }
         };
@@ -112,6 +113,6 @@ mod tests {
     fn a_program_that_could_not_be_executed_is_told_from_one_that_ended() {
         assert_eq!(exit(|_| ()).reason, ExitReason::Error);
         let failed = exit(|s| s.reason = START_ERROR.into());
-        assert_eq!((failed.code, failed.reason), (3, ExitReason::StartError));
+        assert_eq!((failed.code, failed.reason), (128, ExitReason::StartError));
     }
 }

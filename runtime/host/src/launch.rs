@@ -30,6 +30,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::cores::{self, Cores};
 use crate::files::{Files, last_lines, open_regular};
 use crate::guest::Guest;
 use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
@@ -61,6 +62,8 @@ pub enum LaunchError {
     },
     #[error("pass file descriptors to the VMM: {0}")]
     Descriptors(String),
+    #[error("keep other VMs off the CPU cores of this one (sandbox.core_scheduling)")]
+    Cores(#[source] io::Error),
     #[error("send the VMM its configuration")]
     Configure(#[source] io::Error),
     #[error("the VM ended while {stage}: {obituary}{console}")]
@@ -92,6 +95,7 @@ pub struct Launcher {
     pub initramfs: PathBuf,
     pub extra_cmdline: String,
     pub ready_timeout: Duration,
+    pub cores: Cores,
 }
 
 /// What is different for each VM.
@@ -170,6 +174,7 @@ impl Launcher {
         if let Err(e) = process.set_oom_score_adj(0) {
             tracing::debug!("oom_score_adj of the VMM: {e}");
         }
+        cores::separate(self.cores, process.identity()).map_err(LaunchError::Cores)?;
         Ok(Starting {
             process: Arc::new(process),
             config,

@@ -162,10 +162,10 @@ mod tests {
     #[tokio::test]
     async fn a_limit_of_file_sizes_is_raised_and_never_lowered() {
         let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -f 2; exec sleep 1000"]);
+        command.args(["-c", "ulimit -S -f 2; exec sleep 1000"]);
         let process = VmmProcess::of_child(command.spawn().unwrap()).unwrap();
         let pid = process.identity().pid;
-        let blocks = |count| count * 512;
+        let blocks = |count: u64| count * 512;
         while crate::sys::file_size_limit(pid).unwrap() != blocks(2) {
             tokio::task::yield_now().await;
         }

@@ -25,8 +25,9 @@ use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
 
 use crate::control;
+use crate::cores;
 use crate::files::{Files, last_lines, open_regular};
-use crate::process::VmmProcess;
+use crate::process::{Identity, VmmProcess};
 
 /// The number of the socket's file descriptor in the file server.
 const SOCKET_FD: i32 = 3;
@@ -80,8 +81,8 @@ pub struct Starting {
     files: Files,
 }
 
-/// Starts the file server of the guest whose files are `files`.
-pub fn spawn(program: &Path, files: Files) -> Result<Starting, ShareError> {
+/// Starts the file server of the guest whose files are `files`, and whose VMM is `vmm`.
+pub fn spawn(program: &Path, files: Files, vmm: Identity) -> Result<Starting, ShareError> {
     let failed = |source| server(&files, "start it", source);
     let (socket, servers) = UnixStream::pair().map_err(failed)?;
     let mut options = OpenOptions::new();
@@ -109,6 +110,8 @@ pub fn spawn(program: &Path, files: Files) -> Result<Starting, ShareError> {
     if let Err(e) = process.set_oom_score_adj(0) {
         tracing::debug!("oom_score_adj of the file server: {e}");
     }
+    cores::join(vmm, process.identity())
+        .map_err(|e| server(&files, "give it the VM's cores", e))?;
     let (input, output) = pipes.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
     Ok(Starting {
         process: Arc::new(process),

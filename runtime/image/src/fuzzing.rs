@@ -8,8 +8,11 @@ use std::sync::Arc;
 pub use crate::contents::ImageRecord;
 pub use crate::layer::LayerError;
 use crate::layer::{Limits, Promise};
-pub use crate::manifest::{ImageConfig, Manifest};
+pub use crate::manifest::{Candidates, ImageConfig, Manifest};
 pub use crate::registry::{Challenge, error_message, pause};
+
+/// So much that a hole of a file cannot take all memory.
+const MAX_IMAGE_BYTES: u64 = 64 << 20;
 
 /// Converts an archive that is not compressed to an EROFS file system in `file`, as a pull does.
 pub fn convert(archive: &[u8], file: File) -> Result<(), LayerError> {
@@ -19,7 +22,7 @@ pub fn convert(archive: &[u8], file: File) -> Result<(), LayerError> {
         diff_id: digest.clone(),
         digest,
     };
-    let limits = Limits::new(Path::new("/"), u64::MAX, 0, &Arc::default());
+    let limits = Limits::new(Path::new("/"), MAX_IMAGE_BYTES, 0, &Arc::default());
     let limits = Arc::new(limits.map_err(LayerError::Write)?);
     crate::layer::convert(archive, file, &promise, &limits)
 }

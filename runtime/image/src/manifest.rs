@@ -3,6 +3,7 @@
 //! which differ only in the names of media types. Unknown fields are ignored, as both specifications demand.
 
 mod configuration;
+mod platform;
 
 use serde::Deserialize;
 
@@ -10,6 +11,8 @@ use crate::digest::Digest;
 use crate::failure::{FailureKind, shorten};
 use crate::layer::MAX_LAYER_BYTES;
 pub use configuration::{ImageConfig, ImageDefaults};
+use platform::Machine;
+pub use platform::Platform;
 
 /// overlayfs accepts 500 lower layers.
 const MAX_LAYERS: usize = 500;
@@ -25,7 +28,8 @@ const CONFIG_TYPES: [&str; 2] = [
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 ];
-const OS: &str = "linux";
+/// The most entries without a platform that are tried.
+const MAX_UNNAMED: usize = 8;
 
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,14 @@ pub enum ManifestError {
 }
 
 impl ManifestError {
+    /// The error for an image whose configuration says that it is for other machines.
+    pub fn not_for_this_machine(platform: &Platform) -> Self {
+        Self::Platform {
+            wanted: Machine::this().to_string(),
+            offered: shorten(&platform.to_string()),
+        }
+    }
+
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Platform { .. } => FailureKind::NotFound,
@@ -76,22 +88,24 @@ pub struct Descriptor {
     platform: Option<Platform>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-    variant: Option<String>,
-}
-
 /// What a manifest turned out to be.
 #[derive(Debug)]
 pub enum Manifest {
-    /// An index. The descriptor is that of the image for this machine.
-    Index(Descriptor),
+    /// An index, with what may be the image for this machine.
+    Index(Candidates),
     Image {
         config: Descriptor,
         layers: Vec<Descriptor>,
     },
+}
+
+/// The entries of an index that may lead to the image for this machine.
+#[derive(Debug)]
+pub enum Candidates {
+    /// The index says that this is the one.
+    Named(Box<Descriptor>),
+    /// The index says of none of these what it is for. The configuration of each image does.
+    Unnamed(Vec<Descriptor>),
 }
 
 #[derive(Deserialize)]
@@ -112,7 +126,7 @@ impl Manifest {
         // A document that is both index and image could be one image here and another one elsewhere: refuse it.
         match (document.manifests, document.config, document.layers) {
             (Some(manifests), None, None) if INDEX_TYPES.contains(&media_type) => {
-                choose(manifests, &machine()).map(Self::Index)
+                choose(manifests, &Machine::this()).map(Self::Index)
             }
             (None, Some(config), Some(layers)) if IMAGE_TYPES.contains(&media_type) => {
                 if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
@@ -139,47 +153,40 @@ fn unreadable(what: &'static str, error: &serde_json::Error) -> ManifestError {
     }
 }
 
-/// This machine's architecture, by Go's name.
-fn machine() -> String {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
+/// The entry of an index that suits the machine best, else those that do not say what they are for.
+fn choose(manifests: Vec<Descriptor>, machine: &Machine) -> Result<Candidates, ManifestError> {
+    let platforms = manifests.iter().filter_map(|one| one.platform.as_ref());
+    let offered = platforms.map(ToString::to_string).take(20);
+    let offered = offered.collect::<Vec<_>>().join(", ");
+    let mut best: Option<(u8, Descriptor)> = None;
+    let mut unnamed = Vec::new();
+    for one in manifests {
+        let Some(platform) = &one.platform else {
+            if unnamed.len() < MAX_UNNAMED {
+                unnamed.push(one);
+            }
+            continue;
+        };
+        let Some(level) = machine.suits(platform) else {
+            continue;
+        };
+        // Of two that suit as well, the first.
+        if best.as_ref().is_none_or(|(highest, _)| level > *highest) {
+            best = Some((level, one));
+        }
     }
-    .to_owned()
-}
-
-/// The first manifest of an index that is for Linux on this architecture.
-fn choose(manifests: Vec<Descriptor>, architecture: &str) -> Result<Descriptor, ManifestError> {
-    let show = |platform: &Platform| {
-        let variant = platform.variant.iter().map(|variant| format!("/{variant}"));
-        format!(
-            "{}/{}{}",
-            platform.os,
-            platform.architecture,
-            variant.collect::<String>()
-        )
-    };
-    let offered = manifests
-        .iter()
-        .filter_map(|one| one.platform.as_ref())
-        .map(show);
-    let offered = offered.take(20).collect::<Vec<_>>().join(", ");
-    let fits = |one: &Descriptor| {
-        let platform = one.platform.as_ref();
-        platform.is_some_and(|platform| platform.os == OS && platform.architecture == architecture)
-    };
-    manifests
-        .into_iter()
-        .find(fits)
-        .ok_or_else(|| ManifestError::Platform {
-            wanted: format!("{OS}/{architecture}"),
+    match best {
+        Some((_, one)) => Ok(Candidates::Named(Box::new(one))),
+        None if !unnamed.is_empty() => Ok(Candidates::Unnamed(unnamed)),
+        None => Err(ManifestError::Platform {
+            wanted: machine.to_string(),
             offered: if offered.is_empty() {
-                "none with a platform".to_owned()
+                "none".to_owned()
             } else {
                 shorten(&offered)
             },
-        })
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -217,6 +224,47 @@ mod tests {
             "no image for linux/amd64, the index has linux/arm64, linux/s390x"
         );
         assert_eq!(error.kind(), FailureKind::NotFound);
+    }
+
+    #[test]
+    fn the_highest_level_that_the_cpu_has_is_taken() {
+        let entry = |platform: &str, size: u64| {
+            let text = format!(r#"{{"digest":"{DIGEST}","size":{size}{platform}}}"#);
+            serde_json::from_str::<Descriptor>(&text).unwrap()
+        };
+        let amd64 = |variant: &str| {
+            let variant = match variant {
+                "" => String::new(),
+                variant => format!(r#","variant":"{variant}""#),
+            };
+            format!(r#","platform":{{"os":"linux","architecture":"amd64"{variant}}}"#)
+        };
+        let taken = |level, variants: &[&str]| {
+            let list = variants.iter().zip(1..);
+            let list = list.map(|(variant, size)| match *variant {
+                "unnamed" => entry("", size),
+                variant => entry(&amd64(variant), size),
+            });
+            match choose(list.collect(), &Machine::new("amd64", level)).ok()? {
+                Candidates::Named(one) => Some(vec![one.size]),
+                Candidates::Unnamed(list) => Some(list.iter().map(|one| one.size).collect()),
+            }
+        };
+        let all = ["v4", "v3", "v2", ""];
+        for (level, variants, expected) in [
+            (1, &all[..], Some(vec![4])),
+            (2, &all, Some(vec![3])),
+            (3, &all, Some(vec![2])),
+            (4, &all, Some(vec![1])),
+            (3, &["", "v1", "v2", "v2"], Some(vec![3])),
+            (1, &["v1", ""], Some(vec![1])),
+            (1, &["v3", "v2"], None),
+            (1, &["v3", "unnamed", "unnamed"], Some(vec![2, 3])),
+            (1, &["unnamed", ""], Some(vec![2])),
+            (4, &["vX"], None),
+        ] {
+            assert_eq!(taken(level, variants), expected, "{level} {variants:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::contents::{Contents, ImageRecord, StoreError};
 use crate::digest::Digest;
 use crate::failure::FailureKind;
 use crate::layer::{Excess, LayerError, Limits};
-use crate::manifest::{Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::manifest::{Candidates, Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::progress::Counters;
 use crate::reference::{Reference, Version};
 use crate::registry::{RegistryError, Repository};
@@ -30,6 +30,8 @@ use crate::turns::{MAX_PULLS, PullTurns};
 const CONFIG_BYTES: u64 = 8 << 20;
 /// The most documents on the way to an image: an index may refer to an index, and that to an image.
 const MANIFEST_DEPTH: usize = 3;
+/// The most documents that are read until the image is found: indexes need not say which entry is for which machine.
+const MAX_MANIFESTS: usize = 16;
 
 /// Why an image was not pulled.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +107,28 @@ struct Resolved {
     manifest_bytes: u64,
 }
 
+/// A document that may lead to the image.
+struct Candidate {
+    version: String,
+    promised: Option<Digest>,
+    /// How many documents lead to it, itself included.
+    depth: usize,
+    /// Whether the reference and each index on the way name it as the one for this machine.
+    is_named: bool,
+}
+
+impl Candidate {
+    /// An entry of the index `before`.
+    fn behind(before: &Self, entry: Descriptor, is_named: bool) -> Self {
+        Self {
+            version: entry.digest.to_string(),
+            promised: Some(entry.digest),
+            depth: before.depth + 1,
+            is_named,
+        }
+    }
+}
+
 /// Downloads what is missing and records the image under `reference`.
 pub async fn pull(
     contents: &Arc<Contents>,
@@ -172,18 +196,40 @@ fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
 impl Pull {
     /// Follows the reference, through indexes, to the image for this machine.
     async fn resolve(&self, reference: &Reference) -> Result<Resolved, PullError> {
-        let mut version = reference.version_text().to_owned();
-        let mut promised = match &reference.version {
+        let promised = match &reference.version {
             Version::Digest(digest) => Some(digest.clone()),
             Version::Tag(_) => None,
         };
+        // The last one is tried first.
+        let mut untried = vec![Candidate {
+            version: reference.version_text().to_owned(),
+            promised,
+            depth: 1,
+            is_named: true,
+        }];
         let (mut top, mut manifest_bytes) = (None, 0u64);
-        for _ in 0..MANIFEST_DEPTH {
-            let (manifest, digest, bytes) = self.one_manifest(&version, promised.as_ref()).await?;
+        let mut unsuitable = ManifestError::Nested;
+        for _ in 0..MAX_MANIFESTS {
+            let Some(one) = untried.pop() else { break };
+            let read = self.one_manifest(&one.version, one.promised.as_ref()).await;
+            let (manifest, digest, bytes) = match read {
+                // Something else than an image for this machine may stand beside one.
+                Err(PullError::Manifest { source, .. }) if !one.is_named => {
+                    unsuitable = source;
+                    continue;
+                }
+                read => read?,
+            };
             manifest_bytes = manifest_bytes.saturating_add(bytes);
             let top = top.get_or_insert(digest).clone();
             match manifest {
                 Manifest::Image { config, layers } => {
+                    if !one.is_named
+                        && let Err(error) = self.suits(&config, layers.len()).await?
+                    {
+                        unsuitable = error;
+                        continue;
+                    }
                     return Ok(Resolved {
                         top,
                         config,
@@ -191,13 +237,33 @@ impl Pull {
                         manifest_bytes,
                     });
                 }
-                Manifest::Index(next) => {
-                    version = next.digest.to_string();
-                    promised = Some(next.digest);
+                Manifest::Index(_) if one.depth == MANIFEST_DEPTH => {
+                    unsuitable = ManifestError::Nested;
+                }
+                Manifest::Index(Candidates::Named(next)) => {
+                    untried.push(Candidate::behind(&one, *next, one.is_named));
+                }
+                Manifest::Index(Candidates::Unnamed(list)) => {
+                    let next = list.into_iter().rev();
+                    untried.extend(next.map(|next| Candidate::behind(&one, next, false)));
                 }
             }
         }
-        Err(self.manifest(ManifestError::Nested))
+        Err(self.manifest(unsuitable))
+    }
+
+    /// Whether an image is for this machine, by its configuration.
+    async fn suits(
+        &self,
+        config: &Descriptor,
+        layers: usize,
+    ) -> Result<Result<(), ManifestError>, PullError> {
+        match self.config(config, layers).await {
+            Ok(parsed) if parsed.platform.suits_this_machine() => Ok(Ok(())),
+            Ok(parsed) => Ok(Err(ManifestError::not_for_this_machine(&parsed.platform))),
+            Err(PullError::Manifest { source, .. }) => Ok(Err(source)),
+            Err(error) => Err(error),
+        }
     }
 
     /// One manifest with its digest and size. If a mirror sends something else for a tag, the next host is asked.

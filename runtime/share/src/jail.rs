@@ -42,8 +42,9 @@ fn kept() -> CapabilitySet {
         | CapabilitySet::SETUID
 }
 
-/// Leaves the host's namespaces.
+/// Leaves the daemon's groups and the host's namespaces.
 pub(super) fn separate() -> Result<Side, ShareError> {
+    privileges::become_user(0, 0)?;
     namespaces::separate()?;
     Ok(namespaces::fork()?)
 }

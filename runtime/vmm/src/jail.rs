@@ -64,6 +64,7 @@ pub fn enter(config: &VmConfig) -> Result<(), JailError> {
     privileges::keep(none)?;
     // Whoever makes a user namespace has all capabilities in it.
     if namespaces::enter_user_namespace()? {
+        privileges::bound(none);
         privileges::keep(none)?;
     }
     root::forbid_paths()?;

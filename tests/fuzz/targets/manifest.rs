@@ -3,7 +3,7 @@
 #![no_main]
 
 use bulkhead_fuzz::input::Input;
-use bulkhead_image::fuzzing::Manifest;
+use bulkhead_image::fuzzing::{Candidates, Manifest};
 
 const TYPES: [&str; 5] = [
     "application/vnd.oci.image.index.v1+json",
@@ -25,7 +25,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 assert_eq!(one.digest.hex().len(), 64);
             }
         }
-        Ok(Manifest::Index(one)) => assert_eq!(one.digest.hex().len(), 64),
+        Ok(Manifest::Index(Candidates::Named(one))) => assert_eq!(one.digest.hex().len(), 64),
+        Ok(Manifest::Index(Candidates::Unnamed(list))) => {
+            assert!(!list.is_empty() && list.len() <= 8, "the entries to try");
+        }
         Err(error) => {
             let text = error.to_string();
             assert!(text.len() <= MOST_ERROR_BYTES, "{text}");

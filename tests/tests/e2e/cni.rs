@@ -147,7 +147,7 @@ while [ "$CNI_COMMAND" = ADD ] && [ -e "${0%/*}/held" ]; do sleep 0.1; done
     let conflist = |more: &str| {
         format!(
             r#"{{"cniVersion":"1.0.0","name":"bulkhead-slow","plugins":[
-                {{"type":"bridge","bridge":"bulkhead1","ipam":{{"type":"host-local",
+                {{"type":"bridge","bridge":"bulkhead5","ipam":{{"type":"host-local",
                   "dataDir":"/run/bulkhead-tests-ipam","subnet":"10.85.0.0/16"}}}}{more}]}}"#
         )
     };

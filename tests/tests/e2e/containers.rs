@@ -23,7 +23,7 @@ async fn pod() -> (Daemon, Client, Pod, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
+async fn exit_codes_signals_and_start_failures_come_back_as_containerd_gives_them() {
     let (_daemon, mut client, pod, busybox) = pod().await;
     let table = [
         ("zero", "true", 0, "Completed"),
@@ -55,9 +55,9 @@ async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
         assert!(status.started_at >= status.created_at, "{status:?}");
         assert!(status.finished_at >= status.started_at, "{status:?}");
     }
-    for (name, command, code) in [
-        ("missing", "no-such-command", 127),
-        ("not-executable", "/etc/passwd", 126),
+    for (name, command) in [
+        ("missing", "no-such-command"),
+        ("not-executable", "/etc/passwd"),
     ] {
         let config = container(name, &busybox, &[command]);
         let id = client.create(&pod, config).await.expect("create");
@@ -67,7 +67,7 @@ async fn exit_codes_signals_and_start_failures_come_back_as_runc_gives_them() {
         assert_eq!(status.state(), ContainerState::ContainerExited);
         assert_eq!(
             (status.exit_code, status.reason.as_str()),
-            (code, "StartError"),
+            (128, "StartError"),
             "{name}"
         );
         assert!(status.message.contains(command), "{status:?}");
@@ -233,6 +233,93 @@ async fn stop_sends_the_images_signal_and_kills_a_program_that_ignores_it() {
         assert_eq!(client.exited(&id).await.exit_code, code, "{name}");
         client.stop(&id, grace).await.expect("stop it again");
     }
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_stop_sends_no_second_signal_and_can_only_shorten_the_wait() {
+    let (_daemon, mut client, pod, busybox) = pod().await;
+    let script = "trap 'echo got' TERM; echo ready; while true; do sleep 0.1; done";
+    let id = client.run_script(&pod, "stubborn", &busybox, script).await;
+    client
+        .log_until(&pod, "stubborn", |log| log.contains("ready"))
+        .await;
+    let (mut first, of_first) = (client.clone(), id.clone());
+    let first = tokio::spawn(async move { first.stop(&of_first, 600).await });
+    client
+        .log_until(&pod, "stubborn", |log| log.contains("got"))
+        .await;
+    client.stop(&id, 3).await.expect("stop with less patience");
+    first.await.expect("the first stop").expect("first stop");
+    assert_eq!(client.exited(&id).await.exit_code, 137);
+    let log = client.log_until(&pod, "stubborn", |_| true).await;
+    assert_eq!(log.matches("got").count(), 1, "{log}");
+    client.end_pod(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_finds_the_cgroup_limits_and_files_that_a_node_gives() {
+    let daemon = Daemon::start_with(Networking::Loopback, "").await;
+    let mut client = daemon.client().await;
+    let busybox = Registry::shared().image("test/busybox");
+    let image_id = client.pull(&busybox).await.expect("pull");
+    let mut config = client.pod_config("pod");
+    config.linux = Some(LinuxPodSandboxConfig {
+        security_context: Some(LinuxSandboxSecurityContext {
+            privileged: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let linux = |privileged: bool| {
+        Some(LinuxContainerConfig {
+            resources: Some(LinuxContainerResources {
+                memory_limit_in_bytes: 64 << 20,
+                ..Default::default()
+            }),
+            security_context: Some(LinuxContainerSecurityContext {
+                privileged,
+                readonly_rootfs: !privileged,
+                run_as_user: (!privileged).then_some(Int64Value { value: 1000 }),
+                ..Default::default()
+            }),
+        })
+    };
+    let mut config = container("plain", &busybox, &["sh", "-c", "pwd; exec sleep 1000"]);
+    // kubelet names an image by its id, and says beside it what the user wrote.
+    let image = config.image.as_mut().expect("image");
+    image.user_specified_image = std::mem::replace(&mut image.image, image_id);
+    config.working_dir = "/not/in/the/image".into();
+    config.linux = linux(false);
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    client
+        .log_until(&pod, "plain", |log| log == "/not/in/the/image\n")
+        .await;
+    let script = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max; \
+        awk '/Max (open files|processes)/ {print $(NF-2), $(NF-1)}' /proc/self/limits; \
+        cat /proc/sys/kernel/threads-max /proc/sys/kernel/pid_max; \
+        for file in resolv.conf hosts hostname; do grep -c \" /etc/$file ro,\" /proc/self/mountinfo; done";
+    assert_eq!(
+        client.shell(&id, script).await,
+        "0::/\n67108864\nunlimited unlimited\n1024 1048576\n4194304\n4194304\n1\n1\n1\n"
+    );
+    let image = client.status(&id).await.expect("status").image;
+    let image = image.expect("image").image;
+    assert_eq!(image, format!("{busybox}:latest"), "not the image's id");
+    // A container that divides its cgroup among children, as systemd does, has no process in it any more.
+    let script = "cd /sys/fs/cgroup && mkdir first && echo $$ >first/cgroup.procs && \
+        echo +memory >cgroup.subtree_control && echo divided; exec sleep 1000";
+    let mut config = container("divided", &busybox, &["sh", "-c", script]);
+    config.linux = linux(true);
+    let id = client.create(&pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    client
+        .log_until(&pod, "divided", |log| log.contains("divided"))
+        .await;
+    let script = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max";
+    assert_eq!(client.shell(&id, script).await, "0::/first\n67108864\n");
     client.end_pod(&pod).await;
 }
 

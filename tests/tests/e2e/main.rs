@@ -2,8 +2,10 @@
 //! End-to-end tests: everything goes through the CRI socket and runs in real VMs. They are one program, so that one
 //! emulated host and one registry serve them all.
 
+mod audit;
 mod block;
 mod bounds;
+mod callers;
 mod cli;
 mod clients;
 mod cni;

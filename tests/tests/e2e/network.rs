@@ -205,6 +205,20 @@ async fn a_dual_stack_pod_has_addresses_routes_mtu_and_dns_and_carries_ten_megab
         assert!(back == sent, "{} bytes came back changed", back.len());
     }
     client.end_pod(&pod).await;
+
+    // A pod may do without IPv6, though its network has it.
+    let mut config = client.pod_config("four");
+    let sysctls = ["all", "default", "eth0"];
+    let sysctls = sysctls.map(|name| (format!("net.ipv6.conf.{name}.disable_ipv6"), "1".into()));
+    config.linux.get_or_insert_default().sysctls = sysctls.into();
+    let pod = client.run_pod_with(config).await.expect("run pod");
+    let (pod, id, address) = start_in(&mut client, pod, &busybox).await;
+    let shown = client.shell(&id, "ip addr; ip route; ip -6 route").await;
+    assert!(shown.contains(&format!("inet {address}/24")), "{shown}");
+    assert!(shown.contains("default via 10.89.0.1"), "{shown}");
+    assert!(!shown.contains("inet6"), "{shown}");
+    client.shell(&id, "ping -c 1 -W 10 10.89.0.1").await;
+    client.end_pod(&pod).await;
 }
 
 /// A chain whose plugins take address ranges, port mappings and bandwidth limits from the runtime.

@@ -258,7 +258,9 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
     std::fs::write(
         &file,
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
-            "syscalls": [{"names": ["chmod", "fchmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}]}"#,
+            "syscalls": [{"names": ["chmod", "fchmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"},
+                {"names": ["getpid"], "action": "SCMP_ACT_KILL", "includes": {"arches": ["s390x"]}},
+                {"names": ["getpid"], "action": "SCMP_ACT_KILL", "excludes": {"minKernel": "5.0"}}]}"#,
     )
     .expect("write a profile");
     let seccomp = |kind, file: &str| Context {
@@ -315,6 +317,15 @@ async fn profiles_are_applied_ignored_or_refused_as_cri_allows() {
         .create(apparmor(ProfileType::Localhost, "strict"), &["true"])
         .await;
     assert_fails(refused, Code::Unimplemented, &["AppArmor", "strict"]);
+    let labelled = Context {
+        selinux_options: Some(SeLinuxOption {
+            r#type: "strict_t".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let refused = bench.create(labelled, &["true"]).await;
+    assert_fails(refused, Code::Unimplemented, &["SELinux", "strict_t"]);
     // The field that older kubelets use.
     let by_name = Context {
         apparmor_profile: "localhost/strict".into(),

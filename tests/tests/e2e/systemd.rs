@@ -9,7 +9,8 @@ use bulkhead_proto::cri::{
     LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxState,
     UpdatePodSandboxResourcesRequest,
 };
-use bulkhead_tests::client::Client;
+use bulkhead_tests::client::{Client, Pod, container};
+use bulkhead_tests::kubelet::{mount, with_mounts};
 use bulkhead_tests::node::client_program;
 use bulkhead_tests::page::{self, block};
 use bulkhead_tests::registry::{Registry, free_address};
@@ -126,12 +127,36 @@ async fn a_node_set_up_as_documented_runs_pods_in_scopes_that_outlive_the_daemon
     host.run(&["sh", "-euc", &block("start.sh")]);
     assert_eq!(host.property("bulkhead", "ActiveState"), "active");
 
+    check_protection(&host);
     check_pod_of_kubelet(&host);
     // kubelet would end a pod that it does not know.
     host.run(&["systemctl", "stop", "kubelet"]);
     check_pod_without_kubelet(&host, directory.path()).await;
     host.run(&["systemctl", "stop", "kubelet", "bulkhead"]);
     assert_eq!(host.property("bulkhead", "Result"), "success");
+}
+
+/// The daemon is confined, and sees the mounts of the host: it has no mount namespace of its own.
+fn check_protection(host: &Systemd) {
+    let daemon = host.property("bulkhead", "MainPID");
+    let namespace = |pid: &str| host.run(&["readlink", &format!("/proc/{pid}/ns/mnt")]);
+    assert_eq!(namespace(&daemon), namespace("1"));
+    let status = host.run(&["cat", &format!("/proc/{daemon}/status")]);
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "no {line:?} in:\n{status}");
+    }
+    let bound = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:\t"));
+    let bound = u64::from_str_radix(bound.expect("CapBnd"), 16).expect("a number");
+    for (name, bit) in [
+        ("SYS_MODULE", 16),
+        ("SYS_RAWIO", 17),
+        ("SYS_TIME", 25),
+        ("SYSLOG", 34),
+    ] {
+        assert_eq!(bound & (1 << bit), 0, "the daemon could have {name}");
+    }
 }
 
 fn check_pod_of_kubelet(host: &Systemd) {
@@ -211,11 +236,47 @@ fn check_pod_of_kubelet(host: &Systemd) {
     });
 }
 
+/// What the daemon's protection could break: a hostPath on a mount that is newer than the daemon, the bits that a container
+/// may set there, exec, and the network, also after the daemon was restarted.
+async fn check_work(host: &Systemd, client: &mut Client, pod: &Pod, directory: &Path) {
+    let shared = directory.join("shared");
+    std::fs::create_dir(&shared).expect("a directory to share");
+    let mounted = shared.display().to_string();
+    host.run(&["mount", "-t", "tmpfs", "tmpfs", &mounted]);
+    host.run(&["sh", "-c", &format!("echo new > {mounted}/file")]);
+    let busybox = Registry::shared().image("test/busybox");
+    client.pull(&busybox).await.expect("pull");
+    let config = container("main", &busybox, &["sleep", "1000"]);
+    let config = with_mounts(config, vec![mount(&shared, "/shared")]);
+    let id = client.create(pod, config).await.expect("create");
+    client.start(&id).await.expect("start");
+    let line = "cat /shared/file; cp /bin/busybox /shared/own; chmod 4755 /shared/own; ping -c 1 -W 20 10.85.0.1 | grep -c ttl";
+    assert_eq!(client.shell(&id, line).await, "new\n1\n");
+    let mode = host.run(&["stat", "-c", "%a", &format!("{mounted}/own")]);
+    assert_eq!(mode, "4755\n");
+    let audit = host.run(&["/usr/lib/bulkhead/bulkhead", "check", "--vm", &pod.id]);
+    assert!(audit.contains("This VM is kept in."), "{audit}");
+
+    host.run(&["systemctl", "restart", "bulkhead"]);
+    *client = connect(host, directory).await;
+    let line = "ping -c 1 -W 20 10.85.0.1 | grep -c ttl";
+    assert_eq!(
+        client.shell(&id, line).await,
+        "1\n",
+        "after a restart of the daemon"
+    );
+    client.remove(&id).await.expect("remove");
+    host.run(&["umount", &mounted]);
+}
+
+async fn connect(host: &Systemd, directory: &Path) -> Client {
+    let connected = Client::connect(&host.path(SOCKET), &directory.join("logs")).await;
+    connected.expect("connect")
+}
+
 /// A pod that a CRI client makes, without cgroups of kubelet's.
 async fn check_pod_without_kubelet(host: &Systemd, directory: &Path) {
-    let mut client = Client::connect(&host.path(SOCKET), &directory.join("logs"))
-        .await
-        .expect("connect");
+    let mut client = connect(host, directory).await;
     let mut config = client.pod_config("alone");
     let shares = |cpu_shares| LinuxContainerResources {
         cpu_shares,
@@ -240,6 +301,7 @@ async fn check_pod_without_kubelet(host: &Systemd, directory: &Path) {
     until("the scope has its new weight", host, || {
         (host.property(&scope, "CPUWeight") == "79").then_some(())
     });
+    check_work(host, &mut client, &pod, directory).await;
     let state = client.pod_state(&pod.id).await.expect("state");
     assert_eq!(state, PodSandboxState::SandboxReady);
     client.end_pod(&pod).await;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use bulkhead_text::chain;
 
-use client::Client;
+pub(crate) use client::Client;
 
 /// The exit code if the command itself failed, as in `docker run` and `podman run`.
 const OUR_FAILURE: u8 = 125;
@@ -55,7 +55,7 @@ pub enum Command {
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
-enum CliError {
+pub(crate) enum CliError {
     #[error(
         "no daemon answers on {socket}: start `bulkhead serve`, or name its socket with --socket"
     )]

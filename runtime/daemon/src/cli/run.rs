@@ -144,8 +144,7 @@ impl Run {
         Ok(exit_code(status.exit_code))
     }
 
-    /// The exit code of a container that could not be started: 127 if the command does not exist, 126 if it cannot be
-    /// executed.
+    /// Reports a container that could not be started. Returns the exit code for that.
     async fn not_started(&mut self, id: &str, error: tonic::Status) -> Result<u8, CliError> {
         let status = self.client.container(id).await?;
         let error = failed("start container")(error);
@@ -153,7 +152,7 @@ impl Run {
             return Err(error);
         }
         eprintln!("bulkhead: {error}");
-        Ok(exit_code(status.exit_code))
+        Ok(start_failure_code(&status.message).unwrap_or_else(|| exit_code(status.exit_code)))
     }
 
     /// Pulls the image if it is missing.
@@ -311,6 +310,16 @@ fn container_config(arguments: &Arguments) -> Result<cri::ContainerConfig, CliEr
     })
 }
 
+/// The exit code that a shell has for a command that it cannot run: 127 if there is none, 126 if it is not executable.
+/// CRI has one code for all failed starts, so the reason is in the message only.
+fn start_failure_code(message: &str) -> Option<u8> {
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if says(&["executable file not found", "no such file or directory"]) {
+        return Some(127);
+    }
+    says(&["permission denied", "is a directory", "exec format error"]).then_some(126)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +345,26 @@ mod tests {
         let config = container_config(&arguments).unwrap();
         assert_eq!(config.envs[0].value, b"b=c");
         assert_eq!(config.args.len(), 4);
+    }
+
+    #[test]
+    fn a_command_that_cannot_run_gives_a_shells_exit_code() {
+        for (message, code) in [
+            (
+                "exec: \"x\": executable file not found in $PATH: unknown",
+                Some(127),
+            ),
+            (
+                "exec: \"/x\": stat /x: no such file or directory: unknown",
+                Some(127),
+            ),
+            ("exec: \"/x\": permission denied: unknown", Some(126)),
+            ("exec: \"/\": is a directory: unknown", Some(126)),
+            ("exec: \"/x\": exec format error: unknown", Some(126)),
+            ("set limit \"RLIMIT_NOFILE\": Operation not permitted", None),
+        ] {
+            assert_eq!(start_failure_code(message), code, "{message}");
+        }
     }
 
     #[test]

@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_host::cgroup::Unbounded;
+use bulkhead_host::cores::Cores;
 use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 
+use crate::callers::Callers;
 pub use cgroup_driver::CgroupDriver;
 pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
@@ -68,6 +70,7 @@ pub enum ConfigError {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub socket: PathBuf,
+    pub callers: Callers,
     /// For what must survive a reboot: images, records of pods, scratch disks.
     pub state_dir: PathBuf,
     /// For what need not survive a reboot: sockets, console logs, network namespaces.
@@ -111,6 +114,7 @@ pub struct SandboxConfig {
     pub extra_cmdline: String,
     /// The users of VMs, each with its group. They are nobody else's.
     pub users: Range<u32>,
+    pub cores: Cores,
 }
 
 impl RawStreaming {
@@ -179,6 +183,10 @@ impl Config {
                 &socket,
             )?,
             socket,
+            callers: Callers {
+                uid: raw.socket_uid,
+                gid: raw.socket_gid,
+            },
             cni: NetworkConfig {
                 conf_dir: absolute("cni.conf_dir", cni.conf_dir)?,
                 bin_dirs: cni.bin_dirs,
@@ -298,6 +306,10 @@ impl RawSandbox {
             parallel_boots,
             extra_cmdline: self.extra_cmdline,
             users: self.first_uid..self.first_uid.saturating_add(self.uids),
+            cores: match self.core_scheduling {
+                true => Cores::OwnForEachVm,
+                false => Cores::Shared,
+            },
         })
     }
 }
@@ -358,21 +370,26 @@ mod tests {
         assert!(config.sandbox.parallel_boots >= 1);
         assert_eq!(config.cgroup_parent.as_deref(), Some(Path::new("bulkhead")));
         assert_eq!(config.unbounded, Unbounded::Refuse);
+        assert_eq!(config.callers, Callers::default());
+        assert_eq!(config.sandbox.cores, Cores::Shared);
         assert_eq!(config.cni.cache_dir, Path::new("/var/lib/bulkhead/cni"));
     }
 
     #[test]
     fn what_is_written_wins() {
         let config = parse(
-            "run_dir = \"/r\"\ncgroup_parent = \"\"\nallow_unbounded_vms = true\n[sandbox]\nvcpus = 2\nfirst_uid = 7\nuids = 3\nparallel_boots = 5\n\
+            "run_dir = \"/r\"\nsocket_gid = 5\ncgroup_parent = \"\"\nallow_unbounded_vms = true\n[sandbox]\nvcpus = 2\nfirst_uid = 7\nuids = 3\ncore_scheduling = true\nparallel_boots = 5\n\
              [registries.\"127.0.0.1:5000\"]\nplain_http = true\n[images]\nstall_timeout_seconds = 2\nmax_image_gib = 3\nkeep_free_mib = 4\nmin_kib_per_second = 5\n",
         )
         .unwrap();
         assert_eq!(config.sandbox.vcpus, 2);
         assert_eq!(config.sandbox.parallel_boots, 5);
         assert_eq!(config.sandbox.users, 7..10);
+        assert_eq!(config.sandbox.cores, Cores::OwnForEachVm);
         assert_eq!(config.cni.netns_dir, Path::new("/r/netns"));
         assert_eq!(config.cgroup_parent, None);
+        let gid = Some(5);
+        assert_eq!(config.callers, Callers { uid: None, gid });
         assert_eq!(config.unbounded, Unbounded::Allow);
         let images = config.image_config();
         assert_eq!(images.stall_timeout, Duration::from_secs(2));

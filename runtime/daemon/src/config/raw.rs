@@ -16,6 +16,8 @@ pub const DEFAULT_SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 #[serde(default, deny_unknown_fields)]
 pub struct RawConfig {
     pub socket: PathBuf,
+    pub socket_uid: Option<u32>,
+    pub socket_gid: Option<u32>,
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
     pub kernel: Option<PathBuf>,
@@ -58,6 +60,7 @@ pub struct RawSandbox {
     pub extra_cmdline: String,
     pub first_uid: u32,
     pub uids: u32,
+    pub core_scheduling: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -102,6 +105,8 @@ impl Default for RawConfig {
     fn default() -> Self {
         Self {
             socket: DEFAULT_SOCKET.into(),
+            socket_uid: None,
+            socket_gid: None,
             state_dir: "/var/lib/bulkhead".into(),
             run_dir: "/run/bulkhead".into(),
             kernel: None,
@@ -137,6 +142,7 @@ impl Default for RawSandbox {
             extra_cmdline: String::new(),
             first_uid: 0x7000_0000,
             uids: 1 << 16,
+            core_scheduling: false,
         }
     }
 }

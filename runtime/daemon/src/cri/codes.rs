@@ -132,6 +132,7 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Descriptors(_)
             | LaunchError::Configure(_)
             | LaunchError::Adopt { .. }
+            | LaunchError::Cores(_)
             | LaunchError::Fault(_) => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Parses CRI's security contexts.
 //!
-//! A guest has neither AppArmor nor SELinux. SELinux labels are ignored, as every runtime does on a host without
-//! SELinux. AppArmor's default profile is ignored too. But a profile that is given by name is refused, because the user
-//! relies on it.
+//! A guest has neither AppArmor nor SELinux. AppArmor's default profile is ignored. But a profile that is given by name
+//! is refused, because the user relies on it, and so is an SELinux label that names a policy. A label's level alone is
+//! accepted: it separates pods from each other, and the VM does that.
 
 use std::io::Read;
 use std::path::Path;
@@ -17,6 +17,8 @@ use crate::pod::life::spec::{
 };
 
 const PROFILE_BYTES: u64 = 1 << 20;
+/// The type of a container that SELinux does not confine.
+const SELINUX_UNCONFINED: &str = "spc_t";
 
 /// The paths that are hidden from a container without a security context, as in other runtimes.
 pub const MASKED_PATHS: [&str; 12] = [
@@ -63,6 +65,9 @@ pub fn security(
     };
     if let Some(name) = apparmor_profile(&context) {
         return Err(not_yet("AppArmor profile", name));
+    }
+    if let Some(label) = context.selinux_options.as_ref().and_then(selinux_label) {
+        return Err(not_yet("SELinux label", &label));
     }
     if context.run_as_user.is_some() && !context.run_as_username.is_empty() {
         return Err(wrong("a user by number and name", &context.run_as_username));
@@ -143,6 +148,17 @@ fn apparmor_profile(context: &cri::LinuxContainerSecurityContext) -> Option<&str
     }
     // Older kubelets set only this field.
     context.apparmor_profile.strip_prefix("localhost/")
+}
+
+/// The SELinux label, if it names a policy that is to confine the container.
+fn selinux_label(label: &cri::SeLinuxOption) -> Option<String> {
+    let is_unconfined = label.r#type == SELINUX_UNCONFINED;
+    let kind = if is_unconfined { "" } else { &label.r#type };
+    let parts = [label.user.as_str(), &label.role, kind];
+    parts
+        .iter()
+        .any(|part| !part.is_empty())
+        .then(|| format!("{}:{}:{kind}:{}", label.user, label.role, label.level))
 }
 
 /// The seccomp profile. One that is a file on the host is read here, and its content goes into the guest.

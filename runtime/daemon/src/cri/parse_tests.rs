@@ -332,6 +332,31 @@ fn seccomp_profiles_are_read_from_the_host() {
 }
 
 #[test]
+fn an_selinux_label_that_names_a_policy_is_refused() {
+    for (user, role, kind, level, is_refused) in [
+        ("", "", "", "", false),
+        ("", "", "", "s0:c1,c2", false),
+        ("", "", "spc_t", "s0", false),
+        ("", "", "strict_t", "", true),
+        ("system_u", "", "", "", true),
+        ("", "system_r", "spc_t", "", true),
+    ] {
+        let parsed = with_context(|context| {
+            context.selinux_options = Some(cri::SeLinuxOption {
+                user: user.into(),
+                role: role.into(),
+                r#type: kind.into(),
+                level: level.into(),
+            });
+        });
+        assert_eq!(parsed.is_err(), is_refused, "{user}:{role}:{kind}:{level}");
+        if let Err(error) = parsed {
+            assert!(error.to_string().contains("SELinux"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn every_signal_of_cri_has_a_number() {
     for value in 1..=65 {
         let signal = cri::Signal::try_from(value).unwrap();

@@ -50,11 +50,16 @@ async fn info(pods: &Pods, view: &View) -> String {
     };
     serde_json::json!({
         "pid": view.pod.vmm().map(|identity| identity.pid),
+        "fileServer": view.pod.file_server().map(|identity| identity.pid),
+        "daemon": std::process::id(),
+        "user": view.pod.user(),
         "runDirectory": view.pod.run_directory(),
+        "stateDirectory": view.pod.state_directory(),
         "cause": cause,
         "vm": view.pod.size,
         "cgroup": view.pod.cgroup(),
         "layers": view.pod.layers,
+        "blockDevices": view.pod.blocks.iter().map(|one| one.device).collect::<Vec<_>>(),
         "vmm": statistics,
         "network": view.pod.network().map(|record| pods.describe_network(record)),
         "spec": view.pod.spec,

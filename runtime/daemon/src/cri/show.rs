@@ -111,10 +111,10 @@ pub fn container_metadata(container: &ContainerRecord) -> cri::ContainerMetadata
 
 fn image(container: &ContainerRecord) -> cri::ImageSpec {
     let spec = &container.spec;
-    image_spec(&spec.image, &spec.user_image, &spec.image_words)
+    image_spec(container.image_name(), &spec.user_image, &spec.image_words)
 }
 
-/// The image as the client asked for it.
+/// An image with what the client said about it.
 fn image_spec(image: &str, user_image: &str, words: &ImageWords) -> cri::ImageSpec {
     cri::ImageSpec {
         image: image.to_owned(),
@@ -333,10 +333,12 @@ mod tests {
         record.spec.image_words.annotations = [("a".to_owned(), "b".to_owned())].into();
         record.spec.user_image = "busybox".into();
         let image = container_status(&record).image.unwrap();
-        assert_eq!(image.image, record.spec.image);
+        assert_eq!(image.image, record.spec.image, "in a record without a name");
         assert_eq!(image.user_specified_image, "busybox");
         assert_eq!(image.runtime_handler, "bulkhead");
         assert_eq!(image.annotations["a"], "b");
         assert_eq!(container(&record).image, Some(image));
+        record.image_name = "docker.io/library/busybox:latest".into();
+        assert_eq!(container(&record).image.unwrap().image, record.image_name);
     }
 }

@@ -99,6 +99,7 @@ pub fn container_record() -> ContainerRecord {
         state: ContainerState::Created,
         created_at: 1,
         image_id: String::new(),
+        image_name: String::new(),
         image_ref: String::new(),
         stop_signal: SIGTERM,
         log_path: None,

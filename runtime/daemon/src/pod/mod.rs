@@ -51,7 +51,7 @@ use self::life::spec::{ContainerSpec, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
 use self::readings::{Depth, Reading};
-use self::registry::{Handle, Reservation};
+use self::registry::Reservation;
 use self::request::{Answer, Request};
 pub use self::view::View;
 use crate::clock::now;
@@ -213,24 +213,25 @@ impl Pods {
         handle.ask(|answer| Request::Start { id, answer }).await
     }
 
-    /// Sends the container its stop signal, and kills it after `grace`. A container that does not exist or has ended is
-    /// no error. A guest that drags that out is killed, so the container has ended in any case.
+    /// Sends the container its stop signal, and kills it after `grace`. Of several stops at once, only the first sends
+    /// the signal, and the one whose grace ends first kills. A container that does not exist or has ended is no error. A
+    /// guest that drags that out is killed, so the container has ended in any case.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), PodError> {
         let (handle, id) = match self.shared.registry.container(id) {
             Err(PodError::NotFound { .. }) => return Ok(()),
             found => found?,
         };
-        let Some(signal) = handle.running(&id).map(|record| record.stop_signal) else {
+        if handle.running(&id).is_none() {
             return Ok(());
-        };
+        }
         let stopping = async {
             if !grace.is_zero() {
-                send(&handle, &id, signal).await?;
+                sent(handle.signal_stop(&id).await)?;
                 if handle.exits_within(&id, grace).await {
                     return Ok(());
                 }
             }
-            send(&handle, &id, signal::SIGKILL).await?;
+            sent(handle.signal(&id, signal::SIGKILL).await)?;
             handle.exits_within(&id, Duration::MAX).await;
             Ok(())
         };
@@ -298,12 +299,12 @@ impl Pods {
     }
 }
 
-/// Sends a signal to a container that is to end. A guest that refuses it or does not answer is waited for all the same:
-/// at its limit the stop kills the VM, which ends the container too.
-async fn send(handle: &Handle, id: &str, signal: i32) -> Result<(), PodError> {
-    match handle.signal(id, signal).await {
+/// The result of a signal to a container that is to end. A guest that refuses it or does not answer is waited for all
+/// the same: at its limit the stop kills the VM, which ends the container too.
+fn sent(result: Result<(), PodError>) -> Result<(), PodError> {
+    match result {
         Err(PodError::Agent { .. }) => Ok(()),
-        sent => sent,
+        result => result,
     }
 }
 

@@ -224,6 +224,12 @@ impl Handle {
         })
     }
 
+    /// Sends a container its stop signal, unless it has had it already.
+    pub async fn signal_stop(&self, id: &str) -> Result<(), PodError> {
+        let id = id.to_owned();
+        self.ask(|answer| Request::SignalStop { id, answer }).await
+    }
+
     pub async fn signal(&self, id: &str, signal: i32) -> Result<(), PodError> {
         let id = id.to_owned();
         self.ask(|answer| Request::Signal { id, signal, answer })

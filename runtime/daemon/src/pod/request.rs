@@ -21,6 +21,11 @@ pub enum Request {
         id: String,
         answer: Answer<()>,
     },
+    /// The stop signal of a container, unless it has had it already.
+    SignalStop {
+        id: String,
+        answer: Answer<()>,
+    },
     Signal {
         id: String,
         signal: i32,

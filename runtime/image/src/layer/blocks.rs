@@ -95,6 +95,28 @@ impl BlockWriter {
         self.filled = padded;
     }
 
+    /// Appends zeroes. Whole blocks of them are not written, but they count as a part of the image.
+    pub fn hole(&mut self, bytes: u64) -> io::Result<()> {
+        self.limits.count_known(bytes)?;
+        const ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+        let block = BLOCK_BYTES as u64;
+        let zeroes = |count: u64| -> &[u8] {
+            let count = usize::try_from(count).unwrap_or(BLOCK_BYTES);
+            ZEROES.get(..count).unwrap_or_default()
+        };
+        let before = (self.filled.next_multiple_of(BLOCK_BYTES) - self.filled) as u64;
+        let before = before.min(bytes);
+        self.write(zeroes(before))?;
+        let rest = bytes - before;
+        if rest >= block {
+            self.flush()?;
+            let whole = u32::try_from(rest / block).ok();
+            let next = whole.and_then(|whole| self.buffer_block.checked_add(whole));
+            self.buffer_block = next.ok_or_else(|| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        }
+        self.write(zeroes(rest % block))
+    }
+
     /// Writes the block that was left free.
     pub fn set_first(&self, block: &[u8; BLOCK_BYTES]) -> io::Result<()> {
         self.file.write_all_at(block, 0)

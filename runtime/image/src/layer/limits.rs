@@ -106,7 +106,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Counts a layer that is in the store already.
+    /// Counts a layer that is in the store already, or the hole of a sparse file.
     pub fn count_known(&self, bytes: u64) -> Result<(), Excess> {
         let before = self.image_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max_image_bytes {

@@ -9,6 +9,11 @@ pub const ENTRY_BYTES: usize = 64;
 /// proves that it is not more.
 pub const NODE_BYTES: usize = 128;
 const IMPLIED_DIRECTORY_MODE: u16 = 0o755;
+/// The attribute by which the agent finds directories without an entry of their own (`agent/src/disk/implied.rs`).
+/// overlayfs hides it from containers.
+pub const OVERLAY_IMPLIED: &[u8] = b"trusted.overlay.bulkhead.implied";
+const ITSELF: &[u8] = b"y";
+const BELOW: &[u8] = b"b";
 /// The attribute that marks an opaque directory for overlayfs.
 pub const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
@@ -84,8 +89,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// A directory for which no entry has been read yet.
-    pub fn implied_directory() -> Self {
+    /// The root, for which no entry has been read yet. A container's root directory is that of its writable layer, so it
+    /// is not marked.
+    pub fn root() -> Self {
         Self {
             attributes: Attributes {
                 mode: IMPLIED_DIRECTORY_MODE,
@@ -95,6 +101,34 @@ impl Node {
         }
     }
 
+    /// A directory for which no entry has been read yet.
+    pub fn implied_directory() -> Self {
+        let mut node = Self::root();
+        node.mark(ITSELF);
+        node
+    }
+
+    fn mark(&mut self, value: &[u8]) {
+        let xattrs = &mut self.attributes.xattrs;
+        xattrs.insert(OVERLAY_IMPLIED.into(), value.into());
+    }
+
+    pub fn is_marked(&self) -> bool {
+        self.attributes.xattrs.contains_key(OVERLAY_IMPLIED)
+    }
+
+    /// Says that there is an implied directory below this one.
+    pub fn mark_above_implied(&mut self) {
+        self.mark(BELOW);
+    }
+
+    /// Makes this directory one that replaces what lower layers have of its name, rather than one that adds to it.
+    pub fn replace_lower(&mut self) {
+        self.attributes.xattrs.remove(OVERLAY_IMPLIED);
+        self.set_opaque();
+    }
+
+    /// Hides what lower layers have in this directory.
     pub fn set_opaque(&mut self) {
         let xattrs = &mut self.attributes.xattrs;
         xattrs.insert(OVERLAY_OPAQUE.into(), (*b"y").into());

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Turns tar entries into files of a [`Tree`]: ustar, GNU long names, PAX records, and the whiteouts of OCI's layer.md.
+//! Turns tar entries into files of a [`Tree`]: ustar, GNU long names, PAX records, sparse files ([`sparse`]), and the
+//! whiteouts of OCI's layer.md.
 //!
 //! The `tar` crate reads the fields of a header. The loop over the headers is our own, because the crate's loop
 //! reads long names and PAX records of any length into memory.
 
 mod extensions;
+mod sparse;
 
 use std::io::{self, Read};
 
@@ -17,6 +19,7 @@ use super::path::trimmed;
 use super::tree::{Tree, TreeError};
 use crate::failure::FailureKind;
 use extensions::{Extensions, until_nul};
+use sparse::Map;
 
 const RECORD_BYTES: usize = 512;
 /// The most bytes that a long name or the PAX records of one file may have.
@@ -92,11 +95,17 @@ pub fn read(
                 extensions.link = Some(until_nul(read_extension(archive, &header)?));
             }
             _ => {
-                let entry = Entry::new(&header, std::mem::take(&mut extensions))?;
+                let extensions = std::mem::take(&mut extensions);
+                let entry = Entry::new(&header, extensions, archive)?;
                 entry.store(archive, &mut tree, blocks)?;
             }
         }
     }
+    let marked = tree.mark_ways_to_implied();
+    marked.map_err(|source| TarError::Path {
+        path: "/".to_owned(),
+        source,
+    })?;
     Ok(tree)
 }
 
@@ -106,14 +115,23 @@ struct Entry {
     link: Vec<u8>,
     entry_type: EntryType,
     size: u64,
+    /// Where the data of a sparse file are.
+    sparse: Option<Map>,
     device: (u32, u32),
     attributes: Attributes,
 }
 
 impl Entry {
-    fn new(header: &Header, extensions: Extensions) -> Result<Self, TarError> {
-        let path = extensions
-            .path
+    /// Afterwards the archive is at the data.
+    fn new(
+        header: &Header,
+        extensions: Extensions,
+        archive: &mut impl Read,
+    ) -> Result<Self, TarError> {
+        let mut records = extensions.sparse;
+        let name = records.as_mut().and_then(|records| records.name.take());
+        let path = name
+            .or(extensions.path)
             .unwrap_or_else(|| header.path_bytes().into_owned());
         let shown = show(&path);
         let wrong = |field| TarError::Field {
@@ -127,12 +145,6 @@ impl Entry {
             };
             u32::try_from(id).map_err(|_| wrong(field))
         };
-        if extensions.sparse || header.entry_type() == EntryType::GNUSparse {
-            return Err(TarError::Unsupported {
-                path: shown,
-                what: "a sparse file".to_owned(),
-            });
-        }
         let device = |value: io::Result<Option<u32>>| value.ok().flatten().unwrap_or(0);
         let (mtime_seconds, mtime_nanoseconds) = extensions
             .mtime
@@ -142,7 +154,15 @@ impl Entry {
             None => header.entry_size().map_err(|_| wrong("size"))?,
         };
         let mode = header.mode().map_err(|_| wrong("mode"))? & 0o7777;
+        let sparse = match (header.entry_type(), &records) {
+            (EntryType::GNUSparse, _) => Some(Map::of_header(header, archive)?),
+            (EntryType::Regular, Some(records)) => {
+                Some(Map::of_records(&path, records, size, archive)?)
+            }
+            _ => None,
+        };
         Ok(Self {
+            sparse,
             link: match extensions.link {
                 Some(link) => link,
                 None => header.link_name_bytes().unwrap_or_default().into_owned(),
@@ -174,12 +194,17 @@ impl Entry {
             path: shown.clone(),
             source,
         };
-        let has_data = matches!(self.entry_type, EntryType::Regular | EntryType::Continuous);
+        let has_data = matches!(
+            self.entry_type,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse
+        );
         // Links, directories and devices have no data, whatever size their header has. Most image tools use Go's
         // tar reader, which reads archives in the same way.
         if let Some(whiteout) = Whiteout::of(&self.path) {
             if has_data {
-                skip(archive, padded(self.size).ok_or(TarError::Truncated)?)?;
+                let map = self.sparse.as_ref();
+                let bytes = map.map_or(self.size, |map| map.data_bytes);
+                skip(archive, padded(bytes).ok_or(TarError::Truncated)?)?;
             }
             return whiteout.store(tree).map_err(bad_path);
         }
@@ -187,13 +212,19 @@ impl Entry {
         let kind = match self.entry_type {
             // Before ustar, a slash at the end of the name marked a directory.
             EntryType::Regular if self.path.ends_with(b"/") && self.size == 0 => Kind::directory(),
-            EntryType::Regular | EntryType::Continuous => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let first_block = blocks.next_block().map_err(TarError::Write)?;
-                copy_data(archive, self.size, blocks)?;
-                Kind::Regular {
-                    first_block,
-                    bytes: self.size,
-                }
+                let bytes = match &self.sparse {
+                    Some(map) => {
+                        map.copy_data(archive, blocks)?;
+                        map.real_bytes
+                    }
+                    None => {
+                        copy_data(archive, self.size, blocks)?;
+                        self.size
+                    }
+                };
+                Kind::Regular { first_block, bytes }
             }
             EntryType::Directory => Kind::directory(),
             EntryType::Symlink if self.link.is_empty() || self.link.len() > MAX_LINK_BYTES => {
@@ -318,6 +349,16 @@ fn copy_data(
     blocks: &mut BlockWriter,
 ) -> Result<(), TarError> {
     let padded = padded(bytes).ok_or(TarError::Truncated)?;
+    copy_part(archive, bytes, blocks)?;
+    blocks.pad();
+    skip(archive, padded - bytes)
+}
+
+fn copy_part(
+    archive: &mut impl Read,
+    bytes: u64,
+    blocks: &mut BlockWriter,
+) -> Result<(), TarError> {
     let copied = blocks
         .copy(&mut archive.take(bytes))
         .map_err(|error| match error {
@@ -327,8 +368,7 @@ fn copy_data(
     if copied != bytes {
         return Err(TarError::Truncated);
     }
-    blocks.pad();
-    skip(archive, padded - bytes)
+    Ok(())
 }
 
 fn skip(archive: &mut impl Read, bytes: u64) -> Result<(), TarError> {

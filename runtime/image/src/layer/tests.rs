@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Converts layers and examines the results with erofs-utils, an implementation that is not ours.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -183,6 +184,62 @@ fn erofs_utils_find_no_fault_and_the_same_files() {
 }
 
 #[test]
+fn holes_of_sparse_files_stay_holes_in_each_form_that_gnu_tar_writes() {
+    const HOLE: u64 = 5 << 30;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let content = |name: &str| std::fs::read(path(name)).unwrap();
+    // More parts than the header of an entry has room for.
+    let parts = File::create(path("parts")).unwrap();
+    for index in 0..60u64 {
+        let bytes = vec![b'a' + (index % 26) as u8; 5000];
+        parts.write_all_at(&bytes, index * 40_000 + 700).unwrap();
+    }
+    parts.set_len(3_000_001).unwrap();
+    let large = File::create(path("large")).unwrap();
+    large.write_all_at(b"end", HOLE).unwrap();
+    for form in [
+        &["--format=gnu"][..],
+        &["--format=posix", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse-version=1.0"],
+    ] {
+        let packed = Command::new("tar")
+            .args(["--create", "--sparse", "--file=-"])
+            .args(form)
+            .arg("--directory")
+            .arg(directory.path())
+            .args(["parts", "large"])
+            .output()
+            .unwrap();
+        assert!(packed.status.success(), "{packed:?}");
+        assert!(
+            packed.stdout.len() < 1 << 20,
+            "{form:?}: tar found the holes"
+        );
+        let image = path("layer.erofs");
+        convert_bytes(&packed.stdout, &image).unwrap_or_else(|e| panic!("{form:?}: {e:?}"));
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&image).unwrap());
+        assert!(blocks * 512 < 1 << 20, "{form:?}: {blocks}");
+        let size = erofs_utils("dump.erofs", &["--path=/large"], &image);
+        assert!(size.contains(&(HOLE + 3).to_string()), "{form:?}: {size}");
+        let read = erofs_utils("dump.erofs", &["--path=/parts"], &image);
+        assert!(read.contains("3000001"), "{form:?}: {read}");
+        let found = regular_file(&image, 3_000_001);
+        assert_eq!(found, content("parts"), "{form:?}");
+    }
+}
+
+/// The content of the first file in `image`, which begins at the first block.
+fn regular_file(image: &Path, bytes: usize) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    let file = File::open(image).unwrap();
+    file.read_exact_at(&mut content, blocks::BLOCK_BYTES as u64)
+        .unwrap();
+    content
+}
+
+#[test]
 fn attributes_are_kept_as_dump_erofs_shows_them() {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("layer.erofs");
@@ -287,13 +344,22 @@ fn what_is_not_what_it_should_be_is_refused() {
         ("cut", half, FailureKind::Corrupt, "ends in the middle"),
         ("no archive", vec![7; 600], FailureKind::Corrupt, "checksum"),
         (
-            "sparse",
+            "sparse without a map",
             Tar::new()
-                .pax(&[("GNU.sparse.major", b"1")])
+                .pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"9")])
+                .add(EntryType::Regular, "s", 0, b"no map\n")
+                .finish(),
+            FailureKind::Invalid,
+            "sparse map",
+        ),
+        (
+            "sparse of a version to come",
+            Tar::new()
+                .pax(&[("GNU.sparse.major", b"2")])
                 .add(EntryType::Regular, "s", 0, b"")
                 .finish(),
             FailureKind::Invalid,
-            "sparse",
+            "sparse map",
         ),
         (
             "hard link to nowhere",

@@ -7,7 +7,9 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 
 use super::memory::Share;
-use super::node::{Attributes, ENTRY_BYTES, Kind, NODE_BYTES, Node, NodeId, OVERLAY_OPAQUE};
+use super::node::{
+    Attributes, ENTRY_BYTES, Kind, NODE_BYTES, Node, NodeId, OVERLAY_IMPLIED, OVERLAY_OPAQUE,
+};
 use super::path::{MAX_DEPTH, PathError, components, split, target_names};
 
 const MAX_LINKS_FOLLOWED: usize = 40;
@@ -51,7 +53,7 @@ pub struct Tree {
 impl Tree {
     pub fn new(memory: Share) -> Self {
         Self {
-            nodes: vec![Node::implied_directory()],
+            nodes: vec![Node::root()],
             memory,
             steps: Cell::new(0),
         }
@@ -130,7 +132,7 @@ impl Tree {
             Some(existing) => {
                 let node = self.node_mut(existing);
                 if matches!(node.kind, Kind::Directory(_)) {
-                    node.set_opaque();
+                    node.replace_lower();
                 }
                 Ok(())
             }
@@ -150,6 +152,33 @@ impl Tree {
         let components = components(path)?;
         let directory = self.directory(&components)?;
         self.node_mut(directory).set_opaque();
+        Ok(())
+    }
+
+    /// Marks the directories that lead to implied ones. Call it when all entries have been read.
+    pub fn mark_ways_to_implied(&mut self) -> Result<(), TreeError> {
+        const NONE: u32 = u32::MAX;
+        let mut parents = vec![NONE; self.nodes.len()];
+        for (parent, node) in (0u32..).zip(&self.nodes) {
+            let Kind::Directory(children) = &node.kind else {
+                continue;
+            };
+            for child in children.values() {
+                if let Some(place) = parents.get_mut(child.index()) {
+                    *place = parent;
+                }
+            }
+        }
+        // A directory is made after the one that it is in.
+        for (index, parent) in parents.into_iter().enumerate().rev() {
+            let is_marked = self.nodes.get(index).is_some_and(Node::is_marked);
+            if parent == NONE || !is_marked || self.node(NodeId(parent)).is_marked() {
+                continue;
+            }
+            let parent = self.node_mut(NodeId(parent));
+            parent.mark_above_implied();
+            self.charge(ENTRY_BYTES + OVERLAY_IMPLIED.len() + 1)?;
+        }
         Ok(())
     }
 
@@ -237,7 +266,7 @@ impl Tree {
     fn make_directory(&mut self, parent: NodeId, name: &[u8]) -> Result<NodeId, TreeError> {
         let mut node = Node::implied_directory();
         if self.child(parent, name).is_some() {
-            node.set_opaque();
+            node.replace_lower();
         }
         let id = self.add(node)?;
         self.link(parent, name, id)?;
@@ -374,6 +403,44 @@ mod tests {
             insert(&mut tree, "a/file", Kind::Fifo),
             Err(TreeError::NotDirectory)
         );
+    }
+
+    #[test]
+    fn directories_without_an_entry_and_the_ways_to_them_are_marked() {
+        let mut tree = new_tree();
+        insert(&mut tree, "own", Kind::directory()).unwrap();
+        insert(&mut tree, "own/implied/file", Kind::Fifo).unwrap();
+        insert(&mut tree, "late/deep/file", Kind::Fifo).unwrap();
+        insert(&mut tree, "late", Kind::directory()).unwrap();
+        insert(&mut tree, "plain", Kind::directory()).unwrap();
+        insert(&mut tree, "replaced/file", Kind::Fifo).unwrap();
+        insert(&mut tree, "replaced", Kind::Fifo).unwrap();
+        tree.set_opaque(b"emptied").unwrap();
+        tree.insert_whiteout(b"", b"new").unwrap();
+        insert(&mut tree, "new/file", Kind::Fifo).unwrap();
+        insert(&mut tree, "newer/file", Kind::Fifo).unwrap();
+        tree.insert_whiteout(b"", b"newer").unwrap();
+        tree.mark_ways_to_implied().unwrap();
+        let mark = |id: NodeId| {
+            let mark = tree.node(id).attributes.xattrs.get(OVERLAY_IMPLIED);
+            mark.map(|value| value.to_vec())
+        };
+        assert_eq!(mark(NodeId::ROOT).as_deref(), Some(&b"b"[..]));
+        for (path, value) in [
+            ("own", Some(&b"b"[..])),
+            ("own/implied", Some(b"y")),
+            ("own/implied/file", None),
+            ("late", Some(b"b")),
+            ("late/deep", Some(b"y")),
+            ("plain", None),
+            ("replaced", None),
+            ("emptied", Some(b"y")),
+            ("new", None),
+            ("newer", None),
+        ] {
+            let id = find(&tree, path).unwrap();
+            assert_eq!(mark(id).as_deref(), value, "{path}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ManifestError, unreadable};
+use super::{ManifestError, Platform, unreadable};
 use crate::digest::Digest;
 
 /// The most variables, arguments or labels. Real images have some hundred at most.
@@ -45,6 +45,7 @@ pub struct ImageConfig {
     pub defaults: ImageDefaults,
     /// The diff ids of the layers, the bottom one first.
     pub diff_ids: Vec<Digest>,
+    pub platform: Platform,
 }
 
 /// The document as a registry sends it. Go programs write null for an empty list or map.
@@ -52,6 +53,8 @@ pub struct ImageConfig {
 struct Document {
     config: Option<Settings>,
     rootfs: Rootfs,
+    architecture: Option<String>,
+    os: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +97,11 @@ impl ImageConfig {
             labels: settings.labels.0,
         };
         defaults.check_sizes()?;
-        Ok(Self { defaults, diff_ids })
+        Ok(Self {
+            defaults,
+            diff_ids,
+            platform: Platform::new(document.os, document.architecture),
+        })
     }
 }
 

@@ -119,6 +119,11 @@ impl Reply {
         self
     }
 
+    /// This answer, or `other` if this is that there is nothing.
+    pub fn or(self, other: Self) -> Self {
+        if self.status == 404 { other } else { self }
+    }
+
     fn send(&self, mut stream: &TcpStream) -> std::io::Result<()> {
         let (status, length) = (self.status, self.body.len());
         let mut head = format!(

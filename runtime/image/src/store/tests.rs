@@ -2,6 +2,7 @@
 //! Complete pulls, from Debian's registry and from one that fails as the test wants.
 
 mod debian;
+mod indexes;
 mod mirrors;
 mod secrets;
 

@@ -56,7 +56,7 @@ async fn a_daemon_that_dies_at_any_point_leaves_nothing_that_the_next_one_does_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it has not passed as a whole yet: scripts/test --only faults::a_step"]
+#[ignore = "it takes twelve minutes: scripts/test --only faults::a_step"]
 async fn a_step_that_fails_at_any_point_is_undone_and_can_be_done_again() {
     all_points(Fault::StepFails, Passes::First).await;
 }
@@ -74,13 +74,13 @@ async fn every_pass_of_every_point_a_step_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it takes many minutes: scripts/test --only faults::every"]
+#[ignore = "it takes seven minutes: scripts/test --only faults::every_point"]
 async fn every_point_the_vmm_dies() {
     all_points(Fault::VmmDies, Passes::First).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "it takes many minutes: scripts/test --only faults::every"]
+#[ignore = "it takes seven minutes: scripts/test --only faults::every_point"]
 async fn every_point_the_file_server_dies() {
     all_points(Fault::FileServerDies, Passes::First).await;
 }

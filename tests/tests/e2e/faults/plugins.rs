@@ -27,7 +27,7 @@ exit $code"#;
 const CONFLIST: &str = r#"{
   "cniVersion": "1.0.0", "name": "bulkhead-mortal",
   "plugins": [{
-    "type": "mortal", "bridge": "bulkhead2", "isGateway": true,
+    "type": "mortal", "bridge": "bulkhead4", "isGateway": true,
     "ipam": { "type": "host-local", "dataDir": "/run/bulkhead-tests-ipam", "subnet": "10.84.0.0/16" }
   }]
 }"#;

@@ -57,7 +57,7 @@ fn pod_metrics(reading: &Reading) -> cri::PodSandboxMetrics {
         };
         let names = [
             &*record.spec.name,
-            &record.spec.image,
+            record.image_name(),
             &record.spec.name,
             &name.name,
             &name.namespace,

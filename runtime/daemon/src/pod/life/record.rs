@@ -172,6 +172,9 @@ pub struct ContainerRecord {
     /// Nanoseconds since 1970.
     pub created_at: i64,
     pub image_id: String,
+    /// The name under which CRI shows the image, see [`Self::image_name`].
+    #[serde(default)]
+    pub image_name: String,
     /// The reference that CRI shows: by digest if the image has one, else the image's id.
     pub image_ref: String,
     /// The signal that is sent to stop it.
@@ -186,6 +189,16 @@ pub struct ContainerRecord {
     pub empty_dirs: BTreeMap<String, PathBuf>,
     /// The user that its process runs as. Known once it has started.
     pub user: Option<ProcessUser>,
+}
+
+impl ContainerRecord {
+    /// The reference with which the container was created. In records of an earlier version, what CRI sent.
+    pub fn image_name(&self) -> &str {
+        match self.image_name.as_str() {
+            "" => &self.spec.image,
+            name => name,
+        }
+    }
 }
 
 impl PodRecord {

@@ -15,11 +15,8 @@ use crate::pod::life::spec::Resources;
 use crate::pod::life::state::{ContainerEvent, ContainerState};
 use crate::pod::plan::program;
 
-/// The exit code of a container whose start failed for an unknown reason.
-const START_FAILED_EXIT_CODE: i32 = 128;
-
 impl Owner {
-    /// Starts a container. If it cannot be started, it is recorded as exited, with an exit code that says why.
+    /// Starts a container. If it cannot be started, it is recorded as exited, with a message that says why.
     pub(super) async fn start(&mut self, id: &str) -> Result<(), PodError> {
         let record = self.ledger.container(id)?;
         if record.state != ContainerState::Created {
@@ -63,6 +60,18 @@ impl Owner {
             self.ledger.happened(&id, &event, None);
         }
         Err(error)
+    }
+
+    /// Sends a container its stop signal. Only the first stop sends it: a program may take the second one for an order
+    /// to end at once. If the guest did not take it, the next stop sends it.
+    pub(super) async fn signal_stop(&mut self, id: &str) -> Result<(), PodError> {
+        if self.signalled.contains(id) {
+            return Ok(());
+        }
+        let stop_signal = self.ledger.container(id)?.stop_signal;
+        self.signal(id, stop_signal).await?;
+        self.signalled.insert(id.to_owned());
+        Ok(())
     }
 
     /// Sends a signal to a container. A container that does not run is no error.
@@ -116,6 +125,7 @@ impl Owner {
         tokio::task::block_in_place(|| faults::within(Step::ReleaseImage, released))?;
         self.ledger.forget_container(id)?;
         self.logs.remove(id);
+        self.signalled.remove(id);
         Ok(())
     }
 
@@ -152,5 +162,5 @@ impl Owner {
 /// answers so when it could not execute the program.
 fn exit_without_answer(error: &AgentError) -> Option<Exit> {
     let message = error.to_string();
-    (!error.is_precondition()).then(|| Exit::not_started(START_FAILED_EXIT_CODE, message, now()))
+    (!error.is_precondition()).then(|| Exit::not_started(message, now()))
 }

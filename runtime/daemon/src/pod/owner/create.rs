@@ -19,7 +19,7 @@ use crate::pod::life::record::ContainerRecord;
 use crate::pod::life::signal;
 use crate::pod::life::spec::{ContainerSpec, PidMode, Resources};
 use crate::pod::life::state::ContainerState;
-use crate::pod::plan::{program, wire};
+use crate::pod::plan::{image_name, program, wire};
 use crate::pod::registry::find;
 use crate::pod::volumes::block::{self, OpenBlock};
 use crate::random::new_id;
@@ -143,6 +143,7 @@ impl Owner {
             .or_else(|| signal::parse(&image.defaults.stop_signal))
             .unwrap_or(signal::SIGTERM);
         Ok(ContainerRecord {
+            image_name: image_name::of(&spec, image),
             id: id.to_owned(),
             pod_id: self.ledger.pod().id.clone(),
             log_path: logs::log_path(&self.ledger.pod().spec.log_directory, &spec.log_path)?,

@@ -71,6 +71,8 @@ pub struct Owner {
     ledger: Ledger,
     /// By container id, for containers that were started.
     logs: HashMap<String, LogTask>,
+    /// Containers that have had their stop signal.
+    signalled: HashSet<String>,
     /// By the volume's name in the guest.
     mirrors: HashMap<String, Mirror>,
     /// The limit that this daemon last sent to the guest.
@@ -153,6 +155,7 @@ impl Owner {
             shared,
             ledger,
             logs: HashMap::new(),
+            signalled: HashSet::new(),
             mirrors: HashMap::new(),
             pids_limit: None,
             environment: Arc::default(),
@@ -220,6 +223,7 @@ impl Owner {
                 }
             }
             Request::Start { id, answer } => reply(answer, self.start(&id).await),
+            Request::SignalStop { id, answer } => reply(answer, self.signal_stop(&id).await),
             Request::Signal { id, signal, answer } => {
                 reply(answer, self.signal(&id, signal).await);
             }

@@ -157,7 +157,7 @@ impl Owner {
         })?;
         let program: &Path = &self.shared.host.launcher.program;
         faults::before(Step::SpawnFileServer)?;
-        let starting = shares::spawn(program, guest.files.clone())?;
+        let starting = shares::spawn(program, guest.files.clone(), guest.process.identity())?;
         let identity = starting.process().identity();
         let hold = |pod: &mut PodRecord| pod.held.push(Held::FileServer(identity));
         let held = faults::after(Step::SpawnFileServer).map_err(PodError::from);

@@ -5,13 +5,14 @@
 //! - [`sizing`]: how large a VM is; [`limits`]: cgroup limits on the host and in the guest; [`hugepages`]: how many
 //!   huge pages a guest reserves; [`swap`] and [`io`]: what the host may swap out, and its I/O; [`cpulist`]: lists of
 //!   CPUs and NUMA nodes.
-//! - [`program`]: what a container runs, with which [`capabilities`].
+//! - [`program`]: what a container runs, with which [`capabilities`]; [`image_name`]: how its image is shown.
 //! - [`wire`]: what CNI and the guest are told of a pod, with its [`dns`] settings.
 
 pub mod capabilities;
 pub mod cpulist;
 pub mod dns;
 pub mod hugepages;
+pub mod image_name;
 pub mod io;
 pub mod limits;
 pub mod program;

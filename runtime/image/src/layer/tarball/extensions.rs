@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::sparse;
 use crate::layer::erofs::xattr;
 
 /// The limit is Linux's `XATTR_LIST_MAX`. Linux applies it to the names only; we count the values, too.
@@ -11,6 +12,7 @@ const MAX_XATTR_BYTES: usize = 64 << 10;
 /// What an attribute counts besides its name and its value.
 const XATTR_ENTRY_BYTES: usize = 8;
 const XATTR_KEY: &str = "SCHILY.xattr.";
+const SPARSE_KEY: &str = "GNU.sparse.";
 /// Prefixes of overlayfs's own attributes. An image must not set them, so they are left out.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
@@ -26,7 +28,7 @@ pub struct Extensions {
     pub xattrs: BTreeMap<Box<[u8]>, Box<[u8]>>,
     /// What all attributes took that were told, also those that a later one replaced.
     xattr_bytes: usize,
-    pub sparse: bool,
+    pub sparse: Option<sparse::Records>,
 }
 
 impl Extensions {
@@ -52,8 +54,11 @@ impl Extensions {
                 "uid" => self.uid = Some(number(value).ok_or("uid")?),
                 "gid" => self.gid = Some(number(value).ok_or("gid")?),
                 "mtime" => self.mtime = Some(time(value).ok_or("mtime")?),
-                _ if key.starts_with("GNU.sparse.") => self.sparse = true,
                 _ => {
+                    if let Some(key) = key.strip_prefix(SPARSE_KEY) {
+                        let records = self.sparse.get_or_insert_default();
+                        records.take(key, value).ok_or("sparse map")?;
+                    }
                     if let Some(name) = key.strip_prefix(XATTR_KEY) {
                         self.add_xattr(name.as_bytes(), value).ok_or("xattr")?;
                     }
