@@ -9,6 +9,8 @@ use super::process::{Process, Thread};
 use crate::check::finding::Finding;
 use bulkhead_text::Problem;
 
+/// The limit of core files for which the kernel writes none and starts no helper. For 0 it would start one.
+const NO_CORE: &str = "1";
 /// Where cgroup v2 is mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Namespaces that every process has for itself. It has a user namespace too where the host allows it, and the file server
@@ -293,9 +295,9 @@ fn limits(role: Role, process: &Process) -> Result<String, String> {
         Role::Waiting => &[],
     };
     let get = |name: &str| process.limits.get(name).map_or("not told", String::as_str);
-    if role != Role::Waiting && get("core file size") != "0" {
+    if role != Role::Waiting && get("core file size") != NO_CORE {
         return Err(format!(
-            "core file size is {}, must be 0",
+            "core file size is {}, must be {NO_CORE}",
             get("core file size")
         ));
     }

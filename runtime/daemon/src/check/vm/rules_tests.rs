@@ -26,7 +26,7 @@ impl Fixture {
         fixture.write(
             "limits",
             "Limit                     Soft Limit           Hard Limit           Units     \n\
-             Max core file size        0                    0                    bytes     \n\
+             Max core file size        1                    1                    bytes     \n\
              Max file size             10737418240          10737418240          bytes     \n\
              Max data size             unlimited            unlimited            bytes     \n\
              Max processes             65                   65                   processes \n\
@@ -236,7 +236,7 @@ fn each_thing_that_is_not_as_it_must_be_fails_by_name() {
         ),
         (
             "limits",
-            |f| f.replace("limits", "size        0         ", "size        unlimited "),
+            |f| f.replace("limits", "size        1         ", "size        unlimited "),
             "core file size is unlimited",
         ),
         (
