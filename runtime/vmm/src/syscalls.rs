@@ -40,6 +40,20 @@ const COMMON: &[Rule] = &[
 const HEAP: &str = "the heap seldom grows after the boot";
 const LOCK: &str = "two threads seldom want a lock at once";
 
+/// How a device's thread waits for work, and interrupts the guest.
+const EVENTS: &[Rule] = &[
+    Rule::any(Sysno::epoll_wait),
+    Rule::any(Sysno::read),
+    Rule::any(Sysno::write),
+];
+
+/// What a disk does with its files. Holes are what a guest discards.
+const BLOCKS: &[Rule] = &[
+    Rule::any(Sysno::preadv),
+    Rule::any(Sysno::pwritev),
+    Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
+];
+
 /// How a thread makes a vCPU leave the guest: the C library's `pthread_kill`.
 const KICK: &[Rule] = &[
     Rule::any(Sysno::rt_sigprocmask),
@@ -84,15 +98,9 @@ pub const VCPU: List = List {
 pub const DISKS: List = List {
     name: "disks",
     rules: &[
-        &[
-            Rule::any(Sysno::epoll_wait),
-            Rule::any(Sysno::read),
-            Rule::any(Sysno::write),
-            Rule::any(Sysno::preadv),
-            Rule::any(Sysno::pwritev),
-            Rule::any(Sysno::fdatasync).seldom("a guest need not flush what does not outlive it"),
-            Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
-        ],
+        &[Rule::any(Sysno::fdatasync).seldom("a guest need not flush what does not outlive it")],
+        BLOCKS,
+        EVENTS,
         COMMON,
     ],
 };
@@ -102,10 +110,7 @@ pub const IO: List = List {
     name: "io",
     rules: &[
         &[
-            Rule::any(Sysno::epoll_wait),
             Rule::any(Sysno::epoll_ctl),
-            Rule::any(Sysno::read),
-            Rule::any(Sysno::write),
             Rule::any(Sysno::readv),
             Rule::any(Sysno::writev),
             Rule::any(Sysno::accept4),
@@ -119,6 +124,7 @@ pub const IO: List = List {
             Rule::any(Sysno::getrandom),
             Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
         ],
+        EVENTS,
         CLOSE_CHECK,
         COMMON,
     ],
@@ -129,14 +135,12 @@ pub const FILES: List = List {
     name: "files",
     rules: &[
         &[
-            Rule::any(Sysno::epoll_wait),
-            Rule::any(Sysno::read),
-            Rule::any(Sysno::write),
             Rule::any(Sysno::readv),
             Rule::any(Sysno::recvfrom),
             Rule::any(Sysno::sendto),
             Rule::any(Sysno::close),
         ],
+        EVENTS,
         CLOSE_CHECK,
         COMMON,
     ],
@@ -145,18 +149,7 @@ pub const FILES: List = List {
 /// The volume disk.
 pub const VOLUMES: List = List {
     name: "volumes",
-    rules: &[
-        &[
-            Rule::any(Sysno::epoll_wait),
-            Rule::any(Sysno::read),
-            Rule::any(Sysno::write),
-            Rule::any(Sysno::preadv),
-            Rule::any(Sysno::pwritev),
-            Rule::any(Sysno::fdatasync),
-            Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
-        ],
-        COMMON,
-    ],
+    rules: &[&[Rule::any(Sysno::fdatasync)], BLOCKS, EVENTS, COMMON],
 };
 
 /// Looks whether the guest has halted for good.
