@@ -73,7 +73,8 @@ impl Rule {
     }
 }
 
-/// What one kind of thread may call, apart from `exit_group`. A call stands in it once.
+/// What one kind of thread may call, apart from `exit_group`. A call stands in it once, or with
+/// several lists of values.
 #[derive(Clone, Copy, Debug)]
 pub struct List {
     /// The kind of thread. Threads have this name, with a number if there are several.
@@ -196,7 +197,8 @@ fn programs(list: &List) -> Result<[BpfProgram; 2], SyscallsError> {
     let both = || {
         let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         for rule in list.all() {
-            allowed.insert(number(rule.call), conditions(rule.when)?);
+            let of_call = allowed.entry(number(rule.call)).or_default();
+            of_call.extend(conditions(rule.when)?);
         }
         allowed.insert(number(Sysno::clone3), Vec::new());
         // How the process ends after a forbidden call.
