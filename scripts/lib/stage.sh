@@ -24,6 +24,7 @@ stage() {
 try_stage() {
     set +e
     stage "$@"
+    # shellcheck disable=SC2034 # for the caller
     tried=$?
     set -e
 }

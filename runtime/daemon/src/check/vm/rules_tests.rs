@@ -165,9 +165,12 @@ fn a_healthy_vmm_and_file_server_pass_every_rule() {
     assert_eq!(failures(&findings), [""; 0]);
 }
 
+/// The rule that fails, what is changed of a good process, and what the failure says.
+type Tampered = (&'static str, fn(&Fixture), &'static str);
+
 #[test]
 fn each_thing_that_is_not_as_it_must_be_fails_by_name() {
-    let table: [(&str, fn(&Fixture), &str); 19] = [
+    let table: [Tampered; 19] = [
         (
             "user",
             |f| {
@@ -318,7 +321,7 @@ fn a_vmm_whose_files_belong_to_its_user_is_dumpable() {
 
 #[test]
 fn a_file_server_fails_by_name_too() {
-    let table: [(&str, fn(&Fixture), &str); 4] = [
+    let table: [Tampered; 4] = [
         (
             "capabilities",
             |f| {
