@@ -56,6 +56,8 @@ pub struct Attempt {
     pub harmless: &'static str,
     /// Whether it needs a VM of its process.
     pub has_vm: bool,
+    /// Whether the daemon hears of it, and then ends the VM soon.
+    pub is_heard: bool,
     pub run: fn(&World) -> Tried,
 }
 
@@ -72,6 +74,7 @@ impl Attempt {
             may,
             harmless,
             has_vm: false,
+            is_heard: false,
             run,
         }
     }
@@ -88,6 +91,7 @@ impl Attempt {
             may,
             harmless,
             has_vm: false,
+            is_heard: false,
             run,
         }
     }
@@ -95,6 +99,12 @@ impl Attempt {
     /// The same with a VM that its process has made.
     pub const fn with_vm(mut self) -> Self {
         self.has_vm = true;
+        self
+    }
+
+    /// The same, made after all others.
+    pub const fn heard(mut self) -> Self {
+        self.is_heard = true;
         self
     }
 }

@@ -170,7 +170,8 @@ pub const ALL: &[Attempt] = &[
             }
             Ok(true)
         },
-    ),
+    )
+    .heard(),
     Attempt::refused(
         "make a pipe larger than the host allows",
         &[No(EPERM), No(EBADF)],

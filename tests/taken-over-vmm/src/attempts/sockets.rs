@@ -256,7 +256,8 @@ pub const ALL: &[Attempt] = &[
         &[Works, No(libc::EAGAIN)],
         "the daemon takes none: it ends with the message",
         |w| send_with(w, w.held.ready, SCM_RIGHTS, &w.held.kvm.to_ne_bytes()),
-    ),
+    )
+    .heard(),
     Attempt::refused(
         "enlarge a socket's buffer beyond the host's limit",
         FORBIDDEN,
