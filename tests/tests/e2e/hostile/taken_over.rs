@@ -287,11 +287,17 @@ fn judge_process(table: &mut Table) {
     );
     let cgroup = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
     let cgroup = cgroup.trim().strip_prefix("0::/").expect("its cgroup");
-    for limit in ["memory.max", "pids.max"] {
-        let path = Path::new("/sys/fs/cgroup").join(cgroup).join(limit);
-        let set = fs::read_to_string(path).unwrap_or_default();
-        table.row(limit, set.trim().parse::<u64>().is_ok(), set.trim());
-    }
+    // A pod without a limit has none of memory there; its VMM has one of address space.
+    let path = Path::new("/sys/fs/cgroup").join(cgroup).join("pids.max");
+    let set = fs::read_to_string(path).unwrap_or_default();
+    table.row("pids.max", set.trim().parse::<u64>().is_ok(), set.trim());
+    let limits = fs::read_to_string(process.join("limits")).unwrap_or_default();
+    let space = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"));
+    let space = space.unwrap_or_default().split_whitespace().next();
+    let is_bounded = space.is_some_and(|bytes| bytes.parse::<u64>().is_ok());
+    table.row("its address space", is_bounded, space);
 }
 
 /// Files and service of the healthy pod.
