@@ -297,7 +297,7 @@ fn judge_process(table: &mut Table) {
         .find_map(|line| line.strip_prefix("Max address space"));
     let space = space.unwrap_or_default().split_whitespace().next();
     let is_bounded = space.is_some_and(|bytes| bytes.parse::<u64>().is_ok());
-    table.row("its address space", is_bounded, space);
+    table.row("its address space", is_bounded, space.unwrap_or_default());
 }
 
 /// Files and service of the healthy pod.
