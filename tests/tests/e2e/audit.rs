@@ -54,7 +54,7 @@ async fn a_healthy_vm_passes_every_rule_and_one_that_is_changed_fails_by_name() 
         "vcpu0: ",
         "vmm: root",
         "empty and read-only",
-        "kvm 1",
+        "vm 1",
         "tap 1",
         "vmm: cgroup",
         "file server: capabilities",

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use bulkhead_tests::daemon::{Daemon, Networking, program};
+use bulkhead_tests::wait::{until, whether};
 
 /// Opens the socket, its directories and the way to them for everybody.
 fn open_to_all(socket: &Path) {
@@ -34,7 +35,11 @@ fn ps_as(daemon: &Daemon, user: u32, group: u32) -> (bool, String) {
 async fn a_process_of_another_user_is_refused_though_the_socket_is_open_to_all() {
     let mut daemon = Daemon::start_with(Networking::Loopback, "").await;
     let mode = |daemon: &Daemon| std::fs::metadata(daemon.socket()).expect("socket").mode() & 0o777;
-    assert_eq!(mode(&daemon), 0o600);
+    // The socket has its mode a moment after it can be connected to.
+    until("only root may connect", async || {
+        whether(mode(&daemon) == 0o600, format!("{:o}", mode(&daemon)))
+    })
+    .await;
     open_to_all(&daemon.socket());
     let (answered, said) = ps_as(&daemon, 65_534, 65_534);
     assert!(!answered, "a stranger is answered");
@@ -49,8 +54,12 @@ async fn a_process_of_another_user_is_refused_though_the_socket_is_open_to_all()
     daemon
         .restart_with(Networking::Loopback, "socket_gid = 4242\n")
         .await;
-    let found = std::fs::metadata(daemon.socket()).expect("socket");
-    assert_eq!((found.gid(), mode(&daemon)), (4242, 0o660));
+    until("the group may connect", async || {
+        let found = std::fs::metadata(daemon.socket()).expect("socket");
+        let seen = (found.gid(), found.mode() & 0o777);
+        whether(seen == (4242, 0o660), seen)
+    })
+    .await;
     open_to_all(&daemon.socket());
     let (answered, said) = ps_as(&daemon, 65_534, 4242);
     assert!(answered, "who is named is refused: {said}");
