@@ -4,14 +4,14 @@
 # stage NAME COMMAND...: the command's output and exit code are its own. Do not call it in a condition with a function of
 # several commands: bash switches errexit off in all of it then. try_stage is for that.
 stage() {
-    local name=$1 started=$EPOCHREALTIME code options=$-
+    local name=$1 started=$EPOCHREALTIME code had_options=$-
     shift
     printf -- '--- %s\n' "$name" >&2
     # Not in a condition, which would switch errexit off in all of the command, a subshell's `set -e` or not.
     set +e
     ( set -e; "$@" )
     code=$?
-    case $options in *e*) set -e ;; esac
+    case $had_options in *e*) set -e ;; esac
     local micros=$((${EPOCHREALTIME/./} - ${started/./}))
     if [ "$code" != 0 ]; then
         printf -- '--- %s: failed with exit code %d after %d.%03d s\n' "$name" "$code" $((micros / 1000000)) $((micros / 1000 % 1000)) >&2
