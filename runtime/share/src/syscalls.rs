@@ -55,9 +55,9 @@ pub const SERVER: List = List {
         ],
         // Memory, locks, time, and the end of the process.
         &[
-            Rule::any(Sysno::brk),
+            Rule::any(Sysno::brk).seldom(HEAP),
             Rule::without(Sysno::mmap, 2, PROT_EXEC).seldom(HEAP),
-            Rule::any(Sysno::munmap),
+            Rule::any(Sysno::munmap).seldom(HEAP),
             Rule::any(Sysno::mremap).seldom(HEAP),
             Rule::any(Sysno::futex),
             Rule::any(Sysno::sched_yield).seldom("two threads seldom want a lock at once"),
