@@ -281,8 +281,8 @@ fn lock(path: &Path) -> Result<File, ServeError> {
     }
 }
 
-/// Listens on the socket, with access only for those who may call. A socket file that nobody answers is left over from an earlier
-/// daemon and is replaced.
+/// Listens on the socket, with access only for those who may call. A socket file that nobody answers is left over from
+/// an earlier daemon and is replaced.
 fn listen(path: &Path, callers: Callers) -> Result<UnixListener, ServeError> {
     let failed = |source| ServeError::Listen {
         path: path.to_owned(),

@@ -68,15 +68,7 @@ impl Attempt {
         may: &'static [Answer],
         run: fn(&World) -> Tried,
     ) -> Self {
-        let harmless = "";
-        Self {
-            name,
-            may,
-            harmless,
-            has_vm: false,
-            is_heard: false,
-            run,
-        }
+        Self::harmless(name, may, "", run)
     }
 
     /// An attempt that may work, because it harms nobody.

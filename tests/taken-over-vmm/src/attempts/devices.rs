@@ -45,6 +45,18 @@ const TAP_REFUSED: &[Answer] = &[
 const OWN_VM: &str = "it is a VM of its own, within its cgroup";
 const OWN_TAP: &str = "the TAP is in its pod's network namespace, which ends with the pod";
 
+/// Gives its VM a page at this address of its own memory, in slot 9, at 1 GiB.
+fn give_memory(world: &World, address: u64) -> Tried {
+    let region = [9u64, 1 << 30, 4096, address];
+    done(call!(
+        world,
+        ioctl,
+        world.held.vm,
+        KVM_SET_USER_MEMORY_REGION,
+        &region
+    ))
+}
+
 fn tap(world: &World, request: u32, argument: i64) -> Tried {
     ioctl(world, world.held.tap, request, argument)
 }
@@ -93,30 +105,13 @@ pub const ALL: &[Attempt] = &[
             -1,
             0
         )?;
-        // Slot 9, at 1 GiB.
-        let region = [9u64, 1 << 30, 4096, page as u64];
-        done(call!(
-            w,
-            ioctl,
-            w.held.vm,
-            KVM_SET_USER_MEMORY_REGION,
-            &region
-        ))
+        give_memory(w, page as u64)
     })
     .with_vm(),
     Attempt::refused(
         "give its VM memory of the kernel",
         &[No(EINVAL), No(EFAULT)],
-        |w| {
-            let region = [9u64, 1 << 30, 4096, 0xffff_8880_0000_0000];
-            done(call!(
-                w,
-                ioctl,
-                w.held.vm,
-                KVM_SET_USER_MEMORY_REGION,
-                &region
-            ))
-        },
+        |w| give_memory(w, 0xffff_8880_0000_0000),
     )
     .with_vm(),
     Attempt::refused(
