@@ -37,6 +37,9 @@ pub mod agent {
     pub mod disk {
         /// Read-only: image layers.
         pub const IMAGE: &str = "vda";
+        /// The parameter of the guest's kernel that says how many sectors the kernel's modules take, as an EROFS file system at
+        /// the beginning of the image disk.
+        pub const MODULES_PARAMETER: &str = "bulkhead.modules_sectors";
         /// What containers write; new for each guest.
         pub const SCRATCH: &str = "vdb";
         /// Block devices of the host, and file systems that outlive the guest.

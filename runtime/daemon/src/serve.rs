@@ -227,11 +227,13 @@ fn host(config: Config) -> Result<Host, ServeError> {
             config.vmm.clone(),
             config.kernel.clone(),
             config.initramfs.clone(),
+            config.modules.clone(),
         ),
         launcher: Launcher {
             program: config.vmm,
             kernel: config.kernel,
             initramfs: config.initramfs,
+            modules: config.modules,
             extra_cmdline: sandbox.extra_cmdline,
             ready_timeout: sandbox.ready_timeout,
             cores: sandbox.cores,

@@ -8,7 +8,7 @@
 //! A VMM is in a jail before it reads anything, so everything that it needs is opened here ([`Inherited`]). The program
 //! forks into its namespaces, tells the number of that process, and ends; so a VMM is never a child of the daemon.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -22,7 +22,7 @@ use std::time::Duration;
 use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
-use bulkhead_proto::agent::{READY_PORT, Ready};
+use bulkhead_proto::agent::{READY_PORT, Ready, disk};
 use bulkhead_vmm::config::{MacAddress, NetConfig, User, VmConfig, VsockConfig};
 use bulkhead_vmm::inherited::Inherited;
 use command_fds::{CommandFdExt, FdMapping};
@@ -47,6 +47,8 @@ const NUMBER_BYTES: u64 = 32;
 const END_TOGETHER: Duration = Duration::from_secs(1);
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
+/// Sizes of disks are told in these.
+const SECTOR_BYTES: u64 = 512;
 
 /// An error while a VM starts. A boot that failed names the stage and shows the end of the guest's console.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +95,8 @@ pub struct Launcher {
     pub program: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// The kernel's modules, as an EROFS file.
+    pub modules: PathBuf,
     pub extra_cmdline: String,
     pub ready_timeout: Duration,
     pub cores: Cores,
@@ -134,13 +138,15 @@ pub struct Starting {
 impl Launcher {
     /// Starts the VMM process of a VM. The directory `files` must exist. If the future is dropped, the process ends.
     pub async fn spawn(&self, files: Files, machine: Machine) -> Result<Starting, LaunchError> {
-        let config = self.config(&machine);
+        let modules = File::open(&self.modules).map_err(not_opened(&self.modules))?;
+        let modules_bytes = modules.metadata().map_err(not_opened(&self.modules))?.len();
+        let config = self.config(&machine, modules_bytes);
         let (ready, theirs) =
             UnixStream::pair().map_err(|source| self.not_started(&files, source))?;
         let theirs = theirs
             .into_std()
             .map_err(|source| self.not_started(&files, source))?;
-        let passed = self.open_all(&files, theirs.into(), machine)?;
+        let passed = self.open_all(&files, theirs.into(), modules.into(), machine)?;
         let mut append = OpenOptions::new();
         append.create(true).append(true).mode(0o600);
         let log = files.vmm_log();
@@ -203,6 +209,7 @@ impl Launcher {
         &self,
         files: &Files,
         ready: OwnedFd,
+        modules: OwnedFd,
         machine: Machine,
     ) -> Result<Vec<FdMapping>, LaunchError> {
         let (mut read, mut both) = (OpenOptions::new(), OpenOptions::new());
@@ -222,6 +229,7 @@ impl Launcher {
             (Inherited::Vsock, listening(&files.vsock())?),
             (Inherited::Ready, ready),
             (Inherited::Scratch, open(&machine.scratch, &both)?),
+            (Inherited::Modules, modules),
         ];
         all.extend(machine.net.map(|net| (Inherited::Tap, net.tap)));
         let mapping = |(what, parent_fd): (Inherited, OwnedFd)| FdMapping {
@@ -246,9 +254,14 @@ impl Launcher {
     }
 
     /// The VMM's configuration.
-    fn config(&self, machine: &Machine) -> VmConfig {
+    fn config(&self, machine: &Machine, modules_bytes: u64) -> VmConfig {
         VmConfig {
-            extra_cmdline: self.extra_cmdline.clone(),
+            extra_cmdline: format!(
+                "{}={} {}",
+                disk::MODULES_PARAMETER,
+                modules_bytes.div_ceil(SECTOR_BYTES),
+                self.extra_cmdline
+            ),
             vcpus: machine.vcpus,
             boot_vcpus: machine.boot_vcpus,
             memory_mib: machine.memory_mib,
@@ -262,6 +275,7 @@ impl Launcher {
                 mtu: net.mtu,
             }),
             scratch_disk: true,
+            modules: true,
             user: User {
                 uid: machine.user,
                 gid: machine.user,

@@ -25,15 +25,17 @@ pub struct Probe {
     vmm: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
+    modules: PathBuf,
     last: Mutex<Option<(Instant, Result<(), Problem>)>>,
 }
 
 impl Probe {
-    pub fn new(vmm: PathBuf, kernel: PathBuf, initramfs: PathBuf) -> Self {
+    pub fn new(vmm: PathBuf, kernel: PathBuf, initramfs: PathBuf, modules: PathBuf) -> Self {
         Self {
             vmm,
             kernel,
             initramfs,
+            modules,
             last: Mutex::new(None),
         }
     }
@@ -52,10 +54,11 @@ impl Probe {
         answer
     }
 
-    /// Whether the guest's kernel and initramfs can be read.
+    /// Whether the guest's kernel, initramfs and modules can be read.
     pub fn files(&self) -> Result<(), Problem> {
         readable("kernel", &self.kernel)?;
-        readable("initramfs", &self.initramfs)
+        readable("initramfs", &self.initramfs)?;
+        readable("modules", &self.modules)
     }
 
     /// Runs the probe, whatever the last result was.
@@ -131,6 +134,7 @@ mod tests {
         let probe = Probe::new(
             "/bin/true".into(),
             "/no/such/vmlinux".into(),
+            "/dev/null".into(),
             "/dev/null".into(),
         );
         let said = probe.ready().await.unwrap_err().to_string();

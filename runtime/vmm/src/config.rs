@@ -75,6 +75,9 @@ pub struct VmConfig {
     /// Whether the scratch disk has a file. Without one its size is zero.
     #[serde(default)]
     pub scratch_disk: bool,
+    /// Whether the image disk begins with the kernel's modules.
+    #[serde(default)]
+    pub modules: bool,
     /// The user and group that this VM has for itself.
     pub user: User,
 }

@@ -30,11 +30,14 @@ pub enum Inherited {
     Tap,
     /// A file or block device, open for both. Only if the configuration has a scratch disk.
     Scratch,
+    /// The kernel's modules, an EROFS file open for reading: the first extent of the image disk. Only if the configuration
+    /// has modules.
+    Modules,
 }
 
 impl Inherited {
     /// The number behind the last one.
-    pub const END: u32 = Self::Scratch as u32 + 4;
+    pub const END: u32 = Self::Modules as u32 + 4;
 
     /// The number of the descriptor.
     #[must_use]
@@ -56,6 +59,7 @@ impl Inherited {
             Self::Ready => "ready connection",
             Self::Tap => "TAP",
             Self::Scratch => "scratch disk",
+            Self::Modules => "kernel modules",
         }
     }
 

@@ -48,7 +48,7 @@ class Files:
 
     def __init__(self, directory):
         self.directory = directory
-        for name in ("vmlinux", "initramfs.cpio"):
+        for name in ("vmlinux", "initramfs.cpio", "modules.erofs"):
             shutil.copyfile(program(name), self.path(name))
         for name, size in (("scratch", 1 << 30), ("empty", 1 << 20)):
             with open(self.path(name), "wb") as file:
@@ -139,11 +139,12 @@ class Ours(Vmm):
 
         return [new("report"), existing("/dev/kvm", "r+b"), existing(self.files.path("vmlinux"), "rb"),
                 existing(self.files.path("initramfs.cpio"), "rb"), new("console"), listening("control"),
-                listening("vsock"), self.theirs, None, existing(self.files.path("scratch"), "r+b")]
+                listening("vsock"), self.theirs, None, existing(self.files.path("scratch"), "r+b"),
+                existing(self.files.path("modules.erofs"), "rb")]
 
     def start(self):
         config = {"vcpus": 1, "memory_mib": MEMORY_MIB, "vsock": {"guest_cid": 3, "ready_port": READY_PORT},
-                  "scratch_disk": True, "user": {"uid": USER, "gid": USER}}
+                  "scratch_disk": True, "modules": True, "user": {"uid": USER, "gid": USER}}
         opened = self.open_all()
 
         def enter():

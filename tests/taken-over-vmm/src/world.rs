@@ -122,6 +122,8 @@ pub struct Held {
     pub ready: i32,
     pub tap: i32,
     pub scratch: i32,
+    /// The modules of the guest's kernel.
+    pub modules: i32,
     /// A layer of an image, as the daemon attaches one.
     pub layer: i32,
     /// The VM and its only vCPU.
@@ -145,6 +147,7 @@ impl Held {
             ready: Inherited::Ready.number(),
             tap: Inherited::Tap.number(),
             scratch: Inherited::Scratch.number(),
+            modules: Inherited::Modules.number(),
             layer: -1,
             vm: -1,
             vcpu: -1,

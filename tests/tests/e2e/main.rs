@@ -18,6 +18,7 @@ mod empty_dirs;
 mod failures;
 mod faults;
 mod growth;
+mod guest_kernel;
 mod hostile;
 mod images;
 mod kubelet;

@@ -29,11 +29,13 @@ async fn look(config: &Config) -> Vec<Finding> {
         config.vmm.clone(),
         config.kernel.clone(),
         config.initramfs.clone(),
+        config.modules.clone(),
     );
     let guest = format!(
-        "{} and {}",
+        "{}, {} and {}",
         config.kernel.display(),
-        config.initramfs.display()
+        config.initramfs.display(),
+        config.modules.display()
     );
     let network = format!(
         "a network in {}, and its plugins",

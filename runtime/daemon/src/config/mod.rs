@@ -77,6 +77,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
+    /// The modules of the guest's kernel, as an EROFS file.
+    pub modules: PathBuf,
     /// The program `bulkhead-vmm`.
     pub vmm: PathBuf,
     /// Relative to /sys/fs/cgroup. If it is `None`, VMMs stay in the daemon's cgroup.
@@ -202,6 +204,7 @@ impl Config {
             initramfs: raw
                 .initramfs
                 .unwrap_or_else(|| beside.find("initramfs.cpio")),
+            modules: raw.modules.unwrap_or_else(|| beside.find("modules.erofs")),
             vmm: raw.vmm.unwrap_or_else(|| beside.find("bulkhead-vmm")),
             cgroup_parent: Some(raw.cgroup_parent)
                 .filter(|parent| !parent.is_empty())

@@ -55,6 +55,7 @@ async fn info(pods: &Pods, view: &View) -> String {
         "user": view.pod.user(),
         "runDirectory": view.pod.run_directory(),
         "stateDirectory": view.pod.state_directory(),
+        "modules": pods.launcher().modules,
         "cause": cause,
         "vm": view.pod.size,
         "cgroup": view.pod.cgroup(),

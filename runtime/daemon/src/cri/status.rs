@@ -42,6 +42,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             "vmm": launcher.program,
             "kernel": launcher.kernel,
             "initramfs": launcher.initramfs,
+            "modules": launcher.modules,
             "sandbox": { "vcpus": vm.vcpus, "memoryMib": vm.memory_mib,
                 "memoryMaxMib": vm.memory_max_mib, "scratchBytes": vm.scratch_bytes,
                 "parallelBoots": pods.parallel_boots() },

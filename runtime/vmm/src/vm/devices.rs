@@ -70,7 +70,7 @@ impl Devices {
             None => (DEFAULT_MAC, DEFAULT_MTU),
         };
         let net = Net::new(backends.tap, mac, mtu, Arc::clone(&observed.net));
-        let image_disk = ImageDisk::default();
+        let image_disk = backends.image;
         let image = Arc::clone(&observed.image_disk);
         let image = Blk::new(image_disk.clone(), Slot::ImageDisk.name(), image);
         let scratch = Arc::clone(&observed.scratch_disk);

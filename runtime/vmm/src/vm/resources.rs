@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::fs::OFlags;
 
 use crate::config::VmConfig;
-use crate::devices::blk::disk::ScratchDisk;
+use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
 use crate::extent::SECTOR_BYTES;
 use crate::inherited::Inherited;
 use crate::sys;
@@ -43,6 +43,7 @@ pub struct Backends {
     pub vsock: UnixListener,
     pub ready: UnixStream,
     pub tap: Option<File>,
+    pub image: ImageDisk,
     pub scratch: ScratchDisk,
 }
 
@@ -58,6 +59,7 @@ impl Resources {
                 vsock: listener(Inherited::Vsock)?,
                 ready: UnixStream::from(OwnedFd::from(nonblocking(Inherited::Ready)?)),
                 tap: config.net.as_ref().map(|_| tap()).transpose()?,
+                image: image(config.modules)?,
                 scratch: scratch(config.scratch_disk)?,
             },
         })
@@ -97,6 +99,20 @@ fn listener(what: Inherited) -> Result<UnixListener, ResourceError> {
         true => Ok(UnixListener::from(OwnedFd::from(socket))),
         false => Err(failed(what)(io::Error::other("nobody listens on it"))),
     }
+}
+
+/// The image disk as the guest finds it at its boot.
+fn image(has_modules: bool) -> Result<ImageDisk, ResourceError> {
+    let disk = ImageDisk::default();
+    if has_modules {
+        let failed = failed(Inherited::Modules);
+        let file = take(Inherited::Modules)?;
+        let bytes = regular_size(&file);
+        let bytes = bytes.ok_or_else(|| failed(io::Error::other("it is no file with contents")))?;
+        let appended = disk.append(file, bytes);
+        appended.map_err(|e| failed(io::Error::other(e)))?;
+    }
+    Ok(disk)
 }
 
 fn scratch(is_there: bool) -> Result<ScratchDisk, ResourceError> {

@@ -99,6 +99,9 @@ pub const ALL: &[Attempt] = &[
     Attempt::refused("write to the initramfs", READ_ONLY, |w| {
         write(w, w.held.initramfs)
     }),
+    Attempt::refused("write to the kernel's modules", READ_ONLY, |w| {
+        write(w, w.held.modules)
+    }),
     Attempt::refused("write to a layer", READ_ONLY, |w| write(w, w.held.layer)),
     Attempt::refused(
         "make a layer's descriptor writable (`F_SETFL`)",

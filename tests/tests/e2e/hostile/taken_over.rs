@@ -156,9 +156,9 @@ fn is_layer(file: &Path) -> bool {
     read.is_ok() && found == magic
 }
 
-/// Hashes of what all VMs share: the guest's kernel, the initramfs, layers.
+/// Hashes of what all VMs share: the guest's kernel, its modules, the initramfs, layers.
 fn shared(layers: &[PathBuf]) -> BTreeMap<PathBuf, u64> {
-    let others = ["vmlinux", "initramfs.cpio"].map(program);
+    let others = ["vmlinux", "modules.erofs", "initramfs.cpio"].map(program);
     let all = layers.iter().cloned().chain(others);
     let hashed = all.map(|path| {
         let mut hasher = DefaultHasher::new();

@@ -13,6 +13,8 @@ use crate::pod::volumes::disk;
 pub struct Allowed {
     /// Directories of the VM's own files: logs, reports, its scratch disk.
     pub directories: Vec<PathBuf>,
+    /// What all VMs read: the modules of the guest's kernel.
+    pub modules: PathBuf,
     /// Numbers of block devices that its pod's containers were given.
     pub devices: BTreeSet<u64>,
     /// Numbers of unix sockets of the daemon's and the VM's own network namespace.
@@ -100,6 +102,11 @@ fn file_kind(one: &Descriptor, allowed: &Allowed) -> Option<String> {
     if name == disk::IMAGE {
         return Some("emptyDir".to_owned());
     }
+    // A VM that runs keeps the modules of its kernel when newer ones are installed.
+    let kept = target.strip_suffix(" (deleted)").unwrap_or(&target);
+    if !one.writable && Path::new(kept) == allowed.modules {
+        return Some("kernel modules".to_owned());
+    }
     let below = path.parent().and_then(Path::file_name);
     let is_layer = below.is_some_and(|directory| directory == "layers");
     (is_layer && !one.writable).then(|| "layer".to_owned())
@@ -167,6 +174,7 @@ mod tests {
                 "/run/bulkhead/pods/1".into(),
                 "/var/lib/bulkhead/pods/1".into(),
             ],
+            modules: "/usr/lib/bulkhead/modules.erofs".into(),
             devices: BTreeSet::from([0x810]),
             unix_sockets: BTreeSet::from([77]),
         }

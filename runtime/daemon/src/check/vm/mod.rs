@@ -57,6 +57,8 @@ struct Told {
     user: Option<u32>,
     run_directory: Option<PathBuf>,
     state_directory: Option<PathBuf>,
+    /// The modules of guests' kernels.
+    modules: PathBuf,
     cgroup: Option<PathBuf>,
     block_devices: BTreeSet<u64>,
 }
@@ -144,6 +146,7 @@ fn known(proc: &Path, told: &Told) -> Result<Known, AuditError> {
         limits: limits.collect(),
         allowed: Allowed {
             directories: directories.into_iter().flatten().cloned().collect(),
+            modules: told.modules.clone(),
             devices: told.block_devices.clone(),
             unix_sockets: unix_sockets(proc, told.daemon).collect(),
         },
