@@ -21,7 +21,14 @@ cat /sys/kernel/security/lsm 2>/dev/null || { mount -t securityfs none /sys/kern
 "#;
 /// Kinds of interfaces.
 const LINKS: [&str; 8] = [
-    "dummy", "ifb", "bridge", "macvlan", "vlan", "vxlan", "wireguard", "ipip",
+    "dummy",
+    "ifb",
+    "bridge",
+    "macvlan",
+    "vlan",
+    "vxlan",
+    "wireguard",
+    "ipip",
 ];
 /// File systems. The first use is a mount, which fails, because there is no such disk or server.
 const FILE_SYSTEMS: [&str; 9] = [
@@ -89,37 +96,64 @@ async fn modules_load_when_a_program_first_uses_them_and_not_before() {
     let found = client.shell(&root, BUILT_IN).await;
     let found: Vec<&str> = found.lines().collect();
     let expected = ["1", "9feb", "psi", "mptcp", "audit", "capability,landlock"];
-    table.equal("built in: config.gz, BTF, PSI, MPTCP, audit, Landlock", &found[..], &expected[..]);
+    table.equal(
+        "built in: config.gz, BTF, PSI, MPTCP, audit, Landlock",
+        &found[..],
+        &expected[..],
+    );
 
     // A container without privileges cannot make interfaces, so nothing loads.
     client.shell(&plain, "ip link add x type dummy; true").await;
     let modules = client.shell(&root, "cat /proc/modules").await;
-    table.row("none loads for a refused call", !loaded(&modules, "dummy"), &modules);
+    table.row(
+        "none loads for a refused call",
+        !loaded(&modules, "dummy"),
+        &modules,
+    );
 
     // At once, so that several processes look for the modules at the same time.
-    let lines: Vec<String> = LINKS.iter().map(|kind| format!("({}) &", add_link(kind))).collect();
-    let said = client.shell(&root, &format!("{}\nwait", lines.join("\n"))).await;
+    let lines: Vec<String> = LINKS
+        .iter()
+        .map(|kind| format!("({}) &", add_link(kind)))
+        .collect();
+    let said = client
+        .shell(&root, &format!("{}\nwait", lines.join("\n")))
+        .await;
     let modules = client.shell(&root, "cat /proc/modules").await;
     for kind in LINKS {
         let module = if kind == "vlan" { "8021q" } else { kind };
-        table.row(&format!("interface {kind}"), loaded(&modules, module), &said);
+        table.row(
+            &format!("interface {kind}"),
+            loaded(&modules, module),
+            &said,
+        );
     }
     let mount = |kind: &str| format!("mount -t {kind} none /mnt 2>/dev/null");
     let lines: Vec<String> = FILE_SYSTEMS.iter().map(|kind| mount(kind)).collect();
-    client.shell(&root, &format!("{}; true", lines.join("; "))).await;
+    client
+        .shell(&root, &format!("{}; true", lines.join("; ")))
+        .await;
     let known = client.shell(&root, "cat /proc/filesystems").await;
     for kind in FILE_SYSTEMS {
         let is_there = known.split_whitespace().any(|word| word == kind);
         table.row(&format!("file system {kind}"), is_there, is_there);
     }
     // Names that are no module's, among them some that must not become paths or patterns.
-    let odd = ["../../init", "*", "dm-crypt/../x", "-r", "a b"].map(|name| format!("mount -t '{name}' none /mnt"));
-    let line = format!("({}) 2>/dev/null; cat /proc/modules | wc -l", odd.join("; "));
+    let odd = ["../../init", "*", "dm-crypt/../x", "-r", "a b"]
+        .map(|name| format!("mount -t '{name}' none /mnt"));
+    let line = format!(
+        "({}) 2>/dev/null; cat /proc/modules | wc -l",
+        odd.join("; ")
+    );
     let count = client.shell(&root, &line).await;
     let modules = client.shell(&root, "cat /proc/modules | wc -l").await;
     table.equal("odd names load nothing", count, modules);
     let seen = client.shell(&root, "ls /run/modules /run/modules.lock 2>/dev/null; grep -c erofs.*modules /proc/mounts; true").await;
-    table.equal("containers do not see the agent's mount of modules", seen.trim(), "0");
+    table.equal(
+        "containers do not see the agent's mount of modules",
+        seen.trim(),
+        "0",
+    );
     table.finish();
     client.end_pod(&pod).await;
 }

@@ -103,8 +103,9 @@ fn file_kind(one: &Descriptor, allowed: &Allowed) -> Option<String> {
         return Some("emptyDir".to_owned());
     }
     // A VM that runs keeps the modules of its kernel when newer ones are installed.
-    let kept = target.strip_suffix(" (deleted)").unwrap_or(&target);
-    if !one.writable && Path::new(kept) == allowed.modules {
+    let kept = one.target.strip_suffix(" (deleted)");
+    let kept = Path::new(kept.unwrap_or(&one.target));
+    if !one.writable && kept == allowed.modules {
         return Some("kernel modules".to_owned());
     }
     let below = path.parent().and_then(Path::file_name);
@@ -192,6 +193,10 @@ mod tests {
             ("/run/bulkhead/pods/1/console.log", "console.log"),
             ("/var/lib/bulkhead/pods/1/scratch.ext4", "scratch.ext4"),
             ("/var/lib/bulkhead/images/layers/0a", "layer"),
+            (
+                "/usr/lib/bulkhead/modules.erofs (deleted)",
+                "kernel modules",
+            ),
         ];
         for (target, kind) in table {
             assert_eq!(
