@@ -133,6 +133,21 @@ def push(registry, name, tags, layers, config=None, how="gzip", docker=False, ar
     return {**descriptor, "platform": {"architecture": architecture, "os": "linux"}}
 
 
+def push_artifact(registry, name, tag, blobs):
+    """Pushes an artifact; each of `blobs` is its media type, its title or None, and its bytes."""
+    empty = b"{}"
+    registry.push_blob(name, empty)
+    layers = []
+    for media_type, title, data in blobs:
+        registry.push_blob(name, data)
+        layers.append({"mediaType": media_type, "digest": digest(data), "size": len(data),
+                       "annotations": {"org.opencontainers.image.title": title} if title else {}})
+    registry.push_manifest(name, tag, f"{OCI}.manifest.v1+json", {
+        "schemaVersion": 2, "mediaType": f"{OCI}.manifest.v1+json", "artifactType": "application/vnd.bulkhead.tests",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(empty), "size": len(empty)},
+        "layers": layers})
+
+
 def push_index(registry, name, tag, manifests):
     media_type = f"{OCI}.index.v1+json"
     registry.push_manifest(name, tag, media_type,
@@ -229,6 +244,39 @@ def image_index(registry, _):
     push_index(registry, "test/index", "only-arm64", [arm64])
 
 
+def image_volumes(registry, _):
+    """Pushes an image that declares volumes, where it has something and where it has nothing."""
+    colour = {"SCHILY.xattr.user.colour": "blue"}
+    layer = (Layer().directory("data", mode=0o2750, uid=33, gid=1234, mtime=7, pax_headers=colour)
+             .directory("data/sub", mode=0o1777, mtime=8)
+             .add("data/sub/file", data=b"from the image", mode=0o640, uid=33, mtime=9, pax_headers=colour)
+             .hardlink("data/second", "data/sub/file", mode=0o640).symlink("data/link", "sub/file")
+             .symlink("data/out", "/etc/passwd").add("data/pipe", tarfile.FIFOTYPE, mode=0o600)
+             .add("data/program", data=b"#!/bin/sh\necho ran\n", mode=0o4755)
+             .directory("real").add("real/file", data=b"behind a link").symlink("link", "../../real")
+             .directory("covered").add("covered/file", data=b"of the image")
+             .directory("above/inside").add("above/inside/file", data=b"of the image").done())
+    paths = ["/data", "/link/", "fresh/deep", "/covered", "/above/inside"]
+    push(registry, "test/volumes", ["latest"], [busybox_layer(), layer], {"Volumes": {path: {} for path in paths}})
+    push(registry, "test/volume-wrong", ["latest"], [busybox_layer()], {"Volumes": {"/a/../../b": {}}})
+    push(registry, "test/volume-file", ["latest"], [busybox_layer()], {"Volumes": {"/etc/passwd": {}}})
+    push(registry, "test/nothing", ["latest"], [])
+
+
+def image_artifacts(registry, _):
+    archive = (Layer().directory("tree").add("tree/program", data=b"#!/bin/sh\necho ran\n", mode=0o755)
+               .symlink("tree/link", "program").done())
+    archive, archive_type = compress(archive, "gzip")
+    hello = ("text/plain", "hello.txt", b"hello")
+    push_artifact(registry, "test/artifact", "latest", [
+        hello, ("text/plain", "dir/deep.txt", b"deep"), (archive_type, None, archive),
+        # As `oras push` does it by default.
+        (f"{OCI}.layer.v1.tar", "oras.txt", b"no archive"), ("text/plain", None, b"untitled")])
+    push_artifact(registry, "test/artifact", "renamed", [("text/plain", "renamed.txt", b"hello")])
+    push_artifact(registry, "test/artifact", "escape", [hello, ("text/plain", "../escape", b"x")])
+    push_artifact(registry, "test/artifact", "twice", [hello, ("text/plain", "./hello.txt", b"x")])
+
+
 def image_hostile(registry, _):
     for tag, layer in (("dotdot", Layer().add("a/../../escape", data=b"x")),
                        ("absolute", Layer().add("/etc/absolute", data=b"absolute"))):
@@ -322,7 +370,7 @@ def image_fio(registry, _):
 
 
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
-          "hostile": image_hostile, "bench": image_bench, "udp": image_udp,
+          "hostile": image_hostile, "volumes": image_volumes, "artifacts": image_artifacts, "bench": image_bench, "udp": image_udp,
           "agnhost": image_agnhost, "coredns": image_coredns, "metrics-server": image_metrics_server,
           "kube-proxy": image_kube_proxy, "cni-agent": image_cni_agent,
           "iperf3": image_iperf3, "fio": image_fio}

@@ -17,7 +17,7 @@ use crate::init::config::GivenDevice;
 use crate::seccomp;
 use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
-use crate::volumes::mounts;
+use crate::volumes::{declared, mounts};
 
 impl Containers {
     pub async fn create(&self, spec: CreateContainerRequest) -> Result<(), ContainerError> {
@@ -85,13 +85,18 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
     let (volumes, layers) = (&shared.volumes, &shared.layers);
     let mounts = mounts::resolve(volumes, layers, &spec.id, &spec.mounts)?;
     let overlay = Overlay::mount(&spec.id, layers.acquire(&spec.layers)?, &shared.users)?;
-    let cgroup = match make_cgroup(&spec, &devices) {
-        Ok(cgroup) => cgroup,
+    let declared = declared::make(&overlay, &spec.declared_volumes, &shared.users);
+    let made = declared.map_err(ContainerError::from);
+    let made = made.and_then(|declared| Ok((declared, make_cgroup(&spec, &devices)?)));
+    let (mut binds, cgroup) = match made {
+        Ok(made) => made,
         Err(e) => {
             overlay.remove();
             return Err(e);
         }
     };
+    binds.extend(mounts.binds);
+    mounts::in_order(&mut binds);
     Ok(Container {
         id: spec.id.clone(),
         log: Arc::new(Log::default()),
@@ -99,7 +104,7 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
         seccomp,
         cgroup,
         rootfs: overlay.rootfs(),
-        mounts: mounts.binds,
+        mounts: binds,
         devices,
         blocks: Mutex::new(blocks),
         views: Mutex::new(mounts.views),

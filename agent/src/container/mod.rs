@@ -39,6 +39,7 @@ use crate::statistics::writable::Counted;
 use crate::streams::pump::Log;
 use crate::users::PodUsers;
 use crate::volumes::Volumes;
+use crate::volumes::declared::DeclaredError;
 use crate::volumes::mounts::MountError;
 use state::{Event, IllegalMove, State};
 
@@ -69,6 +70,8 @@ pub enum ContainerError {
     Overlay(#[from] OverlayError),
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error(transparent)]
+    Declared(#[from] DeclaredError),
     #[error("cgroup of the container")]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]

@@ -34,9 +34,9 @@ impl Containers {
 
 impl Container {
     fn statistics(&self, with_descriptors: bool, deadline: Instant) -> ContainerStatistics {
-        let upper = {
+        let written = {
             let overlay = self.overlay.lock().unwrap_or_else(PoisonError::into_inner);
-            overlay.as_ref().map(|overlay| overlay.upper())
+            overlay.as_ref().map(|overlay| overlay.written())
         };
         let pids = self.cgroup.pids();
         let first = match self.snapshot().0 {
@@ -51,7 +51,7 @@ impl Container {
         ContainerStatistics {
             id: self.id.clone(),
             cgroup: Some(statistics::cgroup(self.cgroup.path())),
-            writable_layer: upper.map(|upper| self.written.count(&upper, deadline)),
+            writable_layer: written.map(|places| self.written.count(&places, deadline)),
             processes: pids.len() as u64,
             file_descriptors: descriptors.open,
             sockets: descriptors.sockets,

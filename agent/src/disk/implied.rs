@@ -10,19 +10,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{
-    AtFlags, CWD, Timespec, Timestamps, XattrFlags, lgetxattr, llistxattr, lsetxattr, utimensat,
-};
+use rustix::fs::lgetxattr;
 use rustix::io::Errno;
 
+use super::attributes;
 use super::layers::MOUNTS;
 
-/// Attributes with this prefix are overlayfs's own. Containers do not see them.
-const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
 const IMPLIED: &str = "trusted.overlay.bulkhead.implied";
 /// The values of [`IMPLIED`]: the directory is implied, or there is an implied one below it.
 const ITSELF: u8 = b'y';
@@ -32,7 +28,6 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 const MAX_DIRECTORIES: usize = 1 << 16;
 /// Longer paths are left as they are: they could not be opened.
 const MAX_PATH_BYTES: usize = 3500;
-const MAX_XATTR_BYTES: usize = 64 << 10;
 
 /// A tree of directories with the attributes that implied directories of an image have. Dropping it removes it.
 #[derive(Debug)]
@@ -89,7 +84,7 @@ impl Restored {
         sources
             .iter()
             .rev()
-            .try_for_each(|(source, copy)| copy_attributes(source, copy))
+            .try_for_each(|(source, copy)| attributes::copy(source, copy))
     }
 }
 
@@ -222,33 +217,6 @@ fn mark(path: &Path, name: &str) -> io::Result<Option<u8>> {
     }
 }
 
-fn copy_attributes(source: &Path, copy: &Path) -> io::Result<()> {
-    let found = fs::symlink_metadata(source)?;
-    std::os::unix::fs::lchown(copy, Some(found.uid()), Some(found.gid()))?;
-    fs::set_permissions(copy, fs::Permissions::from_mode(found.mode() & 0o7777))?;
-    let mut names = vec![0; MAX_XATTR_BYTES];
-    let length = llistxattr(source, &mut names)?;
-    let names = names.get(..length).unwrap_or_default();
-    let mut value = vec![0; MAX_XATTR_BYTES];
-    for name in names.split(|byte| *byte == 0) {
-        if name.is_empty() || name.starts_with(OVERLAY_PREFIX) {
-            continue;
-        }
-        let length = lgetxattr(source, name, &mut value)?;
-        let value = value.get(..length).unwrap_or_default();
-        lsetxattr(copy, name, value, XattrFlags::empty())?;
-    }
-    let time = |seconds, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    };
-    let times = Timestamps {
-        last_access: time(found.atime(), found.atime_nsec()),
-        last_modification: time(found.mtime(), found.mtime_nsec()),
-    };
-    Ok(utimensat(CWD, copy, &times, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,22 +254,5 @@ mod tests {
         ] {
             assert_eq!(decide(&seen), expected, "{seen:?}");
         }
-    }
-
-    #[test]
-    fn attributes_and_times_are_copied() {
-        let directory = tempfile::tempdir().unwrap();
-        let (source, copy) = (directory.path().join("a"), directory.path().join("b"));
-        for path in [&source, &copy] {
-            fs::create_dir(path).unwrap();
-        }
-        fs::set_permissions(&source, fs::Permissions::from_mode(0o1750)).unwrap();
-        fs::create_dir(source.join("child")).unwrap();
-        copy_attributes(&source, &copy).unwrap();
-        let of = |path: &Path| {
-            let of = fs::metadata(path).unwrap();
-            (of.mode(), of.uid(), of.gid(), of.mtime(), of.mtime_nsec())
-        };
-        assert_eq!(of(&source), of(&copy));
     }
 }

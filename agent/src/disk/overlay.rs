@@ -131,9 +131,19 @@ impl Overlay {
         self.directory.join("root")
     }
 
-    /// The directory with everything that the container writes.
-    pub fn upper(&self) -> PathBuf {
+    /// The directory with what the container writes to its root file system.
+    fn upper(&self) -> PathBuf {
         self.directory.join("up")
+    }
+
+    /// The directory for the container's own volumes. It is removed with the rest.
+    pub fn volumes(&self) -> PathBuf {
+        self.directory.join("volumes")
+    }
+
+    /// The directories with everything that the container writes outside of the pod's volumes.
+    pub fn written(&self) -> [PathBuf; 2] {
+        [self.upper(), self.volumes()]
     }
 
     fn prepare(&self, users: &PodUsers) -> Result<(), OverlayError> {

@@ -52,12 +52,14 @@ pub fn take_along(mounts: &[BindMount]) -> Result<Vec<Taken<'_>>, Failure> {
 fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
     let source = open_sub_path(Path::new(&mount.source), &mount.sub_path)?;
     let view = mounts::clone_fd(source, true)?;
-    let mut attributes = MountAttrFlags::empty();
-    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, mount.readonly);
-    if !attributes.is_empty() {
-        let attributes = u64::from(attributes.bits());
-        sys::set_mount_attributes(view.as_fd(), attributes, mount.recursive_readonly)?;
-    }
+    let here = [(mount.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY)];
+    set_attributes(&view, &here, mount.recursive_readonly)?;
+    let everywhere = [
+        (mount.no_exec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (mount.no_suid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (mount.no_dev, MountAttrFlags::MOUNT_ATTR_NODEV),
+    ];
+    set_attributes(&view, &everywhere, true)?;
     let propagation = if mount.follows_host {
         MountPropagationFlags::DOWNSTREAM
     } else {
@@ -65,6 +67,22 @@ fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
     };
     sys::set_propagation(view.as_fd(), propagation)?;
     Ok(view)
+}
+
+/// Sets those of `attributes` that are wanted on a mount, and if `recursive` on all mounts below it.
+fn set_attributes(
+    view: &OwnedFd,
+    attributes: &[(bool, MountAttrFlags)],
+    recursive: bool,
+) -> std::io::Result<()> {
+    let mut wanted = MountAttrFlags::empty();
+    for (is_wanted, attribute) in attributes {
+        wanted.set(*attribute, *is_wanted);
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    sys::set_mount_attributes(view.as_fd(), u64::from(wanted.bits()), recursive)
 }
 
 /// Mounts all sources at their targets. Call it after the pivot, when the kernel's file systems are mounted.

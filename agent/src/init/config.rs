@@ -99,6 +99,13 @@ pub struct BindMount {
     /// What is mounted below the source later also appears in the container.
     #[prost(bool, tag = "6")]
     pub follows_host: bool,
+    /// These hold for what is mounted below the source, too.
+    #[prost(bool, tag = "7")]
+    pub no_exec: bool,
+    #[prost(bool, tag = "8")]
+    pub no_suid: bool,
+    #[prost(bool, tag = "9")]
+    pub no_dev: bool,
 }
 
 /// A report of the new process. Their order: `Terminal` if it has one, then `Executing`, then `Failed` if the exec

@@ -8,9 +8,11 @@ use tonic::{Code, Status};
 
 use crate::cgroup::CgroupError;
 use crate::container::ContainerError;
+use crate::disk::copy::CopyError;
 use crate::hotplug::HotplugError;
 use crate::sandbox::{LimitError, SandboxError};
 use crate::volumes::VolumeError;
+use crate::volumes::declared::DeclaredError;
 use crate::volumes::mounts::MountError;
 
 impl From<ContainerError> for Status {
@@ -29,6 +31,7 @@ impl From<ContainerError> for Status {
                 Code::InvalidArgument
             }
             ContainerError::Mount(error) => mount_code(error),
+            ContainerError::Declared(error) => declared_code(error),
             ContainerError::Layers(_)
             | ContainerError::Block(_)
             | ContainerError::Overlay(_)
@@ -49,6 +52,24 @@ fn mount_code(error: &MountError) -> Code {
         | MountError::SubPath { .. } => Code::FailedPrecondition,
         MountError::Layers { .. } | MountError::Image { .. } => Code::Internal,
         MountError::Volume { source, .. } => volume_code(source),
+    }
+}
+
+fn declared_code(error: &DeclaredError) -> Code {
+    match error {
+        DeclaredError::TooMany(_) => Code::ResourceExhausted,
+        error if error.is_full() => Code::ResourceExhausted,
+        DeclaredError::Target(error) => mount_code(error),
+        DeclaredError::Find { .. } => Code::FailedPrecondition,
+        DeclaredError::Copy {
+            source: CopyError::TooLate,
+            ..
+        } => Code::Aborted,
+        DeclaredError::Copy {
+            source: CopyError::TooMany,
+            ..
+        } => Code::ResourceExhausted,
+        DeclaredError::Make { .. } | DeclaredError::Copy { .. } => Code::Internal,
     }
 }
 

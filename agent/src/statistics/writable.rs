@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How much a container has written: counts the inodes and blocks in the upper directory of its overlay.
+//! How much a container has written: counts the inodes and blocks in the upper directory of its overlay, and in its
+//! own volumes.
 //!
 //! Counting takes time, so a result is reused for twenty times as long as the count took, at least a second. Counting
 //! then takes at most a twentieth of a CPU, however many files there are and however often someone asks. A count that
@@ -9,7 +10,7 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const AGE_FACTOR: u32 = 20;
 /// The unit of `st_blocks`.
 const BLOCK_BYTES: u64 = 512;
 
-/// The last count of one directory.
+/// The last count of a container's directories.
 #[derive(Debug, Default)]
 pub struct Counted(Mutex<Option<Last>>);
 
@@ -36,8 +37,9 @@ struct Last {
 }
 
 impl Counted {
-    /// Counts the content of `upper`. Returns the last count instead if that is recent, or if the deadline has passed.
-    pub fn count(&self, upper: &Path, deadline: Instant) -> WritableLayer {
+    /// Counts the content of `places`, which are on one file system. Returns the last count instead if that is recent, or
+    /// if the deadline has passed.
+    pub fn count(&self, places: &[PathBuf], deadline: Instant) -> WritableLayer {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
         if let Some(last) = last.as_ref()
@@ -45,7 +47,7 @@ impl Counted {
         {
             return last.layer;
         }
-        let counted = count(upper, deadline);
+        let counted = count(places, deadline);
         let layer = match last.as_ref() {
             Some(whole) if counted.cut && !whole.layer.cut => whole.layer,
             _ => counted,
@@ -59,38 +61,42 @@ impl Counted {
     }
 }
 
-/// Counts a directory. One that cannot be read, for example because it vanished, counts as empty.
-fn count(upper: &Path, deadline: Instant) -> WritableLayer {
+/// Counts directories. One that cannot be read, for example because it vanished, counts as empty.
+fn count(places: &[PathBuf], deadline: Instant) -> WritableLayer {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(top) = open(upper, flags, Mode::empty()) else {
-        return WritableLayer::default();
-    };
-    let mut walk = Walk {
-        top,
-        layer: WritableLayer::default(),
-        linked: HashSet::new(),
-        pending: vec![Vec::new()],
-    };
-    while let Some(directory) = walk.pending.pop() {
-        walk.visit(&directory);
-        if walk.layer.inodes >= MAX_INODES || Instant::now() > deadline {
-            walk.layer.cut = true;
-            break;
+    let mut layer = WritableLayer::default();
+    let mut linked = HashSet::new();
+    for place in places {
+        let Ok(top) = open(place, flags, Mode::empty()) else {
+            continue;
+        };
+        let mut walk = Walk {
+            top,
+            layer: &mut layer,
+            linked: &mut linked,
+            pending: vec![Vec::new()],
+        };
+        while let Some(directory) = walk.pending.pop() {
+            walk.visit(&directory);
+            if walk.layer.inodes >= MAX_INODES || Instant::now() > deadline {
+                walk.layer.cut = true;
+                return layer;
+            }
         }
     }
-    walk.layer
+    layer
 }
 
-/// A count that is running.
-struct Walk {
+/// A count of one directory that is running.
+struct Walk<'a> {
     top: OwnedFd,
-    layer: WritableLayer,
-    linked: HashSet<u64>,
+    layer: &'a mut WritableLayer,
+    linked: &'a mut HashSet<u64>,
     /// Paths below `top` that still have to be read.
     pending: Vec<Vec<u8>>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Counts one directory. The container may change names meanwhile, so no symbolic link is followed and nothing
     /// outside `top` is opened.
     fn visit(&mut self, path: &[u8]) {
@@ -172,29 +178,39 @@ mod tests {
     #[test]
     fn what_was_written_counts_once_and_links_are_not_followed() {
         let directory = tempfile::tempdir().unwrap();
-        let upper = directory.path().join("up");
+        let places = ["up", "volumes"].map(|name| directory.path().join(name));
+        let [upper, volumes] = &places;
         fs::create_dir_all(upper.join("a/b")).unwrap();
         fs::write(upper.join("a/b/file"), vec![7; 1 << 20]).unwrap();
-        let before = count(&upper, soon());
+        let before = count(&places, soon());
         assert!((1 << 20..2 << 20).contains(&before.bytes), "{before:?}");
         assert_eq!((before.inodes, before.cut), (3, false));
         fs::hard_link(upper.join("a/b/file"), upper.join("same")).unwrap();
         std::os::unix::fs::symlink("/usr", upper.join("a/link")).unwrap();
-        let after = count(&upper, soon());
+        let after = count(&places, soon());
         assert_eq!(
             after.inodes, 4,
             "a symbolic link is an inode, a second name is not"
         );
         assert!(after.bytes < before.bytes + (64 << 10), "{after:?}");
+        fs::create_dir_all(volumes.join("0")).unwrap();
+        fs::write(volumes.join("0/file"), vec![7; 1 << 20]).unwrap();
+        let with_volume = count(&places, soon());
+        assert_eq!(with_volume.inodes, 6);
+        assert!(
+            with_volume.bytes >= after.bytes + (1 << 20),
+            "{with_volume:?}"
+        );
     }
 
     #[test]
     fn a_count_that_takes_too_long_says_that_it_is_cut() {
         let directory = tempfile::tempdir().unwrap();
+        let place = [directory.path().to_owned()];
         fs::write(directory.path().join("file"), "x").unwrap();
-        assert!(count(directory.path(), Instant::now() - LEAST_AGE).cut);
+        assert!(count(&place, Instant::now() - LEAST_AGE).cut);
         assert_eq!(
-            count(&directory.path().join("none"), soon()),
+            count(&[directory.path().join("none")], soon()),
             WritableLayer::default()
         );
     }
@@ -202,9 +218,10 @@ mod tests {
     #[test]
     fn an_answer_is_kept_for_a_moment() {
         let directory = tempfile::tempdir().unwrap();
+        let place = [directory.path().to_owned()];
         let counted = Counted::default();
-        assert_eq!(counted.count(directory.path(), soon()).inodes, 0);
+        assert_eq!(counted.count(&place, soon()).inodes, 0);
         fs::write(directory.path().join("file"), "x").unwrap();
-        assert_eq!(counted.count(directory.path(), soon()).inodes, 0);
+        assert_eq!(counted.count(&place, soon()).inodes, 0);
     }
 }

@@ -4,8 +4,9 @@
 //! which the next guest of the same pod mounts again.
 //!
 //! Everything here blocks, so it must be called from a thread that may block. [`mounts`] translates the mounts that a
-//! container wants into those that its first process makes.
+//! container wants into those that its first process makes, and [`declared`] makes the volumes that images declare.
 
+pub mod declared;
 mod disks;
 mod environment;
 mod kind;

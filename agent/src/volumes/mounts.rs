@@ -100,13 +100,20 @@ pub fn resolve(
             readonly: (mount.readonly && !is_share) || mount.recursive_readonly,
             recursive_readonly: mount.recursive_readonly,
             follows_host: mount.propagation() == Propagation::HostToContainer,
+            no_exec: mount.no_exec,
+            no_suid: mount.no_suid,
+            no_dev: mount.no_dev,
             target,
         });
     }
-    // The sort is stable: of two mounts at one place the later one covers the earlier one.
-    let depth = |bind: &BindMount| Path::new(&bind.target).components().count();
-    resolved.binds.sort_by_key(depth);
+    in_order(&mut resolved.binds);
     Ok(resolved)
+}
+
+/// Puts mounts into the order in which they are made: each before what is mounted inside it.
+pub fn in_order(binds: &mut [BindMount]) {
+    // The sort is stable: of two mounts at one place the later one covers the earlier one.
+    binds.sort_by_key(|bind| Path::new(&bind.target).components().count());
 }
 
 fn find(volumes: &Volumes, mount: &Mount, target: &str) -> Result<PathBuf, MountError> {
@@ -177,7 +184,7 @@ fn check_sub_path(
 }
 
 /// Checks a mount point: an absolute path without `..` that is not the root. Returns it without `.`.
-fn target(path: &str) -> Result<String, MountError> {
+pub fn target(path: &str) -> Result<String, MountError> {
     let refused = || MountError::Target(path.to_owned());
     let clean = Path::new(path);
     if !clean.is_absolute() || path.contains('\0') {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 pub use crate::contents::ImageRecord;
 pub use crate::layer::LayerError;
-use crate::layer::{Limits, Promise};
+use crate::layer::{Content, Limits, Promise};
 pub use crate::manifest::{Candidates, ImageConfig, Manifest};
 pub use crate::registry::{Challenge, error_message, pause};
 
@@ -19,7 +19,9 @@ pub fn convert(archive: &[u8], file: File) -> Result<(), LayerError> {
     let digest = crate::Digest::of(archive);
     let promise = Promise {
         bytes: archive.len() as u64,
-        diff_id: digest.clone(),
+        content: Content::Layer {
+            diff_id: digest.clone(),
+        },
         digest,
     };
     let limits = Limits::new(Path::new("/"), MAX_IMAGE_BYTES, 0, &Arc::default());

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Manifests, indexes and image configurations ([`configuration`]), of OCI (image-spec 1.1) and of Docker's schema 2,
-//! which differ only in the names of media types. Unknown fields are ignored, as both specifications demand.
+//! which differ only in the names of media types. Unknown fields are ignored, as both specifications demand. A manifest
+//! of something else than a container image is an [`artifact`].
 
+mod artifact;
 mod configuration;
 mod platform;
 
@@ -10,6 +12,8 @@ use serde::Deserialize;
 use crate::digest::Digest;
 use crate::failure::{FailureKind, shorten};
 use crate::layer::MAX_LAYER_BYTES;
+pub use artifact::Artifact;
+use artifact::Names;
 pub use configuration::{ImageConfig, ImageDefaults};
 use platform::Machine;
 pub use platform::Platform;
@@ -40,8 +44,16 @@ pub enum ManifestError {
     MediaType(String),
     #[error("no image for {wanted}, the index has {offered}")]
     Platform { wanted: String, offered: String },
-    #[error("a manifest with configuration type {0:?} is an artifact, not a container image")]
+    #[error(
+        "an artifact of type {0:?} is in an index that does not say for which platform it is: pull the artifact itself"
+    )]
     Artifact(String),
+    #[error("file {name:?} (blob {blob}) of the artifact: {problem}")]
+    FileName {
+        name: String,
+        blob: Digest,
+        problem: String,
+    },
     #[error("image has {layers} layers, but {diff_ids} diff ids in the configuration")]
     LayerCount { layers: usize, diff_ids: usize },
     #[error("image has {0} layers, at most {MAX_LAYERS} can be stacked")]
@@ -86,6 +98,7 @@ pub struct Descriptor {
     pub digest: Digest,
     pub size: u64,
     platform: Option<Platform>,
+    annotations: Option<Names>,
 }
 
 /// What a manifest turned out to be.
@@ -97,6 +110,7 @@ pub enum Manifest {
         config: Descriptor,
         layers: Vec<Descriptor>,
     },
+    Artifact(Artifact),
 }
 
 /// The entries of an index that may lead to the image for this machine.
@@ -112,6 +126,7 @@ pub enum Candidates {
 #[serde(rename_all = "camelCase")]
 struct Document {
     media_type: Option<String>,
+    artifact_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
@@ -129,14 +144,16 @@ impl Manifest {
                 choose(manifests, &Machine::this()).map(Self::Index)
             }
             (None, Some(config), Some(layers)) if IMAGE_TYPES.contains(&media_type) => {
-                if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
-                    return Err(ManifestError::Artifact(shorten(&config.media_type)));
-                }
                 if layers.len() > MAX_LAYERS {
                     return Err(ManifestError::TooManyLayers(layers.len()));
                 }
                 if let Some(layer) = layers.iter().find(|layer| layer.size > MAX_LAYER_BYTES) {
                     return Err(ManifestError::LayerSize(layer.size));
+                }
+                if !CONFIG_TYPES.contains(&config.media_type.as_str()) {
+                    let artifact =
+                        Artifact::new(document.artifact_type.as_deref(), &config, layers);
+                    return artifact.map(Self::Artifact);
                 }
                 Ok(Self::Image { config, layers })
             }
@@ -268,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn only_container_images_are_taken() {
+    fn only_images_and_artifacts_are_taken() {
         let config = descriptor(CONFIG_TYPES[1], "");
         let chart = descriptor("application/vnd.cncf.helm.config.v1+json", "");
         for (document, served_type, is_good) in [
@@ -290,7 +307,7 @@ mod tests {
             (
                 format!(r#"{{"config":{chart},"layers":[]}}"#),
                 IMAGE_TYPES[0],
-                false,
+                true,
             ),
             (
                 r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
@@ -319,7 +336,7 @@ mod tests {
             (format!(r#"{{"mediaType":{quoted}}}"#), IMAGE_TYPES[0]),
             (
                 format!(
-                    r#"{{"config":{{"mediaType":{quoted},"digest":"{DIGEST}","size":1}},"layers":[]}}"#
+                    r#"{{"config":{{"mediaType":"x/y","digest":"{DIGEST}","size":1}},"layers":[{{"mediaType":"x/y","digest":"{DIGEST}","size":1,"annotations":{{"org.opencontainers.image.title":{quoted}}}}}]}}"#
                 ),
                 IMAGE_TYPES[0],
             ),

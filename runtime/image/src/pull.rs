@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pull, step by step: manifest, configuration, all layers at the same time ([`layers`]), record.
+//! A pull, step by step: manifest, configuration, all layers at the same time ([`layers`]), record. An artifact's
+//! configuration says nothing to us, and its blobs are its layers.
 //!
 //! Nothing is taken over from the store on the word of a manifest. A manifest names a configuration and layers by
 //! digests, which its author may have from somebody else's private image. The configuration is always downloaded, and
@@ -20,8 +21,8 @@ use crate::config::Credentials;
 use crate::contents::{Contents, ImageRecord, StoreError};
 use crate::digest::Digest;
 use crate::failure::FailureKind;
-use crate::layer::{Excess, LayerError, Limits};
-use crate::manifest::{Candidates, Descriptor, ImageConfig, Manifest, ManifestError};
+use crate::layer::{Content, Excess, LayerError, Limits, Promise};
+use crate::manifest::{Artifact, Candidates, Descriptor, ImageConfig, Manifest, ManifestError};
 use crate::progress::Counters;
 use crate::reference::{Reference, Version};
 use crate::registry::{RegistryError, Repository};
@@ -102,9 +103,20 @@ struct Pull {
 struct Resolved {
     /// The digest of the manifest that the reference names, which may be an index.
     top: Digest,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    found: Found,
     manifest_bytes: u64,
+}
+
+enum Found {
+    Image {
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    },
+    Artifact {
+        /// Of its manifest.
+        digest: Digest,
+        artifact: Artifact,
+    },
 }
 
 /// A document that may lead to the image.
@@ -157,44 +169,69 @@ pub async fn pull(
     });
     let Resolved {
         top,
-        config,
-        layers,
+        found,
         manifest_bytes,
     } = faults::around(Step::ReadManifest, pull.resolve(reference)).await?;
     let tag = match &reference.version {
         Version::Tag(_) => Some(reference.to_string()),
         Version::Digest(_) => None,
     };
-    let mut record = ImageRecord {
-        id: config.digest.clone(),
+    let named = |id: Digest| ImageRecord {
+        id,
         repo_tags: BTreeSet::from_iter(tag),
         repo_digests: BTreeSet::from([reference.with_digest(&top)]),
         layers: Vec::new(),
         defaults: Default::default(),
-        metadata_bytes: manifest_bytes.saturating_add(config.size),
+        metadata_bytes: manifest_bytes,
+        artifact_type: None,
     };
-    let parsed = pull.config(&config, layers.len());
-    let parsed = faults::around(Step::ReadConfiguration, parsed).await?;
-    record.defaults = parsed.defaults;
-    let pairs = topmost(layers.into_iter().zip(parsed.diff_ids).collect());
-    record.layers = pairs.iter().map(|(_, diff_id)| diff_id.clone()).collect();
+    let (mut record, layers) = match found {
+        Found::Image { config, layers } => {
+            let mut record = named(config.digest.clone());
+            record.metadata_bytes = manifest_bytes.saturating_add(config.size);
+            let parsed = pull.config(&config, layers.len());
+            let parsed = faults::around(Step::ReadConfiguration, parsed).await?;
+            record.defaults = parsed.defaults;
+            let diff_ids = parsed.diff_ids.into_iter();
+            let layers = layers.into_iter().zip(diff_ids);
+            let layers = layers.map(|(layer, diff_id)| promise(layer, Content::Layer { diff_id }));
+            (record, layers.collect())
+        }
+        Found::Artifact { digest, artifact } => {
+            let mut record = named(digest);
+            record.artifact_type = Some(artifact.artifact_type);
+            let blobs = artifact.blobs.into_iter();
+            let layers = blobs.map(|(content, blob)| promise(blob, content));
+            (record, layers.collect())
+        }
+    };
+    let layers = topmost(layers);
+    record.layers = layers.iter().map(Promise::layer).collect();
     let needed = Arc::new(contents.need(&record.layers));
-    pull.layers(pairs, &needed).await?;
+    pull.layers(layers, &needed).await?;
     Ok(contents.publish(&record)?)
+}
+
+fn promise(descriptor: Descriptor, content: Content) -> Promise {
+    Promise {
+        digest: descriptor.digest,
+        bytes: descriptor.size,
+        content,
+    }
 }
 
 /// If a layer appears more than once, keeps only the topmost: it hides what the others show, and overlayfs does not
 /// accept a directory twice.
-fn topmost(mut layers: Vec<(Descriptor, Digest)>) -> Vec<(Descriptor, Digest)> {
+fn topmost(mut layers: Vec<Promise>) -> Vec<Promise> {
     let mut seen = BTreeSet::new();
     layers.reverse();
-    layers.retain(|(_, diff_id)| seen.insert(diff_id.clone()));
+    layers.retain(|layer| seen.insert(layer.layer()));
     layers.reverse();
     layers
 }
 
 impl Pull {
-    /// Follows the reference, through indexes, to the image for this machine.
+    /// Follows the reference, through indexes, to the image for this machine, or to an artifact.
     async fn resolve(&self, reference: &Reference) -> Result<Resolved, PullError> {
         let promised = match &reference.version {
             Version::Digest(digest) => Some(digest.clone()),
@@ -221,8 +258,19 @@ impl Pull {
                 read => read?,
             };
             manifest_bytes = manifest_bytes.saturating_add(bytes);
-            let top = top.get_or_insert(digest).clone();
+            let top = top.get_or_insert_with(|| digest.clone()).clone();
             match manifest {
+                // It may stand beside an image, and says nothing of machines.
+                Manifest::Artifact(artifact) if !one.is_named => {
+                    unsuitable = ManifestError::Artifact(artifact.artifact_type);
+                }
+                Manifest::Artifact(artifact) => {
+                    return Ok(Resolved {
+                        top,
+                        found: Found::Artifact { digest, artifact },
+                        manifest_bytes,
+                    });
+                }
                 Manifest::Image { config, layers } => {
                     if !one.is_named
                         && let Err(error) = self.suits(&config, layers.len()).await?
@@ -232,8 +280,7 @@ impl Pull {
                     }
                     return Ok(Resolved {
                         top,
-                        config,
-                        layers,
+                        found: Found::Image { config, layers },
                         manifest_bytes,
                     });
                 }

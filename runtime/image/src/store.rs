@@ -15,7 +15,7 @@ use crate::reference::Reference;
 /// An image in the store.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The digest of its configuration.
+    /// The digest of its configuration. Of an artifact, that of its manifest, because many have the same configuration.
     pub id: Digest,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
@@ -25,6 +25,8 @@ pub struct Image {
     /// Whether one of its names is in [`Config::pinned`].
     pub pinned: bool,
     pub defaults: ImageDefaults,
+    /// What it is if it is no container image but an artifact. It can be mounted, but no container can run it.
+    pub artifact_type: Option<String>,
 }
 
 /// The store. Cloning is cheap; all clones are the same store.
@@ -122,6 +124,7 @@ impl Store {
             repo_tags: record.repo_tags.into_iter().collect(),
             repo_digests: record.repo_digests.into_iter().collect(),
             defaults: record.defaults,
+            artifact_type: record.artifact_type,
         })
     }
 }

@@ -25,6 +25,13 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 assert_eq!(one.digest.hex().len(), 64);
             }
         }
+        Ok(Manifest::Artifact(artifact)) => {
+            assert!(
+                artifact.blobs.len() <= 500,
+                "more blobs than overlayfs takes"
+            );
+            assert!(artifact.artifact_type.len() <= MOST_ERROR_BYTES);
+        }
         Ok(Manifest::Index(Candidates::Named(one))) => assert_eq!(one.digest.hex().len(), 64),
         Ok(Manifest::Index(Candidates::Unnamed(list))) => {
             assert!(!list.is_empty() && list.len() <= 8, "the entries to try");

@@ -2,6 +2,7 @@
 //! End-to-end tests: everything goes through the CRI socket and runs in real VMs. They are one program, so that one
 //! emulated host and one registry serve them all.
 
+mod artifacts;
 mod audit;
 mod block;
 mod bounds;
@@ -12,6 +13,7 @@ mod cni;
 mod containers;
 mod crictl;
 mod damage;
+mod declared;
 mod delegate;
 mod descriptors;
 mod empty_dirs;

@@ -11,7 +11,7 @@ use bulkhead_proto::cri::{
     ContainerConfig, Device, IdMapping, Int64Value, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, UserNamespace,
 };
-use bulkhead_tests::client::{Client, Pod, container};
+use bulkhead_tests::client::{Client, Pod, container, image_spec};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, readonly, with_mounts};
 use bulkhead_tests::registry::Registry;
@@ -274,7 +274,7 @@ async fn mapped_mounts_can_be_read_only_single_files_sub_paths_and_nested() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_of_the_pod_can_use_devices_of_the_guest() {
+async fn users_of_the_pod_can_use_devices_of_the_guest_and_own_declared_volumes() {
     let mut setting = Setting::new().await;
     let device = |host_path: &str, container_path: &str, permissions: &str| Device {
         host_path: host_path.into(),
@@ -300,5 +300,14 @@ async fn users_of_the_pod_can_use_devices_of_the_guest() {
     let config = setting.container("without", Vec::new());
     let id = setting.run(config).await;
     setting.refused(&id, "cat /dev/fuse", "No such file").await;
+
+    // The volumes that an image declares have the owners that its files have.
+    let image = Registry::shared().image("test/volumes");
+    setting.client.pull(&image).await.expect("pull");
+    let mut config = setting.container("declares", Vec::new());
+    config.image = Some(image_spec(&image));
+    let id = setting.run(config).await;
+    let line = "stat -c '%u:%g' /data /data/sub/file /fresh/deep; cd /fresh/deep && echo x > made && stat -c %u made";
+    setting.sees(&id, line, "33:1234\n33:0\n0:0\n0\n").await;
     setting.client.end_pod(&setting.pod).await;
 }

@@ -39,7 +39,9 @@ impl From<PodError> for Status {
 fn pod_code(error: &PodError) -> Code {
     match error {
         PodError::NotFound { .. } | PodError::NoImage(_) | PodError::Gone { .. } => Code::NotFound,
-        PodError::Ambiguous { .. } | PodError::Program(_) => Code::InvalidArgument,
+        PodError::Ambiguous { .. } | PodError::Program(_) | PodError::Artifact { .. } => {
+            Code::InvalidArgument
+        }
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } | PodError::NotStarted { .. } => Code::FailedPrecondition,
         PodError::Image(error) => image_code(error.kind()),

@@ -92,7 +92,12 @@ impl ImageService for ImageServer {
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
             let defaults = &image.defaults;
-            let details = serde_json::json!({ "imageSpec": { "config": {
+            let volumes: HashMap<_, _> = defaults
+                .volumes
+                .iter()
+                .map(|path| (path, serde_json::json!({})))
+                .collect();
+            let mut details = serde_json::json!({ "imageSpec": { "config": {
                 "Entrypoint": defaults.entrypoint,
                 "Cmd": defaults.cmd,
                 "Env": defaults.env,
@@ -100,7 +105,11 @@ impl ImageService for ImageServer {
                 "User": defaults.user,
                 "StopSignal": defaults.stop_signal,
                 "Labels": defaults.labels,
+                "Volumes": volumes,
             } } });
+            if let Some(artifact_type) = &image.artifact_type {
+                details["artifactType"] = artifact_type.clone().into();
+            }
             info.insert("info".to_owned(), details.to_string());
         }
         if let Some(progress) = self.images.progress(&name).filter(|_| request.verbose) {

@@ -7,10 +7,11 @@ use std::path::{Component, Path};
 use bulkhead_proto::cri;
 
 use super::parse_security::id_range;
-use super::refusal::{ParseError, check_handler, not_yet, wrong};
+use super::refusal::{ParseError, check_handler, wrong};
 use crate::pod::life::spec::{
-    ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace,
+    ImageWords, Mount, MountOptions, MountSource, MountWords, Propagation, UserNamespace,
 };
+use crate::pod::plan::container_path;
 
 /// A mount must not cover /proc. The agent checks this again, because only it can resolve links in the container.
 const PROC: &str = "/proc";
@@ -39,9 +40,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
             gids: id_range(&given.gid_mappings)?,
         })
     };
-    if let Some(option) = given.mount_options.first() {
-        return Err(not_yet("mount option", option));
-    }
+    let options = mount_options(&given)?;
     if given.recursive_read_only {
         if !given.readonly {
             return Err(wrong(
@@ -100,8 +99,32 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         recursive_readonly: given.recursive_read_only,
         users,
         propagation,
+        options,
         words,
     })
+}
+
+/// kubelet knows `noexec`, `nosuid` and `nodev`. `ro` and `rw` may only repeat what `readonly` says.
+fn mount_options(given: &cri::Mount) -> Result<MountOptions, ParseError> {
+    let mut options = MountOptions::default();
+    for option in &given.mount_options {
+        match option.as_str() {
+            "noexec" => options.no_exec = true,
+            "nosuid" => options.no_suid = true,
+            "nodev" => options.no_dev = true,
+            "ro" if given.readonly => {}
+            "rw" if !given.readonly => {}
+            "ro" => return Err(wrong("a mount without readonly with the option", option)),
+            "rw" => return Err(wrong("a mount with readonly and the option", option)),
+            _ => {
+                return Err(wrong(
+                    "mount option other than noexec, nosuid, nodev:",
+                    option,
+                ));
+            }
+        }
+    }
+    Ok(options)
 }
 
 /// What CRI tells of an image besides its name. Used for a container's image and for one that is mounted.
@@ -116,21 +139,10 @@ pub fn image_words(
     })
 }
 
-/// Normalizes a path in the container. As in containerd, a relative path starts at the root.
+/// A path in the container at which something may be mounted.
 pub(super) fn container_path(given: &str) -> Result<String, ParseError> {
-    let refused = || wrong("container_path", given);
-    let mut path = Path::new("/").to_owned();
-    for part in Path::new(given).components() {
-        match part {
-            Component::Normal(name) => path.push(name),
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return Err(refused()),
-        }
-    }
-    if path == Path::new("/") || path == Path::new(PROC) || given.contains('\0') {
-        return Err(refused());
-    }
-    Ok(path.to_string_lossy().into_owned())
+    let path = container_path::normalized(given).filter(|path| path != PROC);
+    path.ok_or_else(|| wrong("container_path", given))
 }
 
 fn sub_path(given: String) -> Result<String, ParseError> {
@@ -171,6 +183,7 @@ mod tests {
                 readonly: true,
                 recursive_readonly: true,
                 propagation: Propagation::Private,
+                options: MountOptions::default(),
                 users: None,
                 words: MountWords {
                     container_path: "data//x/.".into(),
@@ -202,6 +215,41 @@ mod tests {
                 id: String::new(),
             }
         );
+    }
+
+    #[test]
+    fn mount_options_take_something_away_and_may_repeat_what_is_said() {
+        let with = |readonly, options: &[&str]| {
+            mount(cri::Mount {
+                readonly,
+                mount_options: options.iter().map(ToString::to_string).collect(),
+                ..given()
+            })
+        };
+        let options = |no_exec, no_suid, no_dev| MountOptions {
+            no_exec,
+            no_suid,
+            no_dev,
+        };
+        for (readonly, given, expected) in [
+            (false, &["rw"][..], options(false, false, false)),
+            (true, &["ro", "noexec"], options(true, false, false)),
+            (
+                false,
+                &["nosuid", "nodev", "nosuid"],
+                options(false, true, true),
+            ),
+        ] {
+            assert_eq!(
+                with(readonly, given).unwrap().options,
+                expected,
+                "{given:?}"
+            );
+        }
+        for (readonly, option) in [(false, "ro"), (true, "rw"), (true, "sync"), (true, "")] {
+            let error = with(readonly, &[option]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{option:?}")), "{error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@ use bulkhead_proto::cri;
 use crate::pod::View;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
 use crate::pod::life::spec::{
-    IdRange, ImageWords, Mount, MountSource, PidMode, Propagation, Resources, UserNamespace,
+    IdRange, ImageWords, Mount, MountOptions, MountSource, PidMode, Propagation, Resources,
+    UserNamespace,
 };
 use crate::pod::life::state::{ContainerState, PodState};
 
@@ -180,6 +181,16 @@ pub fn container_status(container: &ContainerRecord) -> cri::ContainerStatus {
     status
 }
 
+fn mount_options(options: MountOptions) -> Vec<String> {
+    let all = [
+        (options.no_exec, "noexec"),
+        (options.no_suid, "nosuid"),
+        (options.no_dev, "nodev"),
+    ];
+    let wanted = all.into_iter().filter(|(is_set, _)| *is_set);
+    wanted.map(|(_, name)| name.to_owned()).collect()
+}
+
 /// A mount as the client asked for it. For an image, also the id of the image that was found.
 fn mount(mount: &Mount) -> cri::Mount {
     let words = &mount.words;
@@ -197,6 +208,7 @@ fn mount(mount: &Mount) -> cri::Mount {
             Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
         }
         .into(),
+        mount_options: mount_options(mount.options),
         ..Default::default()
     };
     match &mount.source {

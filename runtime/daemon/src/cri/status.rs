@@ -60,6 +60,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
         runtime_handlers: HANDLERS.iter().map(handler).collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
+            mount_options: true,
             ..Default::default()
         }),
     }

@@ -47,6 +47,14 @@ pub enum PodError {
     Program(#[from] ProgramError),
     #[error("image {0} is not here: pull it first")]
     NoImage(String),
+    #[error(
+        "{image} is an artifact of type {artifact_type:?} and no container image, so no container can run it; it can be \
+         mounted as an image volume"
+    )]
+    Artifact {
+        image: String,
+        artifact_type: String,
+    },
     #[error("image of the container")]
     Image(#[from] bulkhead_image::StoreError),
     #[error("image volume {image}")]

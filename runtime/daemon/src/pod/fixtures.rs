@@ -4,7 +4,8 @@
 use super::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
 use super::life::signal::SIGTERM;
 use super::life::spec::{
-    ContainerSpec, Labels, PidMode, PodName, PodSpec, Resources, Seccomp, Security, User,
+    ContainerSpec, Labels, Mount, MountOptions, MountSource, MountWords, PidMode, PodName, PodSpec,
+    Propagation, Resources, Seccomp, Security, User,
 };
 use super::life::state::{ContainerState, PodState};
 
@@ -44,6 +45,20 @@ pub fn container_spec() -> ContainerSpec {
         },
         resources: Resources::default(),
         stop_signal: None,
+    }
+}
+
+/// A mount of a host path at `container_path`.
+pub fn mount(container_path: &str) -> Mount {
+    Mount {
+        container_path: container_path.into(),
+        source: MountSource::Host("/srv".into()),
+        readonly: false,
+        recursive_readonly: false,
+        propagation: Propagation::Private,
+        options: MountOptions::default(),
+        users: None,
+        words: MountWords::default(),
     }
 }
 

@@ -112,6 +112,7 @@ mod tests {
             layers: layers.iter().map(|layer| Digest::of(layer)).collect(),
             defaults: Default::default(),
             metadata_bytes: 0,
+            artifact_type: None,
         }
     }
 

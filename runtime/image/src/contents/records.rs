@@ -25,12 +25,15 @@ pub struct ImageRecord {
     pub id: Digest,
     pub repo_tags: BTreeSet<String>,
     pub repo_digests: BTreeSet<String>,
-    /// Diff ids, the bottom one first, each only once.
+    /// Diff ids, the bottom one first, each only once; for an artifact the names that [`crate::layer::Content`] gives.
     pub layers: Vec<Digest>,
     pub defaults: ImageDefaults,
     /// The size of its manifests and its configuration, as the registry sent them.
     #[serde(default)]
     pub metadata_bytes: u64,
+    /// What it is if it is no container image but an artifact.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
 }
 
 /// The records. One that cannot be read is logged and left out: its image is not there, and the next pull replaces it.
@@ -220,6 +223,7 @@ mod tests {
             layers: Vec::new(),
             defaults: ImageDefaults::default(),
             metadata_bytes: 0,
+            artifact_type: None,
         }
     }
 

@@ -5,11 +5,13 @@
 //! compressed bytes ─> sha256 ─> gzip | zstd | plain ─> sha256 ─> tar entries ─> tree + file data ─> EROFS
 //!                     digest                           diff id
 //! ```
+//! A blob of an artifact may also be a file, and has no diff id ([`content`]).
 //! File data are written as they arrive. Names and attributes stay in memory ([`tree`]) until the end and are then
 //! written after the data ([`erofs`]). A layer's author chooses how much all of that is, so it has [`limits`], and what
 //! stays in [`memory`] has its own.
 
 mod blocks;
+mod content;
 mod erofs;
 mod limits;
 mod memory;
@@ -25,6 +27,8 @@ use std::sync::Arc;
 use crate::digest::{Digest, HashingReader};
 use crate::failure::FailureKind;
 use blocks::BlockWriter;
+pub use content::{Content, file_path};
+use content::{FileError, START_BYTES};
 use limits::Bounded;
 pub use limits::{Excess, Limits};
 pub use memory::Memory;
@@ -45,8 +49,14 @@ pub struct Promise {
     /// The digest and the size of the bytes that the registry sends.
     pub digest: Digest,
     pub bytes: u64,
-    /// The digest of the unpacked tar archive.
-    pub diff_id: Digest,
+    pub content: Content,
+}
+
+impl Promise {
+    /// The name under which the store keeps the layer.
+    pub fn layer(&self) -> Digest {
+        self.content.layer(&self.digest)
+    }
 }
 
 /// Why a layer was not converted.
@@ -58,6 +68,8 @@ pub enum LayerError {
     Read(#[source] io::Error),
     #[error("write the layer's file")]
     Write(#[source] io::Error),
+    #[error("make a file of the artifact")]
+    File(#[source] FileError),
     #[error("unpack the layer")]
     Excess(#[from] Excess),
     #[error("the layer's bytes have digest {found}, expected {promised}")]
@@ -78,6 +90,16 @@ impl From<TarError> for LayerError {
     }
 }
 
+impl From<FileError> for LayerError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Write(error) => Self::of_write(error),
+            FileError::Read(error) => Self::of_read(error),
+            error @ FileError::Tree { .. } => Self::File(error),
+        }
+    }
+}
+
 impl LayerError {
     fn of_read(error: io::Error) -> Self {
         error.downcast().map_or_else(Self::Read, Self::Excess)
@@ -90,6 +112,8 @@ impl LayerError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Tar(error) => error.kind(),
+            // The name was checked before, so it is the memory that lacks.
+            Self::File(_) => FailureKind::Unavailable,
             Self::Write(error) => FailureKind::of_io(error),
             Self::Excess(excess) => excess.kind(),
             Self::Read(_) | Self::Digest { .. } | Self::DiffId { .. } => FailureKind::Corrupt,
@@ -105,8 +129,8 @@ impl LayerError {
     }
 }
 
-/// Converts `compressed` into an EROFS file system in `file` and verifies both digests. After an error the content of
-/// the file is useless. The result depends only on the tar archive: the same layer gives the same bytes.
+/// Converts `compressed` into an EROFS file system in `file` and verifies what is promised of it. After an error the
+/// content of the file is useless. The result depends only on the tar archive: the same layer gives the same bytes.
 pub fn convert(
     compressed: impl Read,
     file: File,
@@ -114,31 +138,40 @@ pub fn convert(
     limits: &Arc<Limits>,
 ) -> Result<(), LayerError> {
     let mut blocks = BlockWriter::new(file, Arc::clone(limits));
-    check(compressed, promise, limits, |mut plain| {
-        let tree = tarball::read(&mut plain, &mut blocks, Share::new(&limits.memory))?;
+    check(compressed, promise, limits, |mut plain, file_name| {
+        let memory = Share::new(&limits.memory);
+        let tree = match file_name {
+            None => tarball::read(&mut plain, &mut blocks, memory)?,
+            Some(name) => content::read_file(&mut plain, name, &mut blocks, memory)?,
+        };
         erofs::write(&tree, &mut blocks).map_err(LayerError::of_write)
     })?;
     blocks.finish().map_err(LayerError::of_write)
 }
 
-/// Verifies both digests of `compressed`, and writes nothing.
+/// Verifies what is promised of `compressed`, and writes nothing.
 pub fn verify(
     compressed: impl Read,
     promise: &Promise,
     limits: &Arc<Limits>,
 ) -> Result<(), LayerError> {
-    check(compressed, promise, limits, |_| Ok(()))
+    check(compressed, promise, limits, |_, _| Ok(()))
 }
 
-/// Lets `work` read the unpacked layer, reads the rest, and verifies both digests.
+/// What reads an unpacked archive, or a file as it is, whose name is given then.
+trait Work: FnOnce(&mut dyn Read, Option<&str>) -> Result<(), LayerError> {}
+
+impl<T: FnOnce(&mut dyn Read, Option<&str>) -> Result<(), LayerError>> Work for T {}
+
+/// Lets `work` read the layer, reads the rest, and verifies the digests.
 fn check(
     compressed: impl Read,
     promise: &Promise,
     limits: &Arc<Limits>,
-    work: impl FnOnce(&mut dyn Read) -> Result<(), LayerError>,
+    work: impl Work,
 ) -> Result<(), LayerError> {
     let mut compressed = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(compressed));
-    let unpacked = match unpack(&mut compressed, promise.bytes, limits, work) {
+    let unpacked = match unpack(&mut compressed, promise, limits, work) {
         Err(error @ (LayerError::Write(_) | LayerError::Excess(_))) => return Err(error),
         unpacked => unpacked,
     };
@@ -151,26 +184,36 @@ fn check(
         });
     }
     let unpacked = unpacked?;
-    if unpacked != promise.diff_id {
-        return Err(LayerError::DiffId {
-            promised: promise.diff_id.clone(),
+    match &promise.content {
+        Content::Layer { diff_id } if unpacked != *diff_id => Err(LayerError::DiffId {
+            promised: diff_id.clone(),
             found: unpacked,
-        });
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// Lets `work` read the unpacked archive. Returns the archive's digest.
+/// Lets `work` read the unpacked archive, or the file. Returns the digest of what it reads.
 fn unpack(
     compressed: &mut impl BufRead,
-    compressed_bytes: u64,
+    promise: &Promise,
     limits: &Arc<Limits>,
-    work: impl FnOnce(&mut dyn Read) -> Result<(), LayerError>,
+    work: impl Work,
 ) -> Result<Digest, LayerError> {
-    let plain = decompressed(compressed).map_err(LayerError::Read)?;
-    let plain = Bounded::new(plain, compressed_bytes, limits);
+    let mut start = Vec::new();
+    if matches!(promise.content, Content::Archive { name: Some(_) }) {
+        let mut first = compressed.by_ref().take(START_BYTES);
+        first.read_to_end(&mut start).map_err(LayerError::Read)?;
+    }
+    let file_name = promise.content.file_name(&start);
+    let compressed = io::Cursor::new(start.as_slice()).chain(compressed);
+    let plain: Box<dyn Read> = match file_name {
+        Some(_) => Box::new(compressed),
+        None => decompressed(compressed).map_err(LayerError::Read)?,
+    };
+    let plain = Bounded::new(plain, promise.bytes, limits);
     let mut plain = BufReader::with_capacity(BUFFER_BYTES, HashingReader::new(plain));
-    work(&mut plain)?;
+    work(&mut plain, file_name)?;
     let (digest, _) = plain.into_inner().finish().map_err(LayerError::of_read)?;
     Ok(digest)
 }

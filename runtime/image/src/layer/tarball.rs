@@ -6,6 +6,7 @@
 //! reads long names and PAX records of any length into memory.
 
 mod extensions;
+mod header;
 mod sparse;
 
 use std::io::{self, Read};
@@ -19,9 +20,11 @@ use super::path::trimmed;
 use super::tree::{Tree, TreeError};
 use crate::failure::FailureKind;
 use extensions::{Extensions, until_nul};
+pub use header::begins_with;
+use header::read_header;
 use sparse::Map;
 
-const RECORD_BYTES: usize = 512;
+pub const RECORD_BYTES: usize = 512;
 /// The most bytes that a long name or the PAX records of one file may have.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// `PATH_MAX` without its NUL.
@@ -293,35 +296,6 @@ impl<'a> Whiteout<'a> {
             Self::Nothing => Ok(()),
         }
     }
-}
-
-/// Reads the next header. `None` at the end mark or at the end of the bytes.
-fn read_header(archive: &mut impl Read) -> Result<Option<Header>, TarError> {
-    let mut header = Header::new_old();
-    let bytes = header.as_mut_bytes();
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match archive.read(rest) {
-            Ok(0) if filled == 0 => return Ok(None),
-            Ok(0) => return Err(TarError::Truncated),
-            Ok(count) => filled += count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(TarError::Read(e)),
-        }
-    }
-    if bytes.iter().all(|byte| *byte == 0) {
-        return Ok(None);
-    }
-    // For the checksum, its own field counts as blanks.
-    let sum = |from, to| -> u32 {
-        let part = bytes.get(from..to).unwrap_or_default();
-        part.iter().map(|byte| u32::from(*byte)).sum()
-    };
-    let sum = sum(0, 148) + 8 * u32::from(b' ') + sum(156, RECORD_BYTES);
-    if header.cksum().ok() != Some(sum) {
-        return Err(TarError::Checksum);
-    }
-    Ok(Some(header))
 }
 
 fn read_extension(archive: &mut impl Read, header: &Header) -> Result<Vec<u8>, TarError> {

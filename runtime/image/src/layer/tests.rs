@@ -74,7 +74,9 @@ fn promise(bytes: &[u8], archive: &[u8]) -> Promise {
     Promise {
         digest: Digest::of(bytes),
         bytes: bytes.len() as u64,
-        diff_id: Digest::of(archive),
+        content: Content::Layer {
+            diff_id: Digest::of(archive),
+        },
     }
 }
 
@@ -380,6 +382,37 @@ fn what_is_not_what_it_should_be_is_refused() {
 }
 
 #[test]
+fn a_blob_of_an_artifact_is_unpacked_or_is_a_file_with_a_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layer");
+    let convert_as = |content: Content, bytes: &[u8]| {
+        let promise = Promise {
+            digest: Digest::of(bytes),
+            bytes: bytes.len() as u64,
+            content,
+        };
+        convert(bytes, File::create(&path).unwrap(), &promise, &wide())
+    };
+    let cat = |file: &str| {
+        erofs_utils("fsck.erofs", &[], &path);
+        erofs_utils("dump.erofs", &["--cat", &format!("--path={file}")], &path)
+    };
+    let archive = Tar::new().add(EntryType::Regular, "inside", 0o644, b"in the archive");
+    let archive = archive.finish();
+    let named = |name: &str| Some(name.to_owned());
+    convert_as(Content::Archive { name: None }, &archive).unwrap();
+    assert_eq!(cat("/inside"), "in the archive");
+    convert_as(Content::Archive { name: named("x") }, &archive).unwrap();
+    assert_eq!(cat("/inside"), "in the archive");
+    convert_as(Content::Archive { name: named("a/b") }, b"no archive").unwrap();
+    assert_eq!(cat("/a/b"), "no archive");
+    convert_as(Content::File { name: "x".into() }, b"hello").unwrap();
+    assert_eq!(cat("/x"), "hello");
+    let error = convert_as(Content::Archive { name: None }, b"no archive").unwrap_err();
+    assert!(matches!(error, LayerError::Tar(_)), "{error:?}");
+}
+
+#[test]
 fn a_wrong_digest_is_told_before_the_damage_it_did() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("layer");
@@ -390,7 +423,9 @@ fn a_wrong_digest_is_told_before_the_damage_it_did() {
         let promise = Promise {
             digest: digest.clone(),
             bytes: bytes.len() as u64,
-            diff_id: diff_id.clone(),
+            content: Content::Layer {
+                diff_id: diff_id.clone(),
+            },
         };
         let converted = convert(bytes, File::create(&path).unwrap(), &promise, &wide());
         let verified = verify(bytes, &promise, &wide()).unwrap_err();

@@ -3,12 +3,12 @@
 //!
 //! What is read here is kept in the image's record, is listed to kubelet and goes into every container of the image.
 //! Therefore each part has a bound. Lists are counted while they are parsed, so that a document of many tiny entries
-//! does not take many times its size in memory. Other fields (`Volumes`, `ExposedPorts`, `history`) are not read at all.
+//! does not take many times its size in memory. Other fields (`ExposedPorts`, `history`) are not read at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ManifestError, Platform, unreadable};
@@ -16,9 +16,12 @@ use crate::digest::Digest;
 
 /// The most variables, arguments or labels. Real images have some hundred at most.
 const MAX_ENTRIES: usize = 10_000;
+/// The most volumes that an image may declare. Each is a directory and a mount of every container. Real images have a
+/// handful.
+const MAX_VOLUMES: usize = 128;
 /// The most bytes of a variable or an argument: `MAX_ARG_STRLEN`, above which Linux does not execute a program.
 const MAX_ARGUMENT_BYTES: usize = 128 << 10;
-/// The most bytes of the user, the working directory and the stop signal, each: `PATH_MAX`. kubelet accepts lists of
+/// The most bytes of the user, the working directory, the stop signal and the path of a volume, each: `PATH_MAX`. kubelet accepts lists of
 /// images of up to 16 MiB, and the user is in them.
 const MAX_TEXT_BYTES: usize = 4 << 10;
 /// The most bytes of all parts together. Linux executes no program with more than 2 MiB of variables and arguments
@@ -37,6 +40,9 @@ pub struct ImageDefaults {
     pub user: String,
     pub stop_signal: String,
     pub labels: BTreeMap<String, String>,
+    /// The paths at which containers get volumes of their own (`VOLUME` of a Dockerfile), as the image's author wrote
+    /// them. Records of earlier versions lack them until the image is pulled again.
+    pub volumes: BTreeSet<String>,
 }
 
 /// The parts of an image configuration that we use.
@@ -72,6 +78,7 @@ struct Settings {
     user: Option<String>,
     stop_signal: Option<String>,
     labels: Entries<BTreeMap<String, String>>,
+    volumes: Entries<BTreeSet<String>>,
 }
 
 impl ImageConfig {
@@ -95,6 +102,7 @@ impl ImageConfig {
             user: settings.user.unwrap_or_default(),
             stop_signal: settings.stop_signal.unwrap_or_default(),
             labels: settings.labels.0,
+            volumes: settings.volumes.0,
         };
         defaults.check_sizes()?;
         Ok(Self {
@@ -138,6 +146,10 @@ impl ImageDefaults {
         }
         for (key, value) in &self.labels {
             total += key.len() + value.len();
+        }
+        for path in &self.volumes {
+            at_most(MAX_TEXT_BYTES, "one path in Volumes", path.len())?;
+            total += path.len();
         }
         let what = "variables, arguments, labels and other defaults";
         at_most(MAX_TOTAL_BYTES, what, total)
@@ -202,6 +214,38 @@ impl<'de> Deserialize<'de> for Entries<BTreeMap<String, String>> {
     }
 }
 
+/// Go's form of a set: a map to empty objects, of at most [`MAX_VOLUMES`] entries.
+impl<'de> Deserialize<'de> for Entries<BTreeSet<String>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Set;
+        impl<'de> Visitor<'de> for Set {
+            type Value = Entries<BTreeSet<String>>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map whose keys are paths")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = BTreeSet::new();
+                while let Some((path, IgnoredAny)) = map.next_entry()? {
+                    if entries.len() >= MAX_VOLUMES {
+                        return Err(A::Error::custom(format_args!(
+                            "more than {MAX_VOLUMES} volumes"
+                        )));
+                    }
+                    entries.insert(path);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_any(Set)
+    }
+}
+
 /// Fails if there is no room for one more entry after `entries`.
 fn room_after<E: Error>(entries: usize) -> Result<(), E> {
     if entries >= MAX_ENTRIES {
@@ -240,6 +284,22 @@ mod tests {
     }
 
     #[test]
+    fn volumes_are_the_keys_of_a_map() {
+        let volumes = json!({ "Volumes": { "/data": {}, "/var/lib/docker": null, "odd": [1] } });
+        let defaults = parse(&volumes).unwrap().defaults;
+        let paths: Vec<_> = defaults.volumes.iter().map(String::as_str).collect();
+        assert_eq!(paths, ["/data", "/var/lib/docker", "odd"]);
+        let none = parse(&json!({ "Volumes": null })).unwrap().defaults;
+        assert!(none.volumes.is_empty());
+        let kept = serde_json::to_value(&defaults).unwrap();
+        assert_eq!(
+            serde_json::from_value::<ImageDefaults>(kept).unwrap(),
+            defaults
+        );
+        parse(&json!({ "Volumes": ["/data"] })).unwrap_err();
+    }
+
+    #[test]
     fn what_is_as_large_as_it_may_be_is_taken_and_one_more_is_not() {
         let text = |bytes: usize| json!("x".repeat(bytes));
         let list = |entries: usize| json!(vec![""; entries]);
@@ -250,6 +310,7 @@ mod tests {
         type Make<'a> = &'a dyn Fn(usize) -> serde_json::Value;
         let one: Make<'_> = &|bytes| json!([text(bytes)]);
         let labels: Make<'_> = &|bytes| json!({ "": text(bytes) });
+        let one_volume: Make<'_> = &|bytes| json!({ "x".repeat(bytes): {} });
         for (field, make, most) in [
             ("User", &text as Make<'_>, MAX_TEXT_BYTES),
             ("WorkingDir", &text, MAX_TEXT_BYTES),
@@ -258,6 +319,8 @@ mod tests {
             ("Cmd", &list, MAX_ENTRIES),
             ("Entrypoint", &list, MAX_ENTRIES),
             ("Labels", &map, MAX_ENTRIES),
+            ("Volumes", &map, MAX_VOLUMES),
+            ("Volumes", one_volume, MAX_TEXT_BYTES),
             ("Env", one, MAX_ARGUMENT_BYTES),
             ("Cmd", one, MAX_ARGUMENT_BYTES),
             ("Entrypoint", one, MAX_ARGUMENT_BYTES),

@@ -15,7 +15,6 @@ use super::{Pull, PullError};
 use crate::contents::{Needed, Source, StoreError};
 use crate::digest::Digest;
 use crate::layer::{self, LayerError, Limits, Promise};
-use crate::manifest::Descriptor;
 use crate::registry::{Barred, BlobStream, RegistryError};
 
 /// How many chunks of a download (about 16 KiB each) may wait for the thread that converts them.
@@ -33,6 +32,8 @@ impl Drop for GiveUp {
 /// A layer of the image, and what is known of it.
 struct Wanted {
     promise: Promise,
+    /// Its name in the store.
+    layer: Digest,
     source: Source,
     needed: Arc<Needed>,
 }
@@ -42,28 +43,25 @@ impl Pull {
     /// has just finished is removed when the last task has ended.
     pub(super) async fn layers(
         self: &Arc<Self>,
-        layers: Vec<(Descriptor, Digest)>,
+        layers: Vec<Promise>,
         needed: &Arc<Needed>,
     ) -> Result<(), PullError> {
         let files = &self.contents.files;
-        let missing = layers.iter().filter(|(_, diff_id)| !files.has(diff_id));
-        let missing_bytes = missing.fold(0u64, |sum, (layer, _)| sum.saturating_add(layer.size));
+        let missing = layers.iter().filter(|layer| !files.has(&layer.layer()));
+        let missing_bytes = missing.fold(0u64, |sum, layer| sum.saturating_add(layer.bytes));
         let room = self.limits.expect(missing_bytes);
         room.map_err(|e| self.excess(e))?;
         let _give_up = GiveUp(Arc::clone(&self.limits));
         let mut tasks = JoinSet::new();
-        for (descriptor, diff_id) in layers {
-            self.progress.expect(descriptor.size);
+        for promise in layers {
+            self.progress.expect(promise.bytes);
             let wanted = Wanted {
                 source: Source {
                     host: self.host.clone(),
-                    blob: descriptor.digest.clone(),
+                    blob: promise.digest.clone(),
                 },
-                promise: Promise {
-                    digest: descriptor.digest,
-                    bytes: descriptor.size,
-                    diff_id,
-                },
+                layer: promise.layer(),
+                promise,
                 needed: Arc::clone(needed),
             };
             let pull = Arc::clone(self);
@@ -78,25 +76,25 @@ impl Pull {
     /// Gets a layer, unless another pull is getting it from the same place. A pull from elsewhere is not waited for:
     /// it may be slow, and what it gets is perhaps not what it says.
     async fn layer(&self, wanted: &Wanted) -> Result<(), PullError> {
-        let Promise { bytes, diff_id, .. } = &wanted.promise;
-        let maker = self.contents.maker(&wanted.source, diff_id);
+        let Wanted { promise, layer, .. } = wanted;
+        let maker = self.contents.maker(&wanted.source, layer);
         let _making = maker.lock().await;
         let Some(_turn) = self.turns.next().await else {
             return Err(self.task_failed());
         };
-        let is_there = self.contents.has_intact(diff_id).await?;
-        if !is_there || !self.contents.sources.has(diff_id, &wanted.source) {
+        let is_there = self.contents.has_intact(layer).await?;
+        if !is_there || !self.contents.sources.has(layer, &wanted.source) {
             return self.fetch(wanted, is_there).await;
         }
         // The registry decides who may have the layer, not the store.
-        let known = self.repository.has_blob(&wanted.promise.digest).await;
+        let known = self.repository.has_blob(&promise.digest).await;
         known.map_err(|e| self.registry(e))?;
-        self.progress.receive(*bytes);
-        self.count_known(diff_id)
+        self.progress.receive(promise.bytes);
+        self.count_known(layer)
     }
 
-    fn count_known(&self, diff_id: &Digest) -> Result<(), PullError> {
-        let bytes = self.contents.files.size(diff_id)?;
+    fn count_known(&self, layer: &Digest) -> Result<(), PullError> {
+        let bytes = self.contents.files.size(layer)?;
         self.limits.count_known(bytes).map_err(|e| self.excess(e))
     }
 
@@ -157,14 +155,14 @@ impl Pull {
         let sum = converted.map_err(failed)?;
         faults::after(Step::ConvertLayer)?;
         let contents = Arc::clone(&self.contents);
-        let (diff_id, source) = (wanted.promise.diff_id.clone(), wanted.source.clone());
+        let (layer, source) = (wanted.layer.clone(), wanted.source.clone());
         let needed = Arc::clone(&wanted.needed);
         let kept = spawn_blocking(move || -> Result<(), StoreError> {
             let _needed = needed;
             if let Some((partial, sum)) = partial.zip(sum) {
-                contents.keep(partial, &diff_id, &sum)?;
+                contents.keep(partial, &layer, &sum)?;
             }
-            contents.sources.add(&diff_id, &source)
+            contents.sources.add(&layer, &source)
         });
         Ok(kept.await.map_err(|_| self.task_failed())??)
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Complete pulls, from Debian's registry and from one that fails as the test wants.
 
+mod artifacts;
 mod debian;
 mod indexes;
 mod mirrors;

@@ -144,11 +144,25 @@ pub struct Mount {
     /// Read-only with everything that is mounted below it.
     pub recursive_readonly: bool,
     pub propagation: Propagation,
+    #[serde(default)]
+    pub options: MountOptions,
     /// The ID mapping of the files' owners, if the pod has a user namespace.
     #[serde(default)]
     pub users: Option<UserNamespace>,
     #[serde(default)]
     pub words: MountWords,
+}
+
+/// What the container must not do with the files of a mount (`mount_options` of CRI).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountOptions {
+    /// Execute them.
+    pub no_exec: bool,
+    /// Get privileges by set-user-id and set-group-id bits and by capabilities of files.
+    pub no_suid: bool,
+    /// Use them as devices.
+    pub no_dev: bool,
 }
 
 /// What CRI tells of a mount and is only shown in answers.

@@ -40,6 +40,12 @@ impl Owner {
         let images = &self.shared.host.images;
         let image = images.find(&spec.image)?;
         let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
+        if let Some(artifact_type) = &image.artifact_type {
+            return Err(PodError::Artifact {
+                image: spec.image.clone(),
+                artifact_type: artifact_type.clone(),
+            });
+        }
         let id = new_id();
         let pod = self.ledger.pod();
         let name = wire::hostname(&pod.id, &pod.spec);

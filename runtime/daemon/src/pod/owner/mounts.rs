@@ -251,6 +251,9 @@ fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_readonly,
         map_owners: mount.users.is_some(),
+        no_exec: mount.options.no_exec,
+        no_suid: mount.options.no_suid,
+        no_dev: mount.options.no_dev,
         propagation: propagation.into(),
         ..prepared
     }

@@ -58,6 +58,7 @@ mod tests {
                 size_bytes: 1,
                 pinned: false,
                 defaults: ImageDefaults::default(),
+                artifact_type: None,
             };
             assert_eq!(of(&spec, &image), shown, "{asked} {written}");
         }

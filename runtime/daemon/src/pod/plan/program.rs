@@ -8,6 +8,7 @@ use bulkhead_guest::protocol;
 use bulkhead_image::ImageDefaults;
 
 use super::capabilities::{self, UnknownCapability};
+use super::declared::{self, BadVolume};
 use super::io;
 use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
 
@@ -31,6 +32,8 @@ pub enum ProgramError {
         list: String,
         online: String,
     },
+    #[error(transparent)]
+    DeclaredVolume(#[from] BadVolume),
     #[error("resource {name} is {value}: it must not be negative")]
     Resource { name: &'static str, value: i64 },
     #[error(
@@ -96,6 +99,7 @@ pub fn describe(
         mounts: Vec::new(),
         devices: spec.devices.iter().map(device).collect(),
         block_devices: Vec::new(),
+        declared_volumes: declared::volumes(image, &spec.mounts)?,
     })
 }
 
