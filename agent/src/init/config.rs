@@ -99,6 +99,20 @@ pub struct BindMount {
     /// What is mounted below the source later also appears in the container.
     #[prost(bool, tag = "6")]
     pub follows_host: bool,
+    /// Parents come first.
+    #[prost(message, repeated, tag = "7")]
+    pub parts: Vec<Part>,
+}
+
+/// A place below the source that gets a mount of its own, because it is read-only and what is around it is not, or the
+/// other way round.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Part {
+    /// Relative to the source.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    #[prost(bool, tag = "2")]
+    pub readonly: bool,
 }
 
 /// A report of the new process. Their order: `Terminal` if it has one, then `Executing`, then `Failed` if the exec
