@@ -12,6 +12,7 @@
 
 mod boot;
 mod cgroup;
+mod clock;
 mod container;
 mod disk;
 #[cfg(feature = "fuzzing")]

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 pub struct Exit {
     /// The exit status, or 128 + the number of the signal that killed it.
     pub code: i32,
-    pub at: SystemTime,
+    /// By a clock that nobody sets, unlike the wall clock.
+    pub at: Instant,
 }
 
 /// Who waits for which process. Clones share it.
@@ -53,7 +54,7 @@ impl Reaper {
             if let Some(sender) = waiting {
                 let _ = sender.send(Exit {
                     code,
-                    at: SystemTime::now(),
+                    at: Instant::now(),
                 });
             }
         }

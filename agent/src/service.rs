@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::clock;
 use crate::container::{Containers, ExecRequest};
 use crate::disk::scratch;
 use crate::hotplug::Hotplug;
@@ -70,8 +71,30 @@ impl Agent for Service {
         &self,
         request: Request<proto::SetClockRequest>,
     ) -> Result<Response<proto::SetClockResponse>, Status> {
-        sandbox::set_clock(request.into_inner().clock_unix_nanoseconds)?;
+        clock::set(request.into_inner().clock_unix_nanoseconds)?;
         Ok(Response::new(proto::SetClockResponse {}))
+    }
+
+    async fn read_clock(
+        &self,
+        _request: Request<proto::ReadClockRequest>,
+    ) -> Result<Response<proto::ReadClockResponse>, Status> {
+        Ok(Response::new(proto::ReadClockResponse {
+            clock_unix_nanoseconds: clock::now(),
+        }))
+    }
+
+    async fn adjust_clock(
+        &self,
+        request: Request<proto::AdjustClockRequest>,
+    ) -> Result<Response<proto::AdjustClockResponse>, Status> {
+        let request = request.into_inner();
+        if request.step {
+            clock::step(request.add_nanoseconds)?;
+        } else {
+            clock::correct(request.add_nanoseconds, request.interval_seconds)?;
+        }
+        Ok(Response::new(proto::AdjustClockResponse {}))
     }
 
     async fn heartbeat(

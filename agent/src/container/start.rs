@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use bulkhead_proto::agent::PidNamespace;
 use rustix::fs::{Mode, OFlags, open};
@@ -29,7 +29,7 @@ impl Containers {
         if container.snapshot().0 != State::Created {
             return Err(container.illegal("start"));
         }
-        let started_at = SystemTime::now();
+        let started_at = Instant::now();
         let (mut launched, streams) = self.launch_container(&container)?;
         let failure = match launched.wait_for_exec().await {
             Outcome::Executed { terminal, identity } => {
@@ -48,7 +48,7 @@ impl Containers {
         launched.kill();
         container.cgroup.kill();
         let exit = launched.exit.await;
-        let at = exit.map_or_else(|_| SystemTime::now(), |exit| exit.at);
+        let at = exit.map_or_else(|_| Instant::now(), |exit| exit.at);
         let failed = Event::FailedToStart {
             at,
             exit_code: failure.exit_code,
@@ -64,7 +64,7 @@ impl Containers {
         &self,
         container: &Arc<Container>,
         launched: Launched,
-        at: SystemTime,
+        at: Instant,
     ) -> Result<State, ContainerError> {
         let pid = launched.pid;
         let pidfd = Arc::clone(&launched.pidfd);

@@ -4,11 +4,14 @@
 //! A source is looked up within its volume and a target within the container's root, both by descriptor. So no
 //! symbolic link in a volume or an image can lead out of it. Over `/proc` nothing is mounted except the few files
 //! that runc allows, too: otherwise a volume could decide what the kernel seems to report.
+//!
+//! Whether a share of the host is read-only is decided on the host. The mount says the same, so that programs find it
+//! out before they write: `access`, `statvfs` and mountinfo look at the mount, and never ask the file server.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::fstatfs;
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, openat2};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
 use super::config::{BindMount, Failure, Stage};
@@ -38,22 +41,43 @@ const COVERABLE: [&str; 11] = [
 pub struct Taken<'a> {
     view: OwnedFd,
     mount: &'a BindMount,
+    /// Detached mounts for what is below, each with its path.
+    parts: Vec<(OwnedFd, &'a str)>,
 }
 
 /// Opens all sources. Call it in the new mount namespace, before the pivot.
 pub fn take_along(mounts: &[BindMount]) -> Result<Vec<Taken<'_>>, Failure> {
-    let take = |mount| {
-        let view = view(mount).stage_on("open the source of the mount at", &mount.target)?;
-        Ok(Taken { view, mount })
-    };
-    mounts.iter().map(take).collect()
+    let stage = "open the source of the mount at";
+    let taken = mounts
+        .iter()
+        .map(|one| take(one).stage_on(stage, &one.target));
+    taken.collect()
 }
 
-fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
+fn take(mount: &BindMount) -> std::io::Result<Taken<'_>> {
     let source = open_sub_path(Path::new(&mount.source), &mount.sub_path)?;
+    let recursive = mount.recursive_readonly;
+    let view = view(&source, mount.readonly.then_some(recursive), mount)?;
+    let mut parts = Vec::new();
+    for part in &mount.parts {
+        // The host may have unmounted it since it was listed. Then nothing has to be said about it.
+        let Ok(below) = open_below(&source, &part.path) else {
+            continue;
+        };
+        let part_view = self::view(&below, part.readonly.then_some(false), mount)?;
+        parts.push((part_view, part.path.as_str()));
+    }
+    Ok(Taken { view, mount, parts })
+}
+
+/// A copy of the mount at `source`. If `readonly` is given, it is read-only, and so is what is mounted below if that is
+/// true.
+fn view(source: &OwnedFd, readonly: Option<bool>, mount: &BindMount) -> std::io::Result<OwnedFd> {
     let view = mounts::clone_fd(source, true)?;
-    let here = [(mount.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY)];
-    set_attributes(&view, &here, mount.recursive_readonly)?;
+    if let Some(recursive) = readonly {
+        let here = [(true, MountAttrFlags::MOUNT_ATTR_RDONLY)];
+        set_attributes(&view, &here, recursive)?;
+    }
     let everywhere = [
         (mount.no_exec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
         (mount.no_suid, MountAttrFlags::MOUNT_ATTR_NOSUID),
@@ -85,6 +109,13 @@ fn set_attributes(
     sys::set_mount_attributes(view.as_fd(), u64::from(wanted.bits()), recursive)
 }
 
+/// Opens a place below a mount, without following links.
+fn open_below(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    openat2(root, path, flags, Mode::empty(), resolve)
+}
+
 /// Mounts all sources at their targets. Call it after the pivot, when the kernel's file systems are mounted.
 pub fn place(taken: Vec<Taken<'_>>) -> Result<(), Failure> {
     taken.into_iter().try_for_each(place_one)
@@ -113,5 +144,13 @@ fn place_one(taken: Taken<'_>) -> Result<(), Failure> {
             "mount at {target:?}: the source is a file and the image has a directory there"
         )));
     }
-    mounts::attach(taken.view, place).stage_on("mount", target)
+    mounts::attach(&taken.view, place).stage_on("mount", target)?;
+    for (part, path) in &taken.parts {
+        // From here on the view is what is mounted at the target, so this finds the place within it.
+        let Ok(place) = open_below(&taken.view, path) else {
+            continue;
+        };
+        mounts::attach(part, place).stage_on("mount what is below", target)?;
+    }
+    Ok(())
 }

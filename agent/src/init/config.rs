@@ -106,6 +106,20 @@ pub struct BindMount {
     pub no_suid: bool,
     #[prost(bool, tag = "9")]
     pub no_dev: bool,
+    /// Parents come first.
+    #[prost(message, repeated, tag = "10")]
+    pub parts: Vec<Part>,
+}
+
+/// A place below the source that gets a mount of its own, because it is read-only and what is around it is not, or the
+/// other way round.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Part {
+    /// Relative to the source.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    #[prost(bool, tag = "2")]
+    pub readonly: bool,
 }
 
 /// A report of the new process. Their order: `Terminal` if it has one, then `Executing`, then `Failed` if the exec

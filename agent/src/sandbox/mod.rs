@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use bulkhead_proto::agent::ConfigureSandboxRequest;
 use rustix::mount::{MountFlags, mount};
-use rustix::time::{ClockId, Timespec, clock_settime};
 use tokio::sync::Mutex;
 
+use crate::clock::{self, ClockError};
 use crate::disk::scratch;
 use crate::network::{self, NetworkError};
 use crate::sys;
@@ -24,7 +24,6 @@ pub use limits::{LimitError, limit};
 const MIN_ENTROPY_BYTES: usize = 32;
 const MAX_ENTROPY_BYTES: usize = 4096;
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
-const NANOSECONDS_PER_SECOND: i64 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -47,6 +46,8 @@ pub enum SandboxError {
         what: &'static str,
         source: io::Error,
     },
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     #[error("configure the network")]
     Network(#[source] NetworkError),
 }
@@ -72,7 +73,7 @@ impl Sandbox {
         let mut configured = self.configured.lock().await;
         // A repeated call brings a new time and new entropy. Both are welcome.
         add_entropy(&request.entropy)?;
-        set_clock(request.clock_unix_nanoseconds)?;
+        clock::set(request.clock_unix_nanoseconds)?;
         let identity = ConfigureSandboxRequest {
             clock_unix_nanoseconds: 0,
             entropy: Default::default(),
@@ -136,20 +137,6 @@ async fn apply(request: &ConfigureSandboxRequest, users: &PodUsers) -> Result<()
         .map_err(io::Error::other)
         .and_then(|mounted| mounted)
         .map_err(step("mount the scratch disk"))
-}
-
-pub fn set_clock(unix_nanoseconds: i64) -> Result<(), SandboxError> {
-    if unix_nanoseconds == 0 {
-        return Ok(());
-    }
-    let time = Timespec {
-        tv_sec: unix_nanoseconds.div_euclid(NANOSECONDS_PER_SECOND),
-        tv_nsec: unix_nanoseconds.rem_euclid(NANOSECONDS_PER_SECOND),
-    };
-    clock_settime(ClockId::Realtime, time).map_err(|e| SandboxError::Step {
-        what: "set the clock",
-        source: e.into(),
-    })
 }
 
 fn add_entropy(entropy: &[u8]) -> Result<(), SandboxError> {

@@ -7,6 +7,7 @@ use bulkhead_text::chain;
 use tonic::{Code, Status};
 
 use crate::cgroup::CgroupError;
+use crate::clock::ClockError;
 use crate::container::ContainerError;
 use crate::disk::copy::CopyError;
 use crate::hotplug::HotplugError;
@@ -127,8 +128,16 @@ impl From<SandboxError> for Status {
             SandboxError::Entropy(_) | SandboxError::BadSysctl(_) | SandboxError::Sysctl { .. } => {
                 Code::InvalidArgument
             }
-            SandboxError::Step { .. } | SandboxError::Network(_) => Code::Internal,
+            SandboxError::Step { .. } | SandboxError::Clock(_) | SandboxError::Network(_) => {
+                Code::Internal
+            }
         };
         Self::new(code, chain(&error))
+    }
+}
+
+impl From<ClockError> for Status {
+    fn from(error: ClockError) -> Self {
+        Self::new(Code::Internal, chain(&error))
     }
 }

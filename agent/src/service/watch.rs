@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reports the states of containers to the daemon.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bulkhead_proto::agent as proto;
 use bulkhead_proto::agent::watch_event::Event;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::clock;
 use crate::container::state::State;
 use crate::container::{Container, Containers};
 
@@ -60,12 +61,16 @@ pub fn status(container: &Container, state: &State) -> proto::ContainerStatus {
         State::Running { pid, started_at } => {
             status.set_state(proto::container_status::State::Running);
             status.pid = pid.unsigned_abs();
-            status.started_at_unix_nanoseconds = unix_nanoseconds(*started_at);
+            set_started(&mut status, *started_at);
         }
         State::Exited(ended) => {
             status.set_state(proto::container_status::State::Exited);
-            status.started_at_unix_nanoseconds = ended.started_at.map_or(0, unix_nanoseconds);
-            status.finished_at_unix_nanoseconds = unix_nanoseconds(ended.finished_at);
+            if let Some(started_at) = ended.started_at {
+                set_started(&mut status, started_at);
+            }
+            let ago = ago_nanoseconds(ended.finished_at);
+            status.finished_ago_nanoseconds = Some(ago);
+            status.finished_at_unix_nanoseconds = clock::now().saturating_sub_unsigned(ago);
             status.exit_code = ended.exit_code;
             status.oom_killed = ended.oom_killed;
             if let Some(message) = &ended.start_error {
@@ -77,7 +82,12 @@ pub fn status(container: &Container, state: &State) -> proto::ContainerStatus {
     status
 }
 
-fn unix_nanoseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+fn set_started(status: &mut proto::ContainerStatus, at: Instant) {
+    let ago = ago_nanoseconds(at);
+    status.started_ago_nanoseconds = Some(ago);
+    status.started_at_unix_nanoseconds = clock::now().saturating_sub_unsigned(ago);
+}
+
+fn ago_nanoseconds(at: Instant) -> u64 {
+    u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }

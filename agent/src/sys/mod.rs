@@ -275,3 +275,35 @@ pub fn add_entropy(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
     let result = unsafe { libc::ioctl(fd, RNDRESEEDCRNG, 0) };
     check(result.into()).map(drop)
 }
+
+/// Adds to the wall clock: whole seconds, which may be negative, and nanoseconds, which are not.
+pub fn step_clock((seconds, nanoseconds): (i64, i64)) -> io::Result<()> {
+    let mut change = timex(libc::ADJ_SETOFFSET | libc::ADJ_NANO);
+    change.time.tv_sec = seconds;
+    // With ADJ_NANO the field has nanoseconds, whatever its name says.
+    change.time.tv_usec = nanoseconds;
+    adjust_clock(change)
+}
+
+/// Makes the wall clock run faster or slower until it has made up for `nanoseconds`. `constant` says how slowly.
+pub fn correct_clock(nanoseconds: i64, constant: u32) -> io::Result<()> {
+    let mut change =
+        timex(libc::ADJ_OFFSET | libc::ADJ_STATUS | libc::ADJ_TIMECONST | libc::ADJ_NANO);
+    change.offset = nanoseconds;
+    change.constant = constant.into();
+    // Whether the host's clock is right is not known here, so the guest does not claim to be synchronized.
+    change.status = libc::STA_PLL | libc::STA_UNSYNC;
+    adjust_clock(change)
+}
+
+fn timex(modes: u32) -> libc::timex {
+    // SAFETY: the structure has only numbers, for which zero is a value.
+    let nothing: libc::timex = unsafe { std::mem::zeroed() };
+    libc::timex { modes, ..nothing }
+}
+
+fn adjust_clock(mut change: libc::timex) -> io::Result<()> {
+    // SAFETY: the kernel reads and writes one timex, which is alive for the whole call.
+    let result = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut change) };
+    check(result.into()).map(drop)
+}

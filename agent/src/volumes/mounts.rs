@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::mount::Source;
-use bulkhead_proto::agent::{IMAGE_VOLUME, Mount, Ownership, Propagation};
+use bulkhead_proto::agent::{IMAGE_VOLUME, Mount, Ownership, Propagation, SharePart};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
 use rustix::io::Errno;
 
@@ -16,10 +16,11 @@ use super::{VolumeError, Volumes, ownership};
 use crate::disk::layers::{LayerError, Layers, MountedLayer};
 use crate::disk::overlay::{ImageView, OverlayError};
 use crate::disk::shared;
-use crate::init::config::BindMount;
+use crate::init::config::{BindMount, Part};
 use crate::init::mounts::is_directory;
 
-/// The most mounts of one container. Each takes a descriptor of its first process for a moment.
+/// The most mounts of one container, with the parts of its shares. Each takes a descriptor of its first process for a
+/// moment.
 const MAX_MOUNTS: usize = 8192;
 
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +75,9 @@ pub fn resolve(
     id: &str,
     mounts: &[Mount],
 ) -> Result<Resolved, MountError> {
-    if mounts.len() > MAX_MOUNTS {
-        return Err(MountError::TooMany(mounts.len()));
+    let count = mounts.iter().map(|one| 1 + one.parts.len()).sum();
+    if count > MAX_MOUNTS {
+        return Err(MountError::TooMany(count));
     }
     let mut resolved = Resolved::default();
     for mount in mounts {
@@ -91,18 +93,17 @@ pub fn resolve(
             }
             _ => find(volumes, mount, &target)?,
         };
-        // The file server enforces that a share is read-only, because mounts of the host below it may be writable.
-        let is_share = matches!(mount.source, Some(Source::Shared(_)));
         check_sub_path(volumes, mount, &source, &target)?;
         resolved.binds.push(BindMount {
             source: source.to_string_lossy().into_owned(),
             sub_path: mount.sub_path.clone(),
-            readonly: (mount.readonly && !is_share) || mount.recursive_readonly,
+            readonly: mount.readonly || mount.recursive_readonly,
             recursive_readonly: mount.recursive_readonly,
             follows_host: mount.propagation() == Propagation::HostToContainer,
             no_exec: mount.no_exec,
             no_suid: mount.no_suid,
             no_dev: mount.no_dev,
+            parts: mount.parts.iter().map(part).collect(),
             target,
         });
     }
@@ -114,6 +115,13 @@ pub fn resolve(
 pub fn in_order(binds: &mut [BindMount]) {
     // The sort is stable: of two mounts at one place the later one covers the earlier one.
     binds.sort_by_key(|bind| Path::new(&bind.target).components().count());
+}
+
+fn part(part: &SharePart) -> Part {
+    Part {
+        path: part.path.clone(),
+        readonly: part.readonly,
+    }
 }
 
 fn find(volumes: &Volumes, mount: &Mount, target: &str) -> Result<PathBuf, MountError> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bulkhead_delegate::Limits;
 use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::clock::HostClock;
 use bulkhead_host::cores::{self, Cores, Support};
 use bulkhead_host::launch::Launcher;
 use bulkhead_host::probe::Probe;
@@ -222,6 +223,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         users: Users::new(sandbox.users),
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
+        clock: HostClock::start(),
         log_bytes_per_second: sandbox.log_bytes_per_second,
         probe: Probe::new(
             config.vmm.clone(),

@@ -21,7 +21,7 @@ use crate::text::bounded;
 use crate::user::ProcessUser;
 
 /// The time limit of calls that only read something or change a setting in the guest.
-const SHORT: Duration = Duration::from_secs(20);
+pub(crate) const SHORT: Duration = Duration::from_secs(20);
 /// The time limit of calls that mount disks or start programs. It is long because emulated hosts are slow.
 const LONG: Duration = Duration::from_secs(90);
 /// How much longer the host waits for an exec than the time limit that the guest got.
@@ -78,6 +78,17 @@ impl AgentError {
         };
         code == Some(Code::FailedPrecondition)
     }
+
+    /// Whether the agent is of an earlier version, which does not know the call.
+    pub fn is_unknown_call(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: Code::Unimplemented,
+                ..
+            }
+        )
+    }
 }
 
 /// The result of an exec.
@@ -113,7 +124,7 @@ impl Agent {
         }
     }
 
-    fn client(&self) -> AgentClient<Channel> {
+    pub(crate) fn client(&self) -> AgentClient<Channel> {
         AgentClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
@@ -126,6 +137,8 @@ impl Agent {
         done(Step::ConfigureGuest, within("ConfigureSandbox", LONG, call)).await
     }
 
+    /// Sets the guest's clock. Late by what the call takes; [`Self::compare_clocks`] is not, but agents of an earlier
+    /// version do not know it.
     pub async fn set_clock(&self, clock_unix_nanoseconds: i64) -> Result<(), AgentError> {
         let request = protocol::SetClockRequest {
             clock_unix_nanoseconds,
@@ -383,7 +396,7 @@ async fn done<T>(
     faults::around(step, call).await.map(drop)
 }
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     call: &'static str,
     limit: Duration,
     answer: impl Future<Output = Result<Response<T>, Status>>,

@@ -2,7 +2,8 @@
 //! The client of the agent in a pod's guest.
 //!
 //! [`agent`] makes the agent's calls, [`watch`] receives its stream of [`news`], [`connect`] opens connections through
-//! the VMM's vsock socket, and [`streams`] carries the byte streams of exec, attach and port-forward. What a guest
+//! the VMM's vsock socket, and [`streams`] carries the byte streams of exec, attach and port-forward. [`clock`] compares
+//! the guest's clock with the host's. What a guest
 //! sends cannot be trusted. So this crate limits its size and time, and checks it ([`news`], [`statistics`], [`user`],
 //! [`text`]), and [`remarks`] bounds what the log says of it. [`exit`] is how a container ended.
 //!
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod clock;
 pub mod connect;
 pub mod exit;
 pub mod news;

@@ -30,31 +30,45 @@ pub enum Told {
 }
 
 impl News {
-    /// Checks a guest's report. `None` if it is not valid. Times in the future, by `clock`, are replaced by the time
-    /// now.
+    /// Checks a guest's report. `None` if it is not valid.
+    ///
+    /// Its times become those of `clock`, the host's: the guest says how long ago something was, by a clock that nobody
+    /// sets. So they hold whatever the guest's own clock shows, and what lies between them is what has passed. The agent of
+    /// an earlier version tells times of its clock; those in the future are replaced by the time now.
     pub fn check(status: protocol::ContainerStatus, clock: Clock) -> Option<Self> {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if status.id.len() != ID_BYTES || !status.id.bytes().all(hex) {
             return None;
         }
-        let past = |time: i64| time.clamp(0, clock());
+        let now = clock();
+        let time = |ago: Option<u64>, told: i64| match ago {
+            Some(ago) => now.saturating_sub_unsigned(ago).max(0),
+            None => told.clamp(0, now),
+        };
+        let started_at = time(
+            status.started_ago_nanoseconds,
+            status.started_at_unix_nanoseconds,
+        );
         let state = match State::try_from(status.state).ok()? {
             State::Created => Told::Created,
             State::Running => Told::Running {
                 pid: status.pid,
-                started_at: past(status.started_at_unix_nanoseconds),
+                started_at,
             },
             State::Exited => {
                 let code = Some(status.exit_code).filter(|code| (0..=255).contains(code))?;
                 let message = bounded(&status.message);
-                let finished_at = past(status.finished_at_unix_nanoseconds);
+                let finished_at = time(
+                    status.finished_ago_nanoseconds,
+                    status.finished_at_unix_nanoseconds,
+                );
                 Told::Exited(match status.reason == START_ERROR {
                     true => Exit::not_started(message, finished_at),
                     false => Exit {
                         code,
                         reason: ExitReason::of(code, status.oom_killed),
                         message,
-                        started_at: past(status.started_at_unix_nanoseconds),
+                        started_at,
                         finished_at,
                     },
                 })
@@ -107,6 +121,18 @@ mod tests {
     fn times_of_the_guest_are_kept_in_the_past() {
         let exit = exit(|_| ());
         assert_eq!((exit.started_at, exit.finished_at), (0, NOW));
+        let exit = self::exit(|s| s.finished_ago_nanoseconds = Some(u64::MAX));
+        assert_eq!(exit.finished_at, 0);
+    }
+
+    #[test]
+    fn times_are_the_hosts_whatever_the_guests_clock_shows() {
+        let exit = exit(|s| {
+            s.started_at_unix_nanoseconds = 77;
+            s.started_ago_nanoseconds = Some(500);
+            s.finished_ago_nanoseconds = Some(20);
+        });
+        assert_eq!((exit.started_at, exit.finished_at), (NOW - 500, NOW - 20));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 //! [`control`] is the client of the VMM's
 //! control socket, and [`shares`] starts the file server of a guest with directories of the host. [`cgroup`] limits all
 //! of these, with [`systemd`]'s help if that makes the host's cgroups. [`cores`] keeps VMs off each other's CPU cores. [`usage`] reads what a VM uses, and [`probe`]
-//! checks whether this host can run VMs. A [`HostPath`] is a path that was looked up once.
+//! checks whether this host can run VMs, and [`clock`] notices when its clock is set. A [`HostPath`] is a path that was looked up once.
 //!
 //! The crate `bulkhead-guest`, on which this one depends, talks to the guest's agent. Pods are in the daemon, above
 //! both.
 
 pub mod cgroup;
+pub mod clock;
 pub mod control;
 pub mod cores;
 mod files;

@@ -8,11 +8,15 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
+/// One clock tick in `/proc/<pid>/stat`. USER_HZ is 100 on all platforms with KVM that we support.
+const TICK_MILLISECONDS: u64 = 10;
 /// States of a process that has ended and was not waited for yet.
 const ZOMBIE: &str = "Z";
 const DEAD: &str = "X";
@@ -40,6 +44,13 @@ impl Identity {
     /// Whether this process is alive. Another process with the same id does not count.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_ok_and(|found| found == *self)
+    }
+
+    /// How long ago it started, by a clock that nobody sets.
+    pub fn age(&self) -> Duration {
+        let now = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
+        let start = self.start_ticks.saturating_mul(TICK_MILLISECONDS);
+        now.saturating_sub(Duration::from_millis(start))
     }
 }
 
@@ -205,6 +216,11 @@ mod tests {
             VmmProcess::adopt(other).unwrap().is_none(),
             "another process with its id"
         );
+        let since_boot = Identity {
+            start_ticks: 0,
+            ..identity
+        };
+        assert!(identity.age() < since_boot.age());
         process.kill();
         process.ended().await;
         process.ended().await;

@@ -122,6 +122,23 @@ impl Agent for Service {
         Ok(Response::new(proto::SetClockResponse {}))
     }
 
+    async fn read_clock(
+        &self,
+        _request: Request<proto::ReadClockRequest>,
+    ) -> Done<proto::ReadClockResponse> {
+        // As far from the host's clock as can be said.
+        Ok(Response::new(proto::ReadClockResponse {
+            clock_unix_nanoseconds: i64::MIN,
+        }))
+    }
+
+    async fn adjust_clock(
+        &self,
+        _request: Request<proto::AdjustClockRequest>,
+    ) -> Done<proto::AdjustClockResponse> {
+        Ok(Response::new(proto::AdjustClockResponse {}))
+    }
+
     async fn heartbeat(
         &self,
         _request: Request<proto::HeartbeatRequest>,

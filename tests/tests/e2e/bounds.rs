@@ -81,7 +81,12 @@ async fn swap_and_io_of_a_vm_are_limited_as_the_pod_or_all_its_containers_ask_fo
     let config = sleeper(&busybox, "one", swapless);
     start(&mut client, &pod, config).await;
     assert_eq!(host("memory.swap.max"), "0\n");
-    let swapping = unified(&[("memory.swap.max", "4096")]);
+    // CRI's own limit, which is for memory and swap together.
+    let swapping = LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_limit_in_bytes: (64 << 20) + 4096,
+        ..Default::default()
+    };
     let two = start(&mut client, &pod, sleeper(&busybox, "two", swapping)).await;
     assert_eq!(host("memory.swap.max"), "4096\n");
     client.stop(&two, 0).await.expect("stop");

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers: exit codes, signals, users, limits, exec.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use bulkhead_proto::cri::{
     ContainerState, Int64Value, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
@@ -9,6 +12,7 @@ use bulkhead_proto::cri::{
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
+use bulkhead_tests::kubelet::{mount, with_mounts};
 use bulkhead_tests::registry::Registry;
 use tonic::Code;
 
@@ -24,7 +28,7 @@ async fn pod() -> (Daemon, Client, Pod, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_signals_and_start_failures_come_back_as_containerd_gives_them() {
-    let (_daemon, mut client, pod, busybox) = pod().await;
+    let (daemon, mut client, pod, busybox) = pod().await;
     let table = [
         ("zero", "true", 0, "Completed"),
         ("seven", "exit 7", 7, "Error"),
@@ -55,11 +59,26 @@ async fn exit_codes_signals_and_start_failures_come_back_as_containerd_gives_the
         assert!(status.started_at >= status.created_at, "{status:?}");
         assert!(status.finished_at >= status.started_at, "{status:?}");
     }
-    for (name, command) in [
-        ("missing", "no-such-command"),
-        ("not-executable", "/etc/passwd"),
+    // Executable, and no program: neither the file of a machine nor a script.
+    let text = daemon.path("text");
+    std::fs::write(&text, "what").expect("a file");
+    std::fs::set_permissions(&text, Permissions::from_mode(0o755)).expect("its mode");
+    for (name, command, directory, user) in [
+        ("missing", "no-such-command", "", ""),
+        ("not-executable", "/etc/passwd", "", ""),
+        ("no-program", "/text", "", ""),
+        ("no-directory", "true", "/etc/passwd", ""),
+        ("no-user", "true", "", "ghost"),
     ] {
-        let config = container(name, &busybox, &[command]);
+        let mut config = container(name, &busybox, &[command]);
+        config.working_dir = directory.into();
+        let linux = config.linux.get_or_insert_default();
+        let security = linux.security_context.get_or_insert_default();
+        security.run_as_username = user.into();
+        let config = with_mounts(config, vec![mount(&text, "/text")]);
+        let wrong = [user, directory, command];
+        let command = wrong.into_iter().find(|word| !word.is_empty());
+        let command = command.expect("what is wrong");
         let id = client.create(&pod, config).await.expect("create");
         let error = client.start(&id).await.expect_err("start must fail");
         assert!(error.message().contains(command), "{error:?}");

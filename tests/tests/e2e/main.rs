@@ -9,6 +9,7 @@ mod bounds;
 mod callers;
 mod cli;
 mod clients;
+mod clock;
 mod cni;
 mod containers;
 mod crictl;

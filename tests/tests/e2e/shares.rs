@@ -180,9 +180,19 @@ async fn links_lead_where_the_container_is_and_never_out_of_a_share() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn programs_of_the_host_run_from_a_share_with_maps_locks_and_attributes() {
+async fn programs_of_the_host_run_from_a_share_with_maps_locks_attributes_and_threads() {
     let mut setting = Setting::new().await;
     let shared = setting.shared.clone();
+    // What can be written, and what is around it.
+    let tree = setting.daemon.path("tree");
+    fs::create_dir_all(tree.join("below/deep")).expect("mkdir");
+    fs::create_dir(tree.join("sealed")).expect("mkdir");
+    fs::write(tree.join("file"), "").expect("write");
+    let at = |name: &str| tree.join(name).display().to_string();
+    host(&["mount", "-t", "tmpfs", "tmpfs", &at("below")]);
+    host(&["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", &at("sealed")]);
+    let mut recursive = readonly(&tree, "/recursive");
+    recursive.recursive_read_only = true;
     let config = with_mounts(
         setting.container("python"),
         vec![
@@ -190,10 +200,15 @@ async fn programs_of_the_host_run_from_a_share_with_maps_locks_and_attributes() 
             readonly(Path::new("/usr/lib"), "/lib"),
             readonly(Path::new("/usr/lib64"), "/lib64"),
             mount(&shared, "/shared"),
+            readonly(&tree, "/ro"),
+            recursive,
+            mount(&tree, "/rw"),
+            readonly(&tree.join("file"), "/one"),
+            mount(&tree.join("sealed"), "/sealed"),
         ],
     );
     let script = r#"
-import fcntl, mmap, os, socket
+import errno, fcntl, mmap, os, socket, threading
 os.chdir("/shared")
 os.setxattr("/shared", "user.key", b"value")
 assert os.getxattr("/shared", "user.key") == b"value" and os.listxattr("/shared") == ["user.key"]
@@ -221,6 +236,24 @@ fd = os.open("direct", os.O_CREAT | os.O_RDWR | os.O_DIRECT); assert os.pwrite(f
 server = socket.socket(socket.AF_UNIX); server.bind("socket"); server.listen()
 client = socket.socket(socket.AF_UNIX); client.connect("socket"); print("connected")
 held = open("gone", "w+"); held.write("still here"); held.flush(); os.unlink("gone"); held.seek(0); print(held.read())
+options = {line.split()[4]: line.split()[5].split(",")[0] for line in open("/proc/self/mountinfo")}
+def writable(path):
+    try: fd = os.open(path + "/new" if os.path.isdir(path) else path, os.O_CREAT | os.O_WRONLY); os.close(fd); wrote = True
+    except OSError as e: assert e.errno == errno.EROFS, (path, e); wrote = False
+    access = os.access(path, os.W_OK)
+    statvfs = not os.statvfs(path).f_flag & os.ST_RDONLY
+    mount = path
+    while mount not in options: mount = os.path.dirname(mount)
+    told = (wrote, access, statvfs, options[mount] == "rw")
+    return {(True,) * 4: "rw", (False,) * 4: "ro"}.get(told, told)
+for path in ["/usr/lib", "/ro", "/ro/below", "/ro/sealed", "/recursive", "/recursive/below", "/rw", "/rw/below", "/rw/sealed",
+             "/one", "/sealed"]:
+    print(path, writable(path))
+os.setgroups([]); os.setgid(1000); os.setuid(1000)
+stop = threading.Event(); threading.stack_size(64 << 10)
+threads = [threading.Thread(target=stop.wait) for _ in range(1000)]
+for one in threads: one.start()
+print(threading.active_count() - 1, "threads"); stop.set()
 "#;
     fs::write(shared.join("script.py"), script).expect("write");
     let id = setting.run(config).await;
@@ -228,13 +261,18 @@ held = open("gone", "w+"); held.write("still here"); held.flush(); os.unlink("go
         .client
         .shell(&id, "/usr/bin/python3 /shared/script.py")
         .await;
-    assert_eq!(said, "refused\nlocked\nconnected\nstill here\n");
+    // Of a share that is read-only but not recursively, mounts of the host below it stay as they are.
+    let expected = "refused\nlocked\nconnected\nstill here\n/usr/lib ro\n/ro ro\n/ro/below rw\n/ro/sealed ro\n\
+        /recursive ro\n/recursive/below ro\n/rw rw\n/rw/below rw\n/rw/sealed ro\n/one ro\n/sealed ro\n1000 threads\n";
+    assert_eq!(said, expected);
     let mapped = fs::read(shared.join("renamed")).expect("read");
     assert_eq!(
         (mapped.len(), &mapped[..5], &mapped[(1 << 20) - 3..]),
         (1 << 20, &b"start"[..], &b"end"[..])
     );
     setting.client.end_pod(&setting.pod).await;
+    host(&["umount", &at("below")]);
+    host(&["umount", &at("sealed")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,17 @@ async fn run(
     id
 }
 
+/// What the container's kernel says of each mount: "ro" or "rw".
+async fn said_of(client: &mut Client, id: &str, places: &[&str]) -> String {
+    let mut said = Vec::new();
+    for place in places {
+        let line =
+            format!("awk '$5 == \"{place}\" {{print substr($6, 1, 2)}}' /proc/self/mountinfo");
+        said.push(client.shell(id, &line).await.trim().to_owned());
+    }
+    said.join(" ")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_dir_is_shared_by_containers_and_outlives_them() {
     let (mut daemon, mut client, pod, mut kubelet, busybox) = pod().await;
@@ -70,6 +81,12 @@ async fn an_empty_dir_is_shared_by_containers_and_outlives_them() {
         .expect("exec");
     assert_ne!(refused.exit_code, 0, "read-only");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Read-only"));
+    let said = said_of(&mut client, &two, &["/whole", "/part"]).await;
+    assert_eq!(
+        said, "ro rw",
+        "read-only in one container, writable in the other"
+    );
+    assert_eq!(said_of(&mut client, &one, &["/data"]).await, "rw");
     let on_host = std::fs::read_dir(&data).expect("list").count();
     assert_eq!(on_host, 2, "only the sub-path and the volume's disk");
 
@@ -282,6 +299,9 @@ async fn config_maps_and_secrets_follow_the_host_and_change_atomically() {
     assert_eq!(seen, "1x1");
     let mode = client.shell(&id, "stat -L -c %a /secret/token").await;
     assert_eq!(mode, "400\n");
+    let places = ["/config", "/secret", "/programs", "/key"];
+    let said = said_of(&mut client, &id, &places).await;
+    assert_eq!(said, "ro ro ro ro");
     let memory = client.shell(&id, "stat -f -c %T /secret").await;
     assert_eq!(memory, "tmpfs\n", "a secret is not on the disk");
     let refused = client
@@ -469,6 +489,8 @@ async fn an_image_can_be_a_volume_and_is_kept_while_it_is_mounted() {
         .shell(&id, "cat /image/changed /part/above; ls /part")
         .await;
     assert_eq!(seen, "newaboveabove\n");
+    let said = said_of(&mut client, &id, &["/image", "/part"]).await;
+    assert_eq!(said, "ro ro");
     let ran = client.shell(&id, "/image/bin/busybox echo ran").await;
     assert_eq!(ran, "ran\n");
     let shown = client.status(&id).await.expect("status").mounts;

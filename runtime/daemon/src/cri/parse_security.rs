@@ -63,7 +63,7 @@ pub fn security(
             users: None,
         });
     };
-    if let Some(name) = apparmor_profile(&context) {
+    if let Some(name) = apparmor_profile(&context)? {
         return Err(not_yet("AppArmor profile", name));
     }
     if let Some(label) = context.selinux_options.as_ref().and_then(selinux_label) {
@@ -141,13 +141,24 @@ pub fn check_sandbox_user(context: &cri::LinuxSandboxSecurityContext) -> Result<
 }
 
 /// The AppArmor profile, if one is given by name.
-fn apparmor_profile(context: &cri::LinuxContainerSecurityContext) -> Option<&str> {
+fn apparmor_profile(
+    context: &cri::LinuxContainerSecurityContext,
+) -> Result<Option<&str>, ParseError> {
     if let Some(profile) = &context.apparmor {
-        let by_name = profile.profile_type() == ProfileType::Localhost;
-        return by_name.then_some(&profile.localhost_ref);
+        return match ProfileType::try_from(profile.profile_type) {
+            Ok(ProfileType::Localhost) => Ok(Some(&profile.localhost_ref)),
+            Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined) => Ok(None),
+            Err(_) => Err(wrong("type of an AppArmor profile", profile.profile_type)),
+        };
     }
     // Older kubelets set only this field.
-    context.apparmor_profile.strip_prefix("localhost/")
+    match context.apparmor_profile.as_str() {
+        "" | "runtime/default" | "unconfined" => Ok(None),
+        other => match other.strip_prefix("localhost/") {
+            Some(name) => Ok(Some(name)),
+            None => Err(wrong("AppArmor profile", other)),
+        },
+    }
 }
 
 /// The SELinux label, if it names a policy that is to confine the container.

@@ -47,6 +47,37 @@ fn with_context(
 }
 
 #[test]
+fn an_apparmor_profile_is_refused_only_if_it_was_asked_for_by_name() {
+    let kinds = [ProfileType::RuntimeDefault, ProfileType::Unconfined];
+    for kind in kinds {
+        let profile = cri::SecurityProfile {
+            profile_type: kind.into(),
+            ..Default::default()
+        };
+        assert!(
+            with_context(|c| c.apparmor = Some(profile)).is_ok(),
+            "{kind:?}"
+        );
+    }
+    let named = |name: &str| with_context(|c| c.apparmor_profile = name.into());
+    for name in ["", "runtime/default", "unconfined"] {
+        assert!(named(name).is_ok(), "{name}");
+    }
+    let error = named("localhost/strict").unwrap_err();
+    assert!(matches!(error, ParseError::NotYet { .. }), "{error}");
+    for name in ["strict", "docker/default"] {
+        let error = named(name).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let profile = cri::SecurityProfile {
+        profile_type: 7,
+        ..Default::default()
+    };
+    let error = with_context(|c| c.apparmor = Some(profile)).unwrap_err();
+    assert!(matches!(error, ParseError::Wrong { .. }), "{error}");
+}
+
+#[test]
 fn a_pod_needs_its_name_namespace_and_uid() {
     type Change = fn(&mut cri::PodSandboxMetadata);
     let changes: [Change; 3] = [

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bulkhead_host::cgroup::Cgroups;
+use bulkhead_host::clock::HostClock;
 use bulkhead_host::launch::Launcher;
 use bulkhead_host::probe::Probe;
 use bulkhead_network::Network;
@@ -38,6 +39,7 @@ pub struct Host {
     /// How fast a container may write to its log. Zero: as it likes.
     pub log_bytes_per_second: u64,
     pub probe: Probe,
+    pub clock: HostClock,
     pub volumes: Volumes,
 }
 

@@ -14,6 +14,9 @@
 use bulkhead_guest::exit::{Exit, ExitReason};
 use serde::{Deserialize, Serialize};
 
+/// How late the daemon may hear of something without the clock having been set.
+const LATE_NANOSECONDS: u64 = 2_000_000_000;
+
 /// The state of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodState {
@@ -134,8 +137,8 @@ impl ContainerState {
             }
             (Self::Created | Self::Running { .. }, ContainerEvent::Ended(exit)) => {
                 let started_at = match self {
-                    Self::Running { started_at, .. } => *started_at,
-                    // The daemon did not hear of the start, so take the time from the guest.
+                    Self::Running { started_at, .. } if !was_set(*started_at, exit) => *started_at,
+                    // The daemon did not hear of the start, or the clock is another than it was at the start.
                     _ => exit.started_at,
                 };
                 Ok(Self::Exited(Exit {
@@ -174,6 +177,12 @@ impl ContainerState {
     pub fn is_exited(&self) -> bool {
         matches!(self, Self::Exited(_))
     }
+}
+
+/// Whether the host's clock was set while a container ran, which started at `started_at` by the clock as it was. The
+/// exit has both times by the clock as it is now, if the guest told the start.
+fn was_set(started_at: i64, exit: &Exit) -> bool {
+    exit.started_at > 0 && exit.started_at.abs_diff(started_at) > LATE_NANOSECONDS
 }
 
 impl ContainerEvent {
@@ -292,6 +301,32 @@ mod tests {
         };
         let exited = running.after(&ended(ExitReason::Error, 9)).unwrap();
         assert_eq!(exit(&exited).finished_at, 50);
+    }
+
+    #[test]
+    fn if_the_clock_was_set_meanwhile_the_exit_has_both_times_by_the_clock_as_it_is() {
+        const HOUR: i64 = 3_600_000_000_000;
+        const SECOND: i64 = 1_000_000_000;
+        // It ran for five seconds. The last: no more than the time that news may take.
+        let table = [
+            (10 * HOUR, 9 * HOUR, 9 * HOUR),
+            (9 * HOUR, 10 * HOUR, 10 * HOUR),
+            (9 * HOUR, 9 * HOUR + SECOND, 9 * HOUR),
+        ];
+        for (recorded, told, expected) in table {
+            let running = ContainerState::Running {
+                pid: 1,
+                started_at: recorded,
+            };
+            let finished_at = told + 5 * SECOND;
+            let ended = ContainerEvent::Ended(Exit {
+                started_at: told,
+                ..Exit::lost("x", finished_at)
+            });
+            let exited = running.after(&ended).unwrap();
+            let times = (exit(&exited).started_at, exit(&exited).finished_at);
+            assert_eq!(times, (expected, finished_at), "{recorded} {told}");
+        }
     }
 
     #[test]

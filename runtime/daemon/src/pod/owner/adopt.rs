@@ -16,7 +16,6 @@ use bulkhead_host::Files;
 use bulkhead_text::chain;
 
 use super::{Owner, Then};
-use crate::clock::now;
 use crate::pod::errors::PodError;
 use crate::pod::host::Shared;
 use crate::pod::life::record::{ContainerRecord, PodRecord};
@@ -85,8 +84,6 @@ impl Owner {
                 self.follow_logs(&guest);
                 self.follow_mirrors(&guest);
                 self.adopt_file_server(Arc::clone(&guest.process));
-                let agent = guest.agent.clone();
-                tokio::spawn(async move { agent.set_clock(now()).await });
                 self.check_network();
                 self.serve_guest(guest);
             }

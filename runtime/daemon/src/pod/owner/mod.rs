@@ -43,6 +43,7 @@ use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
 pub use self::teardown::kill;
 use super::admission::Turn;
+use super::clocks;
 use super::errors::PodError;
 use super::host::Shared;
 use super::life::record::{ContainerRecord, PodRecord};
@@ -239,7 +240,7 @@ impl Owner {
         Then::GoOn
     }
 
-    /// Makes the guest the pod's guest, and watches its news and its pulse from now on.
+    /// Makes the guest the pod's guest, watches its news and its pulse from now on, and keeps its clock right.
     fn serve_guest(&mut self, guest: Guest) {
         let process = Arc::clone(&guest.process);
         let ended = async move { process.ended().await };
@@ -247,6 +248,8 @@ impl Owner {
         let (agent, remarks) = (guest.agent.clone(), guest.remarks.clone());
         tokio::spawn(guest_watch::watch(agent, remarks, ended, now, news));
         tokio::spawn(end_silent(guest.clone()));
+        let changes = self.shared.host.clock.changes();
+        tokio::spawn(clocks::keep(guest.clone(), changes));
         self.ledger.set_guest(Some(guest));
     }
 }

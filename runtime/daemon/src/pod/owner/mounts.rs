@@ -13,7 +13,7 @@ use bulkhead_host::{Guest, HostPath};
 use bulkhead_image::Image;
 
 use super::Owner;
-use super::shares::Wanted;
+use super::shares::{Shared, Wanted};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{ContainerRecord, MirrorSource};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};
@@ -95,10 +95,8 @@ impl Owner {
                 }
                 FoundSource::Host(Found::Shared(found)) => {
                     let share = self.share(&request.id, wanted(&mount, found)).await?;
-                    protocol::Mount {
-                        source: Some(protocol::mount::Source::Shared(share)),
-                        ..Default::default()
-                    }
+                    request.mounts.push(described_share(&mount, share));
+                    continue;
                 }
                 FoundSource::Image { image, sub_path } => {
                     let attached = self.attach_image(guest, &image, &request.id).await;
@@ -237,6 +235,25 @@ fn wanted(mount: &Mount, found: HostPath) -> Wanted {
             Propagation::Private => shares::Propagation::Private,
             Propagation::HostToContainer => shares::Propagation::Slave,
         },
+    }
+}
+
+/// The mount of a share. It says what the host's mounts are: one that the host has read-only is so here, whatever the
+/// container asked for.
+fn described_share(mount: &Mount, share: Shared) -> protocol::Mount {
+    let part = |(path, readonly): (PathBuf, bool)| protocol::SharePart {
+        path: text(&path),
+        readonly,
+    };
+    let source = Some(protocol::mount::Source::Shared(share.name));
+    let prepared = protocol::Mount {
+        source,
+        parts: share.writability.parts.into_iter().map(part).collect(),
+        ..Default::default()
+    };
+    protocol::Mount {
+        readonly: share.writability.readonly,
+        ..described(mount, prepared)
     }
 }
 

@@ -20,9 +20,12 @@ use bulkhead_share::name::ShareName;
 use super::Owner;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{Held, PodRecord, ShareRecord};
+use crate::pod::volumes::mountinfo::{Mounts, Writability};
 
 /// The most shares of one file server. Each is an entry in its root directory.
 const MOST_SHARES: usize = 512;
+/// The most mounts below a share of which a guest is told whether they are read-only.
+const MOST_PARTS: usize = 1024;
 /// A file server that ends has ended as expected if its VM ends within this time.
 const END_TOGETHER: Duration = Duration::from_secs(2);
 
@@ -34,13 +37,55 @@ pub struct Wanted {
     pub propagation: Propagation,
 }
 
+/// A share as a container is to see it.
+#[derive(Debug)]
+pub struct Shared {
+    /// Its name in the guest.
+    pub name: String,
+    pub writability: Writability,
+}
+
 impl Owner {
-    /// Shares a path of the host with the guest, for a container. Returns the share's name in the guest.
+    /// Shares a path of the host with the guest, for a container.
     pub(super) async fn share(
         &mut self,
         container: &str,
         wanted: Wanted,
-    ) -> Result<String, PodError> {
+    ) -> Result<Shared, PodError> {
+        let name = self.share_named(container, wanted).await?;
+        let writability = self.writability(&name);
+        Ok(Shared { name, writability })
+    }
+
+    /// Where in a share something can be written, as the host's kernel decides it. If that cannot be told, nothing is said
+    /// to be read-only, and a program finds out when it writes.
+    fn writability(&self, name: &str) -> Writability {
+        let Some(server) = self.ledger.pod().file_server() else {
+            return Writability::default();
+        };
+        let mounts = tokio::task::block_in_place(|| Mounts::of(server.pid));
+        let place = Path::new(bulkhead_share::SHARES).join(name);
+        let found = match mounts.map(|mounts| mounts.writability(&place)) {
+            Ok(found) => found.unwrap_or_default(),
+            Err(error) => {
+                self.ledger.complain("read the mounts of a share", &error);
+                return Writability::default();
+            }
+        };
+        if found.parts.len() > MOST_PARTS {
+            tracing::warn!(
+                pod = self.ledger.pod().id,
+                "the share {name} has {} mounts below it that are read-only otherwise than what is around them, more than \
+                 {MOST_PARTS}: the container sees all of it as writable, and gets an error when it writes",
+                found.parts.len()
+            );
+            return Writability::default();
+        }
+        found
+    }
+
+    /// Shares a path of the host. Returns the share's name in the guest.
+    async fn share_named(&mut self, container: &str, wanted: Wanted) -> Result<String, PodError> {
         let source = tokio::task::block_in_place(|| Source::of(wanted.found))?;
         let (id, path) = (source.id(), source.path().to_owned());
         let server = self.file_server().await?;

@@ -47,7 +47,7 @@ use crate::pod::view::View;
 const LIST_LIMIT: Duration = Duration::from_secs(5);
 /// How long a guest may take to answer when only its pod is read.
 const ONE_LIMIT: Duration = Duration::from_secs(15);
-/// How far a guest's clock may run ahead of the host's.
+/// How much faster a guest may count time than the host, and how coarsely the age of a VM is known.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
 /// How much to read.
@@ -147,9 +147,10 @@ impl Readings {
         })?;
         let at = now();
         let instant = Instant::now();
-        let pid = guest.process.identity().pid;
-        let host = HostUsage::read(view.pod.cgroup(), pid);
-        let age = age(view.pod.created_at, at);
+        let vmm = guest.process.identity();
+        let host = HostUsage::read(view.pod.cgroup(), vmm.pid);
+        // Not by the wall clock: if that was set back, the guest would seem to have used nothing yet.
+        let age = vmm.age();
         let bounds = bounds(&view.pod, age);
         let mut answer = bounds.cut(answer, |id| view.containers.contains_key(id));
         if let Some(taken_bytes) = view

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host's mounts, from /proc/self/mountinfo (proc_pid_mountinfo(5)). Pure, except for [`Mounts::read`].
+//! The mounts of a process, from /proc/PID/mountinfo (proc_pid_mountinfo(5)). Pure, except for [`Mounts::read`] and
+//! [`Mounts::of`].
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// What the kernel appends to the root of a mount whose source was deleted.
 const DELETED: &str = "//deleted";
 
@@ -21,6 +22,17 @@ pub struct Mounted {
     pub kind: String,
     /// The options of the file system, not those of the mount.
     pub options: String,
+    /// Whether the mount or its file system is read-only.
+    pub readonly: bool,
+}
+
+/// Where below a place something can be written.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Writability {
+    /// Whether the place itself is read-only.
+    pub readonly: bool,
+    /// The mounts below that differ in this from what is around them, by relative path; parents come first.
+    pub parts: Vec<(PathBuf, bool)>,
 }
 
 /// All mounts of this process's namespace, in the kernel's order.
@@ -29,7 +41,14 @@ pub struct Mounts(Vec<Mounted>);
 
 impl Mounts {
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read(MOUNTINFO)?))
+        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    /// The mounts in the namespace of another process.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read(format!(
+            "/proc/{pid}/mountinfo"
+        ))?))
     }
 
     /// Parses the file. Lines with errors are left out.
@@ -49,6 +68,28 @@ impl Mounts {
         let mounted = above.into_iter().find_map(|ancestor| self.at(ancestor))?;
         let below = path.strip_prefix(&mounted.at).ok()?;
         Some((&mounted.device, join(&mounted.root, below)))
+    }
+
+    /// Where at and below the mount at `root` something can be written. `None` if nothing is mounted there.
+    pub fn writability(&self, root: &Path) -> Option<Writability> {
+        let mut seen: BTreeMap<&Path, bool> = BTreeMap::new();
+        for mounted in self.0.iter().filter(|one| one.at.starts_with(root)) {
+            // What was mounted below before is now covered.
+            seen.retain(|at, _| !at.starts_with(&mounted.at));
+            seen.insert(&mounted.at, mounted.readonly);
+        }
+        let readonly = *seen.get(root)?;
+        let mut parts = Vec::new();
+        for (at, is) in &seen {
+            let mut above = at.ancestors().skip(1);
+            let around = above.find_map(|above| seen.get(above));
+            if let (Some(around), Ok(path)) = (around, at.strip_prefix(root))
+                && around != is
+            {
+                parts.push((path.to_owned(), *is));
+            }
+        }
+        Some(Writability { readonly, parts })
     }
 }
 
@@ -96,15 +137,19 @@ fn parse_line(line: &[u8]) -> Option<Mounted> {
     let device = text(fields.nth(2)?)?;
     let root = unescape(fields.next()?);
     let at = unescape(fields.next()?);
+    let mount_options = fields.next()?;
     fields.find(|field| *field == b"-")?;
     let kind = text(fields.next()?)?;
     let options = text(fields.nth(1)?)?;
+    let is_readonly = |options: &[u8]| options.split(|byte| *byte == b',').any(|one| one == b"ro");
+    let readonly = is_readonly(mount_options) || is_readonly(options.as_bytes());
     Some(Mounted {
         device,
         root,
         at,
         kind,
         options,
+        readonly,
     })
 }
 
@@ -175,6 +220,38 @@ nonsense\n\
             let found = mounts.locate(Path::new(path)).unwrap();
             assert_eq!(found, (device, inside.into()), "{path}");
         }
+    }
+
+    #[test]
+    fn what_can_be_written_below_a_mount_is_what_nothing_covers() {
+        let table = |lines: &[(&str, &str, &str)]| {
+            let line = |(at, mount, fs): &(&str, &str, &str)| {
+                format!("1 2 0:1 / {at} {mount},noexec - tmpfs t {fs}\n")
+            };
+            Mounts::parse(lines.iter().map(line).collect::<String>().as_bytes())
+        };
+        let of = |lines: &[(&str, &str, &str)]| table(lines).writability(Path::new("/s/p1"));
+        let found = of(&[
+            ("/", "ro", "rw"),
+            ("/s/p1", "ro", "rw"),
+            ("/s/p1/a", "rw", "rw"),
+            ("/s/p1/a/same", "rw", "rw"),
+            ("/s/p1/a/b", "rw", "ro"),
+            ("/s/p1/a/b/c/d", "rw", "rw"),
+            ("/s/p1/same", "ro", "rw"),
+            ("/s/p1/covered/x", "rw", "rw"),
+            ("/s/p1/covered", "ro", "rw"),
+            ("/s/p10", "rw", "rw"),
+        ]);
+        let parts = [("a", false), ("a/b", true), ("a/b/c/d", false)];
+        let expected = Writability {
+            readonly: true,
+            parts: parts.map(|(path, is)| (path.into(), is)).to_vec(),
+        };
+        assert_eq!(found, Some(expected));
+        assert_eq!(of(&[("/s", "rw", "rw"), ("/s/p10", "rw", "rw")]), None);
+        let again = of(&[("/s/p1", "ro", "rw"), ("/s/p1", "rw", "rw")]);
+        assert_eq!(again, Some(Writability::default()), "the last one counts");
     }
 
     #[test]
