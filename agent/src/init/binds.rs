@@ -53,7 +53,14 @@ fn view(mount: &BindMount) -> std::io::Result<OwnedFd> {
     let source = open_sub_path(Path::new(&mount.source), &mount.sub_path)?;
     let view = mounts::clone_fd(source, true)?;
     let mut attributes = MountAttrFlags::empty();
-    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, mount.readonly);
+    for (attribute, is_wanted) in [
+        (MountAttrFlags::MOUNT_ATTR_RDONLY, mount.readonly),
+        (MountAttrFlags::MOUNT_ATTR_NOSUID, mount.no_suid),
+        (MountAttrFlags::MOUNT_ATTR_NODEV, mount.no_devices),
+        (MountAttrFlags::MOUNT_ATTR_NOEXEC, mount.no_execution),
+    ] {
+        attributes.set(attribute, is_wanted);
+    }
     if !attributes.is_empty() {
         let attributes = u64::from(attributes.bits());
         sys::set_mount_attributes(view.as_fd(), attributes, mount.recursive_readonly)?;

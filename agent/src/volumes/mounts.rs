@@ -100,6 +100,9 @@ pub fn resolve(
             readonly: (mount.readonly && !is_share) || mount.recursive_readonly,
             recursive_readonly: mount.recursive_readonly,
             follows_host: mount.propagation() == Propagation::HostToContainer,
+            no_suid: mount.no_suid,
+            no_devices: mount.no_devices,
+            no_execution: mount.no_execution,
             target,
         });
     }

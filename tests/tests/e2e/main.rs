@@ -6,6 +6,7 @@ mod audit;
 mod block;
 mod bounds;
 mod callers;
+mod cdi;
 mod cli;
 mod clients;
 mod cni;

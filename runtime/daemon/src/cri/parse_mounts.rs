@@ -9,7 +9,7 @@ use bulkhead_proto::cri;
 use super::parse_security::id_range;
 use super::refusal::{ParseError, check_handler, not_yet, wrong};
 use crate::pod::life::spec::{
-    ImageWords, Mount, MountSource, MountWords, Propagation, UserNamespace,
+    ImageWords, Mount, MountSource, MountWords, Propagation, Restrictions, UserNamespace,
 };
 
 /// A mount must not cover /proc. The agent checks this again, because only it can resolve links in the container.
@@ -19,7 +19,7 @@ pub fn mounts(given: Vec<cri::Mount>) -> Result<Vec<Mount>, ParseError> {
     given.into_iter().map(mount).collect()
 }
 
-fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
+pub(super) fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
     let container_path = container_path(&given.container_path)?;
     let propagation = match given.propagation() {
         cri::MountPropagation::PropagationPrivate => Propagation::Private,
@@ -100,6 +100,7 @@ fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
         recursive_readonly: given.recursive_read_only,
         users,
         propagation,
+        restrictions: Restrictions::default(),
         words,
     })
 }
@@ -172,6 +173,7 @@ mod tests {
                 recursive_readonly: true,
                 propagation: Propagation::Private,
                 users: None,
+                restrictions: Restrictions::default(),
                 words: MountWords {
                     container_path: "data//x/.".into(),
                     selinux_relabel: true,

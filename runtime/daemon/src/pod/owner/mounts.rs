@@ -251,6 +251,9 @@ fn described(mount: &Mount, prepared: protocol::Mount) -> protocol::Mount {
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_readonly,
         map_owners: mount.users.is_some(),
+        no_suid: mount.restrictions.no_suid,
+        no_devices: mount.restrictions.no_devices,
+        no_execution: mount.restrictions.no_execution,
         propagation: propagation.into(),
         ..prepared
     }
