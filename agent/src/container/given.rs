@@ -19,6 +19,8 @@ use crate::users::PodUsers;
 
 const MAX_DEVICES: usize = 64;
 const DEVICES: &str = "/dev";
+/// The mode of a device of the guest if nothing else is asked for. The cgroup decides who may use it.
+const MODE: u32 = 0o666;
 
 /// Finds devices of the guest. In a pod with a user namespace the container gets the guest's own node, because root
 /// there may not create device nodes. That node belongs to the guest's root, so it is opened to all users.
@@ -26,14 +28,17 @@ pub fn find(wanted: &[Device], users: &PodUsers) -> Result<Vec<GivenDevice>, Con
     if wanted.len() > MAX_DEVICES {
         return Err(ContainerError::TooMany("devices"));
     }
-    let found: Vec<_> = wanted.iter().map(find_one).collect::<Result<_, _>>()?;
+    let mut found: Vec<_> = wanted.iter().map(find_one).collect::<Result<_, _>>()?;
     if users.namespace().is_some() {
-        found.iter().try_for_each(open_to_all)?;
+        for device in &mut found {
+            device.mode = MODE;
+            open_to_all(device)?;
+        }
     }
     Ok(found)
 }
 
-/// Gives a node the mode that a node created for a container would have. The cgroup decides who may use the device.
+/// Gives the guest's own node the mode that a node created for a container would have.
 fn open_to_all(device: &GivenDevice) -> Result<(), ContainerError> {
     let permissions = fs::Permissions::from_mode(device.mode);
     fs::set_permissions(&device.guest_path, permissions).map_err(|e| {
@@ -62,15 +67,20 @@ fn find_one(wanted: &Device) -> Result<GivenDevice, ContainerError> {
         }
     });
     let number = found.map_err(|e| invalid(&format!("{path:?} of this guest: {e}")))?;
+    let owner = wanted.ownership.unwrap_or(Ownership {
+        mode: MODE,
+        uid: 0,
+        gid: 0,
+    });
     Ok(GivenDevice {
         path: wanted.container_path.clone(),
         major: major(number),
         minor: minor(number),
         access: access(&wanted.permissions),
         block: false,
-        mode: 0o666,
-        uid: 0,
-        gid: 0,
+        mode: owner.mode,
+        uid: owner.uid,
+        gid: owner.gid,
         guest_path: wanted.guest_path.clone(),
     })
 }
@@ -139,6 +149,7 @@ mod tests {
             container_path: "/dev/x".into(),
             guest_path: guest_path.into(),
             permissions: permissions.into(),
+            ownership: None,
         };
         let users = PodUsers::default();
         let null = find(&[device("/dev/null", "r")], &users).unwrap();

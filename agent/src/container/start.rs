@@ -15,7 +15,7 @@ use super::launch::{Launched, Outcome, Pids, launch};
 use super::state::{Event, State};
 use super::{Container, ContainerError, Containers};
 use crate::init::Role;
-use crate::init::config::{Failure, InitConfig};
+use crate::init::config::{Failure, Hooks, InitConfig};
 use crate::reaper::Exit;
 use crate::streams::buffer::Source;
 use crate::sys;
@@ -126,6 +126,7 @@ impl Containers {
             seccomp_flags: container.seccomp.flags,
             mounts: container.mounts.clone(),
             devices: container.devices.clone(),
+            hooks: hooks(container),
             ..InitConfig::default()
         };
         let shared = self.pid_namespace(container)?;
@@ -163,6 +164,17 @@ impl Containers {
                 .map(Some),
         }
     }
+}
+
+/// What runs in the container before its program. `None`: nothing.
+fn hooks(container: &Container) -> Option<Hooks> {
+    let spec = &container.spec;
+    let programs = spec.start_hooks.clone();
+    (!programs.is_empty()).then(|| Hooks {
+        programs,
+        container_id: container.id.clone(),
+        annotations: spec.annotations.clone(),
+    })
 }
 
 /// The agent's ends of a container's standard streams.

@@ -5,7 +5,9 @@
 //! Both sides are this same binary, so the encoding is private. It is protobuf because that is linked anyway. The
 //! configuration is in a memory file, which may have any size and blocks nobody; the reports are datagrams.
 
-use bulkhead_proto::agent::{Identity, Process};
+use std::collections::HashMap;
+
+use bulkhead_proto::agent::{Identity, Process, StartHook};
 
 /// Fixed descriptor numbers in the new process. 0, 1 and 2 belong to the program.
 pub const CONFIG_FD: i32 = 3;
@@ -50,6 +52,20 @@ pub struct InitConfig {
     /// The process is already in the pod's user namespace and in its cgroup.
     #[prost(bool, tag = "12")]
     pub own_users: bool,
+    /// What runs before the program. Only with the container role.
+    #[prost(message, optional, tag = "13")]
+    pub hooks: Option<Hooks>,
+}
+
+/// Programs that run in the container before its own, and what they read of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hooks {
+    #[prost(message, repeated, tag = "1")]
+    pub programs: Vec<StartHook>,
+    #[prost(string, tag = "2")]
+    pub container_id: String,
+    #[prost(map = "string, string", tag = "3")]
+    pub annotations: HashMap<String, String>,
 }
 
 /// A device that the container gets in addition to the default ones.

@@ -44,7 +44,8 @@ pub fn become_user(identity: &Identity, capabilities: Capabilities) -> Result<()
     set_keep_capabilities(false).stage("stop keeping capabilities")
 }
 
-/// The last steps before the exec. After the filter is loaded, only capset, prctl and execve are called.
+/// The last steps before the container's programs. After the filter is loaded, only capset, prctl and execve are
+/// called, and if the container has hooks, what these need.
 pub fn confine(
     config: &InitConfig,
     no_new_privileges: bool,

@@ -13,6 +13,7 @@ use bulkhead_proto::agent::Process;
 
 use super::config::{EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Failure, InitConfig, Stage};
 use super::credentials::{self, Capabilities};
+use super::hooks::Prepared;
 use super::report::Reporter;
 use super::{caps, paths, user};
 use crate::sys;
@@ -53,7 +54,11 @@ pub fn execute(
     credentials::become_user(&identity, capabilities)?;
     sys::reset_signals().stage("reset signals")?;
     reporter.executing(&identity).stage("report")?;
+    let hooks = config.hooks.as_ref().map(Prepared::new).transpose()?;
     credentials::confine(config, process.no_new_privileges, capabilities)?;
+    if let Some(hooks) = hooks {
+        hooks.run()?;
+    }
     match sys::execve(&path, &args, &environment) {
         Ok(never) => match never {},
         Err(error) => Err(exec_failure(name, &error)),

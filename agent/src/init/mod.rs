@@ -5,8 +5,8 @@
 //! channel. All other steps are done here, in the only order that works:
 //!
 //! ```text
-//! container: cgroup -> namespaces -> rootfs -> terminal -> limits -> credentials -> exec
-//! exec:      cgroup -> setns ----------------> terminal -> limits -> credentials -> exec
+//! container: cgroup -> namespaces -> rootfs -> terminal -> limits -> credentials -> hooks -> exec
+//! exec:      cgroup -> setns ----------------> terminal -> limits -> credentials ----------> exec
 //! ```
 //!
 //! After the pivot no path leads to a file of the guest, so an image's symbolic links cannot lead out of it.
@@ -18,6 +18,7 @@ pub mod config;
 mod credentials;
 mod devices;
 mod exec;
+mod hooks;
 pub mod limits;
 pub mod mounts;
 mod paths;

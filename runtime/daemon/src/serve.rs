@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_cdi::Directories;
 use bulkhead_delegate::Limits;
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_host::clock::HostClock;
@@ -95,6 +96,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let (socket, cgroup_driver) = (config.socket.clone(), config.cgroup_driver);
     let callers = config.callers;
     let runtimes = config.runtimes.clone();
+    let cdi = Directories::new(config.cdi_spec_dirs.clone());
     // Pods that are listed there do not outlive a reboot, images do.
     let listed_pods = config.run_dir.join("delegates");
     let listed_images = config.state_dir.join("delegates");
@@ -128,7 +130,7 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
-    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver, images.clone());
+    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver, images.clone(), cdi);
     let routes = if runtimes.delegates.is_empty() {
         routes(runtime, images)
     } else {

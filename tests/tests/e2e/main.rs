@@ -7,6 +7,7 @@ mod audit;
 mod block;
 mod bounds;
 mod callers;
+mod cdi;
 mod cli;
 mod clients;
 mod clock;

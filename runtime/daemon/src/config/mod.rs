@@ -91,6 +91,8 @@ pub struct Config {
     pub cni: NetworkConfig,
     /// Directories in which kubelet keeps the volumes of its pods. They may be links.
     pub kubelet_roots: Vec<PathBuf>,
+    /// Directories of CDI specifications; the last one has the highest priority.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     pub streaming: StreamingConfig,
     images: RawImages,
     pinned_images: Vec<bulkhead_image::Reference>,
@@ -220,6 +222,12 @@ impl Config {
                 .kubelet_roots
                 .into_iter()
                 .map(|path| absolute("volumes.kubelet_roots", path))
+                .collect::<Result<_, _>>()?,
+            cdi_spec_dirs: raw
+                .cdi
+                .spec_dirs
+                .into_iter()
+                .map(|path| absolute("cdi.spec_dirs", path))
                 .collect::<Result<_, _>>()?,
             pinned_images: raw
                 .images

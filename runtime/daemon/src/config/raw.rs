@@ -33,6 +33,7 @@ pub struct RawConfig {
     pub sandbox: RawSandbox,
     pub cni: RawCni,
     pub volumes: RawVolumes,
+    pub cdi: RawCdi,
     pub streaming: RawStreaming,
     pub images: RawImages,
     pub registries: BTreeMap<String, bulkhead_image::HostConfig>,
@@ -82,6 +83,12 @@ pub struct RawVolumes {
 
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct RawCdi {
+    pub spec_dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RawStreaming {
     pub address: IpAddr,
     pub port: u16,
@@ -123,6 +130,7 @@ impl Default for RawConfig {
             sandbox: RawSandbox::default(),
             cni: RawCni::default(),
             volumes: RawVolumes::default(),
+            cdi: RawCdi::default(),
             streaming: RawStreaming::default(),
             images: RawImages::default(),
             registries: BTreeMap::new(),
@@ -165,6 +173,14 @@ impl Default for RawVolumes {
     fn default() -> Self {
         Self {
             kubelet_roots: vec!["/var/lib/kubelet".into()],
+        }
+    }
+}
+
+impl Default for RawCdi {
+    fn default() -> Self {
+        Self {
+            spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         }
     }
 }

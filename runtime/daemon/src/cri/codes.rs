@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Maps errors to gRPC codes. This is the only place that does.
 
+use bulkhead_cdi::CdiError;
 use bulkhead_image::FailureKind;
 use bulkhead_network::{CniError, NetworkError};
 use bulkhead_proto::agent::IMAGE_VOLUME;
@@ -82,15 +83,22 @@ pub fn image_status(kind: FailureKind, error: &(dyn std::error::Error + 'static)
 
 impl From<ParseError> for Status {
     fn from(error: ParseError) -> Self {
-        let code = match &error {
-            ParseError::NotYet { .. } => Code::Unimplemented,
-            ParseError::Missing(_)
-            | ParseError::Wrong { .. }
-            | ParseError::NotIsolated { .. }
-            | ParseError::Handler(_)
-            | ParseError::Profile { .. } => Code::InvalidArgument,
-        };
-        Status::new(code, chain(&error))
+        Status::new(parse_code(&error), chain(&error))
+    }
+}
+
+fn parse_code(error: &ParseError) -> Code {
+    match error {
+        ParseError::NotYet { .. } => Code::Unimplemented,
+        ParseError::Cdi(CdiError::Unresolvable { .. }) => Code::NotFound,
+        ParseError::Cdi(CdiError::Conflict { .. }) => Code::FailedPrecondition,
+        ParseError::CdiEdit { source, .. } => parse_code(source),
+        ParseError::Missing(_)
+        | ParseError::Wrong { .. }
+        | ParseError::NotIsolated { .. }
+        | ParseError::Handler(_)
+        | ParseError::CdiName(_)
+        | ParseError::Profile { .. } => Code::InvalidArgument,
     }
 }
 
@@ -101,6 +109,7 @@ fn block_code(error: &BlockError) -> Code {
         }
         BlockError::Open { .. } | BlockError::Empty { .. } => Code::FailedPrecondition,
         BlockError::Kind { .. } => Code::InvalidArgument,
+        BlockError::Number { .. } => Code::FailedPrecondition,
         BlockError::Character { .. } => Code::Unimplemented,
     }
 }

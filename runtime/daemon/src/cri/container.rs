@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bulkhead_cdi::Directories;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::{filter, limits, parse, parse_security, show};
+use super::{filter, limits, parse, parse_cdi, parse_security, show};
 use crate::pod::{Notice, NoticeKind, Pods};
 
 /// The upper limit of a timeout or grace period. kubelet's are far below.
@@ -15,10 +16,12 @@ const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
 
 pub async fn create(
     pods: &Pods,
+    cdi: &Directories,
     request: cri::CreateContainerRequest,
 ) -> Result<cri::CreateContainerResponse, Status> {
-    let spec = parse::container(request.config)?;
+    let mut spec = parse::container(request.config)?;
     let pod = pods.pod(&request.pod_sandbox_id)?;
+    tokio::task::block_in_place(|| parse_cdi::add(&mut spec, pod.pod.spec.users, cdi))?;
     parse_security::check_privileged(&pod.pod.spec, &spec)?;
     parse_security::check_users(&pod.pod.spec, &spec)?;
     let container_id = pods.create_container(&request.pod_sandbox_id, spec).await?;

@@ -14,6 +14,7 @@ mod limits;
 mod lists;
 mod metrics;
 mod parse;
+mod parse_cdi;
 mod parse_devices;
 mod parse_mounts;
 mod parse_security;

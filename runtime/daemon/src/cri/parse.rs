@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use bulkhead_proto::cri;
 
 use super::parse_mounts::image_words;
-use super::refusal::{ParseError, check_handler, not_yet, wrong};
-use super::{limits, parse_devices, parse_mounts, parse_security};
+use super::refusal::{ParseError, check_handler, wrong};
+use super::{limits, parse_cdi, parse_devices, parse_mounts, parse_security};
 use crate::pod::life::signal;
 use crate::pod::life::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
 
@@ -66,10 +66,9 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
     })
 }
 
-/// Parses the configuration in `CreateContainer`.
+/// Parses the configuration in `CreateContainer`, without what its CDI devices add.
 pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, ParseError> {
     let config = config.ok_or(ParseError::Missing("the container's config"))?;
-    refuse_what_is_not_there(&config)?;
     let metadata = config
         .metadata
         .ok_or(ParseError::Missing("the container's metadata"))?;
@@ -100,7 +99,9 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         working_directory: config.working_dir,
         environment: config.envs.into_iter().map(entry).collect(),
         labels: labels(config.labels),
+        cdi_devices: parse_cdi::names(&config.cdi_devices, &config.annotations)?,
         annotations: labels(config.annotations),
+        start_hooks: Vec::new(),
         log_path: config.log_path,
         mounts: parse_mounts::mounts(config.mounts)?,
         devices,
@@ -112,13 +113,6 @@ pub fn container(config: Option<cri::ContainerConfig>) -> Result<ContainerSpec, 
         resources: linux.resources.map(limits::resources).unwrap_or_default(),
         stop_signal,
     })
-}
-
-fn refuse_what_is_not_there(config: &cri::ContainerConfig) -> Result<(), ParseError> {
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(not_yet("CDI device", &device.name));
-    }
-    Ok(())
 }
 
 fn port_mapping(mapping: cri::PortMapping) -> Result<PortMapping, ParseError> {

@@ -2,24 +2,24 @@
 //! Parses CRI's devices. A pod has its own kernel, so character devices are limited to those that every kernel has; the
 //! container gets the guest's. Of the host's devices, a container can have only block devices.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::cri;
 
 use super::parse_mounts::container_path;
 use super::refusal::{ParseError, wrong};
-use crate::pod::life::spec::{BlockDevice, Device};
+use crate::pod::life::spec::{BlockDevice, Device, NodeOwner};
 
-/// Their paths, which are the same on the host and in the guest.
-const IN_EVERY_KERNEL: [&str; 8] = [
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-    "/dev/tty",
-    "/dev/fuse",
-    "/dev/net/tun",
+/// Their paths, which are the same on the host and in the guest, and their numbers.
+const IN_EVERY_KERNEL: [(&str, u32, u32); 8] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+    ("/dev/fuse", 10, 229),
+    ("/dev/net/tun", 10, 200),
 ];
 const ALL_ACCESS: &str = "rwm";
 
@@ -27,7 +27,7 @@ const ALL_ACCESS: &str = "rwm";
 pub fn devices(given: Vec<cri::Device>) -> Result<(Vec<Device>, Vec<BlockDevice>), ParseError> {
     let (mut of_guest, mut of_host) = (Vec::new(), Vec::new());
     for one in given {
-        if IN_EVERY_KERNEL.contains(&one.host_path.as_str()) {
+        if number_in_every_kernel(&one.host_path).is_some() {
             of_guest.push(device(one)?);
         } else {
             of_host.push(block_device(one)?);
@@ -36,26 +36,39 @@ pub fn devices(given: Vec<cri::Device>) -> Result<(Vec<Device>, Vec<BlockDevice>
     Ok((of_guest, of_host))
 }
 
+/// The numbers of a character device that every kernel has. `None`: not every kernel has it.
+pub(super) fn number_in_every_kernel(path: &str) -> Option<(u32, u32)> {
+    let mut known = IN_EVERY_KERNEL.iter();
+    known.find_map(|(name, major, minor)| (*name == path).then_some((*major, *minor)))
+}
+
 fn device(given: cri::Device) -> Result<Device, ParseError> {
     Ok(Device {
         container_path: place(&given)?,
         permissions: permissions(&given)?,
+        owner: NodeOwner::default(),
         guest_path: given.host_path,
     })
 }
 
-/// Checks only the path. Whether it is a block device is checked when the container is created.
 fn block_device(given: cri::Device) -> Result<BlockDevice, ParseError> {
-    let path = Path::new(&given.host_path);
-    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
-    if !path.is_absolute() || !path.components().all(plain) || given.host_path.contains('\0') {
-        return Err(wrong("path of a device on the host", &given.host_path));
-    }
     Ok(BlockDevice {
         container_path: place(&given)?,
         permissions: permissions(&given)?,
-        path: given.host_path.into(),
+        path: host_path(&given.host_path)?,
+        owner: NodeOwner::default(),
+        number: None,
     })
+}
+
+/// Checks only the path. Whether it is a block device is checked when the container is created.
+pub(super) fn host_path(given: &str) -> Result<PathBuf, ParseError> {
+    let path = Path::new(given);
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(plain) || given.contains('\0') {
+        return Err(wrong("path of a device on the host", given));
+    }
+    Ok(path.to_owned())
 }
 
 fn place(given: &cri::Device) -> Result<String, ParseError> {

@@ -20,7 +20,7 @@ pub fn mounts(given: Vec<cri::Mount>) -> Result<Vec<Mount>, ParseError> {
     given.into_iter().map(mount).collect()
 }
 
-fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
+pub(super) fn mount(given: cri::Mount) -> Result<Mount, ParseError> {
     let container_path = container_path(&given.container_path)?;
     let propagation = match given.propagation() {
         cri::MountPropagation::PropagationPrivate => Propagation::Private,

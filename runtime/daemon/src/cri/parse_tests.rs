@@ -287,6 +287,8 @@ fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
             path: "/dev/sdx".into(),
             container_path: "/dev/x".into(),
             permissions: "rw".into(),
+            owner: Default::default(),
+            number: None,
         });
     check_users(&other, &container).unwrap();
     let refused = check_users(&spec, &container).unwrap_err().to_string();
@@ -294,13 +296,16 @@ fn users_of_a_pod_are_one_range_from_zero_and_its_containers_are_theirs() {
 }
 
 #[test]
-fn devices_by_cdi_name_are_refused() {
+fn cdi_devices_are_named_in_the_field_and_in_annotations() {
     let mut config = container_config();
     config.cdi_devices = vec![cri::CdiDevice {
         name: "vendor.com/gpu=0".into(),
     }];
-    let error = container(Some(config)).unwrap_err();
-    assert!(error.to_string().contains("vendor.com/gpu=0"), "{error}");
+    let annotation = ("cdi.k8s.io/x".to_owned(), "vendor.com/gpu=1".to_owned());
+    config.annotations.extend([annotation]);
+    let spec = container(Some(config)).unwrap();
+    assert_eq!(spec.cdi_devices, ["vendor.com/gpu=0", "vendor.com/gpu=1"]);
+    assert!(spec.annotations.contains_key("cdi.k8s.io/x"));
 }
 
 #[test]

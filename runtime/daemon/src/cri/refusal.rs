@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Why a request is refused: something is missing, impossible, or not supported by this version.
 
+use bulkhead_cdi::{CdiError, NameError};
+
 use crate::config::HANDLER;
 
 /// The names of this runtime's handlers. kubelet sends the empty one for pods without a RuntimeClass.
@@ -22,6 +24,13 @@ pub enum ParseError {
     Handler(String),
     #[error("{what} {value:?} is not supported by this version")]
     NotYet { what: &'static str, value: String },
+    #[error(transparent)]
+    CdiName(#[from] NameError),
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
+    /// Something that a CDI device would add.
+    #[error("{of}")]
+    CdiEdit { of: String, source: Box<ParseError> },
     #[error("read seccomp profile {path}")]
     Profile {
         path: String,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! CRI's `RuntimeService`: one short method per RPC. The work is done in the other files of this module.
 
+use bulkhead_cdi::Directories;
 use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
@@ -19,6 +20,7 @@ pub struct RuntimeServer {
     streaming: Streaming,
     cgroup_driver: CgroupDriver,
     images: ImageServer,
+    cdi: Directories,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -48,12 +50,14 @@ impl RuntimeServer {
         streaming: Streaming,
         cgroup_driver: CgroupDriver,
         images: ImageServer,
+        cdi: Directories,
     ) -> Self {
         Self {
             pods,
             streaming,
             cgroup_driver,
             images,
+            cdi,
         }
     }
 
@@ -180,7 +184,7 @@ impl RuntimeService for RuntimeServer {
         request: Request<cri::CreateContainerRequest>,
     ) -> Answer<cri::CreateContainerResponse> {
         Ok(Response::new(
-            container::create(&self.pods, request.into_inner()).await?,
+            container::create(&self.pods, &self.cdi, request.into_inner()).await?,
         ))
     }
 

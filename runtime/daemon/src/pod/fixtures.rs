@@ -26,6 +26,8 @@ pub fn container_spec() -> ContainerSpec {
         mounts: Vec::new(),
         devices: Vec::new(),
         block_devices: Vec::new(),
+        cdi_devices: Vec::new(),
+        start_hooks: Vec::new(),
         stdin: false,
         stdin_once: false,
         tty: false,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +117,11 @@ pub struct ContainerSpec {
     pub devices: Vec<Device>,
     #[serde(default)]
     pub block_devices: Vec<BlockDevice>,
+    /// Names of CDI devices. What they add is in the other fields.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
+    #[serde(default)]
+    pub start_hooks: Vec<StartHook>,
     pub stdin: bool,
     /// Its standard input ends when the first attached client detaches.
     #[serde(default)]
@@ -198,6 +204,8 @@ pub struct Device {
     pub guest_path: String,
     /// Some of `r`, `w`, `m`.
     pub permissions: String,
+    #[serde(default)]
+    pub owner: NodeOwner,
 }
 
 /// A block device of the host that a container gets.
@@ -209,6 +217,32 @@ pub struct BlockDevice {
     pub container_path: String,
     /// Some of `r`, `w`, `m`.
     pub permissions: String,
+    #[serde(default)]
+    pub owner: NodeOwner,
+    /// The major and minor number that the device must have on the host, if anybody said so.
+    #[serde(default)]
+    pub number: Option<(u32, u32)>,
+}
+
+/// Owner and mode of a device node, as far as they are not to be the usual ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeOwner {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// A program of the container's files that runs before the container's own: OCI's `startContainer` hook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartHook {
+    /// Absolute, in the container.
+    pub path: String,
+    /// With the program's name; empty: only the path.
+    pub args: Vec<String>,
+    /// `NAME=value`. It has no other variables.
+    pub environment: Vec<String>,
+    pub timeout: Option<Duration>,
 }
 
 impl BlockDevice {

@@ -50,6 +50,9 @@ impl Owner {
         let pod = self.ledger.pod();
         let name = wire::hostname(&pod.id, &pod.spec);
         let mut request = program::describe(&id, &spec, &image.defaults, &name)?;
+        if !spec.start_hooks.is_empty() {
+            request.annotations = wire::hook_annotations(&pod.id, &pod.spec, &spec);
+        }
         self.make_room(&guest, &id, &spec.resources).await?;
         let opened = faults::within(Step::OpenBlockDevices, || {
             block::open(&spec.block_devices).map_err(PodError::from)

@@ -10,10 +10,15 @@ use bulkhead_image::ImageDefaults;
 use super::capabilities::{self, UnknownCapability};
 use super::declared::{self, BadVolume};
 use super::io;
-use crate::pod::life::spec::{ContainerSpec, Device, PidMode, Resources, Seccomp, Security};
+use crate::pod::life::spec::{
+    ContainerSpec, Device, NodeOwner, PidMode, Resources, Seccomp, Security, StartHook,
+};
 
 /// The PATH of a container if neither the image nor the pod sets one.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The mode of the devices of a guest that all may use, if nothing else is said.
+const DEVICE_MODE: u32 = 0o666;
 
 /// Why the settings of a container cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +47,7 @@ pub enum ProgramError {
     IoMax { name: &'static str, value: String },
 }
 
-/// Makes the request to the agent. Its layers, mounts and block devices are filled in later.
+/// Makes the request to the agent. Its layers, mounts, block devices and annotations are filled in later.
 pub fn describe(
     id: &str,
     spec: &ContainerSpec,
@@ -100,6 +105,8 @@ pub fn describe(
         devices: spec.devices.iter().map(device).collect(),
         block_devices: Vec::new(),
         declared_volumes: declared::volumes(image, &spec.mounts)?,
+        start_hooks: spec.start_hooks.iter().map(start_hook).collect(),
+        annotations: HashMap::new(),
     })
 }
 
@@ -108,6 +115,27 @@ fn device(device: &Device) -> protocol::Device {
         container_path: device.container_path.clone(),
         guest_path: device.guest_path.clone(),
         permissions: device.permissions.clone(),
+        ownership: ownership(device.owner),
+    }
+}
+
+/// Absent if nothing is set: then the agent decides.
+fn ownership(owner: NodeOwner) -> Option<protocol::Ownership> {
+    (owner != NodeOwner::default()).then(|| protocol::Ownership {
+        mode: owner.mode.unwrap_or(DEVICE_MODE),
+        uid: owner.uid.unwrap_or(0),
+        gid: owner.gid.unwrap_or(0),
+    })
+}
+
+fn start_hook(hook: &StartHook) -> protocol::StartHook {
+    protocol::StartHook {
+        path: hook.path.clone(),
+        args: hook.args.clone(),
+        env: hook.environment.clone(),
+        timeout_milliseconds: hook.timeout.map_or(0, |timeout| {
+            timeout.as_millis().try_into().unwrap_or(u32::MAX)
+        }),
     }
 }
 

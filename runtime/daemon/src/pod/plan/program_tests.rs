@@ -144,3 +144,42 @@ fn negative_limits_of_memory_and_quota_mean_none_and_others_are_refused() {
     limits.cpu_shares = -1;
     assert!(resources(&limits).is_err());
 }
+
+#[test]
+fn hooks_and_owners_of_devices_are_passed_on_and_owners_only_if_something_is_set() {
+    let mut spec = spec();
+    let device = |owner| Device {
+        container_path: "/dev/x".into(),
+        guest_path: "/dev/null".into(),
+        permissions: "r".into(),
+        owner,
+    };
+    let group = NodeOwner {
+        gid: Some(5),
+        ..NodeOwner::default()
+    };
+    spec.devices = vec![device(NodeOwner::default()), device(group)];
+    let hook = |timeout| StartHook {
+        path: "/h".into(),
+        args: vec!["h".into()],
+        environment: vec!["A=b".into()],
+        timeout,
+    };
+    let seconds = |seconds| Some(std::time::Duration::from_secs(seconds));
+    spec.start_hooks = vec![hook(None), hook(seconds(2)), hook(seconds(u64::MAX))];
+    let request = describe("id", &spec, &image(), "host").unwrap();
+    let ownership = protocol::Ownership {
+        mode: 0o666,
+        uid: 0,
+        gid: 5,
+    };
+    let owners: Vec<_> = request.devices.iter().map(|one| one.ownership).collect();
+    assert_eq!(owners, [None, Some(ownership)]);
+    let timeouts: Vec<_> = request
+        .start_hooks
+        .iter()
+        .map(|hook| hook.timeout_milliseconds)
+        .collect();
+    assert_eq!(timeouts, [0, 2000, u32::MAX]);
+    assert_eq!(request.start_hooks[0].env, ["A=b"]);
+}

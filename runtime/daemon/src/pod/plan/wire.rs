@@ -2,12 +2,14 @@
 //! Converts a pod's settings to the messages of others: the request for a CNI network, and the guest's configuration,
 //! which includes what CNI has made.
 
+use std::collections::HashMap;
+
 use bulkhead_guest::protocol;
 use bulkhead_network::{self as network, AttachRequest, Attachment};
 use bulkhead_vmm::config::MacAddress;
 
 use super::dns;
-use crate::pod::life::spec::{IdRange, PidMode, PodSpec, Protocol, UserNamespace};
+use crate::pod::life::spec::{ContainerSpec, IdRange, PidMode, PodSpec, Protocol, UserNamespace};
 
 /// The request for a pod's network.
 pub fn attach_request(id: &str, spec: &PodSpec) -> AttachRequest {
@@ -109,6 +111,32 @@ fn interface(attachment: &Attachment) -> Option<protocol::Interface> {
             })
             .collect(),
     })
+}
+
+/// What a container's hooks read of it: annotations with the names that containerd gives them.
+pub fn hook_annotations(
+    pod_id: &str,
+    pod: &PodSpec,
+    container: &ContainerSpec,
+) -> HashMap<String, String> {
+    let image = match container.user_image.as_str() {
+        "" => &container.image,
+        image => image,
+    };
+    let pairs = [
+        ("container-type", "container"),
+        ("container-name", &container.name),
+        ("image-name", image),
+        ("sandbox-id", pod_id),
+        ("sandbox-name", &pod.name.name),
+        ("sandbox-namespace", &pod.name.namespace),
+        ("sandbox-uid", &pod.name.uid),
+    ];
+    let named = |(name, value): (&str, &str)| {
+        let name = format!("io.kubernetes.cri.{name}");
+        (name, value.to_owned())
+    };
+    pairs.into_iter().map(named).collect()
 }
 
 fn user_namespace(users: UserNamespace) -> protocol::UserNamespace {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_guest::protocol;
 use bulkhead_host::HostPath;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, major, minor};
 
 use crate::pod::life::spec::BlockDevice;
 
@@ -31,6 +31,14 @@ pub enum BlockError {
     Character { path: PathBuf },
     #[error("block device {path} has no sectors: is anything behind it?")]
     Empty { path: PathBuf },
+    #[error(
+        "block device {path} is {found}, but {wanted} was asked for: is its CDI specification out of date?"
+    )]
+    Number {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
 }
 
 /// An opened device, for a container that asked for it.
@@ -69,6 +77,15 @@ impl OpenBlock {
                 },
             });
         }
+        let number = (major(metadata.rdev()), minor(metadata.rdev()));
+        if let Some(wanted) = wanted.number.filter(|wanted| *wanted != number) {
+            let text = |(major, minor)| format!("{major}:{minor}");
+            return Err(BlockError::Number {
+                path: path.clone(),
+                found: text(number),
+                wanted: text(wanted),
+            });
+        }
         let (mut file, writable) = open_device(&found.place(), wanted.writes()).map_err(failed)?;
         if file.seek(SeekFrom::End(0)).map_err(failed)? == 0 {
             return Err(BlockError::Empty { path: path.clone() });
@@ -78,9 +95,9 @@ impl OpenBlock {
             device: metadata.rdev(),
             writable,
             ownership: protocol::Ownership {
-                mode: metadata.mode() & 0o777,
-                uid: metadata.uid(),
-                gid: metadata.gid(),
+                mode: wanted.owner.mode.unwrap_or(metadata.mode()) & 0o777,
+                uid: wanted.owner.uid.unwrap_or(metadata.uid()),
+                gid: wanted.owner.gid.unwrap_or(metadata.gid()),
             },
             wanted: wanted.clone(),
         })
@@ -125,12 +142,15 @@ pub fn open(wanted: &[BlockDevice]) -> Result<Vec<OpenBlock>, BlockError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::life::spec::NodeOwner;
 
     fn open_one(path: &Path) -> BlockError {
         let wanted = BlockDevice {
             path: path.to_owned(),
             container_path: "/dev/xvda".into(),
             permissions: "rwm".into(),
+            owner: NodeOwner::default(),
+            number: None,
         };
         OpenBlock::open(&wanted).unwrap_err()
     }
