@@ -14,7 +14,7 @@ const REDIS: i64 = 998;
 const POSTGRES_SERVER: &str = "
     PATH=$PATH:/usr/lib/postgresql/15/bin
     [ -e /data/main/PG_VERSION ] || initdb -N -D /data/main -A trust --locale=C.UTF-8 >/data/initdb.log 2>&1 || cat /data/initdb.log
-    exec postgres -D /data/main -c jit=off -c shared_buffers=32MB -c unix_socket_directories=/tmp -c timezone=UTC";
+    exec postgres -D /data/main -c jit=off -c shared_buffers=32MB -c unix_socket_directories=/tmp -c timezone=UTC -c listen_addresses='*'";
 /// Adds numbers one by one, and notes each one that the server has confirmed.
 const WRITER: &str = "
     number=0
@@ -52,7 +52,7 @@ async fn postgresql() {
     work.says("transactions of two clients", &first, &line, whole)
         .await;
     let line = with(&format!(
-        "(pgbench -c 2 -T 100000 >/dev/null 2>&1 & {WRITER}) >/dev/null 2>&1 &"
+        "(pgbench -n -c 2 -T 100000 >/dev/null 2>&1 & {WRITER}) >/dev/null 2>&1 &"
     ));
     work.sh(&first, &line).await;
     until("ten rows are confirmed", async || {
