@@ -162,7 +162,7 @@ def systemd(tree):
     tree.write("etc/systemd/system/workload.service", """[Unit]
 Description=a service that dies and is started again
 [Service]
-ExecStart=/bin/sh -c 'echo started by systemd; [ -e /run/second ] || { touch /run/second; sleep 1; kill -SEGV $$; }; exec sleep 100000'
+ExecStart=/bin/sh -c 'echo started by systemd; [ -e /run/second ] || { touch /run/second; sleep 1; kill -SEGV $$$$; }; exec sleep 100000'
 Restart=on-failure
 RestartSec=0
 MemoryMax=64M

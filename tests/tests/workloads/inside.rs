@@ -34,7 +34,8 @@ async fn systemd_as_the_first_process() {
     // The image's signal is SIGRTMIN+3.
     work.client.stop(&id, 120).await.expect("stop");
     let code = work.client.exited(&id).await.exit_code;
-    work.row("it ends by its own signal", code == 0, code);
+    // It powers off, and in a PID namespace the kernel makes that a SIGINT to its first process.
+    work.row("it ends by its own signal", code == 130, code);
     work.finish().await;
 }
 
