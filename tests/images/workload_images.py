@@ -106,6 +106,7 @@ http {
     sendfile on;
     gzip on;
     gzip_types text/plain;
+    gzip_http_version 1.0;
     include /etc/nginx/conf.d/*.conf;
     server {
         listen 80 default_server reuseport;

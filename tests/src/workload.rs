@@ -368,8 +368,7 @@ pub async fn ask(address: &str, port: u16, request: &str) -> Result<Vec<u8>, Str
 
 /// GET from the host. Returns the head and the body of the answer.
 pub async fn get(address: &str, port: u16, path: &str, header: &str) -> (String, Vec<u8>) {
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: workload\r\nConnection: close\r\n{header}\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: workload\r\n{header}\r\n");
     let answer = match ask(address, port, &request).await {
         Ok(answer) => answer,
         Err(late) => return (late, Vec::new()),
