@@ -25,6 +25,19 @@ use crate::{cgroup, network, power, server};
 const MAX_PENDING_SIGNALS: u64 = 1 << 18;
 /// The most processes and threads: what systemd sets on a node. It is also the most that the kernel can have.
 const MAX_PIDS: &str = "4194304";
+/// Limits below `/proc/sys` that the kernel derives from the memory that it boots with. A pod's containers are charged for
+/// the memory of what is counted here, and a pod may grow, so a small VM needs no lower limits than a node.
+const NODE_LIMITS: [(&str, &str); 6] = [
+    ("kernel/threads-max", MAX_PIDS),
+    ("kernel/pid_max", MAX_PIDS),
+    // As systemd sets it on a node.
+    ("fs/file-max", "9223372036854775807"),
+    // The most that the kernel gives to any node by itself.
+    ("fs/inotify/max_user_watches", "1048576"),
+    ("fs/fanotify/max_user_marks", "1048576"),
+    // What a node of 64 GiB has.
+    ("fs/epoll/max_user_watches", "14316557"),
+];
 /// Threads for work that blocks: mounts and unmounts, the scratch disk.
 const BLOCKING_THREADS: usize = 4;
 
@@ -76,8 +89,8 @@ fn prepare() -> Result<(), Failure> {
 /// Raises the limits that the kernel derives from the guest's memory at boot, or that are lower than a node's. Containers
 /// inherit them. What a pod may have is bounded by its cgroup and by its memory.
 fn raise_limits() -> io::Result<()> {
-    for file in ["threads-max", "pid_max"] {
-        fs::write(Path::new("/proc/sys/kernel").join(file), MAX_PIDS)?;
+    for (file, limit) in NODE_LIMITS {
+        fs::write(Path::new("/proc/sys").join(file), limit)?;
     }
     for (resource, most) in [
         (Resource::Nofile, Some(MAX_OPEN_FILES)),

@@ -37,7 +37,7 @@ const MASKED_PATHS: [&str; 4] = [
 const READONLY_PATHS: [&str; 4] = ["/proc/bus", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The security context that kubelet sends if a container specifies none.
-fn kubelets_context() -> LinuxContainerSecurityContext {
+pub fn kubelets_context() -> LinuxContainerSecurityContext {
     LinuxContainerSecurityContext {
         masked_paths: MASKED_PATHS.map(str::to_owned).to_vec(),
         readonly_paths: READONLY_PATHS.map(str::to_owned).to_vec(),

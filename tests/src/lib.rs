@@ -24,3 +24,4 @@ pub mod systemd;
 pub mod table;
 pub mod wait;
 pub mod watch;
+pub mod workload;

@@ -12,6 +12,12 @@ use crate::wait::{PATIENCE, try_until_blocking};
 /// minute on an emulated host. Without it, each run fills its own registry.
 const KEPT_VARIABLE: &str = "BULKHEAD_KEPT_REGISTRY";
 
+/// The storage of a registry that `scripts/workloads` has filled. It is served as it is, read-only, in place of one with
+/// the usual images.
+const FILLED_VARIABLE: &str = "BULKHEAD_FILLED_REGISTRY";
+/// What a registry's configuration has beside its storage if it must not write there.
+const READ_ONLY: &str = "\n  maintenance: {readonly: {enabled: true}}";
+
 /// A running registry. Its process ends with the test process that started it.
 #[derive(Debug)]
 pub struct Registry {
@@ -33,13 +39,16 @@ impl Registry {
     pub fn shared() -> &'static Self {
         REGISTRY.get_or_init(|| {
             let directory = tempfile::tempdir().expect("directory for the registry");
+            if let Some(filled) = std::env::var_os(FILLED_VARIABLE) {
+                return Self::start(directory, filled.into(), READ_ONLY, "");
+            }
             let storage = directory.path().join("storage");
             let kept = std::env::var_os(KEPT_VARIABLE).map(|kept| Path::new(&kept).join("storage"));
             let kept_before = kept.as_ref().filter(|kept| kept.exists());
             if let Some(kept) = kept_before {
                 copy(kept, &storage);
             }
-            let registry = Self::start(directory, storage, "");
+            let registry = Self::start(directory, storage, "", "");
             if kept_before.is_none() {
                 push_images(registry.address, &[]);
                 if let Some(kept) = &kept {
@@ -69,18 +78,18 @@ impl Registry {
             "auth: {{htpasswd: {{realm: tests, path: {}}}}}\n",
             users.display()
         );
-        Self::start(directory, self.storage.clone(), &auth)
+        Self::start(directory, self.storage.clone(), "", &auth)
     }
 
-    /// Starts a registry; `more` is added to its configuration.
-    fn start(directory: tempfile::TempDir, storage: PathBuf, more: &str) -> Self {
+    /// Starts a registry; `of_storage` and `more` are added to its configuration.
+    fn start(directory: tempfile::TempDir, storage: PathBuf, of_storage: &str, more: &str) -> Self {
         let address = free_address();
         let config = directory.path().join("config.yml");
         std::fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  filesystem: \
-                 {{rootdirectory: {}}}\n  cache: {{}}\nhttp: {{addr: '{address}'}}\n{more}",
+                 {{rootdirectory: {}}}\n  cache: {{}}{of_storage}\nhttp: {{addr: '{address}'}}\n{more}",
                 storage.display()
             ),
         )

@@ -318,11 +318,13 @@ async fn a_process_finds_the_cgroup_limits_and_files_that_a_node_gives() {
         .await;
     let script = "cat /proc/self/cgroup /sys/fs/cgroup/memory.max; \
         awk '/Max (open files|processes)/ {print $(NF-2), $(NF-1)}' /proc/self/limits; \
-        cat /proc/sys/kernel/threads-max /proc/sys/kernel/pid_max; \
+        cd /proc/sys && cat kernel/threads-max kernel/pid_max fs/file-max fs/inotify/max_user_watches \
+        fs/fanotify/max_user_marks fs/epoll/max_user_watches; \
         for file in resolv.conf hosts hostname; do grep -c \" /etc/$file ro,\" /proc/self/mountinfo; done";
     assert_eq!(
         client.shell(&id, script).await,
-        "0::/\n67108864\nunlimited unlimited\n1024 1048576\n4194304\n4194304\n1\n1\n1\n"
+        "0::/\n67108864\nunlimited unlimited\n1024 1048576\n4194304\n4194304\n9223372036854775807\n1048576\n\
+         1048576\n14316557\n1\n1\n1\n"
     );
     let image = client.status(&id).await.expect("status").image;
     let image = image.expect("image").image;
