@@ -370,7 +370,8 @@ def image_fio(registry, _):
 
 
 IMAGES = {"busybox": image_busybox, "oddities": image_oddities, "users": image_users, "index": image_index,
-          "hostile": image_hostile, "volumes": image_volumes, "artifacts": image_artifacts, "bench": image_bench, "udp": image_udp,
+          "hostile": image_hostile, "volumes": image_volumes, "artifacts": image_artifacts,
+          "bench": image_bench, "udp": image_udp,
           "agnhost": image_agnhost, "coredns": image_coredns, "metrics-server": image_metrics_server,
           "kube-proxy": image_kube_proxy, "cni-agent": image_cni_agent,
           "iperf3": image_iperf3, "fio": image_fio}

@@ -37,8 +37,8 @@ struct Last {
 }
 
 impl Counted {
-    /// Counts the content of `places`, which are on one file system. Returns the last count instead if that is recent, or
-    /// if the deadline has passed.
+    /// Counts the content of `places`, which are on one file system. Returns the last count instead if that is recent,
+    /// or if the deadline has passed.
     pub fn count(&self, places: &[PathBuf], deadline: Instant) -> WritableLayer {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();

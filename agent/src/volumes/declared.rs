@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The volumes that an image declares: for each, a directory of the scratch disk beside what the container writes, with a
-//! copy of what the image has at its path. So it is a plain directory of ext4, in which a container can have an overlay
-//! of its own (Docker in a pod), it is writable also if the root is not, and it ends with the container.
+//! The volumes that an image declares: for each, a directory of the scratch disk beside what the container writes, with
+//! a copy of what the image has at its path. So it is a plain directory of ext4, in which a container can have an
+//! overlay of its own (Docker in a pod), it is writable also if the root is not, and it ends with the container.
 //!
 //! Called when the root file system is mounted and nothing runs in it. Blocks.
 

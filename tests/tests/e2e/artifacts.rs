@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! OCI artifacts: they are pulled, listed and mounted like images, and no container can run one. Mount options, of these
-//! and of other mounts.
+//! OCI artifacts: they are pulled, listed and mounted like images, and no container can run one. Mount options, of
+//! these and of other mounts.
 
 use bulkhead_proto::cri::{
     Image, ImageStatusRequest, ListImagesRequest, Mount, RemoveImageRequest, StatusRequest,

@@ -125,8 +125,8 @@ async fn declared_volumes_have_the_images_content_and_are_each_containers_own() 
         ),
         // A container can have an overlay there, which it cannot on an overlay: what Docker in a pod does.
         (
-            "mkdir /data/up /data/work /data/merged && mount -t overlay -o lowerdir=/bin,upperdir=/data/up,workdir=/data/work \
-             none /data/merged && echo mine > /data/merged/new && umount /data/merged && cat /data/up/new",
+            "cd /data && mkdir up work merged && mount -t overlay -o lowerdir=/bin,upperdir=up,workdir=work none merged && \
+             echo mine > merged/new && umount merged && cat up/new",
             "mine\n",
         ),
     ] {

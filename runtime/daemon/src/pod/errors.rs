@@ -48,8 +48,8 @@ pub enum PodError {
     #[error("image {0} is not here: pull it first")]
     NoImage(String),
     #[error(
-        "{image} is an artifact of type {artifact_type:?} and no container image, so no container can run it; it can be \
-         mounted as an image volume"
+        "{image} is an artifact of type {artifact_type:?} and no container image, so no container can run it; it can \
+         be mounted as an image volume"
     )]
     Artifact {
         image: String,

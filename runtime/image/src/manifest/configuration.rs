@@ -21,8 +21,8 @@ const MAX_ENTRIES: usize = 10_000;
 const MAX_VOLUMES: usize = 128;
 /// The most bytes of a variable or an argument: `MAX_ARG_STRLEN`, above which Linux does not execute a program.
 const MAX_ARGUMENT_BYTES: usize = 128 << 10;
-/// The most bytes of the user, the working directory, the stop signal and the path of a volume, each: `PATH_MAX`. kubelet accepts lists of
-/// images of up to 16 MiB, and the user is in them.
+/// The most bytes of the user, the working directory, the stop signal and the path of a volume, each: `PATH_MAX`. kubelet
+/// accepts lists of images of up to 16 MiB, and the user is in them.
 const MAX_TEXT_BYTES: usize = 4 << 10;
 /// The most bytes of all parts together. Linux executes no program with more than 2 MiB of variables and arguments
 /// under the usual limit of the stack. Labels can be long (those of buildpacks have some 100 KiB).

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Paths in a container at which something is mounted: of CRI's mounts, and of the volumes that an image declares. Pure.
+//! Paths in a container at which something is mounted: of CRI's mounts, and of volumes that an image declares. Pure.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -13,7 +13,8 @@ use crate::pod::life::spec::Mount;
 /// A path at which no volume can be.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "volume {0:?} that the image declares is not a path below the root: use an image that declares it rightly or not at all"
+    "volume {0:?} that the image declares is not a path below the root: use an image that declares it rightly or not at \
+     all"
 )]
 pub struct BadVolume(String);
 
