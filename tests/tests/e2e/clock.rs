@@ -42,8 +42,9 @@ impl HostClock {
     fn set(&self, ahead: Duration) {
         let right = self.right.duration_since(UNIX_EPOCH).expect("after 1970");
         let time = (right + self.since.elapsed() + ahead).as_secs_f64();
-        let set = Command::new("date").args(["-s", &format!("@{time:.6}")]);
-        let output = { set }.output().expect("run date");
+        let time = format!("@{time:.6}");
+        let output = Command::new("date").args(["-s", &time]).output();
+        let output = output.expect("run date");
         assert!(output.status.success(), "{output:?}");
     }
 }
@@ -65,7 +66,8 @@ async fn until_it_follows(client: &mut Client, id: &str, what: &str) {
     let what = format!("the pod follows {what}");
     until(&what, async || {
         let before = host_nanoseconds() / 1_000_000_000;
-        let shown: i128 = client.shell(id, "date +%s").await.trim().parse().unwrap();
+        let shown = client.shell(id, "date +%s").await;
+        let shown: i128 = shown.trim().parse().expect("a number");
         let after = host_nanoseconds() / 1_000_000_000;
         let follows = (before - 1..=after + 1).contains(&shown);
         whether(follows, format!("{shown}, the host: {before} to {after}"))
@@ -97,7 +99,6 @@ async fn milliseconds_ahead(client: &mut Client, id: &str, shared: &Path) -> (f6
         least = least.max(before * 1000 - host - TICK_NANOSECONDS);
         most = most.min(after * 1000 - host);
     }
-    #[allow(clippy::cast_precision_loss)]
     let ms = |nanoseconds: i128| nanoseconds as f64 / 1e6;
     (ms(least), ms(most))
 }
