@@ -146,11 +146,26 @@ mod tests {
 
     #[tokio::test]
     async fn the_programs_exit_status_decides() {
-        let good = Probe::new("/bin/true".into(), "/dev/null".into(), "/dev/null".into());
+        let good = Probe::new(
+            "/bin/true".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+        );
         assert_eq!(good.ready().await, Ok(()));
-        let bad = Probe::new("/bin/false".into(), "/dev/null".into(), "/dev/null".into());
+        let bad = Probe::new(
+            "/bin/false".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+        );
         assert!(bad.ready().await.is_err());
-        let missing = Probe::new("/no/vmm".into(), "/dev/null".into(), "/dev/null".into());
+        let missing = Probe::new(
+            "/no/vmm".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+            "/dev/null".into(),
+        );
         assert!(missing.ready().await.unwrap_err().cause.contains("/no/vmm"));
     }
 }
