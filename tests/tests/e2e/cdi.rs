@@ -129,7 +129,7 @@ async fn a_container_gets_of_its_cdi_devices_what_a_pod_can_have_and_the_rest_is
             &id,
             "echo $THING $OVERRIDE $FILES; stat -c '%t:%T %a %g' /dev/thing; head -c 2 /dev/thing | wc -c; \
              id -G; cat /library/file; echo; cat /tmp/hook; \
-             echo x > /dev/thing || echo not written; touch /library/new || echo read-only; /library/tool || echo $?",
+             touch /library/new || echo read-only; /library/tool || echo $?",
         )
         .await;
     let lines: Vec<_> = seen.lines().collect();
@@ -144,7 +144,6 @@ async fn a_container_gets_of_its_cdi_devices_what_a_pod_can_have_and_the_rest_is
             "0",
             "ran",
             "",
-            "not written",
             "read-only",
             "126",
         ]

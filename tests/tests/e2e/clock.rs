@@ -18,6 +18,8 @@ const SLEEP: [&str; 2] = ["sleep", "1000"];
 const HOUR: Duration = Duration::from_secs(3600);
 /// How far a guest's clock may be from the host's.
 const MOST_APART_MS: f64 = 10.0;
+/// The bit of adjtimex(2)'s status for a clock in nanoseconds.
+const STA_NANO: i128 = 0x2000;
 /// How finely the host's kernel counts the time for files, at 250 ticks a second.
 const TICK_NANOSECONDS: i128 = 4_000_000;
 /// How often the clocks are compared at once.
@@ -81,7 +83,7 @@ async fn until_it_follows(client: &mut Client, id: &str, what: &str) {
 async fn milliseconds_ahead(client: &mut Client, id: &str, shared: &Path) -> (f64, f64) {
     let line = format!(
         "cd /tmp; for i in $(seq {SAMPLES}); do adjtimex >b$i; echo >/shared/$i; adjtimex >a$i; done; \
-         for i in $(seq {SAMPLES}); do cat b$i a$i | awk '/time.tv_/ {{printf \"%s \", $2}}'; echo; done"
+         for i in $(seq {SAMPLES}); do cat b$i a$i | awk '/status:/ {{status = $2}} /time.tv_/ {{printf \"%s \", $2}} END {{print status}}'; done"
     );
     let said = client.shell(id, &line).await;
     let (mut least, mut most) = (i128::MIN, i128::MAX);
@@ -90,14 +92,17 @@ async fn milliseconds_ahead(client: &mut Client, id: &str, shared: &Path) -> (f6
             .split_whitespace()
             .map(|one| one.parse().expect("a number"))
             .collect();
-        let [b_s, b_us, a_s, a_us] = parts[..] else {
+        let [b_s, b_part, a_s, a_part, status] = parts[..] else {
             panic!("{said}");
         };
-        let (before, after) = (b_s * 1_000_000 + b_us, a_s * 1_000_000 + a_us);
+        // The kernel's clock may be in nanoseconds (STA_NANO); its field is called tv_usec all the same.
+        let unit = if status & STA_NANO == 0 { 1000 } else { 1 };
+        let nanoseconds = |seconds, part| seconds * 1_000_000_000 + part * unit;
+        let (before, after) = (nanoseconds(b_s, b_part), nanoseconds(a_s, a_part));
         let file = fs::metadata(shared.join(number.to_string())).expect("the file");
         let host = i128::from(file.mtime()) * 1_000_000_000 + i128::from(file.mtime_nsec());
-        least = least.max(before * 1000 - host - TICK_NANOSECONDS);
-        most = most.min(after * 1000 - host);
+        least = least.max(before - host - TICK_NANOSECONDS);
+        most = most.min(after - host);
     }
     let ms = |nanoseconds: i128| nanoseconds as f64 / 1e6;
     (ms(least), ms(most))
