@@ -245,6 +245,7 @@ mod tests {
             ("user", 1_879_048_192_u64.into()),
             ("runDirectory", "/run/bulkhead/pods/1".into()),
             ("stateDirectory", "/var/lib/bulkhead/pods/1".into()),
+            ("modules", "/usr/lib/bulkhead/modules.erofs".into()),
             ("cgroup", serde_json::Value::Null),
             ("blockDevices", serde_json::json!([2064])),
             ("cause", serde_json::Value::Null),
