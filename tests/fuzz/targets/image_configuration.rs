@@ -35,6 +35,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         repo_digests: BTreeSet::new(),
         layers: config.diff_ids,
         defaults: config.defaults,
+        artifact_type: None,
         metadata_bytes: bytes.len() as u64,
     };
     let stored = serde_json::to_vec(&record).expect("a record");
