@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Compares a guest's clock with the host's, and corrects it.
 //!
-//! The guest is asked for its time a few times. Its answer is of some moment between question and answer, most likely of
-//! the middle, and at most half of the time between them away from it. So the quickest answer says most. A guest that
-//! lies only gets a wrong clock, which its root could set anyway.
+//! The guest is asked for its time a few times. Its answer is of some moment between question and answer, most likely
+//! of the middle, and at most half of the time between them away from it. So the quickest answer says most. A guest
+//! that lies only gets a wrong clock, which its root could set anyway.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use crate::news::Clock;
 const MOST_QUESTIONS: usize = 8;
 /// An answer that came within this time is good enough.
 const QUICK: Duration = Duration::from_millis(2);
-/// The host's own clock was set while an answer was on its way if it differs by more than this from the time that passed.
+/// The host's own clock was set while an answer was on its way if it differs by more than this from the time that
+/// passed.
 const SET_MEANWHILE: Duration = Duration::from_millis(1);
 /// How far a clock may be wrong before it is set. A smaller error is corrected bit by bit, so that no program sees the
 /// time jump.
@@ -76,8 +77,8 @@ impl Comparison {
         if wrong > most.max(self.uncertain_nanoseconds) {
             return Some(Correction::AtOnce);
         }
-        // A quick answer is used even if the clock is not further away than it is uncertain: the middle is the best guess,
-        // and from many guesses the guest's kernel learns how fast its clock is.
+        // A quick answer is used even if the clock is not further away than it is uncertain: the middle is the best
+        // guess, and from many guesses the guest's kernel learns how fast its clock is.
         let is_quick = self.uncertain_nanoseconds <= MOST_CORRECTED_AFTER_STEP_NANOSECONDS;
         (is_quick || wrong > self.uncertain_nanoseconds).then_some(Correction::BitByBit)
     }

@@ -33,8 +33,8 @@ impl News {
     /// Checks a guest's report. `None` if it is not valid.
     ///
     /// Its times become those of `clock`, the host's: the guest says how long ago something was, by a clock that nobody
-    /// sets. So they hold whatever the guest's own clock shows, and what lies between them is what has passed. The agent of
-    /// an earlier version tells times of its clock; those in the future are replaced by the time now.
+    /// sets. So they hold whatever the guest's own clock shows, and what lies between them is what has passed. The
+    /// agent of an earlier version tells times of its clock; those in the future are replaced by the time now.
     pub fn check(status: protocol::ContainerStatus, clock: Clock) -> Option<Self> {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if status.id.len() != ID_BYTES || !status.id.bytes().all(hex) {

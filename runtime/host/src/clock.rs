@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Notices that the host's wall clock was set, or that it no longer runs as fast as before.
 //!
-//! Guests keep time by the counter of the CPU, as the host does. So their clocks go on as they were when the host's is set
-//! or slewed, and have to be told. One task looks, for all guests: the kernel wakes it when the clock was set (a timer
-//! with `TFD_TIMER_CANCEL_ON_SET`), also by a resume from suspend, and every [`TICK`] it compares the wall clock with the
-//! one that is never corrected.
+//! Guests keep time by the counter of the CPU, as the host does. So their clocks go on as they were when the host's is
+//! set or slewed, and have to be told. One task looks, for all guests: the kernel wakes it when the clock was set (a
+//! timer with `TFD_TIMER_CANCEL_ON_SET`), also by a resume from suspend, and every [`TICK`] it compares the wall clock
+//! with the one that is never corrected.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

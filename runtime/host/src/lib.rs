@@ -3,10 +3,10 @@
 //!
 //! [`launch`] starts a VMM and waits for its agent ([`patience`] decides how long), or adopts one that an earlier
 //! daemon started. [`process`] identifies processes and notices their end, [`pulse`] a guest that has fallen silent,
-//! [`control`] is the client of the VMM's
-//! control socket, and [`shares`] starts the file server of a guest with directories of the host. [`cgroup`] limits all
-//! of these, with [`systemd`]'s help if that makes the host's cgroups. [`cores`] keeps VMs off each other's CPU cores. [`usage`] reads what a VM uses, and [`probe`]
-//! checks whether this host can run VMs, and [`clock`] notices when its clock is set. A [`HostPath`] is a path that was looked up once.
+//! [`control`] is the client of the VMM's control socket, and [`shares`] starts the file server of a guest with
+//! directories of the host. [`cgroup`] limits all of these, with [`systemd`]'s help if that makes the host's cgroups.
+//! [`cores`] keeps VMs off each other's CPU cores. [`usage`] reads what a VM uses, and [`probe`] checks whether this
+//! host can run VMs, and [`clock`] notices when its clock is set. A [`HostPath`] is a path that was looked up once.
 //!
 //! The crate `bulkhead-guest`, on which this one depends, talks to the guest's agent. Pods are in the daemon, above
 //! both.

@@ -238,7 +238,8 @@ client = socket.socket(socket.AF_UNIX); client.connect("socket"); print("connect
 held = open("gone", "w+"); held.write("still here"); held.flush(); os.unlink("gone"); held.seek(0); print(held.read())
 options = {line.split()[4]: line.split()[5].split(",")[0] for line in open("/proc/self/mountinfo")}
 def writable(path):
-    try: fd = os.open(path + "/new" if os.path.isdir(path) else path, os.O_CREAT | os.O_WRONLY); os.close(fd); wrote = True
+    file = path + "/new" if os.path.isdir(path) else path
+    try: os.close(os.open(file, os.O_CREAT | os.O_WRONLY)); wrote = True
     except OSError as e: assert e.errno == errno.EROFS, (path, e); wrote = False
     access = os.access(path, os.W_OK)
     statvfs = not os.statvfs(path).f_flag & os.ST_RDONLY
@@ -246,8 +247,8 @@ def writable(path):
     while mount not in options: mount = os.path.dirname(mount)
     told = (wrote, access, statvfs, options[mount] == "rw")
     return {(True,) * 4: "rw", (False,) * 4: "ro"}.get(told, told)
-for path in ["/usr/lib", "/ro", "/ro/below", "/ro/sealed", "/recursive", "/recursive/below", "/rw", "/rw/below", "/rw/sealed",
-             "/one", "/sealed"]:
+for path in ["/usr/lib", "/ro", "/ro/below", "/ro/sealed", "/recursive", "/recursive/below", "/rw", "/rw/below",
+             "/rw/sealed", "/one", "/sealed"]:
     print(path, writable(path))
 os.setgroups([]); os.setgid(1000); os.setuid(1000)
 stop = threading.Event(); threading.stack_size(64 << 10)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Keeps a guest's clock with the host's: one task for each guest, as long as its VM lives.
 //!
-//! The clocks are compared when the daemon has the guest, then after pauses that double, and at once when the host's clock
-//! was set or its rate has changed ([`bulkhead_host::clock`]). A comparison is a few small calls. Between them the guest's
-//! kernel corrects the rate of its clock by what it has learned.
+//! The clocks are compared when the daemon has the guest, then after pauses that double, and at once when the host's
+//! clock was set or its rate has changed ([`bulkhead_host::clock`]). A comparison is a few small calls. Between them
+//! the guest's kernel corrects the rate of its clock by what it has learned.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::clock::now;
 use crate::random::random;
 
-/// The pause before the first comparison, so that it does not slow down the start of the first containers: the guest was
-/// given the time when it was configured. Also the pause after the clock was set.
+/// The pause before the first comparison, so that it does not slow down the start of the first containers: the guest
+/// was given the time when it was configured. Also the pause after the clock was set.
 const SETTLING: Duration = Duration::from_secs(2);
 /// The first pause between comparisons, and the longest.
 const SHORTEST: Duration = Duration::from_secs(64);

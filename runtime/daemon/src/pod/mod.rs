@@ -2,10 +2,11 @@
 //! Pods: which exist, and the way to the task that owns each.
 //!
 //! This file is the entrance, [`Pods`]. [`streams`] adds to it what streaming needs, [`status`] what the node reports,
-//! and [`adopt`] the start of the daemon. [`clocks`] keeps the time of guests. Every change of a pod or its containers is a [`request`] to the pod's
-//! [`owner`], which handles them one at a time; [`registry`] finds the owner. Everyone else reads the [`View`] that the
-//! owner published last, and so never waits for the owner. What takes long (a turn to boot, a graceful stop, an exec)
-//! is awaited here, in the caller's task, so that the owner can serve other requests meanwhile.
+//! and [`adopt`] the start of the daemon. [`clocks`] keeps the time of guests. Every change of a pod or its containers
+//! is a [`request`] to the pod's [`owner`], which handles them one at a time; [`registry`] finds the owner. Everyone
+//! else reads the [`View`] that the owner published last, and so never waits for the owner. What takes long (a turn to
+//! boot, a graceful stop, an exec) is awaited here, in the caller's task, so that the owner can serve other requests
+//! meanwhile.
 //!
 //! ```text
 //! life       what pods and containers are: specs, states, records

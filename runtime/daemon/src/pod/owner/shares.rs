@@ -57,8 +57,8 @@ impl Owner {
         Ok(Shared { name, writability })
     }
 
-    /// Where in a share something can be written, as the host's kernel decides it. If that cannot be told, nothing is said
-    /// to be read-only, and a program finds out when it writes.
+    /// Where in a share something can be written, as the host's kernel decides it. If that cannot be told, nothing is
+    /// said to be read-only, and a program finds out when it writes.
     fn writability(&self, name: &str) -> Writability {
         let Some(server) = self.ledger.pod().file_server() else {
             return Writability::default();
@@ -75,8 +75,8 @@ impl Owner {
         if found.parts.len() > MOST_PARTS {
             tracing::warn!(
                 pod = self.ledger.pod().id,
-                "the share {name} has {} mounts below it that are read-only otherwise than what is around them, more than \
-                 {MOST_PARTS}: the container sees all of it as writable, and gets an error when it writes",
+                "the share {name} has {} mounts below it that are read-only otherwise than what is around them, more \
+                 than {MOST_PARTS}: the container sees all of it as writable, and gets an error when it writes",
                 found.parts.len()
             );
             return Writability::default();
