@@ -7,7 +7,6 @@ use std::process::Command;
 
 use bulkhead_proto::cri::{
     ContainerConfig, Device, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
 };
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::Daemon;
@@ -77,14 +76,7 @@ async fn pod() -> (Daemon, Client, Pod, String) {
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
-    let mut config = client.pod_config("block");
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
+    let config = client.privileged_pod_config("block");
     let pod = client.run_pod_with(config).await.expect("run pod");
     (daemon, client, pod, busybox)
 }

@@ -282,14 +282,7 @@ async fn a_process_finds_the_cgroup_limits_and_files_that_a_node_gives() {
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     let image_id = client.pull(&busybox).await.expect("pull");
-    let mut config = client.pod_config("pod");
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
+    let config = client.privileged_pod_config("pod");
     let pod = client.run_pod_with(config).await.expect("run pod");
     let linux = |privileged: bool| {
         Some(LinuxContainerConfig {

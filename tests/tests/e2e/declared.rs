@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The volumes that images declare (`VOLUME`): with the image's content, writable, and each container's own.
 
-use bulkhead_proto::cri::{
-    ContainerConfig, ContainerStatsRequest, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext,
-};
+use bulkhead_proto::cri::{ContainerConfig, ContainerStatsRequest, LinuxContainerSecurityContext};
 use bulkhead_tests::client::{Client, Pod, assert_fails, container};
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
@@ -60,14 +57,7 @@ async fn declared_volumes_have_the_images_content_and_are_each_containers_own() 
     for name in ["volumes", "volume-wrong", "volume-file"] {
         client.pull(&image(name)).await.expect("pull");
     }
-    let mut config = client.pod_config("pod");
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
+    let config = client.privileged_pod_config("pod");
     let pod = client.run_pod_with(config).await.expect("run pod");
     for (name, code, words) in [
         (

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the guest's kernel offers: options that are built in, and modules that load when a program first uses them.
 
-use bulkhead_proto::cri::{
-    ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext,
-};
+use bulkhead_proto::cri::{ContainerConfig, LinuxContainerConfig, LinuxContainerSecurityContext};
 use bulkhead_tests::client::container;
 use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::registry::Registry;
@@ -74,14 +71,7 @@ async fn modules_load_when_a_program_first_uses_them_and_not_before() {
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
-    let mut config = client.pod_config("kernel");
-    config.linux = Some(LinuxPodSandboxConfig {
-        security_context: Some(LinuxSandboxSecurityContext {
-            privileged: true,
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
+    let config = client.privileged_pod_config("kernel");
     let pod = client.run_pod_with(config).await.expect("run pod");
     let sleep = ["sleep", "1000"];
     let created = client.create(&pod, privileged("root", &busybox, &sleep));
