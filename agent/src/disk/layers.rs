@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::agent::{self as proto, disk};
@@ -76,7 +76,7 @@ impl Layers {
         }
         let path = PathBuf::from(format!("{MOUNTS}/{:x}", state.made));
         state.made += 1;
-        mount_layer(extent, &path)?;
+        mount_layer(extent, &path, MountFlags::empty())?;
         state.mounted.insert(
             extent,
             Entry {
@@ -125,10 +125,11 @@ fn device_name(extent: Extent) -> String {
     format!("layer-{}-{}", extent.first_sector(), extent.sectors())
 }
 
-fn mount_layer(extent: Extent, path: &PathBuf) -> Result<(), LayerError> {
+/// Mounts the EROFS file system of an extent of the image disk, with more flags than every layer has.
+pub fn mount_layer(extent: Extent, path: &Path, more: MountFlags) -> Result<(), LayerError> {
     let minor = window::map(disk::IMAGE, &device_name(extent), extent, Access::ReadOnly)?;
     let mounted = fs::create_dir_all(path).and_then(|()| {
-        let flags = MountFlags::RDONLY | MountFlags::NOATIME;
+        let flags = MountFlags::RDONLY | MountFlags::NOATIME | more;
         Ok(mount(
             format!("/dev/dm-{minor}"),
             path,

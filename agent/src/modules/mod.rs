@@ -17,21 +17,20 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bulkhead_proto::agent::{self as proto, disk};
+use bulkhead_text::chain;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::MountFlags;
 use rustix::system::finit_module;
 
-use crate::disk::dm::Access;
 use crate::disk::extent::Extent;
-use crate::disk::window;
+use crate::disk::layers::mount_layer;
 use index::Index;
 
 /// The first argument that the kernel gives to its `modprobe`; `--` and what it asks for follow.
 pub const ROLE: &str = "-q";
 const LOCK: &str = "/run/modules.lock";
 const MODULES: &str = "/run/modules";
-const DEVICE: &str = "modules";
 const DEPENDENCIES: &str = "modules.dep";
 
 /// Loads what the kernel asks for. The exit code tells the kernel whether something was loaded.
@@ -83,15 +82,8 @@ fn mounted() -> io::Result<Option<&'static Path>> {
         sectors,
     };
     let extent = Extent::try_from(extent).map_err(io::Error::other)?;
-    fs::create_dir_all(modules)?;
-    let minor = window::map(disk::IMAGE, DEVICE, extent, Access::ReadOnly);
-    let minor = minor.map_err(io::Error::other)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
-    let mounted = mount(format!("/dev/dm-{minor}"), modules, c"erofs", flags, None);
-    if let Err(error) = mounted {
-        window::unmap(DEVICE);
-        return Err(error.into());
-    }
+    mount_layer(extent, modules, MountFlags::NODEV | MountFlags::NOSUID)
+        .map_err(|error| io::Error::other(chain(&error)))?;
     Ok(Some(modules))
 }
 

@@ -62,7 +62,7 @@ pub enum MountError {
 /// The resolved mounts of a container.
 #[derive(Debug, Default)]
 pub struct Resolved {
-    /// Parents come before what is mounted below them.
+    /// As the request has them; [`in_order`] is for all mounts of the container together.
     pub binds: Vec<BindMount>,
     /// Kept as long as the container exists.
     pub views: Vec<ImageView>,
@@ -107,7 +107,6 @@ pub fn resolve(
             target,
         });
     }
-    in_order(&mut resolved.binds);
     Ok(resolved)
 }
 
@@ -282,10 +281,12 @@ mod tests {
             container_path: path.into(),
             ..Default::default()
         };
-        let mut targets: Vec<_> = ["/a/b/c", "/d", "/a/b", "/e"]
-            .map(|path| target(&mount(path).container_path).unwrap())
-            .to_vec();
-        targets.sort_by_key(|path| Path::new(path).components().count());
+        let mut binds = ["/a/b/c", "/d", "/a/b", "/e"].map(|path| BindMount {
+            target: target(&mount(path).container_path).unwrap(),
+            ..BindMount::default()
+        });
+        in_order(&mut binds);
+        let targets = binds.map(|bind| bind.target);
         assert_eq!(targets, ["/d", "/e", "/a/b", "/a/b/c"]);
     }
 
