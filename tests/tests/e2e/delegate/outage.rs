@@ -59,63 +59,59 @@ impl Both {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_that_is_killed_takes_nothing_with_it() {
-    for release in Release::ALL {
-        let mut both = Both::start(release, "").await;
-        let [(inside, a), (beside, b)] = both.sleepers().await;
-        let before = lists(&mut both.client).await;
-        assert_eq!((before.0.len(), before.1.len()), (2, 2));
-        both.containerd.kill();
-        assert_eq!(lists(&mut both.client).await, before);
-        both.vms_work(&a).await;
-        let client = &mut both.client;
-        for id in [b.as_str(), "0123456789abcdef"] {
-            let down = &["runc"];
-            assert_fails(client.exec(id, &["true"], 0).await, Code::Unavailable, down);
-            assert_fails(client.status(id).await, Code::Unavailable, down);
-            assert_fails(client.stop(id, 1).await, Code::Unavailable, down);
-            assert_fails(client.remove(id).await, Code::Unavailable, down);
-        }
-        for id in [beside.id.as_str(), "0123456789abcdef"] {
-            let down = &["runc"];
-            assert_fails(client.pod_state(id).await, Code::Unavailable, down);
-            assert_fails(client.stop_pod(id).await, Code::Unavailable, down);
-            assert_fails(client.remove_pod(id).await, Code::Unavailable, down);
-        }
-        let config = pod_config(client, "late", OWN_PROCESSES);
-        let late = client.run_pod_by("runc", config.clone()).await;
-        assert_fails(late, Code::Unavailable, &["runc"]);
-
-        both.daemon.restart().await;
-        both.client = both.daemon.client().await;
-        assert_eq!(lists(&mut both.client).await, before, "after a restart");
-        both.vms_work(&a).await;
-
-        both.containerd.start_again().await;
-        both.delegate_works(&b).await;
-        assert_eq!(lists(&mut both.client).await, before);
-        let late = both.client.run_pod_by("runc", config).await;
-        let late = late.expect("a pod of the delegate");
-        both.client.end_pod(&late).await;
-        both.end([&inside, &beside]).await;
+    let mut both = Both::start(Release::New, "").await;
+    let [(inside, a), (beside, b)] = both.sleepers().await;
+    let before = lists(&mut both.client).await;
+    assert_eq!((before.0.len(), before.1.len()), (2, 2));
+    both.containerd.kill();
+    assert_eq!(lists(&mut both.client).await, before);
+    both.vms_work(&a).await;
+    let client = &mut both.client;
+    for id in [b.as_str(), "0123456789abcdef"] {
+        let down = &["runc"];
+        assert_fails(client.exec(id, &["true"], 0).await, Code::Unavailable, down);
+        assert_fails(client.status(id).await, Code::Unavailable, down);
+        assert_fails(client.stop(id, 1).await, Code::Unavailable, down);
+        assert_fails(client.remove(id).await, Code::Unavailable, down);
     }
+    for id in [beside.id.as_str(), "0123456789abcdef"] {
+        let down = &["runc"];
+        assert_fails(client.pod_state(id).await, Code::Unavailable, down);
+        assert_fails(client.stop_pod(id).await, Code::Unavailable, down);
+        assert_fails(client.remove_pod(id).await, Code::Unavailable, down);
+    }
+    let config = pod_config(client, "late", OWN_PROCESSES);
+    let late = client.run_pod_by("runc", config.clone()).await;
+    assert_fails(late, Code::Unavailable, &["runc"]);
+
+    both.daemon.restart().await;
+    both.client = both.daemon.client().await;
+    assert_eq!(lists(&mut both.client).await, before, "after a restart");
+    both.vms_work(&a).await;
+
+    both.containerd.start_again().await;
+    both.delegate_works(&b).await;
+    assert_eq!(lists(&mut both.client).await, before);
+    let late = both.client.run_pod_by("runc", config).await;
+    let late = late.expect("a pod of the delegate");
+    both.client.end_pod(&late).await;
+    both.end([&inside, &beside]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delegate_that_answers_nothing_delays_no_pod_in_a_vm() {
-    for release in Release::ALL {
-        let mut both = Both::start(release, "").await;
-        let [(inside, a), (beside, b)] = both.sleepers().await;
-        let before = lists(&mut both.client).await;
-        both.containerd.pause();
-        assert_eq!(lists(&mut both.client).await, before);
-        both.vms_work(&a).await;
-        let error = both.client.status(&b).await.expect_err("no answer");
-        names_the_delegate(&error, "status of a container");
-        let error = both.client.pod_state(&beside.id).await;
-        names_the_delegate(&error.expect_err("no answer"), "status of a pod");
-        both.containerd.resume();
-        both.delegate_works(&b).await;
-        assert_eq!(lists(&mut both.client).await, before);
-        both.end([&inside, &beside]).await;
-    }
+    let mut both = Both::start(Release::New, "").await;
+    let [(inside, a), (beside, b)] = both.sleepers().await;
+    let before = lists(&mut both.client).await;
+    both.containerd.pause();
+    assert_eq!(lists(&mut both.client).await, before);
+    both.vms_work(&a).await;
+    let error = both.client.status(&b).await.expect_err("no answer");
+    names_the_delegate(&error, "status of a container");
+    let error = both.client.pod_state(&beside.id).await;
+    names_the_delegate(&error.expect_err("no answer"), "status of a pod");
+    both.containerd.resume();
+    both.delegate_works(&b).await;
+    assert_eq!(lists(&mut both.client).await, before);
+    both.end([&inside, &beside]).await;
 }
