@@ -205,7 +205,7 @@ def nfs(tree):
     tree.directory("var/lib/nfs/ganesha", 0o700)
     tree.write("etc/ganesha/ganesha.conf", """NFS_CORE_PARAM { Protocols = 4; NFS_Port = 2049; Enable_NLM = false; Enable_RQUOTA = false; }
 NFSv4 { Grace_Period = 0; Graceless = true; Only_Numeric_Owners = true; RecoveryBackend = fs; Minor_Versions = 1, 2; }
-EXPORT { Export_Id = 1; Path = /export; Pseudo = /; Access_Type = RW; Squash = None; SecType = sys; FSAL { Name = VFS; } }
+EXPORT { Export_Id = 1; Path = /export; Pseudo = /export; Access_Type = RW; Squash = None; SecType = sys; FSAL { Name = VFS; } }
 LOG { Default_Log_Level = EVENT; }
 """)
 

@@ -31,7 +31,7 @@ async fn java() {
     };
     work.says("what it finds: 512 MiB, half a CPU", &half, line, right)
         .await;
-    let line = "java -XX:MaxRAMPercentage=50 -XX:+PrintFlagsFinal -version 2>/dev/null | grep -o 'MaxHeapSize .*= [0-9]*' | tr -s ' '";
+    let line = "java -XX:MaxRAMPercentage=50 -XX:+PrintFlagsFinal -version 2>/dev/null | grep -ow 'MaxHeapSize .*= [0-9]*' | tr -s ' ' | sort -u";
     work.equals("half of it as heap", &half, line, "MaxHeapSize = 268435456")
         .await;
     let line = "java -cp /usr/share/java/h2.jar org.h2.tools.Shell -url jdbc:h2:/tmp/database -sql \

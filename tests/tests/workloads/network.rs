@@ -211,20 +211,16 @@ async fn an_nfs_client_and_its_server() {
     let client = work.run_in(&other, config).await;
     let own = work.address(&other).await;
     let line = format!(
-        "mount -i -t nfs4 -o vers=4.2,addr={address},clientaddr={own},proto=tcp,sec=sys,hard {address}:/ /mnt && \
+        "mount -i -t nfs4 -o vers=4.2,addr={address},clientaddr={own},proto=tcp,sec=sys,hard {address}:/export /mnt && \
          grep -c ' /mnt nfs4 ' /proc/mounts"
     );
     work.equals("mount -t nfs4", &client, &line, "1").await;
     let line = "cd /mnt && seq 50000 >numbers && mkdir a && mv numbers a/ && chmod 640 a/numbers && chown 5:6 a/numbers && sync && \
         stat -c '%u %g %a' a/numbers && sha256sum <a/numbers";
     let (_, sum) = work.sh(&server, "seq 50000 | sha256sum").await;
-    work.equals(
-        "files, owners and modes",
-        &client,
-        line,
-        &format!("5 6 640\n{sum}"),
-    )
-    .await;
+    let expected = format!("5 6 640\n{sum}");
+    work.equals("files, owners and modes", &client, line, &expected)
+        .await;
     work.equals(
         "the server has them",
         &server,
