@@ -30,6 +30,9 @@ const LINKS: [(&str, &str); 6] = [
     ("/proc/kcore", "/dev/core"),
     ("pts/ptmx", "/dev/ptmx"),
 ];
+/// Loop devices that a privileged container finds. The kernel makes one when its node is opened.
+const LOOPS: u32 = 8;
+const LOOP_MAJOR: u32 = 7;
 /// Parts of the agent's `/dev` of which each container has its own.
 const NOT_COPIED: [&str; 4] = ["pts", "shm", "mqueue", "ptmx"];
 const MAX_DEPTH: usize = 3;
@@ -58,6 +61,7 @@ pub fn take_along(config: &InitConfig) -> Result<Vec<Node>, Failure> {
     });
     let mut nodes: Vec<Node> = standard.collect();
     if config.privileged {
+        make_loops()?;
         list(Path::new("/dev"), MAX_DEPTH, &mut nodes);
     }
     if config.own_users {
@@ -68,6 +72,21 @@ pub fn take_along(config: &InitConfig) -> Result<Vec<Node>, Failure> {
         }
     }
     Ok(nodes)
+}
+
+/// Makes the nodes of loop devices in the guest's own `/dev`, where those that are in use have theirs already. An init
+/// that is in a user namespace may not make nodes. It finds those that exist.
+fn make_loops() -> Result<(), Failure> {
+    for minor in 0..LOOPS {
+        let path = format!("/dev/loop{minor}");
+        let number = makedev(LOOP_MAJOR, minor);
+        let mode = Mode::from_raw_mode(0o660);
+        match mknodat(CWD, &path, FileType::BlockDevice, mode, number) {
+            Ok(()) | Err(Errno::EXIST | Errno::PERM) => {}
+            Err(e) => return Err(e).stage_on("create device", &path),
+        }
+    }
+    Ok(())
 }
 
 fn list(directory: &Path, depth: usize, nodes: &mut Vec<Node>) {
@@ -180,7 +199,7 @@ pub fn populate(nodes: Vec<Node>) -> Result<(), Failure> {
             continue;
         }
         match mknodat(CWD, &node.path, node.kind, node.mode, node.number) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST | Errno::PERM) => {}
             Err(e) => return Err(e).stage_on("create device", &name),
         }
     }

@@ -129,6 +129,14 @@ async fn modules_load_when_a_program_first_uses_them_and_not_before() {
         let is_there = known.split_whitespace().any(|word| word == kind);
         table.row(&format!("file system {kind}"), is_there, is_there);
     }
+    let line =
+        "truncate -s 1M /tmp/disk && losetup /dev/loop3 /tmp/disk && losetup -a && losetup -f";
+    let loops = client.shell(&root, line).await;
+    table.row(
+        "loop devices, by their nodes and by asking for one",
+        loops.contains("/dev/loop3: ") && loops.ends_with("/dev/loop0\n"),
+        &loops,
+    );
     // Names that are no module's, among them some that must not become paths or patterns.
     let odd = ["../../init", "*", "dm-crypt/../x", "-r", "a b"]
         .map(|name| format!("mount -t '{name}' none /tmp"));
