@@ -33,8 +33,9 @@ const LINKS: [(&str, &str); 6] = [
 /// Loop devices that a privileged container finds. The kernel makes one when its node is opened.
 const LOOPS: u32 = 8;
 const LOOP_MAJOR: u32 = 7;
-/// Parts of the agent's `/dev` of which each container has its own.
-const NOT_COPIED: [&str; 4] = ["pts", "shm", "mqueue", "ptmx"];
+/// Parts of the agent's `/dev` of which each container has its own. Only one with a terminal has a console, as with
+/// containerd; the guest's own is the pod's log.
+const NOT_COPIED: [&str; 5] = ["pts", "shm", "mqueue", "ptmx", "console"];
 const MAX_DEPTH: usize = 3;
 const MAX_DEVICES: usize = 1024;
 

@@ -137,6 +137,10 @@ async fn modules_load_when_a_program_first_uses_them_and_not_before() {
         loops.contains("/dev/loop3: ") && loops.ends_with("/dev/loop0\n"),
         &loops,
     );
+    let console = client
+        .shell(&root, "ls /dev/console /dev/null 2>/dev/null; true")
+        .await;
+    table.equal("no console without a terminal", console.trim(), "/dev/null");
     // Names that are no module's, among them some that must not become paths or patterns.
     let odd = ["../../init", "*", "dm-crypt/../x", "-r", "a b"]
         .map(|name| format!("mount -t '{name}' none /tmp"));
