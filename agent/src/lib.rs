@@ -22,6 +22,7 @@ mod hotplug;
 mod init;
 mod modules;
 mod network;
+mod patience;
 mod pause;
 mod power;
 mod reaper;

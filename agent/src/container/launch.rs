@@ -6,7 +6,7 @@ use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_proto::agent::Identity;
 use prost::Message;
@@ -21,18 +21,22 @@ use rustix::thread::{
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::Shared;
 use crate::init::config::{Event, Failure, InitConfig, Report};
 use crate::init::{self, Role};
+use crate::patience::Limits;
 use crate::power;
 use crate::reaper::Exit;
 use crate::sys;
 use crate::sys::spawn::{Inside, PidNamespace, spawn_self};
 use crate::users::PodUsers;
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the steps before the exec may take. The host gives up soon after the second limit, and kubelet after that.
+const START_LIMITS: Limits = Limits {
+    own: Duration::from_secs(60),
+    longest: Duration::from_secs(105),
+};
 const MAX_REPORT_BYTES: usize = 16 << 10;
 
 /// The PID namespace of a new process.
@@ -138,12 +142,13 @@ fn own_pipes(stdio: &[BorrowedFd<'_>], users: &PodUsers) -> io::Result<()> {
 impl Launched {
     /// Waits for the exec or a failure. After a failure the process has ended or is about to.
     pub async fn wait_for_exec(&mut self) -> Outcome {
-        match timeout(START_TIMEOUT, self.hear()).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => self.abort(format!("receive a report of the new process: {error}")),
-            Err(_) => self.abort(format!(
+        let started = Instant::now();
+        match START_LIMITS.wait(self.hear()).await {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => self.abort(format!("receive a report of the new process: {error}")),
+            None => self.abort(format!(
                 "not started within {} seconds",
-                START_TIMEOUT.as_secs()
+                started.elapsed().as_secs()
             )),
         }
     }

@@ -22,8 +22,9 @@ use crate::user::ProcessUser;
 
 /// The time limit of calls that only read something or change a setting in the guest.
 pub(crate) const SHORT: Duration = Duration::from_secs(20);
-/// The time limit of calls that mount disks or start programs. It is long because emulated hosts are slow.
-const LONG: Duration = Duration::from_secs(90);
+/// The time limit of calls that mount disks or start programs: longer than the agent's own, which does not count the time
+/// in which the VM waits for a CPU, and shorter than kubelet's two minutes.
+const LONG: Duration = Duration::from_secs(110);
 /// How much longer the host waits for an exec than the time limit that the guest got.
 const EXEC_MARGIN: Duration = Duration::from_secs(2);
 /// The longest answer to any other call.
