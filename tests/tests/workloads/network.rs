@@ -187,7 +187,7 @@ async fn sctp_between_two_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_nfs_client_and_its_server() {
-    let title = "NFS 4.2: a pod mounts what a server (NFS-Ganesha) in another pod exports";
+    let title = "NFS 4.1: a pod mounts what a server (NFS-Ganesha) in another pod exports";
     let mut work = Workload::start_privileged("nfs", title).await;
     let export = work.empty_dir("export");
     let server = work
@@ -210,8 +210,9 @@ async fn an_nfs_client_and_its_server() {
     let config = work.idle("client").privileged();
     let client = work.run_in(&other, config).await;
     let own = work.address(&other).await;
+    // Not by 4.2: reads by its READ_PLUS fail with EIO with this server, which is Debian 12's.
     let line = format!(
-        "mount -i -t nfs4 -o vers=4.2,addr={address},clientaddr={own},proto=tcp,sec=sys,hard {address}:/export /mnt && \
+        "mount -i -t nfs4 -o vers=4.1,addr={address},clientaddr={own},proto=tcp,sec=sys,hard {address}:/export /mnt && \
          grep -c ' /mnt nfs4 ' /proc/mounts"
     );
     if !work.until("mount -t nfs4", &client, &line).await {
