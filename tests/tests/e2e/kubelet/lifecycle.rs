@@ -189,7 +189,7 @@ fn runs() -> Vec<Value> {
         at_work("sidecar", sidecar),
         json!({
             "restartPolicy": "Always",
-            "startupProbe": {"exec": {"command": ["test", "-e", "/work/up"]}, "periodSeconds": 1, "failureThreshold": 60},
+            "startupProbe": {"exec": {"command": ["test", "-e", "/work/up"]}, "periodSeconds": 2, "timeoutSeconds": 20, "failureThreshold": 60},
         }),
     );
     let rule = |action: &str, code: u32| {
@@ -279,7 +279,7 @@ fn message<'a>(pod: &'a Value, name: &str) -> &'a str {
     terminated["message"].as_str().unwrap_or_default()
 }
 
-const RUNS: [Case; 10] = [
+const RUNS: [Case; 9] = [
     ("init containers, a sidecar, a job: done", "init", |pod| {
         let codes = ["one", "sidecar", "two", "main"].map(|name| exit_code(pod, name));
         when(
@@ -335,7 +335,13 @@ const RUNS: [Case; 10] = [
             && status["state"]["running"].is_object();
         when(right, "runs, no restarts")
     }),
+];
+
+const ENDING: [Case; 2] = [
     ("a pod with hooks is ready", "hooks", |pod| {
+        when(is_ready(pod), "ready")
+    }),
+    ("a pod that ignores SIGTERM is ready", "stubborn", |pod| {
         when(is_ready(pod), "ready")
     }),
 ];
@@ -382,16 +388,25 @@ fn ending(shared: &str) -> [Value; 2] {
     ]
 }
 
+// Three tests, because an emulated CPU has enough to do with the pods of one.
+
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_start_are_probed_and_end_as_their_pods_specify() {
+async fn probes_decide_who_is_ready_and_who_starts_again() {
     Registry::shared().push("agnhost");
     let node = Node::start(json!({})).await;
-    let shared = node.path("shared");
-    fs::create_dir(&shared).expect("a directory of the host");
-    let mut table = Table::new("kubelet: containers start, are probed and end");
-    let ending = ending(&shared.display().to_string());
-    for pod in ending.iter().chain(&runs()) {
-        node.apply(pod);
+    let mut table = Table::new("kubelet: probes");
+    node.apply(&probes());
+    watch(&node, &mut table, &PROBES).await;
+    table.finish();
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_run_to_their_end_and_start_again_as_their_pods_specify() {
+    let node = Node::start(json!({})).await;
+    let mut table = Table::new("kubelet: containers run and end");
+    for pod in runs() {
+        node.apply(&pod);
     }
     watch(&node, &mut table, &RUNS).await;
     let order = node.api.logs("init", "main").await;
@@ -400,6 +415,20 @@ async fn containers_start_are_probed_and_end_as_their_pods_specify() {
         order.as_str(),
         "one\nsidecar\ntwo\nmain\n",
     );
+    table.finish();
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_and_signals_end_containers_in_time() {
+    let node = Node::start(json!({})).await;
+    let shared = node.path("shared");
+    fs::create_dir(&shared).expect("a directory of the host");
+    let mut table = Table::new("kubelet: hooks and signals");
+    for pod in ending(&shared.display().to_string()) {
+        node.apply(&pod);
+    }
+    watch(&node, &mut table, &ENDING).await;
 
     let begun = Instant::now();
     node.delete("hooks");
@@ -428,11 +457,6 @@ async fn containers_start_are_probed_and_end_as_their_pods_specify() {
     );
     let requests = fs::read_to_string(shared.join("requests")).unwrap_or_default();
     table.row("a hook by HTTP", requests.contains("/pre-stop"), requests);
-
-    // The pod with probes has the host for itself. This one would be killed again and again.
-    node.delete("oom");
-    node.apply(&probes());
-    watch(&node, &mut table, &PROBES).await;
     table.finish();
     node.end().await;
 }
