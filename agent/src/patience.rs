@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 const TICK: Duration = Duration::from_millis(10);
 /// The field of a CPU's line in which the host's kernel tells how long this CPU waited for one of the host.
 const STEAL: usize = 8;
-/// The least time between two looks.
+/// How long to wait before the first look, and the least time between two.
 const STEP: Duration = Duration::from_secs(1);
 
 /// A limit for the time that counts, and one for all time.
@@ -23,18 +23,24 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Waits for `work`. Returns nothing if it took too long.
-    pub async fn wait<T>(self, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for `work`. If it took too long, the error is how long.
+    pub async fn wait<T>(self, work: impl Future<Output = T>) -> Result<T, Duration> {
         let mut work = pin!(work);
-        let (started, before) = (Instant::now(), stolen());
-        let mut left = Some(self.own);
-        while let Some(time) = left {
-            if let Ok(done) = timeout(time, &mut work).await {
-                return Some(done);
-            }
-            left = self.left(started.elapsed(), longest_wait(&before, &stolen()));
+        let started = Instant::now();
+        // Most work ends in this time, and then nothing has to be read.
+        if let Ok(done) = timeout(STEP, &mut work).await {
+            return Ok(done);
         }
-        None
+        let before = stolen();
+        loop {
+            let passed = started.elapsed();
+            let Some(time) = self.left(passed, longest_wait(&before, &stolen())) else {
+                return Err(passed);
+            };
+            if let Ok(done) = timeout(time, &mut work).await {
+                return Ok(done);
+            }
+        }
     }
 
     /// How long to wait until the next look, after so much time of which the guest's CPUs were without one of the host.
@@ -119,8 +125,12 @@ mod tests {
             own: Duration::from_secs(2),
             longest: Duration::from_secs(4),
         };
-        assert_eq!(limits.wait(async { 7 }).await, Some(7));
+        assert_eq!(limits.wait(async { 7 }).await, Ok(7));
         let never = limits.wait(std::future::pending::<()>());
-        assert_eq!(never.await, None);
+        let passed = never.await.expect_err("a limit");
+        assert!(
+            (limits.own..=limits.longest).contains(&passed),
+            "{passed:?}"
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_proto::agent::Identity;
 use prost::Message;
@@ -142,14 +142,10 @@ fn own_pipes(stdio: &[BorrowedFd<'_>], users: &PodUsers) -> io::Result<()> {
 impl Launched {
     /// Waits for the exec or a failure. After a failure the process has ended or is about to.
     pub async fn wait_for_exec(&mut self) -> Outcome {
-        let started = Instant::now();
         match START_LIMITS.wait(self.hear()).await {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(error)) => self.abort(format!("receive a report of the new process: {error}")),
-            None => self.abort(format!(
-                "not started within {} seconds",
-                started.elapsed().as_secs()
-            )),
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => self.abort(format!("receive a report of the new process: {error}")),
+            Err(passed) => self.abort(format!("not started within {} seconds", passed.as_secs())),
         }
     }
 
