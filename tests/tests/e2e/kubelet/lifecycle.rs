@@ -222,6 +222,7 @@ fn runs() -> Vec<Value> {
                 "containers": [script("main", "exec sleep 1000")],
             }),
         ),
+        pod("always", json!({"containers": [script("main", "exit 1")]})),
         pod(
             "on-failure",
             json!({
@@ -242,6 +243,14 @@ fn runs() -> Vec<Value> {
                         json!({"terminationMessagePolicy": "FallbackToLogsOnError"}),
                     ),
                 ],
+            }),
+        ),
+        pod(
+            "rules",
+            json!({
+                "restartPolicy": "Never",
+                "volumes": volumes,
+                "containers": [with(at_work("main", &once(42)), rule("Restart", 42))],
             }),
         ),
         pod(
@@ -279,7 +288,7 @@ fn message<'a>(pod: &'a Value, name: &str) -> &'a str {
     terminated["message"].as_str().unwrap_or_default()
 }
 
-const RUNS: [Case; 9] = [
+const RUNS: [Case; 11] = [
     ("init containers, a sidecar, a job: done", "init", |pod| {
         let codes = ["one", "sidecar", "two", "main"].map(|name| exit_code(pod, name));
         when(
@@ -292,6 +301,14 @@ const RUNS: [Case; 9] = [
         let main = &container(pod, "main")["state"]["waiting"]["reason"];
         let right = phase(pod) == "Failed" && code == Some(3) && main == "PodInitializing";
         when(right, format!("Failed, {code:?}, main {main}"))
+    }),
+    ("Always: back-off", "always", |pod| {
+        let waiting = &container(pod, "main")["state"]["waiting"]["reason"];
+        let count = restarts(pod, "main");
+        when(
+            count >= 2 && waiting == "CrashLoopBackOff",
+            format!("{count} restarts, {waiting}"),
+        )
     }),
     ("OnFailure: what failed runs again", "on-failure", |pod| {
         let (fine, flaky) = (restarts(pod, "fine"), restarts(pod, "flaky"));
@@ -311,6 +328,13 @@ const RUNS: [Case; 9] = [
     ("termination message from the log", "never", |pod| {
         let message = message(pod, "logs");
         when(message == "said before the end\n", message)
+    }),
+    ("restart rule: this container", "rules", |pod| {
+        let count = restarts(pod, "main");
+        when(
+            phase(pod) == "Succeeded" && count == 1,
+            format!("Succeeded, {count} restart"),
+        )
     }),
     ("restart rule: all containers", "rules-all", |pod| {
         let counts = (restarts(pod, "main"), restarts(pod, "peer"));
