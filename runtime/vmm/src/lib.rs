@@ -21,6 +21,8 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod extent;
+#[cfg(test)]
+mod guest;
 mod halt;
 pub mod inherited;
 pub mod jail;

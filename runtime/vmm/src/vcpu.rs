@@ -81,13 +81,17 @@ impl Gate {
         true
     }
 
-    /// A vCPU calls this before it enters the guest. It waits here while it is parked.
+    /// A vCPU asks this before it enters the guest.
     fn pass(&self) -> Pass {
         match self.wanted.load(Ordering::SeqCst) {
-            RUN => return Pass::Run,
-            STOP => return Pass::Stop,
-            _ => {}
+            RUN => Pass::Run,
+            STOP => Pass::Stop,
+            _ => Pass::Park,
         }
+    }
+
+    /// A vCPU waits here while it is parked.
+    fn park(&self) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         *parked += 1;
         self.changed.notify_all();
@@ -98,7 +102,6 @@ impl Gate {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         *parked -= 1;
-        Pass::RunAfterPause
     }
 
     fn leave(&self) {
@@ -108,10 +111,10 @@ impl Gate {
     }
 }
 
-/// How a vCPU goes on after the gate.
+/// What a vCPU has to do at the gate.
 enum Pass {
     Run,
-    RunAfterPause,
+    Park,
     Stop,
 }
 
@@ -130,7 +133,12 @@ pub struct Vcpu {
 enum Next {
     Continue,
     Interrupted,
-    End(Outcome),
+    End(End),
+}
+
+/// Why a vCPU ends.
+enum End {
+    Known(Outcome),
     FailedEntry(u64),
     InternalError,
 }
@@ -151,8 +159,15 @@ impl Vcpu {
             match self.gate.pass() {
                 Pass::Run => {}
                 Pass::Stop => return None,
-                // Tells the guest's watchdogs about the pause. Fails for a guest without kvm-clock.
-                Pass::RunAfterPause => drop(self.fd.kvmclock_ctrl()),
+                Pass::Park => {
+                    if let Some(outcome) = self.finish_exit() {
+                        return Some(outcome);
+                    }
+                    self.gate.park();
+                    // Tells the guest's watchdogs about the pause. Fails for a guest without kvm-clock.
+                    let _ = self.fd.kvmclock_ctrl();
+                    continue;
+                }
             }
             let next = self.run_once();
             if let Some(pause) = rest_after(self.fd.get_kvm_run().flags) {
@@ -165,16 +180,39 @@ impl Vcpu {
                     drop(clear_signal(kick_signal()));
                     self.halts.note(self.id, &self.fd);
                 }
-                Next::End(outcome) => return Some(outcome),
-                Next::FailedEntry(reason) => {
-                    let text = format!("KVM cannot enter the guest, hardware reason {reason:#x}");
-                    return Some(self.failure(&text));
-                }
-                Next::InternalError => {
-                    let suberror = sys::internal_suberror(&mut self.fd);
-                    let text = format!("KVM internal error, suberror {suberror}");
-                    return Some(self.failure(&text));
-                }
+                Next::End(end) => return Some(self.outcome(end)),
+            }
+        }
+    }
+
+    /// Finishes the access to a device for which the vCPU left the guest last, without running the guest any further.
+    ///
+    /// KVM puts what was read into the guest's register, and goes to the next instruction, when the vCPU is entered again.
+    /// Until then this is in no state that can be saved: a guest that went on from there would make the access once more,
+    /// print a character twice or take a second byte from a queue. An instruction with several accesses has an exit for
+    /// each, so this ends when KVM says that it would run the guest now.
+    fn finish_exit(&mut self) -> Option<Outcome> {
+        self.fd.set_kvm_immediate_exit(1);
+        let end = loop {
+            match self.run_once() {
+                Next::Continue => {}
+                Next::Interrupted => break None,
+                Next::End(end) => break Some(self.outcome(end)),
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        end
+    }
+
+    fn outcome(&mut self, end: End) -> Outcome {
+        match end {
+            End::Known(outcome) => outcome,
+            End::FailedEntry(reason) => self.failure(&format!(
+                "KVM cannot enter the guest, hardware reason {reason:#x}"
+            )),
+            End::InternalError => {
+                let suberror = sys::internal_suberror(&mut self.fd);
+                self.failure(&format!("KVM internal error, suberror {suberror}"))
             }
         }
     }
@@ -193,7 +231,7 @@ impl Vcpu {
                 ExitCounters::count(&counters.io_out);
                 match self.bus.port_out(port, data) {
                     Effect::None => Next::Continue,
-                    Effect::End(outcome) => Next::End(outcome),
+                    Effect::End(outcome) => Next::End(End::Known(outcome)),
                 }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
@@ -213,14 +251,14 @@ impl Vcpu {
             }
             Ok(VcpuExit::Shutdown) => {
                 let text = format!("vCPU {}", self.id);
-                Next::End(Outcome::new(ExitReason::TripleFault, text))
+                Next::End(End::Known(Outcome::new(ExitReason::TripleFault, text)))
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => {
                 let text = format!("system event {kind}");
-                Next::End(Outcome::new(ExitReason::GuestReset, text))
+                Next::End(End::Known(Outcome::new(ExitReason::GuestReset, text)))
             }
-            Ok(VcpuExit::FailEntry(reason, _)) => Next::FailedEntry(reason),
-            Ok(VcpuExit::InternalError) => Next::InternalError,
+            Ok(VcpuExit::FailEntry(reason, _)) => Next::End(End::FailedEntry(reason)),
+            Ok(VcpuExit::InternalError) => Next::End(End::InternalError),
             Ok(
                 VcpuExit::Intr
                 | VcpuExit::Hlt
@@ -232,7 +270,7 @@ impl Vcpu {
             }
             Ok(other) => {
                 let text = format!("unexpected exit {other:?}");
-                Next::End(Outcome::new(ExitReason::VmmError, text))
+                Next::End(End::Known(Outcome::new(ExitReason::VmmError, text)))
             }
             Err(e) => match io::Error::from_raw_os_error(e.errno()).kind() {
                 io::ErrorKind::Interrupted => {
@@ -242,9 +280,119 @@ impl Vcpu {
                 io::ErrorKind::WouldBlock => Next::Continue,
                 kind => {
                     let text = format!("vCPU {}: KVM_RUN: {kind}", self.id);
-                    Next::End(Outcome::new(ExitReason::VmmError, text))
+                    Next::End(End::Known(Outcome::new(ExitReason::VmmError, text)))
                 }
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, pipe};
+    use std::os::fd::OwnedFd;
+
+    use rustix::fs::OFlags;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::devices::serial::SerialPort;
+    use crate::guest::{CODE, Guest, LIMIT, block_kicks, eventually};
+
+    /// A vCPU that is about to run `program`, on a bus with nothing but a serial port.
+    fn vcpu(guest: &mut Guest, console: File) -> Vcpu {
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Vcpu {
+            fd: guest.vcpus.remove(0),
+            id: 0,
+            bus: Arc::new(Bus::new(SerialPort::new(line, console), Vec::new())),
+            gate: Arc::default(),
+            halts: Arc::new(Halts::new(1)),
+            counters: Arc::default(),
+        }
+    }
+
+    /// Programs that access a device once, with RBX as the address and DX as the port, and then halt.
+    #[rustfmt::skip]
+    const ACCESSES: [(&str, &[u8]); 6] = [
+        ("out", &[0xee, 0xf4]), // out dx,al; hlt
+        ("in", &[0xec, 0xf4]), // in al,dx; hlt
+        ("rep outsb", &[0xf3, 0x6e, 0xf4]), // rep outsb; hlt
+        ("read", &[0x48, 0x8b, 0x03, 0xf4]), // mov rax,[rbx]; hlt
+        ("write", &[0x48, 0x89, 0x03, 0xf4]), // mov [rbx],rax; hlt
+        ("read across two pages", &[0x48, 0x8b, 0x43, 0xfc, 0xf4]), // mov rax,[rbx-4]; hlt
+    ];
+    const UNUSED_ADDRESS: u64 = 0xd800_0000;
+    const UNUSED_PORT: u64 = 0x700;
+
+    #[test]
+    #[ignore = "needs KVM: scripts/test runs it on a KVM host"]
+    fn an_access_that_a_vcpu_has_begun_is_finished_without_another_instruction() {
+        for (what, program) in ACCESSES {
+            let mut guest = Guest::new(1, program);
+            let mut registers = guest.vcpus[0].get_regs().unwrap();
+            (registers.rbx, registers.rdx) = (UNUSED_ADDRESS, UNUSED_PORT);
+            (registers.rcx, registers.rsi) = (5, CODE);
+            guest.vcpus[0].set_regs(&registers).unwrap();
+            let mut vcpu = vcpu(&mut guest, tempfile::tempfile().unwrap());
+            assert!(matches!(vcpu.run_once(), Next::Continue), "{what}");
+            assert!(vcpu.finish_exit().is_none(), "{what}");
+            let after = vcpu.fd.get_regs().unwrap();
+            let halt = CODE + program.len() as u64 - 1;
+            if what == "rep outsb" {
+                // It may rest between two of its bytes, and goes on with those that are left.
+                let is_between = after.rip == CODE && (1..5).contains(&after.rcx);
+                assert!(
+                    is_between || (after.rip, after.rcx) == (halt, 0),
+                    "{after:x?}"
+                );
+            } else {
+                assert_eq!(after.rip, halt, "{what}");
+            }
+            let expected = match what {
+                "in" => 0xff,
+                "read" | "read across two pages" => u64::MAX,
+                _ => registers.rax,
+            };
+            assert_eq!(after.rax, expected, "{what}");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs KVM: scripts/test runs it on a KVM host"]
+    fn a_vcpu_that_is_told_to_park_while_a_device_works_for_it_parks_after_that_instruction() {
+        // mov al,10; mov dx,0x3f8; out dx,al; hlt
+        const PROGRAM: [u8; 8] = [0xb0, 0x0a, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xf4];
+        // The console's reader is slow: the line that the guest prints waits until the pipe has room.
+        let (mut reader, writer) = pipe().unwrap();
+        let writer = File::from(OwnedFd::from(writer));
+        let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+        rustix::fs::fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+        let mut filled = 0;
+        while let Ok(more) = rustix::io::write(&writer, &[0; 4096]) {
+            filled += more;
+        }
+        rustix::fs::fcntl_setfl(&writer, flags).unwrap();
+
+        let mut guest = Guest::new(1, &PROGRAM);
+        block_kicks();
+        let mut vcpu = vcpu(&mut guest, writer);
+        let (gate, counters) = (Arc::clone(&vcpu.gate), Arc::clone(&vcpu.counters));
+        let thread = std::thread::spawn(move || {
+            let outcome = vcpu.run_guest();
+            (outcome, vcpu)
+        });
+        eventually("the guest prints", || counters.snapshot().io_out == 1);
+        gate.pause();
+        let mut printed = vec![0; filled + 1];
+        reader.read_exact(&mut printed).unwrap();
+        assert!(gate.wait_parked(1, LIMIT), "it does not park");
+        gate.stop();
+        let (outcome, vcpu) = thread.join().unwrap();
+        assert_eq!(outcome, None);
+        let halt = CODE + PROGRAM.len() as u64 - 1;
+        assert_eq!(vcpu.fd.get_regs().unwrap().rip, halt);
+        assert_eq!(counters.snapshot().io_out, 1);
     }
 }

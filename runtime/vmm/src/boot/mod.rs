@@ -18,10 +18,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::{GAP_START, Memory, expect_use, ranges};
 
-const GDT: u64 = 0x500;
+pub(crate) const GDT: u64 = 0x500;
 const STACK: u64 = 0x6ff0;
 const ZERO_PAGE: u64 = 0x7000;
-const PAGE_TABLES: u64 = 0x9000;
+pub(crate) const PAGE_TABLES: u64 = 0x9000;
 const CMDLINE: u64 = 0x2_0000;
 /// COMMAND_LINE_SIZE of Linux on x86.
 const CMDLINE_BYTES: usize = 2048;
@@ -146,7 +146,7 @@ fn load_initramfs(
 }
 
 /// The GDT of the boot protocol: two null entries, 64-bit code at 0x10, data at 0x18. Returns its limit.
-fn write_gdt(memory: &Memory) -> Result<u16, vm_memory::GuestMemoryError> {
+pub(crate) fn write_gdt(memory: &Memory) -> Result<u16, vm_memory::GuestMemoryError> {
     const ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     for (at, entry) in (GDT..).step_by(8).zip(ENTRIES) {
         memory.write_obj(entry, GuestAddress(at))?;
@@ -155,7 +155,7 @@ fn write_gdt(memory: &Memory) -> Result<u16, vm_memory::GuestMemoryError> {
 }
 
 /// Maps the first 4 GiB to themselves, in pages of 2 MiB. The kernel soon replaces these tables.
-fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> {
+pub(crate) fn write_page_tables(memory: &Memory) -> Result<(), vm_memory::GuestMemoryError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     const DIRECTORIES: u64 = 4;

@@ -172,7 +172,8 @@ fn give_memory(
     })
 }
 
-fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
+/// Creates the VM: no memory and no vCPUs yet.
+pub(crate) fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     let vm = kvm_fd.create_vm().map_err(kvm("create VM"))?;
     vm.set_identity_map_address(IDENTITY_MAP)
         .map_err(kvm("place identity map"))?;
