@@ -37,7 +37,7 @@ const APIC_MODE_MASK: u32 = 0x7 << 8;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+pub const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, all memory write-back.
 const MTRR_ALL_WRITE_BACK: u64 = 1 << 11 | 6;
 
@@ -104,7 +104,7 @@ fn filter(entry: &mut kvm_cpuid_entry2, deadline: bool) {
 }
 
 /// The common leaves plus those values that differ from vCPU to vCPU.
-fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
+pub(crate) fn vcpu_cpuid(shared: &CpuId, vcpu: u8, count: u8) -> CpuId {
     let mut cpuid = shared.clone();
     let (id, total) = (u32::from(vcpu), u32::from(count));
     // The number of bits of an APIC id that select a core within a package.

@@ -12,6 +12,8 @@
 //! ```
 //! One more thread looks now and then whether the guest has halted for good.
 //!
+//! [`state`] saves a VM and brings it back, apart from its memory and its devices.
+//!
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
 pub mod boot;
@@ -32,6 +34,7 @@ pub mod probe;
 pub mod report;
 pub mod slot;
 pub mod start;
+pub mod state;
 pub mod statistics;
 mod surface;
 #[allow(unsafe_code)]

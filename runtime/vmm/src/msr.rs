@@ -19,7 +19,7 @@ const KVM: u32 = 0x4b56_4d00;
 const BASES: [u32; 4] = [COMMON, AMD64, AMD_OWN, KVM];
 
 #[rustfmt::skip]
-const ALLOWED: &[u32] = &[
+pub const ALLOWED: &[u32] = &[
     0x10, // TSC
     0x17, // PLATFORM_ID
     0x1b, // APIC_BASE

@@ -8,8 +8,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Xsave, kvm_device_attr,
+    kvm_userspace_memory_region, kvm_xsave,
+};
+use kvm_ioctls::{Cap, Error, Kvm, VcpuFd, VmFd};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 
@@ -17,6 +20,10 @@ use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap, VolatileSlice};
 const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
 /// `_IO(KVMIO, 0xce)`
 const KVM_GET_STATS_FD: libc::c_ulong = 0xaece;
+/// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+/// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`
+const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
 /// `_IOW('T', 208, unsigned int)`
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 /// `_IOW('T', 216, int)`
@@ -221,6 +228,71 @@ pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
     // SAFETY: every bit pattern is a valid integer, whichever member of the union is in use.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// An empty XSAVE area as large as KVM wants it for this VM. What the kernel adds to one on demand (AMX) is in that size, and
+/// no thread of a VMM asks for it.
+fn empty_xsave(vm: &VmFd) -> Result<Xsave, Error> {
+    let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+    let extra = bytes.saturating_sub(size_of::<kvm_xsave>());
+    Xsave::new(extra.div_ceil(size_of::<u32>())).map_err(|_| Error::new(libc::ENOMEM))
+}
+
+/// Reads the XSAVE area of a vCPU, which has floating-point and vector registers.
+pub fn xsave(vm: &VmFd, vcpu: &VcpuFd) -> Result<Vec<u32>, Error> {
+    if !vm.check_extension(Cap::Xsave2) {
+        return vcpu.get_xsave().map(|area| area.region.to_vec());
+    }
+    let mut area = empty_xsave(vm)?;
+    // SAFETY: `area` has the size that KVM has just told for this VM.
+    unsafe { vcpu.get_xsave2(&mut area) }?;
+    let region = &area.as_fam_struct_ref().xsave.region;
+    Ok([region.as_slice(), area.as_slice()].concat())
+}
+
+/// Sets the XSAVE area of a vCPU. Fails if `words` is not as large as KVM wants it for this VM.
+pub fn set_xsave(vm: &VmFd, vcpu: &VcpuFd, words: &[u32]) -> Result<(), Error> {
+    let mut area = empty_xsave(vm)?;
+    let invalid = Error::new(libc::EINVAL);
+    let (region, extra) = words.split_first_chunk().ok_or(invalid)?;
+    if extra.len() != area.as_slice().len() {
+        return Err(invalid);
+    }
+    area.as_mut_slice().copy_from_slice(extra);
+    // SAFETY: the length of the part behind the structure is not changed.
+    unsafe { area.as_mut_fam_struct() }.xsave.region = *region;
+    // SAFETY: `area` has the size that KVM has just told for this VM.
+    unsafe { vcpu.set_xsave2(&area) }
+}
+
+/// What KVM adds to the host's TSC for a vCPU (Linux 5.16 and later).
+pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
+    let mut offset = 0u64;
+    let attribute = tsc_attribute(&raw mut offset);
+    // SAFETY: KVM writes eight bytes to `offset`, which lives until after the call.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_DEVICE_ATTR, &raw const attribute) } {
+        0 => Ok(offset),
+        _ => Err(Error::last()),
+    }
+}
+
+/// Sets what KVM adds to the host's TSC for a vCPU.
+pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), Error> {
+    let attribute = tsc_attribute(&raw mut offset);
+    // SAFETY: KVM reads eight bytes from `offset`, which lives until after the call.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_DEVICE_ATTR, &raw const attribute) } {
+        0 => Ok(()),
+        _ => Err(Error::last()),
+    }
+}
+
+fn tsc_attribute(offset: *mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: offset as u64,
+    }
 }
 
 /// Sets which work the TAP may leave to the guest (`TUN_F_*`).
