@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The bus: which device answers to a port or an MMIO address of the guest. Called on vCPU threads.
 
+use std::io;
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::bounded;
 use crate::devices::mmio::{MmioTransport, lock};
 use crate::devices::registers::SLOT_BYTES;
-use crate::devices::serial::SerialPort;
+use crate::devices::saved::{Busy, TransportRefused, TransportState};
+use crate::devices::serial::{SerialPort, SerialRegisters};
 use crate::report::{ExitReason, Outcome};
-use crate::slot::MMIO_BASE;
+use crate::slot::{MMIO_BASE, Slot};
 
 /// The serial port's interrupt line. The lines of the virtio devices are in [`crate::slot`].
 pub const SERIAL_IRQ: u32 = 4;
@@ -26,6 +31,31 @@ const POWER_OFF: u8 = 1;
 pub enum Effect {
     None,
     End(Outcome),
+}
+
+/// The state of all devices of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStates {
+    pub(crate) serial: SerialRegisters,
+    #[serde(deserialize_with = "bounded::<MOST_TRANSPORTS, _, _>")]
+    pub(crate) transports: Vec<TransportState>,
+}
+
+/// More devices than any VM has.
+const MOST_TRANSPORTS: usize = 32;
+
+/// Why devices cannot go on from a state.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("serial port")]
+    Serial(#[source] io::Error),
+    #[error("the state has {found} devices, this VMM {here}")]
+    Devices { found: usize, here: usize },
+    #[error("device {device}")]
+    Device {
+        device: &'static str,
+        source: TransportRefused,
+    },
 }
 
 /// All devices of a VM, with their transports in the order of [`crate::slot`].
@@ -92,6 +122,38 @@ impl Bus {
         let relative = address.checked_sub(MMIO_BASE)?;
         let index = usize::try_from(relative / SLOT_BYTES).ok()?;
         Some((self.slots.get(index)?, relative % SLOT_BYTES))
+    }
+
+    /// Takes the state of all devices. If that succeeds, no device has a turn any more: nothing changes the guest's memory
+    /// from now on, whatever happens on the host. Call it while no vCPU runs.
+    pub fn freeze(&self) -> Result<DeviceStates, Busy> {
+        let transports: Vec<_> = self.slots.iter().map(lock).collect();
+        let saved = transports.iter().map(|transport| transport.save());
+        let saved: Vec<_> = saved.collect::<Result<_, _>>()?;
+        let serial = lock(&self.serial).save();
+        let (transports, guards): (Vec<_>, Vec<_>) = saved.into_iter().unzip();
+        // What is never unlocked is frozen.
+        guards.into_iter().for_each(std::mem::forget);
+        Ok(DeviceStates { serial, transports })
+    }
+
+    /// Lets devices that no driver has touched go on where others were frozen.
+    pub fn restore(&self, states: &DeviceStates) -> Result<(), RestoreError> {
+        let serial = lock(&self.serial).restore(&states.serial);
+        serial.map_err(RestoreError::Serial)?;
+        let (found, here) = (states.transports.len(), self.slots.len());
+        if found != here {
+            return Err(RestoreError::Devices { found, here });
+        }
+        let both = self.slots.iter().zip(&states.transports);
+        for (slot, (transport, state)) in Slot::ALL.into_iter().zip(both) {
+            let restored = lock(transport).restore(state);
+            restored.map_err(|source| RestoreError::Device {
+                device: slot.name(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Ends the console log; returns the kernel's panic line, if there is one.

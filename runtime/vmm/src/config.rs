@@ -80,6 +80,24 @@ pub struct VmConfig {
     pub modules: bool,
     /// The user and group that this VM has for itself.
     pub user: User,
+    #[serde(default)]
+    pub start: Start,
+}
+
+/// The SHA-256 of the guest kernel's file. Who starts the VM knows it.
+pub type KernelSum = [u8; 32];
+
+/// How a VM begins. A template and its forks have the sum of the guest's kernel, see [`crate::state::origin`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Start {
+    /// It boots.
+    #[default]
+    Boot,
+    /// It boots in memory of the parent's, for others to be forked from it ([`crate::control::Request::Save`]).
+    Template { kernel_sum: KernelSum },
+    /// It goes on where a template was saved, with at most as many vCPUs. `memory_mib` is the template's.
+    Fork { kernel_sum: KernelSum },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

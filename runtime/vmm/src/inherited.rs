@@ -14,9 +14,9 @@ pub enum Inherited {
     ExitReport,
     /// `/dev/kvm`.
     Kvm,
-    /// An uncompressed ELF kernel (`vmlinux`), open for reading.
+    /// An uncompressed ELF kernel (`vmlinux`), open for reading. Not in a fork.
     Kernel,
-    /// Open for reading.
+    /// Open for reading. Not in a fork.
     Initramfs,
     /// An empty file, open for writing: the guest's serial output goes there, but only its first MiB.
     Console,
@@ -24,7 +24,7 @@ pub enum Inherited {
     Control,
     /// A listening socket. A host program connects and sends `CONNECT <port>\n` to reach a port of the guest.
     Vsock,
-    /// A connected socket: the host's end of the connection that the guest makes when it is ready.
+    /// A connected socket: the host's end of the connection that the guest makes when it is ready. Not in a fork.
     Ready,
     /// The network device, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR. Only if the configuration has a network.
     Tap,
@@ -33,11 +33,15 @@ pub enum Inherited {
     /// The kernel's modules, an EROFS file open for reading: the first extent of the image disk. Only if the configuration
     /// has modules.
     Modules,
+    /// The memory of a template, a memfd: open for both in the template, for reading in a fork.
+    Memory,
+    /// The state of a template, a file: open for writing in the template, for reading in a fork.
+    State,
 }
 
 impl Inherited {
     /// The number behind the last one.
-    pub const END: u32 = Self::Modules as u32 + 4;
+    pub const END: u32 = Self::State as u32 + 4;
 
     /// The number of the descriptor.
     #[must_use]
@@ -60,6 +64,8 @@ impl Inherited {
             Self::Tap => "TAP",
             Self::Scratch => "scratch disk",
             Self::Modules => "kernel modules",
+            Self::Memory => "template's memory",
+            Self::State => "template's state",
         }
     }
 

@@ -17,6 +17,7 @@
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
 pub mod boot;
+mod bounded;
 mod bus;
 pub mod config;
 pub mod control;

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guest memory: one anonymous file, mapped shared, with a gap below 4 GiB for devices. Everything else in this crate builds on it.
+//! Guest memory, with a gap below 4 GiB for devices. Everything else in this crate builds on it.
+//!
+//! It is an anonymous file, mapped shared. The memory of a fork is its own, except that it begins with the pages of a
+//! template, which is mapped privately: a page is copied when the fork first writes to it.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress,
@@ -36,6 +41,10 @@ pub enum MemoryError {
     },
     #[error("{0} bytes of guest memory do not fit the address space")]
     TooLarge(u64),
+    #[error("map the memory of the template")]
+    Template(#[source] io::Error),
+    #[error("the template has {template} bytes of memory, the VM may have {bytes}")]
+    LargeTemplate { template: u64, bytes: u64 },
     #[error("combine the regions of guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -53,7 +62,25 @@ pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
 
 /// Creates and maps guest memory. The host allocates a page when it is first touched.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
-    let file = Arc::new(anonymous_file("guest-memory", bytes)?);
+    shared(anonymous_file("guest-memory", bytes)?, bytes)
+}
+
+/// The memory of a template: a file of the caller's, which must have this many bytes.
+pub fn of_template(file: &File, bytes: u64) -> Result<Memory, MemoryError> {
+    let file = file.try_clone().map_err(MemoryError::Template)?;
+    let measured = file.metadata().map_err(MemoryError::Template)?.len();
+    match measured == bytes {
+        true => shared(file, bytes),
+        false => Err(MemoryError::LargeTemplate {
+            template: measured,
+            bytes,
+        }),
+    }
+}
+
+/// Maps a file as guest memory.
+fn shared(file: File, bytes: u64) -> Result<Memory, MemoryError> {
+    let file = Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, len) in ranges(bytes) {
@@ -61,6 +88,58 @@ pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
         offset += len;
     }
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
+}
+
+/// The memory of a fork: `bytes`, of which the first are those of `template`. Nobody writes to the template any more.
+///
+/// Only where the template has data is it mapped. A page of a hole that is read through a mapping would be made in the
+/// template's file.
+pub fn forked(template: &File, bytes: u64) -> Result<Memory, MemoryError> {
+    let measured = template.metadata().map_err(MemoryError::Template)?.len();
+    if measured > bytes {
+        return Err(MemoryError::LargeTemplate {
+            template: measured,
+            bytes,
+        });
+    }
+    let mut regions = Vec::new();
+    for (start, len) in ranges(bytes) {
+        let size = usize::try_from(len).map_err(|_| MemoryError::TooLarge(len))?;
+        let mapping = sys::own_memory(size).map_err(|source| MemoryError::Map {
+            start,
+            bytes: len,
+            source,
+        })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
+        regions.push(region.ok_or(MemoryError::TooLarge(len))?);
+    }
+    let mut first = 0;
+    for ((_, len), region) in ranges(measured).into_iter().zip(&regions) {
+        for (at, length) in extents(template, first..first + len)? {
+            let laid = sys::lay_over(region, at - first, length, template, at);
+            laid.map_err(MemoryError::Template)?;
+        }
+        first += len;
+    }
+    Memory::from_regions(regions).map_err(MemoryError::Arrange)
+}
+
+/// The parts of a range of a file that have data, as `(offset, length)`.
+fn extents(file: &File, range: Range<u64>) -> Result<Vec<(u64, u64)>, MemoryError> {
+    let failed = |e: Errno| MemoryError::Template(e.into());
+    let (mut found, mut at) = (Vec::new(), range.start);
+    while at < range.end {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < range.end => data,
+            // A hole up to the end.
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(e) => return Err(failed(e)),
+        };
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data)).map_err(failed)?;
+        at = hole.min(range.end);
+        found.push((data, at - data));
+    }
+    Ok(found)
 }
 
 /// Creates and maps memory that is not RAM of the guest: register pages of devices.
@@ -123,7 +202,7 @@ pub fn expect_use(memory: &Memory, start: u64, end: u64) {
 }
 
 /// Gives the whole pages inside `[start, start + len)` back to the host. They read as zeroes from now
-/// on. Returns how many bytes were released. The numbers may come from the guest and be wrong.
+/// on, or in a fork as in its template. Returns how many bytes were released. The numbers may come from the guest and be wrong.
 pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let bad = || io::Error::from(io::ErrorKind::InvalidInput);
     let region = memory.find_region(GuestAddress(start)).ok_or_else(bad)?;
@@ -137,7 +216,11 @@ pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let Some(bytes) = last.checked_sub(first).filter(|&b| b > 0) else {
         return Ok(0);
     };
-    let backing = region.file_offset().ok_or_else(bad)?;
+    let Some(backing) = region.file_offset() else {
+        // A fork's own pages. Where there is a template, its page is seen again: what a guest gave back has no content.
+        sys::forget(region, first, bytes)?;
+        return Ok(bytes);
+    };
     let offset = backing.start().checked_add(first).ok_or_else(bad)?;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(backing.file(), flags, offset, bytes)?;
@@ -229,6 +312,73 @@ mod tests {
         assert!(memory.write_obj(7u8, GuestAddress(GAP_START)).is_err());
         assert_eq!(release(&memory, GAP_END, 4096).unwrap(), 4096);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(GAP_END)).unwrap(), 0);
+    }
+
+    /// A template of four pages: one with data, a hole, and two with data.
+    fn template() -> File {
+        use std::os::unix::fs::FileExt;
+        let file = anonymous_file("test", 4 * PAGE_BYTES).unwrap();
+        for page in [0, 2, 3] {
+            let bytes = vec![u8::try_from(page).unwrap() + 1; PAGE];
+            file.write_all_at(&bytes, page * PAGE_BYTES).unwrap();
+        }
+        file
+    }
+
+    const PAGE: usize = 4096;
+
+    fn first_bytes(memory: &Memory, pages: u64) -> Vec<u8> {
+        let byte = |page| memory.read_obj(GuestAddress(page * PAGE_BYTES)).unwrap();
+        (0..pages).map(byte).collect()
+    }
+
+    #[test]
+    fn forks_begin_with_the_template_and_change_nothing_but_their_own() {
+        use std::os::unix::fs::MetadataExt;
+        let template = template();
+        let taken = template.metadata().unwrap().blocks();
+        let forks = [1, 2].map(|_| forked(&template, 8 * PAGE_BYTES).unwrap());
+        for fork in &forks {
+            assert_eq!(first_bytes(fork, 8), [1, 0, 3, 4, 0, 0, 0, 0]);
+        }
+        for page in 0..8 {
+            forks[0]
+                .write_obj(9u8, GuestAddress(page * PAGE_BYTES))
+                .unwrap();
+        }
+        assert_eq!(first_bytes(&forks[0], 8), [9; 8]);
+        assert_eq!(first_bytes(&forks[1], 8), [1, 0, 3, 4, 0, 0, 0, 0]);
+        let third = forked(&template, 4 * PAGE_BYTES).unwrap();
+        assert_eq!(first_bytes(&third, 4), [1, 0, 3, 4]);
+        assert_eq!(
+            template.metadata().unwrap().blocks(),
+            taken,
+            "holes stay holes"
+        );
+    }
+
+    #[test]
+    fn what_a_fork_gives_back_is_the_templates_again() {
+        let template = template();
+        let fork = forked(&template, 8 * PAGE_BYTES).unwrap();
+        for page in 0..8 {
+            fork.write_obj(9u8, GuestAddress(page * PAGE_BYTES))
+                .unwrap();
+        }
+        assert_eq!(
+            release(&fork, PAGE_BYTES, 4 * PAGE_BYTES).unwrap(),
+            4 * PAGE_BYTES
+        );
+        assert_eq!(first_bytes(&fork, 8), [9, 0, 3, 4, 0, 9, 9, 9]);
+        assert!(release(&fork, 7 * PAGE_BYTES, 2 * PAGE_BYTES).is_err());
+    }
+
+    #[test]
+    fn a_template_that_is_larger_than_its_fork_is_refused() {
+        let refused = forked(&template(), 3 * PAGE_BYTES);
+        assert!(matches!(refused, Err(MemoryError::LargeTemplate { .. })));
+        let refused = of_template(&template(), 5 * PAGE_BYTES);
+        assert!(matches!(refused, Err(MemoryError::LargeTemplate { .. })));
     }
 
     #[test]

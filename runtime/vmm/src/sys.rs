@@ -122,6 +122,83 @@ pub fn map_memory(
     unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
 }
 
+/// Maps `size` bytes of memory that belong to this process alone, at an address where huge pages are possible, and without
+/// any: a fork touches few pages. The mapping stays until the process ends.
+pub fn own_memory(size: usize) -> Result<MmapRegion<()>, MmapRegionError> {
+    let failed = || MmapRegionError::Mmap(io::Error::last_os_error());
+    let invalid = || MmapRegionError::InvalidOffsetLength;
+    let reserve = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(invalid)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: asks for new addresses, which nothing else uses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), reserve, protection, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(failed());
+    }
+    let address = base.wrapping_byte_add(base.align_offset(HUGE_PAGE_BYTES));
+    // Fails on a kernel without huge pages.
+    // SAFETY: the range lies in the mapping that was just made.
+    unsafe { libc::madvise(address, size, libc::MADV_NOHUGEPAGE) };
+    let builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(protection)
+        .with_mmap_flags(flags);
+    // SAFETY: `address` begins at least `size` bytes of a mapping that is never unmapped.
+    unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
+}
+
+/// Puts a private mapping of `[offset, offset + len)` of a file over a part of a region that [`own_memory`] has made.
+pub fn lay_over(
+    region: &GuestRegionMmap<()>,
+    start: u64,
+    len: u64,
+    file: &File,
+    offset: u64,
+) -> io::Result<()> {
+    let (address, len) = part(region, start, len)?;
+    let offset = position(offset)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let fd = file.as_raw_fd();
+    // SAFETY: the range lies in a mapping of this process that nothing has used yet, and stays mapped.
+    let mapped = unsafe { libc::mmap(address, len, protection, flags, fd, offset) };
+    match mapped {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Drops the private pages of a part of a region that [`own_memory`] has made. Whole pages.
+pub fn forget(region: &GuestRegionMmap<()>, start: u64, len: u64) -> io::Result<()> {
+    let (address, len) = part(region, start, len)?;
+    // SAFETY: the range lies in the guest's memory, whose content the guest does not need any more; it stays mapped.
+    let done = unsafe { libc::madvise(address, len, libc::MADV_DONTNEED) };
+    check(done as isize).map(drop)
+}
+
+/// The address and the length of a part of a region.
+fn part(
+    region: &GuestRegionMmap<()>,
+    start: u64,
+    len: u64,
+) -> io::Result<(*mut libc::c_void, usize)> {
+    let bad = || io::Error::from(io::ErrorKind::InvalidInput);
+    if start.checked_add(len).is_none_or(|end| end > region.len()) {
+        return Err(bad());
+    }
+    let start = usize::try_from(start).map_err(|_| bad())?;
+    let len = usize::try_from(len).map_err(|_| bad())?;
+    Ok((region.as_ptr().wrapping_add(start).cast(), len))
+}
+
+/// Another descriptor of a vCPU, for a thread that reads its state while its own thread has it parked.
+pub fn another_vcpu(vm: &VmFd, vcpu: &VcpuFd) -> io::Result<VcpuFd> {
+    // SAFETY: the vCPU's descriptor is open for the whole call because it is borrowed.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    let raw = borrowed.try_clone_to_owned()?.into_raw_fd();
+    // SAFETY: the descriptor is of a vCPU of this VM, and was just made; nothing else owns it.
+    unsafe { vm.create_vcpu_from_rawfd(raw) }.map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
 /// Backs `[start, start + len)` of a region, which consists of whole huge pages, with huge pages. If the
 /// host cannot do that, the small pages stay.
 pub fn use_huge_pages(region: &GuestRegionMmap<()>, start: usize, len: usize) {

@@ -13,6 +13,34 @@ const KVM_GET_REGS: u32 = 0x8090_ae81;
 const KVM_SET_SIGNAL_MASK: u32 = 0x4004_ae8b;
 /// `_IOR(KVMIO, 0x98, struct kvm_mp_state)`
 const KVM_GET_MP_STATE: u32 = 0x8004_ae98;
+/// `_IO(KVMIO, 0x03)`
+const KVM_CHECK_EXTENSION: u32 = 0xae03;
+/// `_IOWR(KVMIO, 0x62, struct kvm_irqchip)`
+const KVM_GET_IRQCHIP: u32 = 0xc208_ae62;
+/// `_IOR(KVMIO, 0x7c, struct kvm_clock_data)`
+const KVM_GET_CLOCK: u32 = 0x8030_ae7c;
+/// `_IOR(KVMIO, 0x83, struct kvm_sregs)`
+const KVM_GET_SREGS: u32 = 0x8138_ae83;
+/// `_IOWR(KVMIO, 0x88, struct kvm_msrs)`
+const KVM_GET_MSRS: u32 = 0xc008_ae88;
+/// `_IOR(KVMIO, 0x8e, struct kvm_lapic_state)`
+const KVM_GET_LAPIC: u32 = 0x8400_ae8e;
+/// `_IOWR(KVMIO, 0x91, struct kvm_cpuid2)`
+const KVM_GET_CPUID2: u32 = 0xc008_ae91;
+/// `_IOR(KVMIO, 0x9f, struct kvm_vcpu_events)`
+const KVM_GET_VCPU_EVENTS: u32 = 0x8040_ae9f;
+/// `_IOR(KVMIO, 0xa1, struct kvm_debugregs)`
+const KVM_GET_DEBUGREGS: u32 = 0x8080_aea1;
+/// `_IO(KVMIO, 0xa3)`
+const KVM_GET_TSC_KHZ: u32 = 0xaea3;
+/// `_IOR(KVMIO, 0xa4, struct kvm_xsave)`
+const KVM_GET_XSAVE: u32 = 0x9000_aea4;
+/// `_IOR(KVMIO, 0xa6, struct kvm_xcrs)`
+const KVM_GET_XCRS: u32 = 0x8188_aea6;
+/// `_IOR(KVMIO, 0xcf, struct kvm_xsave)`
+const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
+/// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`
+const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
 /// `_IO(KVMIO, 0xad)`
 const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
 /// `_IOW('T', 208, unsigned int)`
@@ -21,6 +49,7 @@ const FIONBIO: u32 = 0x5421;
 /// `FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE`. Without the second, a file takes space behind its end, which no limit of
 /// its size forbids.
 const PUNCH_HOLE: u32 = 3;
+const MADV_DONTNEED: u32 = 4;
 const F_GETFD: u32 = 1;
 const F_GETFL: u32 = 3;
 
@@ -126,6 +155,8 @@ pub const IO: List = List {
             Rule::any(Sysno::timerfd_settime),
             Rule::any(Sysno::getrandom),
             Rule::one_of(Sysno::fallocate, 1, &[PUNCH_HOLE]),
+            // What a fork's guest gives back.
+            Rule::one_of(Sysno::madvise, 2, &[MADV_DONTNEED]),
         ],
         EVENTS,
         CLOSE_CHECK,
@@ -211,8 +242,54 @@ pub const MAIN: List = List {
     ],
 };
 
+/// The main thread of a template, which nobody asks for anything but its state.
+pub const TEMPLATE: List = List {
+    name: "template",
+    rules: &[
+        &[
+            Rule::any(Sysno::ppoll),
+            Rule::any(Sysno::accept4),
+            Rule::any(Sysno::recvmsg),
+            Rule::any(Sysno::sendto),
+            Rule::one_of(
+                Sysno::ioctl,
+                1,
+                &[
+                    FIONBIO,
+                    KVM_CHECK_EXTENSION,
+                    KVM_GET_CLOCK,
+                    KVM_GET_CPUID2,
+                    KVM_GET_DEBUGREGS,
+                    KVM_GET_DEVICE_ATTR,
+                    KVM_GET_IRQCHIP,
+                    KVM_GET_LAPIC,
+                    KVM_GET_MP_STATE,
+                    KVM_GET_MSRS,
+                    KVM_GET_REGS,
+                    KVM_GET_SREGS,
+                    KVM_GET_TSC_KHZ,
+                    KVM_GET_VCPU_EVENTS,
+                    KVM_GET_XCRS,
+                ],
+            ),
+            Rule::one_of(Sysno::ioctl, 1, &[KVM_GET_XSAVE, KVM_GET_XSAVE2])
+                .seldom("the host's kernel knows one of the two"),
+            Rule::any(Sysno::pread64),
+            Rule::any(Sysno::write),
+            Rule::any(Sysno::fdatasync),
+            Rule::any(Sysno::close),
+            Rule::any(Sysno::exit_group),
+        ],
+        CLOSE_CHECK,
+        KICK,
+        COMMON,
+    ],
+};
+
 /// All lists.
-pub const ALL: [&List; 7] = [&VCPU, &DISKS, &IO, &FILES, &VOLUMES, &HALTS, &MAIN];
+pub const ALL: [&List; 8] = [
+    &VCPU, &DISKS, &IO, &FILES, &VOLUMES, &HALTS, &MAIN, &TEMPLATE,
+];
 
 #[cfg(test)]
 mod tests {

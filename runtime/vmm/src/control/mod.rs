@@ -52,6 +52,9 @@ pub enum Request {
     /// The reply comes when no vCPU runs any more.
     Pause,
     Resume,
+    /// Only for a template: writes the VM's state to the file that it was started with, then ends the VM. It must be quiet:
+    /// a connection into the guest refuses the request, and the VM goes on.
+    Save,
     /// Ends the VM. The reply is sent before it ends.
     Stop,
 }
@@ -159,6 +162,11 @@ impl Client {
 
     pub fn resume(&mut self) -> Result<(), ClientError> {
         self.expect_done(Request::Resume)
+    }
+
+    /// Saves a template, which ends then. Refused as long as somebody is connected to its guest.
+    pub fn save(&mut self) -> Result<(), ClientError> {
+        self.expect_done(Request::Save)
     }
 
     pub fn stop(&mut self) -> Result<(), ClientError> {

@@ -29,6 +29,16 @@ pub trait Target {
     fn statistics(&self) -> Statistics;
     fn pause(&self) -> Result<(), String>;
     fn resume(&self);
+    fn save(&self) -> Result<(), NotSaved>;
+}
+
+/// Why a VM was not saved.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotSaved {
+    /// It goes on.
+    Refused(String),
+    /// It cannot go on.
+    Failed(String),
 }
 
 /// Why serving ended.
@@ -209,6 +219,11 @@ impl Client {
                 target.resume();
                 Reply::Done
             }
+            (Request::Save, _) => match target.save() {
+                Ok(()) => return (Reply::Done, Next::Stop),
+                Err(NotSaved::Failed(message)) => return (failed(message), Next::Stop),
+                Err(NotSaved::Refused(message)) => failed(message),
+            },
             (Request::Stop, _) => return (Reply::Done, Next::Stop),
         };
         (reply, Next::Keep)

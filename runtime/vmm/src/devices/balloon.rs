@@ -166,6 +166,14 @@ impl VirtioDevice for Balloon {
         self.active = None;
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn restore_config(&mut self, space: &[u8]) {
+        self.write_config(4, space.get(4..8).unwrap_or_default());
+    }
+
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
         let Some(active) = &mut self.active else {
             return Ok(Turn::Idle);

@@ -4,13 +4,14 @@
 //! the bus slot. Reads do not: the driver finds the values in the [`RegisterPage`].
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::{CONFIG_SPACE, RegisterPage};
-use super::ring::{DEVICE_STATUS, Interrupt, Ring};
+use super::ring::{CONFIG_GENERATION, DEVICE_STATUS, INTERRUPT_STATUS, Interrupt, Ring, USED_RING};
+use super::saved::{Busy, QueueState, TransportRefused, TransportState};
 use super::{Active, VirtioDevice};
 use crate::memory::Memory;
 
@@ -40,6 +41,9 @@ mod status {
 /// A device, shared by its transport, its worker and, for some devices, the control socket.
 pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 
+/// While it is there, the device has no turn.
+pub type Turnless<'a> = MutexGuard<'a, dyn VirtioDevice + 'static>;
+
 /// The transport of one device.
 #[allow(missing_debug_implementations)]
 pub struct MmioTransport {
@@ -58,7 +62,7 @@ pub struct MmioTransport {
 }
 
 /// Locks a mutex. A panic under a lock ends the process, so nobody ever sees a poisoned one.
-pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -270,24 +274,11 @@ impl MmioTransport {
             return;
         }
         let event_idx = self.accepted & F_EVENT_IDX != 0;
-        // These copies hold what the registers show from now on. The device owns the real queues.
-        let shown = self.queues.iter().filter_map(|queue| {
-            let mut shown = Queue::new(queue.max_size()).ok()?;
-            shown.set_ready(queue.ready());
-            Some(shown)
-        });
-        let shown = shown.collect();
-        let queues = std::mem::replace(&mut self.queues, shown);
-        let rings = queues.into_iter().map(|mut queue| {
+        let rings = self.hand_over_queues().into_iter().map(|mut queue| {
             queue.set_event_idx(event_idx);
             Ring::new(queue, Arc::clone(&self.interrupt))
         });
-        let active = Active {
-            memory: Arc::clone(&self.memory),
-            rings: rings.collect(),
-            features: self.accepted,
-            interrupt: Arc::clone(&self.interrupt),
-        };
+        let active = self.active(rings.collect());
         let mut device = lock(&self.device);
         device.activate(active);
         if self.show_config(&*device) {
@@ -298,6 +289,114 @@ impl MmioTransport {
         for notifier in self.notifiers.iter() {
             let _ = notifier.write(1);
         }
+    }
+
+    /// Takes the queues for the device. The copies that stay hold what the registers show from now on.
+    fn hand_over_queues(&mut self) -> Vec<Queue> {
+        let shown = self.queues.iter().filter_map(|queue| {
+            let mut shown = Queue::new(queue.max_size()).ok()?;
+            shown.set_ready(queue.ready());
+            Some(shown)
+        });
+        let shown = shown.collect();
+        std::mem::replace(&mut self.queues, shown)
+    }
+
+    fn active(&self, rings: Vec<Ring>) -> Active {
+        Active {
+            memory: Arc::clone(&self.memory),
+            rings,
+            features: self.accepted,
+            interrupt: Arc::clone(&self.interrupt),
+        }
+    }
+
+    /// The state of the device, between two of its turns. It has no turn until the guard is dropped. Call it while no vCPU
+    /// runs.
+    pub fn save(&self) -> Result<(TransportState, Turnless<'_>), Busy> {
+        let device = lock(&self.device);
+        let at_work = device.save()?;
+        let of_transport = |queue| QueueState::of(queue, 0, 0);
+        let is_active = at_work.is_some();
+        let mut config = vec![0; device.config().len()];
+        self.registers.read(CONFIG_SPACE, &mut config);
+        let state = TransportState {
+            status: self.register(DEVICE_STATUS),
+            interrupt_status: self.register(INTERRUPT_STATUS),
+            generation: self.register(CONFIG_GENERATION),
+            offered_half: self.offered_half,
+            accepted_half: self.accepted_half,
+            selected: self.selected,
+            accepted: self.accepted,
+            is_active,
+            queues: at_work.unwrap_or_else(|| self.queues.iter().map(of_transport).collect()),
+            config,
+        };
+        Ok((state, device))
+    }
+
+    fn register(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.registers.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Lets the driver of another VM's device go on with this one, which no driver has touched. Everything that the driver
+    /// may have done or missed in between it is told once more: its queues are served, it is interrupted, and it hears of
+    /// a configuration space that is not the one that it knows.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), TransportRefused> {
+        let queues = self.restored_queues(state)?;
+        self.accepted = state.accepted;
+        self.status = state.status & status::KNOWN;
+        self.offered_half = state.offered_half;
+        self.accepted_half = state.accepted_half;
+        self.selected = state.selected;
+        self.queues = queues;
+        self.registers.show(DEVICE_STATUS, state.status);
+        self.registers
+            .show(INTERRUPT_STATUS, state.interrupt_status | USED_RING);
+        self.registers.show(CONFIG_GENERATION, state.generation);
+        self.registers.show_config(&state.config);
+        self.show();
+        let device = Arc::clone(&self.device);
+        let mut device = lock(&device);
+        device.restore_config(&state.config);
+        if !state.is_active {
+            return Ok(());
+        }
+        let rings = self.hand_over_queues().into_iter().zip(&state.queues);
+        let rings =
+            rings.map(|(queue, state)| Ring::restored(queue, state, Arc::clone(&self.interrupt)));
+        device.activate(self.active(rings.collect()));
+        if self.show_config(&*device) {
+            self.interrupt.config_changed(&device.config());
+        }
+        self.interrupt.used_ring();
+        for notifier in self.notifiers.iter() {
+            let _ = notifier.write(1);
+        }
+        Ok(())
+    }
+
+    /// The queues of a state, if a driver can have set them up here.
+    fn restored_queues(&self, state: &TransportState) -> Result<Vec<Queue>, TransportRefused> {
+        if state.accepted & !self.offered != 0 {
+            return Err(TransportRefused::Features {
+                found: state.accepted,
+                offered: self.offered,
+            });
+        }
+        let (found, here) = (state.queues.len(), self.queues.len());
+        if found != here {
+            return Err(TransportRefused::Queues { found, here });
+        }
+        let both = state.queues.iter().zip(&self.queues).enumerate();
+        both.map(|(number, (state, own))| {
+            let queue = state.queue(own.max_size());
+            let is_good = |queue: &Queue| !queue.ready() || queue.is_valid(&*self.memory);
+            queue.filter(is_good).ok_or(TransportRefused::Queue(number))
+        })
+        .collect()
     }
 
     /// The driver's reset: everything is as after the start.

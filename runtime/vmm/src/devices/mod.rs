@@ -22,6 +22,7 @@ pub mod net;
 pub mod registers;
 pub mod ring;
 pub mod rng;
+pub mod saved;
 pub mod serial;
 pub mod vsock;
 pub mod worker;
@@ -33,6 +34,7 @@ use crate::memory::Memory;
 pub use budget::Budget;
 pub use ring::Turn;
 use ring::{Interrupt, Ring, RingError};
+use saved::{Busy, QueueState};
 
 /// What a device gets when the driver sets DRIVER_OK.
 #[derive(Debug)]
@@ -57,6 +59,17 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, active: Active);
     /// Forgets everything about the guest: the driver reset the device, or a ring is broken.
     fn deactivate(&mut self);
+    /// What [`Self::activate`] gave, until [`Self::deactivate`].
+    fn active(&self) -> Option<&Active>;
+    /// Where the device is in its queues, between two turns. `None` if it is not active. An error says what it has in
+    /// flight that would be lost.
+    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+        let active = self.active();
+        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
+    }
+    /// Takes over what the driver has written to the configuration space, before the device is activated for a driver that
+    /// goes on. Most devices have nothing to write there.
+    fn restore_config(&mut self, _space: &[u8]) {}
     /// Serves queue `index`: the driver has notified it, or more chains were left than fit one turn.
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError>;
     /// A host file descriptor to watch, edge-triggered.

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::budget::Budget;
 use super::registers::RegisterPage;
+use super::saved::QueueState;
 use crate::memory::Memory;
 
 /// Registers that a device changes without a write of the driver (virtio 1.2, 4.2.2).
@@ -131,6 +132,27 @@ impl Ring {
             pushed: false,
             done: 0,
         }
+    }
+
+    /// A ring that goes on where another was.
+    #[must_use]
+    pub fn restored(queue: Queue, state: &QueueState, interrupt: Arc<Interrupt>) -> Self {
+        Self {
+            done: state.done(),
+            ..Self::new(queue, interrupt)
+        }
+    }
+
+    /// Where it is between two turns.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        self.state_before(0)
+    }
+
+    /// The same, as if the last `waiting` chains had not been popped. None of them may have been pushed.
+    #[must_use]
+    pub fn state_before(&self, waiting: u16) -> QueueState {
+        QueueState::of(&self.queue, self.done, waiting)
     }
 
     /// Takes the next chain from the available ring.

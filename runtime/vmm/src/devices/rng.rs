@@ -79,6 +79,10 @@ impl<S: Read + Send> VirtioDevice for Rng<S> {
         self.active = None;
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
     fn queue_ready(&mut self, _index: usize) -> Result<Turn, RingError> {
         let Some(active) = &mut self.active else {
             return Ok(Turn::Idle);

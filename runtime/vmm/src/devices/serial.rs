@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -99,6 +100,59 @@ impl Trigger for SerialLine {
     }
 }
 
+/// The registers of the port. It has no input, so nothing else is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialRegisters {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+}
+
+impl From<&SerialState> for SerialRegisters {
+    fn from(state: &SerialState) -> Self {
+        Self {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
+    }
+}
+
+impl From<&SerialRegisters> for SerialState {
+    fn from(registers: &SerialRegisters) -> Self {
+        let [baud_divisor_low, baud_divisor_high] = registers.divisor;
+        Self {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: registers.interrupt_enable,
+            interrupt_identification: registers.interrupt_identification,
+            line_control: registers.line_control,
+            line_status: registers.line_status,
+            modem_control: registers.modem_control,
+            modem_status: registers.modem_status,
+            scratch: registers.scratch,
+            in_buffer: Vec::new(),
+        }
+    }
+}
+
+impl Default for SerialRegisters {
+    /// As after a reset.
+    fn default() -> Self {
+        Self::from(&SerialState::default())
+    }
+}
+
 /// The port and its log.
 #[allow(missing_debug_implementations)]
 pub struct SerialPort(Serial<SerialLine, NoEvents, ConsoleLog<File>>);
@@ -108,6 +162,21 @@ impl SerialPort {
     pub fn new(line: EventFd, log: File) -> Self {
         let log = ConsoleLog::new(log, LOG_BYTES);
         Self(Serial::new(SerialLine(line), log))
+    }
+
+    /// Its registers between two accesses.
+    pub fn save(&self) -> SerialRegisters {
+        SerialRegisters::from(&self.0.state())
+    }
+
+    /// Sets the registers of a port that has not been used, and interrupts the guest, which may have waited for that.
+    pub fn restore(&mut self, registers: &SerialRegisters) -> io::Result<()> {
+        let line = self.0.interrupt_evt().0.try_clone()?;
+        let log = ConsoleLog::new(self.0.writer().out.try_clone()?, LOG_BYTES);
+        let state = SerialState::from(registers);
+        let serial = Serial::from_state(&state, SerialLine(line), NoEvents, log);
+        self.0 = serial.map_err(|e| io::Error::other(e.to_string()))?;
+        self.0.interrupt_evt().trigger()
     }
 
     /// Reads register `offset`, which is less than 8, for the guest.
@@ -145,6 +214,37 @@ mod tests {
         assert!(log.tail.len() <= TAIL_BYTES);
         let line = log.panic_line().unwrap();
         assert_eq!(line, "[ 1.0] Kernel panic - not syncing: no [1minit");
+    }
+
+    #[test]
+    fn a_port_goes_on_with_the_registers_of_another() {
+        let port = || {
+            let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+            SerialPort::new(line, tempfile::tempfile().unwrap())
+        };
+        let (mut first, mut second) = (port(), port());
+        assert_eq!(first.save(), SerialRegisters::default());
+        // Divisor, line control, interrupts, modem control, scratch.
+        for (register, value) in [
+            (3, 0x83),
+            (0, 1),
+            (1, 2),
+            (3, 0x1b),
+            (1, 0xf),
+            (4, 0xb),
+            (7, 0x5a),
+        ] {
+            first.write(register, value);
+        }
+        second.restore(&first.save()).unwrap();
+        assert_eq!(second.save(), first.save());
+        for register in 1..8 {
+            assert_eq!(second.read(register), first.read(register), "{register}");
+        }
+        assert!(
+            second.0.interrupt_evt().0.read().is_ok(),
+            "the guest may wait for it"
+        );
     }
 
     #[test]

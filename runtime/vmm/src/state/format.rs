@@ -125,8 +125,9 @@ mod tests {
             words in 0usize..2000,
             leaves in 0usize..100,
             msrs in 0usize..100,
+            devices in 0usize..9,
         ) {
-            let bytes = sample(seed, Shape { vcpus, words, leaves, msrs }).write().unwrap();
+            let bytes = sample(seed, Shape { vcpus, words, leaves, msrs, devices }).write().unwrap();
             let state = State::read(bytes.as_slice()).unwrap();
             prop_assert_eq!(state.write().unwrap(), bytes);
         }

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The state of a VM that is neither memory nor in a device: vCPUs, interrupt controllers, clock. Taken from one VM and
-//! given to another that KVM has just made, so that the guest goes on where it was.
+//! The state of a VM apart from its memory: vCPUs, interrupt controllers, clock, devices. Taken from one VM and given to
+//! another that KVM has just made, so that the guest goes on where it was.
 //!
-//! [`format`] is how a state is written and read; [`origin`] says where it can go on. [`vcpu`] (with [`cpuid`] and [`msrs`])
+//! [`mod@format`] is how a state is written and read; [`origin`] says where it can go on. [`vcpu`] (with [`cpuid`] and [`msrs`])
 //! and [`machine`] each own a section: what KVM has to be asked, and the order in which it is given back. Another section
 //! is another field of [`State`] and a new version of the format. Called on one thread, while the vCPUs are parked.
 //!
 //! ```text
 //! capture   vCPUs (each by itself), then the VM
-//! restore   memory and interrupt controllers exist -> vCPU 0, 1, ... -> clock -> PICs -> IO-APIC
+//! restore   memory and interrupt controllers exist -> vCPU 0, 1, ... -> clock -> PICs -> IO-APIC -> devices
 //! ```
 //! What is read may have been written by anybody. A number of things is bounded before they are allocated, and KVM checks
 //! what is left: a state can do no more than a guest can, because it can be given to a VM only.
 #![deny(clippy::indexing_slicing)]
 #![deny(clippy::arithmetic_side_effects)]
 
-mod bounded;
 mod cpuid;
 mod format;
 pub mod machine;
@@ -32,11 +31,12 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Error, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::config::MAX_VCPUS;
+use crate::bounded::bounded;
+use crate::bus::DeviceStates;
+use crate::config::{KernelSum, MAX_VCPUS};
 use crate::cpu;
-use bounded::bounded;
 use machine::VmState;
-use origin::{KernelSum, Origin};
+use origin::Origin;
 use refusal::Refusal;
 use vcpu::VcpuState;
 
@@ -99,16 +99,19 @@ pub struct State {
     vm: VmState,
     #[serde(deserialize_with = "bounded::<MOST_VCPUS, _, _>")]
     vcpus: Vec<VcpuState>,
+    devices: DeviceStates,
 }
 
 impl State {
     /// Takes the state of a VM whose guest kernel has the sum `kernel`. All vCPUs must be parked, see
-    /// [`crate::vcpu::Gate`]: what KVM still has to do for an access to a device is in no state.
+    /// [`crate::vcpu::Gate`]: what KVM still has to do for an access to a device is in no state. `devices` were frozen before,
+    /// because they send interrupts.
     pub fn capture(
         host: &Host,
         kernel: KernelSum,
         vm: &VmFd,
         vcpus: &[VcpuFd],
+        devices: DeviceStates,
     ) -> Result<Self, TransferError> {
         let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
         let captured = (0..count).zip(vcpus);
@@ -119,15 +122,31 @@ impl State {
             // After the vCPUs, so that the clock is not behind their TSCs: kvm-clock never goes back.
             vm: VmState::capture(vm)?,
             vcpus,
+            devices,
         })
     }
 
-    /// Says whether this state can go on here, in a VM with so many vCPUs.
+    /// The state of the devices.
+    #[must_use]
+    pub fn devices(&self) -> &DeviceStates {
+        &self.devices
+    }
+
+    /// Says whether this state can go on here, in a VM with so many vCPUs. It may have fewer than the state if the guest has
+    /// never started the others.
     pub fn check(&self, host: &Host, kernel: KernelSum, vcpus: usize) -> Result<(), Refusal> {
         let found = self.vcpus.len();
+        let started = self.vcpus.iter().rposition(VcpuState::was_started);
+        let least = started.map_or(1, |last| last.saturating_add(1));
         let count = match u8::try_from(found) {
-            Ok(count @ 1..) if found == vcpus => count,
-            _ => return Err(Refusal::Vcpus { found, here: vcpus }),
+            Ok(count @ 1..) if (least..=found).contains(&vcpus) => count,
+            _ => {
+                return Err(Refusal::Vcpus {
+                    found,
+                    least,
+                    here: vcpus,
+                });
+            }
         };
         self.origin.check(&Origin::here(host, kernel, count))?;
         self.vm.check()?;

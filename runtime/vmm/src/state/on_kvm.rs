@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 
-use super::origin::KernelSum;
 use super::refusal::Refusal;
 use super::vcpu::VcpuState;
 use super::{Host, State, TransferError, msrs};
+use crate::bus::DeviceStates;
+use crate::config::KernelSum;
 use crate::cpu::MSR_MTRR_DEF_TYPE;
+use crate::devices::serial::SerialRegisters;
 use crate::guest::{ANSWER, Guest, Left, enter, enter_until_halted, finish};
 use crate::sys;
 
@@ -129,7 +131,11 @@ const DEVICE: u64 = 0xd000_0000;
 
 fn captured(guest: &Guest) -> State {
     let host = Host::of(&guest.kvm).unwrap();
-    State::capture(&host, KERNEL, &guest.vm, &guest.vcpus).unwrap()
+    let devices = DeviceStates {
+        serial: SerialRegisters::default(),
+        transports: Vec::new(),
+    };
+    State::capture(&host, KERNEL, &guest.vm, &guest.vcpus, devices).unwrap()
 }
 
 /// The guest in another VM, by way of the bytes of its state. The first VM is gone.
@@ -322,7 +328,14 @@ fn a_state_that_cannot_go_on_here_is_refused_before_anything_is_restored() {
             (|e| matches!(e, Refusal::Kernel { .. })) as fn(&Refusal) -> bool,
         ),
         ("vCPUs", refused(same, KERNEL, 2), |e| {
-            matches!(e, Refusal::Vcpus { found: 1, here: 2 })
+            matches!(
+                e,
+                Refusal::Vcpus {
+                    found: 1,
+                    least: 1,
+                    here: 2
+                }
+            )
         }),
         ("nested", refused(virtualization, KERNEL, 1), |e| {
             matches!(e, Refusal::Features(_))

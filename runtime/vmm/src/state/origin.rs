@@ -9,13 +9,11 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
-use super::bounded::bounded;
 use super::cpuid::{self, Leaf};
 use super::refusal::Refusal;
+use crate::bounded::bounded;
+use crate::config::KernelSum;
 use crate::cpu;
-
-/// The SHA-256 of the guest kernel's file. Who starts the VM knows it.
-pub type KernelSum = [u8; 32];
 
 /// How much of a stranger's version is shown.
 const MOST_VERSION_BYTES: usize = 40;

@@ -42,6 +42,13 @@ pub enum Refusal {
         "the guest's CPU is not what this host offers ({0}): restore it on a host with the same CPU, microcode and kernel"
     )]
     Features(Difference),
-    #[error("the state has {found} vCPUs, this VM {here}: restore it into a VM of {found}")]
-    Vcpus { found: usize, here: usize },
+    #[error(
+        "the state has {found} vCPUs, of which the guest has started {least}, and this VM has {here}: restore it into a VM of \
+         {least} to {found}"
+    )]
+    Vcpus {
+        found: usize,
+        least: usize,
+        here: usize,
+    },
 }

@@ -10,6 +10,9 @@ use super::msrs::Msr;
 use super::origin::Origin;
 use super::vcpu::{MOST_XSAVE_WORDS, VcpuState};
 use super::{MOST_VCPUS, State};
+use crate::bus::DeviceStates;
+use crate::devices::saved::TransportState;
+use crate::devices::serial::SerialRegisters;
 
 /// How much a state has of what may be more or less.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +21,7 @@ pub struct Shape {
     pub words: usize,
     pub leaves: usize,
     pub msrs: usize,
+    pub devices: usize,
 }
 
 impl Shape {
@@ -26,6 +30,7 @@ impl Shape {
         words: 4,
         leaves: 2,
         msrs: 2,
+        devices: 1,
     };
 }
 
@@ -99,6 +104,12 @@ pub fn sample(seed: u64, shape: Shape) -> State {
             chips: std::array::from_fn(|_| numbers.structure()),
         },
         vcpus: (0..shape.vcpus).map(|_| numbers.vcpu(shape)).collect(),
+        devices: DeviceStates {
+            serial: SerialRegisters::default(),
+            transports: (0..shape.devices)
+                .map(|_| TransportState::sample(|| numbers.next()))
+                .collect(),
+        },
     }
 }
 
@@ -109,6 +120,7 @@ pub fn largest(more: usize) -> State {
         words: MOST_XSAVE_WORDS,
         leaves: KVM_MAX_CPUID_ENTRIES,
         msrs: KVM_MAX_MSR_ENTRIES,
+        devices: 8,
     };
     sample(1, shape)
 }

@@ -3,17 +3,18 @@
 //! there is to know here: KVM changes some of a vCPU's state when other state is read or set.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_VCPUEVENT_VALID_SMM, kvm_cpuid_entry2,
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, KVM_MP_STATE_UNINITIALIZED,
+    KVM_VCPUEVENT_VALID_SMM, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Error, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use super::bounded::bounded;
 use super::cpuid::{self, Leaf};
 use super::msrs::{self, Msr, MsrError};
 use super::refusal::Refusal;
 use super::{Host, TransferError};
+use crate::bounded::bounded;
 use crate::{cpu, sys};
 
 /// The largest XSAVE area that exists has 11 KiB.
@@ -86,6 +87,11 @@ impl VcpuState {
                 .get_vcpu_events()
                 .map_err(failed("read pending events"))?,
         })
+    }
+
+    /// Whether the guest has started this vCPU.
+    pub(super) fn was_started(&self) -> bool {
+        self.run_state.mp_state != KVM_MP_STATE_UNINITIALIZED
     }
 
     /// Says whether this is the state of vCPU `id` of `count` as this host could have made it.

@@ -112,13 +112,13 @@ impl Devices {
 fn vsock(
     config: &VmConfig,
     listener: UnixListener,
-    ready: UnixStream,
+    ready: Option<UnixStream>,
     observed: &Observed,
 ) -> Result<Vsock, DeviceError> {
     let muxer = Muxer::new(
         config.vsock.guest_cid,
         listener,
-        Some((config.vsock.ready_port, ready)),
+        ready.map(|ready| (config.vsock.ready_port, ready)),
         Arc::clone(&observed.vsock),
         Arc::clone(&observed.first_stream),
     );

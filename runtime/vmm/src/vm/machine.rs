@@ -14,8 +14,8 @@ use super::devices::{DeviceError, Devices};
 use super::observed::Observed;
 use super::resources::Backends;
 use crate::boot::Entry;
-use crate::bus::{Bus, SERIAL_IRQ};
-use crate::config::VmConfig;
+use crate::bus::{Bus, RestoreError, SERIAL_IRQ};
+use crate::config::{KernelSum, VmConfig};
 use crate::cpu::{self, CpuError};
 use crate::devices::mmio::{INTERRUPT_ACK, MmioTransport, QUEUE_NOTIFY};
 use crate::devices::registers::{self, RegisterPage};
@@ -24,6 +24,7 @@ use crate::devices::serial::SerialPort;
 use crate::devices::worker::Worker;
 use crate::memory::Memory;
 use crate::slot::{MMIO_BASE, Slot, Thread};
+use crate::state::{Host, State, TransferError};
 use crate::statistics::KvmExits;
 use crate::surface::{self, SurfaceError};
 use crate::sys::{self, Access};
@@ -52,6 +53,10 @@ pub enum MachineError {
     Cpu(#[from] CpuError),
     #[error("leave out what the guest does not need of KVM")]
     Surface(#[from] SurfaceError),
+    #[error("go on from the state of a template")]
+    State(#[from] TransferError),
+    #[error("go on from the state of a template's devices")]
+    Devices(#[from] RestoreError),
 }
 
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
@@ -64,6 +69,7 @@ pub struct Machine {
     // Fields are dropped in this order: the VM before its memory.
     pub vcpus: Vec<VcpuFd>,
     pub vm: VmFd,
+    kvm: Kvm,
     cpuid: CpuId,
     pub memory: Arc<Memory>,
     pub bus: Bus,
@@ -140,6 +146,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             vm,
+            kvm: kvm_fd,
             cpuid,
             memory,
             bus,
@@ -155,6 +162,21 @@ impl Machine {
             cpu::set_up(fd, &self.cpuid, id, count, entry)?;
         }
         Ok(())
+    }
+}
+
+impl Machine {
+    /// What has to be known of this host's KVM to take the state of a machine, or to give it one.
+    pub fn host(&self) -> Result<Host, MachineError> {
+        Ok(Host::of(&self.kvm)?)
+    }
+
+    /// Lets the machine go on where a template was saved whose memory it has. Instead of [`Self::set_entry`].
+    pub fn restore(&self, state: &State, kernel: KernelSum) -> Result<(), MachineError> {
+        state.restore(&self.host()?, kernel, &self.vm, &self.vcpus)?;
+        // After the interrupt controllers: the devices interrupt the guest, because an interrupt that was on its way is in no
+        // state.
+        Ok(self.bus.restore(state.devices())?)
     }
 }
 

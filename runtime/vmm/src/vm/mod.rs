@@ -11,6 +11,7 @@ pub mod devices;
 pub mod machine;
 pub mod observed;
 pub mod resources;
+mod saver;
 
 use std::fs::File;
 use std::io;
@@ -34,7 +35,7 @@ use vmm_sys_util::signal::{Killable, block_signal};
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
 use crate::config::VmConfig;
-use crate::control::server::{self, Target};
+use crate::control::server::{self, NotSaved, Target};
 use crate::devices::blk::disk::Volume;
 use crate::devices::mmio::lock;
 use crate::devices::worker::Worker;
@@ -44,13 +45,16 @@ use crate::jail;
 use crate::memory::{self, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
+use crate::state::State;
+use crate::state::refusal::Refusal;
 use crate::statistics::{KvmExits, Statistics};
 use crate::syscalls;
 use crate::vcpu::{Gate, Vcpu, kick_signal};
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
-use resources::{ResourceError, Resources, device_size, regular_size};
+use resources::{BootImage, Origin, ResourceError, Resources, device_size, regular_size};
+use saver::Saver;
 
 /// Stack of each thread, more than any of them needs.
 const STACK_BYTES: usize = 256 << 10;
@@ -75,6 +79,10 @@ pub enum SetupError {
     Machine(#[from] MachineError),
     #[error("load guest")]
     Boot(#[from] BootError),
+    #[error("read the template's state")]
+    State(#[from] Refusal),
+    #[error("prepare to be a template")]
+    Template(#[source] io::Error),
     #[error("start threads")]
     Threads(#[source] io::Error),
     #[error("filter system calls")]
@@ -87,15 +95,13 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
     observed.jailed.reached();
     let Resources {
         kvm,
-        mut kernel,
-        mut initramfs,
+        origin,
         console,
         control,
         backends,
     } = Resources::take(config)?;
     jail::bound_files(config, backends.scratch.bytes());
-    let bytes = config.memory_max_bytes();
-    let memory = Arc::new(memory::create(bytes)?);
+    let memory = Arc::new(memory_of(&origin, config.memory_max_bytes())?);
     let parts = Parts {
         kvm,
         memory,
@@ -103,22 +109,55 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         backends,
     };
     let machine = Machine::build(config, parts, &mut observed)?;
-    let cmdline = cmdline(config);
+    let template = match origin {
+        Origin::Boot { image, template } => {
+            load(config, &machine, image)?;
+            template
+        }
+        Origin::Fork(template) => {
+            let state = State::read(&template.state)?;
+            machine.restore(&state, template.kernel_sum)?;
+            None
+        }
+    };
+    let calls = match template {
+        Some(_) => &syscalls::TEMPLATE,
+        None => &syscalls::MAIN,
+    };
+    let saver = template.map(|template| Saver::new(&machine, template));
+    let saver = saver.transpose()?;
+    let signals = block_signals().map_err(SetupError::Threads)?;
+    let running = Running::start(machine, saver, observed).map_err(SetupError::Threads)?;
+    bulkhead_jail::syscalls::apply(calls, None)?;
+    let ended = server::serve(&control, &running.ended, &signals, &running);
+    Ok(running.finish(ended))
+}
+
+fn memory_of(origin: &Origin, bytes: u64) -> Result<Memory, MemoryError> {
+    match origin {
+        Origin::Boot { template, .. } => match template {
+            None => memory::create(bytes),
+            Some(template) => memory::of_template(&template.memory, bytes),
+        },
+        Origin::Fork(template) => memory::forked(&template.memory, bytes),
+    }
+}
+
+/// Loads the kernel, and lets the first vCPU start there.
+fn load(config: &VmConfig, machine: &Machine, image: BootImage) -> Result<(), SetupError> {
+    let BootImage {
+        mut kernel,
+        mut initramfs,
+    } = image;
     let entry = boot::load(
         &machine.memory,
         config.memory_bytes(),
         &mut kernel,
         &mut initramfs,
-        &cmdline,
+        &cmdline(config),
         config.vcpus,
     )?;
-    drop((kernel, initramfs));
-    machine.set_entry(&entry)?;
-    let signals = block_signals().map_err(SetupError::Threads)?;
-    let running = Running::start(machine, observed).map_err(SetupError::Threads)?;
-    bulkhead_jail::syscalls::apply(&syscalls::MAIN, None)?;
-    let ended = server::serve(&control, &running.ended, &signals, &running);
-    Ok(running.finish(ended))
+    Ok(machine.set_entry(&entry)?)
 }
 
 fn cmdline(config: &VmConfig) -> String {
@@ -161,8 +200,10 @@ struct Running {
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
+    /// In a template.
+    saver: Option<Saver>,
     /// Keeps the VM alive. The vCPUs hold it, too.
-    _vm: VmFd,
+    vm: VmFd,
     _memory: Arc<Memory>,
 }
 
@@ -183,7 +224,7 @@ impl Announce {
 
 impl Running {
     /// Starts the threads of workers and vCPUs.
-    fn start(machine: Machine, observed: Observed) -> io::Result<Self> {
+    fn start(machine: Machine, saver: Option<Saver>, observed: Observed) -> io::Result<Self> {
         let Machine {
             vcpus,
             vm,
@@ -210,7 +251,8 @@ impl Running {
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
-            _vm: vm,
+            saver,
+            vm,
             _memory: memory,
         };
         for (thread, worker) in workers {
@@ -409,6 +451,19 @@ impl Target for Running {
 
     fn statistics(&self) -> Statistics {
         self.observed.snapshot()
+    }
+
+    fn save(&self) -> Result<(), NotSaved> {
+        let Some(saver) = &self.saver else {
+            return Err(NotSaved::Refused("this VM is no template".to_owned()));
+        };
+        self.pause().map_err(NotSaved::Refused)?;
+        let devices = self.bus.freeze().map_err(|busy| {
+            self.gate.resume();
+            NotSaved::Refused(busy.to_string())
+        })?;
+        let saved = saver.save(&self.vm, devices);
+        saved.map_err(|e| NotSaved::Failed(chain(&e)))
     }
 
     fn pause(&self) -> Result<(), String> {

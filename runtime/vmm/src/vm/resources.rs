@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::fs::OFlags;
 
-use crate::config::VmConfig;
+use crate::config::{KernelSum, Start, VmConfig};
 use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
 use crate::extent::SECTOR_BYTES;
 use crate::inherited::Inherited;
@@ -30,18 +30,44 @@ pub struct ResourceError {
 #[derive(Debug)]
 pub struct Resources {
     pub kvm: File,
-    pub kernel: File,
-    pub initramfs: File,
+    pub origin: Origin,
     pub console: File,
     pub control: UnixListener,
     pub backends: Backends,
+}
+
+/// What the guest begins with.
+#[derive(Debug)]
+pub enum Origin {
+    Boot {
+        image: BootImage,
+        /// If it will be a template.
+        template: Option<Template>,
+    },
+    Fork(Template),
+}
+
+/// What a kernel boots from.
+#[derive(Debug)]
+pub struct BootImage {
+    pub kernel: File,
+    pub initramfs: File,
+}
+
+/// The files of a template.
+#[derive(Debug)]
+pub struct Template {
+    pub kernel_sum: KernelSum,
+    pub memory: File,
+    pub state: File,
 }
 
 /// The host side of the devices.
 #[derive(Debug)]
 pub struct Backends {
     pub vsock: UnixListener,
-    pub ready: UnixStream,
+    /// `None` in a fork, whose agent is ready from the start.
+    pub ready: Option<UnixStream>,
     pub tap: Option<File>,
     pub image: ImageDisk,
     pub scratch: ScratchDisk,
@@ -51,18 +77,52 @@ impl Resources {
     pub fn take(config: &VmConfig) -> Result<Self, ResourceError> {
         Ok(Self {
             kvm: device(Inherited::Kvm)?,
-            kernel: take(Inherited::Kernel)?,
-            initramfs: take(Inherited::Initramfs)?,
+            origin: Origin::take(config.start)?,
             console: take(Inherited::Console)?,
             control: listener(Inherited::Control)?,
             backends: Backends {
                 vsock: listener(Inherited::Vsock)?,
-                ready: UnixStream::from(OwnedFd::from(nonblocking(Inherited::Ready)?)),
+                ready: ready(config.start)?,
                 tap: config.net.as_ref().map(|_| tap()).transpose()?,
                 image: image(config.modules)?,
                 scratch: scratch(config.scratch_disk)?,
             },
         })
+    }
+}
+
+impl Origin {
+    fn take(start: Start) -> Result<Self, ResourceError> {
+        let template = match start {
+            Start::Boot => None,
+            Start::Template { kernel_sum } => Some(Template::take(kernel_sum)?),
+            Start::Fork { kernel_sum } => return Template::take(kernel_sum).map(Self::Fork),
+        };
+        let image = BootImage {
+            kernel: take(Inherited::Kernel)?,
+            initramfs: take(Inherited::Initramfs)?,
+        };
+        Ok(Self::Boot { image, template })
+    }
+}
+
+impl Template {
+    fn take(kernel_sum: KernelSum) -> Result<Self, ResourceError> {
+        Ok(Self {
+            kernel_sum,
+            memory: take(Inherited::Memory)?,
+            state: take(Inherited::State)?,
+        })
+    }
+}
+
+fn ready(start: Start) -> Result<Option<UnixStream>, ResourceError> {
+    match start {
+        Start::Fork { .. } => Ok(None),
+        _ => {
+            let socket = nonblocking(Inherited::Ready)?;
+            Ok(Some(UnixStream::from(OwnedFd::from(socket))))
+        }
     }
 }
 

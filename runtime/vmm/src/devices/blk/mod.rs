@@ -326,6 +326,10 @@ impl<D: Disk> VirtioDevice for Blk<D> {
         self.active = None;
     }
 
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
         let Some(mut active) = self.active.take() else {
             return Ok(Turn::Idle);

@@ -117,6 +117,11 @@ impl Link {
         }
     }
 
+    /// Whether there has never been a server for this driver.
+    pub fn is_new(&self) -> bool {
+        !self.is_connected() && !self.lost && !self.ended
+    }
+
     /// Whether the server has gone and the requests in flight have not been failed yet.
     pub fn is_lost(&self) -> bool {
         self.lost

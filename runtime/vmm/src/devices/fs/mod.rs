@@ -22,7 +22,8 @@ use std::{fmt, io};
 use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 
 use super::chain::{Buffers, Chain, writable_places};
-use super::ring::RingError;
+use super::ring::{Ring, RingError};
+use super::saved::{Busy, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
@@ -280,6 +281,22 @@ impl VirtioDevice for Fs {
         self.flight = Flight::default();
         // The FUSE session that the server knows is of no use to a driver that starts again.
         self.link.close();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+        // What the server knows of the session is in no state here.
+        if !self.link.is_new() {
+            return Err(Busy {
+                device: "shared directories",
+                what: "or had a file server",
+            });
+        }
+        let active = self.active.as_ref();
+        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
     }
 
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {

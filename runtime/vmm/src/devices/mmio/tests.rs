@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
+use crate::devices::driver::WRITE;
 use crate::devices::ring::INTERRUPT_STATUS;
+use crate::devices::rng::Rng;
 use crate::devices::{RingError, Turn};
 
 #[derive(Default)]
@@ -30,6 +35,9 @@ impl VirtioDevice for Probe {
     }
     fn deactivate(&mut self) {
         self.rings = None;
+    }
+    fn active(&self) -> Option<&Active> {
+        None
     }
     fn queue_ready(&mut self, _index: usize) -> Result<Turn, RingError> {
         Ok(Turn::Idle)
@@ -200,5 +208,191 @@ fn for_all_pairs_of_status_writes_the_handshake_has_its_order() {
         if second == 0 {
             assert_eq!(status, 0, "{case}");
         }
+    }
+}
+
+/// A device with a queue of 16 entries.
+fn rng(memory: &Arc<Memory>) -> MmioTransport {
+    let device: SharedDevice = Arc::new(Mutex::new(Rng::new(std::io::repeat(7), Arc::default())));
+    MmioTransport::new(device, Arc::clone(memory), RegisterPage::alone()).unwrap()
+}
+
+const RING: [u32; 3] = [0x1000, 0x2000, 0x3000];
+
+fn used(memory: &Memory) -> u16 {
+    memory
+        .read_obj(GuestAddress(u64::from(RING[2]) + 2))
+        .unwrap()
+}
+
+/// Puts chain number `number` on the available ring.
+fn offer(memory: &Memory, number: u16) {
+    let chain = Descriptor::new(0x10_0000 + u64::from(number) * 0x1000, 1024, WRITE, 0);
+    let at = u64::from(RING[0]) + u64::from(number) * 16;
+    memory.write_obj(chain, GuestAddress(at)).unwrap();
+    let ring = u64::from(RING[1]);
+    let entry = GuestAddress(ring + 4 + u64::from(number) * 2);
+    memory.write_obj(number, entry).unwrap();
+    memory
+        .write_obj(number + 1, GuestAddress(ring + 2))
+        .unwrap();
+}
+
+/// A driver brings the device up.
+fn bring_up(transport: &mut MmioTransport) {
+    let [table, available, used] = RING;
+    for (offset, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x38, 16),
+        (0x80, table),
+        (0x90, available),
+        (0xa0, used),
+        (0x44, 1),
+        (0x70, 15),
+    ] {
+        transport.write(offset, &value.to_le_bytes());
+    }
+}
+
+#[test]
+fn a_device_goes_on_in_its_queue_where_another_was() {
+    let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
+    let mut first = rng(&memory);
+    bring_up(&mut first);
+    offer(&memory, 0);
+    lock(&first.device()).queue_ready(0).unwrap();
+    assert_eq!(used(&memory), 1);
+    // The driver has made a chain available and is not heard any more.
+    offer(&memory, 1);
+    let (state, turnless) = first.save().unwrap();
+    assert!(first.device.try_lock().is_err(), "it has no turn");
+    drop(turnless);
+
+    let mut second = rng(&memory);
+    let line = second.interrupt();
+    second.restore(&state).unwrap();
+    for offset in (0..0x110).step_by(4) {
+        let read = |transport: &MmioTransport| {
+            let mut bytes = [0; 4];
+            transport.read(offset, &mut bytes);
+            u32::from_le_bytes(bytes)
+        };
+        assert_eq!(read(&second), read(&first), "register {offset:#x}");
+    }
+    assert!(second.notifiers()[0].read().is_ok(), "the queue is served");
+    assert!(line.line().read().is_ok(), "the driver may have missed one");
+    lock(&second.device()).queue_ready(0).unwrap();
+    assert_eq!(used(&memory), 2);
+    let again = second.save().unwrap().0;
+    let mut third = rng(&memory);
+    third.restore(&again).unwrap();
+    lock(&third.device()).queue_ready(0).unwrap();
+    assert_eq!(used(&memory), 2, "nothing is served twice");
+    // A driver can reset it as any other.
+    third.write(0x70, &0u32.to_le_bytes());
+    assert!(lock(&third.device()).active().is_none());
+}
+
+#[test]
+fn a_driver_in_the_midst_of_its_handshake_goes_on() {
+    let mut first = Driver::new();
+    assert_eq!(first.negotiate(1 << 5, 1), 11);
+    first.write(0x30, 1);
+    first.write(0x38, 8);
+    let state = first.0.save().unwrap().0;
+    let mut second = Driver::new();
+    second.0.restore(&state).unwrap();
+    assert!(!second.is_active());
+    assert_eq!(
+        second.0.save().unwrap().0,
+        TransportState {
+            // A spurious interrupt does no harm.
+            interrupt_status: 1,
+            ..state
+        }
+    );
+    for (index, base) in [(0, 0x1_0000), (1, 0x2_0000)] {
+        second.set_up_queue(index, base);
+    }
+    second.write(0x70, 15);
+    assert!(second.is_active());
+}
+
+#[test]
+fn a_device_that_is_not_as_it_was_tells_its_driver() {
+    let mut first = Driver::new();
+    first.negotiate(1 << 5, 1);
+    first.set_up_queue(0, 0x1_0000);
+    first.write(0x70, 15);
+    let mut state = first.0.save().unwrap().0;
+    // The probe says that it is never active.
+    state.is_active = true;
+    let mut second = Driver::new();
+    second.1.lock().unwrap().config = [1, 2, 3, 4];
+    second.0.restore(&state).unwrap();
+    assert!(second.is_active());
+    assert_eq!(
+        second.read(0x60),
+        3,
+        "used buffers, and a change of the configuration"
+    );
+    assert_eq!(second.read(0xfc), first.read(0xfc) + 1);
+    assert_eq!(second.read(0x100), 0x0403_0201);
+}
+
+#[test]
+fn states_that_no_driver_can_have_made_are_refused() {
+    let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
+    let mut first = rng(&memory);
+    bring_up(&mut first);
+    let good = first.save().unwrap().0;
+    rng(&memory).restore(&good).unwrap();
+    let refused = |change: fn(&mut TransportState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        rng(&memory).restore(&state).unwrap_err()
+    };
+    for (what, error, expected) in [
+        (
+            "features",
+            refused(|state| state.accepted |= 1 << 3),
+            "features",
+        ),
+        (
+            "no queue",
+            refused(|state| state.queues.clear()),
+            "0 queues",
+        ),
+        (
+            "two queues",
+            refused(|state| state.queues.extend_from_within(..)),
+            "2 queues",
+        ),
+        (
+            "outside",
+            refused(|state| state.queues[0].move_to(1 << 40)),
+            "queue 0",
+        ),
+        (
+            "askew",
+            refused(|state| state.queues[0].move_to(0x1001)),
+            "queue 0",
+        ),
+        (
+            "size",
+            refused(|state| state.queues[0].resize(32)),
+            "queue 0",
+        ),
+        (
+            "odd size",
+            refused(|state| state.queues[0].resize(3)),
+            "queue 0",
+        ),
+    ] {
+        assert!(error.to_string().contains(expected), "{what}: {error}");
     }
 }

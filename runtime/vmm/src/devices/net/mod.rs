@@ -17,7 +17,8 @@ use vm_memory::VolatileSlice;
 
 use self::header::{HEADER_BYTES, NUM_BUFFERS};
 use super::chain::{Buffers, Chain, Place, writable_places};
-use super::ring::{RingError, Served};
+use super::ring::{Ring, RingError, Served};
+use super::saved::{Busy, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::config::MacAddress;
 use crate::memory::Memory;
@@ -48,7 +49,8 @@ pub struct Net {
     tap: Option<File>,
     mac: MacAddress,
     mtu: u16,
-    /// The offloads that the TAP supports, as feature bits.
+    /// The offloads that the TAP supports, as feature bits. Without one there are no frames, so there is no work: then a
+    /// driver that goes on from a template's device, which has a TAP, finds what it has negotiated.
     offload: u64,
     active: Option<Active>,
     /// Receive chains that were popped from the ring and wait for a frame.
@@ -76,7 +78,7 @@ impl Net {
         mtu: u16,
         counters: Arc<DeviceCounters>,
     ) -> Self {
-        let offload = tap.as_ref().map_or(0, |tap| {
+        let offload = tap.as_ref().map_or(offload::ALL, |tap| {
             offload::offer(|flags| sys::set_tap_offload(tap.as_fd(), flags))
         });
         Self {
@@ -312,6 +314,20 @@ impl VirtioDevice for Net {
         self.active = None;
         self.waiting.clear();
         self.waiting_bytes = 0;
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+        let waiting = u16::try_from(self.waiting.len()).unwrap_or(0);
+        let state = |(index, ring): (usize, &Ring)| match index {
+            RX => ring.state_before(waiting),
+            _ => ring.state(),
+        };
+        let active = self.active.as_ref();
+        Ok(active.map(|active| active.rings.iter().enumerate().map(state).collect()))
     }
 
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {

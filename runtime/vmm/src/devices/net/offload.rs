@@ -42,9 +42,12 @@ const TCP: u64 = F_CSUM
 /// UDP segmentation, which needs Linux 6.2 on the host.
 const UDP: u64 = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
 
+/// All offloads that there are.
+pub const ALL: u64 = TCP | UDP;
+
 /// Finds the features that a TAP supports by trying to set them. Afterwards none is set.
 pub fn offer(set: impl Fn(u32) -> io::Result<()>) -> u64 {
-    let possible = [TCP | UDP, TCP, F_CSUM | F_GUEST_CSUM];
+    let possible = [ALL, TCP, F_CSUM | F_GUEST_CSUM];
     let found = possible
         .into_iter()
         .find(|&features| set(tun_flags(features)).is_ok());

@@ -28,6 +28,10 @@ impl Callers {
         self.0.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn contains(&self, id: u64) -> bool {
         self.0.contains_key(&id)
     }

@@ -15,7 +15,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
-use super::ring::RingError;
+use super::ring::{Ring, RingError};
+use super::saved::{Busy, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
@@ -194,6 +195,21 @@ impl VirtioDevice for Vsock {
         self.active = None;
         self.stalled = false;
         self.muxer.guest_reset();
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+        if self.stalled || !self.muxer.is_quiet() {
+            return Err(Busy {
+                device: "vsock",
+                what: "a connection open",
+            });
+        }
+        let active = self.active.as_ref();
+        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
     }
 
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {

@@ -111,6 +111,12 @@ impl Muxer {
         }
     }
 
+    /// Whether nobody is connected, or about to be.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.streams.is_empty() && self.callers.is_empty() && self.resets.is_empty()
+    }
+
     // --- towards the guest
 
     #[must_use]

@@ -32,6 +32,10 @@ impl Table {
         self.streams.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     pub fn ids(&self) -> Vec<u64> {
         self.streams.keys().copied().collect()
     }
@@ -88,10 +92,6 @@ impl Table {
 
 #[cfg(test)]
 impl Table {
-    pub fn is_empty(&self) -> bool {
-        self.streams.is_empty()
-    }
-
     /// Whether the guest knows no stream.
     pub fn is_unknown_to_guest(&self) -> bool {
         self.by_ports.is_empty()
