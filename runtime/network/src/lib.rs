@@ -48,6 +48,7 @@ pub use network::{Attachment, Network};
 pub use ranges::check as subnets;
 pub use record::NetworkRecord;
 pub use request::{AttachRequest, Dns, PortMapping, Protocol};
+pub use tap::alone as lone_tap;
 
 #[cfg(test)]
 mod tests;

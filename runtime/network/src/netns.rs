@@ -45,6 +45,20 @@ pub async fn create(path: &Path) -> Result<(), NetworkError> {
     .await
 }
 
+/// Runs `work`, which blocks for a short time, in a namespace that nothing else is in. It has no name: it lasts as long as
+/// something that was made in it.
+pub async fn in_a_new_one<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let path = PathBuf::from(THIS_THREADS_NAMESPACE);
+    on_a_thread(path.clone(), move || {
+        let failed = error(&path);
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e.into()))?;
+        work()
+    })
+    .await
+}
+
 /// Unmounts and removes a namespace. It is no error if it does not exist.
 pub async fn remove(path: &Path) -> Result<(), NetworkError> {
     let path = path.to_owned();

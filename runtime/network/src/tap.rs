@@ -36,12 +36,22 @@ pub async fn join(path: &Path, interface: &'static str) -> Result<Joined, Networ
     netns::inside(path, move || join_here(interface)).await
 }
 
+/// Makes a TAP that is connected with nothing, in a namespace of its own. Both last as long as the descriptor.
+pub async fn alone() -> Result<OwnedFd, NetworkError> {
+    netns::in_a_new_one(make).await
+}
+
+fn make() -> Result<OwnedFd, NetworkError> {
+    let made = sys::make_tap(TAP);
+    made.map_err(device_error(
+        "make the TAP (is /dev/net/tun there? modprobe tun)",
+    ))
+}
+
 async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
     let (connection, handle, _) = new_connection().map_err(device_error("open netlink"))?;
     let served = tokio::spawn(connection);
-    let tap = sys::make_tap(TAP).map_err(device_error(
-        "make the TAP (is /dev/net/tun there? modprobe tun)",
-    ))?;
+    let tap = make()?;
     let outer = find(&handle, interface).await?;
     let inner = find(&handle, TAP).await?;
     let mtu = mtu_of(&outer);
