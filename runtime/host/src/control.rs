@@ -115,6 +115,11 @@ pub async fn statistics(socket: &Path) -> Result<serde_json::Value, ControlError
     Ok(serde_json::to_value(statistics).unwrap_or_default())
 }
 
+/// Asks the VMM of a template for its state, after which it ends. Refused while somebody is connected to its guest.
+pub async fn save(socket: &Path) -> Result<(), ControlError> {
+    ask("save", socket, Client::save).await
+}
+
 /// Asks the VMM to end.
 pub async fn stop(socket: &Path) -> Result<(), ControlError> {
     ask("stop", socket, |client| client.stop()).await.map(drop)

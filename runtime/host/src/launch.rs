@@ -23,7 +23,7 @@ use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready, disk};
-use bulkhead_vmm::config::{MacAddress, NetConfig, User, VmConfig, VsockConfig};
+use bulkhead_vmm::config::{MacAddress, NetConfig, Start, User, VmConfig, VsockConfig};
 use bulkhead_vmm::inherited::Inherited;
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
@@ -35,6 +35,7 @@ use crate::files::{Files, last_lines, open_regular};
 use crate::guest::Guest;
 use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
+use crate::template::{Template, TemplateError, Unsaved};
 
 const KVM: &str = "/dev/kvm";
 /// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.
@@ -45,6 +46,10 @@ const SAID_LINES: usize = 3;
 const NUMBER_BYTES: u64 = 32;
 /// A VMM whose ready connection was closed ends within this time, if that is why.
 const END_TOGETHER: Duration = Duration::from_secs(1);
+/// How long an attempt to reach the agent of a fork may take: as long as a boot, because the limit of a boot ends it.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Between two attempts to reach the agent of a fork.
+const NOT_YET: Duration = Duration::from_millis(20);
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 /// Sizes of disks are told in these.
@@ -86,6 +91,8 @@ pub enum LaunchError {
     #[error("look for the VMM process {pid} of an earlier daemon")]
     Adopt { pid: i32, source: io::Error },
     #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
     Fault(#[from] Fault),
 }
 
@@ -111,10 +118,22 @@ pub struct Machine {
     /// Memory at the boot, and the most that it can have.
     pub memory_mib: u32,
     pub memory_max_mib: u32,
-    pub scratch: PathBuf,
+    /// A template has none.
+    pub scratch: Option<PathBuf>,
     pub net: Option<Net>,
     /// The user and group that this VM has for itself.
     pub user: u32,
+    pub beginning: Beginning,
+}
+
+/// What a VM begins with.
+#[derive(Debug)]
+pub enum Beginning {
+    Boot,
+    /// It boots, and others will be forked from it: [`Starting::save`].
+    Template(Unsaved),
+    /// It goes on where the template was saved, with the template's memory.
+    Fork(Arc<Template>),
 }
 
 #[derive(Debug)]
@@ -133,6 +152,7 @@ pub struct Starting {
     ready: UnixStream,
     files: Files,
     timeout: Duration,
+    beginning: Beginning,
 }
 
 impl Launcher {
@@ -146,7 +166,7 @@ impl Launcher {
         let theirs = theirs
             .into_std()
             .map_err(|source| self.not_started(&files, source))?;
-        let passed = self.open_all(&files, theirs.into(), modules.into(), machine)?;
+        let (passed, beginning) = self.open_all(&files, theirs.into(), modules.into(), machine)?;
         let mut append = OpenOptions::new();
         append.create(true).append(true).mode(0o600);
         let log = files.vmm_log();
@@ -188,6 +208,7 @@ impl Launcher {
             ready,
             files,
             timeout: self.ready_timeout,
+            beginning,
         })
     }
 
@@ -211,7 +232,7 @@ impl Launcher {
         ready: OwnedFd,
         modules: OwnedFd,
         machine: Machine,
-    ) -> Result<Vec<FdMapping>, LaunchError> {
+    ) -> Result<(Vec<FdMapping>, Beginning), LaunchError> {
         let (mut read, mut both) = (OpenOptions::new(), OpenOptions::new());
         read.read(true);
         both.read(true).write(true);
@@ -222,21 +243,33 @@ impl Launcher {
         let mut all = vec![
             (Inherited::ExitReport, created(&files.exit_report())?),
             (Inherited::Kvm, open(Path::new(KVM), &both)?),
-            (Inherited::Kernel, open(&self.kernel, &read)?),
-            (Inherited::Initramfs, open(&self.initramfs, &read)?),
             (Inherited::Console, created(&files.console())?),
             (Inherited::Control, listening(&files.control())?),
             (Inherited::Vsock, listening(&files.vsock())?),
-            (Inherited::Ready, ready),
-            (Inherited::Scratch, open(&machine.scratch, &both)?),
             (Inherited::Modules, modules),
         ];
+        let of_template = match &machine.beginning {
+            Beginning::Boot => None,
+            Beginning::Template(unsaved) => Some(unsaved.for_vmm()?),
+            Beginning::Fork(template) => Some(template.for_vmm()?),
+        };
+        if let Some((memory, state)) = of_template {
+            all.extend([(Inherited::Memory, memory), (Inherited::State, state)]);
+        }
+        if !matches!(machine.beginning, Beginning::Fork(_)) {
+            all.push((Inherited::Kernel, open(&self.kernel, &read)?));
+            all.push((Inherited::Initramfs, open(&self.initramfs, &read)?));
+            all.push((Inherited::Ready, ready));
+        }
+        if let Some(scratch) = &machine.scratch {
+            all.push((Inherited::Scratch, open(scratch, &both)?));
+        }
         all.extend(machine.net.map(|net| (Inherited::Tap, net.tap)));
         let mapping = |(what, parent_fd): (Inherited, OwnedFd)| FdMapping {
             parent_fd,
             child_fd: what.number(),
         };
-        Ok(all.into_iter().map(mapping).collect())
+        Ok((all.into_iter().map(mapping).collect(), machine.beginning))
     }
 
     /// How long a boot may take if its caller has no time limit. This includes time in which others used the CPU.
@@ -274,11 +307,20 @@ impl Launcher {
                 mac: MacAddress(net.mac),
                 mtu: net.mtu,
             }),
-            scratch_disk: true,
+            scratch_disk: machine.scratch.is_some(),
             modules: true,
             user: User {
                 uid: machine.user,
                 gid: machine.user,
+            },
+            start: match &machine.beginning {
+                Beginning::Boot => Start::Boot,
+                Beginning::Template(unsaved) => Start::Template {
+                    kernel_sum: unsaved.kernel_sum(),
+                },
+                Beginning::Fork(template) => Start::Fork {
+                    kernel_sum: template.kernel_sum(),
+                },
             },
         }
     }
@@ -325,28 +367,54 @@ impl Starting {
         &self.process
     }
 
-    /// Boots the VM and waits for its agent, but not longer than `until`. After an error, the process has been killed.
-    /// If the future is dropped, the caller must kill it.
+    /// Boots the VM, or lets it go on where its template was, and waits for its agent, but not longer than `until`. After an
+    /// error, the process has been killed. If the future is dropped, the caller must kill it.
     pub async fn boot(self, until: Instant) -> Result<Guest, LaunchError> {
         let process = Arc::clone(&self.process);
-        let booted = self.boot_steps(until).await;
-        if booted.is_err() {
-            process.kill();
-            process.ended().await;
-        }
-        booted
+        let booted = match self.beginning {
+            Beginning::Fork(_) => self.go_on(until).await,
+            _ => self.hear_agent(until).await.map(Booted::keep),
+        };
+        killed_unless_ok(&process, booted).await
     }
 
-    async fn boot_steps(self, until: Instant) -> Result<Guest, LaunchError> {
-        let watch = Watch {
-            process: &self.process,
-            files: &self.files,
-            clock: Clock::of_new(self.process.identity().pid),
-            limits: Limits {
-                own: self.timeout,
-                until,
-            },
+    /// Boots a template, and saves it as soon as its agent is ready. Its process has ended then, and after an error, too.
+    pub async fn save(mut self, until: Instant) -> Result<Template, LaunchError> {
+        let process = Arc::clone(&self.process);
+        let beginning = std::mem::replace(&mut self.beginning, Beginning::Boot);
+        let Beginning::Template(unsaved) = beginning else {
+            process.kill();
+            return Err(TemplateError::None.into());
         };
+        let config = self.config.clone();
+        let saved = async {
+            let Booted { guest, ready } = self.hear_agent(until).await?;
+            // The guest keeps no connection: its forks would find nobody at the other end.
+            drop(ready);
+            Ok(unsaved.save(&config, &guest).await?)
+        };
+        killed_unless_ok(&process, saved.await).await
+    }
+
+    /// Configures the VMM of a fork, and waits until its agent answers. It listens since before the fork.
+    async fn go_on(self, until: Instant) -> Result<Guest, LaunchError> {
+        let guest = Guest::new(Arc::clone(&self.process), self.files.clone());
+        let watch = Watch::new(&self.process, &self.files, self.timeout, until);
+        faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
+        faults::before(Step::HearAgent)?;
+        let answered = async {
+            while !guest.agent.answers_within(HEARTBEAT).await {
+                tokio::time::sleep(NOT_YET).await;
+            }
+        };
+        watch.step("going on from its template", answered).await?;
+        faults::after(Step::HearAgent)?;
+        tracing::info!(elapsed = ?watch.clock.since.elapsed(), "guest goes on");
+        Ok(guest)
+    }
+
+    async fn hear_agent(self, until: Instant) -> Result<Booted, LaunchError> {
+        let watch = Watch::new(&self.process, &self.files, self.timeout, until);
         faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
         faults::before(Step::HearAgent)?;
         let mut stream = self.ready;
@@ -363,11 +431,35 @@ impl Starting {
             agent = bounded(&words.agent_version),
             "guest ready"
         );
-        // The connection is kept but not watched. Only the end of the VMM counts, because an adopted guest has no such
-        // connection.
-        tokio::spawn(hold(stream, Arc::clone(&self.process)));
-        Ok(Guest::new(self.process, self.files))
+        Ok(Booted {
+            guest: Guest::new(Arc::clone(&self.process), self.files.clone()),
+            ready: stream,
+        })
     }
+}
+
+/// A guest that has booted, with the connection on which its agent said so.
+struct Booted {
+    guest: Guest,
+    ready: UnixStream,
+}
+
+impl Booted {
+    /// The connection is kept but not watched. Only the end of the VMM counts, because an adopted guest has no such
+    /// connection.
+    fn keep(self) -> Guest {
+        tokio::spawn(hold(self.ready, Arc::clone(&self.guest.process)));
+        self.guest
+    }
+}
+
+/// After an error, nothing of the VM is left.
+async fn killed_unless_ok<T, E>(process: &VmmProcess, done: Result<T, E>) -> Result<T, E> {
+    if done.is_err() {
+        process.kill();
+        process.ended().await;
+    }
+    done
 }
 
 /// Watches a boot: whether its VM still runs, and whether it is within its time limits.
@@ -378,7 +470,17 @@ struct Watch<'a> {
     limits: Limits,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    /// `own` is how long the VM may take apart from waiting for a CPU.
+    fn new(process: &'a VmmProcess, files: &'a Files, own: Duration, until: Instant) -> Self {
+        Self {
+            process,
+            files,
+            clock: Clock::of_new(process.identity().pid),
+            limits: Limits { own, until },
+        }
+    }
+
     async fn step<T>(
         &self,
         stage: &'static str,

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Templates: VMs that have booted once and were saved when their agent was ready, before they were any pod's. Others are
+//! forked from them.
+//!
+//! A template is two anonymous files, its memory and its state. Nobody can write to either any more: the files are sealed
+//! when the VMM that wrote them has ended. A fork maps the memory privately, so the host has each page once, until a fork
+//! writes to it. The pages belong to the cgroup of the template's VMM.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_vmm::config::{KernelSum, VmConfig};
+use bulkhead_vmm::control::ClientError;
+use rustix::fs::{MemfdFlags, SealFlags};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use crate::control::{self, ControlError};
+use crate::guest::Guest;
+
+/// How long the guest may take to forget its connection and to fall silent.
+const QUIET_LIMIT: Duration = Duration::from_secs(20);
+const QUIET_PAUSE: Duration = Duration::from_millis(50);
+/// How long a saved VMM may take to end.
+const END_LIMIT: Duration = Duration::from_secs(20);
+const READ_BYTES: usize = 256 << 10;
+/// Blocks of a file, as `stat` counts them.
+const BLOCK_BYTES: u64 = 512;
+
+/// Why there is no template, or no descriptor of one.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    #[error("read the guest's kernel for a template")]
+    Kernel(#[source] io::Error),
+    #[error("make the files of a template")]
+    Files(#[source] io::Error),
+    #[error("save the template")]
+    Save(#[from] ControlError),
+    #[error("the VMM of the template went on for {END_LIMIT:?} after it was saved")]
+    Alive,
+    #[error("seal the template")]
+    Seal(#[source] io::Error),
+    #[error("this VM is no template")]
+    None,
+}
+
+/// The files of a template that is yet to boot.
+#[derive(Debug)]
+pub struct Unsaved {
+    memory: OwnedFd,
+    state: OwnedFd,
+    kernel_sum: KernelSum,
+}
+
+/// A template. It is gone when the last owner has dropped it, and the last fork has ended.
+#[derive(Debug)]
+pub struct Template {
+    memory: OwnedFd,
+    state: OwnedFd,
+    kernel_sum: KernelSum,
+    pub memory_mib: u32,
+    /// The most that a fork can have.
+    pub vcpus: u8,
+    /// What its memory takes on the host.
+    pub bytes: u64,
+}
+
+impl Unsaved {
+    /// Files for a template with so much memory, whose kernel is in this file. Blocks while it reads that.
+    pub fn new(kernel: &Path, memory_mib: u32) -> Result<Self, TemplateError> {
+        let kernel_sum = sum_of(kernel).map_err(TemplateError::Kernel)?;
+        let memory = anonymous("template-memory").map_err(TemplateError::Files)?;
+        rustix::fs::ftruncate(&memory, u64::from(memory_mib) << 20)
+            .map_err(|e| TemplateError::Files(e.into()))?;
+        Ok(Self {
+            memory,
+            state: anonymous("template-state").map_err(TemplateError::Files)?,
+            kernel_sum,
+        })
+    }
+
+    pub(crate) fn kernel_sum(&self) -> KernelSum {
+        self.kernel_sum
+    }
+
+    /// Memory and state, for the VMM that will write them.
+    pub(crate) fn for_vmm(&self) -> Result<(OwnedFd, OwnedFd), TemplateError> {
+        let both = || Ok((self.memory.try_clone()?, self.state.try_clone()?));
+        both().map_err(TemplateError::Files)
+    }
+
+    /// Saves the VM of this guest, which has just become ready and to which nobody is connected.
+    pub(crate) async fn save(
+        self,
+        config: &VmConfig,
+        guest: &Guest,
+    ) -> Result<Template, TemplateError> {
+        let deadline = Instant::now() + QUIET_LIMIT;
+        loop {
+            tokio::time::sleep(QUIET_PAUSE).await;
+            match control::save(&guest.files.control()).await {
+                Ok(()) => break,
+                Err(ControlError::Request {
+                    source: ClientError::Refused(_),
+                    ..
+                }) if Instant::now() < deadline && guest.process.identity().is_alive() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let ended = tokio::time::timeout(END_LIMIT, guest.process.ended()).await;
+        ended.map_err(|_| TemplateError::Alive)?;
+        for file in [&self.memory, &self.state] {
+            let all = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+            let sealed = rustix::fs::fcntl_add_seals(file, all);
+            sealed.map_err(|e| TemplateError::Seal(e.into()))?;
+        }
+        let taken = File::from(self.memory.try_clone().map_err(TemplateError::Files)?);
+        let taken = taken.metadata().map_err(TemplateError::Files)?.blocks();
+        Ok(Template {
+            memory: self.memory,
+            state: self.state,
+            kernel_sum: self.kernel_sum,
+            memory_mib: config.memory_mib,
+            vcpus: config.vcpus,
+            bytes: taken.saturating_mul(BLOCK_BYTES),
+        })
+    }
+}
+
+impl Template {
+    pub(crate) fn kernel_sum(&self) -> KernelSum {
+        self.kernel_sum
+    }
+
+    /// Memory and state, for the VMM of a fork: each with a position of its own, and only for reading.
+    pub(crate) fn for_vmm(&self) -> Result<(OwnedFd, OwnedFd), TemplateError> {
+        let both = || Ok((reopened(&self.memory)?, reopened(&self.state)?));
+        both().map_err(TemplateError::Files)
+    }
+}
+
+fn sum_of(path: &Path) -> io::Result<KernelSum> {
+    let (mut file, mut sum) = (File::open(path)?, Sha256::new());
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(sum.finalize().into()),
+            Ok(count) => sum.update(buffer.get(..count).unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn anonymous(name: &str) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    Ok(rustix::fs::memfd_create(name, flags)?)
+}
+
+fn reopened(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(File::open(path)?.into())
+}
+
+/// What templates are made from. When one of these files has changed, they are made anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources(Vec<(u64, u64, u64, i64, i64)>);
+
+impl Sources {
+    /// The files as they are now.
+    pub fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+        let identity = |path: &Path| {
+            let file = fs::metadata(path)?;
+            let changed = (file.mtime(), file.mtime_nsec());
+            Ok((file.dev(), file.ino(), file.len(), changed.0, changed.1))
+        };
+        let all: io::Result<_> = paths.into_iter().map(identity).collect();
+        all.map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_template_is_made_anew_when_one_of_its_files_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["kernel", "vmm"].map(|name| directory.path().join(name));
+        let sources = || Sources::of(paths.iter().map(|path| path.as_path()));
+        assert!(sources().is_err());
+        for path in &paths {
+            fs::write(path, "1").unwrap();
+        }
+        let before = sources().unwrap();
+        assert_eq!(sources().unwrap(), before);
+        fs::write(&paths[1], "12").unwrap();
+        assert_ne!(sources().unwrap(), before);
+    }
+
+    #[test]
+    fn a_forks_descriptors_are_for_reading() {
+        let directory = tempfile::tempdir().unwrap();
+        let kernel = directory.path().join("kernel");
+        assert!(matches!(
+            Unsaved::new(&kernel, 1),
+            Err(TemplateError::Kernel(_))
+        ));
+        fs::write(&kernel, "kernel").unwrap();
+        let unsaved = Unsaved::new(&kernel, 1).unwrap();
+        let (memory, state) = unsaved.for_vmm().unwrap();
+        File::from(memory).write_all(b"memory").unwrap();
+        File::from(state).write_all(b"state").unwrap();
+        let template = Template {
+            memory: unsaved.memory,
+            state: unsaved.state,
+            kernel_sum: unsaved.kernel_sum,
+            memory_mib: 1,
+            vcpus: 1,
+            bytes: 4096,
+        };
+        for _ in 0..2 {
+            let (_, state) = template.for_vmm().unwrap();
+            let mut state = File::from(state);
+            assert_eq!(
+                io::read_to_string(&state).unwrap(),
+                "state",
+                "from its start"
+            );
+            assert!(state.write_all(b"x").is_err());
+        }
+    }
+}
