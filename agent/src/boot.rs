@@ -25,9 +25,13 @@ use crate::{cgroup, network, power, server};
 const MAX_PENDING_SIGNALS: u64 = 1 << 18;
 /// The most processes and threads: what systemd sets on a node. It is also the most that the kernel can have.
 const MAX_PIDS: &str = "4194304";
+/// The most namespaces of a kind: what a node of 64 GiB has.
+const MAX_NAMESPACES: &str = "262144";
+/// The most connections that nobody holds any more: what a node of 64 GiB has.
+const MAX_LEFTOVERS: &str = "262144";
 /// Limits below `/proc/sys` that the kernel derives from the memory that it boots with. A pod's containers are charged for
 /// the memory of what is counted here, and a pod may grow, so a small VM needs no lower limits than a node.
-const NODE_LIMITS: [(&str, &str); 6] = [
+const NODE_LIMITS: [(&str, &str); 21] = [
     ("kernel/threads-max", MAX_PIDS),
     ("kernel/pid_max", MAX_PIDS),
     // As systemd sets it on a node.
@@ -37,6 +41,23 @@ const NODE_LIMITS: [(&str, &str); 6] = [
     ("fs/fanotify/max_user_marks", "1048576"),
     // What a node of 64 GiB has.
     ("fs/epoll/max_user_watches", "14316557"),
+    ("user/max_cgroup_namespaces", MAX_NAMESPACES),
+    ("user/max_ipc_namespaces", MAX_NAMESPACES),
+    ("user/max_mnt_namespaces", MAX_NAMESPACES),
+    ("user/max_net_namespaces", MAX_NAMESPACES),
+    ("user/max_pid_namespaces", MAX_NAMESPACES),
+    ("user/max_time_namespaces", MAX_NAMESPACES),
+    ("user/max_user_namespaces", MAX_NAMESPACES),
+    ("user/max_uts_namespaces", MAX_NAMESPACES),
+    ("net/ipv4/tcp_max_orphans", MAX_LEFTOVERS),
+    ("net/ipv4/tcp_max_tw_buckets", MAX_LEFTOVERS),
+    ("net/ipv4/tcp_max_syn_backlog", "4096"),
+    // In pages: from where on the kernel saves memory for sockets, and the most that they get.
+    ("net/ipv4/tcp_mem", "768000 1024000 1536000"),
+    ("net/ipv4/udp_mem", "1536000 2048000 3072000"),
+    // The most that the kernel gives to a socket on any node by itself.
+    ("net/ipv4/tcp_rmem", "4096 131072 6291456"),
+    ("net/ipv4/tcp_wmem", "4096 16384 4194304"),
 ];
 /// Threads for work that blocks: mounts and unmounts, the scratch disk.
 const BLOCKING_THREADS: usize = 4;

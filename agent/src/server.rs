@@ -96,10 +96,13 @@ async fn report_ready() -> io::Result<VsockStream> {
 }
 
 /// Never returns. Reads from the ready connection, on which the host does not write, until its end. Then waits for
-/// ever: the daemon may only have restarted, and the pod goes on.
+/// ever: the daemon may only have restarted, and the pod goes on. Or this VM is a template, whose ready connection the
+/// host closes before it makes copies of the VM.
 async fn until_closed(mut ready: VsockStream) -> io::Result<()> {
     let mut ignored = [0; 64];
     while matches!(ready.read(&mut ignored).await, Ok(length) if length > 0) {}
+    // A connection that only one side has closed would be in the kernel of every copy.
+    drop(ready);
     std::future::pending().await
 }
 

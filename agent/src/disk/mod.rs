@@ -5,11 +5,12 @@
 //! containers write outside of the pod's volumes ([`scratch`]); what of an image has to be there, [`copy`] copies with
 //! its [`attributes`]. The volume disk is a window, too, with block devices of the host
 //! ([`blocks`]) and with volumes (`crate::volumes`). The host puts an [`extent`] into a window, and [`dm`] makes a
-//! block device of it.
+//! block device of it, once the disk's [`capacity`] reaches that far.
 //! Directories of the host are not on a disk, but come by virtio-fs ([`shared`]).
 
 mod attributes;
 pub mod blocks;
+mod capacity;
 pub mod copy;
 pub mod dm;
 pub mod extent;

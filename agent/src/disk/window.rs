@@ -6,14 +6,10 @@
 
 use std::fs;
 use std::io;
-use std::time::{Duration, Instant};
 
+use super::capacity;
 use super::dm::{Access, Control};
 use super::extent::Extent;
-
-/// How long the disk may take to show a capacity that the host has announced.
-const CAPACITY_TIMEOUT: Duration = Duration::from_secs(5);
-const CAPACITY_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum WindowError {
@@ -62,26 +58,18 @@ pub fn unmap(name: &str) {
     }
 }
 
-/// Waits until the disk is large enough. The host raises the capacity before the request, but the interrupt about it
-/// may come later.
+/// Waits until the disk is large enough.
 fn wait_for_capacity(disk: &'static str, extent: Extent) -> Result<(), WindowError> {
-    let deadline = Instant::now() + CAPACITY_TIMEOUT;
-    loop {
-        let size = fs::read_to_string(format!("/sys/block/{disk}/size"))
-            .map_err(|source| WindowError::NoDisk { disk, source })?;
-        let capacity = size.trim().parse().unwrap_or(0);
-        if extent.end() <= capacity {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(WindowError::BeyondDisk {
-                disk,
-                extent,
-                capacity,
-            });
-        }
-        std::thread::sleep(CAPACITY_PAUSE);
+    let capacity = capacity::wait_for(disk, extent.end())
+        .map_err(|source| WindowError::NoDisk { disk, source })?;
+    if capacity < extent.end() {
+        return Err(WindowError::BeyondDisk {
+            disk,
+            extent,
+            capacity,
+        });
     }
+    Ok(())
 }
 
 #[cfg(test)]

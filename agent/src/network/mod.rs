@@ -6,6 +6,7 @@ pub mod netlink;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_proto::agent;
@@ -14,6 +15,8 @@ use tokio::time::{Instant, sleep};
 use self::netlink::Netlink;
 
 const CLASS: &str = "/sys/class/net";
+/// What the directory of an interface has if there is a device behind it.
+const DEVICE: &str = "device";
 /// How long the interface may take to appear after the guest has started.
 const APPEAR_TIMEOUT: Duration = Duration::from_secs(5);
 const APPEAR_PAUSE: Duration = Duration::from_millis(2);
@@ -28,8 +31,8 @@ const IPV6_SETTINGS: [&str; 2] = ["accept_ra", "accept_dad"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    #[error("guest has no interface with the MAC address {0:?}")]
-    NoInterface(String),
+    #[error("guest has no network device, or its kernel did not find it within {APPEAR_TIMEOUT:?}")]
+    NoInterface,
     #[error("{0:?} is not a name for an interface")]
     BadName(String),
     #[error("{0:?} is not an IP address with a prefix length")]
@@ -97,7 +100,8 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
         .iter()
         .map(|n| Ok((address(&n.address)?, mac(&n.mac)?)))
         .collect::<Result<Vec<_>, NetworkError>>()?;
-    let index = wait_for(&wanted.mac).await?;
+    let link_address = mac(&wanted.mac)?;
+    let index = wait_for_device().await?;
 
     let kernel = |what, object: &dyn std::fmt::Debug| {
         let object = format!("{object:?}");
@@ -109,8 +113,8 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
     };
     let mut netlink = Netlink::open().map_err(kernel("open", &"netlink"))?;
     netlink
-        .name(index, &wanted.name, wanted.mtu)
-        .map_err(kernel("rename to", &wanted.name))?;
+        .identify(index, &wanted.name, link_address, wanted.mtu)
+        .map_err(kernel("set name, address and MTU of", &wanted.name))?;
     for setting in IPV6_SETTINGS {
         // Fails if the kernel has no IPv6. Then there is nothing to set.
         let _ = fs::write(
@@ -173,28 +177,30 @@ fn check_name(name: &str) -> Result<(), NetworkError> {
     }
 }
 
-async fn wait_for(mac: &str) -> Result<u32, NetworkError> {
+/// Waits until the kernel has found the network device. Returns the index of its interface.
+async fn wait_for_device() -> Result<u32, NetworkError> {
     let deadline = Instant::now() + APPEAR_TIMEOUT;
     loop {
-        if let Some(index) = find(mac) {
+        if let Some(index) = find(Path::new(CLASS)) {
             return Ok(index);
         }
         if Instant::now() > deadline {
-            return Err(NetworkError::NoInterface(mac.to_owned()));
+            return Err(NetworkError::NoInterface);
         }
         sleep(APPEAR_PAUSE).await;
     }
 }
 
-fn find(mac: &str) -> Option<u32> {
-    fs::read_dir(CLASS).ok()?.flatten().find_map(|entry| {
-        let read = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
-        let found = read("address")?.trim().eq_ignore_ascii_case(mac);
-        if found {
-            read("ifindex")?.trim().parse().ok()
-        } else {
-            None
+/// The pod's interface is the only one with a device: those that the kernel makes by itself, such as `lo` and `sit0`,
+/// have none. Its address cannot tell it, because in a VM that began as a copy of another one it has that one's.
+fn find(class: &Path) -> Option<u32> {
+    fs::read_dir(class).ok()?.flatten().find_map(|entry| {
+        let interface = entry.path();
+        if !interface.join(DEVICE).exists() {
+            return None;
         }
+        let index = fs::read_to_string(interface.join("ifindex")).ok()?;
+        index.trim().parse().ok()
     })
 }
 
@@ -237,7 +243,36 @@ fn mac(text: &str) -> Result<[u8; 6], NetworkError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_name, mac, prefix};
+    use super::*;
+
+    #[test]
+    fn the_pods_interface_is_the_one_with_a_device() {
+        let class = tempfile::tempdir().unwrap();
+        let interface = |name: &str, index: &str| {
+            let interface = class.path().join(name);
+            fs::create_dir(&interface).unwrap();
+            fs::write(interface.join("ifindex"), index).unwrap();
+            interface
+        };
+        interface("lo", "1\n");
+        interface("sit0", "2\n");
+        assert_eq!(find(class.path()), None);
+        let device = interface("eth0", "3\n").join(DEVICE);
+        fs::create_dir(device).unwrap();
+        assert_eq!(find(class.path()), Some(3));
+        assert_eq!(find(&class.path().join("none")), None);
+    }
+
+    #[tokio::test]
+    async fn an_interface_without_a_proper_address_is_refused() {
+        let wanted = agent::Interface {
+            mac: "02:00".into(),
+            name: "eth0".into(),
+            ..Default::default()
+        };
+        let refused = configure(&wanted).await.unwrap_err();
+        assert!(matches!(refused, NetworkError::BadMac(mac) if mac == "02:00"));
+    }
 
     #[test]
     fn a_mac_is_six_octets() {

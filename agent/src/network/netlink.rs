@@ -22,6 +22,7 @@ const REQUEST_ACK: u16 = 1 | 4;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
+const LINK_ADDRESS: u16 = 1;
 const LINK_NAME: u16 = 3;
 const LINK_MTU: u16 = 4;
 const LINK_UP: u32 = 1;
@@ -73,14 +74,9 @@ impl Netlink {
         self.ask(NEW_LINK, 0, link(index, LINK_UP))
     }
 
-    /// Sets the name and the MTU. An MTU of 0 leaves it unchanged.
-    pub fn name(&mut self, index: u32, name: &str, mtu: u32) -> io::Result<()> {
-        let mut message = link(index, 0);
-        attribute(&mut message, LINK_NAME, &[name.as_bytes(), b"\0"].concat());
-        if mtu > 0 {
-            attribute(&mut message, LINK_MTU, &mtu.to_ne_bytes());
-        }
-        self.ask(NEW_LINK, 0, message)
+    /// Sets the name, the MAC address and the MTU. An MTU of 0 leaves it unchanged.
+    pub fn identify(&mut self, index: u32, name: &str, mac: [u8; 6], mtu: u32) -> io::Result<()> {
+        self.ask(NEW_LINK, 0, identity(index, name, mac, mtu))
     }
 
     pub fn add_address(&mut self, index: u32, prefix: Prefix) -> io::Result<()> {
@@ -167,6 +163,16 @@ fn link(index: u32, flags: u32) -> Vec<u8> {
     message
 }
 
+fn identity(index: u32, name: &str, mac: [u8; 6], mtu: u32) -> Vec<u8> {
+    let mut message = link(index, 0);
+    attribute(&mut message, LINK_ADDRESS, &mac);
+    attribute(&mut message, LINK_NAME, &[name.as_bytes(), b"\0"].concat());
+    if mtu > 0 {
+        attribute(&mut message, LINK_MTU, &mtu.to_ne_bytes());
+    }
+    message
+}
+
 fn route(index: u32, to: &Route, flags: u32) -> Vec<u8> {
     let destination = to.destination;
     let scope = if to.gateway.is_some() || destination.address.is_ipv6() {
@@ -244,7 +250,20 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Prefix, Route, acknowledged, attribute, network, route};
+    use super::{Prefix, Route, acknowledged, attribute, identity, link, network, route};
+
+    #[test]
+    fn an_interface_gets_its_address_its_name_and_perhaps_an_mtu() {
+        let mac = [2, 0, 0, 0xab, 0xff, 1];
+        let message = identity(7, "eth0", mac, 1400);
+        let address = [10, 0, 1, 0, 2, 0, 0, 0xab, 0xff, 1, 0, 0];
+        let name = [9, 0, 3, 0, b'e', b't', b'h', b'0', 0, 0, 0, 0];
+        let mtu = [8, 0, 4, 0, 0x78, 5, 0, 0];
+        assert_eq!(message[..16], link(7, 0));
+        assert_eq!(message[16..], [&address[..], &name, &mtu].concat());
+        let plain = identity(7, "eth0", mac, 0);
+        assert_eq!(plain[16..], [address, name].concat());
+    }
 
     #[test]
     fn a_route_has_what_was_asked_for_and_nothing_else() {

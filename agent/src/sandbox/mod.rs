@@ -106,11 +106,12 @@ impl Sandbox {
 async fn apply(request: &ConfigureSandboxRequest, users: &PodUsers) -> Result<(), SandboxError> {
     let step = |what| move |source| SandboxError::Step { what, source };
     // The first access to the disk takes longest, so it happens while the other steps are done.
-    let disk = tokio::task::spawn_blocking(|| {
+    let scratch_sectors = request.scratch_sectors;
+    let disk = tokio::task::spawn_blocking(move || {
         if PathBuf::from(scratch::CONTAINERS).exists() {
             Ok(())
         } else {
-            scratch::mount_scratch()
+            scratch::mount_scratch(scratch_sectors)
         }
     });
     rustix::system::sethostname(request.hostname.as_bytes()).map_err(|e| SandboxError::Step {
