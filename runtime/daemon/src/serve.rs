@@ -38,6 +38,7 @@ use crate::modes;
 use crate::notify::{self, Notifier};
 use crate::pod::admission::{self, Admission};
 use crate::pod::plan::sizing::Defaults;
+use crate::pod::templates::Templates;
 use crate::pod::users::Users;
 use crate::pod::volumes::Volumes;
 use crate::pod::{Host, Pods};
@@ -226,6 +227,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         volumes: Volumes::new(config.kubelet_roots),
         scratch: Scratch::new(templates),
         clock: HostClock::start(),
+        templates: Templates::new(sandbox.templates_bytes, sandbox.templates_of, cpus()),
         log_bytes_per_second: sandbox.log_bytes_per_second,
         probe: Probe::new(
             config.vmm.clone(),
@@ -243,6 +245,10 @@ fn host(config: Config) -> Result<Host, ServeError> {
             cores: sandbox.cores,
         },
     })
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Probes KVM in the background, so that the first pod need not wait for that. Then cleans up the network from time to

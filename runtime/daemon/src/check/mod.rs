@@ -11,16 +11,36 @@ mod host;
 mod kernel;
 pub mod vm;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use bulkhead_host::probe::Probe;
+use bulkhead_text::Problem;
 
+use crate::cli::{self, Client};
 use crate::config::Config;
 use finding::Finding;
 
 /// Runs all checks of the machine and prints their results. The exit code is success only if none has failed.
 pub async fn run(config: &Config, json: bool) -> ExitCode {
     finding::print(&look(config).await, json, "This machine can run pods.")
+}
+
+/// How VMs of the daemon began. Nothing if no daemon runs.
+async fn forks(socket: &Path) -> Option<Finding> {
+    let mut client = Client::connect(socket).await.ok()?;
+    let status = cli::ask_for_templates(&mut client).await.ok()??;
+    let (counts, found) = (status.counts, status.sentence());
+    Some(match counts.fell_back + counts.templates_failed {
+        0 => Finding::info("forks", found),
+        _ => Finding::warn(
+            "forks",
+            Problem::new(
+                found,
+                "the daemon's log has the reason, in a warning for each",
+            ),
+        ),
+    })
 }
 
 /// Runs all checks.
@@ -64,6 +84,7 @@ async fn look(config: &Config) -> Vec<Finding> {
         let ready = delegates::ready(&config.runtimes).await;
         findings.push(Finding::new("delegates", ready));
     }
+    findings.extend(forks(&config.socket).await);
     findings.extend(kernel::look(config.sandbox.cores));
     findings
 }

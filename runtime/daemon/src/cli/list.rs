@@ -126,7 +126,7 @@ pub async fn images(client: &mut Client) -> Result<(), CliError> {
     Ok(())
 }
 
-fn headings(names: &[&str]) -> Vec<String> {
+pub fn headings(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
@@ -143,7 +143,7 @@ fn age(created_at: i64) -> String {
 
 /// Formats a table with columns as wide as their widest cell. Control characters, which may come from untrusted names,
 /// are replaced, so that they do not reach the terminal.
-fn table(rows: &[Vec<String>]) -> String {
+pub fn table(rows: &[Vec<String>]) -> String {
     let clean = |cell: &String| cell.replace(char::is_control, "?");
     let rows: Vec<Vec<String>> = rows
         .iter()

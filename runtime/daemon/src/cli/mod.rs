@@ -7,6 +7,7 @@ mod list;
 mod logs;
 mod pull;
 mod run;
+mod templates;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use bulkhead_text::chain;
 
 pub(crate) use client::Client;
+pub(crate) use templates::ask as ask_for_templates;
 
 /// The exit code if the command itself failed, as in `docker run` and `podman run`.
 const OUR_FAILURE: u8 = 125;
@@ -31,6 +33,8 @@ pub enum Command {
     },
     /// List images.
     Images,
+    /// List what VMs are forked from, and say how many were.
+    Templates,
     /// Pull an image.
     Pull { image: String },
     /// Print what a container has written.
@@ -108,6 +112,7 @@ async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
         } => return exec::exec(&mut client, container, command, timeout).await,
         Command::Ps { all } => list::pods(&mut client, all).await?,
         Command::Images => list::images(&mut client).await?,
+        Command::Templates => templates::print(&mut client).await?,
         Command::Pull { image } => println!("{}", pull::pull(&client, &image).await?),
         Command::Logs { container, follow } => logs::print(&mut client, &container, follow).await?,
     }

@@ -20,6 +20,7 @@ use bulkhead_host::cores::Cores;
 use bulkhead_network::{self as network, NetworkConfig, NetworkError};
 
 use crate::callers::Callers;
+use crate::pod::templates::Sharing;
 pub use cgroup_driver::CgroupDriver;
 pub use raw::DEFAULT_SOCKET;
 use raw::{RawConfig, RawImages, RawSandbox, RawStreaming};
@@ -119,6 +120,9 @@ pub struct SandboxConfig {
     /// The users of VMs, each with its group. They are nobody else's.
     pub users: Range<u32>,
     pub cores: Cores,
+    /// How much memory templates may take together. 0: VMs boot.
+    pub templates_bytes: u64,
+    pub templates_of: Sharing,
 }
 
 impl RawStreaming {
@@ -320,6 +324,11 @@ impl RawSandbox {
             cores: match self.core_scheduling {
                 true => Cores::OwnForEachVm,
                 false => Cores::Shared,
+            },
+            templates_bytes: self.templates_mib.saturating_mul(1 << 20),
+            templates_of: match self.templates_per_namespace {
+                true => Sharing::Namespace,
+                false => Sharing::Node,
             },
         })
     }

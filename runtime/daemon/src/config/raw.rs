@@ -63,6 +63,8 @@ pub struct RawSandbox {
     pub first_uid: u32,
     pub uids: u32,
     pub core_scheduling: bool,
+    pub templates_mib: u64,
+    pub templates_per_namespace: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,6 +155,8 @@ impl Default for RawSandbox {
             first_uid: 0x7000_0000,
             uids: 1 << 16,
             core_scheduling: false,
+            templates_mib: 512,
+            templates_per_namespace: false,
         }
     }
 }

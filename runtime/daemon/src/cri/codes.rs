@@ -144,6 +144,7 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Configure(_)
             | LaunchError::Adopt { .. }
             | LaunchError::Cores(_)
+            | LaunchError::Template(_)
             | LaunchError::Fault(_) => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,

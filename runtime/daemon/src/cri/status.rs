@@ -46,6 +46,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
             "sandbox": { "vcpus": vm.vcpus, "memoryMib": vm.memory_mib,
                 "memoryMaxMib": vm.memory_max_mib, "scratchBytes": vm.scratch_bytes,
                 "parallelBoots": pods.parallel_boots() },
+            "templates": pods.templates(),
         });
         info.insert("config".to_owned(), details.to_string());
     }

@@ -16,6 +16,7 @@ use super::outputs::Outputs;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
+use super::templates::Templates;
 use super::users::Users;
 use super::volumes::Volumes;
 use crate::scratch::Scratch;
@@ -33,6 +34,7 @@ pub struct Host {
     pub network: Network,
     pub images: bulkhead_image::Store,
     pub launcher: Launcher,
+    pub templates: Templates,
     pub cgroups: Cgroups,
     pub users: Users,
     pub scratch: Scratch,

@@ -32,6 +32,7 @@ mod request;
 mod status;
 mod strays;
 mod streams;
+pub mod templates;
 pub mod users;
 mod view;
 pub mod volumes;

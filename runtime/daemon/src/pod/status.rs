@@ -9,6 +9,7 @@ use bulkhead_text::Problem;
 
 use super::Pods;
 use super::plan::sizing::Defaults;
+use super::templates;
 
 impl Pods {
     /// Whether a VM can run here.
@@ -45,6 +46,11 @@ impl Pods {
     /// Starts VMs, and knows the programs and files for it.
     pub fn launcher(&self) -> &Launcher {
         &self.shared.host.launcher
+    }
+
+    /// What VMs are forked from, and how many were.
+    pub fn templates(&self) -> templates::Status {
+        self.shared.host.templates.status()
     }
 
     /// The size of the VM if a pod has no requests or limits.

@@ -41,7 +41,14 @@ impl Pods {
                         path.display(),
                         parent.display()
                     ),
-                    Fate::Removed => remove(&path),
+                    Fate::Removed => {
+                        if let Some(cgroup) = owner::left_cgroup(host, &path)
+                            && host.cgroups.remove(&cgroup).await.is_err()
+                        {
+                            tracing::error!("remove {}", cgroup.display());
+                        }
+                        remove(&path);
+                    }
                 }
             }
         }

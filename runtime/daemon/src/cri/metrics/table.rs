@@ -388,6 +388,12 @@ pub const METRICS: &[Row] = &[
         let low = of.record.spec.resources.unified.get("memory.low");
         one(low.and_then(|text| text.parse().ok()).unwrap_or(0))
     }),
+    // ---- the pod's VM
+    gauge(
+        "bulkhead_pod_forked",
+        "1 if the pod's VM was forked from a template, 0 if it has booted",
+    )
+    .of_pod(|of| one(of.view.pod.size.is_forked.into())),
     // ---- times
     gauge(
         "container_start_time_seconds",

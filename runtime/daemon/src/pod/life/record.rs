@@ -94,6 +94,22 @@ pub struct VmSize {
     #[serde(default)]
     pub memory_max_mib: u32,
     pub scratch_bytes: u64,
+    /// Whether it was forked from a template: then "at the boot" means what the template has, and the guest got the rest
+    /// when it was configured.
+    #[serde(default)]
+    pub is_forked: bool,
+}
+
+impl VmSize {
+    /// The size of a VM of this size that is forked from a template with so much memory and one CPU.
+    pub fn forked(self, memory_mib: u32) -> Self {
+        Self {
+            boot_vcpus: 1,
+            memory_mib,
+            is_forked: true,
+            ..self
+        }
+    }
 }
 
 /// What the containers of a pod may use together. `None` means no limit.

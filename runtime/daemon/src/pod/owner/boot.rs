@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
-use bulkhead_host::launch::{self, LaunchError, Machine, Net, Starting};
+use bulkhead_host::launch::{self, Beginning, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
 use bulkhead_host::{Files, Guest};
 use bulkhead_network::{Attachment, NetworkRecord};
-use bulkhead_text::hex;
+use bulkhead_text::{chain, hex};
 
-use super::Owner;
+use super::{Owner, template};
 use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::errors::BootError;
-use crate::pod::life::record::{Held, PodRecord, scratch_file};
+use crate::pod::life::record::{Held, PodRecord, VmSize, scratch_file};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
 use crate::pod::plan::wire;
@@ -34,6 +34,7 @@ use crate::scratch::Purpose;
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.
 pub const RUN_NAME_DIGITS: usize = 16;
+const SECTOR_BYTES: u64 = 512;
 /// The host's DNS settings, for pods without their own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -74,33 +75,32 @@ impl Owner {
         if caller.is_closed() {
             return Err(BootError::Abandoned);
         }
-        let starting = self
-            .start_vmm(
-                Files::new(run),
-                &attachment,
-                scratch,
-                plan.cgroup,
-                turn.waited,
-            )
-            .await?;
-        let process = Arc::clone(starting.process());
-        let booted = tokio::select! {
-            booted = self.boot_guest(starting, &attachment, turn) => booted,
+        let vm = Vm {
+            files: Files::new(run),
+            attachment,
+            scratch,
+            cgroup: plan.cgroup,
+            size: plan.size,
+            user: self.take_user()?,
+        };
+        let guest = self.fork_or_boot(&vm, turn, caller).await?;
+        let configuring = Instant::now();
+        let configured = tokio::select! {
+            configured = self.configure(&guest, &vm) => configured,
             () = caller.closed() => Err(BootError::Abandoned),
         };
-        let (guest, configuration) = match booted {
-            Ok(booted) => booted,
-            Err(error) => {
-                process.kill();
-                process.ended().await;
-                return Err(error);
-            }
-        };
+        if let Err(error) = configured {
+            guest.process.kill();
+            guest.process.ended().await;
+            return Err(error);
+        }
+        let configuration = configuring.elapsed();
         let booted = started.elapsed();
         self.serve_guest(guest);
         self.ledger.move_pod(&PodEvent::Booted)?;
         tracing::info!(
             pod = self.ledger.pod().id,
+            forked = self.ledger.pod().size.is_forked,
             turn = ?turn.waited,
             ahead = turn.ahead,
             network_and_disk = ?prepared,
@@ -110,6 +110,74 @@ impl Owner {
             "pod ready"
         );
         Ok(())
+    }
+
+    /// Starts the VM and waits for its agent: forked from a template if there is one, and booted if not, or if that fails.
+    async fn fork_or_boot(
+        &mut self,
+        vm: &Vm,
+        turn: &Turn,
+        caller: &mut Answer<()>,
+    ) -> Result<Guest, BootError> {
+        let shared = Arc::clone(&self.shared);
+        let templates = &shared.host.templates;
+        // Half of the time is left for a boot.
+        let all = turn.patience.boot_until(shared.host.launcher.longest());
+        let now = tokio::time::Instant::now();
+        let until = now + all.saturating_duration_since(now) / 2;
+        let namespace = self.ledger.pod().spec.name.namespace.clone();
+        let template = tokio::select! {
+            template = template::get(&shared, &vm.size, &namespace, until) => template,
+            () = caller.closed() => return Err(BootError::Abandoned),
+        };
+        let Some(template) = template else {
+            let guest = self.start_vm(vm, Beginning::Boot, turn, caller).await?;
+            templates.count(false, false);
+            return Ok(guest);
+        };
+        let fork = Beginning::Fork(Arc::clone(&template));
+        let error = match self.start_vm(vm, fork, turn, caller).await {
+            Ok(guest) => {
+                templates.count(true, false);
+                return Ok(guest);
+            }
+            Err(error) if is_of_fork(&error) => error,
+            Err(error) => return Err(error),
+        };
+        tracing::warn!(
+            pod = self.ledger.pod().id,
+            "the pod's VM could not be forked, so it boots: {}",
+            chain(&error)
+        );
+        templates.give_up(&template);
+        self.forget_vmm(vm).await?;
+        let guest = self.start_vm(vm, Beginning::Boot, turn, caller).await?;
+        templates.count(false, true);
+        Ok(guest)
+    }
+
+    /// Starts the VM and waits for its agent. After an error the VMM has ended.
+    async fn start_vm(
+        &mut self,
+        vm: &Vm,
+        beginning: Beginning,
+        turn: &Turn,
+        caller: &mut Answer<()>,
+    ) -> Result<Guest, BootError> {
+        let starting = self.start_vmm(vm, beginning, turn.waited).await?;
+        let process = Arc::clone(starting.process());
+        let longest = self.shared.host.launcher.longest();
+        let booted = tokio::select! {
+            booted = starting.boot(turn.patience.boot_until(longest)) => {
+                booted.map_err(|error| launch_failed(turn.waited, error))
+            }
+            () = caller.closed() => Err(BootError::Abandoned),
+        };
+        if booted.is_err() {
+            process.kill();
+            process.ended().await;
+        }
+        booted
     }
 
     /// Attaches the network and makes the scratch disk, both at the same time: neither depends on the other.
@@ -148,37 +216,42 @@ impl Owner {
         Ok(attachment)
     }
 
-    /// Starts the VMM process. The VM itself starts in `boot_guest`, after the process is recorded and limited.
+    /// Starts the VMM process. The VM itself starts afterwards, when the process is recorded and limited.
     async fn start_vmm(
         &mut self,
-        files: Files,
-        attachment: &Attachment,
-        scratch: PathBuf,
-        cgroup: Option<PathBuf>,
+        vm: &Vm,
+        beginning: Beginning,
         waited: Duration,
     ) -> Result<Starting, BootError> {
-        let net = match &attachment.tap {
+        let net = match &vm.attachment.tap {
             Some(tap) => Some(Net {
                 tap: tap.try_clone().map_err(BootError::Tap)?,
-                mac: attachment.mac,
-                mtu: attachment.mtu,
+                mac: vm.attachment.mac,
+                mtu: vm.attachment.mtu,
             }),
             None => None,
         };
-        let size = self.ledger.pod().size;
+        let size = match &beginning {
+            Beginning::Fork(template) => vm.size.forked(template.memory_mib),
+            _ => vm.size,
+        };
+        self.ledger.change_pod(|pod| pod.size = size)?;
         let machine = Machine {
             vcpus: size.vcpus,
             boot_vcpus: size.boot_vcpus,
             memory_mib: size.memory_mib,
             memory_max_mib: size.memory_max_mib,
-            scratch,
+            scratch: Some(vm.scratch.clone()),
             net,
-            user: self.take_user()?,
+            user: vm.user,
+            beginning,
         };
         faults::before(Step::SpawnVmm)?;
-        let starting = self.shared.host.launcher.spawn(files, machine).await;
+        let launcher = &self.shared.host.launcher;
+        let starting = launcher.spawn(vm.files.clone(), machine).await;
         let starting = starting.map_err(|error| launch_failed(waited, error))?;
-        if let Err(error) = self.hold_vmm(starting.process().identity(), cgroup).await {
+        let identity = starting.process().identity();
+        if let Err(error) = self.hold_vmm(identity, vm.cgroup.clone()).await {
             starting.process().kill();
             starting.process().ended().await;
             return Err(error);
@@ -186,24 +259,25 @@ impl Owner {
         Ok(starting)
     }
 
-    /// Boots the VM and configures its guest. Also returns how long the configuration took. The caller may drop the
-    /// future at any time; then, and after an error, it must kill the VMM.
-    async fn boot_guest(
-        &self,
-        starting: Starting,
-        attachment: &Attachment,
-        turn: &Turn,
-    ) -> Result<(Guest, Duration), BootError> {
-        let waited = turn.waited;
-        let longest = self.shared.host.launcher.longest();
-        let guest = starting.boot(turn.patience.boot_until(longest)).await;
-        let guest = guest.map_err(|error| launch_failed(waited, error))?;
-        let started = Instant::now();
+    /// Makes the guest the pod's. The caller may drop the future at any time; then, and after an error, it must kill the VMM.
+    async fn configure(&self, guest: &Guest, vm: &Vm) -> Result<(), BootError> {
         let PodRecord { id, spec, .. } = self.ledger.pod();
-        let request = configuration(id, spec, attachment);
+        let request = configuration(id, spec, vm);
         guest.agent.configure(request).await?;
-        self.limit_guest(&guest).await?;
-        Ok((guest, started.elapsed()))
+        self.size_fork(guest, &vm.size).await?;
+        self.limit_guest(guest).await
+    }
+
+    /// Gives back what a VMM took that has ended before its guest was the pod's.
+    async fn forget_vmm(&mut self, vm: &Vm) -> Result<(), BootError> {
+        if let Some(path) = &vm.cgroup {
+            let removed = self.shared.host.cgroups.remove(path).await;
+            removed.map_err(|_| BootError::Panicked)?;
+        }
+        let is_of_vmm = |held: &Held| matches!(held, Held::Vmm(_) | Held::Cgroup(_));
+        Ok(self
+            .ledger
+            .change_pod(|pod| pod.held.retain(|held| !is_of_vmm(held)))?)
     }
 
     /// Takes a user for the VM.
@@ -242,6 +316,25 @@ impl Owner {
     }
 }
 
+/// What the pod's VM is made of, whether it is forked or boots.
+struct Vm {
+    files: Files,
+    attachment: Attachment,
+    scratch: PathBuf,
+    cgroup: Option<PathBuf>,
+    /// What it has when it is the pod's.
+    size: VmSize,
+    user: u32,
+}
+
+/// Whether a boot may succeed where this fork failed. Not if there is no time left for it.
+fn is_of_fork(error: &BootError) -> bool {
+    match error {
+        BootError::Launch { source, .. } => !matches!(**source, LaunchError::Timeout { .. }),
+        _ => false,
+    }
+}
+
 fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
     BootError::Launch {
         waited,
@@ -250,16 +343,13 @@ fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
 }
 
 /// The first message to a guest: the pod's settings, the time, and entropy that no other guest gets.
-fn configuration(
-    id: &str,
-    spec: &PodSpec,
-    attachment: &Attachment,
-) -> protocol::ConfigureSandboxRequest {
+fn configuration(id: &str, spec: &PodSpec, vm: &Vm) -> protocol::ConfigureSandboxRequest {
     let host = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
     protocol::ConfigureSandboxRequest {
         clock_unix_nanoseconds: now(),
         entropy: random::<64>().to_vec().into(),
         machine_id: hex(&random::<16>()),
-        ..wire::configuration(id, spec, attachment, &host)
+        scratch_sectors: vm.size.scratch_bytes / SECTOR_BYTES,
+        ..wire::configuration(id, spec, &vm.attachment, &host)
     }
 }

@@ -23,6 +23,7 @@ mod node;
 mod resize;
 mod shares;
 mod teardown;
+mod template;
 mod together;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,6 +43,7 @@ pub use self::boot::RUN_NAME_DIGITS;
 use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
 pub use self::teardown::kill;
+pub use self::template::left_cgroup;
 use super::admission::Turn;
 use super::clocks;
 use super::errors::PodError;

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 
 use super::Owner;
 use super::node::{self, check_placement};
-use crate::pod::errors::PodError;
-use crate::pod::life::record::Allowance;
+use crate::pod::errors::{BootError, PodError};
+use crate::pod::life::record::{Allowance, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};
 use crate::pod::plan::limits::{guest_limits, positive};
 use crate::pod::plan::program;
@@ -132,24 +132,27 @@ impl Owner {
         let least = wanted
             .memory_mib()
             .unwrap_or_else(|| wanted.with_containers(asked_mib));
-        let most = u64::from(size.memory_max_mib);
         let cpus = match wanted.allowance.cpu_millis {
             Some(millis) => millis.div_ceil(1000).min(size.vcpus.into()),
             None => size.vcpus.into(),
         };
-        let ranges = memory_ranges(most * MIB);
-        let request = protocol::SizeSandboxRequest {
-            memory: ranges
-                .into_iter()
-                .map(|(start, bytes)| protocol::MemoryRange { start, bytes })
-                .collect(),
-            boot_bytes: u64::from(size.memory_mib) * MIB,
-            least_bytes: least.min(most) * MIB,
-            grows: wanted.allowance.memory_bytes.is_none(),
-            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        };
-        let sized = guest.agent.size(request).await;
+        let sized = guest
+            .agent
+            .size(size_request(&size, least, cpus, wanted))
+            .await;
         sized.map_err(|source| self.guest_error(source))
+    }
+
+    /// Gives a fork the memory and the CPUs that it would have booted with. Its template may have fewer of both.
+    pub(super) async fn size_fork(&self, guest: &Guest, planned: &VmSize) -> Result<(), BootError> {
+        let size = self.ledger.pod().size;
+        let has_all = size.memory_mib >= planned.memory_mib && planned.boot_vcpus <= 1;
+        if !size.is_forked || has_all {
+            return Ok(());
+        }
+        let (least, cpus) = (planned.memory_mib.into(), planned.boot_vcpus.into());
+        let request = size_request(&size, least, cpus, &self.ledger.wanted());
+        Ok(guest.agent.size(request).await?)
     }
 
     /// Gives the guest memory and CPUs for the container `id`, before it is made with these resources or changed to
@@ -259,6 +262,27 @@ impl Owner {
             id: self.ledger.pod().id.clone(),
             source,
         }
+    }
+}
+
+/// The request for at least so much memory and so many CPUs, in a VM that started with `size`.
+fn size_request(
+    size: &VmSize,
+    least_mib: u64,
+    cpus: u64,
+    wanted: &Wanted,
+) -> protocol::SizeSandboxRequest {
+    let most = u64::from(size.memory_max_mib);
+    let ranges = memory_ranges(most * MIB);
+    protocol::SizeSandboxRequest {
+        memory: ranges
+            .into_iter()
+            .map(|(start, bytes)| protocol::MemoryRange { start, bytes })
+            .collect(),
+        boot_bytes: u64::from(size.memory_mib) * MIB,
+        least_bytes: least_mib.min(most) * MIB,
+        grows: wanted.allowance.memory_bytes.is_none(),
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
     }
 }
 

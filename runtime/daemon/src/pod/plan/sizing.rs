@@ -160,6 +160,7 @@ pub fn size(wanted: &Wanted, defaults: &Defaults, room: &Room) -> Result<VmSize,
         memory_mib,
         memory_max_mib,
         scratch_bytes,
+        is_forked: false,
     })
 }
 
