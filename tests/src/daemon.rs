@@ -44,21 +44,24 @@ impl Daemon {
 
     /// Starts a daemon with lines added to its configuration file.
     pub async fn start_with(networking: Networking, extra_config: &str) -> Self {
-        let mut daemon = Self::prepare(networking, extra_config);
+        let mut daemon = Self::prepare(extra_config);
+        daemon.write_config(networking);
         daemon.spawn().await;
         daemon
     }
 
-    /// Starts the daemon with points at which it can be killed or made to fail.
+    /// Starts the daemon with points at which it can be killed or made to fail. Its VMs boot, unless the test says otherwise:
+    /// a template is made in the background, and the points of that would be taken for a call's.
     pub async fn start_faulty(networking: Networking, extra_config: &str) -> (Self, Faults) {
-        let mut daemon = Self::prepare(networking, extra_config);
+        let mut daemon = Self::prepare(extra_config);
         let faults = Faults::new(daemon.path("faults"));
         daemon.faults = Some(faults.clone());
+        daemon.write_config(networking);
         daemon.spawn().await;
         (daemon, faults)
     }
 
-    fn prepare(networking: Networking, extra_config: &str) -> Self {
+    fn prepare(extra_config: &str) -> Self {
         assert!(
             std::env::var_os(KVM_HOST_VARIABLE).is_some(),
             "end-to-end tests need a KVM host: run scripts/test, which finds or emulates one"
@@ -69,14 +72,12 @@ impl Daemon {
             .prefix("e2e-")
             .tempdir_in("/var/lib/bulkhead")
             .expect("directory for a daemon");
-        let daemon = Self {
+        Self {
             directory,
             child: None,
             extra_config: extra_config.into(),
             faults: None,
-        };
-        daemon.write_config(networking);
-        daemon
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -224,11 +225,12 @@ impl Daemon {
         write!(
             text,
             "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n\
-             {timeout}{extra}\n\
+             {timeout}{templates}{extra}\n\
              [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
              plugin_timeout_seconds = 15\n\
              [registries.\"{registry}\"]\nplain_http = true\n",
             timeout = self.boot_timeout(),
+            templates = self.templates(),
             run = self.path("run").display(),
             state = self.path("state").display(),
             cni = cni.display(),
@@ -245,6 +247,14 @@ impl Daemon {
             return "";
         }
         "sandbox.boot_timeout_seconds = 120\n"
+    }
+
+    /// No templates for a daemon with points, unless the test sets how much they may take.
+    fn templates(&self) -> &'static str {
+        if self.faults.is_none() || self.extra_config.contains("templates_mib") {
+            return "";
+        }
+        "sandbox.templates_mib = 0\n"
     }
 
     async fn spawn(&mut self) {

@@ -80,7 +80,7 @@ async fn until_it_follows(client: &mut Client, id: &str, what: &str) {
 
 /// How far the container's clock is ahead of the host's, at least and at most, in milliseconds. The container reads its
 /// clock, writes a file of the host, which gets the host's time, and reads its clock again.
-async fn milliseconds_ahead(client: &mut Client, id: &str, shared: &Path) -> (f64, f64) {
+pub async fn milliseconds_ahead(client: &mut Client, id: &str, shared: &Path) -> (f64, f64) {
     let line = format!(
         "cd /tmp; for i in $(seq {SAMPLES}); do adjtimex >b$i; echo >/shared/$i; adjtimex >a$i; done; \
          for i in $(seq {SAMPLES}); do cat b$i a$i | awk '/status:/ {{status = $2}} /time.tv_/ {{printf \"%s \", $2}} END {{print status}}'; done"

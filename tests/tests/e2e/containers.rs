@@ -313,11 +313,14 @@ async fn a_process_finds_the_cgroup_limits_and_files_that_a_node_gives() {
         awk '/Max (open files|processes)/ {print $(NF-2), $(NF-1)}' /proc/self/limits; \
         cd /proc/sys && cat kernel/threads-max kernel/pid_max fs/file-max fs/inotify/max_user_watches \
         fs/fanotify/max_user_marks fs/epoll/max_user_watches; \
+        cat user/max_*_namespaces | uniq; cd net/ipv4; cat tcp_max_orphans tcp_max_tw_buckets tcp_max_syn_backlog; \
+        cat tcp_mem udp_mem tcp_rmem tcp_wmem | tr '\\t' ' '; \
         for file in resolv.conf hosts hostname; do grep -c \" /etc/$file ro,\" /proc/self/mountinfo; done";
     assert_eq!(
         client.shell(&id, script).await,
         "0::/\n67108864\nunlimited unlimited\n1024 1048576\n4194304\n4194304\n9223372036854775807\n1048576\n\
-         1048576\n14316557\n1\n1\n1\n"
+         1048576\n14316557\n262144\n262144\n262144\n4096\n768000 1024000 1536000\n1536000 2048000 3072000\n\
+         4096 131072 6291456\n4096 16384 4194304\n1\n1\n1\n"
     );
     let image = client.status(&id).await.expect("status").image;
     let image = image.expect("image").image;

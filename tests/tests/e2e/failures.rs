@@ -65,7 +65,10 @@ async fn a_kernel_panic_fails_the_boot_and_the_error_shows_the_console() {
     // The initramfs has no init, so the kernel panics.
     let empty = tempfile::NamedTempFile::new().expect("file");
     std::fs::write(empty.path(), b"not an archive").expect("write");
-    let line = format!("initramfs = \"{}\"", empty.path().display());
+    let line = format!(
+        "initramfs = \"{}\"\nsandbox.templates_mib = 0",
+        empty.path().display()
+    );
     let daemon = Daemon::start_with(Networking::Bridge, &line).await;
     let mut client = daemon.client().await;
     let first = client
@@ -84,7 +87,8 @@ async fn a_kernel_panic_fails_the_boot_and_the_error_shows_the_console() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_kernel_is_named() {
-    let daemon = Daemon::start_with(Networking::Loopback, "kernel = \"/no/such/vmlinux\"").await;
+    let config = "kernel = \"/no/such/vmlinux\"\nsandbox.templates_mib = 0";
+    let daemon = Daemon::start_with(Networking::Loopback, config).await;
     let mut client = daemon.client().await;
     let error = client.run_pod("none").await.expect_err("no kernel");
     assert!(error.message().contains("/no/such/vmlinux"), "{error:?}");

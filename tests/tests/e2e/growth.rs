@@ -71,7 +71,7 @@ fn bytes(mebibytes: i64) -> String {
 }
 
 /// A script that touches so much memory at once and exits with 0.
-fn fill(mebibytes: i64) -> String {
+pub fn fill(mebibytes: i64) -> String {
     format!("dd if=/dev/zero of=/dev/null bs={mebibytes}M count=1")
 }
 

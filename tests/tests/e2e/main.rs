@@ -21,6 +21,7 @@ mod descriptors;
 mod empty_dirs;
 mod failures;
 mod faults;
+mod forks;
 mod growth;
 mod guest_kernel;
 mod hostile;

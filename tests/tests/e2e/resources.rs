@@ -79,7 +79,7 @@ pub async fn update(
     updated.map(drop)
 }
 
-async fn resize(
+pub async fn resize(
     client: &mut Client,
     pod: &Pod,
     resources: LinuxContainerResources,

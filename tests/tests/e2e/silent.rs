@@ -209,7 +209,10 @@ fn kernel_that_halts() -> Vec<u8> {
 async fn a_kernel_that_halts_ends_its_vm() {
     let kernel = tempfile::NamedTempFile::new().expect("file");
     fs::write(kernel.path(), kernel_that_halts()).expect("write");
-    let line = format!("kernel = \"{}\"", kernel.path().display());
+    let line = format!(
+        "kernel = \"{}\"\nsandbox.templates_mib = 0",
+        kernel.path().display()
+    );
     let daemon = Daemon::start_with(Networking::Loopback, &line).await;
     let mut client = daemon.client().await;
     let started = Instant::now();

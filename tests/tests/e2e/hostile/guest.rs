@@ -36,7 +36,9 @@ pub async fn setting(tables: &str) -> Setting {
     let initramfs = program("hostile-initramfs.cpio");
     let initramfs = initramfs.display();
     Setting::new(|_| {
-        format!("initramfs = \"{initramfs}\"\nsandbox.log_mib_per_second = 1\n{tables}")
+        format!(
+            "initramfs = \"{initramfs}\"\nsandbox.templates_mib = 0\nsandbox.log_mib_per_second = 1\n{tables}"
+        )
     })
     .await
 }

@@ -46,7 +46,7 @@ async fn a_kernel_that_lies_to_all_devices_costs_only_its_own_vm() {
         let kernel = daemon.path("garbage");
         compile("garbage.c", &kernel);
         format!(
-            "kernel = \"{}\"\nsandbox.boot_timeout_seconds = {ATTACK_SECONDS}\n",
+            "kernel = \"{}\"\nsandbox.templates_mib = 0\nsandbox.boot_timeout_seconds = {ATTACK_SECONDS}\n",
             kernel.display()
         )
     })

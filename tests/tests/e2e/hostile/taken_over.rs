@@ -321,7 +321,7 @@ async fn a_vmm_that_is_taken_over_reaches_nothing() {
         words = format!("taken-over.directory={directory} taken-over.port={port} taken-over.key={}", bait.key);
         let vmm = program(PROGRAM);
         let vmm = vmm.display();
-        format!("vmm = \"{vmm}\"\nsandbox.extra_cmdline = \"{words}\"\nsandbox.boot_timeout_seconds = 600\n")
+        format!("vmm = \"{vmm}\"\nsandbox.extra_cmdline = \"{words}\"\nsandbox.templates_mib = 0\nsandbox.boot_timeout_seconds = 600\n")
     })
     .await;
     let mut client = setting.client.clone();
