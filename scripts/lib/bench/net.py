@@ -7,7 +7,7 @@ import json
 import subprocess
 import time
 
-from bench.setting import BRIDGE
+from bench.setting import bridge_of
 
 NAMESPACE, NEIGHBOR = "bench-veth", "10.85.0.250"
 TRIES = 60
@@ -36,7 +36,7 @@ class End:
 def veth(cgroup):
     """Runs an iperf3 server in a network namespace that a veth joins to the pods' bridge."""
     for line in (f"ip netns add {NAMESPACE}", f"ip link add {NAMESPACE} type veth peer eth0 netns {NAMESPACE}",
-                 f"ip link set {NAMESPACE} master {BRIDGE} up", f"ip -n {NAMESPACE} link set eth0 up",
+                 f"ip link set {NAMESPACE} master {bridge_of('bulkhead')} up", f"ip -n {NAMESPACE} link set eth0 up",
                  f"ip -n {NAMESPACE} addr add {NEIGHBOR}/24 dev eth0"):
         subprocess.run(line.split(), check=True)
     server = subprocess.Popen(["ip", "netns", "exec", NAMESPACE, "iperf3", "-s"], stdout=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.pat
 sys.path.insert(0, f"{PROJECT}/tests/images")
 import make_images  # noqa: E402
 
-BRIDGE, THEIR_BRIDGE = "bench-br0", "bench-br1"
+THEIR_BRIDGE = "bench-br1"
 
 
 Starter = collections.namedtuple("Starter", "name cgroup fresh")
@@ -50,17 +50,17 @@ class Setting:
         return f"{self.registry}/bench/pause:latest"
 
     @contextlib.contextmanager
-    def bulkhead(self, config=None):
+    def bulkhead(self, config=None, name="bulkhead", subnet="10.85.0.0/24"):
         """Runs our daemon in its own cgroup, with a bridge for its pods. `config` has further keys of its
-        configuration."""
-        directory, cgroup = self.directory("b"), self.cgroup.child("bulkhead")
-        write_bridge(directory, "bench", BRIDGE, "10.85.0.0/24")
+        configuration. A second one at the same time has another name and subnet."""
+        directory, cgroup, bridge = self.directory("b"), self.cgroup.child(name), bridge_of(name)
+        write_bridge(directory, "bench", bridge, subnet)
         own = {"cgroup_parent": cgroup.child("pods").path, "registries": {self.registry: {"plain_http": True}}}
         try:
             with Daemon(directory, merged(own, config or {}), preexec_fn=cgroup.child("daemon").enter) as daemon:
-                yield Runtime("bulkhead", cgroup, daemon)
+                yield Runtime(name, cgroup, daemon)
         finally:
-            remove(directory, BRIDGE)
+            remove(directory, bridge)
 
     @contextlib.contextmanager
     def containerd(self):
@@ -94,6 +94,11 @@ class Setting:
             for pod in pods:
                 ends.callback(pod.end)
             yield pods
+
+
+def bridge_of(name):
+    """The bridge for the pods of one of our daemons. An interface's name has at most 15 characters."""
+    return f"bench-{name}"
 
 
 def remove(directory, bridge):
