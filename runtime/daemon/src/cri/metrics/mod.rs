@@ -3,7 +3,8 @@
 //!
 //! [`table`] has a row for each metric, with its description and how to get its value. So no metric can have a value
 //! without a description, or labels that are not described. Values in CRI are integers, so seconds are rounded down.
-//! The labels are those that kubelet gives cAdvisor's metrics. Metrics of a whole pod have an empty container name.
+//! The labels are those that kubelet gives cAdvisor's metrics. Metrics of a whole pod have an empty container name. One is
+//! not cAdvisor's: `bulkhead_pod_forked` says how a pod's VM began.
 
 mod table;
 mod values;
@@ -211,11 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_that_kubelet_expects_is_described_once() {
+    fn every_metric_that_kubelet_expects_and_our_own_are_described_once() {
         let described: BTreeSet<String> = descriptors().into_iter().map(|one| one.name).collect();
         let expected = EXPECTED
             .split_whitespace()
-            .map(|name| format!("container_{name}"));
+            .map(|name| format!("container_{name}"))
+            .chain(["bulkhead_pod_forked".to_owned()]);
         assert_eq!(described, expected.collect());
         assert_eq!(described.len(), METRICS.len(), "no name twice");
         assert!(descriptors().iter().all(|one| !one.help.is_empty()));
