@@ -151,6 +151,13 @@ pub fn name(leaves: &[Leaf]) -> String {
     )
 }
 
+/// Whether this is the CPU of AMD, or of Hygon, which are its.
+pub fn is_amd(leaves: &[Leaf]) -> bool {
+    let vendor = leaves.iter().find(|leaf| leaf.function == 0);
+    let first = vendor.map(|leaf| leaf.registers[1].to_le_bytes());
+    matches!(first.as_ref(), Some(b"Auth" | b"Hygo"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,8 @@ use crate::{cpu, sys};
 
 /// The largest XSAVE area that exists has 11 KiB.
 pub(super) const MOST_XSAVE_WORDS: usize = 4096;
+/// Of the type of a task's segment.
+const TSS_BUSY: u8 = 2;
 /// Frequencies of TSCs that differ by less are the same: it is what KVM tolerates, and how well they are measured.
 const TOLERATED_PPM: u64 = 250;
 
@@ -132,7 +134,7 @@ impl VcpuState {
         vcpu.set_regs(&self.registers)
             .map_err(failed("restore registers"))?;
         // With them the local APIC's base: whether it is on, and whether it is an x2APIC.
-        vcpu.set_sregs(&self.special)
+        vcpu.set_sregs(&self.special_here())
             .map_err(failed("restore special registers"))?;
         sys::set_xsave(vm, vcpu, &self.xsave).map_err(failed("restore the XSAVE area"))?;
         vcpu.set_xcrs(&self.xcrs)
@@ -201,6 +203,16 @@ impl VcpuState {
         };
         sys::set_tsc_offset(vcpu, self.tsc_offset.wrapping_add(shift))?;
         Ok(shift)
+    }
+
+    /// The special registers as this CPU has them. KVM shows the task register as busy, as Intel's CPUs have it; AMD's do not
+    /// say so (KVM, `svm_get_segment`), and QEMU's refuses user programs the I/O ports that they may use if it is.
+    fn special_here(&self) -> kvm_sregs {
+        let mut special = self.special;
+        if cpuid::is_amd(&self.leaves) {
+            special.tr.type_ &= !TSS_BUSY;
+        }
+        special
     }
 
     fn cpuid(&self) -> Result<CpuId, Error> {
