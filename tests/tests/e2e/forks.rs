@@ -204,6 +204,13 @@ async fn forks_of_one_template_have_nothing_in_common_that_must_differ() {
         ..Counts::default()
     };
     table.equal("counters", counts(&mut client).await, expected);
+    let (stopped, _) = &shown[0];
+    client.stop_pod(&stopped.id).await.expect("stop");
+    let run = daemon.path("run/pods").join(&stopped.id[..16]);
+    let report = fs::read_to_string(run.join("exit.json")).expect("exit report");
+    // As a booted one does, and not by a reset or a fault of the agent.
+    let is_off = report.contains("guest_shutdown");
+    table.row("a fork powers off", is_off, report.trim());
     for (pod, _) in shown {
         client.end_pod(&pod).await;
     }
