@@ -24,6 +24,7 @@ use bulkhead_guest::connect;
 use bulkhead_guest::text::bounded;
 use bulkhead_proto::agent::{READY_PORT, Ready, disk};
 use bulkhead_vmm::config::{MacAddress, NetConfig, Start, User, VmConfig, VsockConfig};
+use bulkhead_vmm::extent::SECTOR_BYTES;
 use bulkhead_vmm::inherited::Inherited;
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::io::AsyncReadExt;
@@ -52,8 +53,6 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 const NOT_YET: Duration = Duration::from_millis(20);
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
-/// Sizes of disks are told in these.
-const SECTOR_BYTES: u64 = 512;
 
 /// An error while a VM starts. A boot that failed names the stage and shows the end of the guest's console.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,7 @@
 //! when the VMM that wrote them has ended. A fork maps the memory privately, so the host has each page once, until a fork
 //! writes to it. The pages belong to the cgroup of the template's VMM.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -166,43 +166,12 @@ fn reopened(file: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(File::open(path)?.into())
 }
 
-/// What templates are made from. When one of these files has changed, they are made anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources(Vec<(u64, u64, u64, i64, i64)>);
-
-impl Sources {
-    /// The files as they are now.
-    pub fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
-        let identity = |path: &Path| {
-            let file = fs::metadata(path)?;
-            let changed = (file.mtime(), file.mtime_nsec());
-            Ok((file.dev(), file.ino(), file.len(), changed.0, changed.1))
-        };
-        let all: io::Result<_> = paths.into_iter().map(identity).collect();
-        all.map(Self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write;
 
     use super::*;
-
-    #[test]
-    fn a_template_is_made_anew_when_one_of_its_files_changes() {
-        let directory = tempfile::tempdir().unwrap();
-        let paths = ["kernel", "vmm"].map(|name| directory.path().join(name));
-        let sources = || Sources::of(paths.iter().map(|path| path.as_path()));
-        assert!(sources().is_err());
-        for path in &paths {
-            fs::write(path, "1").unwrap();
-        }
-        let before = sources().unwrap();
-        assert_eq!(sources().unwrap(), before);
-        fs::write(&paths[1], "12").unwrap();
-        assert_ne!(sources().unwrap(), before);
-    }
 
     #[test]
     fn a_forks_descriptors_are_for_reading() {

@@ -24,4 +24,4 @@ pub use check::{Found, check};
 pub use error::RecordsError;
 pub use file::{Place, Table};
 pub use store::{Change, Records, Room, Rows};
-pub use sum::{Intact, Sum};
+pub use sum::{Intact, Stamp, Sum};

@@ -81,7 +81,7 @@ fn add_range(
 
 /// Which file it is, and when it was changed last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     file: (u64, u64),
     bytes: u64,
     modified: (i64, i64),
@@ -89,7 +89,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(file: &File) -> io::Result<Self> {
+    /// As the file is now.
+    pub fn of(file: &File) -> io::Result<Self> {
         let of = file.metadata()?;
         Ok(Self {
             file: (of.dev(), of.ino()),
@@ -172,6 +173,24 @@ mod tests {
         moved[2_999_999] = 2;
         assert_ne!(sum_of(&moved), sum);
         assert_ne!(sum_of(b""), sum);
+    }
+
+    #[test]
+    fn a_stamp_tells_that_a_file_has_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["kernel", "vmm"].map(|name| directory.path().join(name));
+        let stamps = || -> io::Result<Vec<_>> {
+            let stamp = |path| Stamp::of(&File::open(path)?);
+            paths.iter().map(stamp).collect()
+        };
+        assert!(stamps().is_err());
+        for path in &paths {
+            std::fs::write(path, "1").unwrap();
+        }
+        let before = stamps().unwrap();
+        assert_eq!(stamps().unwrap(), before);
+        std::fs::write(&paths[1], "12").unwrap();
+        assert_ne!(stamps().unwrap(), before);
     }
 
     #[test]

@@ -37,12 +37,9 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStates {
     pub(crate) serial: SerialRegisters,
-    #[serde(deserialize_with = "bounded::<MOST_TRANSPORTS, _, _>")]
+    #[serde(deserialize_with = "bounded::<{ Slot::ALL.len() }, _, _>")]
     pub(crate) transports: Vec<TransportState>,
 }
-
-/// More devices than any VM has.
-const MOST_TRANSPORTS: usize = 32;
 
 /// Why devices cannot go on from a state.
 #[derive(Debug, thiserror::Error)]

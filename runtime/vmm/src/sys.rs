@@ -76,6 +76,22 @@ pub fn set_memory_region(
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
+/// Memory that belongs to this process alone, and for which nothing is set aside before it is touched.
+const OWN: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// Reserves `size` bytes at an address where huge pages are possible, until the process ends.
+fn reserve(size: usize, protection: libc::c_int) -> Result<*mut libc::c_void, MmapRegionError> {
+    let more = size.checked_add(HUGE_PAGE_BYTES);
+    let more = more.ok_or(MmapRegionError::InvalidOffsetLength)?;
+    // SAFETY: asks for new addresses, which nothing else uses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), more, protection, OWN, -1, 0) };
+    match base {
+        libc::MAP_FAILED => Err(MmapRegionError::Mmap(io::Error::last_os_error())),
+        // The first such address is less than a huge page behind, so `size` bytes from there on are reserved.
+        base => Ok(base.wrapping_byte_add(base.align_offset(HUGE_PAGE_BYTES))),
+    }
+}
+
 /// Maps `size` bytes of `file`, shared, at an address where huge pages are possible. The mapping stays
 /// until the process ends.
 pub fn map_memory(
@@ -83,36 +99,16 @@ pub fn map_memory(
     offset: u64,
     size: usize,
 ) -> Result<MmapRegion<()>, MmapRegionError> {
-    let failed = || MmapRegionError::Mmap(io::Error::last_os_error());
-    let invalid = || MmapRegionError::InvalidOffsetLength;
-    let reserve = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(invalid)?;
-    let file_position = position(offset).map_err(|_| invalid())?;
-    let reservation = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: asks for new addresses, which nothing else uses; no access is possible there.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            reserve,
-            libc::PROT_NONE,
-            reservation,
-            -1,
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(failed());
-    }
-    let pad = base.align_offset(HUGE_PAGE_BYTES);
-    let aligned = base.wrapping_byte_add(pad);
+    let file_position = position(offset).map_err(|_| MmapRegionError::InvalidOffsetLength)?;
+    let aligned = reserve(size, libc::PROT_NONE)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
     let fixed = flags | libc::MAP_FIXED;
     let fd = file.as_raw_fd();
-    // SAFETY: `pad` is less than a huge page, so `[aligned, aligned + size)` lies in the
-    // reservation that was just made and that nothing else knows.
+    // SAFETY: `[aligned, aligned + size)` lies in the reservation that was just made and that nothing else knows.
     let address = unsafe { libc::mmap(aligned, size, protection, fixed, fd, file_position) };
     if address == libc::MAP_FAILED {
-        return Err(failed());
+        return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
     }
     let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(protection)
@@ -125,23 +121,14 @@ pub fn map_memory(
 /// Maps `size` bytes of memory that belong to this process alone, at an address where huge pages are possible, and without
 /// any: a fork touches few pages. The mapping stays until the process ends.
 pub fn own_memory(size: usize) -> Result<MmapRegion<()>, MmapRegionError> {
-    let failed = || MmapRegionError::Mmap(io::Error::last_os_error());
-    let invalid = || MmapRegionError::InvalidOffsetLength;
-    let reserve = size.checked_add(HUGE_PAGE_BYTES).ok_or_else(invalid)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: asks for new addresses, which nothing else uses.
-    let base = unsafe { libc::mmap(std::ptr::null_mut(), reserve, protection, flags, -1, 0) };
-    if base == libc::MAP_FAILED {
-        return Err(failed());
-    }
-    let address = base.wrapping_byte_add(base.align_offset(HUGE_PAGE_BYTES));
+    let address = reserve(size, protection)?;
     // Fails on a kernel without huge pages.
     // SAFETY: the range lies in the mapping that was just made.
     unsafe { libc::madvise(address, size, libc::MADV_NOHUGEPAGE) };
     let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(protection)
-        .with_mmap_flags(flags);
+        .with_mmap_flags(OWN);
     // SAFETY: `address` begins at least `size` bytes of a mapping that is never unmapped.
     unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
 }

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bulkhead_host::template::{Sources, Template};
+use bulkhead_host::template::Template;
+use bulkhead_records::Stamp;
 use bulkhead_vmm::config::MAX_VCPUS;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -41,6 +42,9 @@ pub struct TooLarge {
     needed: u64,
     most: u64,
 }
+
+/// The files that a template is made from, as they are. When one has changed, it is made anew.
+pub type Sources = Vec<Stamp>;
 
 /// Who shares a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,14 +160,14 @@ impl Templates {
     }
 
     /// What there is of this kind, made from these files.
-    pub fn look(&self, key: &Key, now: &Sources) -> Found {
+    pub fn look(&self, key: &Key, now: &[Stamp]) -> Found {
         let mut state = self.state();
         match state.known.get_mut(key) {
             Some(Known::Ready {
                 template,
                 sources,
                 used,
-            }) if sources == now => {
+            }) if sources.as_slice() == now => {
                 *used = Instant::now();
                 Found::Ready(Arc::clone(template))
             }
@@ -346,7 +350,7 @@ mod tests {
     #[test]
     fn a_template_is_made_once_and_after_a_failure_not_at_once() {
         let templates = Templates::new(1 << 30, Sharing::Namespace, 1);
-        let now = Sources::of([]).unwrap();
+        let now = Sources::new();
         let [one, other] = ["a", "b"].map(|name| templates.key(&size(512, 1), name).unwrap());
         let Found::ToMake(_maker) = templates.look(&one, &now) else {
             panic!("the first is to make it");

@@ -16,6 +16,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::mmio::MmioTransport;
 use super::registers::RegisterPage;
 use super::ring::{Interrupt, Ring};
 use super::{Active, VirtioDevice};
@@ -30,6 +31,26 @@ const QUEUE_SIZE: u16 = 16;
 const QUEUE_BYTES: u64 = 0x1000;
 /// How much memory a driver has.
 pub const MEMORY_BYTES: u64 = 32 << 20;
+
+/// Brings a device with one queue of 16 entries up, by the registers of its transport. The queue's table, available ring and
+/// used ring are at these addresses.
+pub fn bring_up(transport: &mut MmioTransport, [table, available, used]: [u32; 3]) {
+    for (offset, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x38, 16),
+        (0x80, table),
+        (0x90, available),
+        (0xa0, used),
+        (0x44, 1),
+        (0x70, 15),
+    ] {
+        transport.write(offset, &value.to_le_bytes());
+    }
+}
 
 /// A descriptor: address, length, flags, next.
 pub type Piece = (u64, u32, u16, u16);

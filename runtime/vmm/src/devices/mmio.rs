@@ -278,7 +278,17 @@ impl MmioTransport {
             queue.set_event_idx(event_idx);
             Ring::new(queue, Arc::clone(&self.interrupt))
         });
-        let active = self.active(rings.collect());
+        self.start_device(rings.collect());
+    }
+
+    /// Lets the device serve these rings.
+    fn start_device(&self, rings: Vec<Ring>) {
+        let active = Active {
+            memory: Arc::clone(&self.memory),
+            rings,
+            features: self.accepted,
+            interrupt: Arc::clone(&self.interrupt),
+        };
         let mut device = lock(&self.device);
         device.activate(active);
         if self.show_config(&*device) {
@@ -300,15 +310,6 @@ impl MmioTransport {
         });
         let shown = shown.collect();
         std::mem::replace(&mut self.queues, shown)
-    }
-
-    fn active(&self, rings: Vec<Ring>) -> Active {
-        Active {
-            memory: Arc::clone(&self.memory),
-            rings,
-            features: self.accepted,
-            interrupt: Arc::clone(&self.interrupt),
-        }
     }
 
     /// The state of the device, between two of its turns. It has no turn until the guard is dropped. Call it while no vCPU
@@ -358,23 +359,15 @@ impl MmioTransport {
         self.registers.show(CONFIG_GENERATION, state.generation);
         self.registers.show_config(&state.config);
         self.show();
-        let device = Arc::clone(&self.device);
-        let mut device = lock(&device);
-        device.restore_config(&state.config);
+        lock(&self.device).restore_config(&state.config);
         if !state.is_active {
             return Ok(());
         }
         let rings = self.hand_over_queues().into_iter().zip(&state.queues);
         let rings =
             rings.map(|(queue, state)| Ring::restored(queue, state, Arc::clone(&self.interrupt)));
-        device.activate(self.active(rings.collect()));
-        if self.show_config(&*device) {
-            self.interrupt.config_changed(&device.config());
-        }
+        self.start_device(rings.collect());
         self.interrupt.used_ring();
-        for notifier in self.notifiers.iter() {
-            let _ = notifier.write(1);
-        }
         Ok(())
     }
 

@@ -46,6 +46,13 @@ pub struct Active {
     pub interrupt: Arc<Interrupt>,
 }
 
+impl Active {
+    /// Where a device is in its queues, between two turns.
+    fn queues(&self) -> Vec<QueueState> {
+        self.rings.iter().map(Ring::state).collect()
+    }
+}
+
 /// A virtio device behind its transport, which handles status, feature negotiation and reset.
 pub trait VirtioDevice: Send {
     fn device_id(&self) -> u32;
@@ -64,8 +71,7 @@ pub trait VirtioDevice: Send {
     /// Where the device is in its queues, between two turns. `None` if it is not active. An error says what it has in
     /// flight that would be lost.
     fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
-        let active = self.active();
-        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
+        Ok(self.active().map(Active::queues))
     }
     /// Takes over what the driver has written to the configuration space, before the device is activated for a driver that
     /// goes on. Most devices have nothing to write there.

@@ -131,7 +131,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::devices::driver::WRITE;
+    use crate::devices::driver::{WRITE, bring_up};
     use crate::devices::mmio::QUEUE_NOTIFY;
     use crate::devices::registers::RegisterPage;
     use crate::devices::rng::Rng;
@@ -152,22 +152,8 @@ mod tests {
         memory
             .write_obj(1u16, GuestAddress(u64::from(AVAILABLE) + 2))
             .unwrap();
-        for (offset, value) in [
-            (0x70, 1),
-            (0x70, 3),
-            (0x24, 1),
-            (0x20, 1),
-            (0x70, 11),
-            (0x38, 16),
-            (0x80, TABLE),
-            (0x90, AVAILABLE),
-            (0xa0, USED),
-            (0x44, 1),
-            (0x70, 15),
-            (QUEUE_NOTIFY, 0),
-        ] {
-            transport.write(offset, &value.to_le_bytes());
-        }
+        bring_up(transport, [TABLE, AVAILABLE, USED]);
+        transport.write(QUEUE_NOTIFY, &0u32.to_le_bytes());
     }
 
     #[test]

@@ -18,6 +18,7 @@ use bulkhead_host::process::Identity;
 use bulkhead_host::{Files, Guest};
 use bulkhead_network::{Attachment, NetworkRecord};
 use bulkhead_text::{chain, hex};
+use bulkhead_vmm::extent::SECTOR_BYTES;
 
 use super::{Owner, template};
 use crate::clock::now;
@@ -34,7 +35,6 @@ use crate::scratch::Purpose;
 /// How many digits of the id are in the run directory's name. It is short because the path of a unix socket has at most
 /// 107 bytes.
 pub const RUN_NAME_DIGITS: usize = 16;
-const SECTOR_BYTES: u64 = 512;
 /// The host's DNS settings, for pods without their own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 

@@ -2,14 +2,16 @@
 //! Makes the templates that [`crate::pod::templates`] keeps, when the first pod needs one: a VM of no pod boots, is saved, and
 //! all that it took of the host is given back.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bulkhead_host::Files;
 use bulkhead_host::cgroup::{CgroupError, HostLimits};
 use bulkhead_host::launch::{self, Beginning, LaunchError, Launcher, Machine, Net};
-use bulkhead_host::template::{Sources, Template, Unsaved};
+use bulkhead_host::template::{Template, Unsaved};
 use bulkhead_network::NetworkError;
+use bulkhead_records::Stamp;
 use bulkhead_text::chain;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +20,7 @@ use super::{ID_DIGITS, RUN_NAME_DIGITS};
 use crate::pod::host::{Host, Shared};
 use crate::pod::life::record::VmSize;
 use crate::pod::plan::sizing;
-use crate::pod::templates::{Found, Key, TooLarge};
+use crate::pod::templates::{Found, Key, Sources, TooLarge};
 use crate::random::new_id;
 
 const MIB: u64 = 1 << 20;
@@ -68,10 +70,12 @@ fn sources(launcher: &Launcher) -> Option<Sources> {
         &launcher.initramfs,
         &launcher.modules,
     ];
-    Sources::of(files.into_iter().map(PathBuf::as_path)).ok()
+    let stamp = |path: &PathBuf| Stamp::of(&File::open(path).ok()?).ok();
+    files.into_iter().map(stamp).collect()
 }
 
-/// The template for a VM of this size, of a pod in this namespace. Waits for one that is made, but not longer than `until`. `None`: the VM is to boot.
+/// The template for a VM of this size, of a pod in this namespace. Waits for one that is made, but not longer than `until`.
+/// `None`: the VM is to boot.
 pub async fn get(
     shared: &Arc<Shared>,
     size: &VmSize,

@@ -22,7 +22,7 @@ use std::{fmt, io};
 use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED, failure};
 
 use super::chain::{Buffers, Chain, writable_places};
-use super::ring::{Ring, RingError};
+use super::ring::RingError;
 use super::saved::{Busy, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::memory::Memory;
@@ -295,8 +295,7 @@ impl VirtioDevice for Fs {
                 what: "or had a file server",
             });
         }
-        let active = self.active.as_ref();
-        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
+        Ok(self.active().map(Active::queues))
     }
 
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {

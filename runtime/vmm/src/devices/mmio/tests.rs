@@ -3,7 +3,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::devices::driver::WRITE;
+use crate::devices::driver::{WRITE, bring_up};
 use crate::devices::ring::INTERRUPT_STATUS;
 use crate::devices::rng::Rng;
 use crate::devices::{RingError, Turn};
@@ -238,31 +238,11 @@ fn offer(memory: &Memory, number: u16) {
         .unwrap();
 }
 
-/// A driver brings the device up.
-fn bring_up(transport: &mut MmioTransport) {
-    let [table, available, used] = RING;
-    for (offset, value) in [
-        (0x70, 1),
-        (0x70, 3),
-        (0x24, 1),
-        (0x20, 1),
-        (0x70, 11),
-        (0x38, 16),
-        (0x80, table),
-        (0x90, available),
-        (0xa0, used),
-        (0x44, 1),
-        (0x70, 15),
-    ] {
-        transport.write(offset, &value.to_le_bytes());
-    }
-}
-
 #[test]
 fn a_device_goes_on_in_its_queue_where_another_was() {
     let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
     let mut first = rng(&memory);
-    bring_up(&mut first);
+    bring_up(&mut first, RING);
     offer(&memory, 0);
     lock(&first.device()).queue_ready(0).unwrap();
     assert_eq!(used(&memory), 1);
@@ -348,7 +328,7 @@ fn a_device_that_is_not_as_it_was_tells_its_driver() {
 fn states_that_no_driver_can_have_made_are_refused() {
     let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
     let mut first = rng(&memory);
-    bring_up(&mut first);
+    bring_up(&mut first, RING);
     let good = first.save().unwrap().0;
     rng(&memory).restore(&good).unwrap();
     let refused = |change: fn(&mut TransportState)| {

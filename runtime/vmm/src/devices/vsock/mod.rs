@@ -15,7 +15,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
-use super::ring::{Ring, RingError};
+use super::ring::RingError;
 use super::saved::{Busy, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
@@ -208,8 +208,7 @@ impl VirtioDevice for Vsock {
                 what: "a connection open",
             });
         }
-        let active = self.active.as_ref();
-        Ok(active.map(|active| active.rings.iter().map(Ring::state).collect()))
+        Ok(self.active().map(Active::queues))
     }
 
     fn queue_ready(&mut self, index: usize) -> Result<Turn, RingError> {
