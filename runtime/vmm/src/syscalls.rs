@@ -118,6 +118,7 @@ pub const VCPU: List = List {
             Rule::any(Sysno::write),
             Rule::any(Sysno::rt_sigtimedwait),
             Rule::any(Sysno::rt_sigpending),
+            Rule::any(Sysno::shutdown).seldom("a guest that restarts seldom has a stream open"),
             Rule::any(Sysno::clock_nanosleep).seldom("the host does not notice bus locks"),
             Rule::any(Sysno::close),
         ],
