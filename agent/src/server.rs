@@ -155,7 +155,7 @@ async fn serve_stream(mut stream: VsockStream, containers: &Containers) -> io::R
             log::serve(&container.log, start, reader, writer).await
         }
         Some(open_stream::Kind::Exec(request)) => {
-            let exec = match containers.exec_stream(request) {
+            let exec = match containers.exec_stream(request).await {
                 Ok(exec) => exec,
                 Err(e) => return refuse(&mut stream, chain(&e)).await,
             };

@@ -2,6 +2,7 @@
 //! The agent's gRPC service: each handler parses the request, calls the operation and answers. [`codes`] maps errors to
 //! gRPC codes. [`mod@watch`] reports changes to the daemon.
 
+mod checkpoint;
 mod codes;
 mod watch;
 
@@ -268,6 +269,39 @@ impl Agent for Service {
             timed_out: outcome.timed_out,
             truncated: outcome.truncated,
         }))
+    }
+
+    async fn freeze_containers(
+        &self,
+        request: Request<proto::FreezeContainersRequest>,
+    ) -> Result<Response<proto::FreezeContainersResponse>, Status> {
+        if !self.sandbox.is_configured().await {
+            return Err(Status::failed_precondition("the sandbox is not configured"));
+        }
+        let containers = self.containers.clone();
+        let request = request.into_inner();
+        let lease = Duration::from_millis(request.lease_milliseconds);
+        complete(async move { containers.freeze(&request.ids, lease).await }).await?;
+        Ok(Response::new(proto::FreezeContainersResponse {}))
+    }
+
+    async fn thaw_containers(
+        &self,
+        _request: Request<proto::ThawContainersRequest>,
+    ) -> Result<Response<proto::ThawContainersResponse>, Status> {
+        let containers = self.containers.clone();
+        complete(async move { containers.thaw().await }).await?;
+        Ok(Response::new(proto::ThawContainersResponse {}))
+    }
+
+    async fn restore_sandbox(
+        &self,
+        request: Request<proto::RestoreSandboxRequest>,
+    ) -> Result<Response<proto::RestoreSandboxResponse>, Status> {
+        let (sandbox, containers) = (Arc::clone(&self.sandbox), self.containers.clone());
+        let request = request.into_inner();
+        complete(async move { checkpoint::restore(&sandbox, &containers, request).await }).await?;
+        Ok(Response::new(proto::RestoreSandboxResponse {}))
     }
 
     async fn shutdown(

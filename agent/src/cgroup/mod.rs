@@ -7,6 +7,7 @@
 
 mod absent;
 pub mod devices;
+mod freezer;
 pub mod limits;
 
 use std::collections::HashSet;
@@ -52,6 +53,8 @@ pub enum CgroupError {
     BadName(String),
     #[error("restrict devices")]
     Devices(#[source] io::Error),
+    #[error("freeze or thaw cgroup {path}")]
+    Freeze { path: PathBuf, source: io::Error },
     #[error("remove cgroup {path}")]
     Remove { path: PathBuf, source: io::Error },
     #[error(
@@ -91,6 +94,11 @@ impl Cgroup {
     /// The cgroup above all containers.
     pub fn pod() -> Self {
         Self { path: POD.into() }
+    }
+
+    #[cfg(test)]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
     }
 
     pub fn path(&self) -> &Path {

@@ -9,6 +9,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
+use super::freeze::Admission;
 use super::launch::{Launched, Outcome, Pids, launch};
 use super::state::State;
 use super::{Container, ContainerError, Containers, start};
@@ -54,9 +55,11 @@ pub fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, ContainerError> {
 }
 
 impl Containers {
-    /// Starts a command in a running container. Without `stdio` it gets a terminal of its own.
+    /// Starts a command in a running container. Without `stdio` it gets a terminal of its own. It is admitted until its
+    /// program runs.
     pub(super) fn launch_exec(
         &self,
+        admission: Admission,
         container: &Arc<Container>,
         args: Vec<String>,
         stdio: Option<Stdio>,
@@ -96,6 +99,7 @@ impl Containers {
         .map_err(ContainerError::system("create a process"))?;
         Ok(Command {
             launched,
+            admission: Some(admission),
             cgroup: container.cgroup.clone(),
             ended: false,
         })
@@ -106,6 +110,7 @@ impl Containers {
 #[derive(Debug)]
 pub struct Command {
     launched: Launched,
+    admission: Option<Admission>,
     /// The container's.
     cgroup: Cgroup,
     ended: bool,
@@ -120,7 +125,9 @@ impl Command {
 
     /// Waits until the program runs. Returns the agent's side of its terminal, if it has one.
     pub async fn started(&mut self) -> Result<Option<OwnedFd>, ContainerError> {
-        match self.launched.wait_for_exec().await {
+        let outcome = self.launched.wait_for_exec().await;
+        self.admission = None;
+        match outcome {
             Outcome::Executed { terminal, .. } => Ok(terminal),
             Outcome::Failed(failure) => {
                 let _ = self.exited().await;

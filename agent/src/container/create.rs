@@ -22,6 +22,7 @@ use crate::volumes::{declared, mounts};
 impl Containers {
     pub async fn create(&self, spec: CreateContainerRequest) -> Result<(), ContainerError> {
         check_id(&spec.id)?;
+        let _admission = self.admit().await?;
         let _reservation = self.reserve(&spec.id)?;
         let shared = Arc::clone(&self.shared);
         let container = spawn_blocking(move || build(&shared, spec))
@@ -36,14 +37,19 @@ impl Containers {
             container.versioned().version = *changes;
             known
                 .containers
-                .insert(container.id.clone(), Arc::clone(&container));
+                .insert(container.id(), Arc::clone(&container));
         });
         Ok(())
     }
 
-    fn reserve(&self, id: &str) -> Result<Reservation, ContainerError> {
+    pub(super) fn reserve(&self, id: &str) -> Result<Reservation, ContainerError> {
         let mut known = self.known();
-        if known.containers.contains_key(id) || known.reserved.contains(id) {
+        // A restored container has another id than its directories.
+        let has_directories = |one: &Arc<Container>| one.spec.id == id;
+        if known.containers.contains_key(id)
+            || known.containers.values().any(has_directories)
+            || known.reserved.contains(id)
+        {
             return Err(ContainerError::Exists(id.to_owned()));
         }
         if known.containers.len() + known.reserved.len() >= MAX_CONTAINERS {
@@ -58,7 +64,8 @@ impl Containers {
 }
 
 /// Reserves a container id until it is dropped.
-struct Reservation {
+#[derive(Debug)]
+pub(super) struct Reservation {
     id: String,
     containers: Containers,
 }
@@ -98,7 +105,7 @@ fn build(shared: &Shared, spec: CreateContainerRequest) -> Result<Container, Con
     binds.extend(mounts.binds);
     mounts::in_order(&mut binds);
     Ok(Container {
-        id: spec.id.clone(),
+        id: Mutex::new(spec.id.clone()),
         log: Arc::new(Log::default()),
         process,
         seccomp,

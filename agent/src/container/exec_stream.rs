@@ -34,10 +34,11 @@ pub struct StreamedExec {
 }
 
 impl Containers {
-    pub fn exec_stream(&self, request: ExecStream) -> Result<StreamedExec, ContainerError> {
+    pub async fn exec_stream(&self, request: ExecStream) -> Result<StreamedExec, ContainerError> {
         if request.args.is_empty() {
             return Err(ContainerError::Invalid("no command is given".to_owned()));
         }
+        let admission = self.admit().await?;
         let container = self.get(&request.container_id)?;
         let permit = Arc::clone(&self.shared.execs)
             .try_acquire_owned()
@@ -49,7 +50,7 @@ impl Containers {
             Some(exec.pipes(&request)?)
         };
         Ok(StreamedExec {
-            command: self.launch_exec(&container, request.args, stdio)?,
+            command: self.launch_exec(admission, &container, request.args, stdio)?,
             stdin: exec.stdin,
             outputs: exec.outputs,
             wants_input: request.stdin,

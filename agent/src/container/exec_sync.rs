@@ -44,6 +44,7 @@ impl Containers {
         if request.args.is_empty() {
             return Err(ContainerError::Invalid("no command is given".to_owned()));
         }
+        let admission = self.admit().await?;
         let container = self.get(id)?;
         let _permit = self
             .shared
@@ -62,7 +63,7 @@ impl Containers {
             stdout: stdout_writer,
             stderr: stderr_writer,
         };
-        let mut command = self.launch_exec(&container, request.args, Some(stdio))?;
+        let mut command = self.launch_exec(admission, &container, request.args, Some(stdio))?;
 
         let exit = {
             let ended = command.run();

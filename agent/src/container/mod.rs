@@ -10,10 +10,14 @@ mod command;
 mod create;
 mod exec_stream;
 mod exec_sync;
+#[cfg(test)]
+pub mod fakes;
+mod freeze;
 mod given;
 mod launch;
 mod pod_pids;
 mod remove;
+mod restore;
 mod signal;
 mod start;
 pub mod state;
@@ -26,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bulkhead_proto::agent::{CreateContainerRequest, Identity, Process, Resources};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{RwLock, Semaphore, watch};
 
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::disk::blocks::{BlockError, Blocks, MappedBlock};
@@ -44,6 +48,7 @@ use crate::volumes::mounts::MountError;
 use state::{Event, IllegalMove, State};
 
 pub use exec_sync::ExecRequest;
+pub use freeze::CheckpointError;
 
 const MAX_CONTAINERS: usize = 1024;
 /// How many execs of both kinds may run at once.
@@ -62,6 +67,8 @@ pub enum ContainerError {
     TooMany(&'static str),
     #[error(transparent)]
     State(#[from] IllegalMove),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("mount layers")]
     Layers(#[from] LayerError),
     #[error(transparent)]
@@ -94,8 +101,10 @@ impl ContainerError {
 /// One container. [`create`] creates it, [`remove`] removes it.
 #[derive(Debug)]
 pub struct Container {
-    pub id: String,
+    /// By which the host knows it. Only a restore changes it.
+    id: Mutex<String>,
     pub log: Arc<Log>,
+    /// What it was created with. The id in it is the name of its directories and its cgroup, as long as it exists.
     spec: CreateContainerRequest,
     process: Process,
     seccomp: Program,
@@ -147,6 +156,7 @@ struct Shared {
     /// The number of changes so far.
     changes: watch::Sender<u64>,
     execs: Arc<Semaphore>,
+    phase: Arc<RwLock<freeze::Phase>>,
 }
 
 #[derive(Debug, Default)]
@@ -169,6 +179,7 @@ impl Containers {
                 pod_pids: pod_pids::PodPids::default(),
                 changes: watch::Sender::new(0),
                 execs: Arc::new(Semaphore::new(MAX_EXECS)),
+                phase: Arc::default(),
             }),
         }
     }
@@ -249,6 +260,16 @@ impl Containers {
 }
 
 impl Container {
+    pub fn id(&self) -> String {
+        let id = self.id.lock();
+        id.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_id(&self, id: &str) {
+        let place = self.id.lock();
+        id.clone_into(&mut place.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// The state and the number of the change that led to it.
     pub fn snapshot(&self) -> (State, u64) {
         let versioned = self.versioned();
@@ -265,7 +286,9 @@ impl Container {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        pidfd.ok_or_else(|| self.illegal(event))
+        // A restored container has a process, which does not run yet.
+        let runs = matches!(self.snapshot().0, State::Running { .. });
+        pidfd.filter(|_| runs).ok_or_else(|| self.illegal(event))
     }
 
     fn stdin(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {

@@ -55,15 +55,20 @@ impl Containers {
         .await
         .map_err(|e| ContainerError::system("remove the container")(std::io::Error::other(e)))??;
         container.log.close();
-        self.known().containers.remove(id);
+        // A restore may have changed its id meanwhile.
+        let mut known = self.known();
+        known
+            .containers
+            .retain(|_, one| !Arc::ptr_eq(one, &container));
         Ok(())
     }
 }
 
 async fn kill(container: &Arc<Container>) -> Result<(), ContainerError> {
     container.cgroup.kill();
-    if !matches!(container.snapshot().0, State::Running { .. }) {
-        return Ok(());
+    match container.snapshot().0 {
+        State::Running { .. } | State::Restored { .. } => {}
+        State::Created | State::Exited(_) => return Ok(()),
     }
     let mut ended = container.ended.subscribe();
     match timeout(KILL_TIMEOUT, ended.wait_for(|ended| *ended)).await {

@@ -24,10 +24,16 @@ impl Containers {
     /// Starts the container. Returns it and its state when the program has been executed. If that was not possible, the
     /// container has exited.
     pub async fn start(&self, id: &str) -> Result<(Arc<Container>, State), ContainerError> {
+        let _admission = self.admit().await?;
         let container = self.get(id)?;
         let _operation = container.operation.lock().await;
-        if container.snapshot().0 != State::Created {
-            return Err(container.illegal("start"));
+        match container.snapshot().0 {
+            State::Created => {}
+            State::Restored { pid } => {
+                let running = self.start_restored(&container, pid)?;
+                return Ok((Arc::clone(&container), running));
+            }
+            State::Running { .. } | State::Exited(_) => return Err(container.illegal("start")),
         }
         let started_at = Instant::now();
         let (mut launched, streams) = self.launch_container(&container)?;
@@ -172,7 +178,7 @@ fn hooks(container: &Container) -> Option<Hooks> {
     let programs = spec.start_hooks.clone();
     (!programs.is_empty()).then(|| Hooks {
         programs,
-        container_id: container.id.clone(),
+        container_id: container.id(),
         annotations: spec.annotations.clone(),
     })
 }

@@ -41,7 +41,7 @@ impl Container {
         let pids = self.cgroup.pids();
         let first = match self.snapshot().0 {
             State::Running { pid, .. } => Some(pid),
-            State::Created | State::Exited(_) => None,
+            State::Created | State::Restored { .. } | State::Exited(_) => None,
         };
         let descriptors = if with_descriptors {
             statistics::descriptors(&pids, deadline)
@@ -49,7 +49,7 @@ impl Container {
             Descriptors::default()
         };
         ContainerStatistics {
-            id: self.id.clone(),
+            id: self.id(),
             cgroup: Some(statistics::cgroup(self.cgroup.path())),
             writable_layer: written.map(|places| self.written.count(&places, deadline)),
             processes: pids.len() as u64,

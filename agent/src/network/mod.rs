@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's network interface as CNI defined it on the host: name, MTU, addresses, routes.
+//! The pod's network interface as CNI defined it on the host: name, MTU, addresses, routes. After a checkpoint all of it
+//! is replaced.
 
+mod connections;
 pub mod netlink;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -76,44 +79,113 @@ pub fn start_loopback() -> io::Result<()> {
     Netlink::open()?.set_up(LOOPBACK_INDEX)
 }
 
+/// What the host asks for, checked.
+#[derive(Debug)]
+struct Wanted {
+    name: String,
+    mac: [u8; 6],
+    mtu: u32,
+    addresses: Vec<Prefix>,
+    routes: Vec<Route>,
+    neighbors: Vec<(IpAddr, [u8; 6])>,
+}
+
+impl Wanted {
+    fn parse(wanted: &agent::Interface) -> Result<Self, NetworkError> {
+        check_name(&wanted.name)?;
+        if wanted.addresses.len() > MAX_ADDRESSES
+            || wanted.routes.len() > MAX_ROUTES
+            || wanted.neighbors.len() > MAX_NEIGHBORS
+        {
+            return Err(NetworkError::TooMany);
+        }
+        let addresses = wanted.addresses.iter().map(|one| prefix(one));
+        let routes = wanted.routes.iter().map(route);
+        let neighbors = wanted.neighbors.iter();
+        let neighbors = neighbors.map(|one| Ok((address(&one.address)?, mac(&one.mac)?)));
+        Ok(Self {
+            name: wanted.name.clone(),
+            mac: mac(&wanted.mac)?,
+            mtu: wanted.mtu,
+            addresses: addresses.collect::<Result<_, _>>()?,
+            routes: routes.collect::<Result<_, _>>()?,
+            neighbors: neighbors.collect::<Result<_, NetworkError>>()?,
+        })
+    }
+}
+
+/// Makes the error of a request to the kernel.
+fn kernel(
+    what: &'static str,
+    object: &dyn std::fmt::Debug,
+) -> impl FnOnce(io::Error) -> NetworkError + use<> {
+    let object = format!("{object:?}");
+    move |source| NetworkError::Kernel {
+        what,
+        object,
+        source,
+    }
+}
+
+/// Checks what [`configure`] and [`replace`] check first.
+pub fn check(wanted: &agent::Interface) -> Result<(), NetworkError> {
+    Wanted::parse(wanted).map(drop)
+}
+
 /// Configures the interface. A second call with the same request changes nothing.
 pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
-    check_name(&wanted.name)?;
-    if wanted.addresses.len() > MAX_ADDRESSES
-        || wanted.routes.len() > MAX_ROUTES
-        || wanted.neighbors.len() > MAX_NEIGHBORS
-    {
-        return Err(NetworkError::TooMany);
-    }
-    let addresses = wanted
-        .addresses
-        .iter()
-        .map(|a| prefix(a))
-        .collect::<Result<Vec<_>, _>>()?;
-    let routes = wanted
-        .routes
-        .iter()
-        .map(route)
-        .collect::<Result<Vec<_>, _>>()?;
-    let neighbors = wanted
-        .neighbors
-        .iter()
-        .map(|n| Ok((address(&n.address)?, mac(&n.mac)?)))
-        .collect::<Result<Vec<_>, NetworkError>>()?;
-    let link_address = mac(&wanted.mac)?;
+    let wanted = Wanted::parse(wanted)?;
     let index = wait_for_device().await?;
+    let mut netlink = Netlink::open().map_err(kernel("open", &"netlink"))?;
+    set(&mut netlink, index, wanted)
+}
 
-    let kernel = |what, object: &dyn std::fmt::Debug| {
-        let object = format!("{object:?}");
-        move |source| NetworkError::Kernel {
-            what,
-            object,
-            source,
-        }
+/// Takes everything from the interface that it has, and configures it anew. TCP connections that `pids` have from
+/// addresses that are gone are closed in between, while nothing can be sent to their peers: those may be the peers of the
+/// pod from which this one is a copy.
+pub async fn replace(
+    wanted: Option<&agent::Interface>,
+    pids: Vec<i32>,
+) -> Result<(), NetworkError> {
+    let wanted = wanted.map(Wanted::parse).transpose()?;
+    let index = match (&wanted, find(Path::new(CLASS))) {
+        (_, Some(index)) => index,
+        (Some(_), None) => return Err(NetworkError::NoInterface),
+        (None, None) => return Ok(()),
     };
     let mut netlink = Netlink::open().map_err(kernel("open", &"netlink"))?;
+    // This removes routes and neighbours, too.
     netlink
-        .identify(index, &wanted.name, link_address, wanted.mtu)
+        .set_down(index)
+        .map_err(kernel("take down interface", &index))?;
+    let addresses = |netlink: &mut Netlink| {
+        let addresses = netlink.addresses();
+        addresses.map_err(kernel("list", &"addresses"))
+    };
+    for (of, address) in addresses(&mut netlink)? {
+        if of == index {
+            netlink
+                .remove_address(index, address)
+                .map_err(kernel("remove address", &address))?;
+        }
+    }
+    let kept = addresses(&mut netlink)?.into_iter().map(|(_, one)| one);
+    let new = wanted.iter().flat_map(|wanted| wanted.addresses.clone());
+    let kept: HashSet<IpAddr> = kept.chain(new).map(|one| one.address).collect();
+    let closed = tokio::task::spawn_blocking(move || connections::close(&kept, &pids)).await;
+    closed
+        .map_err(io::Error::other)
+        .and_then(|closed| closed)
+        .map_err(kernel("close", &"connections"))?;
+    match wanted {
+        Some(wanted) => set(&mut netlink, index, wanted),
+        None => Ok(()),
+    }
+}
+
+fn set(netlink: &mut Netlink, index: u32, wanted: Wanted) -> Result<(), NetworkError> {
+    netlink
+        .identify(index, &wanted.name, wanted.mac, wanted.mtu)
         .map_err(kernel("set name, address and MTU of", &wanted.name))?;
     for setting in IPV6_SETTINGS {
         // Fails if the kernel has no IPv6. Then there is nothing to set.
@@ -126,18 +198,21 @@ pub async fn configure(wanted: &agent::Interface) -> Result<(), NetworkError> {
         .set_up(index)
         .map_err(kernel("bring up", &wanted.name))?;
     let usable = Usable::on(&wanted.name);
-    for address in addresses.into_iter().filter(|one| usable.has(one.address)) {
+    let addresses = wanted.addresses.into_iter();
+    for address in addresses.filter(|one| usable.has(one.address)) {
         netlink
             .add_address(index, address)
             .map_err(kernel("add address", &address))?;
     }
     // Before the routes, because a gateway may be one of these neighbours.
-    for (address, mac) in neighbors.into_iter().filter(|one| usable.has(one.0)) {
+    let neighbors = wanted.neighbors.into_iter();
+    for (address, mac) in neighbors.filter(|one| usable.has(one.0)) {
         netlink
             .add_neighbor(index, address, mac)
             .map_err(kernel("add neighbour", &address))?;
     }
-    for route in routes
+    for route in wanted
+        .routes
         .into_iter()
         .filter(|one| usable.has(one.destination.address))
     {

@@ -25,8 +25,10 @@ pub fn write(request: &ConfigureSandboxRequest, (uid, gid): (u32, u32)) -> io::R
         chown(path, Some(uid), Some(gid))
     };
     fs::create_dir_all(DIRECTORY)?;
-    if let Some(dns) = &request.dns {
-        put(RESOLV_CONF, resolv_conf(dns))?;
+    // Containers may have the file of an earlier configuration, so it is written without DNS, too.
+    if request.dns.is_some() || fs::exists(RESOLV_CONF)? {
+        let dns = request.dns.clone().unwrap_or_default();
+        put(RESOLV_CONF, resolv_conf(&dns))?;
     }
     put(HOSTS, hosts(&request.hosts))?;
     put(HOSTNAME, format!("{}\n", one_word(&request.hostname)))?;

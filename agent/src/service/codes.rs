@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 
 use crate::cgroup::CgroupError;
 use crate::clock::ClockError;
-use crate::container::ContainerError;
+use crate::container::{CheckpointError, ContainerError};
 use crate::disk::copy::CopyError;
 use crate::hotplug::HotplugError;
 use crate::sandbox::{LimitError, SandboxError};
@@ -31,6 +31,7 @@ impl From<ContainerError> for Status {
             ContainerError::Cgroup(CgroupError::BadName(_) | CgroupError::Set { .. }) => {
                 Code::InvalidArgument
             }
+            ContainerError::Checkpoint(error) => checkpoint_code(error),
             ContainerError::Mount(error) => mount_code(error),
             ContainerError::Declared(error) => declared_code(error),
             ContainerError::Layers(_)
@@ -40,6 +41,20 @@ impl From<ContainerError> for Status {
             | ContainerError::System { .. } => Code::Internal,
         };
         Self::new(code, chain(&error))
+    }
+}
+
+fn checkpoint_code(error: &CheckpointError) -> Code {
+    match error {
+        CheckpointError::Frozen
+        | CheckpointError::NotFrozen
+        | CheckpointError::NotRunning(_)
+        | CheckpointError::NotListed(_)
+        | CheckpointError::Busy => Code::FailedPrecondition,
+        CheckpointError::NotFound(_) => Code::NotFound,
+        CheckpointError::Lease(_) | CheckpointError::Twice(_) => Code::InvalidArgument,
+        CheckpointError::NotStill { .. } => Code::Aborted,
+        CheckpointError::Cgroup { .. } => Code::Internal,
     }
 }
 
@@ -124,10 +139,11 @@ impl From<HotplugError> for Status {
 impl From<SandboxError> for Status {
     fn from(error: SandboxError) -> Self {
         let code = match &error {
-            SandboxError::AnotherSandbox => Code::FailedPrecondition,
-            SandboxError::Entropy(_) | SandboxError::BadSysctl(_) | SandboxError::Sysctl { .. } => {
-                Code::InvalidArgument
-            }
+            SandboxError::AnotherSandbox | SandboxError::NotConfigured => Code::FailedPrecondition,
+            SandboxError::Fixed(_)
+            | SandboxError::Entropy(_)
+            | SandboxError::BadSysctl(_)
+            | SandboxError::Sysctl { .. } => Code::InvalidArgument,
             SandboxError::Step { .. } | SandboxError::Clock(_) | SandboxError::Network(_) => {
                 Code::Internal
             }

@@ -52,12 +52,17 @@ pub async fn watch(
 /// The status of a container as a message for the daemon.
 pub fn status(container: &Container, state: &State) -> proto::ContainerStatus {
     let mut status = proto::ContainerStatus {
-        id: container.id.clone(),
+        id: container.id(),
         identity: container.identity.get().cloned(),
         ..Default::default()
     };
     match state {
         State::Created => status.set_state(proto::container_status::State::Created),
+        State::Restored { .. } => {
+            status.set_state(proto::container_status::State::Created);
+            // As of any container that was not started.
+            status.identity = None;
+        }
         State::Running { pid, started_at } => {
             status.set_state(proto::container_status::State::Running);
             status.pid = pid.unsigned_abs();
@@ -90,4 +95,43 @@ fn set_started(status: &mut proto::ContainerStatus, at: Instant) {
 
 fn ago_nanoseconds(at: Instant) -> u64 {
     u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::fakes::Fakes;
+    use bulkhead_proto::agent::RestoredContainer;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_watcher_hears_of_restored_containers_as_of_created_ones() {
+        let pod = Fakes::running(&["old"]);
+        let containers = &pod.containers;
+        let lease = Duration::from_secs(9);
+        containers.freeze(&["old".into()], lease).await.unwrap();
+        let listed = RestoredContainer {
+            id: "old".into(),
+            new_id: "new".into(),
+        };
+        let restore = containers.begin_restore(vec![listed]).await.unwrap();
+        restore.unwrap().finish().await.unwrap();
+
+        let (sender, mut news) = mpsc::channel(4);
+        tokio::spawn(watch(containers.clone(), sender));
+        let mut next = async || news.recv().await.unwrap().unwrap().event;
+        let created = proto::ContainerStatus {
+            id: "new".into(),
+            ..Default::default()
+        };
+        assert_eq!(next().await, Some(Event::Container(created)));
+        assert_eq!(next().await, Some(Event::CaughtUp(true)));
+        containers.start("new").await.unwrap();
+        let Some(Event::Container(started)) = next().await else {
+            panic!("no container");
+        };
+        assert_eq!((started.id.as_str(), started.pid), ("new", 1));
+        assert_eq!(started.state(), proto::container_status::State::Running);
+        assert_eq!(started.identity.map(|user| user.uid), Some(1000));
+    }
 }

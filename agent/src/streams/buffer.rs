@@ -70,6 +70,11 @@ impl LogBuffer {
         self.acknowledged
     }
 
+    /// Whether the host has stored everything.
+    pub fn is_stored(&self) -> bool {
+        self.acknowledged == self.end
+    }
+
     /// Appends bytes of one stream. Call it with at most [`Self::room`] and [`MAX_PAYLOAD_BYTES`] bytes.
     pub fn append(&mut self, source: Source, payload: &[u8]) {
         self.kept_bytes += payload.len();

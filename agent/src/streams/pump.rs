@@ -42,6 +42,8 @@ struct State {
     started: bool,
     closed: bool,
     taps: Vec<Weak<Tap>>,
+    /// Those that are still read.
+    pipes: Vec<Weak<AsyncFd<OwnedFd>>>,
 }
 
 impl State {
@@ -87,11 +89,12 @@ impl Log {
     pub fn attach(self: &Arc<Self>, pipes: Vec<(Source, OwnedFd)>) -> std::io::Result<()> {
         let mut pumps = Vec::new();
         for (source, pipe) in pipes {
-            pumps.push((source, sys::watch(pipe)?));
+            pumps.push((source, Arc::new(sys::watch(pipe)?)));
         }
         let mut state = self.lock();
         state.started = true;
         state.open_pipes = pumps.len();
+        state.pipes = pumps.iter().map(|(_, pipe)| Arc::downgrade(pipe)).collect();
         drop(state);
         for (source, pipe) in pumps {
             let log = Arc::clone(self);
@@ -156,6 +159,28 @@ impl Log {
         self.lock().buffer.acknowledge(position)?;
         self.writable.notify_waiters();
         Ok(())
+    }
+
+    /// Resolves when the host has stored all that the container has written. Call it when the container writes no more,
+    /// because it is frozen.
+    pub async fn stored(&self) {
+        loop {
+            let changed = self.writable.notified();
+            if self.is_stored() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn is_stored(&self) -> bool {
+        let state = self.lock();
+        let mut pipes = state.pipes.iter().filter_map(Weak::upgrade);
+        let has_more = |pipe: Arc<AsyncFd<OwnedFd>>| {
+            let bytes = rustix::io::ioctl_fionread(pipe.get_ref());
+            bytes.is_ok_and(|bytes| bytes > 0)
+        };
+        state.buffer.is_stored() && !pipes.any(has_more)
     }
 
     /// Moves the output of one pipe into the log, until its end or until it has been silent after the container's exit.
@@ -294,6 +319,28 @@ mod tests {
         let late = Arc::new(Tap::new(wanted));
         log.tap(&late);
         assert_eq!(late.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_log_is_stored_when_its_pipes_are_empty_and_all_of_it_is_acknowledged() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let log = Arc::new(Log::default());
+        log.stored().await;
+        log.attach(vec![(Source::Stdout, reader)]).unwrap();
+        rustix::io::write(&writer, b"hello").unwrap();
+        assert!(!log.is_stored(), "it is in the pipe");
+        let waiting = tokio::spawn({
+            let log = Arc::clone(&log);
+            async move { log.stored().await }
+        });
+        while matches!(log.next(0), Next::Wait) {
+            tokio::task::yield_now().await;
+        }
+        log.acknowledge(4).unwrap();
+        assert!(!log.is_stored());
+        log.acknowledge(5).unwrap();
+        waiting.await.unwrap();
+        drop(writer);
     }
 
     #[tokio::test(start_paused = true)]

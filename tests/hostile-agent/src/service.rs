@@ -278,6 +278,27 @@ impl Agent for Service {
         Ok(Response::new(proto::ExecSyncResponse::default()))
     }
 
+    async fn freeze_containers(
+        &self,
+        _request: Request<proto::FreezeContainersRequest>,
+    ) -> Done<proto::FreezeContainersResponse> {
+        Ok(Response::new(proto::FreezeContainersResponse {}))
+    }
+
+    async fn thaw_containers(
+        &self,
+        _request: Request<proto::ThawContainersRequest>,
+    ) -> Done<proto::ThawContainersResponse> {
+        Ok(Response::new(proto::ThawContainersResponse {}))
+    }
+
+    async fn restore_sandbox(
+        &self,
+        _request: Request<proto::RestoreSandboxRequest>,
+    ) -> Done<proto::RestoreSandboxResponse> {
+        Ok(Response::new(proto::RestoreSandboxResponse {}))
+    }
+
     async fn shutdown(
         &self,
         _request: Request<proto::ShutdownRequest>,
