@@ -309,6 +309,35 @@ impl Agent {
         within("Statistics", limit, client.statistics(request)).await
     }
 
+    /// Freezes all running containers, which are `ids`. If they are neither thawed nor restored within `lease`, the agent
+    /// thaws them.
+    pub async fn freeze(&self, ids: Vec<String>, lease: Duration) -> Result<(), AgentError> {
+        let request = protocol::FreezeContainersRequest {
+            ids,
+            lease_milliseconds: u64::try_from(lease.as_millis()).unwrap_or(u64::MAX),
+        };
+        let mut client = self.client();
+        let call = client.freeze_containers(request);
+        within("FreezeContainers", SHORT, call).await.map(drop)
+    }
+
+    /// Thaws what is frozen, if anything is.
+    pub async fn thaw(&self) -> Result<(), AgentError> {
+        let mut client = self.client();
+        let call = client.thaw_containers(protocol::ThawContainersRequest {});
+        within("ThawContainers", SHORT, call).await.map(drop)
+    }
+
+    /// Makes a guest that was brought back with frozen containers the guest of another pod.
+    pub async fn restore(
+        &self,
+        request: protocol::RestoreSandboxRequest,
+    ) -> Result<(), AgentError> {
+        let mut client = self.client();
+        let call = client.restore_sandbox(request);
+        within("RestoreSandbox", LONG, call).await.map(drop)
+    }
+
     /// Runs a command in a container until it ends. A `limit` of zero means no time limit. Of its standard output, and
     /// also of its standard error, the first `output_bytes` are returned.
     pub async fn exec(
