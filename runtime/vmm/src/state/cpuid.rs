@@ -50,6 +50,14 @@ pub fn leaves(cpuid: &CpuId) -> Vec<Leaf> {
     cpuid.as_slice().iter().map(Leaf::from).collect()
 }
 
+/// How many vCPUs the guest was told that there may be, see [`crate::cpu::vcpu_cpuid`].
+pub fn told_vcpus(leaves: &[Leaf]) -> Option<u8> {
+    let first = leaves.iter().find(|leaf| leaf.function == 1)?;
+    let [_, ebx, ..] = first.registers;
+    let [_, _, count, _] = ebx.to_le_bytes();
+    Some(count)
+}
+
 /// A place at which two CPUs differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difference {

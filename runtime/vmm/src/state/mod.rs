@@ -91,6 +91,14 @@ impl Host {
     }
 }
 
+/// How many vCPUs the guest was told that there may be.
+fn told_vcpus(vcpus: &[VcpuState]) -> u8 {
+    let told = vcpus
+        .first()
+        .and_then(|first| cpuid::told_vcpus(&first.leaves));
+    told.unwrap_or(0)
+}
+
 /// The state of a VM. Each field is a section of the format.
 #[allow(missing_debug_implementations)]
 #[derive(Clone, Serialize, Deserialize)]
@@ -116,9 +124,9 @@ impl State {
         let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
         let captured = (0..count).zip(vcpus);
         let captured = captured.map(|(id, vcpu)| VcpuState::capture(host, vm, vcpu, id));
-        let vcpus = captured.collect::<Result<_, _>>()?;
+        let vcpus = captured.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            origin: Origin::here(host, kernel, count),
+            origin: Origin::here(host, kernel, told_vcpus(&vcpus).max(count)),
             // After the vCPUs, so that the clock is not behind their TSCs: kvm-clock never goes back.
             vm: VmState::capture(vm)?,
             vcpus,
@@ -139,7 +147,10 @@ impl State {
         let started = self.vcpus.iter().rposition(VcpuState::was_started);
         let least = started.map_or(1, |last| last.saturating_add(1));
         let count = match u8::try_from(found) {
-            Ok(count @ 1..) if (least..=found).contains(&vcpus) => count,
+            Ok(count @ 1..) if (least..=found).contains(&vcpus) => {
+                // A fork may have fewer vCPUs than its template, which is what its guest knows of.
+                told_vcpus(&self.vcpus).min(MAX_VCPUS).max(count)
+            }
             _ => {
                 return Err(Refusal::Vcpus {
                     found,

@@ -296,6 +296,25 @@ fn the_tscs_of_vcpus_keep_their_distance() {
 
 #[test]
 #[ignore = "needs KVM: scripts/test runs it on a KVM host"]
+fn a_vm_with_fewer_vcpus_than_its_guest_was_told_of_is_saved_and_goes_on_once_more() {
+    let guest = Guest::new(4, &TIMER);
+    let memory = Arc::clone(&guest.memory);
+    let mut state = captured(&guest);
+    drop(guest);
+    for vcpus in [2, 1] {
+        let guest = Guest::with(Arc::clone(&memory), vcpus);
+        let host = Host::of(&guest.kvm).unwrap();
+        state
+            .restore(&host, KERNEL, &guest.vm, &guest.vcpus)
+            .unwrap();
+        state = captured(&guest);
+        assert_eq!(state.vcpus.len(), usize::from(vcpus));
+        assert_eq!(super::told_vcpus(&state.vcpus), 4);
+    }
+}
+
+#[test]
+#[ignore = "needs KVM: scripts/test runs it on a KVM host"]
 fn a_state_that_cannot_go_on_here_is_refused_before_anything_is_restored() {
     let guest = Guest::new(1, &TIMER);
     let host = Host::of(&guest.kvm).unwrap();
