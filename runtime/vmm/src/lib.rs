@@ -12,7 +12,8 @@
 //! ```
 //! One more thread looks now and then whether the guest has halted for good.
 //!
-//! [`state`] saves a VM and brings it back, apart from its memory and its devices.
+//! [`state`] saves a VM and brings it back, apart from its memory and its disks; [`vm`] writes checkpoints, which have all of
+//! it.
 //!
 //! Dependencies point one way: `vm -> {vcpu, boot, devices} -> memory`. A device never knows the VM.
 
@@ -34,6 +35,7 @@ mod msr;
 pub mod probe;
 pub mod report;
 pub mod slot;
+mod sparse;
 pub mod start;
 pub mod state;
 pub mod statistics;

@@ -2,20 +2,20 @@
 //! Guest memory, with a gap below 4 GiB for devices. Everything else in this crate builds on it.
 //!
 //! It is an anonymous file, mapped shared. The memory of a fork is its own, except that it begins with the pages of a
-//! template, which is mapped privately: a page is copied when the fork first writes to it.
+//! template, which is mapped privately: a page is copied when the fork first writes to it. A restored VM has memory as one
+//! that booted, into which the content of a checkpoint is copied.
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress,
 };
 
+use crate::sparse::{self, Copier, CopyError};
 use crate::sys;
 
 /// The memory that devices and vCPUs share.
@@ -45,6 +45,14 @@ pub enum MemoryError {
     Template(#[source] io::Error),
     #[error("the template has {template} bytes of memory, the VM may have {bytes}")]
     LargeTemplate { template: u64, bytes: u64 },
+    #[error("look at the memory of the checkpoint")]
+    Checkpoint(#[source] io::Error),
+    #[error(
+        "the checkpoint has {found} bytes of memory, the VM must have as many, and has {bytes}"
+    )]
+    OtherSize { found: u64, bytes: u64 },
+    #[error("copy the memory of the checkpoint")]
+    Copy(#[from] CopyError),
     #[error("combine the regions of guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -115,31 +123,67 @@ pub fn forked(template: &File, bytes: u64) -> Result<Memory, MemoryError> {
     }
     let mut first = 0;
     for ((_, len), region) in ranges(measured).into_iter().zip(&regions) {
-        for (at, length) in extents(template, first..first + len)? {
-            let laid = sys::lay_over(region, at - first, length, template, at);
+        let mut at = first;
+        while let Some(data) = next_data(template, at, first + len)? {
+            let length = data.end - data.start;
+            let laid = sys::lay_over(region, data.start - first, length, template, data.start);
             laid.map_err(MemoryError::Template)?;
+            at = data.end;
         }
         first += len;
     }
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
 }
 
-/// The parts of a range of a file that have data, as `(offset, length)`.
-fn extents(file: &File, range: Range<u64>) -> Result<Vec<(u64, u64)>, MemoryError> {
-    let failed = |e: Errno| MemoryError::Template(e.into());
-    let (mut found, mut at) = (Vec::new(), range.start);
-    while at < range.end {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) if data < range.end => data,
-            // A hole up to the end.
-            Ok(_) | Err(Errno::NXIO) => break,
-            Err(e) => return Err(failed(e)),
-        };
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data)).map_err(failed)?;
-        at = hole.min(range.end);
-        found.push((data, at - data));
+fn next_data(file: &File, at: u64, end: u64) -> Result<Option<std::ops::Range<u64>>, MemoryError> {
+    sparse::next_data(file, at..end).map_err(MemoryError::Template)
+}
+
+/// Memory of its own with the content of a checkpoint, a regular file of this many bytes as [`save`] writes it. Nobody needs
+/// the file afterwards.
+pub fn restored(checkpoint: &File, bytes: u64) -> Result<Memory, MemoryError> {
+    let metadata = checkpoint.metadata().map_err(MemoryError::Checkpoint)?;
+    if !metadata.is_file() {
+        let what = io::Error::other("it is no regular file");
+        return Err(MemoryError::Checkpoint(what));
     }
-    Ok(found)
+    let found = metadata.len();
+    if found != bytes {
+        return Err(MemoryError::OtherSize { found, bytes });
+    }
+    let file = anonymous_file("guest-memory", bytes)?;
+    // The parent has a time limit, and ends this process.
+    Copier::new(&file, None).file(checkpoint, bytes)?;
+    shared(file, bytes)
+}
+
+/// Copies all memory into a file, in which its [`ranges`] follow one another. Call it while nobody writes to the memory.
+///
+/// Holes of a file behind memory are not read, because that would make their pages. A fork has no such file: its pages are
+/// read, and those that it never had show a page of zeroes that exists once.
+pub fn save(memory: &Memory, copier: &mut Copier<'_>) -> Result<(), CopyError> {
+    let mut first = 0;
+    for region in memory.iter() {
+        let read = |buffer: &mut [u8], at| {
+            let done = region.read_slice(buffer, MemoryRegionAddress(at));
+            done.map_err(io::Error::other)
+        };
+        match region.file_offset() {
+            None => copier.part(0..region.len(), first, read)?,
+            Some(backing) => {
+                let offset = backing.start();
+                let (mut at, end) = (offset, offset + region.len());
+                while let Some(data) =
+                    sparse::next_data(backing.file(), at..end).map_err(CopyError::Find)?
+                {
+                    at = data.end;
+                    copier.part(data.start - offset..data.end - offset, first, read)?;
+                }
+            }
+        }
+        first += region.len();
+    }
+    Ok(())
 }
 
 /// Creates and maps memory that is not RAM of the guest: register pages of devices.
@@ -379,6 +423,98 @@ mod tests {
         assert!(matches!(refused, Err(MemoryError::LargeTemplate { .. })));
         let refused = of_template(&template(), 5 * PAGE_BYTES);
         assert!(matches!(refused, Err(MemoryError::LargeTemplate { .. })));
+    }
+
+    /// A file that [`save`] has written, and how many bytes it wrote.
+    fn saved(memory: &Memory) -> (File, u64) {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = memory.iter().map(GuestMemoryRegion::len).sum();
+        file.set_len(bytes).unwrap();
+        let mut copier = Copier::new(&file, None);
+        save(memory, &mut copier).unwrap();
+        let written = copier.written();
+        (file, written)
+    }
+
+    fn blocks(memory: &Memory) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let region = memory.iter().next().unwrap();
+        let backing = region.file_offset().unwrap();
+        backing.file().metadata().unwrap().blocks()
+    }
+
+    #[test]
+    fn what_is_saved_is_restored_on_both_sides_of_the_gap_and_holes_stay_holes() {
+        const BYTES: u64 = GAP_START + 8 * PAGE_BYTES;
+        let memory = create(BYTES).unwrap();
+        let places = [1, GAP_START - 1, GAP_END, GAP_END + 8 * PAGE_BYTES - 1];
+        for (value, at) in (1u8..).zip(places) {
+            memory.write_obj(value, GuestAddress(at)).unwrap();
+        }
+        memory.write_obj(0u8, GuestAddress(8 << 20)).unwrap();
+        let taken = blocks(&memory);
+        let (file, written) = saved(&memory);
+        assert_eq!(
+            written,
+            4 * PAGE_BYTES,
+            "neither holes nor a page of zeroes"
+        );
+        assert_eq!(blocks(&memory), taken);
+
+        let again = restored(&file, BYTES).unwrap();
+        for (value, at) in (1u8..).zip(places) {
+            let found = again.read_obj::<u8>(GuestAddress(at)).unwrap();
+            assert_eq!(found, value, "{at:#x}");
+        }
+        assert!(blocks(&again) < taken);
+        // It is memory as any other: pages go back to the host, and the file is not written to.
+        assert_eq!(release(&again, GAP_END, PAGE_BYTES).unwrap(), PAGE_BYTES);
+        again.write_obj(9u8, GuestAddress(1)).unwrap();
+        assert_eq!(saved(&again).1, 3 * PAGE_BYTES);
+        assert_eq!(saved(&restored(&file, BYTES).unwrap()).1, written);
+    }
+
+    #[test]
+    fn a_fork_is_saved_with_the_pages_of_its_template_and_its_own() {
+        use std::os::unix::fs::MetadataExt;
+        let template = template();
+        let taken = template.metadata().unwrap().blocks();
+        let fork = forked(&template, 8 * PAGE_BYTES).unwrap();
+        fork.write_obj(9u8, GuestAddress(2 * PAGE_BYTES)).unwrap();
+        fork.write_obj(8u8, GuestAddress(5 * PAGE_BYTES)).unwrap();
+        let (file, written) = saved(&fork);
+        assert_eq!(written, 4 * PAGE_BYTES);
+        assert_eq!(template.metadata().unwrap().blocks(), taken);
+        let again = restored(&file, 8 * PAGE_BYTES).unwrap();
+        assert_eq!(first_bytes(&again, 8), [1, 0, 9, 4, 0, 8, 0, 0]);
+
+        // Two regions, of which neither has a file.
+        let region = |start| {
+            let mapping = sys::own_memory(2 * PAGE).unwrap();
+            GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
+        };
+        let two = Memory::from_regions(vec![region(0), region(GAP_END)]).unwrap();
+        two.write_obj(1u8, GuestAddress(PAGE_BYTES)).unwrap();
+        two.write_obj(2u8, GuestAddress(GAP_END)).unwrap();
+        let (file, written) = saved(&two);
+        assert_eq!(written, 2 * PAGE_BYTES);
+        let again = restored(&file, 4 * PAGE_BYTES).unwrap();
+        assert_eq!(first_bytes(&again, 4), [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn what_is_no_memory_of_this_size_is_not_restored() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * PAGE_BYTES).unwrap();
+        for bytes in [PAGE_BYTES, 3 * PAGE_BYTES] {
+            let refused = restored(&file, bytes);
+            assert!(matches!(refused, Err(MemoryError::OtherSize { .. })));
+        }
+        let device = File::open("/dev/zero").unwrap();
+        assert!(matches!(
+            restored(&device, 0),
+            Err(MemoryError::Checkpoint(_))
+        ));
     }
 
     #[test]

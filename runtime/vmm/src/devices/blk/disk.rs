@@ -14,6 +14,7 @@ use super::window::WindowError;
 use crate::devices::chain::Buffers;
 use crate::devices::ring::Interrupt;
 use crate::extent::{Extent, SECTOR_BYTES};
+use crate::sparse::{Copier, CopyError};
 use crate::sys;
 
 /// A byte range that is known to lie inside a disk.
@@ -126,17 +127,26 @@ impl Disk for ImageDisk {
     }
 }
 
-/// The scratch disk. Without a file it has no sectors.
-#[derive(Debug)]
+/// The scratch disk. Without a file it has no sectors. A clone is the same disk.
+#[derive(Clone, Debug)]
 pub struct ScratchDisk {
-    file: Option<File>,
+    file: Option<Arc<File>>,
     bytes: u64,
 }
 
 impl ScratchDisk {
     #[must_use]
     pub fn new(file: Option<File>, bytes: u64) -> Self {
+        let file = file.map(Arc::new);
         Self { file, bytes }
+    }
+
+    /// Copies all of the disk. Call it while the disk has no requests.
+    pub fn save(&self, copier: &mut Copier<'_>) -> Result<(), CopyError> {
+        match &self.file {
+            Some(file) => copier.file(file, self.bytes),
+            None => Ok(()),
+        }
     }
 
     #[must_use]
@@ -145,7 +155,7 @@ impl ScratchDisk {
     }
 
     fn file(&self) -> io::Result<&File> {
-        Ok(self.file.as_ref().ok_or(io::ErrorKind::NotFound)?)
+        Ok(self.file.as_deref().ok_or(io::ErrorKind::NotFound)?)
     }
 }
 
@@ -228,6 +238,12 @@ impl VolumeDisk {
             sectors: bytes / SECTOR_BYTES,
             ..extent
         })
+    }
+
+    /// Whether there is a volume.
+    #[must_use]
+    pub fn has_volumes(&self) -> bool {
+        self.window.find(|_| true).is_some()
     }
 
     /// The extent of `file`, if it is one of the volumes. Files are compared by device and inode, so
