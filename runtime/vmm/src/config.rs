@@ -87,7 +87,7 @@ pub struct VmConfig {
 /// The SHA-256 of the guest kernel's file. Who starts the VM knows it.
 pub type KernelSum = [u8; 32];
 
-/// How a VM begins. A template and its forks have the sum of the guest's kernel, see [`crate::state::origin`].
+/// How a VM begins. All but a VM that boots have the sum of the guest's kernel, see [`crate::state::origin`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Start {
@@ -98,6 +98,9 @@ pub enum Start {
     Template { kernel_sum: KernelSum },
     /// It goes on where a template was saved, with at most as many vCPUs. `memory_mib` is the template's.
     Fork { kernel_sum: KernelSum },
+    /// It goes on where a checkpoint was made ([`crate::control::Request::Checkpoint`]), with at most as many vCPUs and just
+    /// as much memory. It is paused until the parent has attached what was on the image disk, and resumes it.
+    Restore { kernel_sum: KernelSum },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -260,6 +263,23 @@ mod tests {
             VmConfig::read(text.as_bytes()).unwrap().memory_bytes(),
             256 << 20
         );
+    }
+
+    #[test]
+    fn for_all_beginnings_what_is_written_is_read() {
+        let mut config = read(&sample()).unwrap();
+        assert_eq!(config.start, Start::Boot);
+        let kernel_sum = [7; 32];
+        for start in [
+            Start::Boot,
+            Start::Template { kernel_sum },
+            Start::Fork { kernel_sum },
+            Start::Restore { kernel_sum },
+        ] {
+            config.start = start;
+            let text = serde_json::to_string(&config).unwrap();
+            assert_eq!(VmConfig::read(text.as_bytes()).unwrap().start, start);
+        }
     }
 
     #[test]

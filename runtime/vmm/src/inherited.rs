@@ -14,9 +14,9 @@ pub enum Inherited {
     ExitReport,
     /// `/dev/kvm`.
     Kvm,
-    /// An uncompressed ELF kernel (`vmlinux`), open for reading. Not in a fork.
+    /// An uncompressed ELF kernel (`vmlinux`), open for reading. Only if the VM boots.
     Kernel,
-    /// Open for reading. Not in a fork.
+    /// Open for reading. Only if the VM boots.
     Initramfs,
     /// An empty file, open for writing: the guest's serial output goes there, but only its first MiB.
     Console,
@@ -24,7 +24,8 @@ pub enum Inherited {
     Control,
     /// A listening socket. A host program connects and sends `CONNECT <port>\n` to reach a port of the guest.
     Vsock,
-    /// A connected socket: the host's end of the connection that the guest makes when it is ready. Not in a fork.
+    /// A connected socket: the host's end of the connection that the guest makes when it is ready. Only if the VM
+    /// boots.
     Ready,
     /// The network device, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR. Only if the configuration has a network.
     Tap,
@@ -33,9 +34,10 @@ pub enum Inherited {
     /// The kernel's modules, an EROFS file open for reading: the first extent of the image disk. Only if the configuration
     /// has modules.
     Modules,
-    /// The memory of a template, a memfd: open for both in the template, for reading in a fork.
+    /// The memory of a template, a memfd: open for both in the template, for reading in a fork. Or that of a checkpoint, a
+    /// regular file open for reading.
     Memory,
-    /// The state of a template, a file: open for writing in the template, for reading in a fork.
+    /// The state of a template or checkpoint, a file: open for writing in the template, otherwise for reading.
     State,
 }
 
@@ -64,8 +66,8 @@ impl Inherited {
             Self::Tap => "TAP",
             Self::Scratch => "scratch disk",
             Self::Modules => "kernel modules",
-            Self::Memory => "template's memory",
-            Self::State => "template's state",
+            Self::Memory => "saved memory",
+            Self::State => "saved state",
         }
     }
 

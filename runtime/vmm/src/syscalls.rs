@@ -111,10 +111,10 @@ pub const VCPU: List = List {
                     KVM_GET_REGS,
                     KVM_GET_MP_STATE,
                     KVM_SET_SIGNAL_MASK,
+                    KVM_KVMCLOCK_CTRL,
                     TUNSETOFFLOAD,
                 ],
             ),
-            Rule::one_of(Sysno::ioctl, 1, &[KVM_KVMCLOCK_CTRL]).seldom("nothing pauses a VM yet"),
             Rule::any(Sysno::write),
             Rule::any(Sysno::rt_sigtimedwait),
             Rule::any(Sysno::rt_sigpending),
@@ -201,29 +201,65 @@ pub const HALTS: List = List {
     ],
 };
 
-/// The control socket and the end of the VM. Short threads that close volumes inherit this list.
+/// The control socket and the end of the VM.
+const CONTROL: &[Rule] = &[
+    Rule::any(Sysno::ppoll),
+    Rule::any(Sysno::accept4),
+    Rule::any(Sysno::recvmsg),
+    Rule::any(Sysno::sendto),
+    Rule::one_of(Sysno::ioctl, 1, &[FIONBIO]),
+    Rule::any(Sysno::pread64),
+    Rule::any(Sysno::write),
+    Rule::any(Sysno::fdatasync),
+    Rule::any(Sysno::close),
+    Rule::any(Sysno::exit_group),
+];
+
+/// How the state of a VM is taken. It is written with what [`CONTROL`] has.
+const CAPTURE: &[Rule] = &[
+    Rule::one_of(
+        Sysno::ioctl,
+        1,
+        &[
+            KVM_CHECK_EXTENSION,
+            KVM_GET_CLOCK,
+            KVM_GET_CPUID2,
+            KVM_GET_DEBUGREGS,
+            KVM_GET_DEVICE_ATTR,
+            KVM_GET_IRQCHIP,
+            KVM_GET_LAPIC,
+            KVM_GET_MP_STATE,
+            KVM_GET_MSRS,
+            KVM_GET_REGS,
+            KVM_GET_SREGS,
+            KVM_GET_TSC_KHZ,
+            KVM_GET_VCPU_EVENTS,
+            KVM_GET_XCRS,
+        ],
+    ),
+    Rule::one_of(Sysno::ioctl, 1, &[KVM_GET_XSAVE, KVM_GET_XSAVE2])
+        .seldom("the host's kernel knows one of the two"),
+    Rule::any(Sysno::clock_nanosleep)
+        .seldom("a device's turn, and the last request to a volume, seldom have to be waited for"),
+];
+
+/// The main thread of a VM. Short threads that close volumes inherit this list.
 pub const MAIN: List = List {
     name: "bulkhead-vm",
     rules: &[
+        CONTROL,
         &[
-            Rule::any(Sysno::ppoll),
-            Rule::any(Sysno::accept4),
-            Rule::any(Sysno::recvmsg),
-            Rule::any(Sysno::sendto),
-            Rule::one_of(Sysno::ioctl, 1, &[FIONBIO]),
             Rule::one_of(Sysno::fcntl, 1, &[F_GETFD, F_GETFL]),
             Rule::any(Sysno::statx),
             Rule::any(Sysno::lseek),
             Rule::any(Sysno::getsockopt),
-            Rule::any(Sysno::pread64),
             Rule::any(Sysno::epoll_ctl),
             Rule::any(Sysno::read)
                 .seldom("the daemon asks a VM to end by its control socket, not by a signal"),
-            Rule::any(Sysno::write),
-            Rule::any(Sysno::fdatasync),
-            Rule::any(Sysno::close),
-            Rule::any(Sysno::exit_group),
         ],
+        CAPTURE,
+        // The rest of a checkpoint: the lengths of its files, and copies of memory and disk.
+        &[Rule::any(Sysno::ftruncate), Rule::any(Sysno::pwrite64)],
         // Threads that close volumes.
         &[
             Rule::one_of(Sysno::clone, 0, &[THREAD]),
@@ -234,8 +270,6 @@ pub const MAIN: List = List {
             Rule::any(Sysno::rseq),
             Rule::any(Sysno::gettid),
             Rule::any(Sysno::sched_getaffinity),
-            Rule::any(Sysno::clock_nanosleep)
-                .seldom("a volume that is closed seldom has a request left"),
             Rule::any(Sysno::exit),
         ],
         KICK,
@@ -246,45 +280,7 @@ pub const MAIN: List = List {
 /// The main thread of a template, which nobody asks for anything but its state.
 pub const TEMPLATE: List = List {
     name: "template",
-    rules: &[
-        &[
-            Rule::any(Sysno::ppoll),
-            Rule::any(Sysno::accept4),
-            Rule::any(Sysno::recvmsg),
-            Rule::any(Sysno::sendto),
-            Rule::one_of(
-                Sysno::ioctl,
-                1,
-                &[
-                    FIONBIO,
-                    KVM_CHECK_EXTENSION,
-                    KVM_GET_CLOCK,
-                    KVM_GET_CPUID2,
-                    KVM_GET_DEBUGREGS,
-                    KVM_GET_DEVICE_ATTR,
-                    KVM_GET_IRQCHIP,
-                    KVM_GET_LAPIC,
-                    KVM_GET_MP_STATE,
-                    KVM_GET_MSRS,
-                    KVM_GET_REGS,
-                    KVM_GET_SREGS,
-                    KVM_GET_TSC_KHZ,
-                    KVM_GET_VCPU_EVENTS,
-                    KVM_GET_XCRS,
-                ],
-            ),
-            Rule::one_of(Sysno::ioctl, 1, &[KVM_GET_XSAVE, KVM_GET_XSAVE2])
-                .seldom("the host's kernel knows one of the two"),
-            Rule::any(Sysno::pread64),
-            Rule::any(Sysno::write),
-            Rule::any(Sysno::fdatasync),
-            Rule::any(Sysno::close),
-            Rule::any(Sysno::exit_group),
-        ],
-        CLOSE_CHECK,
-        KICK,
-        COMMON,
-    ],
+    rules: &[CONTROL, CAPTURE, CLOSE_CHECK, KICK, COMMON],
 };
 
 /// All lists.

@@ -38,6 +38,23 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// A gate before which vCPUs park from the start.
+    pub fn closed() -> Self {
+        Self {
+            wanted: AtomicU8::new(PAUSE),
+            ..Self::default()
+        }
+    }
+
+    /// Waits until vCPUs are to run for the first time, or the VM ends.
+    pub fn wait_open(&self) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.wanted.load(Ordering::SeqCst) == PAUSE {
+            let wait = self.changed.wait(parked);
+            parked = wait.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Whether vCPUs are to run.
     pub fn is_open(&self) -> bool {
         self.wanted.load(Ordering::SeqCst) == RUN
@@ -325,6 +342,21 @@ mod tests {
     ];
     const UNUSED_ADDRESS: u64 = 0xd800_0000;
     const UNUSED_PORT: u64 = 0x700;
+
+    #[test]
+    fn who_waits_at_a_closed_gate_goes_on_when_it_is_opened_and_when_the_vm_ends() {
+        for open in [Gate::resume, Gate::stop] {
+            let gate = Arc::new(Gate::closed());
+            assert!(!gate.is_open());
+            let waits = Arc::clone(&gate);
+            let thread = std::thread::spawn(move || waits.wait_open());
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!thread.is_finished());
+            open(&gate);
+            thread.join().unwrap();
+        }
+        Gate::default().wait_open();
+    }
 
     #[test]
     #[ignore = "needs KVM: scripts/test runs it on a KVM host"]

@@ -2,7 +2,7 @@
 //! The control socket: newline-delimited JSON over a unix stream socket, one reply per request. This
 //! file has the messages and the client; [`server`] is the other end.
 //!
-//! A file descriptor is sent together with the bytes of its request (SCM_RIGHTS).
+//! File descriptors are sent together with the bytes of their request (SCM_RIGHTS): as many as the request needs, and no more.
 
 pub mod server;
 
@@ -17,15 +17,19 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::config::KernelSum;
 use crate::extent::Extent;
 use crate::statistics::Statistics;
 
 /// The longest request or reply, including its newline.
 pub const LINE_BYTES: usize = 16 << 10;
+/// The most descriptors that a request carries.
+const MOST_DESCRIPTORS: usize = 3;
 /// How long a request may take until its whole reply is there.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request to a VMM. None of them waits for a disk or volume of the host that hangs.
+/// A request to a VMM. None of them waits for a disk or volume of the host that hangs, but for a checkpoint, which reads the
+/// scratch disk and writes files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -52,6 +56,14 @@ pub enum Request {
     /// The reply comes when no vCPU runs any more.
     Pause,
     Resume,
+    /// Carries three descriptors: of empty regular files, open for writing, for the VM's state, its memory, and its scratch
+    /// disk. Writes them ([`crate::memory::save`] says how), while the VM does nothing, and lets it go on in every case,
+    /// unless it was paused before. Not for a template. Until the reply, no other request is answered.
+    Checkpoint {
+        kernel_sum: KernelSum,
+        /// How long the VM may stand still. A checkpoint that takes longer fails.
+        limit_ms: u32,
+    },
     /// Only for a template: writes the VM's state to the file that it was started with, then ends the VM. It must be quiet:
     /// a connection into the guest refuses the request, and the VM goes on.
     Save,
@@ -66,7 +78,26 @@ pub enum Reply {
     Done,
     Extent(Extent),
     Statistics(Box<Statistics>),
+    Checkpointed(Checkpointed),
     Failed { message: String },
+}
+
+/// What was written for a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// How long the VM stood still.
+    pub paused_us: u64,
+    /// What was written of memory and disk: neither holes nor pages of zeroes.
+    pub memory_bytes: u64,
+    pub scratch_bytes: u64,
+}
+
+/// The files of a checkpoint, empty and open for writing.
+#[derive(Debug)]
+pub struct CheckpointFiles {
+    pub state: File,
+    pub memory: File,
+    pub scratch: File,
 }
 
 /// Why a request failed.
@@ -92,6 +123,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     socket: BufReader<UnixStream>,
+    limit: Duration,
 }
 
 impl Client {
@@ -104,12 +136,19 @@ impl Client {
         let socket = connect().map_err(ClientError::Connect)?;
         Ok(Self {
             socket: BufReader::with_capacity(4096, socket),
+            limit: TIMEOUT,
         })
+    }
+
+    /// The same connection, with another time limit for each request.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Appends a file to the image disk.
     pub fn attach_extent(&mut self, file: &File) -> Result<Extent, ClientError> {
-        match self.call(Request::AttachExtent, Some(file.as_fd()))? {
+        match self.call(Request::AttachExtent, &[file.as_fd()])? {
             Reply::Extent(extent) => Ok(extent),
             _ => Err(ClientError::WrongReply),
         }
@@ -117,7 +156,7 @@ impl Client {
 
     /// Puts a block device, or a file with a file system, on the volume disk.
     pub fn attach_volume(&mut self, device: &File) -> Result<Extent, ClientError> {
-        match self.call(Request::AttachVolume, Some(device.as_fd()))? {
+        match self.call(Request::AttachVolume, &[device.as_fd()])? {
             Reply::Extent(extent) => Ok(extent),
             _ => Err(ClientError::WrongReply),
         }
@@ -125,7 +164,7 @@ impl Client {
 
     /// Asks where a file is on the volume disk. An error if it is not there.
     pub fn find_volume(&mut self, file: &File) -> Result<Extent, ClientError> {
-        match self.call(Request::FindVolume, Some(file.as_fd()))? {
+        match self.call(Request::FindVolume, &[file.as_fd()])? {
             Reply::Extent(extent) => Ok(extent),
             _ => Err(ClientError::WrongReply),
         }
@@ -138,7 +177,7 @@ impl Client {
 
     /// Connects the guest's virtio-fs device to a file server.
     pub fn connect_files(&mut self, server: BorrowedFd<'_>) -> Result<(), ClientError> {
-        match self.call(Request::ConnectFiles, Some(server))? {
+        match self.call(Request::ConnectFiles, &[server])? {
             Reply::Done => Ok(()),
             _ => Err(ClientError::WrongReply),
         }
@@ -150,7 +189,7 @@ impl Client {
     }
 
     pub fn statistics(&mut self) -> Result<Statistics, ClientError> {
-        match self.call(Request::Statistics, None)? {
+        match self.call(Request::Statistics, &[])? {
             Reply::Statistics(statistics) => Ok(*statistics),
             _ => Err(ClientError::WrongReply),
         }
@@ -164,6 +203,33 @@ impl Client {
         self.expect_done(Request::Resume)
     }
 
+    /// Writes a checkpoint of the VM, which stands still meanwhile, but not longer than `limit`, and goes on.
+    pub fn checkpoint(
+        &mut self,
+        kernel_sum: KernelSum,
+        limit: Duration,
+        files: &CheckpointFiles,
+    ) -> Result<Checkpointed, ClientError> {
+        let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        let request = Request::Checkpoint {
+            kernel_sum,
+            limit_ms,
+        };
+        let CheckpointFiles {
+            state,
+            memory,
+            scratch,
+        } = files;
+        let before = self.limit;
+        self.limit = Duration::from_millis(limit_ms.into()).saturating_add(TIMEOUT);
+        let answer = self.call(request, &[state.as_fd(), memory.as_fd(), scratch.as_fd()]);
+        self.limit = before;
+        match answer? {
+            Reply::Checkpointed(done) => Ok(done),
+            _ => Err(ClientError::WrongReply),
+        }
+    }
+
     /// Saves a template, which ends then. Refused as long as somebody is connected to its guest.
     pub fn save(&mut self) -> Result<(), ClientError> {
         self.expect_done(Request::Save)
@@ -174,21 +240,18 @@ impl Client {
     }
 
     fn expect_done(&mut self, request: Request) -> Result<(), ClientError> {
-        match self.call(request, None)? {
+        match self.call(request, &[])? {
             Reply::Done => Ok(()),
             _ => Err(ClientError::WrongReply),
         }
     }
 
-    fn call(
-        &mut self,
-        request: Request,
-        file: Option<BorrowedFd<'_>>,
-    ) -> Result<Reply, ClientError> {
+    fn call(&mut self, request: Request, files: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
         let mut line = serde_json::to_vec(&request).map_err(ClientError::Parse)?;
         line.push(b'\n');
-        let deadline = Instant::now() + TIMEOUT;
-        self.send(&line, file).map_err(ClientError::Send)?;
+        let deadline = Instant::now().checked_add(self.limit);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + TIMEOUT);
+        self.send(&line, files).map_err(ClientError::Send)?;
         let answer = self.receive(deadline).map_err(ClientError::Receive)?;
         if answer.is_empty() {
             return Err(ClientError::Closed);
@@ -223,12 +286,11 @@ impl Client {
         Ok(line)
     }
 
-    fn send(&mut self, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    fn send(&mut self, line: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = file.map(|file| [file]);
-        if let Some(fds) = &fds {
-            control.push(SendAncillaryMessage::ScmRights(fds));
+        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut socket = self.socket.get_ref();
         let bytes = [IoSlice::new(line)];
@@ -246,6 +308,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut client = Client {
             socket: BufReader::new(ours),
+            limit: TIMEOUT,
         };
         theirs.write_all(b"one\ntw").unwrap();
         let soon = || Instant::now() + Duration::from_millis(200);

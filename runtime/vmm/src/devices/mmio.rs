@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::registers::{CONFIG_SPACE, RegisterPage};
 use super::ring::{CONFIG_GENERATION, DEVICE_STATUS, INTERRUPT_STATUS, Interrupt, Ring, USED_RING};
-use super::saved::{Busy, QueueState, TransportRefused, TransportState};
+use super::saved::{Busy, Purpose, QueueState, TransportRefused, TransportState};
 use super::{Active, VirtioDevice};
 use crate::memory::Memory;
 
@@ -312,16 +312,19 @@ impl MmioTransport {
         std::mem::replace(&mut self.queues, shown)
     }
 
-    /// The state of the device, between two of its turns. It has no turn until the guard is dropped. Call it while no vCPU
+    /// The state of this transport's device, which the caller has locked between two of its turns. Call it while no vCPU
     /// runs.
-    pub fn save(&self) -> Result<(TransportState, Turnless<'_>), Busy> {
-        let device = lock(&self.device);
-        let at_work = device.save()?;
+    pub fn save(
+        &self,
+        device: &dyn VirtioDevice,
+        purpose: Purpose,
+    ) -> Result<TransportState, Busy> {
+        let at_work = device.save(purpose)?;
         let of_transport = |queue| QueueState::of(queue, 0, 0);
         let is_active = at_work.is_some();
         let mut config = vec![0; device.config().len()];
         self.registers.read(CONFIG_SPACE, &mut config);
-        let state = TransportState {
+        Ok(TransportState {
             status: self.register(DEVICE_STATUS),
             interrupt_status: self.register(INTERRUPT_STATUS),
             generation: self.register(CONFIG_GENERATION),
@@ -332,8 +335,7 @@ impl MmioTransport {
             is_active,
             queues: at_work.unwrap_or_else(|| self.queues.iter().map(of_transport).collect()),
             config,
-        };
-        Ok((state, device))
+        })
     }
 
     fn register(&self, offset: u64) -> u32 {

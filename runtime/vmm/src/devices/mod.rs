@@ -34,7 +34,7 @@ use crate::memory::Memory;
 pub use budget::Budget;
 pub use ring::Turn;
 use ring::{Interrupt, Ring, RingError};
-use saved::{Busy, QueueState};
+use saved::{Busy, Purpose, QueueState};
 
 /// What a device gets when the driver sets DRIVER_OK.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub trait VirtioDevice: Send {
     fn active(&self) -> Option<&Active>;
     /// Where the device is in its queues, between two turns. `None` if it is not active. An error says what it has in
     /// flight that would be lost.
-    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+    fn save(&self, _purpose: Purpose) -> Result<Option<Vec<QueueState>>, Busy> {
         Ok(self.active().map(Active::queues))
     }
     /// Takes over what the driver has written to the configuration space, before the device is activated for a driver that

@@ -196,6 +196,24 @@ impl Ring {
             .map_err(RingError::Broken)
     }
 
+    /// Where the available ring ends. It moves with each chain that the driver makes available.
+    pub fn end(&self, memory: &Memory) -> Result<u16, RingError> {
+        let end = self.queue.avail_idx(memory, Ordering::Acquire);
+        Ok(end.map_err(RingError::Broken)?.0)
+    }
+
+    /// Asks the driver for a notification of the next chain that it makes available, although others may wait. Returns
+    /// [`Self::end`] as it is after that.
+    pub fn rearm_at_end(&mut self, memory: &Memory) -> Result<u16, RingError> {
+        let next = self.queue.next_avail();
+        let end = self.end(memory)?;
+        self.queue.set_next_avail(end);
+        let rearmed = self.queue.enable_notification(memory);
+        self.queue.set_next_avail(next);
+        rearmed.map_err(RingError::Broken)?;
+        self.end(memory)
+    }
+
     /// Serves chains until there are none or `budget` is used up, then signals once. `serve` handles one
     /// chain, of which earlier turns have served so many bytes. Between two turns the driver can change a chain, so
     /// `serve` checks all of it at each.

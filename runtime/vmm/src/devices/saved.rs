@@ -14,6 +14,15 @@ use crate::bounded::bounded;
 const MOST_QUEUES: usize = 8;
 const MOST_CONFIG_BYTES: usize = 256;
 
+/// What devices are saved for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Others are forked from the VM, which ends. None of them knows whom its guest talks to.
+    Template,
+    /// The VM goes on. One that is restored tells its guest that all connections have ended.
+    Checkpoint,
+}
+
 /// Why a device cannot be saved now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("device {device} has {what}")]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::observed::Observed;
 use super::resources::Backends;
-use crate::config::{MacAddress, VmConfig};
+use crate::config::{MacAddress, Start, VmConfig};
 use crate::devices::balloon::Balloon;
 use crate::devices::blk::Blk;
 use crate::devices::blk::disk::{ImageDisk, ScratchDisk, VolumeDisk};
@@ -57,6 +57,8 @@ pub struct Devices {
     /// The disks that the control socket changes. It must not lock their devices, because a request that hangs does.
     pub image_disk: ImageDisk,
     pub volume_disk: VolumeDisk,
+    /// The disk that a checkpoint copies, while its device is locked.
+    pub scratch_disk: ScratchDisk,
 }
 
 impl Devices {
@@ -74,7 +76,8 @@ impl Devices {
         let image = Arc::clone(&observed.image_disk);
         let image = Blk::new(image_disk.clone(), Slot::ImageDisk.name(), image);
         let scratch = Arc::clone(&observed.scratch_disk);
-        let scratch = Blk::new(backends.scratch, Slot::ScratchDisk.name(), scratch);
+        let scratch_disk = backends.scratch;
+        let scratch = Blk::new(scratch_disk.clone(), Slot::ScratchDisk.name(), scratch);
         let volume_disk = VolumeDisk::default();
         let volumes = Arc::clone(&observed.volume_disk);
         let volumes = Blk::new(volume_disk.clone(), Slot::VolumeDisk.name(), volumes);
@@ -91,6 +94,7 @@ impl Devices {
             volumes: shared(volumes),
             image_disk,
             volume_disk,
+            scratch_disk,
         })
     }
 
@@ -122,10 +126,15 @@ fn vsock(
         Arc::clone(&observed.vsock),
         Arc::clone(&observed.first_stream),
     );
-    Ok(Vsock::new(
+    let failed = || DeviceError::of(Slot::Vsock.name());
+    let mut vsock = Vsock::new(
         config.vsock.guest_cid,
-        muxer.map_err(DeviceError::of(Slot::Vsock.name()))?,
+        muxer.map_err(failed())?,
         Arc::clone(&observed.vsock),
         Arc::clone(&observed.vsock_ready),
-    ))
+    );
+    if let Start::Restore { .. } = config.start {
+        vsock.begin_with_reset().map_err(failed())?;
+    }
+    Ok(vsock)
 }

@@ -53,9 +53,9 @@ pub enum MachineError {
     Cpu(#[from] CpuError),
     #[error("leave out what the guest does not need of KVM")]
     Surface(#[from] SurfaceError),
-    #[error("go on from the state of a template")]
+    #[error("go on from a state")]
     State(#[from] TransferError),
-    #[error("go on from the state of a template's devices")]
+    #[error("go on from a state of devices")]
     Devices(#[from] RestoreError),
 }
 
@@ -171,7 +171,7 @@ impl Machine {
         Ok(Host::of(&self.kvm)?)
     }
 
-    /// Lets the machine go on where a template was saved whose memory it has. Instead of [`Self::set_entry`].
+    /// Lets the machine go on where the VM was saved whose memory it has. Instead of [`Self::set_entry`].
     pub fn restore(&self, state: &State, kernel: KernelSum) -> Result<(), MachineError> {
         state.restore(&self.host()?, kernel, &self.vm, &self.vcpus)?;
         // After the interrupt controllers: the devices interrupt the guest, because an interrupt that was on its way is in no

@@ -6,17 +6,18 @@
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
+mod checkpoint;
 mod closing;
 pub mod devices;
 pub mod machine;
 pub mod observed;
+mod requests;
 pub mod resources;
 mod saver;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
@@ -29,17 +30,13 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::OFlags;
 use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
-use crate::config::VmConfig;
-use crate::control::server::{self, NotSaved, Target};
-use crate::devices::blk::disk::Volume;
-use crate::devices::mmio::lock;
+use crate::config::{KernelSum, VmConfig};
+use crate::control::server;
 use crate::devices::worker::Worker;
-use crate::extent::{Extent, SECTOR_BYTES};
 use crate::halt::{self, Halts, Looks};
 use crate::jail;
 use crate::memory::{self, Memory, MemoryError};
@@ -47,13 +44,13 @@ use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
 use crate::state::State;
 use crate::state::refusal::Refusal;
-use crate::statistics::{KvmExits, Statistics};
+use crate::statistics::KvmExits;
 use crate::syscalls;
 use crate::vcpu::{Gate, Vcpu, kick_signal};
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
-use resources::{BootImage, Origin, ResourceError, Resources, device_size, regular_size};
+use resources::{BootImage, Origin, ResourceError, Resources, Saved};
 use saver::Saver;
 
 /// Stack of each thread, more than any of them needs.
@@ -79,10 +76,10 @@ pub enum SetupError {
     Machine(#[from] MachineError),
     #[error("load guest")]
     Boot(#[from] BootError),
-    #[error("read the template's state")]
+    #[error("read the state to go on from")]
     State(#[from] Refusal),
-    #[error("prepare to be a template")]
-    Template(#[source] io::Error),
+    #[error("prepare to take the VM's state")]
+    Saver(#[source] io::Error),
     #[error("start threads")]
     Threads(#[source] io::Error),
     #[error("filter system calls")]
@@ -109,25 +106,32 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         backends,
     };
     let machine = Machine::build(config, parts, &mut observed)?;
-    let template = match origin {
+    // A template's files, if it is one, and whether the VM waits until it is resumed.
+    let (template, gate) = match origin {
         Origin::Boot { image, template } => {
             load(config, &machine, image)?;
-            template
+            (template, Gate::default())
         }
-        Origin::Fork(template) => {
-            let state = State::read(&template.state)?;
-            machine.restore(&state, template.kernel_sum)?;
-            None
+        Origin::Fork(saved) => {
+            go_on(&machine, &saved)?;
+            (None, Gate::default())
+        }
+        Origin::Restore(saved) => {
+            go_on(&machine, &saved)?;
+            (None, Gate::closed())
         }
     };
     let calls = match template {
         Some(_) => &syscalls::TEMPLATE,
         None => &syscalls::MAIN,
     };
-    let saver = template.map(|template| Saver::new(&machine, template));
-    let saver = saver.transpose()?;
+    let saving = Saving {
+        saver: Saver::new(&machine)?,
+        template: template.map(|files| (files.kernel_sum, files.state)),
+        memory_bytes: config.memory_max_bytes(),
+    };
     let signals = block_signals().map_err(SetupError::Threads)?;
-    let running = Running::start(machine, saver, observed).map_err(SetupError::Threads)?;
+    let running = Running::start(machine, gate, saving, observed).map_err(SetupError::Threads)?;
     bulkhead_jail::syscalls::apply(calls, None)?;
     let ended = server::serve(&control, &running.ended, &signals, &running);
     Ok(running.finish(ended))
@@ -140,7 +144,14 @@ fn memory_of(origin: &Origin, bytes: u64) -> Result<Memory, MemoryError> {
             Some(template) => memory::of_template(&template.memory, bytes),
         },
         Origin::Fork(template) => memory::forked(&template.memory, bytes),
+        Origin::Restore(checkpoint) => memory::restored(&checkpoint.memory, bytes),
     }
+}
+
+/// Lets the guest go on where it was saved.
+fn go_on(machine: &Machine, saved: &Saved) -> Result<(), SetupError> {
+    let state = State::read(&saved.state)?;
+    Ok(machine.restore(&state, saved.kernel_sum)?)
 }
 
 /// Loads the kernel, and lets the first vCPU start there.
@@ -200,11 +211,18 @@ struct Running {
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
-    /// In a template.
-    saver: Option<Saver>,
+    saving: Saving,
     /// Keeps the VM alive. The vCPUs hold it, too.
     vm: VmFd,
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
+}
+
+/// What a template is saved with, or a checkpoint is made with.
+struct Saving {
+    saver: Saver,
+    /// The guest's kernel and the file for the state, in a template.
+    template: Option<(KernelSum, File)>,
+    memory_bytes: u64,
 }
 
 /// With this a thread tells that the VM has ended, and why.
@@ -223,8 +241,8 @@ impl Announce {
 }
 
 impl Running {
-    /// Starts the threads of workers and vCPUs.
-    fn start(machine: Machine, saver: Option<Saver>, observed: Observed) -> io::Result<Self> {
+    /// Starts the threads of workers and vCPUs, which wait until the gate is open.
+    fn start(machine: Machine, gate: Gate, saving: Saving, observed: Observed) -> io::Result<Self> {
         let Machine {
             vcpus,
             vm,
@@ -241,7 +259,7 @@ impl Running {
             ended: Arc::new(ended),
         };
         let bus = Arc::new(bus);
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(gate);
         let mut running = Self {
             bus,
             gate,
@@ -251,12 +269,12 @@ impl Running {
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
-            saver,
+            saving,
             vm,
-            _memory: memory,
+            memory,
         };
         for (thread, worker) in workers {
-            spawn_worker(thread, worker, announce.clone())?;
+            spawn_worker(thread, worker, Arc::clone(&running.gate), announce.clone())?;
         }
         running.observed.vcpus_started.reached();
         let threads = (0..).zip(vcpus);
@@ -375,9 +393,11 @@ fn thread(name: &str) -> std::thread::Builder {
     builder.stack_size(STACK_BYTES)
 }
 
-fn spawn_worker(of: Thread, worker: Worker, announce: Announce) -> io::Result<()> {
+/// No device has a turn before the gate is open. The guest of a restored VM may have asked for what is yet to be attached.
+fn spawn_worker(of: Thread, worker: Worker, gate: Arc<Gate>, announce: Announce) -> io::Result<()> {
     thread(of.syscalls().name).spawn(move || {
         if confined(of.syscalls(), None, &announce) {
+            gate.wait_open();
             let error = worker.run();
             let detail = format!("device thread: {error}");
             announce.tell(Outcome::new(ExitReason::VmmError, detail));
@@ -385,100 +405,4 @@ fn spawn_worker(of: Thread, worker: Worker, announce: Announce) -> io::Result<()
         rest();
     })?;
     Ok(())
-}
-
-impl Target for Running {
-    fn attach_extent(&self, file: File) -> Result<Extent, String> {
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| e.to_string())?;
-        if flags & rustix::fs::OFlags::RWMODE != rustix::fs::OFlags::RDONLY {
-            return Err("descriptor is not open for reading only".to_owned());
-        }
-        let bytes = regular_size(&file)
-            .ok_or_else(|| "descriptor is not a regular file of at least one byte".to_owned())?;
-        let appended = self.devices.image_disk.append(file, bytes);
-        appended.map_err(|e| e.to_string())
-    }
-
-    fn attach_volume(&self, file: File) -> Result<Extent, String> {
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| e.to_string())?;
-        let access = flags & OFlags::RWMODE;
-        let (volume, bytes) = if let Some(bytes) = device_size(&file) {
-            if access != OFlags::RDONLY && !flags.contains(OFlags::DSYNC) {
-                return Err("device is not open for synchronous writes (O_DSYNC)".to_owned());
-            }
-            (Volume::Device(file), bytes)
-        } else {
-            let bytes = regular_size(&file).filter(|bytes| bytes.is_multiple_of(SECTOR_BYTES));
-            let bytes = bytes.ok_or_else(|| {
-                "descriptor is neither a block device nor a file of at least a sector".to_owned()
-            })?;
-            if access != OFlags::RDWR {
-                return Err("file is not open for reading and writing".to_owned());
-            }
-            (Volume::File(file), bytes)
-        };
-        let appended = self.devices.volume_disk.append(volume, bytes);
-        appended.map_err(|e| e.to_string())
-    }
-
-    fn find_volume(&self, file: &File) -> Result<Extent, String> {
-        let found = self.devices.volume_disk.find(file);
-        let found = found.map_err(|e| e.to_string())?;
-        found.ok_or_else(|| "file is not on the volume disk".to_owned())
-    }
-
-    fn detach_volume(&self, first_sector: u64) -> Result<(), String> {
-        let Some(volume) = self.devices.volume_disk.remove(first_sector) else {
-            return Ok(());
-        };
-        // Without a name of its own, because it has the main thread's list.
-        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
-        closing::close(volume, thread, closing::LIMIT).map_err(|e| chain(&e))
-    }
-
-    fn connect_files(&self, server: OwnedFd) -> Result<(), String> {
-        let kind = rustix::net::sockopt::socket_type(&server).map_err(|e| e.to_string())?;
-        if kind != rustix::net::SocketType::STREAM {
-            return Err("descriptor is not a stream socket".to_owned());
-        }
-        let connected = lock(&self.devices.files).connect(UnixStream::from(server));
-        connected.map_err(|e| e.to_string())
-    }
-
-    fn balloon(&self, pages: u32) {
-        lock(&self.devices.balloon).set_target(pages);
-    }
-
-    fn statistics(&self) -> Statistics {
-        self.observed.snapshot()
-    }
-
-    fn save(&self) -> Result<(), NotSaved> {
-        let Some(saver) = &self.saver else {
-            return Err(NotSaved::Refused("this VM is no template".to_owned()));
-        };
-        self.pause().map_err(NotSaved::Refused)?;
-        let devices = self.bus.freeze().map_err(|busy| {
-            self.gate.resume();
-            NotSaved::Refused(busy.to_string())
-        })?;
-        let saved = saver.save(&self.vm, devices);
-        saved.map_err(|e| NotSaved::Failed(chain(&e)))
-    }
-
-    fn pause(&self) -> Result<(), String> {
-        self.gate.pause();
-        kick(&self.vcpus);
-        if self.gate.wait_parked(self.vcpus.len(), KICK_TIME) {
-            return Ok(());
-        }
-        self.gate.resume();
-        Err(format!(
-            "a vCPU did not leave the guest within {KICK_TIME:?}"
-        ))
-    }
-
-    fn resume(&self) {
-        self.gate.resume();
-    }
 }

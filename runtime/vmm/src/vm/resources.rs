@@ -42,9 +42,10 @@ pub enum Origin {
     Boot {
         image: BootImage,
         /// If it will be a template.
-        template: Option<Template>,
+        template: Option<Saved>,
     },
-    Fork(Template),
+    Fork(Saved),
+    Restore(Saved),
 }
 
 /// What a kernel boots from.
@@ -54,9 +55,9 @@ pub struct BootImage {
     pub initramfs: File,
 }
 
-/// The files of a template.
+/// The files of a template or of a checkpoint.
 #[derive(Debug)]
-pub struct Template {
+pub struct Saved {
     pub kernel_sum: KernelSum,
     pub memory: File,
     pub state: File,
@@ -66,7 +67,7 @@ pub struct Template {
 #[derive(Debug)]
 pub struct Backends {
     pub vsock: UnixListener,
-    /// `None` in a fork, whose agent is ready from the start.
+    /// `None` in a VM that goes on, whose agent is ready from the start.
     pub ready: Option<UnixStream>,
     pub tap: Option<File>,
     pub image: ImageDisk,
@@ -95,8 +96,18 @@ impl Origin {
     fn take(start: Start) -> Result<Self, ResourceError> {
         let template = match start {
             Start::Boot => None,
-            Start::Template { kernel_sum } => Some(Template::take(kernel_sum)?),
-            Start::Fork { kernel_sum } => return Template::take(kernel_sum).map(Self::Fork),
+            Start::Template { kernel_sum } => Some(Saved::take(kernel_sum)?),
+            Start::Fork { kernel_sum } => return Saved::take(kernel_sum).map(Self::Fork),
+            Start::Restore { kernel_sum } => {
+                let saved = Saved::take(kernel_sum)?;
+                let flags = rustix::fs::fcntl_getfl(&saved.memory);
+                let flags = flags.map_err(failed(Inherited::Memory))?;
+                if flags & OFlags::RWMODE != OFlags::RDONLY {
+                    let wrong = io::Error::other("it is not open for reading only");
+                    return Err(failed(Inherited::Memory)(wrong));
+                }
+                return Ok(Self::Restore(saved));
+            }
         };
         let image = BootImage {
             kernel: take(Inherited::Kernel)?,
@@ -106,7 +117,7 @@ impl Origin {
     }
 }
 
-impl Template {
+impl Saved {
     fn take(kernel_sum: KernelSum) -> Result<Self, ResourceError> {
         Ok(Self {
             kernel_sum,
@@ -118,8 +129,8 @@ impl Template {
 
 fn ready(start: Start) -> Result<Option<UnixStream>, ResourceError> {
     match start {
-        Start::Fork { .. } => Ok(None),
-        _ => {
+        Start::Fork { .. } | Start::Restore { .. } => Ok(None),
+        Start::Boot | Start::Template { .. } => {
             let socket = nonblocking(Inherited::Ready)?;
             Ok(Some(UnixStream::from(OwnedFd::from(socket))))
         }

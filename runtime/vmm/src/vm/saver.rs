@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Saves a template: what the main thread needs for that, from before the vCPUs had threads.
+//! Takes the state of a VM: what the main thread needs for that, from before the vCPUs had threads. Every VM has it, for
+//! checkpoints; a template is saved with it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,7 +9,6 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::SetupError;
 use super::machine::Machine;
-use super::resources::Template;
 use crate::bus::DeviceStates;
 use crate::config::KernelSum;
 use crate::state::refusal::Refusal;
@@ -22,39 +22,38 @@ pub enum SaveError {
     Transfer(#[from] TransferError),
     #[error("write the state of the VM down")]
     Format(#[from] Refusal),
-    #[error("write the template's state")]
+    #[error("write the file of the VM's state")]
     Write(#[from] io::Error),
 }
 
-/// What a template is saved with.
+/// What the state of a VM is taken with.
 #[allow(missing_debug_implementations)]
 pub struct Saver {
     host: Host,
-    kernel: KernelSum,
-    state: File,
     /// The vCPUs' threads have others.
     vcpus: Vec<VcpuFd>,
 }
 
 impl Saver {
     /// Call it before the machine's vCPUs go to their threads.
-    pub fn new(machine: &Machine, template: Template) -> Result<Self, SetupError> {
+    pub fn new(machine: &Machine) -> Result<Self, SetupError> {
         let vcpus = machine.vcpus.iter();
         let vcpus = vcpus.map(|vcpu| sys::another_vcpu(&machine.vm, vcpu));
         Ok(Self {
             host: machine.host()?,
-            kernel: template.kernel_sum,
-            state: template.state,
-            vcpus: vcpus
-                .collect::<Result<_, _>>()
-                .map_err(SetupError::Template)?,
+            vcpus: vcpus.collect::<Result<_, _>>().map_err(SetupError::Saver)?,
         })
     }
 
-    /// Writes the state of a VM whose vCPUs are parked and whose devices are frozen.
-    pub fn save(&self, vm: &VmFd, devices: DeviceStates) -> Result<(), SaveError> {
-        let state = State::capture(&self.host, self.kernel, vm, &self.vcpus, devices)?;
-        let mut file = &self.state;
+    /// Writes the state of a VM whose vCPUs are parked and whose devices are frozen. The guest's kernel has the sum `kernel`.
+    pub fn save(
+        &self,
+        vm: &VmFd,
+        kernel: KernelSum,
+        devices: DeviceStates,
+        mut file: &File,
+    ) -> Result<(), SaveError> {
+        let state = State::capture(&self.host, kernel, vm, &self.vcpus, devices)?;
         Ok(file.write_all(&state.write()?)?)
     }
 }

@@ -452,3 +452,64 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_driver_of_a_restored_image_disk_finds_it_as_it_was_when_its_layers_are_back() {
+    use crate::devices::mmio::{MmioTransport, SharedDevice, lock};
+    use crate::devices::registers::RegisterPage;
+    use crate::devices::saved::Purpose;
+
+    const RING: [u32; 3] = [0x1000, 0x2000, 0x3000];
+    let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
+    let modules = || file(&[1; 4096]);
+    let layer = || file(&[2; 8192]);
+    let transport = || {
+        let disk = ImageDisk::default();
+        disk.append(modules(), 4096).unwrap();
+        let blk = Blk::new(disk.clone(), "image", Arc::default());
+        let device: SharedDevice = Arc::new(std::sync::Mutex::new(blk));
+        let transport = MmioTransport::new(device, Arc::clone(&memory), RegisterPage::alone());
+        (disk, transport.unwrap())
+    };
+    let register = |transport: &MmioTransport, offset| {
+        let mut bytes = [0; 4];
+        transport.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    };
+    let (disk, mut first) = transport();
+    driver::bring_up(&mut first, RING);
+    let extent = disk.append(layer(), 8192).unwrap();
+    // A read of the layer has not been served at the cut.
+    memory.write_obj(8u64, GuestAddress(HEADER + 8)).unwrap();
+    let chain = [
+        (HEADER, 16, NEXT, 1),
+        (DATA, 4096, NEXT | WRITE, 2),
+        (STATUS, 1, WRITE, 0),
+    ];
+    for (number, (address, len, flags, next)) in (0u64..).zip(chain) {
+        let descriptor = Descriptor::new(address, len, flags, next);
+        let at = GuestAddress(u64::from(RING[0]) + number * 16);
+        memory.write_obj(descriptor, at).unwrap();
+    }
+    memory
+        .write_obj(1u16, GuestAddress(u64::from(RING[1]) + 2))
+        .unwrap();
+    let device = first.device();
+    let state = first.save(&*lock(&device), Purpose::Checkpoint).unwrap();
+
+    let (disk, mut second) = transport();
+    second.restore(&state).unwrap();
+    assert_eq!(disk.append(layer(), 8192).unwrap(), extent);
+    assert_eq!(register(&second, 0x100), 24);
+    assert_eq!(register(&second, 0x100), register(&first, 0x100));
+    assert_ne!(
+        register(&second, 0xfc),
+        register(&first, 0xfc),
+        "a driver that reads the capacity right now reads it again"
+    );
+    lock(&second.device()).queue_ready(0).unwrap();
+    let mut read = [0; 2];
+    memory.read_slice(&mut read, GuestAddress(DATA)).unwrap();
+    let status: u8 = memory.read_obj(GuestAddress(STATUS)).unwrap();
+    assert_eq!((read, status), ([2, 2], S_OK));
+}

@@ -23,7 +23,7 @@ use bulkhead_share::fuse::{MOST_BYTES, REPLY_HEADER, REQUEST_HEADER, UNANSWERED,
 
 use super::chain::{Buffers, Chain, writable_places};
 use super::ring::RingError;
-use super::saved::{Busy, QueueState};
+use super::saved::{Busy, Purpose, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::memory::Memory;
 use crate::statistics::DeviceCounters;
@@ -287,7 +287,7 @@ impl VirtioDevice for Fs {
         self.active.as_ref()
     }
 
-    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+    fn save(&self, _purpose: Purpose) -> Result<Option<Vec<QueueState>>, Busy> {
         // What the server knows of the session is in no state here.
         if !self.link.is_new() {
             return Err(Busy {

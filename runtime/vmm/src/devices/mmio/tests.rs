@@ -211,6 +211,12 @@ fn for_all_pairs_of_status_writes_the_handshake_has_its_order() {
     }
 }
 
+fn saved(transport: &MmioTransport) -> TransportState {
+    let device = transport.device();
+    let device = lock(&device);
+    transport.save(&*device, Purpose::Template).unwrap()
+}
+
 /// A device with a queue of 16 entries.
 fn rng(memory: &Arc<Memory>) -> MmioTransport {
     let device: SharedDevice = Arc::new(Mutex::new(Rng::new(std::io::repeat(7), Arc::default())));
@@ -248,9 +254,7 @@ fn a_device_goes_on_in_its_queue_where_another_was() {
     assert_eq!(used(&memory), 1);
     // The driver has made a chain available and is not heard any more.
     offer(&memory, 1);
-    let (state, turnless) = first.save().unwrap();
-    assert!(first.device.try_lock().is_err(), "it has no turn");
-    drop(turnless);
+    let state = saved(&first);
 
     let mut second = rng(&memory);
     let line = second.interrupt();
@@ -267,7 +271,7 @@ fn a_device_goes_on_in_its_queue_where_another_was() {
     assert!(line.line().read().is_ok(), "the driver may have missed one");
     lock(&second.device()).queue_ready(0).unwrap();
     assert_eq!(used(&memory), 2);
-    let again = second.save().unwrap().0;
+    let again = saved(&second);
     let mut third = rng(&memory);
     third.restore(&again).unwrap();
     lock(&third.device()).queue_ready(0).unwrap();
@@ -283,12 +287,12 @@ fn a_driver_in_the_midst_of_its_handshake_goes_on() {
     assert_eq!(first.negotiate(1 << 5, 1), 11);
     first.write(0x30, 1);
     first.write(0x38, 8);
-    let state = first.0.save().unwrap().0;
+    let state = saved(&first.0);
     let mut second = Driver::new();
     second.0.restore(&state).unwrap();
     assert!(!second.is_active());
     assert_eq!(
-        second.0.save().unwrap().0,
+        saved(&second.0),
         TransportState {
             // A spurious interrupt does no harm.
             interrupt_status: 1,
@@ -308,7 +312,7 @@ fn a_device_that_is_not_as_it_was_tells_its_driver() {
     first.negotiate(1 << 5, 1);
     first.set_up_queue(0, 0x1_0000);
     first.write(0x70, 15);
-    let mut state = first.0.save().unwrap().0;
+    let mut state = saved(&first.0);
     // The probe says that it is never active.
     state.is_active = true;
     let mut second = Driver::new();
@@ -329,7 +333,7 @@ fn states_that_no_driver_can_have_made_are_refused() {
     let memory = Arc::new(crate::memory::create(4 << 20).unwrap());
     let mut first = rng(&memory);
     bring_up(&mut first, RING);
-    let good = first.save().unwrap().0;
+    let good = saved(&first);
     rng(&memory).restore(&good).unwrap();
     let refused = |change: fn(&mut TransportState)| {
         let mut state = good.clone();

@@ -18,7 +18,7 @@ use vm_memory::VolatileSlice;
 use self::header::{HEADER_BYTES, NUM_BUFFERS};
 use super::chain::{Buffers, Chain, Place, writable_places};
 use super::ring::{Ring, RingError, Served};
-use super::saved::{Busy, QueueState};
+use super::saved::{Busy, Purpose, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::config::MacAddress;
 use crate::memory::Memory;
@@ -320,7 +320,7 @@ impl VirtioDevice for Net {
         self.active.as_ref()
     }
 
-    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
+    fn save(&self, _purpose: Purpose) -> Result<Option<Vec<QueueState>>, Busy> {
         let waiting = u16::try_from(self.waiting.len()).unwrap_or(0);
         let state = |(index, ring): (usize, &Ring)| match index {
             RX => ring.state_before(waiting),

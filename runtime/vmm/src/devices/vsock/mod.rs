@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 //! virtio-vsock (virtio 1.2, 5.10). Runs on the io worker. This file moves packets between the
-//! queues and the [`muxer`], which owns the streams.
+//! queues and the [`muxer`], which owns the streams. [`reset`] tells the guest of a restored VM that its connections are gone.
 
 mod alarm;
 mod callers;
 mod handshake;
 pub mod muxer;
 pub mod packet;
+mod reset;
 mod rooms;
 mod stream;
 mod table;
 
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
 use super::ring::RingError;
-use super::saved::{Busy, QueueState};
+use super::saved::{Busy, Purpose, QueueState};
 use super::{Active, Budget, Turn, VirtioDevice};
 use crate::statistics::{DeviceCounters, Milestone};
 use muxer::Muxer;
 use packet::{CHAIN_MAX, HEADER_BYTES, Header};
+use reset::Reset;
 use rooms::Rooms;
 
 const DEVICE_ID: u32 = 19;
 const RX: usize = 0;
 const TX: usize = 1;
-/// The event queue. Its only event is the reset of the transport after a migration, which never happens here.
+/// The event queue. Its only event is the reset of the transport, see [`reset`].
 const EVENT: usize = 2;
 const BUDGET: Budget = Budget::of_chains(128);
 /// The most receive buffers that a stream fills in one turn. Linux's buffers have 4 KiB.
@@ -40,6 +43,7 @@ pub struct Vsock {
     active: Option<Active>,
     /// Packets of the guest wait, because it does not take our resets or the budget is used up.
     stalled: bool,
+    reset: Reset,
     counters: Arc<DeviceCounters>,
     ready: Arc<Milestone>,
 }
@@ -57,9 +61,16 @@ impl Vsock {
             muxer,
             active: None,
             stalled: false,
+            reset: Reset::default(),
             counters,
             ready,
         }
+    }
+
+    /// Prepares for a guest that believes in connections which have ended: those of a VM that was saved.
+    pub fn begin_with_reset(&mut self) -> io::Result<()> {
+        self.reset = Reset::Due;
+        self.muxer.use_other_ports()
     }
 
     /// Takes packets from the guest.
@@ -143,7 +154,8 @@ impl Vsock {
     }
 
     /// Gives packets to the guest, after taking packets from it if `take` is set. Also takes packets that were
-    /// stalled, if there is a place for resets again.
+    /// stalled, if there is a place for resets again. A guest that has to forget its connections does so before it is given
+    /// packets.
     fn turn(&mut self, take: bool) -> Result<Turn, RingError> {
         let Some(mut active) = self.active.take() else {
             return Ok(Turn::Idle);
@@ -152,6 +164,11 @@ impl Vsock {
             let mut turn = Turn::Idle;
             if take {
                 turn = self.transmit(&mut active)?;
+            }
+            let events = active.rings.get_mut(EVENT);
+            let events = events.ok_or(RingError::NoQueue(EVENT))?;
+            if !self.reset.advance(events, &active.memory, &self.counters)? {
+                return Ok(turn);
             }
             let mut received = self.receive(&mut active)?;
             if self.stalled && self.muxer.takes_input() {
@@ -194,6 +211,8 @@ impl VirtioDevice for Vsock {
     fn deactivate(&mut self) {
         self.active = None;
         self.stalled = false;
+        // The driver has forgotten them.
+        self.reset = Reset::Over;
         self.muxer.guest_reset();
     }
 
@@ -201,8 +220,9 @@ impl VirtioDevice for Vsock {
         self.active.as_ref()
     }
 
-    fn save(&self) -> Result<Option<Vec<QueueState>>, Busy> {
-        if self.stalled || !self.muxer.is_quiet() {
+    fn save(&self, purpose: Purpose) -> Result<Option<Vec<QueueState>>, Busy> {
+        let is_quiet = !self.stalled && self.muxer.is_quiet();
+        if purpose == Purpose::Template && !is_quiet {
             return Err(Busy {
                 device: "vsock",
                 what: "a connection open",
@@ -215,7 +235,7 @@ impl VirtioDevice for Vsock {
         match index {
             RX => self.turn(false),
             TX => self.turn(true),
-            EVENT => Ok(Turn::Idle),
+            EVENT => self.turn(false),
             other => Err(RingError::NoQueue(other)),
         }
     }

@@ -111,6 +111,15 @@ impl Muxer {
         }
     }
 
+    /// Lets the host's ports begin anywhere. The guest may still use those of connections that have ended without its
+    /// knowledge, and would take a new connection with the same ports for the old one.
+    pub fn use_other_ports(&mut self) -> io::Result<()> {
+        let mut port = [0; 4];
+        rustix::rand::getrandom(&mut port, rustix::rand::GetRandomFlags::empty())?;
+        self.streams.begin_at(u32::from_le_bytes(port));
+        Ok(())
+    }
+
     /// Whether nobody is connected, or about to be.
     #[must_use]
     pub fn is_quiet(&self) -> bool {

@@ -76,6 +76,11 @@ impl Table {
         self.streams.remove(&id);
     }
 
+    /// Lets the host's ports begin at another one, which depends on `port`.
+    pub fn begin_at(&mut self, port: u32) {
+        self.next_port = port | FIRST_PORT;
+    }
+
     /// Ports that no stream uses, for a connection to the guest's port `guest`.
     pub fn free_ports(&mut self, guest: u32) -> Ports {
         loop {
