@@ -10,12 +10,16 @@ use std::time::Duration;
 
 use bulkhead_faults::{self as faults, Fault, Step};
 use bulkhead_proto::agent as protocol;
+use bulkhead_vmm::config::KernelSum;
+pub use bulkhead_vmm::control::{CheckpointFiles, Checkpointed};
 use bulkhead_vmm::control::{Client, ClientError};
 pub use bulkhead_vmm::extent::Extent;
 
 use crate::guest::Guest;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How much longer than the VM may stand still a checkpoint may take.
+const CHECKPOINT_EXTRA: Duration = Duration::from_secs(10);
 
 /// An error about the control socket of a VMM.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +33,11 @@ pub enum ControlError {
     },
     #[error("let the VMM write a file of {bytes} bytes")]
     FileSize { bytes: u64, source: io::Error },
-    #[error("the VMM did not answer {request} within {TIMEOUT:?}")]
-    Timeout { request: &'static str },
+    #[error("the VMM did not answer {request} within {limit:?}")]
+    Timeout {
+        request: &'static str,
+        limit: Duration,
+    },
     #[error(
         "the daemon's thread for {request} at the VMM's control socket panicked; the daemon's log says where"
     )]
@@ -115,6 +122,22 @@ pub async fn statistics(socket: &Path) -> Result<serde_json::Value, ControlError
     Ok(serde_json::to_value(statistics).unwrap_or_default())
 }
 
+/// Has a checkpoint of the VM written, whose kernel has this sum ([`crate::saved::kernel_sum`]). The VM stands still meanwhile,
+/// but not longer than `limit`, and goes on in every case. Nothing is synced. After an error the files may have content.
+pub async fn checkpoint(
+    guest: &Guest,
+    kernel_sum: KernelSum,
+    files: CheckpointFiles,
+    limit: Duration,
+) -> Result<Checkpointed, ControlError> {
+    let socket = guest.files.control();
+    let whole = limit.saturating_add(CHECKPOINT_EXTRA);
+    on_thread("checkpoint", whole, move || {
+        Client::connect(&socket)?.checkpoint(kernel_sum, limit, &files)
+    })
+    .await
+}
+
 /// Asks the VMM of a template for its state, after which it ends. Refused while somebody is connected to its guest.
 pub async fn save(socket: &Path) -> Result<(), ControlError> {
     ask("save", socket, Client::save).await
@@ -139,7 +162,7 @@ async fn ask<T: Send + 'static>(
 }
 
 /// Does `work` on a blocking thread. The thread goes on when the time is up, because nothing can end it.
-async fn on_thread<T: Send + 'static>(
+pub(crate) async fn on_thread<T: Send + 'static>(
     request: &'static str,
     limit: Duration,
     work: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
@@ -147,7 +170,7 @@ async fn on_thread<T: Send + 'static>(
     match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(answer)) => answer.map_err(|source| ControlError::Request { request, source }),
         Ok(Err(_)) => Err(ControlError::Panicked { request }),
-        Err(_) => Err(ControlError::Timeout { request }),
+        Err(_) => Err(ControlError::Timeout { request, limit }),
     }
 }
 

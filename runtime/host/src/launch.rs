@@ -31,11 +31,13 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::control::Extent;
 use crate::cores::{self, Cores};
 use crate::files::{Files, last_lines, open_regular};
 use crate::guest::Guest;
 use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
 use crate::process::{Identity, VmmProcess};
+use crate::saved::{self, Saved, SavedError};
 use crate::template::{Template, TemplateError, Unsaved};
 
 const KVM: &str = "/dev/kvm";
@@ -92,6 +94,8 @@ pub enum LaunchError {
     #[error(transparent)]
     Template(#[from] TemplateError),
     #[error(transparent)]
+    Saved(#[from] SavedError),
+    #[error(transparent)]
     Fault(#[from] Fault),
 }
 
@@ -133,6 +137,15 @@ pub enum Beginning {
     Template(Unsaved),
     /// It goes on where the template was saved, with the template's memory.
     Fork(Arc<Template>),
+    /// It goes on where a checkpoint was made: [`Starting::restore`].
+    Restore(Saved),
+}
+
+impl Beginning {
+    /// Whether a kernel boots.
+    fn is_boot(&self) -> bool {
+        matches!(self, Self::Boot | Self::Template(_))
+    }
 }
 
 #[derive(Debug)]
@@ -247,15 +260,16 @@ impl Launcher {
             (Inherited::Vsock, listening(&files.vsock())?),
             (Inherited::Modules, modules),
         ];
-        let of_template = match &machine.beginning {
+        let saved = match &machine.beginning {
             Beginning::Boot => None,
             Beginning::Template(unsaved) => Some(unsaved.for_vmm()?),
             Beginning::Fork(template) => Some(template.for_vmm()?),
+            Beginning::Restore(saved) => Some(saved.for_vmm()?),
         };
-        if let Some((memory, state)) = of_template {
+        if let Some((memory, state)) = saved {
             all.extend([(Inherited::Memory, memory), (Inherited::State, state)]);
         }
-        if !matches!(machine.beginning, Beginning::Fork(_)) {
+        if machine.beginning.is_boot() {
             all.push((Inherited::Kernel, open(&self.kernel, &read)?));
             all.push((Inherited::Initramfs, open(&self.initramfs, &read)?));
             all.push((Inherited::Ready, ready));
@@ -320,6 +334,9 @@ impl Launcher {
                 Beginning::Fork(template) => Start::Fork {
                     kernel_sum: template.kernel_sum(),
                 },
+                Beginning::Restore(saved) => Start::Restore {
+                    kernel_sum: saved.kernel_sum,
+                },
             },
         }
     }
@@ -372,9 +389,29 @@ impl Starting {
         let process = Arc::clone(&self.process);
         let booted = match self.beginning {
             Beginning::Fork(_) => self.go_on(until).await,
-            _ => self.hear_agent(until).await.map(Booted::keep),
+            Beginning::Restore(_) => Err(SavedError::Layers.into()),
+            Beginning::Boot | Beginning::Template(_) => {
+                self.hear_agent(until).await.map(Booted::keep)
+            }
         };
         killed_unless_ok(&process, booted).await
+    }
+
+    /// Lets the VM go on where its checkpoint was made, and waits for its agent, but not longer than `until`, which is the only
+    /// limit: memory may take long to copy. `layers` are the files that were on the image disk behind the kernel's modules, in
+    /// order, and where the guest knows them. After an error, the process has been killed. If the future is dropped, the
+    /// caller must kill it.
+    pub async fn restore(
+        self,
+        layers: Vec<(File, Extent)>,
+        until: Instant,
+    ) -> Result<Guest, LaunchError> {
+        let process = Arc::clone(&self.process);
+        let restored = match self.beginning {
+            Beginning::Restore(_) => self.go_on_with(layers, until).await,
+            _ => Err(SavedError::None.into()),
+        };
+        killed_unless_ok(&process, restored).await
     }
 
     /// Boots a template, and saves it as soon as its agent is ready. Its process has ended then, and after an error, too.
@@ -400,16 +437,27 @@ impl Starting {
         let guest = Guest::new(Arc::clone(&self.process), self.files.clone());
         let watch = Watch::new(&self.process, &self.files, self.timeout, until);
         faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
-        faults::before(Step::HearAgent)?;
-        let answered = async {
-            while !guest.agent.answers_within(HEARTBEAT).await {
-                tokio::time::sleep(NOT_YET).await;
-            }
-        };
-        watch.step("going on from its template", answered).await?;
-        faults::after(Step::HearAgent)?;
-        tracing::info!(elapsed = ?watch.clock.since.elapsed(), "guest goes on");
-        Ok(guest)
+        watch.answered(guest, "going on from its template").await
+    }
+
+    /// Configures the VMM of a restored VM, gives it its layers when it has copied its memory, and waits until the agent
+    /// answers.
+    async fn go_on_with(
+        self,
+        layers: Vec<(File, Extent)>,
+        until: Instant,
+    ) -> Result<Guest, LaunchError> {
+        const STAGE: &str = "taking over the checkpoint";
+        let guest = Guest::new(Arc::clone(&self.process), self.files.clone());
+        let limit = until.saturating_duration_since(Instant::now());
+        let watch = Watch::new(&self.process, &self.files, limit, until);
+        faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
+        let control = guest.files.control();
+        let attached = saved::attach(&control, layers, limit);
+        if let Err(error) = watch.step(STAGE, attached).await? {
+            return Err(watch.ended_or(error.into(), STAGE).await);
+        }
+        watch.answered(guest, "going on from its checkpoint").await
     }
 
     async fn hear_agent(self, until: Instant) -> Result<Booted, LaunchError> {
@@ -421,7 +469,7 @@ impl Starting {
         let words = watch.step("booting", words).await?;
         let words = match words {
             Ok(words) => words,
-            Err(error) => return Err(watch.unready(error, "booting").await),
+            Err(error) => return Err(watch.ended_or(LaunchError::Ready(error), "booting").await),
         };
         faults::after(Step::HearAgent)?;
         tracing::info!(
@@ -498,11 +546,25 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Why there is no valid first message. The connection of a VMM that ends is closed a moment before it has ended.
-    async fn unready(&self, error: io::Error, stage: &'static str) -> LaunchError {
+    /// Waits until the agent of a guest that goes on answers.
+    async fn answered(&self, guest: Guest, stage: &'static str) -> Result<Guest, LaunchError> {
+        faults::before(Step::HearAgent)?;
+        let answered = async {
+            while !guest.agent.answers_within(HEARTBEAT).await {
+                tokio::time::sleep(NOT_YET).await;
+            }
+        };
+        self.step(stage, answered).await?;
+        faults::after(Step::HearAgent)?;
+        tracing::info!(elapsed = ?self.clock.since.elapsed(), "guest goes on");
+        Ok(guest)
+    }
+
+    /// What went wrong on a connection. That of a VMM that ends is closed a moment before it has ended.
+    async fn ended_or(&self, error: LaunchError, stage: &'static str) -> LaunchError {
         match tokio::time::timeout(END_TOGETHER, self.process.ended()).await {
             Ok(()) => ended(self.files, stage),
-            Err(_) => LaunchError::Ready(error),
+            Err(_) => error,
         }
     }
 

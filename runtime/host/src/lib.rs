@@ -2,7 +2,7 @@
 //! What the host does for a pod's microVM: its processes, files and cgroup.
 //!
 //! [`launch`] starts a VMM and waits for its agent ([`patience`] decides how long), or adopts one that an earlier
-//! daemon started; [`template`] keeps what VMs are forked from. [`process`] identifies processes and notices their end, [`pulse`] a guest that has fallen silent,
+//! daemon started; [`template`] keeps what VMs are forked from, [`saved`] what they are restored from. [`process`] identifies processes and notices their end, [`pulse`] a guest that has fallen silent,
 //! [`control`] is the client of the VMM's control socket, and [`shares`] starts the file server of a guest with
 //! directories of the host. [`cgroup`] limits all of these, with [`systemd`]'s help if that makes the host's cgroups.
 //! [`cores`] keeps VMs off each other's CPU cores. [`usage`] reads what a VM uses, and [`probe`] checks whether this
@@ -23,6 +23,7 @@ pub mod patience;
 pub mod probe;
 pub mod process;
 pub mod pulse;
+pub mod saved;
 pub mod shares;
 pub mod strays;
 #[allow(unsafe_code)]

@@ -7,7 +7,7 @@
 //! writes to it. The pages belong to the cgroup of the template's VMM.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -16,18 +16,17 @@ use std::time::Duration;
 use bulkhead_vmm::config::{KernelSum, VmConfig};
 use bulkhead_vmm::control::ClientError;
 use rustix::fs::{MemfdFlags, SealFlags};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::control::{self, ControlError};
 use crate::guest::Guest;
+use crate::saved::kernel_sum;
 
 /// How long the guest may take to forget its connection and to fall silent.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 const QUIET_PAUSE: Duration = Duration::from_millis(50);
 /// How long a saved VMM may take to end.
 const END_LIMIT: Duration = Duration::from_secs(20);
-const READ_BYTES: usize = 256 << 10;
 /// Blocks of a file, as `stat` counts them.
 const BLOCK_BYTES: u64 = 512;
 
@@ -72,7 +71,7 @@ pub struct Template {
 impl Unsaved {
     /// Files for a template with so much memory, whose kernel is in this file. Blocks while it reads that.
     pub fn new(kernel: &Path, memory_mib: u32) -> Result<Self, TemplateError> {
-        let kernel_sum = sum_of(kernel).map_err(TemplateError::Kernel)?;
+        let kernel_sum = kernel_sum(kernel).map_err(TemplateError::Kernel)?;
         let memory = anonymous("template-memory").map_err(TemplateError::Files)?;
         rustix::fs::ftruncate(&memory, u64::from(memory_mib) << 20)
             .map_err(|e| TemplateError::Files(e.into()))?;
@@ -140,19 +139,6 @@ impl Template {
     pub(crate) fn for_vmm(&self) -> Result<(OwnedFd, OwnedFd), TemplateError> {
         let both = || Ok((reopened(&self.memory)?, reopened(&self.state)?));
         both().map_err(TemplateError::Files)
-    }
-}
-
-fn sum_of(path: &Path) -> io::Result<KernelSum> {
-    let (mut file, mut sum) = (File::open(path)?, Sha256::new());
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(sum.finalize().into()),
-            Ok(count) => sum.update(buffer.get(..count).unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
     }
 }
 

@@ -145,6 +145,7 @@ fn boot_code(error: &BootError) -> Code {
             | LaunchError::Adopt { .. }
             | LaunchError::Cores(_)
             | LaunchError::Template(_)
+            | LaunchError::Saved(_)
             | LaunchError::Fault(_) => Code::Internal,
         },
         BootError::Directory { source, .. } if is_full(source) => Code::ResourceExhausted,
