@@ -71,7 +71,7 @@ pub enum TransferError {
 }
 
 /// What has to be known of this host's KVM to take states and to give them back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Host {
     cpuid: CpuId,
     msrs: Vec<u32>,
@@ -88,6 +88,11 @@ impl Host {
             msrs,
             can_scale_tsc: kvm.check_extension(Cap::TscControl),
         })
+    }
+
+    /// What it offers to guests, see [`cpu::host_cpuid`].
+    pub(crate) fn cpuid(&self) -> &CpuId {
+        &self.cpuid
     }
 }
 

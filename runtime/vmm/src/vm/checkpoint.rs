@@ -115,6 +115,17 @@ pub fn write(
         scratch,
     } = source;
     saver.save(vm, kernel_sum, devices, &files.state)?;
+    copy(memory, memory_bytes, scratch, files, until)
+}
+
+/// Copies memory and scratch disk.
+fn copy(
+    memory: &Memory,
+    memory_bytes: u64,
+    scratch: &ScratchDisk,
+    files: &CheckpointFiles,
+    until: Instant,
+) -> Result<Written, CheckpointError> {
     set_length(MEMORY, &files.memory, memory_bytes)?;
     let mut copier = Copier::new(&files.memory, Some(until));
     memory::save(memory, &mut copier).map_err(CheckpointError::Memory)?;
@@ -142,8 +153,13 @@ fn set_length(what: &'static str, file: &File, bytes: u64) -> Result<(), Checkpo
 mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::syscalls;
 
     #[test]
     fn files_that_a_checkpoint_cannot_be_written_to_are_refused() {
@@ -199,6 +215,42 @@ mod tests {
         let mut copier = Copier::new(&to, None);
         ScratchDisk::new(None, 0).save(&mut copier).unwrap();
         assert_eq!(copier.written(), 0);
+    }
+
+    /// A call that the list lacks ends this process.
+    #[test]
+    fn the_main_thread_may_make_the_calls_for_files_of_checkpoints() {
+        let memory = memory::create(32 << 20).unwrap();
+        memory.write_obj(7u8, GuestAddress(1 << 20)).unwrap();
+        let disk = ScratchDisk::new(Some(empty_disk(1 << 20)), 1 << 20);
+        let files = CheckpointFiles {
+            state: empty_disk(0),
+            memory: empty_disk(0),
+            scratch: empty_disk(0),
+        };
+        let (sender, written) = mpsc::channel();
+        std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            bulkhead_jail::syscalls::apply(&syscalls::MAIN, None).unwrap();
+            let copied = check(&files).and_then(|()| {
+                std::thread::sleep(Duration::from_millis(1));
+                let until = Instant::now() + Duration::from_secs(60);
+                let copied = copy(&memory, 32 << 20, &disk, &files, until)?;
+                (&files.state).write_all(b"state").unwrap();
+                Ok(copied)
+            });
+            sender.send(copied.map_err(|e| e.to_string())).unwrap();
+            // The end of a thread takes calls that the list does not have.
+            loop {
+                std::thread::park();
+            }
+        });
+        let expected = Written {
+            memory_bytes: 4096,
+            scratch_bytes: 0,
+        };
+        let written = written.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(written, Ok(expected));
     }
 
     fn empty_disk(bytes: u64) -> File {

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -53,6 +52,8 @@ pub enum MachineError {
     Cpu(#[from] CpuError),
     #[error("leave out what the guest does not need of KVM")]
     Surface(#[from] SurfaceError),
+    #[error("ask what this host's KVM can do")]
+    Host(#[source] TransferError),
     #[error("go on from a state")]
     State(#[from] TransferError),
     #[error("go on from a state of devices")]
@@ -69,8 +70,7 @@ pub struct Machine {
     // Fields are dropped in this order: the VM before its memory.
     pub vcpus: Vec<VcpuFd>,
     pub vm: VmFd,
-    kvm: Kvm,
-    cpuid: CpuId,
+    host: Host,
     pub memory: Arc<Memory>,
     pub bus: Bus,
     pub devices: Devices,
@@ -134,7 +134,7 @@ impl Machine {
             .map_err(kvm("connect serial interrupt"))?;
         let bus = Bus::new(SerialPort::new(line, console), transports);
 
-        let cpuid = cpu::host_cpuid(&kvm_fd).map_err(kvm("read supported CPUID"))?;
+        let host = Host::of(&kvm_fd).map_err(MachineError::Host)?;
         let (mut vcpus, mut kvm_exits) = (Vec::new(), Vec::new());
         for id in 0..config.vcpus {
             let fd = vm.create_vcpu(id.into()).map_err(kvm("create vCPU"))?;
@@ -146,8 +146,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             vm,
-            kvm: kvm_fd,
-            cpuid,
+            host,
             memory,
             bus,
             devices,
@@ -159,7 +158,7 @@ impl Machine {
     pub fn set_entry(&self, entry: &Entry) -> Result<(), MachineError> {
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         for (id, fd) in (0..count).zip(&self.vcpus) {
-            cpu::set_up(fd, &self.cpuid, id, count, entry)?;
+            cpu::set_up(fd, self.host.cpuid(), id, count, entry)?;
         }
         Ok(())
     }
@@ -167,13 +166,13 @@ impl Machine {
 
 impl Machine {
     /// What has to be known of this host's KVM to take the state of a machine, or to give it one.
-    pub fn host(&self) -> Result<Host, MachineError> {
-        Ok(Host::of(&self.kvm)?)
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Lets the machine go on where the VM was saved whose memory it has. Instead of [`Self::set_entry`].
     pub fn restore(&self, state: &State, kernel: KernelSum) -> Result<(), MachineError> {
-        state.restore(&self.host()?, kernel, &self.vm, &self.vcpus)?;
+        state.restore(&self.host, kernel, &self.vm, &self.vcpus)?;
         // After the interrupt controllers: the devices interrupt the guest, because an interrupt that was on its way is in no
         // state.
         Ok(self.bus.restore(state.devices())?)

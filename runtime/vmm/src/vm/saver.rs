@@ -40,7 +40,7 @@ impl Saver {
         let vcpus = machine.vcpus.iter();
         let vcpus = vcpus.map(|vcpu| sys::another_vcpu(&machine.vm, vcpu));
         Ok(Self {
-            host: machine.host()?,
+            host: machine.host().clone(),
             vcpus: vcpus.collect::<Result<_, _>>().map_err(SetupError::Saver)?,
         })
     }
