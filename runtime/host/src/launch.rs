@@ -8,6 +8,8 @@
 //! A VMM is in a jail before it reads anything, so everything that it needs is opened here ([`Inherited`]). The program
 //! forks into its namespaces, tells the number of that process, and ends; so a VMM is never a child of the daemon.
 
+mod watch;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -35,10 +37,11 @@ use crate::control::Extent;
 use crate::cores::{self, Cores};
 use crate::files::{Files, last_lines, open_regular};
 use crate::guest::Guest;
-use crate::patience::{Clock, Limits, STARVED, Spent, Verdict, judge};
+use crate::patience::{STARVED, Spent};
 use crate::process::{Identity, VmmProcess};
 use crate::saved::{self, Saved, SavedError};
 use crate::template::{Template, TemplateError, Unsaved};
+use watch::Watch;
 
 const KVM: &str = "/dev/kvm";
 /// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.
@@ -47,12 +50,6 @@ const GUEST_CID: u32 = 3;
 const SAID_LINES: usize = 3;
 /// A process number and its newline, and some space.
 const NUMBER_BYTES: u64 = 32;
-/// A VMM whose ready connection was closed ends within this time, if that is why.
-const END_TOGETHER: Duration = Duration::from_secs(1);
-/// How long an attempt to reach the agent of a fork may take: as long as a boot, because the limit of a boot ends it.
-const HEARTBEAT: Duration = Duration::from_secs(60);
-/// Between two attempts to reach the agent of a fork.
-const NOT_YET: Duration = Duration::from_millis(20);
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 
@@ -509,84 +506,6 @@ async fn killed_unless_ok<T, E>(process: &VmmProcess, done: Result<T, E>) -> Res
     done
 }
 
-/// Watches a boot: whether its VM still runs, and whether it is within its time limits.
-struct Watch<'a> {
-    process: &'a VmmProcess,
-    files: &'a Files,
-    clock: Clock,
-    limits: Limits,
-}
-
-impl<'a> Watch<'a> {
-    /// `own` is how long the VM may take apart from waiting for a CPU.
-    fn new(process: &'a VmmProcess, files: &'a Files, own: Duration, until: Instant) -> Self {
-        Self {
-            process,
-            files,
-            clock: Clock::of_new(process.identity().pid),
-            limits: Limits { own, until },
-        }
-    }
-
-    async fn step<T>(
-        &self,
-        stage: &'static str,
-        step: impl Future<Output = T>,
-    ) -> Result<T, LaunchError> {
-        tokio::pin!(step);
-        loop {
-            let again = self.look(stage)?;
-            tokio::select! {
-                // `biased`, because the VMM's exit report tells more than the connection that broke with it.
-                biased;
-                () = self.process.ended() => return Err(ended(self.files, stage)),
-                done = &mut step => return Ok(done),
-                () = tokio::time::sleep_until(again) => {}
-            }
-        }
-    }
-
-    /// Waits until the agent of a guest that goes on answers.
-    async fn answered(&self, guest: Guest, stage: &'static str) -> Result<Guest, LaunchError> {
-        faults::before(Step::HearAgent)?;
-        let answered = async {
-            while !guest.agent.answers_within(HEARTBEAT).await {
-                tokio::time::sleep(NOT_YET).await;
-            }
-        };
-        self.step(stage, answered).await?;
-        faults::after(Step::HearAgent)?;
-        tracing::info!(elapsed = ?self.clock.since.elapsed(), "guest goes on");
-        Ok(guest)
-    }
-
-    /// What went wrong on a connection. That of a VMM that ends is closed a moment before it has ended.
-    async fn ended_or(&self, error: LaunchError, stage: &'static str) -> LaunchError {
-        match tokio::time::timeout(END_TOGETHER, self.process.ended()).await {
-            Ok(()) => ended(self.files, stage),
-            Err(_) => error,
-        }
-    }
-
-    /// Checks the time limits. Returns when to check again.
-    fn look(&self, stage: &'static str) -> Result<Instant, LaunchError> {
-        let spent = self.clock.spent();
-        let Limits { own, until } = self.limits;
-        let all = until.saturating_duration_since(self.clock.since);
-        let limit = match judge(&spent, own, all) {
-            Verdict::GoOn(passed) => return Ok(self.clock.since + passed),
-            Verdict::Slow => format!("its limit is {own:?} without waiting for a CPU"),
-            Verdict::Late => "its caller does not wait any longer".to_owned(),
-        };
-        Err(LaunchError::Timeout {
-            stage,
-            spent,
-            limit,
-            console: console(self.files),
-        })
-    }
-}
-
 /// Keeps the ready connection open until the VMM or the agent ends. An agent that goes on talking is not listened to.
 async fn hold(mut stream: UnixStream, process: Arc<VmmProcess>) {
     tokio::select! {
@@ -605,21 +524,6 @@ fn configure(mut input: ChildStdin, config: &VmConfig) -> Result<(), LaunchError
     match input.write_all(&text) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(LaunchError::Configure(e)),
         _ => Ok(()),
-    }
-}
-
-fn ended(files: &Files, stage: &'static str) -> LaunchError {
-    LaunchError::Ended {
-        stage,
-        obituary: files.obituary(),
-        console: console(files),
-    }
-}
-
-fn console(files: &Files) -> String {
-    match files.console_tail() {
-        tail if tail.is_empty() => "; the guest's console is empty".to_owned(),
-        tail => format!("; the guest's console ends with:\n{tail}"),
     }
 }
 

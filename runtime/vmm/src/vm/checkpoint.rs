@@ -58,7 +58,6 @@ pub struct Source<'a> {
     pub kernel_sum: KernelSum,
     pub devices: DeviceStates,
     pub memory: &'a Memory,
-    pub memory_bytes: u64,
     pub scratch: &'a ScratchDisk,
 }
 
@@ -111,11 +110,10 @@ pub fn write(
         kernel_sum,
         devices,
         memory,
-        memory_bytes,
         scratch,
     } = source;
     saver.save(vm, kernel_sum, devices, &files.state)?;
-    copy(memory, memory_bytes, scratch, files, until)
+    copy(memory, saver.memory_bytes, scratch, files, until)
 }
 
 /// Copies memory and scratch disk.

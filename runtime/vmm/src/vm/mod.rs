@@ -15,7 +15,6 @@ mod requests;
 pub mod resources;
 mod saver;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -34,7 +33,7 @@ use vmm_sys_util::signal::{Killable, block_signal};
 
 use crate::boot::{self, BootError};
 use crate::bus::Bus;
-use crate::config::{KernelSum, VmConfig};
+use crate::config::VmConfig;
 use crate::control::server;
 use crate::devices::worker::Worker;
 use crate::halt::{self, Halts, Looks};
@@ -125,13 +124,9 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         Some(_) => &syscalls::TEMPLATE,
         None => &syscalls::MAIN,
     };
-    let saving = Saving {
-        saver: Saver::new(&machine)?,
-        template: template.map(|files| (files.kernel_sum, files.state)),
-        memory_bytes: config.memory_max_bytes(),
-    };
+    let saver = Saver::new(&machine, template, config.memory_max_bytes())?;
     let signals = block_signals().map_err(SetupError::Threads)?;
-    let running = Running::start(machine, gate, saving, observed).map_err(SetupError::Threads)?;
+    let running = Running::start(machine, gate, saver, observed).map_err(SetupError::Threads)?;
     bulkhead_jail::syscalls::apply(calls, None)?;
     let ended = server::serve(&control, &running.ended, &signals, &running);
     Ok(running.finish(ended))
@@ -211,18 +206,10 @@ struct Running {
     observed: Observed,
     outcomes: Receiver<Outcome>,
     ended: Arc<OwnedFd>,
-    saving: Saving,
+    saver: Saver,
     /// Keeps the VM alive. The vCPUs hold it, too.
     vm: VmFd,
     memory: Arc<Memory>,
-}
-
-/// What a template is saved with, or a checkpoint is made with.
-struct Saving {
-    saver: Saver,
-    /// The guest's kernel and the file for the state, in a template.
-    template: Option<(KernelSum, File)>,
-    memory_bytes: u64,
 }
 
 /// With this a thread tells that the VM has ended, and why.
@@ -242,7 +229,7 @@ impl Announce {
 
 impl Running {
     /// Starts the threads of workers and vCPUs, which wait until the gate is open.
-    fn start(machine: Machine, gate: Gate, saving: Saving, observed: Observed) -> io::Result<Self> {
+    fn start(machine: Machine, gate: Gate, saver: Saver, observed: Observed) -> io::Result<Self> {
         let Machine {
             vcpus,
             vm,
@@ -269,7 +256,7 @@ impl Running {
             observed,
             outcomes,
             ended: Arc::clone(&announce.ended),
-            saving,
+            saver,
             vm,
             memory,
         };

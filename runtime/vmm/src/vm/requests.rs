@@ -129,7 +129,7 @@ impl Target for Running {
         files: CheckpointFiles,
     ) -> Result<Checkpointed, String> {
         // First, because a template may not make the system calls of what follows.
-        if self.saving.template.is_some() {
+        if self.saver.template.is_some() {
             return Err("this VM is a template".to_owned());
         }
         checkpoint::check(&files).map_err(|e| chain(&e))?;
@@ -143,12 +143,11 @@ impl Target for Running {
         let frozen = self.bus.freeze(Purpose::Checkpoint, until);
         let (devices, frozen) = frozen.map_err(|busy| busy.to_string())?;
         let source = checkpoint::Source {
-            saver: &self.saving.saver,
+            saver: &self.saver,
             vm: &self.vm,
             kernel_sum,
             devices,
             memory: &self.memory,
-            memory_bytes: self.saving.memory_bytes,
             scratch: &self.devices.scratch_disk,
         };
         let written = checkpoint::write(source, &files, until);
@@ -165,7 +164,7 @@ impl Target for Running {
     }
 
     fn save(&self) -> Result<(), NotSaved> {
-        let Some((kernel_sum, file)) = &self.saving.template else {
+        let Some((kernel_sum, file)) = &self.saver.template else {
             return Err(NotSaved::Refused("this VM is no template".to_owned()));
         };
         let still = self.stand_still().map_err(NotSaved::Refused)?;
@@ -176,8 +175,7 @@ impl Target for Running {
         // There is no way back from here.
         frozen.for_ever();
         std::mem::forget(still);
-        let saver = &self.saving.saver;
-        let saved = saver.save(&self.vm, *kernel_sum, devices, file);
+        let saved = self.saver.save(&self.vm, *kernel_sum, devices, file);
         saved.map_err(|e| NotSaved::Failed(chain(&e)))
     }
 

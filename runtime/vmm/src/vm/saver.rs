@@ -9,6 +9,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::SetupError;
 use super::machine::Machine;
+use super::resources::Saved;
 use crate::bus::DeviceStates;
 use crate::config::KernelSum;
 use crate::state::refusal::Refusal;
@@ -29,6 +30,9 @@ pub enum SaveError {
 /// What the state of a VM is taken with.
 #[allow(missing_debug_implementations)]
 pub struct Saver {
+    /// The sum of the guest's kernel and the file for the state, in a template.
+    pub template: Option<(KernelSum, File)>,
+    pub memory_bytes: u64,
     host: Host,
     /// The vCPUs' threads have others.
     vcpus: Vec<VcpuFd>,
@@ -36,10 +40,16 @@ pub struct Saver {
 
 impl Saver {
     /// Call it before the machine's vCPUs go to their threads.
-    pub fn new(machine: &Machine) -> Result<Self, SetupError> {
+    pub fn new(
+        machine: &Machine,
+        template: Option<Saved>,
+        memory_bytes: u64,
+    ) -> Result<Self, SetupError> {
         let vcpus = machine.vcpus.iter();
         let vcpus = vcpus.map(|vcpu| sys::another_vcpu(&machine.vm, vcpu));
         Ok(Self {
+            template: template.map(|files| (files.kernel_sum, files.state)),
+            memory_bytes,
             host: machine.host().clone(),
             vcpus: vcpus.collect::<Result<_, _>>().map_err(SetupError::Saver)?,
         })
