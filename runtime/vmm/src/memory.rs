@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -98,11 +99,15 @@ fn shared(file: File, bytes: u64) -> Result<Memory, MemoryError> {
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
 }
 
-/// The memory of a fork: `bytes`, of which the first are those of `template`. Nobody writes to the template any more.
+/// The parts of a fork's memory that are its template's, by their places in the file of [`save`].
+pub type Laid = Vec<Range<u64>>;
+
+/// The memory of a fork: `bytes`, of which the first are those of `template`. Nobody writes to the template any more. Also
+/// returns which parts are the template's.
 ///
-/// Only where the template has data is it mapped. A page of a hole that is read through a mapping would be made in the
-/// template's file.
-pub fn forked(template: &File, bytes: u64) -> Result<Memory, MemoryError> {
+/// Only where the template has data is it mapped, privately, over a file of the fork's own. A page of a hole that is read
+/// through a mapping would be made in the template's file.
+pub fn forked(template: &File, bytes: u64) -> Result<(Memory, Laid), MemoryError> {
     let measured = template.metadata().map_err(MemoryError::Template)?.len();
     if measured > bytes {
         return Err(MemoryError::LargeTemplate {
@@ -110,29 +115,22 @@ pub fn forked(template: &File, bytes: u64) -> Result<Memory, MemoryError> {
             bytes,
         });
     }
-    let mut regions = Vec::new();
-    for (start, len) in ranges(bytes) {
-        let size = usize::try_from(len).map_err(|_| MemoryError::TooLarge(len))?;
-        let mapping = sys::own_memory(size).map_err(|source| MemoryError::Map {
-            start,
-            bytes: len,
-            source,
-        })?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
-        regions.push(region.ok_or(MemoryError::TooLarge(len))?);
-    }
-    let mut first = 0;
-    for ((_, len), region) in ranges(measured).into_iter().zip(&regions) {
+    let memory = create(bytes)?;
+    let (mut laid, mut first) = (Laid::new(), 0);
+    // A fork touches few pages.
+    memory.iter().for_each(sys::avoid_huge_pages);
+    for ((_, len), region) in ranges(measured).into_iter().zip(memory.iter()) {
         let mut at = first;
         while let Some(data) = next_data(template, at, first + len)? {
             let length = data.end - data.start;
-            let laid = sys::lay_over(region, data.start - first, length, template, data.start);
-            laid.map_err(MemoryError::Template)?;
+            let over = sys::lay_over(region, data.start - first, length, template, data.start);
+            over.map_err(MemoryError::Template)?;
             at = data.end;
+            laid.push(data);
         }
         first += len;
     }
-    Memory::from_regions(regions).map_err(MemoryError::Arrange)
+    Ok((memory, laid))
 }
 
 fn next_data(file: &File, at: u64, end: u64) -> Result<Option<std::ops::Range<u64>>, MemoryError> {
@@ -159,27 +157,28 @@ pub fn restored(checkpoint: &File, bytes: u64) -> Result<Memory, MemoryError> {
 
 /// Copies all memory into a file, in which its [`ranges`] follow one another. Call it while nobody writes to the memory.
 ///
-/// Holes of a file behind memory are not read, because that would make their pages. A fork has no such file: its pages are
-/// read, and those that it never had show a page of zeroes that exists once.
-pub fn save(memory: &Memory, copier: &mut Copier<'_>) -> Result<(), CopyError> {
+/// Holes of the file behind memory are not read, because that would make their pages. What is `laid` over it has data.
+pub fn save(memory: &Memory, laid: &Laid, copier: &mut Copier<'_>) -> Result<(), CopyError> {
     let mut first = 0;
     for region in memory.iter() {
         let read = |buffer: &mut [u8], at| {
             let done = region.read_slice(buffer, MemoryRegionAddress(at));
             done.map_err(io::Error::other)
         };
-        match region.file_offset() {
-            None => copier.part(0..region.len(), first, read)?,
-            Some(backing) => {
-                let offset = backing.start();
-                let (mut at, end) = (offset, offset + region.len());
-                while let Some(data) =
-                    sparse::next_data(backing.file(), at..end).map_err(CopyError::Find)?
-                {
-                    at = data.end;
-                    copier.part(data.start - offset..data.end - offset, first, read)?;
-                }
-            }
+        let end = first + region.len();
+        let mut at = first;
+        while let Some(backing) = region.file_offset()
+            && let Some(data) =
+                sparse::next_data(backing.file(), at..end).map_err(CopyError::Find)?
+        {
+            at = data.end;
+            copier.part(data.start - first..data.end - first, first, read)?;
+        }
+        let inside = laid
+            .iter()
+            .filter(|part| (first..end).contains(&part.start));
+        for part in inside {
+            copier.part(part.start - first..part.end - first, first, read)?;
         }
         first += region.len();
     }
@@ -260,11 +259,10 @@ pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let Some(bytes) = last.checked_sub(first).filter(|&b| b > 0) else {
         return Ok(0);
     };
-    let Some(backing) = region.file_offset() else {
-        // A fork's own pages. Where there is a template, its page is seen again: what a guest gave back has no content.
-        sys::forget(region, first, bytes)?;
-        return Ok(bytes);
-    };
+    // A fork's copies of pages of its template are not in its file. The template's page is seen again then: what a guest gave
+    // back has no content.
+    sys::forget(region, first, bytes)?;
+    let backing = region.file_offset().ok_or_else(bad)?;
     let offset = backing.start().checked_add(first).ok_or_else(bad)?;
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(backing.file(), flags, offset, bytes)?;
@@ -381,7 +379,7 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let template = template();
         let taken = template.metadata().unwrap().blocks();
-        let forks = [1, 2].map(|_| forked(&template, 8 * PAGE_BYTES).unwrap());
+        let forks = [1, 2].map(|_| forked(&template, 8 * PAGE_BYTES).unwrap().0);
         for fork in &forks {
             assert_eq!(first_bytes(fork, 8), [1, 0, 3, 4, 0, 0, 0, 0]);
         }
@@ -392,7 +390,7 @@ mod tests {
         }
         assert_eq!(first_bytes(&forks[0], 8), [9; 8]);
         assert_eq!(first_bytes(&forks[1], 8), [1, 0, 3, 4, 0, 0, 0, 0]);
-        let third = forked(&template, 4 * PAGE_BYTES).unwrap();
+        let third = forked(&template, 4 * PAGE_BYTES).unwrap().0;
         assert_eq!(first_bytes(&third, 4), [1, 0, 3, 4]);
         assert_eq!(
             template.metadata().unwrap().blocks(),
@@ -404,7 +402,7 @@ mod tests {
     #[test]
     fn what_a_fork_gives_back_is_the_templates_again() {
         let template = template();
-        let fork = forked(&template, 8 * PAGE_BYTES).unwrap();
+        let (fork, _) = forked(&template, 8 * PAGE_BYTES).unwrap();
         for page in 0..8 {
             fork.write_obj(9u8, GuestAddress(page * PAGE_BYTES))
                 .unwrap();
@@ -426,12 +424,12 @@ mod tests {
     }
 
     /// A file that [`save`] has written, and how many bytes it wrote.
-    fn saved(memory: &Memory) -> (File, u64) {
+    fn saved(memory: &Memory, laid: &Laid) -> (File, u64) {
         let file = tempfile::tempfile().unwrap();
         let bytes = memory.iter().map(GuestMemoryRegion::len).sum();
         file.set_len(bytes).unwrap();
         let mut copier = Copier::new(&file, None);
-        save(memory, &mut copier).unwrap();
+        save(memory, laid, &mut copier).unwrap();
         let written = copier.written();
         (file, written)
     }
@@ -453,7 +451,7 @@ mod tests {
         }
         memory.write_obj(0u8, GuestAddress(8 << 20)).unwrap();
         let taken = blocks(&memory);
-        let (file, written) = saved(&memory);
+        let (file, written) = saved(&memory, &Laid::new());
         assert_eq!(
             written,
             4 * PAGE_BYTES,
@@ -470,8 +468,9 @@ mod tests {
         // It is memory as any other: pages go back to the host, and the file is not written to.
         assert_eq!(release(&again, GAP_END, PAGE_BYTES).unwrap(), PAGE_BYTES);
         again.write_obj(9u8, GuestAddress(1)).unwrap();
-        assert_eq!(saved(&again).1, 3 * PAGE_BYTES);
-        assert_eq!(saved(&restored(&file, BYTES).unwrap()).1, written);
+        assert_eq!(saved(&again, &Laid::new()).1, 3 * PAGE_BYTES);
+        let copy = restored(&file, BYTES).unwrap();
+        assert_eq!(saved(&copy, &Laid::new()).1, written);
     }
 
     #[test]
@@ -479,27 +478,16 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let template = template();
         let taken = template.metadata().unwrap().blocks();
-        let fork = forked(&template, 8 * PAGE_BYTES).unwrap();
+        let (fork, laid) = forked(&template, 8 * PAGE_BYTES).unwrap();
         fork.write_obj(9u8, GuestAddress(2 * PAGE_BYTES)).unwrap();
         fork.write_obj(8u8, GuestAddress(5 * PAGE_BYTES)).unwrap();
-        let (file, written) = saved(&fork);
+        let own = blocks(&fork);
+        let (file, written) = saved(&fork, &laid);
         assert_eq!(written, 4 * PAGE_BYTES);
         assert_eq!(template.metadata().unwrap().blocks(), taken);
+        assert_eq!(blocks(&fork), own, "what it never had is not made");
         let again = restored(&file, 8 * PAGE_BYTES).unwrap();
         assert_eq!(first_bytes(&again, 8), [1, 0, 9, 4, 0, 8, 0, 0]);
-
-        // Two regions, of which neither has a file.
-        let region = |start| {
-            let mapping = sys::own_memory(2 * PAGE).unwrap();
-            GuestRegionMmap::new(mapping, GuestAddress(start)).unwrap()
-        };
-        let two = Memory::from_regions(vec![region(0), region(GAP_END)]).unwrap();
-        two.write_obj(1u8, GuestAddress(PAGE_BYTES)).unwrap();
-        two.write_obj(2u8, GuestAddress(GAP_END)).unwrap();
-        let (file, written) = saved(&two);
-        assert_eq!(written, 2 * PAGE_BYTES);
-        let again = restored(&file, 4 * PAGE_BYTES).unwrap();
-        assert_eq!(first_bytes(&again, 4), [0, 1, 2, 0]);
     }
 
     #[test]

@@ -118,22 +118,16 @@ pub fn map_memory(
     unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
 }
 
-/// Maps `size` bytes of memory that belong to this process alone, at an address where huge pages are possible, and without
-/// any: a fork touches few pages. The mapping stays until the process ends.
-pub fn own_memory(size: usize) -> Result<MmapRegion<()>, MmapRegionError> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let address = reserve(size, protection)?;
-    // Fails on a kernel without huge pages.
-    // SAFETY: the range lies in the mapping that was just made.
-    unsafe { libc::madvise(address, size, libc::MADV_NOHUGEPAGE) };
-    let builder = MmapRegionBuilder::new(size)
-        .with_mmap_prot(protection)
-        .with_mmap_flags(OWN);
-    // SAFETY: `address` begins at least `size` bytes of a mapping that is never unmapped.
-    unsafe { builder.with_raw_mmap_pointer(address.cast()) }.build()
+/// Leaves a region without huge pages. A kernel that has none is no error.
+pub fn avoid_huge_pages(region: &GuestRegionMmap<()>) {
+    let Ok((address, len)) = part(region, 0, region.len()) else {
+        return;
+    };
+    // SAFETY: the range is the region's mapping; only how it is backed changes.
+    unsafe { libc::madvise(address, len, libc::MADV_NOHUGEPAGE) };
 }
 
-/// Puts a private mapping of `[offset, offset + len)` of a file over a part of a region that [`own_memory`] has made.
+/// Puts a private mapping of `[offset, offset + len)` of a file over a part of a region.
 pub fn lay_over(
     region: &GuestRegionMmap<()>,
     start: u64,
@@ -154,7 +148,7 @@ pub fn lay_over(
     }
 }
 
-/// Drops the private pages of a part of a region that [`own_memory`] has made. Whole pages.
+/// Drops the private pages of a part of a region. Whole pages. What a shared file has there stays in it.
 pub fn forget(region: &GuestRegionMmap<()>, start: u64, len: u64) -> io::Result<()> {
     let (address, len) = part(region, start, len)?;
     // SAFETY: the range lies in the guest's memory, whose content the guest does not need any more; it stays mapped.

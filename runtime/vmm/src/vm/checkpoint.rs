@@ -16,7 +16,7 @@ use crate::bus::DeviceStates;
 use crate::config::KernelSum;
 use crate::control::CheckpointFiles;
 use crate::devices::blk::disk::ScratchDisk;
-use crate::memory::{self, Memory};
+use crate::memory::{self, Laid, Memory};
 use crate::sparse::{Copier, CopyError};
 
 /// Why there is no checkpoint.
@@ -113,12 +113,13 @@ pub fn write(
         scratch,
     } = source;
     saver.save(vm, kernel_sum, devices, &files.state)?;
-    copy(memory, saver.memory_bytes, scratch, files, until)
+    let bytes = saver.memory_bytes;
+    copy((memory, &saver.laid), bytes, scratch, files, until)
 }
 
 /// Copies memory and scratch disk.
 fn copy(
-    memory: &Memory,
+    (memory, laid): (&Memory, &Laid),
     memory_bytes: u64,
     scratch: &ScratchDisk,
     files: &CheckpointFiles,
@@ -126,7 +127,7 @@ fn copy(
 ) -> Result<Written, CheckpointError> {
     set_length(MEMORY, &files.memory, memory_bytes)?;
     let mut copier = Copier::new(&files.memory, Some(until));
-    memory::save(memory, &mut copier).map_err(CheckpointError::Memory)?;
+    memory::save(memory, laid, &mut copier).map_err(CheckpointError::Memory)?;
     let memory_bytes = copier.written();
     set_length(SCRATCH, &files.scratch, scratch.bytes())?;
     let mut copier = Copier::new(&files.scratch, Some(until));
@@ -233,7 +234,7 @@ mod tests {
             let copied = check(&files).and_then(|()| {
                 std::thread::sleep(Duration::from_millis(1));
                 let until = Instant::now() + Duration::from_secs(60);
-                let copied = copy(&memory, 32 << 20, &disk, &files, until)?;
+                let copied = copy((&memory, &Laid::new()), 32 << 20, &disk, &files, until)?;
                 (&files.state).write_all(b"state").unwrap();
                 Ok(copied)
             });

@@ -38,7 +38,7 @@ use crate::control::server;
 use crate::devices::worker::Worker;
 use crate::halt::{self, Halts, Looks};
 use crate::jail;
-use crate::memory::{self, Memory, MemoryError};
+use crate::memory::{self, Laid, Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
 use crate::state::State;
@@ -97,7 +97,8 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         backends,
     } = Resources::take(config)?;
     jail::bound_files(config, backends.scratch.bytes());
-    let memory = Arc::new(memory_of(&origin, config.memory_max_bytes())?);
+    let (memory, laid) = memory_of(&origin, config.memory_max_bytes())?;
+    let memory = Arc::new(memory);
     let parts = Parts {
         kvm,
         memory,
@@ -124,7 +125,7 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         Some(_) => &syscalls::TEMPLATE,
         None => &syscalls::MAIN,
     };
-    let saver = Saver::new(&machine, template, config.memory_max_bytes())?;
+    let saver = Saver::new(&machine, template, config.memory_max_bytes(), laid)?;
     let signals = block_signals().map_err(SetupError::Threads)?;
     let running = Running::start(machine, gate, saver, observed).map_err(SetupError::Threads)?;
     bulkhead_jail::syscalls::apply(calls, None)?;
@@ -132,15 +133,17 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
     Ok(running.finish(ended))
 }
 
-fn memory_of(origin: &Origin, bytes: u64) -> Result<Memory, MemoryError> {
-    match origin {
+/// The memory of a VM, and which parts of it are its template's.
+fn memory_of(origin: &Origin, bytes: u64) -> Result<(Memory, Laid), MemoryError> {
+    let memory = match origin {
         Origin::Boot { template, .. } => match template {
             None => memory::create(bytes),
             Some(template) => memory::of_template(&template.memory, bytes),
         },
-        Origin::Fork(template) => memory::forked(&template.memory, bytes),
+        Origin::Fork(template) => return memory::forked(&template.memory, bytes),
         Origin::Restore(checkpoint) => memory::restored(&checkpoint.memory, bytes),
-    }
+    };
+    Ok((memory?, Laid::new()))
 }
 
 /// Lets the guest go on where it was saved.

@@ -12,6 +12,7 @@ use super::machine::Machine;
 use super::resources::Saved;
 use crate::bus::DeviceStates;
 use crate::config::KernelSum;
+use crate::memory::Laid;
 use crate::state::refusal::Refusal;
 use crate::state::{Host, State, TransferError};
 use crate::sys;
@@ -33,6 +34,8 @@ pub struct Saver {
     /// The sum of the guest's kernel and the file for the state, in a template.
     pub template: Option<(KernelSum, File)>,
     pub memory_bytes: u64,
+    /// In a fork.
+    pub laid: Laid,
     host: Host,
     /// The vCPUs' threads have others.
     vcpus: Vec<VcpuFd>,
@@ -44,12 +47,14 @@ impl Saver {
         machine: &Machine,
         template: Option<Saved>,
         memory_bytes: u64,
+        laid: Laid,
     ) -> Result<Self, SetupError> {
         let vcpus = machine.vcpus.iter();
         let vcpus = vcpus.map(|vcpu| sys::another_vcpu(&machine.vm, vcpu));
         Ok(Self {
             template: template.map(|files| (files.kernel_sum, files.state)),
             memory_bytes,
+            laid,
             host: machine.host().clone(),
             vcpus: vcpus.collect::<Result<_, _>>().map_err(SetupError::Saver)?,
         })
