@@ -53,6 +53,9 @@ const NUMBER_BYTES: u64 = 32;
 /// The longest `Ready` message.
 const READY_BYTES: u32 = 4096;
 
+/// The stage in which a VM ends that cannot go on from its checkpoint.
+pub const TAKING_OVER: &str = "taking over the checkpoint";
+
 /// An error while a VM starts. A boot that failed names the stage and shows the end of the guest's console.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -444,15 +447,14 @@ impl Starting {
         layers: Vec<(File, Extent)>,
         until: Instant,
     ) -> Result<Guest, LaunchError> {
-        const STAGE: &str = "taking over the checkpoint";
         let guest = Guest::new(Arc::clone(&self.process), self.files.clone());
         let limit = until.saturating_duration_since(Instant::now());
         let watch = Watch::new(&self.process, &self.files, limit, until);
         faults::within(Step::ConfigureVmm, || configure(self.input, &self.config))?;
         let control = guest.files.control();
         let attached = saved::attach(&control, layers, limit);
-        if let Err(error) = watch.step(STAGE, attached).await? {
-            return Err(watch.ended_or(error.into(), STAGE).await);
+        if let Err(error) = watch.step(TAKING_OVER, attached).await? {
+            return Err(watch.ended_or(error.into(), TAKING_OVER).await);
         }
         watch.answered(guest, "going on from its checkpoint").await
     }

@@ -11,11 +11,12 @@
 //! are ready, but do not run        alive: the host is busy, or the pod's CPU limit is reached
 //! wait for a disk of the host      alive
 //! ```
+//! A VM that stands still on purpose, because it is being saved, is not judged ([`Pulse::hold`]).
 //! A guest that has halted is not found here: its VMM notices that by itself, and ends.
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bulkhead_guest::agent::Agent;
@@ -42,12 +43,43 @@ const VCPU: &str = "vcpu";
 
 /// Whether a guest answers. Clones are about the same guest.
 #[derive(Clone, Debug, Default)]
-pub struct Pulse(Arc<AtomicBool>);
+pub struct Pulse(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    is_missed: AtomicBool,
+    holds: AtomicU32,
+}
+
+/// As long as one of these lives, the VM stands still on purpose, and silence says nothing of its guest.
+#[derive(Debug)]
+pub struct Hold(Pulse);
 
 impl Pulse {
     /// Whether the last heartbeat had no answer.
     pub fn is_missed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_missed.load(Ordering::Relaxed)
+    }
+
+    /// The VM stands still on purpose until this is dropped.
+    pub fn hold(&self) -> Hold {
+        self.0.holds.fetch_add(1, Ordering::Relaxed);
+        Hold(self.clone())
+    }
+
+    /// Whether the VM stands still on purpose.
+    pub fn is_held(&self) -> bool {
+        self.0.holds.load(Ordering::Relaxed) > 0
+    }
+
+    fn note(&self, is_missed: bool) {
+        self.0.is_missed.store(is_missed, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.0.holds.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -55,17 +87,20 @@ impl Pulse {
 /// while the guest lives, and not after the end of its VMM.
 pub async fn until_dead(agent: &Agent, pulse: &Pulse, pid: i32) -> String {
     loop {
-        let (clock, mut silence) = (Clock::of(pid), Silence::default());
+        let (mut clock, mut silence) = (Clock::of(pid), Silence::default());
         let answered = answered(agent);
         tokio::pin!(answered);
         // One heartbeat for the whole silence: a slow guest may need longer for each than the time between two looks.
         while tokio::time::timeout(LOOK, &mut answered).await.is_err() {
-            pulse.0.store(true, Ordering::Relaxed);
-            if let Some(how) = silence.judge(&vcpu_states(pid), &clock.spent()) {
+            pulse.note(true);
+            if pulse.is_held() {
+                // What it does from the end of the hold on counts.
+                (clock, silence) = (Clock::of(pid), Silence::default());
+            } else if let Some(how) = silence.judge(&vcpu_states(pid), &clock.spent()) {
                 return how;
             }
         }
-        pulse.0.store(false, Ordering::Relaxed);
+        pulse.note(false);
         tokio::time::sleep(BEAT).await;
     }
 }
@@ -198,6 +233,18 @@ mod tests {
         assert_eq!(judged(1, turns.into_iter().cycle().take(300)).1, None);
         let turns = [('T', 0.0), ('R', 0.01)];
         assert_eq!(judged(1, turns.into_iter().cycle().take(300)).1, None);
+    }
+
+    #[test]
+    fn a_vm_is_held_until_the_last_hold_ends() {
+        let pulse = Pulse::default();
+        assert!(!pulse.is_held());
+        let holds = [pulse.hold(), pulse.clone().hold()];
+        for hold in holds {
+            assert!(pulse.is_held());
+            drop(hold);
+        }
+        assert!(!pulse.is_held());
     }
 
     #[test]
