@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use bulkhead_records::Sum;
+
 use crate::config::{Config, Credentials};
 use crate::contents::{Contents, ImageRecord, LayerBlob, StoreError, Usage};
 use crate::digest::Digest;
@@ -94,6 +96,11 @@ impl Store {
     /// Ends the lease of `holder`. It is no error if there is none.
     pub fn release(&self, holder: &str) -> Result<(), StoreError> {
         self.contents.release(holder)
+    }
+
+    /// The sum of a layer's file system, by the layer's diff id. `None` if there is no such layer.
+    pub fn layer_sum(&self, diff_id: &str) -> Result<Option<Sum>, StoreError> {
+        self.contents.layer_sum(diff_id)
     }
 
     /// The holders of all leases.

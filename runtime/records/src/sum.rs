@@ -80,7 +80,7 @@ fn add_range(
 }
 
 /// Which file it is, and when it was changed last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     file: (u64, u64),
     bytes: u64,

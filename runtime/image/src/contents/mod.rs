@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use bulkhead_faults::{self as faults, Fault, Step};
-use bulkhead_records::{Intact, RecordsError};
+use bulkhead_records::{Intact, RecordsError, Sum};
 use bulkhead_text::chain;
 
 use crate::config::Config;
@@ -217,6 +217,14 @@ impl Contents {
             path: self.files.path(diff_id),
         };
         Ok(record.layers.iter().map(blob).collect())
+    }
+
+    /// The sum of a layer's file system. `None` if there is no such layer.
+    pub fn layer_sum(&self, diff_id: &str) -> Result<Option<Sum>, StoreError> {
+        match diff_id.parse::<Digest>() {
+            Ok(layer) => Ok(self.records.sum(&layer)?),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Ends the lease of `holder`. It is no error if there is none.
