@@ -35,7 +35,7 @@ pub enum ScratchError {
     Mke2fs(#[source] io::Error),
     #[error("mke2fs failed on {path}: {message}")]
     Format { path: PathBuf, message: String },
-    #[error("copy the template to {path}")]
+    #[error("copy a disk to {path}")]
     Copy { path: PathBuf, source: io::Error },
 }
 
@@ -108,14 +108,12 @@ impl Scratch {
     /// Makes the disk `path` of `bytes`, rounded up to whole MiB.
     pub fn make(&self, purpose: Purpose, path: &Path, bytes: u64) -> Result<(), ScratchError> {
         let template = self.template(purpose, purpose.mib(bytes))?;
-        copy(&template, path).map_err(|source| {
-            // Leave no incomplete disk behind.
-            let _ = fs::remove_file(path);
-            ScratchError::Copy {
-                path: path.to_owned(),
-                source,
-            }
-        })
+        copied(&template, path)
+    }
+
+    /// Makes the disk `path` as `saved` is.
+    pub fn bring_back(&self, saved: &File, path: &Path) -> Result<(), ScratchError> {
+        copied(saved, path)
     }
 
     /// Opens the template, and makes it if there is none. It is opened here, under the lock, so that it can still be
@@ -238,6 +236,18 @@ fn format(purpose: Purpose, path: &Path) -> Result<(), ScratchError> {
     Err(ScratchError::Format {
         path: path.to_owned(),
         message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+/// Makes a disk as another file is.
+fn copied(source: &File, path: &Path) -> Result<(), ScratchError> {
+    copy(source, path).map_err(|source| {
+        // Leave no incomplete disk behind.
+        let _ = fs::remove_file(path);
+        ScratchError::Copy {
+            path: path.to_owned(),
+            source,
+        }
     })
 }
 

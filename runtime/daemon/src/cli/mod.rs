@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The commands for people without crictl. They use only CRI, over the daemon's socket.
 
+mod checkpoint;
 mod client;
 mod exec;
 mod list;
@@ -35,6 +36,15 @@ pub enum Command {
     Images,
     /// List what VMs are forked from, and say how many were.
     Templates,
+    /// Save a running pod into a directory. The pod goes on.
+    Checkpoint {
+        /// The pod's id, or a unique prefix of it.
+        pod: String,
+        /// Made if it is not there; must be empty.
+        directory: PathBuf,
+    },
+    /// Bring back a pod that was saved, under a new name, and let its containers go on where they were.
+    Restore(checkpoint::RestoreArguments),
     /// Pull an image.
     Pull { image: String },
     /// Print what a container has written.
@@ -113,6 +123,10 @@ async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
         Command::Ps { all } => list::pods(&mut client, all).await?,
         Command::Images => list::images(&mut client).await?,
         Command::Templates => templates::print(&mut client).await?,
+        Command::Checkpoint { pod, directory } => {
+            checkpoint::save(&mut client, &pod, &directory).await?;
+        }
+        Command::Restore(arguments) => checkpoint::restore(&mut client, arguments).await?,
         Command::Pull { image } => println!("{}", pull::pull(&client, &image).await?),
         Command::Logs { container, follow } => logs::print(&mut client, &container, follow).await?,
     }

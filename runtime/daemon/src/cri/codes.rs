@@ -14,7 +14,9 @@ use crate::logs::LogError;
 use crate::pod::volumes::VolumeError;
 use crate::pod::volumes::block::BlockError;
 use crate::pod::volumes::disk::DiskError;
-use crate::pod::{AgentError, BootError, LaunchError, PodError, ShareError};
+use crate::pod::{
+    AgentError, BootError, CheckpointError, LaunchError, PodError, ShareError, TAKING_OVER,
+};
 use crate::scratch::ScratchError;
 use crate::store::StoreError;
 
@@ -53,6 +55,7 @@ fn pod_code(error: &PodError) -> Code {
         PodError::Store(error) => store_code(error),
         PodError::Disk(_) => Code::Internal,
         PodError::Boot(error) => boot_code(error),
+        PodError::Checkpoint(error) => checkpoint_code(error),
         PodError::Volume(error) => volume_code(error),
         PodError::Unfit(_) | PodError::Descriptors(_) => Code::ResourceExhausted,
         PodError::Block(error) => block_code(error),
@@ -125,18 +128,37 @@ fn share_code(error: &ShareError) -> Code {
     }
 }
 
+fn checkpoint_code(error: &CheckpointError) -> Code {
+    match error {
+        CheckpointError::Directory { .. } | CheckpointError::Containers(_) => Code::InvalidArgument,
+        CheckpointError::Refused { .. }
+        | CheckpointError::Unknown { .. }
+        | CheckpointError::Unlike(_) => Code::FailedPrecondition,
+        CheckpointError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
+        CheckpointError::Full { .. } => Code::ResourceExhausted,
+        CheckpointError::Late => Code::DeadlineExceeded,
+        CheckpointError::File { .. } | CheckpointError::Save(_) | CheckpointError::Panicked => {
+            Code::Internal
+        }
+    }
+}
+
 fn boot_code(error: &BootError) -> Code {
     match error {
         BootError::Unready(_) | BootError::Unbounded(_) => Code::FailedPrecondition,
         BootError::Unfit(_) | BootError::NoUser => Code::ResourceExhausted,
         BootError::Store(error) => store_code(error),
         BootError::Configure(error) => agent_code(error),
+        BootError::BringBack(error) => pod_code(error),
         BootError::Network(error) => network_code(error),
         BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,
         BootError::Abandoned => Code::Cancelled,
         BootError::Launch { source, .. } => match **source {
             LaunchError::Timeout { .. } => Code::DeadlineExceeded,
             LaunchError::Open { ref source, .. } if is_full(source) => Code::ResourceExhausted,
+            LaunchError::Ended {
+                stage: TAKING_OVER, ..
+            } => Code::FailedPrecondition,
             LaunchError::Ended { .. } | LaunchError::Ready(_) => Code::Unavailable,
             LaunchError::Open { .. }
             | LaunchError::Spawn { .. }

@@ -5,6 +5,7 @@
 //! [`runtime`] and [`images`] are the two services, and [`codes`] maps errors to gRPC codes. The other files are groups
 //! of RPCs. No code outside of this module uses CRI's protobuf types.
 
+mod checkpoint;
 mod codes;
 mod container;
 mod credentials;
@@ -28,6 +29,7 @@ mod stats;
 mod status;
 mod streaming;
 
+pub use checkpoint::{FROM_CHECKPOINT, SETTINGS};
 pub use images::{ImageServer, PULL_INFO};
 pub use lists::{BoxStream, stream_list};
 pub use parse_security::{MASKED_PATHS, READONLY_PATHS};

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::images::ImageServer;
 use super::lists::{BoxStream, stream_list};
-use super::{container, metrics, patience, sandbox, stats, status, streaming};
+use super::{checkpoint, container, metrics, patience, sandbox, stats, status, streaming};
 use crate::config::CgroupDriver;
 use crate::pod::{PodError, Pods};
 use crate::streaming::Streaming;
@@ -73,14 +73,6 @@ impl RuntimeServer {
     pub fn find_container(&self, id: &str) -> Found {
         Found::of(id, self.pods.container(id), |(_, record)| &record.id)
     }
-}
-
-/// The error for RPCs that would have to save a VM to a file and restore it.
-fn no_snapshots<T>(rpc: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!(
-        "{rpc}: bulkhead {} cannot save a pod's VM and restore it, so nothing can be checkpointed",
-        env!("CARGO_PKG_VERSION")
-    )))
 }
 
 #[tonic::async_trait]
@@ -355,21 +347,30 @@ impl RuntimeService for RuntimeServer {
         &self,
         _request: Request<cri::CheckpointContainerRequest>,
     ) -> Answer<cri::CheckpointContainerResponse> {
-        no_snapshots("CheckpointContainer")
+        Err(Status::unimplemented(
+            "a container's processes share their kernel with the rest of its VM and cannot be saved without it: save the \
+             whole pod with CheckpointPod (`bulkhead checkpoint`)",
+        ))
     }
 
     async fn checkpoint_pod(
         &self,
-        _request: Request<cri::CheckpointPodRequest>,
+        request: Request<cri::CheckpointPodRequest>,
     ) -> Answer<cri::CheckpointPodResponse> {
-        no_snapshots("CheckpointPod")
+        let patience = patience::of(request.metadata());
+        Ok(Response::new(
+            checkpoint::save(&self.pods, request.into_inner(), patience).await?,
+        ))
     }
 
     async fn restore_pod(
         &self,
-        _request: Request<cri::RestorePodRequest>,
+        request: Request<cri::RestorePodRequest>,
     ) -> Answer<cri::RestorePodResponse> {
-        no_snapshots("RestorePod")
+        let patience = patience::of(request.metadata());
+        Ok(Response::new(
+            checkpoint::restore(&self.pods, &self.cdi, request.into_inner(), patience).await?,
+        ))
     }
 
     async fn list_metric_descriptors(

@@ -10,13 +10,14 @@ pub use bulkhead_guest::agent::AgentError;
 use bulkhead_guest::connect::ConnectError;
 use bulkhead_host::cgroup::CgroupError;
 use bulkhead_host::control::ControlError;
-pub use bulkhead_host::launch::LaunchError;
+pub use bulkhead_host::launch::{LaunchError, TAKING_OVER};
 pub use bulkhead_host::shares::ShareError;
 use bulkhead_host::systemd::SystemdError;
 use bulkhead_network::NetworkError;
 use bulkhead_text::Problem;
 
 use super::admission::NoTurn;
+pub use super::checkpoint::CheckpointError;
 use super::life::record::{ContainerRecord, PodRecord};
 use super::life::state::IllegalMove;
 use super::plan::program::ProgramError;
@@ -89,6 +90,8 @@ pub enum PodError {
     Share(#[from] ShareError),
     #[error("store the state")]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("run pod")]
     Boot(#[from] BootError),
     #[error("a {what} of pod {id} has not ended, though the pod's VM was killed")]
@@ -192,6 +195,8 @@ pub enum BootError {
     Abandoned,
     #[error("configure the guest")]
     Configure(#[from] AgentError),
+    #[error("bring back what the checkpoint has")]
+    BringBack(#[source] Box<PodError>),
     #[error("store the state of the pod")]
     Store(#[from] StoreError),
     #[error("process {pid} of the pod was killed but has not ended within {limit:?}")]

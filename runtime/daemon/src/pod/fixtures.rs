@@ -104,6 +104,7 @@ pub fn pod_record() -> PodRecord {
         shares_made: 0,
         blocks: Vec::new(),
         disks: Some(std::collections::BTreeMap::new()),
+        made_from: Vec::new(),
     }
 }
 
@@ -121,6 +122,7 @@ pub fn container_record() -> ContainerRecord {
         stop_signal: SIGTERM,
         log_path: None,
         user: None,
+        first_id: None,
         termination_log: None,
         empty_dirs: std::collections::BTreeMap::new(),
     }

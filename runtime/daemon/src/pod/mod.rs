@@ -12,12 +12,14 @@
 //! life       what pods and containers are: specs, states, records
 //! plan       what is to be done for them, calculated before anything is done
 //! volumes    what containers mount in addition to their images
+//! checkpoint what is saved of a pod, and whether it fits what it is to be brought back as
 //! owner      the task that owns a pod, and all that only it does
 //! readings   what pods and containers use
 //! ```
 
 pub mod admission;
 mod adopt;
+pub mod checkpoint;
 mod clocks;
 mod errors;
 mod host;
@@ -38,6 +40,7 @@ mod view;
 pub mod volumes;
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +48,10 @@ use bulkhead_guest::agent::ExecOutput;
 use tokio::sync::oneshot;
 
 use self::admission::Patience;
-pub use self::errors::{AgentError, BootError, LaunchError, PodError, ShareError};
+use self::checkpoint::{Saved, Wanted, fit};
+pub use self::errors::{
+    AgentError, BootError, CheckpointError, LaunchError, PodError, ShareError, TAKING_OVER,
+};
 pub use self::host::Host;
 use self::host::Shared;
 use self::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
@@ -53,6 +59,7 @@ use self::life::signal;
 use self::life::spec::{ContainerSpec, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
+use self::owner::BringBack;
 use self::readings::{Depth, Reading};
 use self::registry::Reservation;
 use self::request::{Answer, Request};
@@ -65,6 +72,8 @@ use crate::random::new_id;
 const POD_DESCRIPTORS: usize = 32;
 /// A container's logs and its streams to the guest, and what their start needs for a moment.
 const CONTAINER_DESCRIPTORS: usize = 16;
+/// How long a checkpoint may take whose caller sets no limit.
+const LONGEST_CHECKPOINT: Duration = Duration::from_secs(600);
 /// How long a killed container may take to be reported dead, before its guest is killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the stop or removal of a pod may take, before the guest is killed. A guest with data to write gets 20 s for
@@ -91,6 +100,56 @@ impl Pods {
 
     /// Makes a pod and waits until its guest is ready. If the caller goes away meanwhile, the pod is removed.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
+        self.begin(spec, None, patience).await
+    }
+
+    /// Saves a pod into a directory, with the containers with these ids, which must be all that run. It goes on afterwards,
+    /// also if that fails, and if the caller goes away.
+    pub async fn checkpoint(
+        &self,
+        id: &str,
+        directory: PathBuf,
+        containers: Vec<String>,
+        patience: Patience,
+    ) -> Result<(), PodError> {
+        let handle = self.shared.registry.pod(id)?;
+        let wanted = Wanted {
+            directory,
+            containers,
+            until: patience.boot_until(LONGEST_CHECKPOINT),
+        };
+        handle
+            .ask(|answer| Request::Checkpoint { wanted, answer })
+            .await
+    }
+
+    /// Brings a pod back from a checkpoint. Its containers are created and have not executed anything; returns its id, and
+    /// their names and ids. If the caller goes away meanwhile, the pod is removed.
+    pub async fn restore(
+        &self,
+        saved: Saved,
+        spec: PodSpec,
+        containers: Vec<ContainerSpec>,
+        patience: Patience,
+    ) -> Result<(String, Vec<(String, String)>), PodError> {
+        fit::pod(&saved.manifest.pod.spec, &spec)?;
+        let fitting = fit::containers(&saved.manifest.containers, containers)?;
+        let with_id = |(was, spec): (ContainerRecord, ContainerSpec)| (was, spec, new_id());
+        let containers: Vec<_> = fitting.into_iter().map(with_id).collect();
+        let named = containers.iter();
+        let named = named.map(|(_, spec, id)| (spec.name.clone(), id.clone()));
+        let named = named.collect();
+        let from = BringBack { saved, containers };
+        let id = self.begin(spec, Some(from), patience).await?;
+        Ok((id, named))
+    }
+
+    async fn begin(
+        &self,
+        spec: PodSpec,
+        from: Option<BringBack>,
+        patience: Patience,
+    ) -> Result<String, PodError> {
         descriptors::check(POD_DESCRIPTORS)?;
         self.can_run().await.map_err(BootError::Unready)?;
         let record = PodRecord {
@@ -107,6 +166,7 @@ impl Pods {
             shares_made: 0,
             blocks: Vec::new(),
             disks: Some(BTreeMap::new()),
+            made_from: Vec::new(),
             spec,
         };
         let name = Reservation::of(&self.shared.registry, &record)?;
@@ -115,7 +175,7 @@ impl Pods {
         name.keep();
         let (answer, booted) = oneshot::channel();
         let id = record.id.clone();
-        owner::start_new(Arc::clone(&self.shared), record, turn, answer);
+        owner::start_new(Arc::clone(&self.shared), record, from, turn, answer);
         booted
             .await
             .map_err(|_| PodError::Gone { id: id.clone() })??;

@@ -202,6 +202,11 @@ impl Handle {
             if let Ok(stopped) = tokio::time::timeout(again, &mut stopping).await {
                 return stopped;
             }
+            if guest.as_ref().is_some_and(|guest| guest.pulse.is_held()) {
+                // It is being saved, which has a time limit of its own.
+                again = limit;
+                continue;
+            }
             let Some(spent) = clock.map(|clock| clock.spent()) else {
                 break;
             };

@@ -3,6 +3,7 @@
 
 use tokio::sync::oneshot;
 
+use super::checkpoint::Wanted;
 use super::errors::PodError;
 use super::life::spec::{ContainerSpec, Resources};
 
@@ -43,6 +44,11 @@ pub enum Request {
     Resize {
         /// The resources of all containers together, and the overhead.
         change: Box<(Resources, Resources)>,
+        answer: Answer<()>,
+    },
+    /// Saves the pod into a directory.
+    Checkpoint {
+        wanted: Wanted,
         answer: Answer<()>,
     },
     ReopenLog {

@@ -14,6 +14,7 @@ use bulkhead_host::control::Extent;
 use bulkhead_host::process::Identity;
 use bulkhead_host::shares::mounts::{Access, Propagation, SourceId};
 use bulkhead_network::NetworkRecord;
+use bulkhead_records::Stamp;
 use bulkhead_share::name::ShareName;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,10 @@ pub struct PodRecord {
     /// which keeps emptyDirs on its scratch disk.
     #[serde(default)]
     pub disks: Option<BTreeMap<String, DiskRecord>>,
+    /// The files that its VM was started from, as they were: VMM, kernel, initramfs, modules. Empty in records of an
+    /// earlier version.
+    #[serde(default)]
+    pub made_from: Vec<Stamp>,
 }
 
 /// The file of a pod's scratch disk, in its state directory.
@@ -205,9 +210,18 @@ pub struct ContainerRecord {
     pub empty_dirs: BTreeMap<String, PathBuf>,
     /// The user that its process runs as. Known once it has started.
     pub user: Option<ProcessUser>,
+    /// If it was brought back from a checkpoint: the id with which its guest made it. What the guest has named after a
+    /// container keeps that name.
+    #[serde(default)]
+    pub first_id: Option<String>,
 }
 
 impl ContainerRecord {
+    /// The id with which its guest made it.
+    pub fn first_id(&self) -> &str {
+        self.first_id.as_deref().unwrap_or(&self.id)
+    }
+
     /// The reference with which the container was created. In records of an earlier version, what CRI sent.
     pub fn image_name(&self) -> &str {
         match self.image_name.as_str() {

@@ -182,6 +182,16 @@ pub struct MountWords {
     pub image: ImageWords,
 }
 
+impl Mount {
+    /// If it is of an image: its name and its id.
+    pub fn image(&self) -> Option<(&str, &str)> {
+        match &self.source {
+            MountSource::Image { image, id, .. } => Some((image, id)),
+            MountSource::Host(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountSource {
     /// A path of the host, which may be in one of kubelet's volumes.
@@ -258,7 +268,7 @@ pub enum Propagation {
     HostToContainer,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Security {
     pub privileged: bool,
     pub add_capabilities: Vec<String>,

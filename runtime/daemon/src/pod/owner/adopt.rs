@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bulkhead_host::Files;
+use bulkhead_host::{Files, Guest};
 use bulkhead_text::chain;
 
 use super::{Owner, Then};
@@ -85,6 +85,7 @@ impl Owner {
                 self.follow_mirrors(&guest);
                 self.adopt_file_server(Arc::clone(&guest.process));
                 self.check_network();
+                thaw(&guest);
                 self.serve_guest(guest);
             }
             missing => {
@@ -104,4 +105,15 @@ impl Owner {
             }
         }
     }
+}
+
+/// Thaws what the earlier daemon froze, if it died while it saved the pod. Agents of an earlier version refuse the call.
+fn thaw(guest: &Guest) {
+    let (agent, process) = (guest.agent.clone(), Arc::clone(&guest.process));
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = agent.thaw() => {}
+            () = process.ended() => {}
+        }
+    });
 }

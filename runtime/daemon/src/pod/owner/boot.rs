@@ -7,23 +7,28 @@
 //! [`super::teardown`] releases them in reverse order. If the caller goes away, the boot is given up: while the guest
 //! boots at once, otherwise after the current step.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
+use bulkhead_host::control::Extent;
 use bulkhead_host::launch::{self, Beginning, LaunchError, Machine, Net, Starting};
 use bulkhead_host::process::Identity;
-use bulkhead_host::{Files, Guest};
+use bulkhead_host::template::Template;
+use bulkhead_host::{Files, Guest, saved as host};
 use bulkhead_network::{Attachment, NetworkRecord};
 use bulkhead_text::{chain, hex};
 use bulkhead_vmm::extent::SECTOR_BYTES;
 
+use super::restore::BringBack;
 use super::{Owner, template};
 use crate::clock::now;
 use crate::pod::admission::Turn;
-use crate::pod::errors::BootError;
+use crate::pod::checkpoint::CheckpointError;
+use crate::pod::errors::{BootError, PodError};
 use crate::pod::life::record::{Held, PodRecord, VmSize, scratch_file};
 use crate::pod::life::spec::PodSpec;
 use crate::pod::life::state::PodEvent;
@@ -39,14 +44,31 @@ pub const RUN_NAME_DIGITS: usize = 16;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Owner {
-    /// Boots the pod until its guest is configured. After an error the caller of this function removes the pod.
+    /// Boots the pod until its guest is configured, or brings it back from a checkpoint. After an error the caller of this
+    /// function removes the pod.
     pub(super) async fn boot(
         &mut self,
+        from: Option<&BringBack>,
+        turn: &Turn,
+        caller: &mut Answer<()>,
+    ) -> Result<(), BootError> {
+        let booted = self.boot_from(from, turn, caller).await;
+        if let (Err(_), Some(from)) = (&booted, from) {
+            self.give_up(from);
+        }
+        booted
+    }
+
+    async fn boot_from(
+        &mut self,
+        from: Option<&BringBack>,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<(), BootError> {
         let started = Instant::now();
         let plan = self.plan()?;
+        // A VM that is brought back has the size that it had.
+        let size = from.map_or(plan.size, |from| from.saved.manifest.pod.size);
         let PodRecord { id, spec, .. } = self.ledger.pod();
         let request = wire::attach_request(id, spec);
         let network = self.shared.host.network.plan(request).await?;
@@ -56,7 +78,7 @@ impl Owner {
         let run = host.run_pods.join(name);
         let state = host.state_pods.join(id);
         self.ledger.change_pod(|pod| {
-            pod.size = plan.size;
+            pod.size = size;
             pod.allowance = plan.allowance;
             pod.held.push(Held::RunDirectory(run.clone()));
             pod.held.push(Held::StateDirectory(state.clone()));
@@ -69,8 +91,21 @@ impl Owner {
                 source,
             })?;
         }
+        let prepared_containers = match from {
+            Some(from) => Some(self.prepare(from).map_err(not_brought_back)?),
+            None => None,
+        };
         let scratch = scratch_file(&state);
-        let attachment = self.attach_and_make_scratch(network, &scratch).await?;
+        let saved_scratch = from.map(|from| from.saved.scratch.try_clone());
+        let saved_scratch = saved_scratch.transpose().map_err(|source| {
+            not_brought_back(CheckpointError::File {
+                path: scratch.clone(),
+                source,
+            })
+        })?;
+        let attachment = self
+            .attach_and_make_scratch(network, &scratch, saved_scratch)
+            .await?;
         let prepared = started.elapsed();
         if caller.is_closed() {
             return Err(BootError::Abandoned);
@@ -80,13 +115,22 @@ impl Owner {
             attachment,
             scratch,
             cgroup: plan.cgroup,
-            size: plan.size,
+            size,
             user: self.take_user()?,
         };
-        let guest = self.fork_or_boot(&vm, turn, caller).await?;
+        let (guest, containers) = match (from, prepared_containers) {
+            (Some(from), Some(mut containers)) => {
+                let layers = std::mem::take(&mut containers.layers);
+                let saved = from.saved.for_vmm().map_err(not_brought_back)?;
+                let saved = Origin::Saved(saved, layers);
+                let guest = self.start_vm(&vm, saved, turn, caller).await?;
+                (guest, Some(containers))
+            }
+            _ => (self.fork_or_boot(&vm, turn, caller).await?, None),
+        };
         let configuring = Instant::now();
         let configured = tokio::select! {
-            configured = self.configure(&guest, &vm) => configured,
+            configured = self.configure(&guest, &vm, from) => configured,
             () = caller.closed() => Err(BootError::Abandoned),
         };
         if let Err(error) = configured {
@@ -96,11 +140,15 @@ impl Owner {
         }
         let configuration = configuring.elapsed();
         let booted = started.elapsed();
-        self.serve_guest(guest);
+        self.serve_guest(guest.clone());
         self.ledger.move_pod(&PodEvent::Booted)?;
+        if let Some(containers) = containers {
+            self.add_containers(&guest, containers);
+        }
         tracing::info!(
             pod = self.ledger.pod().id,
             forked = self.ledger.pod().size.is_forked,
+            restored = from.is_some(),
             turn = ?turn.waited,
             ahead = turn.ahead,
             network_and_disk = ?prepared,
@@ -131,11 +179,11 @@ impl Owner {
             () = caller.closed() => return Err(BootError::Abandoned),
         };
         let Some(template) = template else {
-            let guest = self.start_vm(vm, Beginning::Boot, turn, caller).await?;
+            let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
             templates.count(false, false);
             return Ok(guest);
         };
-        let fork = Beginning::Fork(Arc::clone(&template));
+        let fork = Origin::Template(Arc::clone(&template));
         let error = match self.start_vm(vm, fork, turn, caller).await {
             Ok(guest) => {
                 templates.count(true, false);
@@ -151,7 +199,7 @@ impl Owner {
         );
         templates.give_up(&template);
         self.forget_vmm(vm).await?;
-        let guest = self.start_vm(vm, Beginning::Boot, turn, caller).await?;
+        let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
         templates.count(false, true);
         Ok(guest)
     }
@@ -160,17 +208,28 @@ impl Owner {
     async fn start_vm(
         &mut self,
         vm: &Vm,
-        beginning: Beginning,
+        origin: Origin,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<Guest, BootError> {
+        let (beginning, layers) = match origin {
+            Origin::Boot => (Beginning::Boot, None),
+            Origin::Template(template) => (Beginning::Fork(template), None),
+            Origin::Saved(saved, layers) => (Beginning::Restore(saved), Some(layers)),
+        };
         let starting = self.start_vmm(vm, beginning, turn.waited).await?;
         let process = Arc::clone(starting.process());
-        let longest = self.shared.host.launcher.longest();
-        let booted = tokio::select! {
-            booted = starting.boot(turn.patience.boot_until(longest)) => {
-                booted.map_err(|error| launch_failed(turn.waited, error))
+        let until = turn
+            .patience
+            .boot_until(self.shared.host.launcher.longest());
+        let booting = async {
+            match layers {
+                Some(layers) => starting.restore(layers, until).await,
+                None => starting.boot(until).await,
             }
+        };
+        let booted = tokio::select! {
+            booted = booting => booted.map_err(|error| launch_failed(turn.waited, error)),
             () = caller.closed() => Err(BootError::Abandoned),
         };
         if booted.is_err() {
@@ -180,11 +239,13 @@ impl Owner {
         booted
     }
 
-    /// Attaches the network and makes the scratch disk, both at the same time: neither depends on the other.
+    /// Attaches the network and makes the scratch disk, an empty one or a copy of `saved`, both at the same time: neither
+    /// depends on the other.
     async fn attach_and_make_scratch(
         &mut self,
         network: NetworkRecord,
         scratch: &Path,
+        saved: Option<File>,
     ) -> Result<Attachment, BootError> {
         let shared = Arc::clone(&self.shared);
         let path = scratch.to_owned();
@@ -192,7 +253,10 @@ impl Owner {
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
             faults::within(Step::MakeScratch, || {
-                let made = scratch.make(Purpose::Scratch, &path, bytes);
+                let made = match saved {
+                    Some(saved) => scratch.bring_back(&saved, &path),
+                    None => scratch.make(Purpose::Scratch, &path, bytes),
+                };
                 made.map_err(BootError::from)
             })
         });
@@ -235,7 +299,12 @@ impl Owner {
             Beginning::Fork(template) => vm.size.forked(template.memory_mib),
             _ => vm.size,
         };
-        self.ledger.change_pod(|pod| pod.size = size)?;
+        // As they are before they are opened.
+        let made_from = template::sources(&self.shared.host.launcher).unwrap_or_default();
+        self.ledger.change_pod(|pod| {
+            pod.size = size;
+            pod.made_from = made_from;
+        })?;
         let machine = Machine {
             vcpus: size.vcpus,
             boot_vcpus: size.boot_vcpus,
@@ -260,10 +329,23 @@ impl Owner {
     }
 
     /// Makes the guest the pod's. The caller may drop the future at any time; then, and after an error, it must kill the VMM.
-    async fn configure(&self, guest: &Guest, vm: &Vm) -> Result<(), BootError> {
+    async fn configure(
+        &self,
+        guest: &Guest,
+        vm: &Vm,
+        from: Option<&BringBack>,
+    ) -> Result<(), BootError> {
         let PodRecord { id, spec, .. } = self.ledger.pod();
-        let request = configuration(id, spec, vm);
-        guest.agent.configure(request).await?;
+        let configuration = configuration(id, spec, vm);
+        if let Some(from) = from {
+            let request = protocol::RestoreSandboxRequest {
+                configuration: Some(configuration),
+                containers: from.renamed(),
+            };
+            guest.agent.restore(request).await?;
+            return self.limit_guest(guest).await;
+        }
+        guest.agent.configure(configuration).await?;
         self.size_fork(guest, &vm.size).await?;
         self.limit_guest(guest).await
     }
@@ -314,6 +396,18 @@ impl Owner {
         }
         Ok(())
     }
+}
+
+/// What a pod's VM begins with.
+enum Origin {
+    Boot,
+    Template(Arc<Template>),
+    /// With what goes on its image disk before it runs.
+    Saved(host::Saved, Vec<(File, Extent)>),
+}
+
+fn not_brought_back(error: impl Into<PodError>) -> BootError {
+    BootError::BringBack(Box::new(error.into()))
 }
 
 /// What the pod's VM is made of, whether it is forked or boots.

@@ -141,7 +141,7 @@ impl Owner {
         }
     }
 
-    fn container_record(
+    pub(super) fn container_record(
         &self,
         id: &str,
         spec: ContainerSpec,
@@ -169,6 +169,7 @@ impl Owner {
             termination_log: None,
             empty_dirs: BTreeMap::new(),
             user: None,
+            first_id: None,
         })
     }
 

@@ -11,6 +11,7 @@
 mod adopt;
 mod blocks;
 mod boot;
+mod checkpoint;
 mod containers;
 mod create;
 mod disks;
@@ -21,6 +22,7 @@ mod mounts;
 mod news;
 mod node;
 mod resize;
+mod restore;
 mod shares;
 mod teardown;
 mod template;
@@ -42,6 +44,7 @@ pub use self::adopt::adopt;
 pub use self::boot::RUN_NAME_DIGITS;
 use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
+pub use self::restore::BringBack;
 pub use self::teardown::kill;
 pub use self::template::left_cgroup;
 use super::admission::Turn;
@@ -96,12 +99,19 @@ pub struct Owner {
     is_discarded: bool,
 }
 
-/// Starts the task of a new pod. Its name must be reserved, and it must have its turn. `answer` gets the result of the
+/// Starts the task of a new pod, or of one that is brought back `from` a checkpoint. Its name must be reserved, and it must have its turn. `answer` gets the result of the
 /// boot.
-pub fn start_new(shared: Arc<Shared>, record: PodRecord, turn: Turn, mut answer: Answer<()>) {
+pub fn start_new(
+    shared: Arc<Shared>,
+    record: PodRecord,
+    from: Option<BringBack>,
+    turn: Turn,
+    mut answer: Answer<()>,
+) {
     let mut owner = Owner::new(shared, record, BTreeMap::new());
     tokio::spawn(async move {
-        let booted = owner.boot(&turn, &mut answer).await;
+        let booted = owner.boot(from.as_ref(), &turn, &mut answer).await;
+        drop(from);
         // Undoing a failed boot needs no turn, and the next boot must not wait for it.
         drop(turn);
         let then = match booted {
@@ -236,6 +246,9 @@ impl Owner {
             }
             Request::Resize { change, answer } => {
                 reply(answer, self.resize(&change.0, &change.1).await);
+            }
+            Request::Checkpoint { wanted, answer } => {
+                reply(answer, self.checkpoint(&wanted).await);
             }
             Request::ReopenLog { id, answer } => self.reopen_log(&id, answer),
         }

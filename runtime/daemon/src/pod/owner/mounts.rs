@@ -14,8 +14,9 @@ use bulkhead_image::Image;
 
 use super::Owner;
 use super::shares::{Shared, Wanted};
+use crate::pod::checkpoint::CheckpointError;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{ContainerRecord, MirrorSource};
+use crate::pod::life::record::{ContainerRecord, MirrorSource, PodRecord};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};
 use crate::pod::volumes::mirror::Mirror;
 use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
@@ -183,7 +184,7 @@ impl Owner {
         if record.termination_log.is_some()
             && let Err(error) = guest
                 .agent
-                .remove_volume(&termination::volume_name(&record.id))
+                .remove_volume(&termination::volume_name(record.first_id()))
                 .await
         {
             self.ledger
@@ -221,6 +222,44 @@ pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
         _ => None,
     };
     mounts.iter().filter_map(one).collect()
+}
+
+/// The volumes of a container that is brought back, which its guest has already: the new source of each mirror, by the
+/// volume's name. An error if the guest lacks one, or if one is no volume of the guest.
+pub(super) fn kept_volumes(
+    mounts: &[FoundMount],
+    saved: &ContainerRecord,
+    pod: &PodRecord,
+) -> Result<BTreeMap<String, MirrorSource>, CheckpointError> {
+    let mut mirrors = BTreeMap::new();
+    for FoundMount { mount, source } in mounts {
+        let (is_kept, name) = match source {
+            FoundSource::Image { .. } => continue,
+            FoundSource::Host(Found::Shared(_)) => (false, None),
+            FoundSource::Host(Found::Guest(found)) => {
+                let name = &found.volume.name;
+                let is_kept = match &found.host {
+                    HostSide::Mirrored(source) => {
+                        mirrors.insert(name.clone(), source.clone());
+                        pod.mirrors.contains_key(name)
+                    }
+                    HostSide::Memory(_) => saved.empty_dirs.contains_key(name),
+                    HostSide::Disk(_) => false,
+                    HostSide::CopiedBack(_) => saved.termination_log.is_some(),
+                };
+                (is_kept, Some(name))
+            }
+        };
+        if !is_kept {
+            let path = &mount.container_path;
+            let what = name.map_or("a directory of the host", String::as_str);
+            return Err(CheckpointError::Unlike(format!(
+                "container {}: the mount at {path} is {what}, which the saved VM does not have",
+                saved.spec.name
+            )));
+        }
+    }
+    Ok(mirrors)
 }
 
 fn wanted(mount: &Mount, found: HostPath) -> Wanted {

@@ -50,12 +50,13 @@ impl Owner {
         });
     }
 
-    /// The guest, container id and file on the host for a termination message that has not been copied yet.
+    /// The guest, the id with which it made the container, and the file on the host for a termination message that has not been copied yet.
     fn last_words(&self, id: &str) -> Option<(Guest, String, PathBuf)> {
         let container = self.ledger.containers().get(id)?;
         let path = container.termination_log.clone()?;
         let guest = self.ledger.guest().cloned()?;
-        (!container.state.is_exited()).then(|| (guest, id.to_owned(), path))
+        let id = container.first_id().to_owned();
+        (!container.state.is_exited()).then_some((guest, id, path))
     }
 
     /// Copies the environment files of a container's emptyDirs to the host; `None` if it has no emptyDirs or has exited

@@ -62,8 +62,8 @@ enum MakeError {
     TooLarge(#[from] TooLarge),
 }
 
-/// The files that templates are made from. `None` if one is missing: then a boot says which.
-fn sources(launcher: &Launcher) -> Option<Sources> {
+/// The files that VMs are started from, as they are. `None` if one is missing: then a boot says which.
+pub(super) fn sources(launcher: &Launcher) -> Option<Sources> {
     let files = [
         &launcher.program,
         &launcher.kernel,

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How a pod's owner brings a pod back from a checkpoint: `RestorePod`. Most of it is a boot ([`super::boot`]); this file
+//! has what differs: the containers are known before the VM is, their layers go back to their places on the image disk,
+//! and the guest gets a new identity in place of its first one.
+//!
+//! A layer that no container needs any more leaves a hole on the disk, because the guest knows the places of the others.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use bulkhead_guest::protocol;
+use bulkhead_host::Guest;
+use bulkhead_host::control::Extent;
+use bulkhead_image::{Image, LayerBlob};
+use bulkhead_vmm::extent::SECTOR_BYTES;
+use rustix::fs::MemfdFlags;
+
+use super::Owner;
+use super::mounts::{empty_dirs, kept_volumes, termination_log};
+use crate::pod::checkpoint::{CheckpointError, Saved, SavedLayer};
+use crate::pod::errors::PodError;
+use crate::pod::life::record::ContainerRecord;
+use crate::pod::life::spec::ContainerSpec;
+
+/// What a pod is brought back from, and as what.
+#[derive(Debug)]
+pub struct BringBack {
+    pub saved: Saved,
+    /// For each container what it was, what it is to be, and its new id.
+    pub containers: Vec<(ContainerRecord, ContainerSpec, String)>,
+}
+
+/// What is known of the containers before there is a VM.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    records: Vec<ContainerRecord>,
+    pub layers: Vec<(File, Extent)>,
+}
+
+impl BringBack {
+    /// For the guest: which container has which id from now on.
+    pub(super) fn renamed(&self) -> Vec<protocol::RestoredContainer> {
+        let renamed = |(saved, _, new_id): &(ContainerRecord, ContainerSpec, String)| {
+            protocol::RestoredContainer {
+                id: saved.id.clone(),
+                new_id: new_id.clone(),
+            }
+        };
+        self.containers.iter().map(renamed).collect()
+    }
+}
+
+impl Owner {
+    /// Finds the images and mounts of all containers, and leases the images. After an error [`Self::give_up`] releases
+    /// them.
+    pub(super) fn prepare(&mut self, from: &BringBack) -> Result<Prepared, PodError> {
+        let manifest = &from.saved.manifest;
+        let (kernel, modules) = self.sums()?;
+        if (kernel, &modules) != (manifest.kernel, &manifest.modules) {
+            let what = "this node's guest kernel or its modules are not those of the saved VM";
+            return Err(CheckpointError::Unlike(what.to_owned()).into());
+        }
+        let (mut records, mut paths) = (Vec::new(), BTreeMap::new());
+        let mut mirrors = BTreeMap::new();
+        for (saved, spec, id) in &from.containers {
+            let (image, volumes) = self.same_images(saved, spec)?;
+            let mut spec = spec.clone();
+            let mounts = self.find_mounts(id, &mut spec.mounts)?;
+            mirrors.extend(kept_volumes(&mounts, saved, &manifest.pod)?);
+            let mut record = self.container_record(id, spec, &image)?;
+            record.termination_log = termination_log(&mounts);
+            record.empty_dirs = empty_dirs(&mounts);
+            record.first_id = Some(saved.first_id().to_owned());
+            record.user.clone_from(&saved.user);
+            // The record must exist before the image lease: at its start, a daemon removes leases without a record.
+            self.ledger.write_container(&record)?;
+            for image in std::iter::once(&image).chain(&volumes) {
+                let leased = tokio::task::block_in_place(|| {
+                    self.shared.host.images.lease(image.id.as_str(), id)
+                })?;
+                paths.extend(
+                    leased
+                        .into_iter()
+                        .map(|LayerBlob { diff_id, path }| (diff_id, path)),
+                );
+            }
+            records.push(record);
+        }
+        let layers = self.layers(&manifest.layers, &paths)?;
+        let places = manifest.pod.layers.clone();
+        self.ledger.change_pod(|pod| {
+            pod.layers = places;
+            pod.mirrors = mirrors;
+        })?;
+        Ok(Prepared { records, layers })
+    }
+
+    /// The image of a container, and those that it mounts, which must be what they were.
+    fn same_images(
+        &self,
+        saved: &ContainerRecord,
+        spec: &ContainerSpec,
+    ) -> Result<(Image, Vec<Image>), PodError> {
+        let find = |name: &str| {
+            let found = self.shared.host.images.find(name)?;
+            found.ok_or_else(|| PodError::NoImage(name.to_owned()))
+        };
+        let unlike = |name: &str, was: &str| {
+            CheckpointError::Unlike(format!(
+                "container {}: image {name} is not {was}, with which it was saved",
+                saved.spec.name
+            ))
+        };
+        let image = find(&spec.image)?;
+        if image.id.as_str() != saved.image_id {
+            return Err(unlike(&spec.image, &saved.image_id).into());
+        }
+        let mut volumes = Vec::new();
+        for was in saved.spec.mounts.iter().filter_map(|mount| mount.image()) {
+            let wanted = spec.mounts.iter().filter_map(|mount| mount.image());
+            let wanted = wanted.filter(|(name, _)| *name == was.0);
+            for (name, _) in wanted.take(1) {
+                let found = find(name)?;
+                if found.id.as_str() != was.1 {
+                    return Err(unlike(name, was.1).into());
+                }
+                volumes.push(found);
+            }
+        }
+        Ok((image, volumes))
+    }
+
+    /// Opens what goes on the image disk, in its order.
+    fn layers(
+        &self,
+        saved: &[SavedLayer],
+        paths: &BTreeMap<String, PathBuf>,
+    ) -> Result<Vec<(File, Extent)>, PodError> {
+        let mut layers: Vec<&SavedLayer> = saved.iter().collect();
+        layers.sort_by_key(|layer| layer.extent.first_sector);
+        let mut opened = Vec::new();
+        for layer in layers {
+            let failed = |source| CheckpointError::File {
+                path: layer.diff_id.clone().into(),
+                source,
+            };
+            let Some(path) = paths.get(&layer.diff_id) else {
+                let hole = hole(layer.extent.sectors).map_err(failed)?;
+                opened.push((hole, layer.extent));
+                continue;
+            };
+            let here = self.shared.host.images.layer_sum(&layer.diff_id)?;
+            if here.is_none() || here != layer.sum {
+                return Err(CheckpointError::Unlike(format!(
+                    "layer {} has another file system on this node than when the pod was saved",
+                    layer.diff_id
+                ))
+                .into());
+            }
+            opened.push((File::open(path).map_err(failed)?, layer.extent));
+        }
+        Ok(opened)
+    }
+
+    /// Makes the containers the pod's, which is ready.
+    pub(super) fn add_containers(&mut self, guest: &Guest, prepared: Prepared) {
+        for record in prepared.records {
+            self.ledger.add_container(record);
+        }
+        self.follow_mirrors(guest);
+    }
+
+    /// Releases what [`Self::prepare`] took.
+    pub(super) fn give_up(&mut self, from: &BringBack) {
+        for (_, _, id) in &from.containers {
+            if let Err(error) = self.forget_container(id) {
+                self.ledger
+                    .complain("remove a container that was not brought back", &error);
+            }
+        }
+    }
+}
+
+/// A file of so many sectors without content, open for reading only.
+fn hole(sectors: u64) -> io::Result<File> {
+    let file: OwnedFd = rustix::fs::memfd_create("no-layer", MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, sectors.saturating_mul(SECTOR_BYTES))?;
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_hole_reads_as_zeroes_and_cannot_be_written() {
+        let mut file = hole(3).unwrap();
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).unwrap();
+        assert_eq!(content, vec![0; 3 * 512]);
+        assert!(file.write_all(b"x").is_err());
+    }
+}
