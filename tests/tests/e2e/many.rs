@@ -225,7 +225,8 @@ async fn until_vms(daemon: &Daemon, are_there: bool) {
 async fn a_caller_that_gives_up_leaves_the_queue_and_its_boot_ends() {
     let daemon = Daemon::start_with(
         bulkhead_tests::daemon::Networking::Bridge,
-        "sandbox.parallel_boots = 1",
+        // A boot keeps the others waiting for longer than a fork does.
+        "sandbox.parallel_boots = 1\nsandbox.templates_mib = 0",
     )
     .await;
     let mut client = daemon.client().await;
