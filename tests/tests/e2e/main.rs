@@ -8,6 +8,7 @@ mod block;
 mod bounds;
 mod callers;
 mod cdi;
+mod checkpoint;
 mod cli;
 mod clients;
 mod clock;
