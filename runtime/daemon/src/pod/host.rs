@@ -2,13 +2,15 @@
 //! What pods are made with ([`Host`]), and what all pods of one daemon share ([`Shared`]).
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bulkhead_host::cgroup::Cgroups;
 use bulkhead_host::clock::HostClock;
 use bulkhead_host::launch::Launcher;
 use bulkhead_host::probe::Probe;
+use bulkhead_host::saved::KernelSum;
 use bulkhead_network::Network;
+use bulkhead_records::Sum;
 
 use super::admission::Admission;
 use super::notices::Notices;
@@ -16,7 +18,7 @@ use super::outputs::Outputs;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
-use super::templates::Templates;
+use super::templates::{Sources, Templates};
 use super::users::Users;
 use super::volumes::Volumes;
 use crate::scratch::Scratch;
@@ -53,6 +55,8 @@ pub struct Shared {
     pub readings: Readings,
     pub outputs: Outputs,
     pub notices: Arc<Notices>,
+    /// The sums of the guest's kernel and its modules, and the files that they are of.
+    pub guest_sums: Mutex<Option<(Sources, KernelSum, Sum)>>,
 }
 
 impl Shared {
@@ -63,6 +67,7 @@ impl Shared {
             readings: Readings::default(),
             outputs: Outputs::default(),
             notices: Arc::default(),
+            guest_sums: Mutex::default(),
         }
     }
 }

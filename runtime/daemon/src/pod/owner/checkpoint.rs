@@ -9,10 +9,13 @@
 //! owner thaws after every outcome, and if the daemon dies meanwhile, the agent does when its lease is over.
 
 use std::fs::File;
+use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use bulkhead_guest::agent::AgentError;
 use bulkhead_host::control::{self, ControlError};
+use bulkhead_host::launch::Launcher;
 use bulkhead_host::{Guest, saved};
 use bulkhead_records::Sum;
 use bulkhead_text::chain;
@@ -105,22 +108,20 @@ impl Owner {
         }
     }
 
-    /// What the guest's kernel and its modules are.
+    /// What the guest's kernel and its modules are. They are read once, as long as they do not change.
     pub(super) fn sums(&self) -> Result<(KernelSum, Sum), CheckpointError> {
         let launcher = &self.shared.host.launcher;
-        tokio::task::block_in_place(|| {
-            let kernel = saved::kernel_sum(&launcher.kernel);
-            let kernel = kernel.map_err(|source| CheckpointError::File {
-                path: launcher.kernel.clone(),
-                source,
-            })?;
-            let modules = File::open(&launcher.modules).and_then(|file| Sum::of(&file));
-            let modules = modules.map_err(|source| CheckpointError::File {
-                path: launcher.modules.clone(),
-                source,
-            })?;
-            Ok((kernel, modules))
-        })
+        let now = sources(launcher);
+        let known = self.shared.guest_sums.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, kernel, modules)) = &*known
+            && now.as_ref() == Some(of)
+        {
+            return Ok((*kernel, modules.clone()));
+        }
+        let (kernel, modules) = tokio::task::block_in_place(|| read_sums(launcher))?;
+        *known = now.map(|now| (now, kernel, modules.clone()));
+        Ok((kernel, modules))
     }
 
     fn saved_layers(&self) -> Result<Vec<SavedLayer>, PodError> {
@@ -233,6 +234,16 @@ impl Owner {
         }
         CheckpointError::Save(source)
     }
+}
+
+fn read_sums(launcher: &Launcher) -> Result<(KernelSum, Sum), CheckpointError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CheckpointError::File { path, source }
+    };
+    let kernel = saved::kernel_sum(&launcher.kernel).map_err(failed(&launcher.kernel))?;
+    let modules = File::open(&launcher.modules).and_then(|file| Sum::of(&file));
+    Ok((kernel, modules.map_err(failed(&launcher.modules))?))
 }
 
 fn left_until(until: Instant) -> Result<Duration, CheckpointError> {
