@@ -45,6 +45,22 @@ pub fn kubelets_context() -> LinuxContainerSecurityContext {
     }
 }
 
+/// A pod's configuration with the namespaces that kubelet asks for, if it has none of its own.
+pub fn kubelets_pod(mut config: PodSandboxConfig) -> PodSandboxConfig {
+    let context = config.linux.get_or_insert_default();
+    let context = context.security_context.get_or_insert_default();
+    context.namespace_options.get_or_insert(OWN_PROCESSES);
+    config
+}
+
+/// The same for a container, with kubelet's security context if it has none of its own.
+pub fn kubelets_container(mut config: ContainerConfig) -> ContainerConfig {
+    let linux = config.linux.get_or_insert_default();
+    let context = linux.security_context.get_or_insert_with(kubelets_context);
+    context.namespace_options.get_or_insert(OWN_PROCESSES);
+    config
+}
+
 /// A connection to one daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -142,11 +158,8 @@ impl Client {
 
     /// Runs a pod. Namespaces that the test does not set are those that kubelet asks for, so containers see only their
     /// own processes.
-    pub async fn run_pod_with(&mut self, mut config: PodSandboxConfig) -> Result<Pod, Status> {
-        let context = config.linux.get_or_insert_default();
-        let context = context.security_context.get_or_insert_default();
-        context.namespace_options.get_or_insert(OWN_PROCESSES);
-        self.run_pod_as_it_is(config).await
+    pub async fn run_pod_with(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
+        self.run_pod_as_it_is(kubelets_pod(config)).await
     }
 
     pub async fn run_pod_as_it_is(&mut self, config: PodSandboxConfig) -> Result<Pod, Status> {
@@ -173,15 +186,8 @@ impl Client {
     }
 
     /// Creates a container, with kubelet's defaults as in [`Self::run_pod_with`].
-    pub async fn create(
-        &mut self,
-        pod: &Pod,
-        mut config: ContainerConfig,
-    ) -> Result<String, Status> {
-        let linux = config.linux.get_or_insert_default();
-        let context = linux.security_context.get_or_insert_with(kubelets_context);
-        context.namespace_options.get_or_insert(OWN_PROCESSES);
-        self.create_as_it_is(pod, config).await
+    pub async fn create(&mut self, pod: &Pod, config: ContainerConfig) -> Result<String, Status> {
+        self.create_as_it_is(pod, kubelets_container(config)).await
     }
 
     pub async fn create_as_it_is(

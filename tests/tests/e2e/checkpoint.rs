@@ -12,14 +12,16 @@ use std::time::Duration;
 
 use bulkhead_proto::cri::{
     CheckpointContainerRequest, CheckpointPodRequest, ContainerConfig, ContainerState,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, PodSandboxConfig, RestorePodRequest,
+    PodSandboxConfig, RestorePodRequest,
 };
-use bulkhead_tests::client::{Client, OWN_PROCESSES, Pod, container, kubelets_context};
-use bulkhead_tests::daemon::{Daemon, Networking, program};
+use bulkhead_tests::client::{Client, Pod, container, kubelets_container, kubelets_pod};
+use bulkhead_tests::daemon::{Daemon, Networking};
 use bulkhead_tests::kubelet::{Kubelet, mount, with_mounts};
 use bulkhead_tests::registry::Registry;
 use bulkhead_tests::wait::{until, whether};
 use tonic::{Code, Request, Status};
+
+use super::cli;
 
 /// Longer than any of these calls takes.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -31,24 +33,11 @@ const FILES: [&str; 4] = ["manifest.json", "memory", "scratch", "state"];
 
 /// A container as kubelet asks for it, so that the same can be asked for again.
 fn asked(name: &str, image: &str, script: &str) -> ContainerConfig {
-    let mut config = container(name, image, &["sh", "-c", script]);
-    let linux = config.linux.get_or_insert_default();
-    let context = linux.security_context.get_or_insert_with(kubelets_context);
-    context.namespace_options = Some(OWN_PROCESSES);
-    config
+    kubelets_container(container(name, image, &["sh", "-c", script]))
 }
 
 fn pod_asked(client: &Client, name: &str) -> PodSandboxConfig {
-    PodSandboxConfig {
-        linux: Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext {
-                namespace_options: Some(OWN_PROCESSES),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..client.pod_config(name)
-    }
+    kubelets_pod(client.pod_config(name))
 }
 
 async fn run(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
@@ -509,15 +498,12 @@ async fn the_commands_save_a_pod_and_bring_it_back() {
     let place = directory();
     let to: PathBuf = place.path().join("of/it");
     let bulkhead = |arguments: &[&str]| {
-        let output = Command::new(program("bulkhead"))
-            .arg("--socket")
-            .arg(daemon.socket())
-            .args(arguments)
-            .output()
-            .expect("run bulkhead");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.success(), shown, said)
+        let output = cli::bulkhead(&daemon, arguments);
+        (
+            output.status.success(),
+            cli::stdout(&output),
+            cli::stderr(&output),
+        )
     };
     let directory = to.display().to_string();
     let (is_done, _, said) = bulkhead(&["checkpoint", &pod.id[..12], &directory]);

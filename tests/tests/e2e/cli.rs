@@ -18,15 +18,15 @@ fn command(daemon: &Daemon, arguments: &[&str]) -> Command {
     command
 }
 
-fn bulkhead(daemon: &Daemon, arguments: &[&str]) -> Output {
+pub fn bulkhead(daemon: &Daemon, arguments: &[&str]) -> Output {
     command(daemon, arguments).output().expect("run bulkhead")
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
