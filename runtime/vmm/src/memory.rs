@@ -121,7 +121,9 @@ pub fn forked(template: &File, bytes: u64) -> Result<(Memory, Laid), MemoryError
     memory.iter().for_each(sys::avoid_huge_pages);
     for ((_, len), region) in ranges(measured).into_iter().zip(memory.iter()) {
         let mut at = first;
-        while let Some(data) = next_data(template, at, first + len)? {
+        while let Some(data) =
+            sparse::next_data(template, at..first + len).map_err(MemoryError::Template)?
+        {
             let length = data.end - data.start;
             let over = sys::lay_over(region, data.start - first, length, template, data.start);
             over.map_err(MemoryError::Template)?;
@@ -131,10 +133,6 @@ pub fn forked(template: &File, bytes: u64) -> Result<(Memory, Laid), MemoryError
         first += len;
     }
     Ok((memory, laid))
-}
-
-fn next_data(file: &File, at: u64, end: u64) -> Result<Option<std::ops::Range<u64>>, MemoryError> {
-    sparse::next_data(file, at..end).map_err(MemoryError::Template)
 }
 
 /// Memory of its own with the content of a checkpoint, a regular file of this many bytes as [`save`] writes it. Nobody needs
