@@ -91,8 +91,8 @@ impl Owner {
                 source,
             })?;
         }
-        let prepared_containers = match from {
-            Some(from) => Some(self.prepare(from).map_err(not_brought_back)?),
+        let restored = match from {
+            Some(from) => Some((from, self.prepare(from).map_err(not_brought_back)?)),
             None => None,
         };
         let scratch = scratch_file(&state);
@@ -118,15 +118,15 @@ impl Owner {
             size,
             user: self.take_user()?,
         };
-        let (guest, containers) = match (from, prepared_containers) {
-            (Some(from), Some(mut containers)) => {
+        let (guest, containers) = match restored {
+            Some((from, mut containers)) => {
                 let layers = std::mem::take(&mut containers.layers);
                 let saved = from.saved.for_vmm().map_err(not_brought_back)?;
                 let saved = Origin::Saved(saved, layers);
                 let guest = self.start_vm(&vm, saved, turn, caller).await?;
                 (guest, Some(containers))
             }
-            _ => (self.fork_or_boot(&vm, turn, caller).await?, None),
+            None => (self.fork_or_boot(&vm, turn, caller).await?, None),
         };
         let configuring = Instant::now();
         let configured = tokio::select! {

@@ -23,7 +23,7 @@ use super::mounts::{empty_dirs, kept_volumes, termination_log};
 use crate::pod::checkpoint::{CheckpointError, Saved, SavedLayer};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::ContainerRecord;
-use crate::pod::life::spec::ContainerSpec;
+use crate::pod::life::spec::{ContainerSpec, Mount};
 
 /// What a pod is brought back from, and as what.
 #[derive(Debug)]
@@ -66,9 +66,11 @@ impl Owner {
         let (mut records, mut paths) = (Vec::new(), BTreeMap::new());
         let mut mirrors = BTreeMap::new();
         for (saved, spec, id) in &from.containers {
-            let (image, volumes) = self.same_images(saved, spec)?;
+            let image = self.same_image(saved, &spec.image)?;
             let mut spec = spec.clone();
             let mounts = self.find_mounts(id, &mut spec.mounts)?;
+            let mut images = vec![image.id.to_string()];
+            images.extend(same_volumes(saved, &spec)?);
             mirrors.extend(kept_volumes(&mounts, saved, &manifest.pod)?);
             let mut record = self.container_record(id, spec, &image)?;
             record.termination_log = termination_log(&mounts);
@@ -77,10 +79,9 @@ impl Owner {
             record.user.clone_from(&saved.user);
             // The record must exist before the image lease: at its start, a daemon removes leases without a record.
             self.ledger.write_container(&record)?;
-            for image in std::iter::once(&image).chain(&volumes) {
-                let leased = tokio::task::block_in_place(|| {
-                    self.shared.host.images.lease(image.id.as_str(), id)
-                })?;
+            for image in images {
+                let leased =
+                    tokio::task::block_in_place(|| self.shared.host.images.lease(&image, id))?;
                 paths.extend(
                     leased
                         .into_iter()
@@ -98,39 +99,14 @@ impl Owner {
         Ok(Prepared { records, layers })
     }
 
-    /// The image of a container, and those that it mounts, which must be what they were.
-    fn same_images(
-        &self,
-        saved: &ContainerRecord,
-        spec: &ContainerSpec,
-    ) -> Result<(Image, Vec<Image>), PodError> {
-        let find = |name: &str| {
-            let found = self.shared.host.images.find(name)?;
-            found.ok_or_else(|| PodError::NoImage(name.to_owned()))
-        };
-        let unlike = |name: &str, was: &str| {
-            CheckpointError::Unlike(format!(
-                "container {}: image {name} is not {was}, with which it was saved",
-                saved.spec.name
-            ))
-        };
-        let image = find(&spec.image)?;
-        if image.id.as_str() != saved.image_id {
-            return Err(unlike(&spec.image, &saved.image_id).into());
+    /// The image of a container, which must be what it was.
+    fn same_image(&self, saved: &ContainerRecord, name: &str) -> Result<Image, PodError> {
+        let found = self.shared.host.images.find(name)?;
+        let found = found.ok_or_else(|| PodError::NoImage(name.to_owned()))?;
+        match found.id.as_str() == saved.image_id {
+            true => Ok(found),
+            false => Err(unlike(saved, name, &saved.image_id).into()),
         }
-        let mut volumes = Vec::new();
-        for was in saved.spec.mounts.iter().filter_map(|mount| mount.image()) {
-            let wanted = spec.mounts.iter().filter_map(|mount| mount.image());
-            let wanted = wanted.filter(|(name, _)| *name == was.0);
-            for (name, _) in wanted.take(1) {
-                let found = find(name)?;
-                if found.id.as_str() != was.1 {
-                    return Err(unlike(name, was.1).into());
-                }
-                volumes.push(found);
-            }
-        }
-        Ok((image, volumes))
     }
 
     /// Opens what goes on the image disk, in its order.
@@ -184,6 +160,28 @@ impl Owner {
     }
 }
 
+/// The ids of the images that a container mounts, which have been found and must be what they were.
+fn same_volumes(
+    saved: &ContainerRecord,
+    spec: &ContainerSpec,
+) -> Result<Vec<String>, CheckpointError> {
+    let was: BTreeMap<&str, &str> = saved.spec.mounts.iter().filter_map(Mount::image).collect();
+    let found = spec.mounts.iter().filter_map(Mount::image);
+    found
+        .map(|(name, id)| match was.get(name) {
+            Some(was) if *was != id => Err(unlike(saved, name, was)),
+            _ => Ok(id.to_owned()),
+        })
+        .collect()
+}
+
+fn unlike(saved: &ContainerRecord, name: &str, was: &str) -> CheckpointError {
+    let container = &saved.spec.name;
+    CheckpointError::Unlike(format!(
+        "container {container}: image {name} is not {was}, with which it was saved"
+    ))
+}
+
 /// A file of so many sectors without content, open for reading only.
 fn hole(sectors: u64) -> io::Result<File> {
     let file: OwnedFd = rustix::fs::memfd_create("no-layer", MemfdFlags::CLOEXEC)?;
@@ -196,6 +194,30 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
+    use crate::pod::fixtures;
+    use crate::pod::life::spec::MountSource;
+
+    #[test]
+    fn an_image_that_is_mounted_must_be_what_it_was() {
+        let with = |id: &str| {
+            let mut record = fixtures::container_record();
+            let mut mount = fixtures::mount("/m");
+            mount.source = MountSource::Image {
+                image: "example/data".into(),
+                sub_path: String::new(),
+                id: id.into(),
+            };
+            record.spec.mounts = vec![fixtures::mount("/host"), mount];
+            record
+        };
+        let saved = with("sha256:a");
+        assert_eq!(
+            same_volumes(&saved, &with("sha256:a").spec).unwrap(),
+            ["sha256:a"]
+        );
+        let said = same_volumes(&saved, &with("sha256:b").spec).unwrap_err();
+        assert!(said.to_string().contains("is not sha256:a"), "{said}");
+    }
 
     #[test]
     fn a_hole_reads_as_zeroes_and_cannot_be_written() {
