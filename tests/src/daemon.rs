@@ -225,9 +225,9 @@ impl Daemon {
         write!(
             text,
             "socket = \"{run}/bulkhead.sock\"\nstate_dir = \"{state}\"\nrun_dir = \"{run}\"\n\
+             cni.conf_dir = \"{cni}\"\ncni.bin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncni.cache_dir = \"{state}/cni\"\n\
+             cni.plugin_timeout_seconds = 15\n\
              {timeout}{templates}{extra}\n\
-             [cni]\nconf_dir = \"{cni}\"\nbin_dirs = [\"{plugins}\", \"/usr/lib/cni\"]\ncache_dir = \"{state}/cni\"\n\
-             plugin_timeout_seconds = 15\n\
              [registries.\"{registry}\"]\nplain_http = true\n",
             timeout = self.boot_timeout(),
             templates = self.templates(),

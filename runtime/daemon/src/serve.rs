@@ -53,6 +53,8 @@ const REQUEST_BYTES: usize = 16 << 20;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls may still take after the signal to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
+/// How long the end of VMs may then take that are no pod's.
+const LAST_SPARES: Duration = Duration::from_secs(10);
 
 /// What happens to the pods if their records are moved away.
 const WITHOUT_PODS: &str = "Then the VMs of all pods are ended, and kubelet makes their pods anew";
@@ -119,19 +121,21 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     let streaming = streams.handle();
     intact::check(&config.state_dir.join(store::FILE), WITHOUT_PODS).await?;
     intact::check(&config.image_config().records(), WITHOUT_IMAGES).await?;
+    let spares = config.sandbox.spares;
     let host = host(config)?;
     let images = ImageServer::new(host.images.clone(), host.state_pods.clone());
-    let pods = Pods::new(host);
+    let pods = Pods::new(host, spares);
     pods.adopt().await?;
     tokio::spawn(streams.run(pods.clone()));
     warm_up(&pods);
+    tokio::spawn(pods.clone().keep_spares());
     let listener = listen(&socket, callers)?;
     tracing::info!("serving CRI on unix://{}", socket.display());
     notifier.tell(notify::READY);
     tokio::spawn(notifier.clone().watch());
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut told = stopped.clone();
-    let runtime = RuntimeServer::new(pods, streaming, cgroup_driver, images.clone(), cdi);
+    let runtime = RuntimeServer::new(pods.clone(), streaming, cgroup_driver, images.clone(), cdi);
     let routes = if runtimes.delegates.is_empty() {
         routes(runtime, images)
     } else {
@@ -161,6 +165,8 @@ pub async fn run(config: Config, notifier: Notifier) -> Result<(), ServeError> {
     if let Ok(served) = tokio::time::timeout(LAST_CALLS, server).await {
         served?;
     }
+    // What is left of them, the next daemon ends.
+    let _ = tokio::time::timeout(LAST_SPARES, pods.end_spares()).await;
     // An error is ignored, because the next daemon replaces the socket anyway.
     let _ = std::fs::remove_file(&socket);
     Ok(())

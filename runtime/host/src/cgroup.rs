@@ -251,6 +251,22 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Moves whatever is still in the cgroup `from` into `to`, and removes `from`: KVM has threads of the kernel for a VM,
+    /// which stay where the VM was made. Returns whether it is gone.
+    pub async fn empty(&self, from: &Path, to: &Path) -> Result<bool, tokio::task::JoinError> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let left = fs::read_to_string(from.join("cgroup.procs")).unwrap_or_default();
+            for pid in left.lines().filter_map(|line| line.parse().ok()) {
+                if let Err(error) = enter(&to, pid) {
+                    tracing::debug!(pid, "move it into {}: {error}", to.display());
+                }
+            }
+            fs::remove_dir(&from).is_ok() || !from.exists()
+        })
+        .await
+    }
+
     /// Enables the controllers in every cgroup above `path`, from the top. Errors are expected for a cgroup that has
     /// processes of its own or lacks a controller.
     fn enable_controllers(&self, path: &Path) {

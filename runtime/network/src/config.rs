@@ -19,6 +19,8 @@ pub struct NetworkConfig {
     pub plugin_timeout: Duration,
     /// Subnets for plugins with the capability `ipRanges`. If it is empty, those from kubelet are used.
     pub ip_ranges: Vec<String>,
+    /// Whether plugins may be asked for a network before its pod is known: then they learn neither name nor namespace of it.
+    pub in_advance: bool,
 }
 
 impl NetworkConfig {

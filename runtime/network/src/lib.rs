@@ -44,7 +44,7 @@ pub use config::NetworkConfig;
 pub use counters::{Counters, Direction};
 pub use failure::NetworkError;
 pub use link::{Neighbor, Route};
-pub use network::{Attachment, Network};
+pub use network::{Ahead, Attachment, Network};
 pub use ranges::check as subnets;
 pub use record::NetworkRecord;
 pub use request::{AttachRequest, Dns, PortMapping, Protocol};

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_faults::{self as faults, Step};
@@ -41,6 +42,28 @@ pub struct Attachment {
     pub routes: Vec<Route>,
     pub neighbors: Vec<Neighbor>,
     pub dns: Dns,
+}
+
+impl Attachment {
+    /// Whether it is a namespace with a TAP that is connected with nothing.
+    pub fn is_blank(&self) -> bool {
+        self.tap.is_some() && !self.record.has_interface()
+    }
+
+    /// Whether a pod for which `planned` was planned can have this network, which was made ahead.
+    pub fn serves(&self, planned: &NetworkRecord) -> bool {
+        if self.is_blank() {
+            return planned.has_interface();
+        }
+        self.record.serves(planned)
+    }
+}
+
+/// A network that is planned for a pod which is not known yet. The caller should store the record before it is made.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    pub record: NetworkRecord,
+    is_blank: bool,
 }
 
 /// The networks of this daemon's pods.
@@ -105,9 +128,48 @@ impl Network {
         })
     }
 
-    /// Makes a pod's network as planned. After an error, what was made is torn down; if that fails too, it is
-    /// remembered and tried again later.
-    pub async fn attach(&self, mut record: NetworkRecord) -> Result<Attachment, NetworkError> {
+    /// Plans the network of a pod that is not known yet: all of it if the configuration says that plugins may be asked then
+    /// ([`NetworkConfig::in_advance`]), else a namespace with a TAP.
+    pub async fn plan_ahead(&self, id: &str) -> Result<Ahead, NetworkError> {
+        let request = AttachRequest {
+            pod_id: id.to_owned(),
+            ..Default::default()
+        };
+        let mut record = self.plan(request).await?;
+        let is_blank = record.has_interface() && !self.config.in_advance;
+        if is_blank {
+            record.attached = None;
+        }
+        Ok(Ahead { record, is_blank })
+    }
+
+    /// Makes what [`Network::plan_ahead`] has planned. After an error, [`Network::detach`] undoes what was made.
+    pub async fn make_ahead(&self, ahead: Ahead) -> Result<Attachment, NetworkError> {
+        let Ahead { record, is_blank } = ahead;
+        if !is_blank {
+            return self.attach(record, None).await;
+        }
+        let path = self.namespace(&record);
+        faults::around(Step::MakeNetns, netns::create(&path)).await?;
+        let tap = tap::inside(&path).await?;
+        Ok(Attachment {
+            tap: Some(tap),
+            ..loopback_only(record)
+        })
+    }
+
+    /// The path of a network's namespace, whether it exists or not.
+    pub fn namespace(&self, record: &NetworkRecord) -> PathBuf {
+        record.netns(&self.config.netns_dir)
+    }
+
+    /// Makes a pod's network as planned; `tap` is the one of the namespace that it was planned for, if that is there already.
+    /// After an error, what was made is torn down; if that fails too, it is remembered and tried again later.
+    pub async fn attach(
+        &self,
+        mut record: NetworkRecord,
+        tap: Option<OwnedFd>,
+    ) -> Result<Attachment, NetworkError> {
         let _passed = self.gate.read().await;
         if record.attached.is_none() {
             return Ok(loopback_only(record));
@@ -118,7 +180,7 @@ impl Network {
             let _ = record.remove(&self.config.cache_dir);
             return Err(error);
         }
-        match self.attach_recorded(&mut record).await {
+        match self.attach_recorded(&mut record, tap).await {
             Ok(attachment) => Ok(attachment),
             Err(error) => {
                 if let Err(undo) = self.detach(&record).await {
@@ -129,15 +191,19 @@ impl Network {
         }
     }
 
-    /// Makes the namespace, runs the plugins and connects the TAP. After an error, the caller undoes what was made.
+    /// Makes the namespace, unless it is there with its TAP, runs the plugins and connects the TAP. After an error, the caller
+    /// undoes what was made.
     async fn attach_recorded(
         &self,
         record: &mut NetworkRecord,
+        tap: Option<OwnedFd>,
     ) -> Result<Attachment, NetworkError> {
         let Some(attached) = &mut record.attached else {
             return Ok(loopback_only(record.clone()));
         };
-        faults::around(Step::MakeNetns, netns::create(&attached.netns)).await?;
+        if tap.is_none() {
+            faults::around(Step::MakeNetns, netns::create(&attached.netns)).await?;
+        }
         faults::before(Step::AddCni)?;
         let result = attached
             .conflist
@@ -152,7 +218,7 @@ impl Network {
                 result.others.join(", ")
             );
         }
-        let joining = tap::join(&attached.netns, INTERFACE);
+        let joining = tap::join(&attached.netns, INTERFACE, tap);
         let joined = faults::around(Step::JoinTap, joining).await?;
         record.write(&self.config.cache_dir)?;
         let Interface {
@@ -189,7 +255,7 @@ impl Network {
                 .await?;
             faults::after(Step::DeleteCni)?;
         }
-        let netns = record.netns(&self.config.netns_dir);
+        let netns = self.namespace(record);
         faults::around(Step::RemoveNetns, netns::remove(&netns)).await?;
         self.checks().remove(&record.pod_id);
         record.remove(&self.config.cache_dir)

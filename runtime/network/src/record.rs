@@ -38,6 +38,35 @@ pub struct AttachedRecord {
 }
 
 impl NetworkRecord {
+    /// Whether the pod has an interface, and not only loopback.
+    pub fn has_interface(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// The same plan for a network namespace that is there already.
+    pub fn moved_to(mut self, netns: &Path) -> Self {
+        self.attached = self.attached.map(|attached| AttachedRecord {
+            netns: netns.to_owned(),
+            invocation: attached.invocation.moved_to(netns),
+            ..attached
+        });
+        self
+    }
+
+    /// Whether what was made by this record is what `planned` would make, but for the identity of the pod.
+    pub fn serves(&self, planned: &Self) -> bool {
+        match (&self.attached, &planned.attached) {
+            (None, None) => true,
+            (Some(made), Some(planned)) => {
+                made.conflist == planned.conflist
+                    && made
+                        .conflist
+                        .asks_the_same(&made.invocation, &planned.invocation)
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn describe(&self) -> serde_json::Value {
         let Some(attached) = &self.attached else {
             return serde_json::json!({ "name": null });

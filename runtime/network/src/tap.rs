@@ -31,9 +31,18 @@ pub struct Joined {
     pub interface: Interface,
 }
 
-/// Makes a TAP in the namespace at `path` and connects it with `interface`.
-pub async fn join(path: &Path, interface: &'static str) -> Result<Joined, NetworkError> {
-    netns::inside(path, move || join_here(interface)).await
+/// Connects a TAP in the namespace at `path` with `interface`: `tap`, or one that is made.
+pub async fn join(
+    path: &Path,
+    interface: &'static str,
+    tap: Option<OwnedFd>,
+) -> Result<Joined, NetworkError> {
+    netns::inside(path, move || join_here(interface, tap)).await
+}
+
+/// Makes a TAP in the namespace at `path` that is connected with nothing.
+pub async fn inside(path: &Path) -> Result<OwnedFd, NetworkError> {
+    netns::inside_blocking(path, make).await
 }
 
 /// Makes a TAP that is connected with nothing, in a namespace of its own. Both last as long as the descriptor.
@@ -48,10 +57,13 @@ fn make() -> Result<OwnedFd, NetworkError> {
     ))
 }
 
-async fn join_here(interface: &'static str) -> Result<Joined, NetworkError> {
+async fn join_here(interface: &'static str, tap: Option<OwnedFd>) -> Result<Joined, NetworkError> {
     let (connection, handle, _) = new_connection().map_err(device_error("open netlink"))?;
     let served = tokio::spawn(connection);
-    let tap = make()?;
+    let tap = match tap {
+        Some(tap) => tap,
+        None => make()?,
+    };
     let outer = find(&handle, interface).await?;
     let inner = find(&handle, TAP).await?;
     let mtu = mtu_of(&outer);

@@ -9,7 +9,7 @@ use serde_json::Map;
 
 use crate::cni::{Invocation, Selection};
 use crate::record::AttachedRecord;
-use crate::{AttachRequest, Network, NetworkConfig, NetworkRecord};
+use crate::{AttachRequest, Network, NetworkConfig, NetworkRecord, PortMapping, Protocol};
 
 struct Fixture {
     network: Network,
@@ -27,6 +27,7 @@ impl Fixture {
             netns_dir: path("netns"),
             plugin_timeout: Duration::from_secs(5),
             ip_ranges: Vec::new(),
+            in_advance: false,
         })
         .unwrap();
         std::fs::create_dir(path("conf")).unwrap();
@@ -83,7 +84,7 @@ async fn without_a_configuration_there_is_loopback_only_and_readiness_says_why()
         ..Default::default()
     };
     let planned = fixture.network.plan(request.clone()).await.unwrap();
-    let attachment = fixture.network.attach(planned).await.unwrap();
+    let attachment = fixture.network.attach(planned, None).await.unwrap();
     assert!(attachment.tap.is_none() && attachment.addresses.is_empty());
     fixture.network.detach(&attachment.record).await.unwrap();
     fixture.configure("1.conflist", "{");
@@ -213,7 +214,7 @@ async fn garbage_is_collected_with_a_list_of_what_lives_and_nothing_is_attached_
         .network
         .garbage_collection(vec![fixture.record("lives")])
         .await;
-    let attaching = fixture.network.attach(planned);
+    let attaching = fixture.network.attach(planned, None);
     let early = tokio::time::timeout(Duration::from_millis(50), attaching).await;
     assert!(early.is_err(), "attached while garbage is collected");
     collection.await;
@@ -224,4 +225,77 @@ async fn garbage_is_collected_with_a_list_of_what_lives_and_nothing_is_attached_
         serde_json::json!([{"containerID": "lives", "ifname": "eth0"}])
     );
     assert!(fixture.network.gate.try_read().is_ok());
+}
+
+#[tokio::test]
+async fn a_network_serves_another_pod_if_its_plugins_would_get_the_same() {
+    let fixture = Fixture::new();
+    let configure = |capability: &str| {
+        let plugin = format!(r#"{{"type":"one","capabilities":{{"{capability}":true}}}}"#);
+        let list = format!(r#"{{"cniVersion":"1.1.0","name":"n","plugins":[{plugin}]}}"#);
+        fixture.configure("5.conflist", &list);
+    };
+    let request = |name: &str, annotations: &[&str]| AttachRequest {
+        pod_id: name.into(),
+        name: name.into(),
+        annotations: annotations
+            .iter()
+            .map(|key| ((*key).to_owned(), "1".to_owned()))
+            .collect(),
+        ..Default::default()
+    };
+    let plan = async |name: &str, annotations: &[&str]| {
+        let planned = fixture.network.plan(request(name, annotations)).await;
+        planned.unwrap()
+    };
+    let none = plan("none", &[]).await;
+    configure("portMappings");
+    let made = plan("", &[]).await;
+    assert!(made.serves(&plan("web", &[]).await));
+    assert!(made.serves(&plan("web", &["not for this plugin"]).await));
+    let mapping = PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: String::new(),
+    };
+    let published = AttachRequest {
+        port_mappings: vec![mapping],
+        ..request("web", &[])
+    };
+    assert!(!made.serves(&fixture.network.plan(published).await.unwrap()));
+    assert!(!made.serves(&none) && !none.serves(&made) && none.serves(&none));
+    configure("io.kubernetes.cri.pod-annotations");
+    assert!(
+        !made.serves(&plan("web", &[]).await),
+        "the configuration is another"
+    );
+    let made = plan("", &[]).await;
+    assert!(made.serves(&plan("web", &[]).await));
+    assert!(!made.serves(&plan("web", &["for this plugin"]).await));
+}
+
+#[tokio::test]
+async fn ahead_of_a_pod_plugins_are_asked_only_if_they_may_be() {
+    let mut fixture = Fixture::new();
+    let ahead = fixture.network.plan_ahead("id").await.unwrap();
+    let loopback = fixture.network.make_ahead(ahead).await.unwrap();
+    assert!(loopback.tap.is_none() && !loopback.is_blank());
+    fixture.configure("5.conflist", ONE);
+    let ahead = fixture.network.plan_ahead("id").await.unwrap();
+    assert!(!ahead.record.has_interface());
+    let namespace = fixture.network.namespace(&ahead.record);
+    assert_eq!(namespace, fixture.path("netns/id"));
+    let request = AttachRequest {
+        pod_id: "pod".into(),
+        name: "web".into(),
+        ..Default::default()
+    };
+    let planned = fixture.network.plan(request).await.unwrap();
+    let moved = planned.clone().moved_to(&namespace);
+    assert_eq!(fixture.network.namespace(&moved), namespace);
+    assert!(planned.serves(&moved) && !loopback.serves(&planned));
+    fixture.network.config.in_advance = true;
+    let ahead = fixture.network.plan_ahead("id").await.unwrap();
+    assert!(ahead.record.serves(&planned));
 }

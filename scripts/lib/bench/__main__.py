@@ -5,15 +5,15 @@ import dataclasses
 import os
 import tempfile
 
-from bench import boot, checkpoint, containers, files, forks, kept, many, net, pod, pull, streams
+from bench import boot, busy, checkpoint, containers, files, forks, kept, many, net, pod, pull, streams
 from bench.comparison import Comparison, Report
 from bench.effort import COUNTED, TIMED
 from bench.passes import Clock, Events, Instructions
 from bench.setting import Setting
 from registry import Registry
 
-BENCHMARKS = {"boot": boot, "pod": pod, "forks": forks, "checkpoint": checkpoint, "containers": containers,
-              "streams": streams, "net": net, "files": files, "pull": pull, "many": many}
+BENCHMARKS = {"boot": boot, "pod": pod, "forks": forks, "busy": busy, "checkpoint": checkpoint,
+              "containers": containers, "streams": streams, "net": net, "files": files, "pull": pull, "many": many}
 # A host's own disk is mounted here.
 DISK = "/var/lib/bulkhead"
 

@@ -47,7 +47,7 @@ const PORTS: &str = r#"
     awk '$3 ~ /^0100007F:1B5/ && $4 == "01" {print $3, $2}' /proc/net/tcp | sort | sed 's/.*://'
 "#;
 /// What no two pods may have in common, and commands that show it.
-const VALUES: [(&str, &str); 11] = [
+pub const VALUES: [(&str, &str); 11] = [
     (
         "the kernel's random uuid",
         "cat /proc/sys/kernel/random/uuid",
@@ -75,7 +75,7 @@ const VALUES: [(&str, &str); 11] = [
     ("TCP ports", PORTS),
 ];
 
-async fn daemon(networking: Networking, config: &str) -> (Daemon, Client, String) {
+pub async fn daemon(networking: Networking, config: &str) -> (Daemon, Client, String) {
     let daemon = Daemon::start_with(networking, config).await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
@@ -93,12 +93,15 @@ struct Counts {
     failed: u64,
 }
 
-async fn info(client: &mut Client) -> Value {
+/// What `crictl info` shows of the daemon.
+pub async fn details(client: &mut Client) -> Value {
     let request = StatusRequest { verbose: true };
     let status = client.runtime.status(request).await.expect("status");
-    let config: Value =
-        serde_json::from_str(&status.into_inner().info["config"]).expect("JSON of the status");
-    config["templates"].clone()
+    serde_json::from_str(&status.into_inner().info["config"]).expect("JSON of the status")
+}
+
+async fn info(client: &mut Client) -> Value {
+    details(client).await["templates"].clone()
 }
 
 async fn counts(client: &mut Client) -> Counts {
@@ -148,7 +151,7 @@ async fn working(client: &mut Client, name: &str, busybox: &str) -> (Pod, String
 }
 
 /// Runs a pod that is forked. Returns it and its values.
-async fn show(mut client: Client, name: String, busybox: String) -> (Pod, Vec<String>) {
+pub async fn show(mut client: Client, name: String, busybox: String) -> (Pod, Vec<String>) {
     let pod = client.run_pod(&name).await.expect("run pod");
     assert!(is_forked(&mut client, &pod).await, "{name} has booted");
     let id = client

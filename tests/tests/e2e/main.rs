@@ -36,6 +36,7 @@ mod restart;
 mod security;
 mod shares;
 mod silent;
+mod spares;
 mod statistics;
 mod streaming;
 mod systemd;

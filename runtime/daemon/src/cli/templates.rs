@@ -1,34 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead templates`: prints what VMs are forked from, and how VMs of this daemon began.
+//! `bulkhead templates`: prints what VMs are forked from, how VMs of this daemon began, and how many are ready for pods to
+//! come.
 
 use bulkhead_proto::cri;
 
 use super::CliError;
 use super::client::{Client, failed};
 use super::list::{headings, table};
+use crate::pod::spares;
 use crate::pod::templates::Status;
 
 const MIB: u64 = 1 << 20;
 
 /// Asks the daemon for its templates. `None` if it is of an earlier version.
 pub async fn ask(client: &mut Client) -> Result<Option<Status>, CliError> {
+    let details = details(client).await?;
+    Ok(serde_json::from_value(details["templates"].clone()).ok())
+}
+
+/// The daemon's configuration and state, as JSON.
+async fn details(client: &mut Client) -> Result<serde_json::Value, CliError> {
     let request = cri::StatusRequest { verbose: true };
     let answer = client.runtime.status(request).await;
     let answer = answer.map_err(failed("status of the daemon"))?.into_inner();
     let details = answer.info.get("config").map(String::as_str);
-    let details: serde_json::Value =
-        serde_json::from_str(details.unwrap_or_default()).unwrap_or_default();
-    Ok(serde_json::from_value(details["templates"].clone()).ok())
+    Ok(serde_json::from_str(details.unwrap_or_default()).unwrap_or_default())
 }
 
 /// Prints a row for each template, and the counts.
 pub async fn print(client: &mut Client) -> Result<(), CliError> {
-    let Some(status) = ask(client).await? else {
+    let details = details(client).await?;
+    let Ok(status) = serde_json::from_value::<Status>(details["templates"].clone()) else {
         println!("The daemon knows no templates; it is of an earlier version.");
         return Ok(());
     };
     print!("{}", table(&rows(&status)));
     println!("{}", status.sentence());
+    if let Ok(spares) = serde_json::from_value::<spares::Status>(details["spares"].clone()) {
+        println!("{}", spares.sentence());
+    }
     Ok(())
 }
 

@@ -38,6 +38,7 @@ const MAX_SCRATCH_GIB: u64 = 64 << 10;
 /// The two users above it mean "none" and "no change" (user_namespaces(7)).
 const MOST_UID: u64 = u32::MAX as u64 - 2;
 const MAX_PARALLEL_BOOTS: u64 = 1024;
+const MAX_SPARES: u64 = 256;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +124,8 @@ pub struct SandboxConfig {
     /// How much memory templates may take together. 0: VMs boot.
     pub templates_bytes: u64,
     pub templates_of: Sharing,
+    /// How many VMs are kept ready for pods to come.
+    pub spares: usize,
 }
 
 impl RawStreaming {
@@ -203,6 +206,7 @@ impl Config {
                 plugin_timeout: Duration::from_secs(cni.plugin_timeout_seconds),
                 ip_ranges: network::subnets(&cni.ip_ranges)
                     .map_err(|source| ConfigError::Subnet { source })?,
+                in_advance: cni.in_advance,
             },
             state_dir: absolute("state_dir", raw.state_dir)?,
             run_dir: absolute("run_dir", raw.run_dir)?,
@@ -310,6 +314,12 @@ impl RawSandbox {
             1,
             MAX_PARALLEL_BOOTS,
         )?;
+        range(
+            "sandbox.spares",
+            u64::try_from(self.spares).unwrap_or(u64::MAX),
+            0,
+            MAX_SPARES,
+        )?;
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -330,6 +340,7 @@ impl RawSandbox {
                 true => Sharing::Namespace,
                 false => Sharing::Node,
             },
+            spares: self.spares,
         })
     }
 }

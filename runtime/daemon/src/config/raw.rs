@@ -65,6 +65,7 @@ pub struct RawSandbox {
     pub core_scheduling: bool,
     pub templates_mib: u64,
     pub templates_per_namespace: bool,
+    pub spares: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,6 +76,7 @@ pub struct RawCni {
     pub cache_dir: Option<PathBuf>,
     pub plugin_timeout_seconds: u64,
     pub ip_ranges: Vec<String>,
+    pub in_advance: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +159,7 @@ impl Default for RawSandbox {
             core_scheduling: false,
             templates_mib: 512,
             templates_per_namespace: false,
+            spares: 0,
         }
     }
 }
@@ -169,6 +172,7 @@ impl Default for RawCni {
             cache_dir: None,
             plugin_timeout_seconds: 60,
             ip_ranges: Vec::new(),
+            in_advance: false,
         }
     }
 }

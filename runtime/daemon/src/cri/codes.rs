@@ -180,6 +180,7 @@ fn boot_code(error: &BootError) -> Code {
         | BootError::State(_)
         | BootError::Tap(_)
         | BootError::Unkillable { .. }
+        | BootError::NoTemplate
         | BootError::Fault(_) => Code::Internal,
     }
 }

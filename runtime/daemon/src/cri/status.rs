@@ -47,6 +47,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
                 "memoryMaxMib": vm.memory_max_mib, "scratchBytes": vm.scratch_bytes,
                 "parallelBoots": pods.parallel_boots() },
             "templates": pods.templates(),
+            "spares": pods.spares(),
         });
         info.insert("config".to_owned(), details.to_string());
     }

@@ -11,10 +11,9 @@
 //! can undo what it did.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -75,7 +74,7 @@ pub struct Admission {
     boots: Arc<Semaphore>,
     parallel: usize,
     /// How many boots wait or have their turn.
-    asked: Arc<AtomicUsize>,
+    asked: watch::Sender<usize>,
     turn: Duration,
     teardowns: Semaphore,
     checks: Semaphore,
@@ -100,11 +99,11 @@ impl Drop for Turn {
 
 /// Counts one boot in [`Admission::asked`] until its turn is over or its caller has left the queue.
 #[derive(Debug)]
-struct Asked(Arc<AtomicUsize>);
+struct Asked(watch::Sender<usize>);
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.send_modify(|asked| *asked -= 1);
     }
 }
 
@@ -114,7 +113,7 @@ impl Admission {
         Self {
             boots: Arc::new(Semaphore::new(parallel)),
             parallel,
-            asked: Arc::default(),
+            asked: watch::Sender::new(0),
             turn,
             teardowns: Semaphore::new(parallel),
             checks: Semaphore::new(1),
@@ -128,8 +127,12 @@ impl Admission {
     /// Waits for a turn, in the order of asking.
     pub async fn turn(&self, patience: Patience) -> Result<Turn, NoTurn> {
         let started = Instant::now();
-        let ahead = self.asked.fetch_add(1, Ordering::Relaxed);
-        let asked = Asked(Arc::clone(&self.asked));
+        let mut ahead = 0;
+        self.asked.send_modify(|asked| {
+            ahead = *asked;
+            *asked += 1;
+        });
+        let asked = Asked(self.asked.clone());
         let permit = Arc::clone(&self.boots).acquire_owned();
         let permit = match patience.turn_until() {
             Some(until) => tokio::time::timeout_at(until, permit).await.ok(),
@@ -149,6 +152,17 @@ impl Admission {
             waited: started.elapsed(),
             ahead,
         })
+    }
+
+    /// Whether no pod boots or waits for its turn.
+    pub fn is_quiet(&self) -> bool {
+        *self.asked.borrow() == 0
+    }
+
+    /// Waits until no pod boots or waits for its turn.
+    pub async fn quiet(&self) {
+        // The sender lives as long as this, so there is no error.
+        let _ = self.asked.subscribe().wait_for(|asked| *asked == 0).await;
     }
 
     /// Waits until a network may be torn down.
@@ -171,6 +185,7 @@ async fn hold(_permit: OwnedSemaphorePermit, _asked: Asked, turn: Duration) {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Longer than any test.
     const LONG: Duration = Duration::from_secs(100);
@@ -234,7 +249,7 @@ mod tests {
         drop(first);
         assert_eq!(stayer.await.unwrap().unwrap(), 2);
         settle().await;
-        assert_eq!(admission.asked.load(Ordering::Relaxed), 0);
+        assert!(admission.is_quiet());
     }
 
     #[tokio::test]
@@ -249,7 +264,7 @@ mod tests {
             text.contains("1 pods were before it, 1 boot at a time"),
             "{text}"
         );
-        assert_eq!(admission.asked.load(Ordering::Relaxed), 1);
+        assert_eq!(*admission.asked.borrow(), 1);
     }
 
     #[tokio::test]
@@ -258,6 +273,19 @@ mod tests {
         let _first = admission.turn(for_ever()).await.unwrap();
         let second = admission.turn(for_ever()).await.unwrap();
         assert!(second.waited >= Duration::from_millis(5), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn it_is_quiet_when_nobody_boots_or_waits() {
+        let admission = Arc::new(Admission::new(1, LONG));
+        admission.quiet().await;
+        let turn = admission.turn(for_ever()).await.unwrap();
+        let waiter = Arc::clone(&admission);
+        let quiet = tokio::spawn(async move { waiter.quiet().await });
+        settle().await;
+        assert!(!admission.is_quiet() && !quiet.is_finished());
+        drop(turn);
+        quiet.await.unwrap();
     }
 
     #[tokio::test]

@@ -191,6 +191,8 @@ pub enum BootError {
     Unbounded(#[source] CgroupError),
     #[error("every user of `sandbox.first_uid` and `sandbox.uids` has a VM: raise `sandbox.uids`")]
     NoUser,
+    #[error("there is no template for VMs of its size; the daemon's log says why")]
+    NoTemplate,
     #[error("the caller has gone away")]
     Abandoned,
     #[error("configure the guest")]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Examples for tests.
 
-use super::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
+use super::life::record::{ContainerRecord, PodRecord};
 use super::life::signal::SIGTERM;
 use super::life::spec::{
     ContainerSpec, Labels, Mount, MountOptions, MountSource, MountWords, PidMode, PodName, PodSpec,
@@ -90,21 +90,8 @@ pub fn pod_spec() -> PodSpec {
 /// A pod that is ready and holds nothing.
 pub fn pod_record() -> PodRecord {
     PodRecord {
-        id: "pod".into(),
-        spec: pod_spec(),
         state: PodState::Ready,
-        created_at: 1,
-        held: Vec::new(),
-        addresses: Vec::new(),
-        layers: std::collections::BTreeMap::new(),
-        size: VmSize::default(),
-        allowance: Allowance::default(),
-        mirrors: std::collections::BTreeMap::new(),
-        shares: Vec::new(),
-        shares_made: 0,
-        blocks: Vec::new(),
-        disks: Some(std::collections::BTreeMap::new()),
-        made_from: Vec::new(),
+        ..PodRecord::new("pod".into(), 1, pod_spec())
     }
 }
 

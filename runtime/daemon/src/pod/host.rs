@@ -18,6 +18,7 @@ use super::outputs::Outputs;
 use super::plan::sizing;
 use super::readings::Readings;
 use super::registry::Registry;
+use super::spares::Spares;
 use super::templates::{Sources, Templates};
 use super::users::Users;
 use super::volumes::Volumes;
@@ -57,10 +58,13 @@ pub struct Shared {
     pub notices: Arc<Notices>,
     /// The sums of the guest's kernel and its modules, and the files that they are of.
     pub guest_sums: Mutex<Option<(Sources, KernelSum, Sum)>>,
+    /// VMs that are ready for pods to come.
+    pub spares: Spares,
 }
 
 impl Shared {
-    pub fn new(host: Host) -> Self {
+    /// `spares` is how many VMs are kept ready for pods to come.
+    pub fn new(host: Host, spares: usize) -> Self {
         Self {
             host,
             registry: Arc::default(),
@@ -68,6 +72,7 @@ impl Shared {
             outputs: Outputs::default(),
             notices: Arc::default(),
             guest_sums: Mutex::default(),
+            spares: Spares::new(spares),
         }
     }
 }

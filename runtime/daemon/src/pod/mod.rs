@@ -31,6 +31,7 @@ pub mod plan;
 pub mod readings;
 mod registry;
 mod request;
+pub mod spares;
 mod status;
 mod strays;
 mod streams;
@@ -39,7 +40,7 @@ pub mod users;
 mod view;
 pub mod volumes;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ pub use self::errors::{
 };
 pub use self::host::Host;
 use self::host::Shared;
-use self::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
+use self::life::record::{ContainerRecord, PodRecord};
 use self::life::signal;
 use self::life::spec::{ContainerSpec, PodSpec, Resources};
 use self::life::state::PodState;
@@ -87,9 +88,10 @@ pub struct Pods {
 }
 
 impl Pods {
-    pub fn new(host: Host) -> Self {
+    /// `spares` is how many VMs are kept ready for pods to come.
+    pub fn new(host: Host, spares: usize) -> Self {
         Self {
-            shared: Arc::new(Shared::new(host)),
+            shared: Arc::new(Shared::new(host, spares)),
         }
     }
 
@@ -152,23 +154,7 @@ impl Pods {
     ) -> Result<String, PodError> {
         descriptors::check(POD_DESCRIPTORS)?;
         self.can_run().await.map_err(BootError::Unready)?;
-        let record = PodRecord {
-            id: new_id(),
-            created_at: now(),
-            state: PodState::Creating,
-            held: Vec::new(),
-            addresses: Vec::new(),
-            layers: BTreeMap::new(),
-            size: VmSize::default(),
-            allowance: Allowance::default(),
-            mirrors: BTreeMap::new(),
-            shares: Vec::new(),
-            shares_made: 0,
-            blocks: Vec::new(),
-            disks: Some(BTreeMap::new()),
-            made_from: Vec::new(),
-            spec,
-        };
+        let record = PodRecord::new(new_id(), now(), spec);
         let name = Reservation::of(&self.shared.registry, &record)?;
         let turn = self.shared.host.admission.turn(patience).await;
         let turn = turn.map_err(BootError::NoTurn)?;
@@ -180,6 +166,18 @@ impl Pods {
             .await
             .map_err(|_| PodError::Gone { id: id.clone() })??;
         Ok(id)
+    }
+
+    /// Keeps VMs ready for pods to come. It never returns.
+    pub async fn keep_spares(self) {
+        if !self.shared.spares.is_off() {
+            owner::keep_spares(self.shared).await;
+        }
+    }
+
+    /// Ends the VMs that are ready for pods to come.
+    pub async fn end_spares(&self) {
+        owner::end_spares(&self.shared).await;
     }
 
     /// Stops a pod. A pod that does not exist is no error. A guest that drags that out is killed.

@@ -9,7 +9,7 @@ use bulkhead_text::Problem;
 
 use super::Pods;
 use super::plan::sizing::Defaults;
-use super::templates;
+use super::{spares, templates};
 
 impl Pods {
     /// Whether a VM can run here.
@@ -51,6 +51,11 @@ impl Pods {
     /// What VMs are forked from, and how many were.
     pub fn templates(&self) -> templates::Status {
         self.shared.host.templates.status()
+    }
+
+    /// The VMs that are ready for pods to come.
+    pub fn spares(&self) -> spares::Status {
+        self.shared.spares.status()
     }
 
     /// The size of the VM if a pod has no requests or limits.

@@ -26,18 +26,34 @@ impl Invocation {
     pub fn new(request: &AttachRequest, capabilities: Map<String, Value>, netns: &Path) -> Self {
         // A ';' or '=' would end a value. Names in Kubernetes contain neither.
         let clean = |text: &str| text.replace([';', '='], "_");
+        let pairs = [
+            ("K8S_POD_NAMESPACE", &request.namespace),
+            ("K8S_POD_NAME", &request.name),
+            ("K8S_POD_INFRA_CONTAINER_ID", &request.pod_id),
+            ("K8S_POD_UID", &request.uid),
+        ];
+        // A network that is made before its pod is known has no names.
+        let known = pairs.iter().filter(|(_, value)| !value.is_empty());
+        let known = known.map(|(name, value)| format!(";{name}={}", clean(value)));
         Self {
             container_id: request.pod_id.clone(),
             netns: netns.to_owned(),
-            arguments: format!(
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-                clean(&request.namespace),
-                clean(&request.name),
-                request.pod_id,
-                clean(&request.uid)
-            ),
+            arguments: format!("IgnoreUnknown=1{}", known.collect::<String>()),
             capabilities,
         }
+    }
+
+    /// The same in another network namespace.
+    pub fn moved_to(self, netns: &Path) -> Self {
+        Self {
+            netns: netns.to_owned(),
+            ..self
+        }
+    }
+
+    /// Whether a plugin would get the same for `other`, but for the pod's identity.
+    pub(super) fn asks_the_same(&self, other: &Self, plugin: &Plugin) -> bool {
+        self.runtime_config(plugin) == other.runtime_config(plugin)
     }
 
     /// The `runtimeConfig` for a plugin: those of the pod's capabilities that it declares.

@@ -72,6 +72,12 @@ impl Call<'_> {
 }
 
 impl Conflist {
+    /// Whether every plugin gets the same for both, but for the pod's identity.
+    pub fn asks_the_same(&self, one: &Invocation, other: &Invocation) -> bool {
+        let mut plugins = self.plugins.iter();
+        plugins.all(|plugin| one.asks_the_same(other, plugin))
+    }
+
     /// The first plugin whose program cannot be found.
     pub fn missing_plugin(&self, directories: &[PathBuf]) -> Option<&str> {
         let mut programs = self.plugins.iter().map(|plugin| plugin.program.as_str());

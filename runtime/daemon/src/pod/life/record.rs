@@ -232,6 +232,27 @@ impl ContainerRecord {
 }
 
 impl PodRecord {
+    /// A pod that is being created and holds nothing yet. `created_at` is in nanoseconds since 1970.
+    pub fn new(id: String, created_at: i64, spec: PodSpec) -> Self {
+        Self {
+            id,
+            spec,
+            state: PodState::Creating,
+            created_at,
+            held: Vec::new(),
+            addresses: Vec::new(),
+            layers: BTreeMap::new(),
+            size: VmSize::default(),
+            allowance: Allowance::default(),
+            mirrors: BTreeMap::new(),
+            shares: Vec::new(),
+            shares_made: 0,
+            blocks: Vec::new(),
+            disks: Some(BTreeMap::new()),
+            made_from: Vec::new(),
+        }
+    }
+
     pub fn vmm(&self) -> Option<Identity> {
         self.held.iter().find_map(|held| match held {
             Held::Vmm(identity) => Some(*identity),

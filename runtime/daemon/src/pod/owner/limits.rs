@@ -11,12 +11,14 @@ use bulkhead_host::usage::bytes_on_disk;
 use super::ledger::Ledger;
 use super::{Owner, node};
 use crate::pod::errors::BootError;
+use crate::pod::host::Shared;
 use crate::pod::life::record::{Allowance, ContainerRecord, PodRecord, VmSize};
 use crate::pod::life::spec::{PodLimits, Resources};
 use crate::pod::life::state::PodState;
 use crate::pod::plan::limits::{guest_limits, host_cpu, shares, union};
 use crate::pod::plan::sizing::{self, Room, Wanted};
 use crate::pod::plan::{hugepages, io, swap};
+use crate::pod::registry::Registry;
 
 /// The size and cgroup of a pod's VM, before any resource is taken for it.
 #[derive(Debug)]
@@ -26,17 +28,14 @@ pub(super) struct Plan {
     pub cgroup: Option<PathBuf>,
 }
 
-impl Owner {
+impl Plan {
     /// Calculates the VM's size and cgroup; the error says why the node has no room for it. Takes nothing yet.
-    pub(super) fn plan(&self) -> Result<Plan, BootError> {
-        let host = &self.shared.host;
-        let limits = &self.ledger.pod().spec.limits;
+    pub fn of(shared: &Shared, id: &str, limits: &PodLimits) -> Result<Self, BootError> {
+        let host = &shared.host;
         let given = host.cgroups.of_pod(&limits.cgroup_parent);
         let allowance = limits.allowance(given.as_ref());
         let wanted = limits.wanted(allowance);
-        let cgroup = host
-            .cgroups
-            .place(&self.ledger.pod().id, given.as_ref(), wanted.host_bytes());
+        let cgroup = host.cgroups.place(id, given.as_ref(), wanted.host_bytes());
         let memory = node::Memory::read();
         let disk = host.state_pods.parent().unwrap_or(&host.state_pods);
         let disk = rustix::fs::statvfs(disk).map_err(|e| BootError::Directory {
@@ -51,28 +50,36 @@ impl Owner {
                 .as_deref()
                 .and_then(|path| host.cgroups.memory_limit(path)),
             disk_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
-            promised_bytes: self.promised_bytes(),
+            promised_bytes: promised_bytes(&shared.registry),
         };
-        Ok(Plan {
+        Ok(Self {
             size: sizing::size(&wanted, &host.sizing, &room)?,
             allowance,
             cgroup,
         })
     }
+}
 
-    /// How much disk the other pods asked for and have not written yet.
-    fn promised_bytes(&self) -> u64 {
-        let views = self.shared.registry.views();
-        let others = views.iter().map(|view| &view.pod);
-        let writes = |pod: &&PodRecord| matches!(pod.state, PodState::Creating | PodState::Ready);
-        let asked = others.filter(writes);
-        let asked = asked.filter(|pod| pod.spec.limits.scratch_bytes.is_some());
-        asked
-            .filter_map(|pod| {
-                let written = bytes_on_disk(&pod.scratch_file()?).unwrap_or(0);
-                Some(pod.size.scratch_bytes.saturating_sub(written))
-            })
-            .fold(0, u64::saturating_add)
+/// How much disk pods asked for and have not written yet.
+fn promised_bytes(registry: &Registry) -> u64 {
+    let views = registry.views();
+    let pods = views.iter().map(|view| &view.pod);
+    let writes = |pod: &&PodRecord| matches!(pod.state, PodState::Creating | PodState::Ready);
+    let asked = pods.filter(writes);
+    let asked = asked.filter(|pod| pod.spec.limits.scratch_bytes.is_some());
+    asked
+        .filter_map(|pod| {
+            let written = bytes_on_disk(&pod.scratch_file()?).unwrap_or(0);
+            Some(pod.size.scratch_bytes.saturating_sub(written))
+        })
+        .fold(0, u64::saturating_add)
+}
+
+impl Owner {
+    /// The plan for this pod.
+    pub(super) fn plan(&self) -> Result<Plan, BootError> {
+        let pod = self.ledger.pod();
+        Plan::of(&self.shared, &pod.id, &pod.spec.limits)
     }
 
     /// Limits all containers of the pod together, in the guest.

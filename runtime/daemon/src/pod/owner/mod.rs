@@ -4,7 +4,7 @@
 //! Every change to a pod and its containers is either a [`Request`] or news from the guest. This task handles them one
 //! at a time, so pod state needs no lock. All state is in the pod's [`ledger`], and only the ledger changes it. The
 //! other files do the work: [`boot`] takes resources of the host and [`teardown`] releases them, [`mod@adopt`] takes over
-//! the pod of an earlier daemon, [`create`] makes containers, [`containers`] starts, changes and removes them, and
+//! the pod of an earlier daemon, [`vm`] starts VMs and [`spare`] keeps some ready, [`create`] makes containers, [`containers`] starts, changes and removes them, and
 //! [`news`] records what happened unasked. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring volumes into the
 //! guest. [`limits`], [`resize`] and [`together`] set what the guest may use, and [`node`] reads what the host has.
 
@@ -24,9 +24,11 @@ mod node;
 mod resize;
 mod restore;
 mod shares;
+mod spare;
 mod teardown;
 mod template;
 mod together;
+mod vm;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -45,6 +47,7 @@ pub use self::boot::RUN_NAME_DIGITS;
 use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
 pub use self::restore::BringBack;
+pub use self::spare::{end_all as end_spares, keep as keep_spares};
 pub use self::teardown::kill;
 pub use self::template::left_cgroup;
 use super::admission::Turn;
