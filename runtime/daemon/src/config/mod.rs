@@ -58,6 +58,10 @@ pub enum ConfigError {
     },
     #[error("TLS needs a certificate and a key: {0} is missing")]
     HalfTls(&'static str),
+    #[error(
+        "sandbox.spares is {0}, but VMs that are kept ready are forked, and sandbox.templates_mib is 0: set one of the two"
+    )]
+    SparesWithoutTemplates(usize),
     #[error("{key} is {path}, which is not an absolute path")]
     RelativePath { key: &'static str, path: PathBuf },
     #[error("cni.ip_ranges")]
@@ -320,6 +324,9 @@ impl RawSandbox {
             0,
             MAX_SPARES,
         )?;
+        if self.spares > 0 && self.templates_mib == 0 {
+            return Err(ConfigError::SparesWithoutTemplates(self.spares));
+        }
         Ok(SandboxConfig {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
@@ -450,6 +457,11 @@ mod tests {
             ("[sandbox]\nvcpus = 0", "sandbox.vcpus is 0"),
             ("[sandbox]\nfirst_uid = 0", "sandbox.first_uid is 0"),
             ("[sandbox]\nuids = 4294967295", "sandbox.uids is 4294967295"),
+            ("[sandbox]\nspares = 257", "sandbox.spares is 257"),
+            (
+                "[sandbox]\nspares = 1\ntemplates_mib = 0",
+                "sandbox.templates_mib is 0",
+            ),
             (
                 "[sandbox]\nparallel_boots = 0",
                 "sandbox.parallel_boots is 0",

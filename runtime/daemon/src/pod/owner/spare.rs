@@ -30,7 +30,7 @@ use crate::pod::life::spec::{Labels, PidMode, PodLimits, PodName, PodSpec};
 use crate::pod::request::Answer;
 use crate::pod::spares::{Kind, Spare};
 use crate::random::new_id;
-use crate::store;
+use crate::store::{self, StoreError};
 
 /// How long no pod may have been made before a spare is: the containers of a pod start right after it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -228,19 +228,55 @@ impl Owner {
         let started = Instant::now();
         let shared = Arc::clone(&self.shared);
         let host = &shared.host;
+        let made = &spare.attachment;
+        let network = match made.is_blank() {
+            true => network.moved_to(&host.network.namespace(&made.record)),
+            false => made.record.clone(),
+        };
+        if let Err(error) = self.inherit(&spare, &plan, &network) {
+            end(&shared, spare).await;
+            return Err(error.into());
+        }
+        host.templates.count(true, false);
         let Spare {
             record,
             mut attachment,
             guest,
             ..
         } = spare;
-        let network = match attachment.is_blank() {
-            true => network.moved_to(&host.network.namespace(&attachment.record)),
-            false => attachment.record.clone(),
-        };
-        let old_cgroup = record.cgroup().map(ToOwned::to_owned);
-        let old_cgroup = old_cgroup.filter(|_| plan.cgroup.is_some());
-        let held = with_own(&record.held, &network, plan.cgroup.clone());
+        if attachment.is_blank() {
+            let attached = host.network.attach(network, attachment.tap.take()).await;
+            attachment = self.hold_attached(attached)?;
+        }
+        let pod = self.ledger.pod();
+        let old_cgroup = record.cgroup().filter(|_| plan.cgroup.is_some());
+        Ok(Made {
+            old_cgroup: old_cgroup.map(ToOwned::to_owned),
+            vm: Vm {
+                files: guest.files.clone(),
+                attachment,
+                scratch: pod.scratch_file().unwrap_or_default(),
+                cgroup: plan.cgroup,
+                size: plan.size,
+                user: pod.user().unwrap_or_default(),
+            },
+            guest,
+            containers: None,
+            prepared: started.elapsed(),
+        })
+    }
+
+    /// Writes what a spare has into this pod's record, and removes the spare's. After an error, the spare has all of it.
+    fn inherit(
+        &mut self,
+        spare: &Spare,
+        plan: &Plan,
+        network: &NetworkRecord,
+    ) -> Result<(), StoreError> {
+        let Spare {
+            record, attachment, ..
+        } = spare;
+        let held = with_own(&record.held, network, plan.cgroup.clone());
         self.ledger.change_pod(|pod| {
             pod.size = record.size;
             pod.made_from.clone_from(&record.made_from);
@@ -248,34 +284,14 @@ impl Owner {
             pod.allowance = plan.allowance;
             pod.held = held;
         })?;
-        // From here on all of it is this pod's.
-        let forgotten =
-            tokio::task::block_in_place(|| host.store.remove(store::Kind::Pod, &record.id));
+        let store = &self.shared.host.store;
+        let forgotten = tokio::task::block_in_place(|| store.remove(store::Kind::Pod, &record.id));
         if let Err(error) = forgotten {
+            // The next daemon finds it, and that it has nothing any more.
             self.ledger
                 .complain("forget the spare that became its VM", &error);
         }
-        host.templates.count(true, false);
-        if attachment.is_blank() {
-            let attached = host.network.attach(network, attachment.tap.take()).await;
-            attachment = self.hold_attached(attached)?;
-        }
-        let pod = self.ledger.pod();
-        let vm = Vm {
-            files: guest.files.clone(),
-            attachment,
-            scratch: pod.scratch_file().unwrap_or_default(),
-            cgroup: plan.cgroup,
-            size: plan.size,
-            user: pod.user().unwrap_or_default(),
-        };
-        Ok(Made {
-            vm,
-            guest,
-            containers: None,
-            old_cgroup,
-            prepared: started.elapsed(),
-        })
+        Ok(())
     }
 
     /// Moves a VM that is configured from the cgroup where it was made into the pod's. Not earlier, because kubelet gives some
