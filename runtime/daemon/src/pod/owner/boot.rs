@@ -118,15 +118,18 @@ impl Owner {
             size,
             user: self.take_user()?,
         };
-        let (guest, containers) = match restored {
+        let (guest, template, containers) = match restored {
             Some((from, mut containers)) => {
                 let layers = std::mem::take(&mut containers.layers);
                 let saved = from.saved.for_vmm().map_err(not_brought_back)?;
                 let saved = Origin::Saved(saved, layers);
                 let guest = self.start_vm(&vm, saved, turn, caller).await?;
-                (guest, Some(containers))
+                (guest, None, Some(containers))
             }
-            None => (self.fork_or_boot(&vm, turn, caller).await?, None),
+            None => {
+                let (guest, template) = self.fork_or_boot(&vm, turn, caller).await?;
+                (guest, template, None)
+            }
         };
         let configuring = Instant::now();
         let configured = tokio::select! {
@@ -139,6 +142,9 @@ impl Owner {
             return Err(error);
         }
         let configuration = configuring.elapsed();
+        if let Some(template) = template {
+            template::learn(template, &guest).await;
+        }
         let booted = started.elapsed();
         self.serve_guest(guest.clone());
         self.ledger.move_pod(&PodEvent::Booted)?;
@@ -160,13 +166,14 @@ impl Owner {
         Ok(())
     }
 
-    /// Starts the VM and waits for its agent: forked from a template if there is one, and booted if not, or if that fails.
+    /// Starts the VM and waits for its agent: forked from a template if there is one, and booted if not, or if that fails. Also
+    /// returns the template that it was forked from.
     async fn fork_or_boot(
         &mut self,
         vm: &Vm,
         turn: &Turn,
         caller: &mut Answer<()>,
-    ) -> Result<Guest, BootError> {
+    ) -> Result<(Guest, Option<Arc<Template>>), BootError> {
         let shared = Arc::clone(&self.shared);
         let templates = &shared.host.templates;
         // Half of the time is left for a boot.
@@ -181,13 +188,13 @@ impl Owner {
         let Some(template) = template else {
             let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
             templates.count(false, false);
-            return Ok(guest);
+            return Ok((guest, None));
         };
         let fork = Origin::Template(Arc::clone(&template));
         let error = match self.start_vm(vm, fork, turn, caller).await {
             Ok(guest) => {
                 templates.count(true, false);
-                return Ok(guest);
+                return Ok((guest, Some(template)));
             }
             Err(error) if is_of_fork(&error) => error,
             Err(error) => return Err(error),
@@ -201,7 +208,7 @@ impl Owner {
         self.forget_vmm(vm).await?;
         let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
         templates.count(false, true);
-        Ok(guest)
+        Ok((guest, None))
     }
 
     /// Starts the VM and waits for its agent. After an error the VMM has ended.
