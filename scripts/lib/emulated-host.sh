@@ -7,6 +7,8 @@
 
 emulated_hosts_cache=$BULKHEAD_CACHE/kvm-host
 emulated_host_mib=${BULKHEAD_KVM_HOST_MIB:-6144}
+# Whose kernel the host runs: that of Debian 12 if it is empty, or "backports".
+emulated_host_kernel_of=${BULKHEAD_KVM_HOST_KERNEL:-}
 emulated_host_boot_seconds=300
 # "TAP ADDRESS/PREFIX ROUTER": the host gets a second card on this TAP, with an address and a default route.
 emulated_host_card=
@@ -71,7 +73,20 @@ emulated_host_prepare() {
     flock 9
     need_packages qemu-system-x86 busybox-static cpio kmod e2fsprogs dropbear-bin >&2 || return 1
     [ -e "$emulated_hosts_cache/key" ] || dropbearkey -t ed25519 -f "$emulated_hosts_cache/key" >/dev/null 2>&1
-    emulated_host_kernel
+    case $emulated_host_kernel_of in
+        '') emulated_host_kernel ;;
+        backports) emulated_host_kernel_of_backports ;;
+        *) echo "BULKHEAD_KVM_HOST_KERNEL is $emulated_host_kernel_of, must be empty or backports" >&2; return 1 ;;
+    esac
+}
+
+# Extracts the kernel of Debian's backports. Prints its directory and version.
+emulated_host_kernel_of_backports() {
+    local directory image version
+    directory=$(extracted_packages bookworm-backports linux-image-amd64) || return 1
+    for image in "$directory"/boot/vmlinuz-*; do version=${image##*/vmlinuz-}; done
+    if [ ! -e "$directory/lib/modules/$version/modules.dep" ]; then depmod -b "$directory" "$version" || return 1; fi
+    echo "$directory $version"
 }
 
 # Extracts Debian's kernel without installing it. Prints its directory and version.
@@ -104,7 +119,11 @@ emulated_host_initramfs() {
     for module in "${emulated_host_modules[@]}"; do
         modprobe -d "$1" -S "$2" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
     done | awk '!seen[$0]++' | while read -r path; do
-        cp "$path" "$root/modules/"
+        # Newer kernels have compressed modules, which busybox does not load.
+        case $path in
+            *.xz) path=${path%.xz} && xz -dc "$path.xz" >"$root/modules/${path##*/}" ;;
+            *) cp "$path" "$root/modules/" ;;
+        esac
         basename "$path" >>"$root/modules/order"
     done
     install -m 755 "$3/scripts/lib/emulated-host-initramfs" "$root/init"

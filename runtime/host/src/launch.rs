@@ -333,6 +333,7 @@ impl Launcher {
                 },
                 Beginning::Fork(template) => Start::Fork {
                     kernel_sum: template.kernel_sum(),
+                    foreseen: template.foreseen().cloned(),
                 },
                 Beginning::Restore(saved) => Start::Restore {
                     kernel_sum: saved.kernel_sum,

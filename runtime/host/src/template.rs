@@ -5,21 +5,30 @@
 //! A template is two anonymous files, its memory and its state. Nobody can write to either any more: the files are sealed
 //! when the VMM that wrote them has ended. A fork maps the memory privately, so the host has each page once, until a fork
 //! writes to it. The pages belong to the cgroup of the template's VMM.
+//!
+//! The first fork shows which pages a fork uses until its guest is a pod's ([`Template::learn`]). Later ones have them from the
+//! start.
+
+mod used;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use bulkhead_text::chain;
 use bulkhead_vmm::config::{KernelSum, VmConfig};
 use bulkhead_vmm::control::ClientError;
+use bulkhead_vmm::foreseen::{Foreseen, ForeseenError, PAGE_BYTES, count};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::time::Instant;
 
 use crate::control::{self, ControlError};
 use crate::guest::Guest;
+use crate::process;
 use crate::saved::kernel_sum;
 
 /// How long the guest may take to forget its connection and to fall silent.
@@ -66,6 +75,19 @@ pub struct Template {
     pub vcpus: u8,
     /// What its memory takes on the host.
     pub bytes: u64,
+    /// Set when a fork has shown it.
+    foreseen: OnceLock<Foreseen>,
+}
+
+/// Why nothing is learned from a fork.
+#[derive(Debug, thiserror::Error)]
+enum LearnError {
+    #[error("look at the memory of its VMM")]
+    Look(#[source] io::Error),
+    #[error("its VMM has ended")]
+    Ended,
+    #[error("what it used")]
+    Used(#[from] ForeseenError),
 }
 
 impl Unsaved {
@@ -126,6 +148,7 @@ impl Unsaved {
             memory_mib: config.memory_mib,
             vcpus: config.vcpus,
             bytes: taken.saturating_mul(BLOCK_BYTES),
+            foreseen: OnceLock::new(),
         })
     }
 }
@@ -140,11 +163,62 @@ impl Template {
         let both = || Ok((reopened(&self.memory)?, reopened(&self.state)?));
         both().map_err(TemplateError::Files)
     }
+
+    /// Which pages a fork is going to use. `None` if no fork has shown it yet.
+    pub fn foreseen(&self) -> Option<&Foreseen> {
+        self.foreseen.get()
+    }
+
+    /// Learns which pages a fork uses until its guest is a pod's, from one with this VMM that was started when nothing was
+    /// foreseen yet. Call it before that guest has a container, so that nothing of a tenant is learned. Blocks. If it fails,
+    /// nothing is foreseen, and a fork's pages are mapped one by one.
+    pub fn learn(&self, vmm: process::Identity) {
+        self.foreseen.get_or_init(|| {
+            let learned = self.learned(vmm);
+            let foreseen = learned.unwrap_or_else(|error| {
+                tracing::warn!(
+                    "forks start slower, nothing is learned from the first: {}",
+                    chain(&error)
+                );
+                Foreseen::default()
+            });
+            let [written, read] = [&foreseen.written, &foreseen.read].map(|runs| count(runs));
+            tracing::info!(
+                memory_mib = self.memory_mib,
+                written,
+                written_runs = foreseen.written.len(),
+                read,
+                read_runs = foreseen.read.len(),
+                "pages that a fork uses"
+            );
+            foreseen
+        });
+    }
+
+    fn learned(&self, vmm: process::Identity) -> Result<Foreseen, LearnError> {
+        let pages = (u64::from(self.memory_mib) << 20) / PAGE_BYTES;
+        let file = identity(&self.memory).map_err(LearnError::Look)?;
+        let foreseen = used::used(vmm.pid, file, pages).map_err(LearnError::Look)?;
+        if !vmm.is_alive() {
+            return Err(LearnError::Ended);
+        }
+        foreseen.check(pages)?;
+        Ok(foreseen)
+    }
 }
 
 fn anonymous(name: &str) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     Ok(rustix::fs::memfd_create(name, flags)?)
+}
+
+fn identity(file: &OwnedFd) -> io::Result<used::Identity> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(used::Identity {
+        major: rustix::fs::major(stat.st_dev),
+        minor: rustix::fs::minor(stat.st_dev),
+        inode: stat.st_ino,
+    })
 }
 
 fn reopened(file: &OwnedFd) -> io::Result<OwnedFd> {
@@ -158,6 +232,25 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn a_fork_that_has_ended_shows_nothing_and_later_ones_start_as_before() {
+        let template = Template {
+            memory: anonymous("memory").unwrap(),
+            state: anonymous("state").unwrap(),
+            kernel_sum: [0; 32],
+            memory_mib: 1,
+            vcpus: 1,
+            bytes: 0,
+            foreseen: OnceLock::new(),
+        };
+        assert_eq!(template.foreseen(), None);
+        template.learn(process::Identity {
+            pid: std::process::id().cast_signed(),
+            start_ticks: 0,
+        });
+        assert_eq!(template.foreseen(), Some(&Foreseen::default()));
+    }
 
     #[test]
     fn a_forks_descriptors_are_for_reading() {
@@ -179,6 +272,7 @@ mod tests {
             memory_mib: 1,
             vcpus: 1,
             bytes: 4096,
+            foreseen: OnceLock::new(),
         };
         for _ in 0..2 {
             let (_, state) = template.for_vmm().unwrap();

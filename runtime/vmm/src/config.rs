@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::foreseen::{Foreseen, ForeseenError, PAGE_BYTES};
 /// The guest-physical address ranges that are memory.
 pub use crate::memory::ranges as memory_ranges;
 
@@ -46,6 +47,8 @@ pub enum ConfigError {
     Mtu(u16),
     #[error("mac address {0} is not a unicast address")]
     Mac(MacAddress),
+    #[error("the pages that the fork will use")]
+    Foreseen(#[from] ForeseenError),
     #[error("the user is {uid} and the group is {gid}, but a VM must not run as root")]
     Root { uid: u32, gid: u32 },
 }
@@ -88,7 +91,7 @@ pub struct VmConfig {
 pub type KernelSum = [u8; 32];
 
 /// How a VM begins. All but a VM that boots have the sum of the guest's kernel, see [`crate::state::origin`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Start {
     /// It boots.
@@ -97,7 +100,12 @@ pub enum Start {
     /// It boots in memory of the parent's, for others to be forked from it ([`crate::control::Request::Save`]).
     Template { kernel_sum: KernelSum },
     /// It goes on where a template was saved, with at most as many vCPUs. `memory_mib` is the template's.
-    Fork { kernel_sum: KernelSum },
+    Fork {
+        kernel_sum: KernelSum,
+        /// Which pages it will use. Without it the fork is one from which the parent learns that.
+        #[serde(default)]
+        foreseen: Option<Foreseen>,
+    },
     /// It goes on where a checkpoint was made ([`crate::control::Request::Checkpoint`]), with at most as many vCPUs and just
     /// as much memory. It is paused until the parent has attached what was on the image disk, and resumes it.
     Restore { kernel_sum: KernelSum },
@@ -175,6 +183,13 @@ impl VmConfig {
             let User { uid, gid } = self.user;
             return Err(ConfigError::Root { uid, gid });
         }
+        if let Start::Fork {
+            foreseen: Some(foreseen),
+            ..
+        } = &self.start
+        {
+            foreseen.check(self.memory_bytes() / PAGE_BYTES)?;
+        }
         if let Some(net) = &self.net {
             if !(68..=65521).contains(&net.mtu) {
                 return Err(ConfigError::Mtu(net.mtu));
@@ -240,6 +255,7 @@ impl<'de> Deserialize<'de> for MacAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::foreseen::runs;
 
     fn sample() -> serde_json::Value {
         serde_json::json!({
@@ -270,16 +286,46 @@ mod tests {
         let mut config = read(&sample()).unwrap();
         assert_eq!(config.start, Start::Boot);
         let kernel_sum = [7; 32];
+        let fork = |foreseen| Start::Fork {
+            kernel_sum,
+            foreseen,
+        };
         for start in [
             Start::Boot,
             Start::Template { kernel_sum },
-            Start::Fork { kernel_sum },
+            fork(None),
+            fork(Some(Foreseen {
+                written: runs([0, 1, 65535]),
+                read: runs([2]),
+            })),
             Start::Restore { kernel_sum },
         ] {
-            config.start = start;
+            config.start = start.clone();
             let text = serde_json::to_string(&config).unwrap();
             assert_eq!(VmConfig::read(text.as_bytes()).unwrap().start, start);
         }
+    }
+
+    #[test]
+    fn a_fork_uses_only_pages_of_its_template() {
+        let mut config = sample();
+        let kernel_sum = [7; 32];
+        for (page, is_there) in [(65535, true), (65536, false)] {
+            config["start"] = serde_json::json!({
+                "fork": { "kernel_sum": kernel_sum, "foreseen": { "written": [[page, 1]] } }
+            });
+            let refused = read(&config).err();
+            let as_expected = match refused {
+                None => is_there,
+                Some(ConfigError::Foreseen(_)) => !is_there,
+                Some(_) => false,
+            };
+            assert!(as_expected, "{page}");
+        }
+        // As a daemon writes it that foresees nothing.
+        config["start"] = serde_json::json!({ "fork": { "kernel_sum": kernel_sum } });
+        let start = read(&config).unwrap().start;
+        assert!(matches!(start, Start::Fork { foreseen: None, .. }));
     }
 
     #[test]

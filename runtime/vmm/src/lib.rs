@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One microVM: a KVM virtual machine with a fixed set of virtio devices, in a process of its own.
 //!
-//! [`config`], [`inherited`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to
+//! [`config`] (with [`foreseen`]), [`inherited`], [`control`] (with [`extent`] and [`statistics`]) and [`report`] are the whole interface to
 //! the parent process: a configuration on standard input, open files beside it, a control socket, and a report at the
 //! end. Everything else belongs to the `bulkhead-vmm` binary.
 //!
@@ -25,6 +25,7 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod extent;
+pub mod foreseen;
 #[cfg(test)]
 mod guest;
 mod halt;

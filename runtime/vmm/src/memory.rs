@@ -5,6 +5,8 @@
 //! template, which is mapped privately: a page is copied when the fork first writes to it. A restored VM has memory as one
 //! that booted, into which the content of a checkpoint is copied.
 
+pub mod ahead;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -16,6 +18,7 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
+use crate::foreseen::PAGE_BYTES;
 use crate::sparse::{self, Copier, CopyError};
 use crate::sys;
 
@@ -25,7 +28,8 @@ pub type Memory = GuestMemoryMmap<()>;
 /// Guest-physical addresses from here up to [`GAP_END`] belong to devices.
 pub const GAP_START: u64 = 0xc000_0000;
 pub const GAP_END: u64 = 1 << 32;
-const PAGE_BYTES: u64 = 4096;
+/// The name of the file behind memory that is a VM's own, by which others know it.
+pub const FILE_NAME: &str = "guest-memory";
 
 /// Why guest memory could not be created.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,7 @@ pub fn ranges(bytes: u64) -> Vec<(u64, u64)> {
 
 /// Creates and maps guest memory. The host allocates a page when it is first touched.
 pub fn create(bytes: u64) -> Result<Memory, MemoryError> {
-    shared(anonymous_file("guest-memory", bytes)?, bytes)
+    shared(anonymous_file(FILE_NAME, bytes)?, bytes)
 }
 
 /// The memory of a template: a file of the caller's, which must have this many bytes.
@@ -147,7 +151,7 @@ pub fn restored(checkpoint: &File, bytes: u64) -> Result<Memory, MemoryError> {
     if found != bytes {
         return Err(MemoryError::OtherSize { found, bytes });
     }
-    let file = anonymous_file("guest-memory", bytes)?;
+    let file = anonymous_file(FILE_NAME, bytes)?;
     // The parent has a time limit, and ends this process.
     Copier::new(&file, None).file(checkpoint, bytes)?;
     shared(file, bytes)
@@ -355,7 +359,7 @@ mod tests {
     }
 
     /// A template of four pages: one with data, a hole, and two with data.
-    fn template() -> File {
+    pub(super) fn template() -> File {
         use std::os::unix::fs::FileExt;
         let file = anonymous_file("test", 4 * PAGE_BYTES).unwrap();
         for page in [0, 2, 3] {
@@ -367,7 +371,7 @@ mod tests {
 
     const PAGE: usize = 4096;
 
-    fn first_bytes(memory: &Memory, pages: u64) -> Vec<u8> {
+    pub(super) fn first_bytes(memory: &Memory, pages: u64) -> Vec<u8> {
         let byte = |page| memory.read_obj(GuestAddress(page * PAGE_BYTES)).unwrap();
         (0..pages).map(byte).collect()
     }

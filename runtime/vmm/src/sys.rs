@@ -2,6 +2,10 @@
 //! The only unsafe code of this crate: system calls on guest memory, and KVM requests that have no safe
 //! wrapper.
 
+mod ahead;
+
+pub use ahead::{Singly, map_for_guest, populate};
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};

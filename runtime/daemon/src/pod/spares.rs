@@ -8,9 +8,10 @@
 //! Spares are of the kinds that pods ask for most: [`Kinds`] scores them, and later requests count more. To the store a
 //! spare is a pod that is being created, so a daemon that finds one of an earlier daemon gives back all that it has.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_host::Guest;
+use bulkhead_host::template::Template;
 use bulkhead_network::{Attachment, NetworkRecord};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -43,6 +44,8 @@ pub struct Spare {
     pub record: PodRecord,
     pub attachment: Attachment,
     pub guest: Guest,
+    /// What it was forked from.
+    pub template: Option<Arc<Template>>,
 }
 
 impl Spare {

@@ -21,7 +21,8 @@ use crate::devices::registers::{self, RegisterPage};
 use crate::devices::ring::USED_RING;
 use crate::devices::serial::SerialPort;
 use crate::devices::worker::Worker;
-use crate::memory::Memory;
+use crate::foreseen::Foreseen;
+use crate::memory::{Memory, ahead};
 use crate::slot::{MMIO_BASE, Slot, Thread};
 use crate::state::{Host, State, TransferError};
 use crate::statistics::KvmExits;
@@ -176,6 +177,14 @@ impl Machine {
         // After the interrupt controllers: the devices interrupt the guest, because an interrupt that was on its way is in no
         // state.
         Ok(self.bus.restore(state.devices())?)
+    }
+
+    /// Maps pages that the guest will use. Call it after [`Self::restore`].
+    pub fn map_ahead(&self, foreseen: &Foreseen) -> io::Result<()> {
+        match self.vcpus.first() {
+            Some(vcpu) => ahead::map(&self.memory, foreseen, &self.vm, vcpu),
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 //! Each step up to the threads may fail with a [`SetupError`], which names the step.
 
+mod beginning;
 mod checkpoint;
 mod closing;
 pub mod devices;
@@ -38,18 +39,18 @@ use crate::control::server;
 use crate::devices::worker::Worker;
 use crate::halt::{self, Halts, Looks};
 use crate::jail;
-use crate::memory::{self, Laid, Memory, MemoryError};
+use crate::memory::{Memory, MemoryError};
 use crate::report::{ExitReason, ExitReport, Outcome};
 use crate::slot::{Slot, Thread};
-use crate::state::State;
 use crate::state::refusal::Refusal;
 use crate::statistics::KvmExits;
 use crate::syscalls;
 use crate::vcpu::{Gate, Vcpu, kick_signal};
+use beginning::Begun;
 use devices::Devices;
 use machine::{Machine, MachineError, Parts};
 use observed::Observed;
-use resources::{BootImage, Origin, ResourceError, Resources, Saved};
+use resources::{BootImage, Origin, ResourceError, Resources};
 use saver::Saver;
 
 /// Stack of each thread, more than any of them needs.
@@ -97,11 +98,14 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
         backends,
     } = Resources::take(config)?;
     jail::bound_files(config, backends.scratch.bytes());
-    let (memory, laid) = memory_of(&origin, config.memory_max_bytes())?;
-    let memory = Arc::new(memory);
+    let Begun {
+        memory,
+        laid,
+        shown: _shown,
+    } = beginning::memory_of(&origin, config.memory_max_bytes())?;
     let parts = Parts {
         kvm,
-        memory,
+        memory: Arc::new(memory),
         console,
         backends,
     };
@@ -112,12 +116,13 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
             load(config, &machine, image)?;
             (template, Gate::default())
         }
-        Origin::Fork(saved) => {
-            go_on(&machine, &saved)?;
+        Origin::Fork { template, foreseen } => {
+            beginning::go_on(&machine, &template)?;
+            beginning::map_ahead(&machine, foreseen.as_ref());
             (None, Gate::default())
         }
         Origin::Restore(saved) => {
-            go_on(&machine, &saved)?;
+            beginning::go_on(&machine, &saved)?;
             (None, Gate::closed())
         }
     };
@@ -131,25 +136,6 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
     bulkhead_jail::syscalls::apply(calls, None)?;
     let ended = server::serve(&control, &running.ended, &signals, &running);
     Ok(running.finish(ended))
-}
-
-/// The memory of a VM, and which parts of it are its template's.
-fn memory_of(origin: &Origin, bytes: u64) -> Result<(Memory, Laid), MemoryError> {
-    let memory = match origin {
-        Origin::Boot { template, .. } => match template {
-            None => memory::create(bytes),
-            Some(template) => memory::of_template(&template.memory, bytes),
-        },
-        Origin::Fork(template) => return memory::forked(&template.memory, bytes),
-        Origin::Restore(checkpoint) => memory::restored(&checkpoint.memory, bytes),
-    };
-    Ok((memory?, Laid::new()))
-}
-
-/// Lets the guest go on where it was saved.
-fn go_on(machine: &Machine, saved: &Saved) -> Result<(), SetupError> {
-    let state = State::read(&saved.state)?;
-    Ok(machine.restore(&state, saved.kernel_sum)?)
 }
 
 /// Loads the kernel, and lets the first vCPU start there.

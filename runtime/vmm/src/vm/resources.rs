@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use crate::config::{KernelSum, Start, VmConfig};
 use crate::devices::blk::disk::{ImageDisk, ScratchDisk};
 use crate::extent::SECTOR_BYTES;
+use crate::foreseen::Foreseen;
 use crate::inherited::Inherited;
 use crate::sys;
 
@@ -44,7 +45,11 @@ pub enum Origin {
         /// If it will be a template.
         template: Option<Saved>,
     },
-    Fork(Saved),
+    Fork {
+        template: Saved,
+        /// `None`: the parent learns from this one.
+        foreseen: Option<Foreseen>,
+    },
     Restore(Saved),
 }
 
@@ -78,12 +83,12 @@ impl Resources {
     pub fn take(config: &VmConfig) -> Result<Self, ResourceError> {
         Ok(Self {
             kvm: device(Inherited::Kvm)?,
-            origin: Origin::take(config.start)?,
+            origin: Origin::take(&config.start)?,
             console: take(Inherited::Console)?,
             control: listener(Inherited::Control)?,
             backends: Backends {
                 vsock: listener(Inherited::Vsock)?,
-                ready: ready(config.start)?,
+                ready: ready(&config.start)?,
                 tap: config.net.as_ref().map(|_| tap()).transpose()?,
                 image: image(config.modules)?,
                 scratch: scratch(config.scratch_disk)?,
@@ -93,13 +98,21 @@ impl Resources {
 }
 
 impl Origin {
-    fn take(start: Start) -> Result<Self, ResourceError> {
+    fn take(start: &Start) -> Result<Self, ResourceError> {
         let template = match start {
             Start::Boot => None,
-            Start::Template { kernel_sum } => Some(Saved::take(kernel_sum)?),
-            Start::Fork { kernel_sum } => return Saved::take(kernel_sum).map(Self::Fork),
+            Start::Template { kernel_sum } => Some(Saved::take(*kernel_sum)?),
+            Start::Fork {
+                kernel_sum,
+                foreseen,
+            } => {
+                return Ok(Self::Fork {
+                    template: Saved::take(*kernel_sum)?,
+                    foreseen: foreseen.clone(),
+                });
+            }
             Start::Restore { kernel_sum } => {
-                let saved = Saved::take(kernel_sum)?;
+                let saved = Saved::take(*kernel_sum)?;
                 let flags = rustix::fs::fcntl_getfl(&saved.memory);
                 let flags = flags.map_err(failed(Inherited::Memory))?;
                 if flags & OFlags::RWMODE != OFlags::RDONLY {
@@ -127,7 +140,7 @@ impl Saved {
     }
 }
 
-fn ready(start: Start) -> Result<Option<UnixStream>, ResourceError> {
+fn ready(start: &Start) -> Result<Option<UnixStream>, ResourceError> {
     match start {
         Start::Fork { .. } | Start::Restore { .. } => Ok(None),
         Start::Boot | Start::Template { .. } => {

@@ -75,6 +75,8 @@ fn vmm_kind(one: &Descriptor, allowed: &Allowed) -> Option<String> {
         "anon_inode:kvm-vm" => "vm",
         "anon_inode:[timerfd]" => "timer",
         "anon_inode:[signalfd]" => "signals",
+        // In the first fork of a template. No call that it could be used with is allowed.
+        "anon_inode:[userfaultfd]" => "pages that are shown",
         _ if target.starts_with("anon_inode:kvm-vcpu:") => "vcpu",
         _ if target.starts_with("anon_inode:kvm-vcpu-stats") => "statistics of KVM",
         _ if target.starts_with("/memfd:") => "guest memory",

@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
+use bulkhead_host::template::Template;
 use bulkhead_host::{Files, Guest, launch};
 use bulkhead_network::{Attachment, NetworkError, NetworkRecord};
 use bulkhead_text::hex;
 use bulkhead_vmm::extent::SECTOR_BYTES;
 
-use super::Owner;
 use super::limits::Plan;
 use super::restore::{BringBack, Prepared};
 use super::vm::{Origin, Vm};
+use super::{Owner, template};
 use crate::clock::now;
 use crate::pod::admission::Turn;
 use crate::pod::checkpoint::CheckpointError;
@@ -45,6 +46,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub(super) struct Made {
     pub vm: Vm,
     pub guest: Guest,
+    /// What it was forked from.
+    pub template: Option<Arc<Template>>,
     /// What a checkpoint had, if the pod is brought back.
     pub containers: Option<Prepared>,
     /// The cgroup that it is still in, if that is not the pod's.
@@ -88,6 +91,7 @@ impl Owner {
         let Made {
             vm,
             guest,
+            template,
             containers,
             old_cgroup,
             prepared,
@@ -110,6 +114,9 @@ impl Owner {
             return Err(error);
         }
         let configuration = configuring.elapsed();
+        if let Some(template) = template {
+            template::learn(template, &guest).await;
+        }
         let booted = started.elapsed();
         self.serve_guest(guest.clone());
         self.ledger.move_pod(&PodEvent::Booted)?;
@@ -174,19 +181,23 @@ impl Owner {
             size,
             user: self.take_user()?,
         };
-        let (guest, containers) = match restored {
+        let (guest, template, containers) = match restored {
             Some((from, mut containers)) => {
                 let layers = std::mem::take(&mut containers.layers);
                 let saved = from.saved.for_vmm().map_err(not_brought_back)?;
                 let saved = Origin::Saved(saved, layers);
                 let guest = self.start_vm(&vm, saved, turn, caller).await?;
-                (guest, Some(containers))
+                (guest, None, Some(containers))
             }
-            None => (self.fork_or_boot(&vm, turn, caller).await?, None),
+            None => {
+                let (guest, template) = self.fork_or_boot(&vm, turn, caller).await?;
+                (guest, template, None)
+            }
         };
         Ok(Made {
             vm,
             guest,
+            template,
             containers,
             old_cgroup: None,
             prepared,

@@ -148,6 +148,7 @@ async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<Spare, BootError> {
             record: owner.ledger.pod().clone(),
             attachment: made.vm.attachment,
             guest: made.guest,
+            template: made.template,
         }),
         Err(error) => {
             drop(turn);
@@ -193,13 +194,15 @@ impl Owner {
         };
         let until = turn.patience.boot_until(shared.host.launcher.longest());
         let template = template::get(&shared, &kind.size, &kind.namespace, until).await;
-        let template = Origin::Template(template.ok_or(BootError::NoTemplate)?);
+        let template = template.ok_or(BootError::NoTemplate)?;
+        let origin = Origin::Template(Arc::clone(&template));
         let (answer, _caller) = oneshot::channel();
         let mut nobody: Answer<()> = answer;
-        let guest = self.start_vm(&vm, template, turn, &mut nobody).await?;
+        let guest = self.start_vm(&vm, origin, turn, &mut nobody).await?;
         Ok(Made {
             vm,
             guest,
+            template: Some(template),
             containers: None,
             old_cgroup: None,
             prepared,
@@ -242,6 +245,7 @@ impl Owner {
             record,
             mut attachment,
             guest,
+            template,
             ..
         } = spare;
         if attachment.is_blank() {
@@ -261,6 +265,7 @@ impl Owner {
                 user: pod.user().unwrap_or_default(),
             },
             guest,
+            template,
             containers: None,
             prepared: started.elapsed(),
         })

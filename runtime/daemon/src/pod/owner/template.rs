@@ -6,10 +6,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bulkhead_host::Files;
 use bulkhead_host::cgroup::{CgroupError, HostLimits};
 use bulkhead_host::launch::{self, Beginning, LaunchError, Launcher, Machine, Net};
 use bulkhead_host::template::{Template, Unsaved};
+use bulkhead_host::{Files, Guest};
 use bulkhead_network::NetworkError;
 use bulkhead_records::Stamp;
 use bulkhead_text::chain;
@@ -104,6 +104,18 @@ pub async fn get(
             make_in_background(Arc::clone(shared), key, maker);
             None
         }
+    }
+}
+
+/// Lets a template learn from its first fork, whose guest has just become a pod's and has no container yet.
+pub(super) async fn learn(template: Arc<Template>, guest: &Guest) {
+    if template.foreseen().is_some() {
+        return;
+    }
+    let vmm = guest.process.identity();
+    let learned = tokio::task::spawn_blocking(move || template.learn(vmm)).await;
+    if learned.is_err() {
+        tracing::warn!("learn from the first fork of a template: the task panicked");
     }
 }
 

@@ -42,13 +42,14 @@ pub(super) struct Vm {
 }
 
 impl Owner {
-    /// Starts the VM and waits for its agent: forked from a template if there is one, and booted if not, or if that fails.
+    /// Starts the VM and waits for its agent: forked from a template if there is one, and booted if not, or if that fails. Also
+    /// returns the template that it was forked from.
     pub(super) async fn fork_or_boot(
         &mut self,
         vm: &Vm,
         turn: &Turn,
         caller: &mut Answer<()>,
-    ) -> Result<Guest, BootError> {
+    ) -> Result<(Guest, Option<Arc<Template>>), BootError> {
         let shared = Arc::clone(&self.shared);
         let templates = &shared.host.templates;
         // Half of the time is left for a boot.
@@ -63,13 +64,13 @@ impl Owner {
         let Some(template) = template else {
             let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
             templates.count(false, false);
-            return Ok(guest);
+            return Ok((guest, None));
         };
         let fork = Origin::Template(Arc::clone(&template));
         let error = match self.start_vm(vm, fork, turn, caller).await {
             Ok(guest) => {
                 templates.count(true, false);
-                return Ok(guest);
+                return Ok((guest, Some(template)));
             }
             Err(error) if is_of_fork(&error) => error,
             Err(error) => return Err(error),
@@ -83,7 +84,7 @@ impl Owner {
         self.forget_vmm(vm).await?;
         let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
         templates.count(false, true);
-        Ok(guest)
+        Ok((guest, None))
     }
 
     /// Starts the VM and waits for its agent. After an error the VMM has ended.
