@@ -133,7 +133,7 @@ impl Owner {
         };
         let configuring = Instant::now();
         let configured = tokio::select! {
-            configured = self.configure(&guest, &vm, from) => configured,
+            configured = self.configure(&guest, &vm, template.as_ref(), from) => configured,
             () = caller.closed() => Err(BootError::Abandoned),
         };
         if let Err(error) = configured {
@@ -142,9 +142,6 @@ impl Owner {
             return Err(error);
         }
         let configuration = configuring.elapsed();
-        if let Some(template) = template {
-            template::learn(template, &guest).await;
-        }
         let booted = started.elapsed();
         self.serve_guest(guest.clone());
         self.ledger.move_pod(&PodEvent::Booted)?;
@@ -340,6 +337,7 @@ impl Owner {
         &self,
         guest: &Guest,
         vm: &Vm,
+        template: Option<&Arc<Template>>,
         from: Option<&BringBack>,
     ) -> Result<(), BootError> {
         let PodRecord { id, spec, .. } = self.ledger.pod();
@@ -353,8 +351,14 @@ impl Owner {
             return self.limit_guest(guest).await;
         }
         guest.agent.configure(configuration).await?;
+        // What a pod needs to grow, others do not use.
+        if self.is_to_grow(&vm.size) {
+            template::learn(template, guest).await;
+        }
         self.size_fork(guest, &vm.size).await?;
-        self.limit_guest(guest).await
+        self.limit_guest(guest).await?;
+        template::learn(template, guest).await;
+        Ok(())
     }
 
     /// Gives back what a VMM took that has ended before its guest was the pod's.
