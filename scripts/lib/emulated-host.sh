@@ -83,6 +83,7 @@ emulated_host_prepare() {
 # Extracts the kernel of Debian's backports. Prints its directory and version.
 emulated_host_kernel_of_backports() {
     local directory image version
+    need_packages xz-utils >&2 || return 1
     directory=$(extracted_packages bookworm-backports linux-image-amd64) || return 1
     for image in "$directory"/boot/vmlinuz-*; do version=${image##*/vmlinuz-}; done
     if [ ! -e "$directory/lib/modules/$version/modules.dep" ]; then depmod -b "$directory" "$version" || return 1; fi

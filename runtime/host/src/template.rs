@@ -171,39 +171,45 @@ impl Template {
 
     /// Learns which pages a fork uses until its guest is a pod's, from one with this VMM that was started when nothing was
     /// foreseen yet. Call it before that guest has a container, so that nothing of a tenant is learned. Blocks. If it fails,
-    /// nothing is foreseen, and a fork's pages are mapped one by one.
+    /// forks go without, and their pages are mapped one by one.
     pub fn learn(&self, vmm: process::Identity) {
-        self.foreseen.get_or_init(|| {
-            let learned = self.learned(vmm);
-            let foreseen = learned.unwrap_or_else(|error| {
-                tracing::warn!(
-                    "forks start slower, nothing is learned from the first: {}",
-                    chain(&error)
-                );
+        let foreseen = match self.learned(vmm) {
+            Ok(foreseen) => foreseen,
+            // The next fork shows it.
+            Err(LearnError::Ended) => return,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!("forks start slower, nothing is learned from the first: {error}");
                 Foreseen::default()
-            });
-            let [written, read] = [&foreseen.written, &foreseen.read].map(|runs| count(runs));
+            }
+        };
+        let [written, read] = [&foreseen.written, &foreseen.read].map(|runs| count(runs));
+        let [written_runs, read_runs] = [foreseen.written.len(), foreseen.read.len()];
+        // Forks that start at once may all be the first.
+        if self.foreseen.set(foreseen).is_ok() {
             tracing::info!(
                 memory_mib = self.memory_mib,
                 written,
-                written_runs = foreseen.written.len(),
+                written_runs,
                 read,
-                read_runs = foreseen.read.len(),
+                read_runs,
                 "pages that a fork uses"
             );
-            foreseen
-        });
+        }
     }
 
     fn learned(&self, vmm: process::Identity) -> Result<Foreseen, LearnError> {
         let pages = (u64::from(self.memory_mib) << 20) / PAGE_BYTES;
         let file = identity(&self.memory).map_err(LearnError::Look)?;
-        let foreseen = used::used(vmm.pid, file, pages).map_err(LearnError::Look)?;
-        if !vmm.is_alive() {
-            return Err(LearnError::Ended);
-        }
+        let foreseen = match used::used(vmm.pid, file, pages) {
+            Err(_) if !vmm.is_alive() => return Err(LearnError::Ended),
+            looked => looked.map_err(LearnError::Look)?,
+        };
         foreseen.check(pages)?;
-        Ok(foreseen)
+        match vmm.is_alive() {
+            true => Ok(foreseen),
+            false => Err(LearnError::Ended),
+        }
     }
 }
 
@@ -234,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fork_that_has_ended_shows_nothing_and_later_ones_start_as_before() {
+    fn a_fork_that_has_ended_shows_nothing_and_the_next_one_does() {
         let template = Template {
             memory: anonymous("memory").unwrap(),
             state: anonymous("state").unwrap(),
@@ -245,10 +251,17 @@ mod tests {
             foreseen: OnceLock::new(),
         };
         assert_eq!(template.foreseen(), None);
+        let mut vmm = process::Identity::of(std::process::id().cast_signed()).unwrap();
         template.learn(process::Identity {
-            pid: std::process::id().cast_signed(),
-            start_ticks: 0,
+            start_ticks: vmm.start_ticks + 1,
+            ..vmm
         });
+        assert_eq!(template.foreseen(), None, "another process with its id");
+        template.learn(vmm);
+        // This process has no memory of the template, so it shows nothing, once.
+        assert_eq!(template.foreseen(), Some(&Foreseen::default()));
+        vmm.pid = 0;
+        template.learn(vmm);
         assert_eq!(template.foreseen(), Some(&Foreseen::default()));
     }
 

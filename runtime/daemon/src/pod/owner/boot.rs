@@ -101,7 +101,7 @@ impl Owner {
         };
         let configuring = Instant::now();
         let configured = tokio::select! {
-            configured = self.configure(&guest, &vm, from) => configured,
+            configured = self.configure(&guest, &vm, template.as_ref(), from) => configured,
             () = caller.closed() => Err(BootError::Abandoned),
         };
         let configured = match (configured, old_cgroup) {
@@ -114,9 +114,6 @@ impl Owner {
             return Err(error);
         }
         let configuration = configuring.elapsed();
-        if let Some(template) = template {
-            template::learn(template, &guest).await;
-        }
         let booted = started.elapsed();
         self.serve_guest(guest.clone());
         self.ledger.move_pod(&PodEvent::Booted)?;
@@ -288,6 +285,7 @@ impl Owner {
         &self,
         guest: &Guest,
         vm: &Vm,
+        template: Option<&Arc<Template>>,
         from: Option<&BringBack>,
     ) -> Result<(), BootError> {
         let PodRecord { id, spec, .. } = self.ledger.pod();
@@ -301,8 +299,14 @@ impl Owner {
             return self.limit_guest(guest).await;
         }
         guest.agent.configure(configuration).await?;
+        // What a pod needs to grow, others do not use.
+        if self.is_to_grow(&vm.size) {
+            template::learn(template, guest).await;
+        }
         self.size_fork(guest, &vm.size).await?;
-        self.limit_guest(guest).await
+        self.limit_guest(guest).await?;
+        template::learn(template, guest).await;
+        Ok(())
     }
 }
 

@@ -143,13 +143,19 @@ impl Owner {
         sized.map_err(|source| self.guest_error(source))
     }
 
-    /// Gives a fork the memory and the CPUs that it would have booted with. Its template may have fewer of both.
-    pub(super) async fn size_fork(&self, guest: &Guest, planned: &VmSize) -> Result<(), BootError> {
+    /// Whether the VM is a fork whose template has fewer memory or CPUs than planned.
+    pub(super) fn is_to_grow(&self, planned: &VmSize) -> bool {
         let size = self.ledger.pod().size;
         let has_all = size.memory_mib >= planned.memory_mib && planned.boot_vcpus <= 1;
-        if !size.is_forked || has_all {
+        size.is_forked && !has_all
+    }
+
+    /// Gives a fork the memory and the CPUs that it would have booted with. Its template may have fewer of both.
+    pub(super) async fn size_fork(&self, guest: &Guest, planned: &VmSize) -> Result<(), BootError> {
+        if !self.is_to_grow(planned) {
             return Ok(());
         }
+        let size = self.ledger.pod().size;
         let (least, cpus) = (planned.memory_mib.into(), planned.boot_vcpus.into());
         let request = size_request(&size, least, cpus, &self.ledger.wanted());
         Ok(guest.agent.size(request).await?)

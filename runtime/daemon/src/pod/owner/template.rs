@@ -108,10 +108,11 @@ pub async fn get(
 }
 
 /// Lets a template learn from its first fork, whose guest has just become a pod's and has no container yet.
-pub(super) async fn learn(template: Arc<Template>, guest: &Guest) {
-    if template.foreseen().is_some() {
+pub(super) async fn learn(template: Option<&Arc<Template>>, guest: &Guest) {
+    let Some(template) = template.filter(|template| template.foreseen().is_none()) else {
         return;
-    }
+    };
+    let template = Arc::clone(template);
     let vmm = guest.process.identity();
     let learned = tokio::task::spawn_blocking(move || template.learn(vmm)).await;
     if learned.is_err() {
