@@ -88,6 +88,11 @@ async fn pods_take_vms_that_are_ready_and_others_take_their_place() {
     until_ready(&mut client, 2).await;
     let all = daemon.vmm_pids();
     table.equal("VMs of two pods and two to come", all.len(), 4);
+    // The first two have shown which pages are used, and the next two were given them.
+    let learned = daemon.output().contains("pages that a fork uses");
+    let complaints = said_by_vmms(&daemon);
+    let is_ahead = learned && !complaints.contains("ahead");
+    table.row("pages are mapped ahead", is_ahead, complaints);
 
     let victim = *all
         .iter()
@@ -172,6 +177,14 @@ async fn only_container(client: &mut Client, pod: &Pod) -> String {
     let mut found = listed.expect("list containers").into_inner().containers;
     assert_eq!(found.len(), 1, "{found:?}");
     found.remove(0).id
+}
+
+/// What the VMMs of a daemon have logged.
+fn said_by_vmms(daemon: &Daemon) -> String {
+    let directories = std::fs::read_dir(daemon.path("run/pods")).expect("run directories");
+    let logs = directories.flatten().map(|one| one.path().join("vmm.log"));
+    logs.filter_map(|log| std::fs::read_to_string(log).ok())
+        .collect()
 }
 
 /// Ends the daemon as systemd does.
