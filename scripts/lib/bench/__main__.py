@@ -5,7 +5,7 @@ import dataclasses
 import os
 import tempfile
 
-from bench import boot, busy, checkpoint, containers, files, forks, kept, many, net, pod, pull, streams
+from bench import boot, busy, checkpoint, containers, files, forks, kept, many, memory, net, pod, pull, streams
 from bench.comparison import Comparison, Report
 from bench.effort import COUNTED, TIMED
 from bench.passes import Clock, Events, Instructions
@@ -13,7 +13,8 @@ from bench.setting import Setting
 from registry import Registry
 
 BENCHMARKS = {"boot": boot, "pod": pod, "forks": forks, "busy": busy, "checkpoint": checkpoint,
-              "containers": containers, "streams": streams, "net": net, "files": files, "pull": pull, "many": many}
+              "containers": containers, "streams": streams, "net": net, "files": files, "pull": pull, "many": many,
+              "memory": memory}
 # A host's own disk is mounted here.
 DISK = "/var/lib/bulkhead"
 
@@ -38,7 +39,7 @@ def arguments():
 
 
 def effort(options):
-    own = {"mib": options.mib, "crowds": options.pods, "parallel_boots": options.parallel_boots}
+    own = {"mib": options.mib, "crowds": options.pods, "memory_pods": options.pods, "parallel_boots": options.parallel_boots}
     return dataclasses.replace(COUNTED if options.counted else TIMED,
                                **{name: value for name, value in own.items() if value is not None})
 

@@ -20,6 +20,7 @@ class Effort:
     random_requests: int = 2000
     small_files: int = 2000
     crowds: tuple = (25, 50)
+    memory_pods: tuple = (1, 10, 50)
     # Bulkhead's sandbox.parallel_boots; 0: the default.
     parallel_boots: int = 0
 
