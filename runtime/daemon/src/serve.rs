@@ -54,7 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long calls may still take after the signal to end.
 const LAST_CALLS: Duration = Duration::from_secs(3);
 /// How long the end of VMs may then take that are no pod's.
-const LAST_SPARES: Duration = Duration::from_secs(10);
+const LAST_SPARES: Duration = Duration::from_secs(30);
 
 /// What happens to the pods if their records are moved away.
 const WITHOUT_PODS: &str = "Then the VMs of all pods are ended, and kubelet makes their pods anew";
