@@ -3,7 +3,8 @@
 same booted, and beside containerd and runc. A pod is made when all spares are there again."""
 import contextlib
 import json
-import time
+
+from background import wait_until
 
 SPARES = 2
 # Configurations of a daemon.
@@ -13,8 +14,11 @@ BOOTED = {"sandbox": {"templates_mib": 0}}
 
 def until_ready(side):
     """Waits until a daemon has all spares."""
-    while json.loads(side.cri.call("Status", verbose=True).info["config"])["spares"]["ready"] < SPARES:
-        time.sleep(0.2)
+    def are_ready():
+        config = side.cri.call("Status", verbose=True).info["config"]
+        return json.loads(config)["spares"]["ready"] == SPARES
+
+    wait_until(are_ready, "all spares are ready", every=0.2)
 
 
 def measure(setting):
