@@ -45,7 +45,7 @@ pub struct Spare {
     pub attachment: Attachment,
     pub guest: Guest,
     /// What it was forked from.
-    pub template: Option<Arc<Template>>,
+    pub template: Arc<Template>,
 }
 
 impl Spare {

@@ -217,6 +217,11 @@ impl Templates {
         }
     }
 
+    /// Whether the pods of all namespaces share them.
+    pub fn are_the_nodes(&self) -> bool {
+        self.sharing == Sharing::Node
+    }
+
     /// Which template is for a VM of this size, of a pod in this namespace. `None` if none is.
     pub fn key(&self, size: &VmSize, namespace: &str) -> Option<Key> {
         let can_fork = self.most_bytes > 0 && size.vcpus <= self.vcpus;
@@ -345,6 +350,7 @@ mod tests {
         assert_eq!(none.key(&size(512, 1), "any"), None);
         let own = Templates::new(1, Sharing::Namespace, 4);
         assert_eq!(own.key(&size(512, 1), "a").unwrap().namespace, "a");
+        assert!(templates.are_the_nodes() && !own.are_the_nodes());
     }
 
     #[test]

@@ -43,9 +43,11 @@ pub async fn keep(shared: Arc<Shared>) {
     while shared.host.probe.ready().await.is_err() {
         sleep(RETRY).await;
     }
-    // A pod that asks for nothing is what a node is most likely to see.
+    // A pod that asks for nothing is what a node is most likely to see. If namespaces share nothing, none is known yet.
     let first = Plan::of(&shared, "", &PodLimits::default());
-    if let Some(kind) = first.ok().and_then(|plan| kind_of(&shared, &plan, "")) {
+    if shared.host.templates.are_the_nodes()
+        && let Some(kind) = first.ok().and_then(|plan| kind_of(&shared, &plan, ""))
+    {
         shared.spares.expect(&kind);
     }
     loop {
@@ -62,13 +64,7 @@ pub async fn keep(shared: Arc<Shared>) {
             continue;
         };
         let making = shared.spares.making.lock().await;
-        let made = match make(&shared, kind).await {
-            Ok(spare) => {
-                add(&shared, spare).await;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        };
+        let made = make(&shared, kind).await;
         drop(making);
         if let Err(error) = made {
             tracing::warn!("no VM could be made ready for a pod: {}", chain(&error));
@@ -135,23 +131,21 @@ async fn undo(mut owner: Owner, what: &str) {
     }
 }
 
-/// Makes a spare. After an error, nothing is left of it.
-async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<Spare, BootError> {
+/// Makes and adds a spare. After an error, nothing is left of it.
+async fn make(shared: &Arc<Shared>, kind: Kind) -> Result<(), BootError> {
     let turn = shared.host.admission.turn(Patience::new(None)).await?;
     let record = PodRecord::new(new_id(), now(), nobody(&kind.namespace));
     let mut owner = Owner::new(Arc::clone(shared), record, BTreeMap::new());
     // No client knows its id, and none is to reach it by a prefix.
     shared.registry.forget(owner.ledger.pod());
-    match owner.make_spare(&kind, &turn).await {
-        Ok(made) => Ok(Spare {
-            kind,
-            record: owner.ledger.pod().clone(),
-            attachment: made.vm.attachment,
-            guest: made.guest,
-            template: made.template,
-        }),
+    let made = owner.make_spare(kind, &turn).await;
+    drop(turn);
+    match made {
+        Ok(spare) => {
+            add(shared, spare).await;
+            Ok(())
+        }
         Err(error) => {
-            drop(turn);
             undo(owner, "undo a VM that was to be ready for a pod").await;
             Err(error)
         }
@@ -169,8 +163,7 @@ fn kind_of(shared: &Shared, plan: &Plan, namespace: &str) -> Option<Kind> {
 
 impl Owner {
     /// Makes the VM of a spare: forked, because one that boots would take five times as much memory.
-    async fn make_spare(&mut self, kind: &Kind, turn: &Turn) -> Result<Made, BootError> {
-        let started = Instant::now();
+    async fn make_spare(&mut self, kind: Kind, turn: &Turn) -> Result<Spare, BootError> {
         let shared = Arc::clone(&self.shared);
         let id = self.ledger.pod().id.clone();
         let plan = Plan {
@@ -183,7 +176,6 @@ impl Owner {
         let (run, scratch) = self.make_directories(plan, ahead.record.clone())?;
         let making = shared.host.network.make_ahead(ahead);
         let attachment = self.attach_and_make_scratch(making, &scratch, None).await?;
-        let prepared = started.elapsed();
         let vm = Vm {
             files: Files::new(run),
             attachment,
@@ -199,13 +191,12 @@ impl Owner {
         let (answer, _caller) = oneshot::channel();
         let mut nobody: Answer<()> = answer;
         let guest = self.start_vm(&vm, origin, turn, &mut nobody).await?;
-        Ok(Made {
-            vm,
+        Ok(Spare {
+            kind,
+            record: self.ledger.pod().clone(),
+            attachment: vm.attachment,
             guest,
-            template: Some(template),
-            containers: None,
-            old_cgroup: None,
-            prepared,
+            template,
         })
     }
 
@@ -265,7 +256,7 @@ impl Owner {
                 user: pod.user().unwrap_or_default(),
             },
             guest,
-            template,
+            template: Some(template),
             containers: None,
             prepared: started.elapsed(),
         })
