@@ -6,10 +6,10 @@
 //! that booted, into which the content of a checkpoint is copied.
 
 pub mod ahead;
+mod laid;
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
@@ -21,6 +21,7 @@ use vm_memory::{
 use crate::foreseen::PAGE_BYTES;
 use crate::sparse::{self, Copier, CopyError};
 use crate::sys;
+pub use laid::{Laid, forked};
 
 /// The memory that devices and vCPUs share.
 pub type Memory = GuestMemoryMmap<()>;
@@ -101,42 +102,6 @@ fn shared(file: File, bytes: u64) -> Result<Memory, MemoryError> {
         offset += len;
     }
     Memory::from_regions(regions).map_err(MemoryError::Arrange)
-}
-
-/// The parts of a fork's memory that are its template's, by their places in the file of [`save`].
-pub type Laid = Vec<Range<u64>>;
-
-/// The memory of a fork: `bytes`, of which the first are those of `template`. Nobody writes to the template any more. Also
-/// returns which parts are the template's.
-///
-/// Only where the template has data is it mapped, privately, over a file of the fork's own. A page of a hole that is read
-/// through a mapping would be made in the template's file.
-pub fn forked(template: &File, bytes: u64) -> Result<(Memory, Laid), MemoryError> {
-    let measured = template.metadata().map_err(MemoryError::Template)?.len();
-    if measured > bytes {
-        return Err(MemoryError::LargeTemplate {
-            template: measured,
-            bytes,
-        });
-    }
-    let memory = create(bytes)?;
-    let (mut laid, mut first) = (Laid::new(), 0);
-    // A fork touches few pages.
-    memory.iter().for_each(sys::avoid_huge_pages);
-    for ((_, len), region) in ranges(measured).into_iter().zip(memory.iter()) {
-        let mut at = first;
-        while let Some(data) =
-            sparse::next_data(template, at..first + len).map_err(MemoryError::Template)?
-        {
-            let length = data.end - data.start;
-            let over = sys::lay_over(region, data.start - first, length, template, data.start);
-            over.map_err(MemoryError::Template)?;
-            at = data.end;
-            laid.push(data);
-        }
-        first += len;
-    }
-    Ok((memory, laid))
 }
 
 /// Memory of its own with the content of a checkpoint, a regular file of this many bytes as [`save`] writes it. Nobody needs
@@ -377,47 +342,6 @@ mod tests {
     }
 
     #[test]
-    fn forks_begin_with_the_template_and_change_nothing_but_their_own() {
-        use std::os::unix::fs::MetadataExt;
-        let template = template();
-        let taken = template.metadata().unwrap().blocks();
-        let forks = [1, 2].map(|_| forked(&template, 8 * PAGE_BYTES).unwrap().0);
-        for fork in &forks {
-            assert_eq!(first_bytes(fork, 8), [1, 0, 3, 4, 0, 0, 0, 0]);
-        }
-        for page in 0..8 {
-            forks[0]
-                .write_obj(9u8, GuestAddress(page * PAGE_BYTES))
-                .unwrap();
-        }
-        assert_eq!(first_bytes(&forks[0], 8), [9; 8]);
-        assert_eq!(first_bytes(&forks[1], 8), [1, 0, 3, 4, 0, 0, 0, 0]);
-        let third = forked(&template, 4 * PAGE_BYTES).unwrap().0;
-        assert_eq!(first_bytes(&third, 4), [1, 0, 3, 4]);
-        assert_eq!(
-            template.metadata().unwrap().blocks(),
-            taken,
-            "holes stay holes"
-        );
-    }
-
-    #[test]
-    fn what_a_fork_gives_back_is_the_templates_again() {
-        let template = template();
-        let (fork, _) = forked(&template, 8 * PAGE_BYTES).unwrap();
-        for page in 0..8 {
-            fork.write_obj(9u8, GuestAddress(page * PAGE_BYTES))
-                .unwrap();
-        }
-        assert_eq!(
-            release(&fork, PAGE_BYTES, 4 * PAGE_BYTES).unwrap(),
-            4 * PAGE_BYTES
-        );
-        assert_eq!(first_bytes(&fork, 8), [9, 0, 3, 4, 0, 9, 9, 9]);
-        assert!(release(&fork, 7 * PAGE_BYTES, 2 * PAGE_BYTES).is_err());
-    }
-
-    #[test]
     fn a_template_that_is_larger_than_its_fork_is_refused() {
         let refused = forked(&template(), 3 * PAGE_BYTES);
         assert!(matches!(refused, Err(MemoryError::LargeTemplate { .. })));
@@ -426,7 +350,7 @@ mod tests {
     }
 
     /// A file that [`save`] has written, and how many bytes it wrote.
-    fn saved(memory: &Memory, laid: &Laid) -> (File, u64) {
+    pub(super) fn saved(memory: &Memory, laid: &Laid) -> (File, u64) {
         let file = tempfile::tempfile().unwrap();
         let bytes = memory.iter().map(GuestMemoryRegion::len).sum();
         file.set_len(bytes).unwrap();
@@ -436,7 +360,7 @@ mod tests {
         (file, written)
     }
 
-    fn blocks(memory: &Memory) -> u64 {
+    pub(super) fn blocks(memory: &Memory) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let region = memory.iter().next().unwrap();
         let backing = region.file_offset().unwrap();
@@ -473,23 +397,6 @@ mod tests {
         assert_eq!(saved(&again, &Laid::new()).1, 3 * PAGE_BYTES);
         let copy = restored(&file, BYTES).unwrap();
         assert_eq!(saved(&copy, &Laid::new()).1, written);
-    }
-
-    #[test]
-    fn a_fork_is_saved_with_the_pages_of_its_template_and_its_own() {
-        use std::os::unix::fs::MetadataExt;
-        let template = template();
-        let taken = template.metadata().unwrap().blocks();
-        let (fork, laid) = forked(&template, 8 * PAGE_BYTES).unwrap();
-        fork.write_obj(9u8, GuestAddress(2 * PAGE_BYTES)).unwrap();
-        fork.write_obj(8u8, GuestAddress(5 * PAGE_BYTES)).unwrap();
-        let own = blocks(&fork);
-        let (file, written) = saved(&fork, &laid);
-        assert_eq!(written, 4 * PAGE_BYTES);
-        assert_eq!(template.metadata().unwrap().blocks(), taken);
-        assert_eq!(blocks(&fork), own, "what it never had is not made");
-        let again = restored(&file, 8 * PAGE_BYTES).unwrap();
-        assert_eq!(first_bytes(&again, 8), [1, 0, 9, 4, 0, 8, 0, 0]);
     }
 
     #[test]
