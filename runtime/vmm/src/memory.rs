@@ -2,8 +2,8 @@
 //! Guest memory, with a gap below 4 GiB for devices. Everything else in this crate builds on it.
 //!
 //! It is an anonymous file, mapped shared. The memory of a fork is its own, except that it begins with the pages of a
-//! template, which is mapped privately: a page is copied when the fork first writes to it. A restored VM has memory as one
-//! that booted, into which the content of a checkpoint is copied.
+//! template, which is mapped privately: a page is copied when the fork first writes to it. A restored VM either has memory
+//! as one that booted, into which the content of a checkpoint is copied, or maps the checkpoint as a fork its template.
 
 pub mod ahead;
 mod laid;
@@ -21,7 +21,7 @@ use vm_memory::{
 use crate::foreseen::PAGE_BYTES;
 use crate::sparse::{self, Copier, CopyError};
 use crate::sys;
-pub use laid::{Laid, forked};
+pub use laid::{Laid, forked, mapped};
 
 /// The memory that devices and vCPUs share.
 pub type Memory = GuestMemoryMmap<()>;
@@ -59,6 +59,8 @@ pub enum MemoryError {
     OtherSize { found: u64, bytes: u64 },
     #[error("copy the memory of the checkpoint")]
     Copy(#[from] CopyError),
+    #[error("map the memory of the checkpoint")]
+    MapCheckpoint(#[source] io::Error),
     #[error("combine the regions of guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
 }
@@ -107,24 +109,28 @@ fn shared(file: File, bytes: u64) -> Result<Memory, MemoryError> {
 /// Memory of its own with the content of a checkpoint, a regular file of this many bytes as [`save`] writes it. Nobody needs
 /// the file afterwards.
 pub fn restored(checkpoint: &File, bytes: u64) -> Result<Memory, MemoryError> {
-    let metadata = checkpoint.metadata().map_err(MemoryError::Checkpoint)?;
-    if !metadata.is_file() {
-        let what = io::Error::other("it is no regular file");
-        return Err(MemoryError::Checkpoint(what));
-    }
-    let found = metadata.len();
-    if found != bytes {
-        return Err(MemoryError::OtherSize { found, bytes });
-    }
+    check_checkpoint(checkpoint, bytes)?;
     let file = anonymous_file(FILE_NAME, bytes)?;
     // The parent has a time limit, and ends this process.
     Copier::new(&file, None).file(checkpoint, bytes)?;
     shared(file, bytes)
 }
 
+fn check_checkpoint(checkpoint: &File, bytes: u64) -> Result<(), MemoryError> {
+    let metadata = checkpoint.metadata().map_err(MemoryError::Checkpoint)?;
+    if !metadata.is_file() {
+        let what = io::Error::other("it is no regular file");
+        return Err(MemoryError::Checkpoint(what));
+    }
+    match metadata.len() {
+        found if found == bytes => Ok(()),
+        found => Err(MemoryError::OtherSize { found, bytes }),
+    }
+}
+
 /// Copies all memory into a file, in which its [`ranges`] follow one another. Call it while nobody writes to the memory.
 ///
-/// Holes of the file behind memory are not read, because that would make their pages. What is `laid` over it has data.
+/// Holes of the file behind memory are not read, because that would make their pages. What is `laid` over it is read.
 pub fn save(memory: &Memory, laid: &Laid, copier: &mut Copier<'_>) -> Result<(), CopyError> {
     let mut first = 0;
     for region in memory.iter() {
@@ -211,8 +217,9 @@ pub fn expect_use(memory: &Memory, start: u64, end: u64) {
     }
 }
 
-/// Gives the whole pages inside `[start, start + len)` back to the host. They read as zeroes from now
-/// on, or in a fork as in its template. Returns how many bytes were released. The numbers may come from the guest and be wrong.
+/// Gives the whole pages inside `[start, start + len)` back to the host. They read as zeroes from now on, or as in the
+/// template or checkpoint that they are mapped from. Returns how many bytes were released. The numbers may come from the
+/// guest and be wrong.
 pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let bad = || io::Error::from(io::ErrorKind::InvalidInput);
     let region = memory.find_region(GuestAddress(start)).ok_or_else(bad)?;
@@ -226,8 +233,8 @@ pub fn release(memory: &Memory, start: u64, len: u64) -> io::Result<u64> {
     let Some(bytes) = last.checked_sub(first).filter(|&b| b > 0) else {
         return Ok(0);
     };
-    // A fork's copies of pages of its template are not in its file. The template's page is seen again then: what a guest gave
-    // back has no content.
+    // Copies of pages that are mapped from a template or a checkpoint are not in the VM's own file. The original is seen
+    // again then: what a guest gave back has no content.
     sys::forget(region, first, bytes)?;
     let backing = region.file_offset().ok_or_else(bad)?;
     let offset = backing.start().checked_add(first).ok_or_else(bad)?;
@@ -400,18 +407,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_memory_of_this_size_is_not_restored() {
+    fn what_is_no_memory_of_this_size_is_neither_copied_nor_mapped() {
+        use std::os::fd::OwnedFd;
+        let either = |file: &File, bytes| {
+            let mapped = mapped(file, bytes).map(|(memory, _)| memory);
+            [restored(file, bytes), mapped].map(Result::unwrap_err)
+        };
         let file = tempfile::tempfile().unwrap();
         file.set_len(2 * PAGE_BYTES).unwrap();
         for bytes in [PAGE_BYTES, 3 * PAGE_BYTES] {
-            let refused = restored(&file, bytes);
-            assert!(matches!(refused, Err(MemoryError::OtherSize { .. })));
+            for refused in either(&file, bytes) {
+                assert!(matches!(refused, MemoryError::OtherSize { .. }));
+            }
         }
         let device = File::open("/dev/zero").unwrap();
-        assert!(matches!(
-            restored(&device, 0),
-            Err(MemoryError::Checkpoint(_))
-        ));
+        let directory = File::open("/").unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        for no_file in [device, directory, OwnedFd::from(pipe).into()] {
+            for refused in either(&no_file, 0) {
+                assert!(matches!(refused, MemoryError::Checkpoint(_)));
+            }
+        }
     }
 
     #[test]
