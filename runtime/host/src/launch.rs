@@ -337,6 +337,7 @@ impl Launcher {
                 },
                 Beginning::Restore(saved) => Start::Restore {
                     kernel_sum: saved.kernel_sum,
+                    maps_memory: saved.maps_memory,
                 },
             },
         }
@@ -441,7 +442,7 @@ impl Starting {
         watch.answered(guest, "going on from its template").await
     }
 
-    /// Configures the VMM of a restored VM, gives it its layers when it has copied its memory, and waits until the agent
+    /// Configures the VMM of a restored VM, gives it its layers when it has its memory, and waits until the agent
     /// answers.
     async fn go_on_with(
         self,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a VM is restored from: the files of a checkpoint. [`crate::control::checkpoint`] has them written.
 //!
-//! Nobody writes to these files, and the VM needs them only until it runs. Its VMM copies the memory, so it takes as long as
-//! the disk takes to read that. What was on the image disk is not in a checkpoint: the caller has the same files, and
-//! [`attach`] puts them where they were before the guest goes on.
+//! Nobody writes to these files. The VMM either copies the memory, which takes as long as the disk takes to read that, and
+//! the VM needs the files only until it runs; or it maps the memory, which many VMs share then, and of which each reads what
+//! it uses. What was on the image disk is not in a checkpoint: the caller has the same files, and [`attach`] puts them where
+//! they were before the guest goes on.
 
 use std::fmt;
 use std::fs::File;
@@ -63,6 +64,9 @@ pub struct Saved {
     pub kernel_sum: KernelSum,
     pub memory: File,
     pub state: File,
+    /// Whether the VM maps the memory instead of copying it. The file stays as it is then as long as that VM runs; it may
+    /// be unlinked.
+    pub maps_memory: bool,
 }
 
 impl Saved {
@@ -93,7 +97,7 @@ pub fn kernel_sum(path: &Path) -> io::Result<KernelSum> {
 }
 
 /// Attaches the layers of a restored VM in order, each of which must come to be where the guest knows it, and lets the guest
-/// go on. The VMM answers as soon as it has copied the memory, so all of it may take as long as `limit`.
+/// go on. The VMM answers as soon as it has its memory, and copies it perhaps, so all of it may take as long as `limit`.
 pub(crate) async fn attach(
     socket: &Path,
     layers: Vec<(File, Extent)>,

@@ -108,7 +108,13 @@ pub enum Start {
     },
     /// It goes on where a checkpoint was made ([`crate::control::Request::Checkpoint`]), with at most as many vCPUs and just
     /// as much memory. It is paused until the parent has attached what was on the image disk, and resumes it.
-    Restore { kernel_sum: KernelSum },
+    Restore {
+        kernel_sum: KernelSum,
+        /// Whether it maps the memory of the checkpoint, which it shares with others then, instead of copying it. The
+        /// file stays as it is as long as such a VM runs: nobody writes to it, or makes it shorter. It may be unlinked.
+        #[serde(default)]
+        maps_memory: bool,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -290,6 +296,10 @@ mod tests {
             kernel_sum,
             foreseen,
         };
+        let restore = |maps_memory| Start::Restore {
+            kernel_sum,
+            maps_memory,
+        };
         for start in [
             Start::Boot,
             Start::Template { kernel_sum },
@@ -298,7 +308,8 @@ mod tests {
                 written: runs([0, 1, 65535]),
                 read: runs([2]),
             })),
-            Start::Restore { kernel_sum },
+            restore(false),
+            restore(true),
         ] {
             config.start = start.clone();
             let text = serde_json::to_string(&config).unwrap();

@@ -35,7 +35,7 @@ pub enum Inherited {
     /// has modules.
     Modules,
     /// The memory of a template, a memfd: open for both in the template, for reading in a fork. Or that of a checkpoint, a
-    /// regular file open for reading.
+    /// regular file open for reading, to which nobody writes any more as long as VMs run that map it.
     Memory,
     /// The state of a template or checkpoint, a file: open for writing in the template, otherwise for reading.
     State,

@@ -17,40 +17,48 @@ use crate::sys::Singly;
 #[derive(Debug)]
 pub struct Begun {
     pub memory: Memory,
-    /// Which parts of it are its template's.
+    /// Which parts of it are mapped from its template or its checkpoint.
     pub laid: Laid,
     /// In a fork from which the parent learns. Keep it.
     pub shown: Option<Singly>,
 }
 
 pub fn memory_of(origin: &Origin, bytes: u64) -> Result<Begun, MemoryError> {
-    let memory = match origin {
+    let own = |memory| (memory, Laid::new());
+    let (memory, laid) = match origin {
         Origin::Boot { template, .. } => match template {
-            None => memory::create(bytes),
-            Some(template) => memory::of_template(&template.memory, bytes),
+            None => memory::create(bytes).map(own),
+            Some(template) => memory::of_template(&template.memory, bytes).map(own),
         },
-        Origin::Fork { template, foreseen } => {
-            let (memory, laid) = memory::forked(&template.memory, bytes)?;
-            let shown = match foreseen {
-                Some(foreseen) => {
-                    or_go_on("copy pages ahead", ahead::copy(&memory, foreseen));
-                    None
-                }
-                None => or_go_on("show which pages are used", ahead::show(&memory, &laid)),
-            };
-            return Ok(Begun {
-                memory,
-                laid,
-                shown,
-            });
-        }
-        Origin::Restore(checkpoint) => memory::restored(&checkpoint.memory, bytes),
+        Origin::Fork { template, .. } => memory::forked(&template.memory, bytes),
+        Origin::Restore {
+            checkpoint,
+            maps_memory,
+        } => match maps_memory {
+            false => memory::restored(&checkpoint.memory, bytes).map(own),
+            true => memory::mapped(&checkpoint.memory, bytes),
+        },
+    }?;
+    let shown = match origin {
+        Origin::Fork { foreseen, .. } => of_fork(&memory, &laid, foreseen.as_ref()),
+        Origin::Boot { .. } | Origin::Restore { .. } => None,
     };
     Ok(Begun {
-        memory: memory?,
-        laid: Laid::new(),
-        shown: None,
+        memory,
+        laid,
+        shown,
     })
+}
+
+/// Copies what a fork will write to, or shows the parent what it uses.
+fn of_fork(memory: &Memory, laid: &Laid, foreseen: Option<&Foreseen>) -> Option<Singly> {
+    match foreseen {
+        Some(foreseen) => {
+            or_go_on("copy pages ahead", ahead::copy(memory, foreseen));
+            None
+        }
+        None => or_go_on("show which pages are used", ahead::show(memory, laid)),
+    }
 }
 
 /// Lets the guest go on where it was saved.

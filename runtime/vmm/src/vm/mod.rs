@@ -121,8 +121,8 @@ pub fn run(config: &VmConfig, origin: Instant) -> Result<ExitReport, SetupError>
             beginning::map_ahead(&machine, foreseen.as_ref());
             (None, Gate::default())
         }
-        Origin::Restore(saved) => {
-            beginning::go_on(&machine, &saved)?;
+        Origin::Restore { checkpoint, .. } => {
+            beginning::go_on(&machine, &checkpoint)?;
             (None, Gate::closed())
         }
     };

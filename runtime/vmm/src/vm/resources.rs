@@ -50,7 +50,10 @@ pub enum Origin {
         /// `None`: the parent learns from this one.
         foreseen: Option<Foreseen>,
     },
-    Restore(Saved),
+    Restore {
+        checkpoint: Saved,
+        maps_memory: bool,
+    },
 }
 
 /// What a kernel boots from.
@@ -111,15 +114,21 @@ impl Origin {
                     foreseen: foreseen.clone(),
                 });
             }
-            Start::Restore { kernel_sum } => {
-                let saved = Saved::take(*kernel_sum)?;
-                let flags = rustix::fs::fcntl_getfl(&saved.memory);
+            Start::Restore {
+                kernel_sum,
+                maps_memory,
+            } => {
+                let checkpoint = Saved::take(*kernel_sum)?;
+                let flags = rustix::fs::fcntl_getfl(&checkpoint.memory);
                 let flags = flags.map_err(failed(Inherited::Memory))?;
                 if flags & OFlags::RWMODE != OFlags::RDONLY {
                     let wrong = io::Error::other("it is not open for reading only");
                     return Err(failed(Inherited::Memory)(wrong));
                 }
-                return Ok(Self::Restore(saved));
+                return Ok(Self::Restore {
+                    checkpoint,
+                    maps_memory: *maps_memory,
+                });
             }
         };
         let image = BootImage {

@@ -34,7 +34,7 @@ pub struct Saver {
     /// The sum of the guest's kernel and the file for the state, in a template.
     pub template: Option<(KernelSum, File)>,
     pub memory_bytes: u64,
-    /// In a fork.
+    /// In a fork, and in a restored VM that maps its checkpoint.
     pub laid: Laid,
     host: Host,
     /// The vCPUs' threads have others.

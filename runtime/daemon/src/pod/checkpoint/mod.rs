@@ -235,6 +235,7 @@ impl Saved {
             kernel_sum: self.manifest.kernel,
             memory,
             state,
+            maps_memory: false,
         })
     }
 
