@@ -41,6 +41,7 @@ use crate::pod::plan::sizing::Defaults;
 use crate::pod::templates::Templates;
 use crate::pod::users::Users;
 use crate::pod::volumes::Volumes;
+use crate::pod::warmed::Warmed;
 use crate::pod::{Host, Pods};
 use crate::scratch::Scratch;
 use crate::store::{self, Store, StoreError};
@@ -234,6 +235,7 @@ fn host(config: Config) -> Result<Host, ServeError> {
         scratch: Scratch::new(templates),
         clock: HostClock::start(),
         templates: Templates::new(sandbox.templates_bytes, sandbox.templates_of, cpus()),
+        warmed: Warmed::new(sandbox.warmed),
         log_bytes_per_second: sandbox.log_bytes_per_second,
         probe: Probe::new(
             config.vmm.clone(),

@@ -26,21 +26,22 @@ use super::cli;
 /// Longer than any of these calls takes.
 const LIMIT: Duration = Duration::from_secs(150);
 /// Counts, and keeps a secret that only its memory and a file have. It tells both when it is asked to.
-const COUNTING: &str = "secret=$(cat /proc/sys/kernel/random/uuid); echo $secret >/secret; count=0
+pub const COUNTING: &str =
+    "secret=$(cat /proc/sys/kernel/random/uuid); echo $secret >/secret; count=0
 trap 'echo kept $secret $count' USR1
 while true; do count=$((count+1)); echo $count >/count; sleep 0.1; done";
 const FILES: [&str; 4] = ["manifest.json", "memory", "scratch", "state"];
 
 /// A container as kubelet asks for it, so that the same can be asked for again.
-fn asked(name: &str, image: &str, script: &str) -> ContainerConfig {
+pub fn asked(name: &str, image: &str, script: &str) -> ContainerConfig {
     kubelets_container(container(name, image, &["sh", "-c", script]))
 }
 
-fn pod_asked(client: &Client, name: &str) -> PodSandboxConfig {
+pub fn pod_asked(client: &Client, name: &str) -> PodSandboxConfig {
     kubelets_pod(client.pod_config(name))
 }
 
-async fn run(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
+pub async fn run(client: &mut Client, pod: &Pod, config: ContainerConfig) -> String {
     let id = client.create_as_it_is(pod, config).await.expect("create");
     client.start(&id).await.expect("start");
     id
@@ -92,7 +93,7 @@ async fn restore(
 }
 
 /// An empty directory for a checkpoint, on a disk.
-fn directory() -> tempfile::TempDir {
+pub fn directory() -> tempfile::TempDir {
     fs::create_dir_all("/var/lib/bulkhead").expect("make /var/lib/bulkhead");
     tempfile::Builder::new()
         .prefix("checkpoint-")
@@ -110,7 +111,7 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 /// How far a container has counted.
-async fn count(client: &mut Client, id: &str) -> u64 {
+pub async fn count(client: &mut Client, id: &str) -> u64 {
     // The file may be read before it is there, or while it is written.
     until("the container has counted", async || {
         let shown = client.shell(id, "cat /count || true").await;
@@ -120,7 +121,7 @@ async fn count(client: &mut Client, id: &str) -> u64 {
 }
 
 /// Waits until a container counts on.
-async fn counts_on(client: &mut Client, id: &str, from: u64) -> u64 {
+pub async fn counts_on(client: &mut Client, id: &str, from: u64) -> u64 {
     let mut last = 0;
     until("the container counts on", async || {
         last = count(client, id).await;
@@ -131,7 +132,7 @@ async fn counts_on(client: &mut Client, id: &str, from: u64) -> u64 {
 }
 
 /// What the process of a container still knows: its secret and its count.
-async fn kept(client: &mut Client, pod: &Pod, id: &str, name: &str) -> (String, u64) {
+pub async fn kept(client: &mut Client, pod: &Pod, id: &str, name: &str) -> (String, u64) {
     client.shell(id, "kill -USR1 1").await;
     let log = client
         .log_until(pod, name, |log| log.contains("kept "))

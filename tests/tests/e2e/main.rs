@@ -42,3 +42,4 @@ mod streaming;
 mod systemd;
 mod users;
 mod volumes;
+mod warmed;

@@ -41,25 +41,34 @@ pub struct RestoreArguments {
 /// Saves a pod. The directory is made if it is not there.
 pub async fn save(client: &mut Client, pod: &str, directory: &Path) -> Result<(), CliError> {
     let output_path = made(directory)?;
+    let (pod, running) = running(client, pod).await?;
+    let mut request = Request::new(cri::CheckpointPodRequest {
+        pod_sandbox_id: pod.id.clone(),
+        output_path,
+        container_ids: running.into_iter().map(|one| one.id).collect(),
+        ..Default::default()
+    });
+    request.set_timeout(LIMIT);
+    let saved = client.runtime.checkpoint_pod(request).await;
+    saved.map_err(failed(format!("save pod {}", pod.id)))?;
+    Ok(())
+}
+
+/// A pod, found by its id or a unique prefix of it, and its containers that run.
+pub async fn running(
+    client: &mut Client,
+    pod: &str,
+) -> Result<(cri::PodSandboxStatus, Vec<cri::ContainerStatus>), CliError> {
     let request = cri::PodSandboxStatusRequest {
         pod_sandbox_id: pod.to_owned(),
         verbose: false,
     };
     let status = client.runtime.pod_sandbox_status(request).await;
     let status = status.map_err(failed(format!("pod {pod}")))?.into_inner();
-    let running = status.containers_statuses.into_iter();
-    let running =
-        running.filter(|one| one.state == i32::from(cri::ContainerState::ContainerRunning));
-    let mut request = Request::new(cri::CheckpointPodRequest {
-        pod_sandbox_id: status.status.unwrap_or_default().id,
-        output_path,
-        container_ids: running.map(|one| one.id).collect(),
-        ..Default::default()
-    });
-    request.set_timeout(LIMIT);
-    let saved = client.runtime.checkpoint_pod(request).await;
-    saved.map_err(failed(format!("save pod {pod}")))?;
-    Ok(())
+    let mut containers = status.containers_statuses;
+    let is_running = i32::from(cri::ContainerState::ContainerRunning);
+    containers.retain(|one| one.state == is_running);
+    Ok((status.status.unwrap_or_default(), containers))
 }
 
 /// Brings a pod back, and lets its containers go on. Prints the ids.
@@ -106,7 +115,7 @@ pub async fn restore(client: &mut Client, arguments: RestoreArguments) -> Result
 }
 
 /// A directory that only its owner may enter, made if it is not there; as text, for CRI.
-fn made(directory: &Path) -> Result<String, CliError> {
+pub fn made(directory: &Path) -> Result<String, CliError> {
     let mut builder = DirBuilder::new();
     let made = match builder.recursive(true).mode(0o700).create(directory) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -9,10 +9,12 @@ mod logs;
 mod pull;
 mod run;
 mod templates;
+mod warm;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bulkhead_text::chain;
 
@@ -45,6 +47,8 @@ pub enum Command {
     },
     /// Bring back a pod that was saved, under a new name, and let its containers go on where they were.
     Restore(checkpoint::RestoreArguments),
+    /// Save a running pod as which new pods of its namespace can begin: those with the annotation bulkhead.dev/warmed.
+    Warm(warm::Arguments),
     /// Pull an image.
     Pull { image: String },
     /// Print what a container has written.
@@ -87,6 +91,18 @@ pub(crate) enum CliError {
     },
     #[error("write the output")]
     Output(#[source] io::Error),
+    #[error("the daemon keeps no warmed pods: set sandbox.warmed to a directory")]
+    NoneWarmed,
+    #[error("{what} is {value:?}, which is no DNS label")]
+    NoLabel { what: &'static str, value: String },
+    #[error("no running container of the pod has the name {0:?}: name one with --container")]
+    NoContainer(String),
+    #[error("container {container} was not ready after {limit:?}; the command said last: {said}")]
+    NotReady {
+        container: String,
+        limit: Duration,
+        said: String,
+    },
     #[error("container {0} has no log")]
     NoLog(String),
     #[error("--env {0:?} is not NAME=VALUE")]
@@ -127,6 +143,7 @@ async fn dispatch(command: Command, socket: &Path) -> Result<u8, CliError> {
             checkpoint::save(&mut client, &pod, &directory).await?;
         }
         Command::Restore(arguments) => checkpoint::restore(&mut client, arguments).await?,
+        Command::Warm(arguments) => warm::save(&mut client, arguments).await?,
         Command::Pull { image } => println!("{}", pull::pull(&client, &image).await?),
         Command::Logs { container, follow } => logs::print(&mut client, &container, follow).await?,
     }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `bulkhead templates`: prints what VMs are forked from, how VMs of this daemon began, and how many are ready for pods to
-//! come.
+//! `bulkhead templates`: prints what VMs are forked from, how VMs of this daemon began, how many are ready for pods to
+//! come, and how many pods began as warmed ones.
 
 use bulkhead_proto::cri;
 
 use super::CliError;
 use super::client::{Client, failed};
 use super::list::{headings, table};
-use crate::pod::spares;
 use crate::pod::templates::Status;
+use crate::pod::{spares, warmed};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,7 +19,7 @@ pub async fn ask(client: &mut Client) -> Result<Option<Status>, CliError> {
 }
 
 /// The daemon's configuration and state, as JSON.
-async fn details(client: &mut Client) -> Result<serde_json::Value, CliError> {
+pub(super) async fn details(client: &mut Client) -> Result<serde_json::Value, CliError> {
     let request = cri::StatusRequest { verbose: true };
     let answer = client.runtime.status(request).await;
     let answer = answer.map_err(failed("status of the daemon"))?.into_inner();
@@ -38,6 +38,9 @@ pub async fn print(client: &mut Client) -> Result<(), CliError> {
     println!("{}", status.sentence());
     if let Ok(spares) = serde_json::from_value::<spares::Status>(details["spares"].clone()) {
         println!("{}", spares.sentence());
+    }
+    if let Ok(warmed) = serde_json::from_value::<warmed::Status>(details["warmed"].clone()) {
+        println!("{}", warmed.sentence());
     }
     Ok(())
 }

@@ -130,6 +130,8 @@ pub struct SandboxConfig {
     pub templates_of: Sharing,
     /// How many VMs are kept ready for pods to come.
     pub spares: usize,
+    /// Where warmed pods are. `None`: no pod begins as one.
+    pub warmed: Option<PathBuf>,
 }
 
 impl RawStreaming {
@@ -348,6 +350,10 @@ impl RawSandbox {
                 false => Sharing::Node,
             },
             spares: self.spares,
+            warmed: self
+                .warmed
+                .map(|path| absolute("sandbox.warmed", path))
+                .transpose()?,
         })
     }
 }

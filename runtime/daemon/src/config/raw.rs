@@ -66,6 +66,7 @@ pub struct RawSandbox {
     pub templates_mib: u64,
     pub templates_per_namespace: bool,
     pub spares: usize,
+    pub warmed: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -160,6 +161,7 @@ impl Default for RawSandbox {
             templates_mib: 512,
             templates_per_namespace: false,
             spares: 0,
+            warmed: None,
         }
     }
 }

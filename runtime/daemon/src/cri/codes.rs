@@ -132,6 +132,8 @@ fn checkpoint_code(error: &CheckpointError) -> Code {
     match error {
         CheckpointError::Directory { .. } | CheckpointError::Containers(_) => Code::InvalidArgument,
         CheckpointError::Refused { .. }
+        | CheckpointError::NoneWarmed
+        | CheckpointError::NoLabel(_)
         | CheckpointError::Unknown { .. }
         | CheckpointError::Unlike(_) => Code::FailedPrecondition,
         CheckpointError::File { source, .. } if is_full(source) => Code::ResourceExhausted,

@@ -11,6 +11,8 @@ use super::refusal::{ParseError, check_handler, wrong};
 use super::{limits, parse_cdi, parse_devices, parse_mounts, parse_security};
 use crate::pod::life::signal;
 use crate::pod::life::spec::{ContainerSpec, Dns, Labels, PodName, PodSpec, PortMapping, Protocol};
+use crate::pod::volumes::kind::is_label;
+use crate::pod::warmed;
 
 /// The longest hostname that Linux accepts.
 const HOSTNAME_BYTES: usize = 64;
@@ -31,6 +33,13 @@ pub fn pod(config: Option<cri::PodSandboxConfig>, handler: String) -> Result<Pod
         }
     }
     check_handler(&handler)?;
+    if let Some(name) = config
+        .annotations
+        .get(warmed::ANNOTATION)
+        .filter(|name| !is_label(name))
+    {
+        return Err(wrong(warmed::ANNOTATION, name));
+    }
     let linux = config.linux.unwrap_or_default();
     let limits = limits::pod(&linux, &config.annotations)?;
     let context = linux.security_context.unwrap_or_default();

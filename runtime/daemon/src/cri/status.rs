@@ -48,6 +48,7 @@ pub async fn status(pods: &Pods, verbose: bool) -> cri::StatusResponse {
                 "parallelBoots": pods.parallel_boots() },
             "templates": pods.templates(),
             "spares": pods.spares(),
+            "warmed": pods.warmed(),
         });
         info.insert("config".to_owned(), details.to_string());
     }

@@ -207,6 +207,16 @@ pub enum BootError {
     Fault(#[from] Fault),
 }
 
+impl BootError {
+    /// Whether the pod may begin another way than from what it was to begin from.
+    pub fn is_of_origin(&self) -> bool {
+        matches!(
+            self,
+            Self::BringBack(_) | Self::Launch { .. } | Self::Configure(_)
+        )
+    }
+}
+
 impl From<CgroupError> for BootError {
     fn from(error: CgroupError) -> Self {
         match error {

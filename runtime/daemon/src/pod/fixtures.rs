@@ -110,6 +110,7 @@ pub fn container_record() -> ContainerRecord {
         log_path: None,
         user: None,
         first_id: None,
+        waiting: None,
         termination_log: None,
         empty_dirs: std::collections::BTreeMap::new(),
     }

@@ -22,6 +22,7 @@ use super::spares::Spares;
 use super::templates::{Sources, Templates};
 use super::users::Users;
 use super::volumes::Volumes;
+use super::warmed::Warmed;
 use crate::scratch::Scratch;
 use crate::store::Store;
 
@@ -38,6 +39,7 @@ pub struct Host {
     pub images: bulkhead_image::Store,
     pub launcher: Launcher,
     pub templates: Templates,
+    pub warmed: Warmed,
     pub cgroups: Cgroups,
     pub users: Users,
     pub scratch: Scratch,

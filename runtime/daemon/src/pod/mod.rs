@@ -13,6 +13,7 @@
 //! plan       what is to be done for them, calculated before anything is done
 //! volumes    what containers mount in addition to their images
 //! checkpoint what is saved of a pod, and whether it fits what it is to be brought back as
+//! warmed     the checkpoints as which new pods can begin
 //! owner      the task that owns a pod, and all that only it does
 //! readings   what pods and containers use
 //! ```
@@ -39,6 +40,7 @@ pub mod templates;
 pub mod users;
 mod view;
 pub mod volumes;
+pub mod warmed;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -46,6 +48,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_guest::agent::ExecOutput;
+use bulkhead_text::chain;
 use tokio::sync::oneshot;
 
 use self::admission::Patience;
@@ -57,7 +60,7 @@ pub use self::host::Host;
 use self::host::Shared;
 use self::life::record::{ContainerRecord, PodRecord};
 use self::life::signal;
-use self::life::spec::{ContainerSpec, PodSpec, Resources};
+use self::life::spec::{ContainerSpec, PodName, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
 use self::owner::BringBack;
@@ -101,8 +104,50 @@ impl Pods {
     }
 
     /// Makes a pod and waits until its guest is ready. If the caller goes away meanwhile, the pod is removed.
+    /// One that is to begin as a warmed pod and cannot begins as any other.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
-        self.begin(spec, None, patience).await
+        let Some(from) = self.find_warmed(&spec).await else {
+            return self.begin(spec, None, patience).await;
+        };
+        let name = spec.name.clone();
+        match self.begin(spec.clone(), Some(from), patience).await {
+            Err(PodError::Boot(error)) if error.is_of_origin() => {
+                self.begins_cold(&name, &error);
+                self.begin(spec, None, patience).await
+            }
+            done => {
+                if done.is_ok() {
+                    self.shared.host.warmed.count_pod(true);
+                }
+                done
+            }
+        }
+    }
+
+    /// The warmed pod as which this one is to begin, if it names one that it can have.
+    async fn find_warmed(&self, spec: &PodSpec) -> Option<BringBack> {
+        let (shared, wanted) = (Arc::clone(&self.shared), spec.clone());
+        let found = tokio::task::spawn_blocking(move || shared.host.warmed.find(&wanted)).await;
+        match found.map_err(|_| CheckpointError::Panicked).flatten() {
+            Ok(saved) => saved.map(BringBack::warmed),
+            Err(error) => {
+                self.begins_cold(&spec.name, &error);
+                None
+            }
+        }
+    }
+
+    fn begins_cold(&self, name: &PodName, why: &dyn std::error::Error) {
+        self.shared.host.warmed.count_pod(false);
+        let PodName {
+            name, namespace, ..
+        } = name;
+        let why = chain(why);
+        tracing::warn!(
+            pod = name,
+            namespace,
+            "the pod cannot begin as the warmed pod that it names, so it begins as any other: {why}"
+        );
     }
 
     /// Saves a pod into a directory, with the containers with these ids, which must be all that run. It goes on afterwards,
@@ -141,7 +186,11 @@ impl Pods {
         let named = containers.iter();
         let named = named.map(|(_, spec, id)| (spec.name.clone(), id.clone()));
         let named = named.collect();
-        let from = BringBack { saved, containers };
+        let from = BringBack {
+            saved,
+            containers,
+            is_warmed: false,
+        };
         let id = self.begin(spec, Some(from), patience).await?;
         Ok((id, named))
     }

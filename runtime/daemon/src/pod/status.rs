@@ -9,7 +9,7 @@ use bulkhead_text::Problem;
 
 use super::Pods;
 use super::plan::sizing::Defaults;
-use super::{spares, templates};
+use super::{spares, templates, warmed};
 
 impl Pods {
     /// Whether a VM can run here.
@@ -56,6 +56,11 @@ impl Pods {
     /// The VMs that are ready for pods to come.
     pub fn spares(&self) -> spares::Status {
         self.shared.spares.status()
+    }
+
+    /// The warmed pods as which pods can begin.
+    pub fn warmed(&self) -> warmed::Status {
+        self.shared.host.warmed.status()
     }
 
     /// The size of the VM if a pod has no requests or limits.

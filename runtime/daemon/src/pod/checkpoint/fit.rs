@@ -62,6 +62,20 @@ pub fn pod(saved: &PodSpec, wanted: &PodSpec) -> Result<(), CheckpointError> {
     all("the pod", &same)
 }
 
+/// Compares the settings of a pod with those of the warmed pod as which it is to begin. Nobody says then what size its VM is
+/// to have, so it must ask for what that one asked for.
+pub fn warmed(saved: &PodSpec, wanted: &PodSpec) -> Result<(), CheckpointError> {
+    pod(saved, wanted)?;
+    let same = [
+        (
+            "resources",
+            saved.limits.resources == wanted.limits.resources,
+        ),
+        ("overhead", saved.limits.overhead == wanted.limits.overhead),
+    ];
+    all("the pod", &same)
+}
+
 /// Finds for each saved container what it is to be, by its name: there must be exactly one for each.
 pub fn containers(
     saved: &[ContainerRecord],
@@ -94,7 +108,7 @@ pub fn containers(
 }
 
 /// Compares what a container's process was started with.
-fn container(saved: &ContainerSpec, wanted: &ContainerSpec) -> Result<(), CheckpointError> {
+pub fn container(saved: &ContainerSpec, wanted: &ContainerSpec) -> Result<(), CheckpointError> {
     let same = [
         ("command", saved.command == wanted.command),
         ("args", saved.args == wanted.args),

@@ -57,6 +57,10 @@ pub enum CheckpointError {
     Full { path: PathBuf, source: ControlError },
     #[error("the checkpoint was not complete when its time was over; the pod goes on")]
     Late,
+    #[error("this node keeps no warmed pods (sandbox.warmed)")]
+    NoneWarmed,
+    #[error("a warmed pod is in DIRECTORY/NAMESPACE/NAME, and {0:?} is no DNS label")]
+    NoLabel(String),
     #[error("a background task of the checkpoint panicked; see the daemon's log")]
     Panicked,
 }
@@ -227,15 +231,15 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// What the VMM takes of it.
-    pub fn for_vmm(&self) -> Result<VmFiles, CheckpointError> {
+    /// What the VMM takes of it. `maps_memory`: it shares the pages of the file with others that do.
+    pub fn for_vmm(&self, maps_memory: bool) -> Result<VmFiles, CheckpointError> {
         let both = || Ok((self.memory.try_clone()?, self.state.try_clone()?));
         let (memory, state) = both().map_err(failed(Path::new(MEMORY)))?;
         Ok(VmFiles {
             kernel_sum: self.manifest.kernel,
             memory,
             state,
-            maps_memory: false,
+            maps_memory,
         })
     }
 

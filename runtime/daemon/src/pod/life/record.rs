@@ -214,6 +214,29 @@ pub struct ContainerRecord {
     /// container keeps that name.
     #[serde(default)]
     pub first_id: Option<String>,
+    /// If no client has asked for it yet, so that none sees it: what its guest has for it.
+    #[serde(default)]
+    pub waiting: Option<Kept>,
+}
+
+/// What a guest that was brought back has for one of its containers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// All mirrors of the pod, by their names in the guest, with the sources that they had.
+    pub mirrors: BTreeMap<String, MirrorSource>,
+    /// The names of the emptyDirs in memory that the container mounts.
+    pub empty_dirs: BTreeSet<String>,
+    pub has_termination_log: bool,
+}
+
+impl Kept {
+    pub fn of(saved: &ContainerRecord, pod: &PodRecord) -> Self {
+        Self {
+            mirrors: pod.mirrors.clone(),
+            empty_dirs: saved.empty_dirs.keys().cloned().collect(),
+            has_termination_log: saved.termination_log.is_some(),
+        }
+    }
 }
 
 impl ContainerRecord {

@@ -125,6 +125,7 @@ impl Owner {
             forked = self.ledger.pod().size.is_forked,
             spare = was_spare,
             restored = from.is_some(),
+            warmed = from.is_some_and(|from| from.is_warmed),
             turn = ?turn.waited,
             ahead = turn.ahead,
             network_and_disk = ?prepared,
@@ -181,7 +182,8 @@ impl Owner {
         let (guest, template, containers) = match restored {
             Some((from, mut containers)) => {
                 let layers = std::mem::take(&mut containers.layers);
-                let saved = from.saved.for_vmm().map_err(not_brought_back)?;
+                let saved = from.saved.for_vmm(from.is_warmed);
+                let saved = saved.map_err(not_brought_back)?;
                 let saved = Origin::Saved(saved, layers);
                 let guest = self.start_vm(&vm, saved, turn, caller).await?;
                 (guest, None, Some(containers))

@@ -37,6 +37,9 @@ impl Owner {
         self.check_name(&spec)?;
         check_placement(&spec.resources)?;
         self.resolve_target(&mut spec)?;
+        if let Some(id) = self.take_waiting(&guest, &spec).await? {
+            return Ok(id);
+        }
         let images = &self.shared.host.images;
         let image = images.find(&spec.image)?;
         let image = image.ok_or_else(|| PodError::NoImage(spec.image.clone()))?;
@@ -170,12 +173,15 @@ impl Owner {
             empty_dirs: BTreeMap::new(),
             user: None,
             first_id: None,
+            waiting: None,
         })
     }
 
     fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
-        let same =
-            |one: &&ContainerRecord| one.spec.name == spec.name && one.spec.attempt == spec.attempt;
+        let same = |one: &&ContainerRecord| {
+            let is_known = one.waiting.is_none();
+            is_known && one.spec.name == spec.name && one.spec.attempt == spec.attempt
+        };
         match self.ledger.containers().values().find(same) {
             None => Ok(()),
             Some(holder) => Err(PodError::Exists {

@@ -56,7 +56,7 @@ impl Ledger {
             containers,
             guest: None,
         };
-        let (published, view) = watch::channel(Arc::new(known.clone()));
+        let (published, view) = watch::channel(visible(&known));
         let ledger = Self {
             announced: known.pod.state != PodState::Creating,
             known,
@@ -162,11 +162,16 @@ impl Ledger {
         self.put(Kind::Container, &record.id, record)
     }
 
-    /// Makes a stored container visible, after it was made.
+    /// Makes a stored container visible, after it was made. One that waits for a client to ask for it stays invisible until
+    /// then.
     pub fn add_container(&mut self, record: ContainerRecord) {
         let id = record.id.clone();
+        let is_waiting = record.waiting.is_some();
         self.known.containers.insert(id.clone(), record);
         self.place();
+        if is_waiting {
+            return;
+        }
         self.publish();
         self.others.registry.add_container(&id, &self.known.pod.id);
         self.tell(NoticeKind::Created, &id);
@@ -208,9 +213,13 @@ impl Ledger {
         };
         self.put_fact(Kind::Container, id, &record);
         let has_ended = record.state.is_exited();
+        let is_waiting = record.waiting.is_some();
         self.known.containers.insert(id.to_owned(), record);
         if has_ended {
             self.place();
+        }
+        if is_waiting {
+            return;
         }
         self.publish();
         let kind = if has_ended {
@@ -225,8 +234,11 @@ impl Ledger {
     pub fn forget_container(&mut self, id: &str) -> Result<(), StoreError> {
         self.remove(Kind::Container, id)?;
         self.others.registry.forget_container(id);
-        if self.known.containers.remove(id).is_some() {
+        if let Some(gone) = self.known.containers.remove(id) {
             self.place();
+            if gone.waiting.is_some() {
+                return Ok(());
+            }
             self.publish();
             self.tell(NoticeKind::Deleted, id);
         }
@@ -269,7 +281,7 @@ impl Ledger {
     }
 
     fn publish(&self) {
-        self.published.send_replace(Arc::new(self.known.clone()));
+        self.published.send_replace(visible(&self.known));
     }
 
     /// Sends an event to listeners, with the view that was published last.
@@ -283,6 +295,13 @@ impl Ledger {
     }
 }
 
+/// What everyone else sees of a pod.
+fn visible(known: &View) -> Arc<View> {
+    let mut view = known.clone();
+    view.containers.retain(|_, one| one.waiting.is_none());
+    Arc::new(view)
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
@@ -294,7 +313,7 @@ mod tests {
 
     use super::*;
     use crate::pod::fixtures;
-    use crate::pod::life::record::Held;
+    use crate::pod::life::record::{Held, Kept};
     use crate::pod::notices::Listener;
     use crate::pod::registry::Handle;
 
@@ -384,6 +403,27 @@ mod tests {
         fixture.ledger.move_pod(&PodEvent::Stopped).unwrap();
         let notice = fixture.listener.next().await.unwrap();
         assert_eq!(notice.kind, NoticeKind::Stopped);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_sees_a_container_that_waits_until_it_is_asked_for() {
+        let pod = fixtures::pod_record();
+        let mut waiting = fixtures::container_record();
+        waiting.waiting = Some(Kept::of(&waiting, &pod));
+        let mut fixture = fixture(std::slice::from_ref(&waiting));
+        assert!(fixture.registry.container("container").is_err());
+        assert!(fixture.ledger.container("container").is_ok());
+        fixture.ledger.forget_container("container").unwrap();
+        fixture.ledger.add_container(waiting.clone());
+        let event = ContainerEvent::Ended(Exit::lost("x", 1));
+        fixture.ledger.happened("container", &event, None);
+        assert!(fixture.view.borrow().containers.is_empty());
+        waiting.waiting = None;
+        fixture.ledger.add_container(waiting);
+        // The first that is heard of it.
+        let notice = fixture.listener.next().await.unwrap();
+        assert_eq!(notice.kind, NoticeKind::Created);
+        assert!(fixture.registry.container("container").is_ok());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 //! directories, and fills in the mounts of the agent's request.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
@@ -16,7 +16,7 @@ use super::Owner;
 use super::shares::{Shared, Wanted};
 use crate::pod::checkpoint::CheckpointError;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{ContainerRecord, MirrorSource, PodRecord};
+use crate::pod::life::record::{ContainerRecord, Kept, MirrorSource};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};
 use crate::pod::volumes::mirror::Mirror;
 use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
@@ -143,7 +143,7 @@ impl Owner {
     }
 
     /// Makes a volume of the guest follow a host directory from now on, and waits until it has the directory's content.
-    async fn follow(
+    pub(super) async fn follow(
         &mut self,
         guest: &Guest,
         name: &str,
@@ -229,7 +229,7 @@ pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
 pub(super) fn kept_volumes(
     mounts: &[FoundMount],
     saved: &ContainerRecord,
-    pod: &PodRecord,
+    kept: &Kept,
 ) -> Result<BTreeMap<String, MirrorSource>, CheckpointError> {
     let mut mirrors = BTreeMap::new();
     for FoundMount { mount, source } in mounts {
@@ -239,13 +239,16 @@ pub(super) fn kept_volumes(
             FoundSource::Host(Found::Guest(found)) => {
                 let name = &found.volume.name;
                 let is_kept = match &found.host {
-                    HostSide::Mirrored(source) => {
-                        mirrors.insert(name.clone(), source.clone());
-                        pod.mirrors.contains_key(name)
-                    }
-                    HostSide::Memory(_) => saved.empty_dirs.contains_key(name),
+                    HostSide::Mirrored(source) => match mirror_of(mount, name, saved, kept) {
+                        Some(was) => {
+                            let other = mirrors.insert(was.to_owned(), source.clone());
+                            other.is_none_or(|other| other == *source)
+                        }
+                        None => false,
+                    },
+                    HostSide::Memory(_) => kept.empty_dirs.contains(name),
                     HostSide::Disk(_) => false,
-                    HostSide::CopiedBack(_) => saved.termination_log.is_some(),
+                    HostSide::CopiedBack(_) => kept.has_termination_log,
                 };
                 (is_kept, Some(name))
             }
@@ -260,6 +263,42 @@ pub(super) fn kept_volumes(
         }
     }
     Ok(mirrors)
+}
+
+/// The mirror that the saved container has where this mount is. It need not have the name that a new one would have: kubelet
+/// calls the volume with a service account's token otherwise in each pod.
+fn mirror_of<'a>(
+    mount: &Mount,
+    name: &'a str,
+    saved: &ContainerRecord,
+    kept: &'a Kept,
+) -> Option<&'a str> {
+    let mut was = saved.spec.mounts.iter();
+    let was = was.find(|was| was.container_path == mount.container_path)?;
+    let of_source = |path: &Path| {
+        let mut mirrors = kept.mirrors.iter();
+        let (name, _) = mirrors.find(|(_, source)| are_one(&source.path, path))?;
+        Some(name.as_str())
+    };
+    let at_source = match &was.source {
+        MountSource::Host(path) => of_source(path),
+        MountSource::Image { .. } => None,
+    };
+    // A part of a volume is mounted from another place.
+    at_source.or_else(|| kept.mirrors.contains_key(name).then_some(name))
+}
+
+/// Whether two paths are of one volume of kubelet, whose root directory may be a link in one of them.
+fn are_one(one: &Path, other: &Path) -> bool {
+    let end = |path: &Path| {
+        let mut parts = path.components().rev().take(4).collect::<Vec<_>>();
+        parts.reverse();
+        parts
+            .iter()
+            .map(|part| part.as_os_str().to_owned())
+            .collect::<Vec<_>>()
+    };
+    end(one) == end(other)
 }
 
 fn wanted(mount: &Mount, found: HostPath) -> Wanted {

@@ -22,8 +22,9 @@ use super::Owner;
 use super::mounts::{empty_dirs, kept_volumes, termination_log};
 use crate::pod::checkpoint::{CheckpointError, Saved, SavedLayer};
 use crate::pod::errors::PodError;
-use crate::pod::life::record::ContainerRecord;
+use crate::pod::life::record::{ContainerRecord, Kept, MirrorSource};
 use crate::pod::life::spec::{ContainerSpec, Mount};
+use crate::random::new_id;
 
 /// What a pod is brought back from, and as what.
 #[derive(Debug)]
@@ -31,6 +32,9 @@ pub struct BringBack {
     pub saved: Saved,
     /// For each container what it was, what it is to be, and its new id.
     pub containers: Vec<(ContainerRecord, ContainerSpec, String)>,
+    /// Whether many pods begin like this. Then they share the pages of its memory, and its containers wait until a client
+    /// asks for them ([`super::warm`]).
+    pub is_warmed: bool,
 }
 
 /// What is known of the containers before there is a VM.
@@ -41,6 +45,16 @@ pub(super) struct Prepared {
 }
 
 impl BringBack {
+    /// A warmed pod with all its containers.
+    pub fn warmed(saved: Saved) -> Self {
+        let of = |one: &ContainerRecord| (one.clone(), one.spec.clone(), new_id());
+        Self {
+            containers: saved.manifest.containers.iter().map(of).collect(),
+            saved,
+            is_warmed: true,
+        }
+    }
+
     /// For the guest: which container has which id from now on.
     pub(super) fn renamed(&self) -> Vec<protocol::RestoredContainer> {
         let renamed = |(saved, _, new_id): &(ContainerRecord, ContainerSpec, String)| {
@@ -66,17 +80,18 @@ impl Owner {
         let (mut records, mut paths) = (Vec::new(), BTreeMap::new());
         let mut mirrors = BTreeMap::new();
         for (saved, spec, id) in &from.containers {
-            let image = self.same_image(saved, &spec.image)?;
-            let mut spec = spec.clone();
-            let mounts = self.find_mounts(id, &mut spec.mounts)?;
-            let mut images = vec![image.id.to_string()];
-            images.extend(same_volumes(saved, &spec)?);
-            mirrors.extend(kept_volumes(&mounts, saved, &manifest.pod)?);
-            let mut record = self.container_record(id, spec, &image)?;
-            record.termination_log = termination_log(&mounts);
-            record.empty_dirs = empty_dirs(&mounts);
-            record.first_id = Some(saved.first_id().to_owned());
-            record.user.clone_from(&saved.user);
+            let kept = Kept::of(saved, &manifest.pod);
+            let (record, followed) = match from.is_warmed {
+                true => (self.waiting(id, saved, kept)?, BTreeMap::new()),
+                false => self.brought_back(id, saved, &kept, spec.clone())?,
+            };
+            mirrors.extend(followed);
+            let volumes = record.spec.mounts.iter().filter_map(Mount::image);
+            let volumes = volumes.map(|(_, id)| id.to_owned());
+            let images: Vec<_> = [record.image_id.clone()]
+                .into_iter()
+                .chain(volumes)
+                .collect();
             // The record must exist before the image lease: at its start, a daemon removes leases without a record.
             self.ledger.write_container(&record)?;
             for image in images {
@@ -97,6 +112,28 @@ impl Owner {
             pod.mirrors = mirrors;
         })?;
         Ok(Prepared { records, layers })
+    }
+
+    /// The record of a container that is brought back as `spec`, and which mirrors of the guest have which sources now.
+    pub(super) fn brought_back(
+        &self,
+        id: &str,
+        saved: &ContainerRecord,
+        kept: &Kept,
+        mut spec: ContainerSpec,
+    ) -> Result<(ContainerRecord, BTreeMap<String, MirrorSource>), PodError> {
+        let image = self.same_image(saved, &spec.image)?;
+        let mounts = self.find_mounts(id, &mut spec.mounts)?;
+        same_volumes(saved, &spec)?;
+        let mirrors = kept_volumes(&mounts, saved, kept)?;
+        let record = ContainerRecord {
+            termination_log: termination_log(&mounts),
+            empty_dirs: empty_dirs(&mounts),
+            first_id: Some(saved.first_id().to_owned()),
+            user: saved.user.clone(),
+            ..self.container_record(id, spec, &image)?
+        };
+        Ok((record, mirrors))
     }
 
     /// The image of a container, which must be what it was.
@@ -160,19 +197,15 @@ impl Owner {
     }
 }
 
-/// The ids of the images that a container mounts, which have been found and must be what they were.
-fn same_volumes(
-    saved: &ContainerRecord,
-    spec: &ContainerSpec,
-) -> Result<Vec<String>, CheckpointError> {
+/// Checks that the images that a container mounts, which have been found, are what they were.
+fn same_volumes(saved: &ContainerRecord, spec: &ContainerSpec) -> Result<(), CheckpointError> {
     let was: BTreeMap<&str, &str> = saved.spec.mounts.iter().filter_map(Mount::image).collect();
-    let found = spec.mounts.iter().filter_map(Mount::image);
-    found
-        .map(|(name, id)| match was.get(name) {
-            Some(was) if *was != id => Err(unlike(saved, name, was)),
-            _ => Ok(id.to_owned()),
-        })
-        .collect()
+    let mut found = spec.mounts.iter().filter_map(Mount::image);
+    let other = found.find_map(|(name, id)| {
+        let was = was.get(name).filter(|was| **was != id)?;
+        Some(unlike(saved, name, was))
+    });
+    other.map_or(Ok(()), Err)
 }
 
 fn unlike(saved: &ContainerRecord, name: &str, was: &str) -> CheckpointError {
@@ -211,10 +244,7 @@ mod tests {
             record
         };
         let saved = with("sha256:a");
-        assert_eq!(
-            same_volumes(&saved, &with("sha256:a").spec).unwrap(),
-            ["sha256:a"]
-        );
+        assert!(same_volumes(&saved, &with("sha256:a").spec).is_ok());
         let said = same_volumes(&saved, &with("sha256:b").spec).unwrap_err();
         assert!(said.to_string().contains("is not sha256:a"), "{said}");
     }

@@ -145,8 +145,8 @@ pub fn in_newest_state(sub_path: &Path) -> PathBuf {
     }
 }
 
-/// Whether a name is a DNS label. All names of Kubernetes volumes are.
-fn is_label(name: &str) -> bool {
+/// Whether a name is a DNS label. All names of Kubernetes volumes and namespaces are.
+pub fn is_label(name: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('-')
 }
