@@ -262,7 +262,7 @@ async fn what_is_not_as_the_warmed_pod_begins_as_any_other_and_says_why() {
     )
     .await;
     client.stop(&again, 0).await.expect("stop");
-    assert!(daemon.output().contains("another value of: args"));
+    assert!(daemon.output().contains("another value of: command"));
     assert_eq!(counts(&mut client).await, [1, 3, 0, 1]);
     client.end_pod(&other).await;
 

@@ -7,6 +7,10 @@
 //! own task, and the waiting pod holds nothing but its name. A caller that goes away drops the future and so leaves the
 //! queue.
 //!
+//! What was begun comes first: while as many containers are made or started as may boot at a time, no boot begins. Else the
+//! containers of pods that are ready would share the CPU with all boots that follow, and their callers, who wait for a shorter
+//! time, would give up.
+//!
 //! Network teardowns have a queue of their own, the lane. So a stop never waits behind boots, and a boot that failed
 //! can undo what it did.
 
@@ -17,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long one boot may keep others waiting; then the next one starts beside it. A boot that takes longer is not
+/// How long one boot, or one container, may keep others waiting; then the next one starts beside it. A boot that takes longer is not
 /// waiting for the CPU that turns ration, but for something else (a plugin that hangs, a cgroup that others starve). Or
 /// the machine is so slow that a second boot makes no difference.
 pub const TURN: Duration = Duration::from_secs(20);
@@ -75,6 +79,8 @@ pub struct Admission {
     parallel: usize,
     /// How many boots wait or have their turn.
     asked: watch::Sender<usize>,
+    /// How many containers are being made or started.
+    containers: watch::Sender<usize>,
     turn: Duration,
     teardowns: Semaphore,
     checks: Semaphore,
@@ -97,13 +103,37 @@ impl Drop for Turn {
     }
 }
 
-/// Counts one boot in [`Admission::asked`] until its turn is over or its caller has left the queue.
+/// A container that is being made or started. Boots wait for it until this is dropped, or [`Admission`]'s time limit for a
+/// turn is over.
 #[derive(Debug)]
-struct Asked(watch::Sender<usize>);
+#[must_use]
+pub struct Work(JoinHandle<()>);
 
-impl Drop for Asked {
+impl Drop for Work {
     fn drop(&mut self) {
-        self.0.send_modify(|asked| *asked -= 1);
+        self.0.abort();
+    }
+}
+
+/// Counts one in a counter, for as long as it lives.
+#[derive(Debug)]
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    /// Also returns what was counted before.
+    fn new(counter: &watch::Sender<usize>) -> (Self, usize) {
+        let mut before = 0;
+        counter.send_modify(|count| {
+            before = *count;
+            *count += 1;
+        });
+        (Self(counter.clone()), before)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -114,6 +144,7 @@ impl Admission {
             boots: Arc::new(Semaphore::new(parallel)),
             parallel,
             asked: watch::Sender::new(0),
+            containers: watch::Sender::new(0),
             turn,
             teardowns: Semaphore::new(parallel),
             checks: Semaphore::new(1),
@@ -127,12 +158,7 @@ impl Admission {
     /// Waits for a turn, in the order of asking.
     pub async fn turn(&self, patience: Patience) -> Result<Turn, NoTurn> {
         let started = Instant::now();
-        let mut ahead = 0;
-        self.asked.send_modify(|asked| {
-            ahead = *asked;
-            *asked += 1;
-        });
-        let asked = Asked(self.asked.clone());
+        let (asked, ahead) = Counted::new(&self.asked);
         let permit = Arc::clone(&self.boots).acquire_owned();
         let permit = match patience.turn_until() {
             Some(until) => tokio::time::timeout_at(until, permit).await.ok(),
@@ -146,12 +172,26 @@ impl Admission {
                 parallel: self.parallel,
             });
         };
+        let mut containers = self.containers.subscribe();
+        let fewer = containers.wait_for(|count| *count < self.parallel);
+        // Containers that are started again and again keep nobody from booting.
+        let _ = tokio::time::timeout(self.turn, fewer).await;
         Ok(Turn {
             holder: tokio::spawn(hold(permit, asked, self.turn)),
             patience,
             waited: started.elapsed(),
             ahead,
         })
+    }
+
+    /// Call this while a container is made or started: boots wait for it.
+    pub fn container(&self) -> Work {
+        let (counted, _) = Counted::new(&self.containers);
+        let turn = self.turn;
+        Work(tokio::spawn(async move {
+            let _counted = counted;
+            tokio::time::sleep(turn).await;
+        }))
     }
 
     /// Whether no pod boots or waits for its turn.
@@ -176,7 +216,7 @@ impl Admission {
     }
 }
 
-async fn hold(_permit: OwnedSemaphorePermit, _asked: Asked, turn: Duration) {
+async fn hold(_permit: OwnedSemaphorePermit, _asked: Counted, turn: Duration) {
     tokio::time::sleep(turn).await;
     tracing::info!("a boot has taken {turn:?}; the next one starts beside it");
 }
@@ -273,6 +313,29 @@ mod tests {
         let _first = admission.turn(for_ever()).await.unwrap();
         let second = admission.turn(for_ever()).await.unwrap();
         assert!(second.waited >= Duration::from_millis(5), "{second:?}");
+    }
+
+    #[tokio::test]
+    async fn containers_come_before_the_next_boot_but_not_for_ever() {
+        let admission = Arc::new(Admission::new(2, LONG));
+        let ask = |admission: &Arc<Admission>| {
+            let admission = Arc::clone(admission);
+            tokio::spawn(async move { admission.turn(for_ever()).await.map(drop) })
+        };
+        let one = admission.container();
+        ask(&admission).await.unwrap().unwrap();
+        let two = admission.container();
+        let waits = ask(&admission);
+        settle().await;
+        assert!(!waits.is_finished(), "as many containers as may boot");
+        drop(one);
+        waits.await.unwrap().unwrap();
+        drop(two);
+        settle().await;
+        assert_eq!(*admission.containers.borrow(), 0);
+        let hasty = Arc::new(Admission::new(1, Duration::from_millis(5)));
+        let _hangs = hasty.container();
+        ask(&hasty).await.unwrap().unwrap();
     }
 
     #[tokio::test]

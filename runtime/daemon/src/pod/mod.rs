@@ -315,11 +315,13 @@ impl Pods {
         descriptors::check(CONTAINER_DESCRIPTORS)?;
         let handle = self.shared.registry.pod(pod)?;
         let spec = Box::new(spec);
+        let _first = self.shared.host.admission.container();
         handle.ask(|answer| Request::Create { spec, answer }).await
     }
 
     pub async fn start_container(&self, id: &str) -> Result<(), PodError> {
         let (handle, id) = self.shared.registry.container(id)?;
+        let _first = self.shared.host.admission.container();
         handle.ask(|answer| Request::Start { id, answer }).await
     }
 

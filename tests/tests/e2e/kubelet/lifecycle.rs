@@ -12,6 +12,9 @@ use bulkhead_tests::table::Table;
 use bulkhead_tests::wait::{try_until, whether};
 use serde_json::{Value, json};
 
+use crate::checkpoint::directory;
+use crate::cli;
+
 /// Checks a pod's status. Returns what was seen once it is as expected.
 type Check = fn(&Value) -> Option<String>;
 
@@ -57,21 +60,47 @@ fn when(right: bool, seen: impl ToString) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_static_pod_runs_and_ends() {
-    let node = Node::start(json!({})).await;
-    let main = script("main", "echo hello; exec sleep 1000");
-    node.apply(&pod("first", json!({"containers": [main]})));
-    let running = node
-        .api
-        .until("first", PATIENCE, |pod| is_ready(pod).then_some(()));
-    running.await.expect("the pod gets ready");
+async fn a_static_pod_runs_and_another_begins_where_it_is() {
+    let place = directory();
+    let config = format!("sandbox.warmed = \"{}\"", place.path().display());
+    let node = Node::start_with(json!({}), &config).await;
+    let main = script("main", "echo hello; date +%s%N >/begun; exec sleep 1000");
+    let first = pod("first", json!({"containers": [main]}));
+    node.apply(&first);
+    let ready = async |name| {
+        let running = node
+            .api
+            .until(name, PATIENCE, |pod| is_ready(pod).then_some(()));
+        running.await.expect("the pod gets ready");
+    };
+    ready("first").await;
     let log = node.api.logs_until("first", "main", |log| !log.is_empty());
     assert_eq!(log.await, "hello\n");
+    let run = async |name, command| node.api.run(name, "main", command).await.expect("run");
     // kubelet sends this, and other settings of a real node, only if it runs in its own cgroup.
-    let swap = node
-        .api
-        .run("first", "main", "cat /sys/fs/cgroup/memory.oom.group");
-    assert_eq!(swap.await.expect("run"), "1\n");
+    let swap = run("first", "cat /sys/fs/cgroup/memory.oom.group").await;
+    assert_eq!(swap, "1\n");
+
+    let ids = node.daemon.client().await.pod_ids().await;
+    let warm = ["warm", &ids[0], "sleeps", "test", "-s", "/begun"];
+    let warmed = cli::bulkhead(&node.daemon, &warm);
+    assert!(warmed.status.success(), "{}", cli::stderr(&warmed));
+    let second = with(
+        first,
+        json!({"metadata": {
+            "name": "second", "annotations": {"bulkhead.dev/warmed": "sleeps"},
+        }}),
+    );
+    node.apply(&second);
+    ready("second").await;
+    let shown = "cat /begun; hostname; tail -1 /etc/hosts";
+    let [was, is] = [run("first", shown).await, run("second", shown).await];
+    let mut lines = was.lines().zip(is.lines());
+    let (was, is) = lines.next().expect("when it began");
+    assert_eq!(was, is, "it has not begun anew");
+    for (was, is) in lines {
+        assert_ne!(was, is);
+    }
     node.end().await;
 }
 
