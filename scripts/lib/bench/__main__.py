@@ -5,7 +5,7 @@ import dataclasses
 import os
 import tempfile
 
-from bench import boot, busy, checkpoint, containers, files, forks, kept, many, memory, net, pod, pull, streams
+from bench import boot, busy, checkpoint, containers, files, forks, kept, many, memory, net, pod, pull, streams, warmed
 from bench.comparison import Comparison, Report
 from bench.effort import COUNTED, TIMED
 from bench.passes import Clock, Events, Instructions
@@ -14,7 +14,7 @@ from registry import Registry
 
 BENCHMARKS = {"boot": boot, "pod": pod, "forks": forks, "busy": busy, "checkpoint": checkpoint,
               "containers": containers, "streams": streams, "net": net, "files": files, "pull": pull, "many": many,
-              "memory": memory}
+              "memory": memory, "warmed": warmed}
 # A host's own disk is mounted here.
 DISK = "/var/lib/bulkhead"
 

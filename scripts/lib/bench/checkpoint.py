@@ -39,9 +39,10 @@ def measure(setting):
         original.end()
 
 
-def made(setting, side, image):
-    """Makes the pod, and waits until its process has filled its memory."""
-    pod = side.pod("pod", setting.directory("logs"))
+def made(setting, side, image, **config):
+    """Makes a pod, and waits until its process has filled its memory. `config` has further fields of its configuration."""
+    logs = setting.directory("logs")
+    pod = side.pod(os.path.basename(logs), logs, **config)
     pod.start(image, "sh", "-c", SCRIPT, linux={"security_context": pod.security, "resources": LIMIT})
     wait_until(lambda: has_written(pod.log()), "the first line of a process")
     return pod

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""warmed: a pod whose process first fills 60 MiB, which takes long, begins as one that was saved when it had done so. Beside
+it, the same pod is made anew. Until the process goes on, and what five such pods take of the host's memory."""
+import os
+
+from bench import memory
+from bench.checkpoint import made
+
+ANNOTATION = {"bulkhead.dev/warmed": "filled"}
+TOGETHER = 5
+
+
+def measure(setting):
+    image, directory = setting.image("busybox"), setting.directory("warmed")
+    with setting.bulkhead({"sandbox": {"warmed": directory}}) as warmed, \
+            setting.bulkhead({}, "anew", "10.87.0.0/24") as anew:
+        for side in warmed, anew:
+            side.pull(image)
+        save(setting, warmed, image, f"{directory}/bench/filled")
+
+        def begin(side):
+            return made(setting, side, image, annotations=ANNOTATION if side is warmed else {})
+
+        def life(side, lap):
+            lap("pod until its process goes on", lambda: begin(side)).end()
+
+        def lives(side, lap):
+            pods = []
+
+            def take():
+                before = memory.available_mib()
+                pods.extend(begin(side) for _ in range(TOGETHER))
+                return {"MiB of MemAvailable": (before - memory.available_mib()) / TOGETHER}
+
+            lap.told(f"memory: a pod of {TOGETHER}", take)
+            for pod in pods:
+                pod.end()
+
+        setting.comparison.alternate((warmed, anew), setting.effort.boots, life)
+        setting.comparison.alternate((warmed, anew), 1, lives, warm_up=False)
+
+
+def save(setting, side, image, directory):
+    """Makes a pod, and saves it as the warmed one in `directory`."""
+    pod = made(setting, side, image)
+    os.makedirs(directory, 0o700)
+    ids = [one.id for one in side.cri.call("ListContainers").containers]
+    side.cri.call("CheckpointPod", pod_sandbox_id=pod.id, output_path=directory, container_ids=ids)
+    pod.end()
