@@ -42,6 +42,7 @@ use crate::process::{Identity, VmmProcess};
 use crate::saved::{self, Saved, SavedError};
 use crate::template::{Template, TemplateError, Unsaved};
 use watch::Watch;
+pub use watch::lost;
 
 const KVM: &str = "/dev/kvm";
 /// The vsock address of every guest. It need not be unique, because each VMM has its own vsock device.

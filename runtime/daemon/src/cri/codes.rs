@@ -151,6 +151,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Unfit(_) | BootError::NoUser => Code::ResourceExhausted,
         BootError::Store(error) => store_code(error),
         BootError::Configure(error) => agent_code(error),
+        BootError::Fork(error) => boot_code(error),
         BootError::BringBack(error) => pod_code(error),
         BootError::Network(error) => network_code(error),
         BootError::Scope(_) | BootError::NoTurn(_) => Code::Unavailable,

@@ -4,7 +4,7 @@
 //! A boot needs CPU from the first CNI plugin to the last step of the guest. If twice as many pods boot at once, each
 //! boot takes twice as long. In the end callers time out and ask again, and the host only starts boots that never
 //! finish. So each boot waits for a [`Turn`], first come, first served. [`Admission::turn`] is awaited in the caller's
-//! own task, and the waiting pod holds nothing but its name. A caller that goes away drops the future and so leaves the
+//! own task, and the waiting pod holds nothing but its name (and, if it is brought back, the files that it is to be brought back from). A caller that goes away drops the future and so leaves the
 //! queue.
 //!
 //! What was begun comes first: while as many containers are made or started as may boot at a time, no boot begins. Else the
@@ -57,6 +57,12 @@ impl Patience {
             since: Instant::now(),
             limit,
         }
+    }
+
+    /// The half of the time that is left.
+    pub fn half(&self) -> Self {
+        let left = |limit: Duration| limit.saturating_sub(self.since.elapsed()) / 2;
+        Self::new(self.limit.map(left))
     }
 
     fn turn_until(&self) -> Option<Instant> {
@@ -174,8 +180,12 @@ impl Admission {
         };
         let mut containers = self.containers.subscribe();
         let fewer = containers.wait_for(|count| *count < self.parallel);
-        // Containers that are started again and again keep nobody from booting.
-        let _ = tokio::time::timeout(self.turn, fewer).await;
+        // Containers that are started again and again keep nobody from booting, nor does this take time from the boot.
+        let longest = Instant::now() + self.turn;
+        let until = patience
+            .turn_until()
+            .map_or(longest, |until| until.min(longest));
+        let _ = tokio::time::timeout_at(until, fewer).await;
         Ok(Turn {
             holder: tokio::spawn(hold(permit, asked, self.turn)),
             patience,
@@ -333,9 +343,19 @@ mod tests {
         drop(two);
         settle().await;
         assert_eq!(*admission.containers.borrow(), 0);
-        let hasty = Arc::new(Admission::new(1, Duration::from_millis(5)));
-        let _hangs = hasty.container();
+        // As long as there is one, whichever.
+        let hasty = Arc::new(Admission::new(1, Duration::from_millis(20)));
+        let other = Arc::clone(&hasty);
+        let again = tokio::spawn(async move {
+            let mut last = other.container();
+            loop {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                drop(std::mem::replace(&mut last, other.container()));
+            }
+        });
+        settle().await;
         ask(&hasty).await.unwrap().unwrap();
+        again.abort();
     }
 
     #[tokio::test]

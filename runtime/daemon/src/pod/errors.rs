@@ -197,6 +197,9 @@ pub enum BootError {
     Abandoned,
     #[error("configure the guest")]
     Configure(#[from] AgentError),
+    /// Its VM has gone on from a template, but never became the pod's.
+    #[error("the pod's VM was forked")]
+    Fork(#[source] Box<BootError>),
     #[error("bring back what the checkpoint has")]
     BringBack(#[source] Box<PodError>),
     #[error("store the state of the pod")]

@@ -63,7 +63,7 @@ use self::life::signal;
 use self::life::spec::{ContainerSpec, PodName, PodSpec, Resources};
 use self::life::state::PodState;
 pub use self::notices::{Listener, Notice, NoticeKind, TooManyListeners};
-use self::owner::BringBack;
+use self::owner::{BringBack, Way};
 use self::readings::{Depth, Reading};
 use self::registry::Reservation;
 use self::request::{Answer, Request};
@@ -106,21 +106,35 @@ impl Pods {
     /// Makes a pod and waits until its guest is ready. If the caller goes away meanwhile, the pod is removed.
     /// One that is to begin as a warmed pod and cannot begins as any other.
     pub async fn run(&self, spec: PodSpec, patience: Patience) -> Result<String, PodError> {
-        let Some(from) = self.find_warmed(&spec).await else {
-            return self.begin(spec, None, patience).await;
-        };
-        let name = spec.name.clone();
-        match self.begin(spec.clone(), Some(from), patience).await {
-            Err(PodError::Boot(error)) if error.is_of_origin() => {
-                self.begins_cold(&name, &error);
-                self.begin(spec, None, patience).await
-            }
-            done => {
-                if done.is_ok() {
-                    self.shared.host.warmed.count_pod(true);
+        if let Some(from) = self.find_warmed(&spec).await {
+            let way = Way::Saved(Box::new(from));
+            // Half of the time is left for another beginning.
+            match self.begin(spec.clone(), way, patience.half()).await {
+                Err(PodError::Boot(error)) if error.is_of_origin() => {
+                    self.begins_cold(&spec.name, &error);
                 }
-                done
+                done => {
+                    if done.is_ok() {
+                        self.shared.host.warmed.count_pod(true);
+                    }
+                    return done;
+                }
             }
+        }
+        match self.begin(spec.clone(), Way::Any, patience).await {
+            Err(PodError::Boot(error @ BootError::Fork(_))) => {
+                let PodName {
+                    name, namespace, ..
+                } = &spec.name;
+                let why = chain(&error);
+                tracing::warn!(
+                    pod = name,
+                    namespace,
+                    "the pod's VM was forked and lost, so it boots: {why}"
+                );
+                self.begin(spec, Way::Boot, patience).await
+            }
+            done => done,
         }
     }
 
@@ -191,16 +205,12 @@ impl Pods {
             containers,
             is_warmed: false,
         };
-        let id = self.begin(spec, Some(from), patience).await?;
+        let way = Way::Saved(Box::new(from));
+        let id = self.begin(spec, way, patience).await?;
         Ok((id, named))
     }
 
-    async fn begin(
-        &self,
-        spec: PodSpec,
-        from: Option<BringBack>,
-        patience: Patience,
-    ) -> Result<String, PodError> {
+    async fn begin(&self, spec: PodSpec, way: Way, patience: Patience) -> Result<String, PodError> {
         descriptors::check(POD_DESCRIPTORS)?;
         self.can_run().await.map_err(BootError::Unready)?;
         let record = PodRecord::new(new_id(), now(), spec);
@@ -210,7 +220,7 @@ impl Pods {
         name.keep();
         let (answer, booted) = oneshot::channel();
         let id = record.id.clone();
-        owner::start_new(Arc::clone(&self.shared), record, from, turn, answer);
+        owner::start_new(Arc::clone(&self.shared), record, way, turn, answer);
         booted
             .await
             .map_err(|_| PodError::Gone { id: id.clone() })??;

@@ -98,6 +98,19 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// How a guest was lost that has answered before, as `error` says: how its VM ended, or that it runs on; and what the console
+/// says.
+pub async fn lost(guest: &Guest, stage: &'static str, error: String) -> LaunchError {
+    match tokio::time::timeout(END_TOGETHER, guest.process.ended()).await {
+        Ok(()) => ended(&guest.files, stage),
+        Err(_) => LaunchError::Ended {
+            stage,
+            obituary: format!("{error}; its VMM runs on and is killed"),
+            console: console(&guest.files),
+        },
+    }
+}
+
 fn ended(files: &Files, stage: &'static str) -> LaunchError {
     LaunchError::Ended {
         stage,

@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
+use bulkhead_host::launch::{self, lost};
 use bulkhead_host::template::Template;
-use bulkhead_host::{Files, Guest, launch};
+use bulkhead_host::{Files, Guest};
 use bulkhead_network::{Attachment, NetworkError, NetworkRecord};
-use bulkhead_text::hex;
+use bulkhead_text::{chain, hex};
 use bulkhead_vmm::extent::SECTOR_BYTES;
 
 use super::limits::Plan;
-use super::restore::{BringBack, Prepared};
-use super::vm::{Origin, Vm};
+use super::restore::{BringBack, Prepared, Way};
+use super::vm::{Origin, Vm, launch_failed};
 use super::{Owner, template};
 use crate::clock::now;
 use crate::pod::admission::Turn;
@@ -61,31 +62,32 @@ impl Owner {
     /// function removes the pod.
     pub(super) async fn boot(
         &mut self,
-        from: Option<&BringBack>,
+        way: &Way,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<(), BootError> {
-        let booted = self.boot_from(from, turn, caller).await;
-        if let (Err(_), Some(from)) = (&booted, from) {
+        let booted = self.boot_by(way, turn, caller).await;
+        if let (Err(_), Some(from)) = (&booted, way.saved()) {
             self.give_up(from);
         }
         booted
     }
 
-    async fn boot_from(
+    async fn boot_by(
         &mut self,
-        from: Option<&BringBack>,
+        way: &Way,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<(), BootError> {
         let started = Instant::now();
+        let from = way.saved();
         let plan = self.plan()?;
         let PodRecord { id, spec, .. } = self.ledger.pod();
         let request = wire::attach_request(id, spec);
         let network = self.shared.host.network.plan(request).await?;
-        let spare = match from {
-            Some(_) => None,
-            None => self.find_spare(&plan, &network),
+        let spare = match way {
+            Way::Saved(_) | Way::Boot => None,
+            Way::Any => self.find_spare(&plan, &network),
         };
         let was_spare = spare.is_some();
         let Made {
@@ -97,7 +99,7 @@ impl Owner {
             prepared,
         } = match spare {
             Some(spare) => self.take_over(spare, plan, network).await?,
-            None => self.make_vm(from, plan, network, turn, caller).await?,
+            None => self.make_vm(way, plan, network, turn, caller).await?,
         };
         let configuring = Instant::now();
         let configured = tokio::select! {
@@ -109,9 +111,22 @@ impl Owner {
             (configured, _) => configured,
         };
         if let Err(error) = configured {
+            let error = match error {
+                BootError::Configure(error) => {
+                    let source = lost(&guest, "becoming the pod's", chain(&error)).await;
+                    launch_failed(turn.waited, source)
+                }
+                error => error,
+            };
             guest.process.kill();
             guest.process.ended().await;
-            return Err(error);
+            return Err(match template {
+                Some(template) if error.is_of_origin() => {
+                    self.shared.host.templates.give_up(&template);
+                    BootError::Fork(Box::new(error))
+                }
+                _ => error,
+            });
         }
         let configuration = configuring.elapsed();
         let booted = started.elapsed();
@@ -140,13 +155,14 @@ impl Owner {
     /// Takes all resources for the VM, one after the other, and starts it.
     async fn make_vm(
         &mut self,
-        from: Option<&BringBack>,
+        way: &Way,
         plan: Plan,
         network: NetworkRecord,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<Made, BootError> {
         let started = Instant::now();
+        let from = way.saved();
         // A VM that is brought back has the size that it had.
         let size = from.map_or(plan.size, |from| from.saved.manifest.pod.size);
         let cgroup = plan.cgroup.clone();
@@ -189,7 +205,7 @@ impl Owner {
                 (guest, None, Some(containers))
             }
             None => {
-                let (guest, template) = self.fork_or_boot(&vm, turn, caller).await?;
+                let (guest, template) = self.fork_or_boot(&vm, way, turn, caller).await?;
                 (guest, template, None)
             }
         };

@@ -47,7 +47,7 @@ pub use self::adopt::adopt;
 pub use self::boot::RUN_NAME_DIGITS;
 use self::ledger::{Ledger, Others};
 use self::logs::LogTask;
-pub use self::restore::BringBack;
+pub use self::restore::{BringBack, Way};
 pub use self::spare::{end_all as end_spares, keep as keep_spares};
 pub use self::teardown::kill;
 pub use self::template::left_cgroup;
@@ -103,19 +103,18 @@ pub struct Owner {
     is_discarded: bool,
 }
 
-/// Starts the task of a new pod, or of one that is brought back `from` a checkpoint. Its name must be reserved, and it must have its turn. `answer` gets the result of the
-/// boot.
+/// Starts the task of a new pod. Its name must be reserved, and it must have its turn. `answer` gets the result of the boot.
 pub fn start_new(
     shared: Arc<Shared>,
     record: PodRecord,
-    from: Option<BringBack>,
+    way: Way,
     turn: Turn,
     mut answer: Answer<()>,
 ) {
     let mut owner = Owner::new(shared, record, BTreeMap::new());
     tokio::spawn(async move {
-        let booted = owner.boot(from.as_ref(), &turn, &mut answer).await;
-        drop(from);
+        let booted = owner.boot(&way, &turn, &mut answer).await;
+        drop(way);
         // Undoing a failed boot needs no turn, and the next boot must not wait for it.
         drop(turn);
         let then = match booted {

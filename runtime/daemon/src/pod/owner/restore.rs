@@ -44,6 +44,25 @@ pub(super) struct Prepared {
     pub layers: Vec<(File, Extent)>,
 }
 
+/// How a pod may begin.
+#[derive(Debug)]
+pub enum Way {
+    /// Forked if that is possible.
+    Any,
+    /// Its fork has failed.
+    Boot,
+    Saved(Box<BringBack>),
+}
+
+impl Way {
+    pub(super) fn saved(&self) -> Option<&BringBack> {
+        match self {
+            Self::Saved(from) => Some(from),
+            Self::Any | Self::Boot => None,
+        }
+    }
+}
+
 impl BringBack {
     /// A warmed pod with all its containers.
     pub fn warmed(saved: Saved) -> Self {

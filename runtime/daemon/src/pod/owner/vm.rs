@@ -16,6 +16,7 @@ use bulkhead_host::{Files, Guest, saved as host};
 use bulkhead_network::Attachment;
 use bulkhead_text::chain;
 
+use super::restore::Way;
 use super::{Owner, template};
 use crate::pod::admission::Turn;
 use crate::pod::errors::BootError;
@@ -47,9 +48,11 @@ impl Owner {
     pub(super) async fn fork_or_boot(
         &mut self,
         vm: &Vm,
+        way: &Way,
         turn: &Turn,
         caller: &mut Answer<()>,
     ) -> Result<(Guest, Option<Arc<Template>>), BootError> {
+        let may_fork = matches!(way, Way::Any);
         let shared = Arc::clone(&self.shared);
         let templates = &shared.host.templates;
         // Half of the time is left for a boot.
@@ -58,12 +61,13 @@ impl Owner {
         let until = now + all.saturating_duration_since(now) / 2;
         let namespace = self.ledger.pod().spec.name.namespace.clone();
         let template = tokio::select! {
-            template = template::get(&shared, &vm.size, &namespace, until) => template,
+            template = template::get(&shared, &vm.size, &namespace, until), if may_fork => template,
             () = caller.closed() => return Err(BootError::Abandoned),
+            else => None,
         };
         let Some(template) = template else {
             let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
-            templates.count(false, false);
+            templates.count(false, !may_fork);
             return Ok((guest, None));
         };
         let fork = Origin::Template(Arc::clone(&template));
@@ -226,7 +230,7 @@ fn is_of_fork(error: &BootError) -> bool {
     }
 }
 
-fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
+pub(super) fn launch_failed(waited: Duration, error: LaunchError) -> BootError {
     BootError::Launch {
         waited,
         source: Box::new(error),
