@@ -207,6 +207,9 @@ fn host(config: Config) -> Result<Host, ServeError> {
             make_directory(directory)?;
         }
     }
+    if let Some(warmed) = &config.sandbox.warmed {
+        make_directory(warmed)?;
+    }
     let network = Network::new(&config.cni)?;
     let sandbox = config.sandbox;
     let systemd = (config.cgroup_driver == CgroupDriver::Systemd).then(Systemd::of_host);

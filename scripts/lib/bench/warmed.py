@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """warmed: a pod whose process first fills 60 MiB, which takes long, begins as one that was saved when it had done so. Beside
-it, the same pod is made anew. Until the process goes on, and what five such pods take of the host's memory."""
+it, the same pod is made anew. Until the process goes on, and what five such pods take of the host's memory,
+of which the pages that they share are page cache and so available."""
+import json
 import os
 
 from bench import memory
@@ -38,6 +40,9 @@ def measure(setting):
 
         setting.comparison.alternate((warmed, anew), setting.effort.boots, life)
         setting.comparison.alternate((warmed, anew), 1, lives, warm_up=False)
+        counts = json.loads(warmed.cri.call("Status", verbose=True).info["config"])["warmed"]
+        if counts["coldPods"] or counts["coldContainers"] or not counts["containers"]:
+            raise SystemExit(f"what was to begin warmed did not: {counts}")
 
 
 def save(setting, side, image, directory):

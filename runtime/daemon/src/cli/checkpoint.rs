@@ -16,7 +16,7 @@ use crate::cri::{FROM_CHECKPOINT, SETTINGS};
 use crate::random::new_id;
 
 /// How long either may take.
-const LIMIT: Duration = Duration::from_secs(600);
+pub const LIMIT: Duration = Duration::from_secs(600);
 /// How many digits make the default name of a pod that is brought back.
 const NAME_DIGITS: usize = 8;
 

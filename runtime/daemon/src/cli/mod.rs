@@ -95,7 +95,7 @@ pub(crate) enum CliError {
     NoneWarmed,
     #[error("{what} is {value:?}, which is no DNS label")]
     NoLabel { what: &'static str, value: String },
-    #[error("no running container of the pod has the name {0:?}: name one with --container")]
+    #[error("no running container of the pod {0}: name one with --container")]
     NoContainer(String),
     #[error("container {container} was not ready after {limit:?}; the command said last: {said}")]
     NotReady {

@@ -58,6 +58,7 @@ pub async fn save(client: &mut Client, arguments: Arguments) -> Result<(), CliEr
         ready(client, container, command, Duration::from_secs(timeout)).await?;
     }
     let of_namespace = directory.join(namespace);
+    remove_left(&of_namespace);
     let new = of_namespace.join(format!(".{}", new_id()));
     let saved = checkpoint::save(client, &pod.id, &new).await;
     let placed = match saved {
@@ -77,6 +78,19 @@ pub async fn save(client: &mut Client, arguments: Arguments) -> Result<(), CliEr
     }
 }
 
+/// Removes what a command has left that was killed: a directory without a name, older than any that is being written.
+fn remove_left(of_namespace: &Path) {
+    let entries = fs::read_dir(of_namespace).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".")) {
+        let changed = entry.metadata().and_then(|found| found.modified()).ok();
+        let age = changed.and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > 2 * checkpoint::LIMIT) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn label(what: &'static str, value: &str) -> Result<(), CliError> {
     match is_label(value) {
         true => Ok(()),
@@ -90,7 +104,10 @@ fn label(what: &'static str, value: &str) -> Result<(), CliError> {
 /// The id of the container with this name, or of the only one.
 fn chosen(running: Vec<cri::ContainerStatus>, name: Option<String>) -> Result<String, CliError> {
     let is_only = running.len() == 1;
-    let wanted = name.clone().unwrap_or_default();
+    let wanted = match &name {
+        Some(name) => format!("has the name {name:?}"),
+        None => format!("is the only one of {}", running.len()),
+    };
     let found = running.into_iter().find(|one| match &name {
         Some(name) => one.metadata.as_ref().is_some_and(|own| own.name == *name),
         None => is_only,

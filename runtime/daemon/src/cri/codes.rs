@@ -138,10 +138,14 @@ fn checkpoint_code(error: &CheckpointError) -> Code {
         | CheckpointError::Unlike(_) => Code::FailedPrecondition,
         CheckpointError::File { source, .. } if is_full(source) => Code::ResourceExhausted,
         CheckpointError::Full { .. } => Code::ResourceExhausted,
-        CheckpointError::Late => Code::DeadlineExceeded,
-        CheckpointError::File { .. } | CheckpointError::Save(_) | CheckpointError::Panicked => {
-            Code::Internal
+        CheckpointError::Scratch(ScratchError::Copy { source, .. }) if is_full(source) => {
+            Code::ResourceExhausted
         }
+        CheckpointError::Late => Code::DeadlineExceeded,
+        CheckpointError::File { .. }
+        | CheckpointError::Scratch(_)
+        | CheckpointError::Save(_)
+        | CheckpointError::Panicked => Code::Internal,
     }
 }
 

@@ -204,15 +204,19 @@ impl Admission {
         }))
     }
 
-    /// Whether no pod boots or waits for its turn.
+    /// Whether no pod boots or waits for its turn, and no container is made or started.
     pub fn is_quiet(&self) -> bool {
-        *self.asked.borrow() == 0
+        *self.asked.borrow() == 0 && *self.containers.borrow() == 0
     }
 
-    /// Waits until no pod boots or waits for its turn.
+    /// Waits until it is quiet.
     pub async fn quiet(&self) {
-        // The sender lives as long as this, so there is no error.
-        let _ = self.asked.subscribe().wait_for(|asked| *asked == 0).await;
+        while !self.is_quiet() {
+            for counter in [&self.asked, &self.containers] {
+                // The sender lives as long as this, so there is no error.
+                let _ = counter.subscribe().wait_for(|count| *count == 0).await;
+            }
+        }
     }
 
     /// Waits until a network may be torn down.
@@ -359,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_quiet_when_nobody_boots_or_waits() {
+    async fn it_is_quiet_when_nobody_boots_or_waits_and_no_container_is_made() {
         let admission = Arc::new(Admission::new(1, LONG));
         admission.quiet().await;
         let turn = admission.turn(for_ever()).await.unwrap();
@@ -367,7 +371,11 @@ mod tests {
         let quiet = tokio::spawn(async move { waiter.quiet().await });
         settle().await;
         assert!(!admission.is_quiet() && !quiet.is_finished());
+        let container = admission.container();
         drop(turn);
+        settle().await;
+        assert!(!admission.is_quiet() && !quiet.is_finished());
+        drop(container);
         quiet.await.unwrap();
     }
 

@@ -116,7 +116,10 @@ pub fn container(saved: &ContainerSpec, wanted: &ContainerSpec) -> Result<(), Ch
             "working directory",
             saved.working_directory == wanted.working_directory,
         ),
-        ("environment", saved.environment == wanted.environment),
+        (
+            "environment",
+            environment(&saved.environment) == environment(&wanted.environment),
+        ),
         (
             "standard input or terminal",
             (saved.stdin, saved.stdin_once, saved.tty)
@@ -131,6 +134,13 @@ pub fn container(saved: &ContainerSpec, wanted: &ContainerSpec) -> Result<(), Ch
         ("mounts", mounts(&saved.mounts) == mounts(&wanted.mounts)),
     ];
     all(&format!("container {}", saved.name), &same)
+}
+
+/// The variables without their order, which kubelet does not keep. Of two with one name, the last counts.
+fn environment(of: &[(String, Vec<u8>)]) -> BTreeMap<&str, &[u8]> {
+    of.iter()
+        .map(|(name, value)| (name.as_str(), value.as_slice()))
+        .collect()
 }
 
 /// The mounts without the places that they come from on the host, which are the new pod's.
@@ -223,6 +233,29 @@ mod tests {
         let spec = saved[0].spec.clone();
         let said = unlike(containers(&saved, vec![spec.clone(), spec]));
         assert!(said.contains("asked for twice"), "{said}");
+    }
+
+    #[test]
+    fn variables_may_come_in_another_order() {
+        let mut saved = fixtures::container_record();
+        let set = |spec: &mut ContainerSpec, pairs: &[(&str, &str)]| {
+            let owned =
+                |(name, value): &(&str, &str)| (name.to_string(), value.as_bytes().to_vec());
+            spec.environment = pairs.iter().map(owned).collect();
+        };
+        set(&mut saved.spec, &[("A", "old"), ("A", "1"), ("B", "2")]);
+        for (pairs, is_same) in [
+            (&[("B", "2"), ("A", "1")][..], true),
+            (&[("A", "1"), ("B", "2")], true),
+            (&[("A", "old"), ("B", "2")], false),
+            (&[("A", "1")], false),
+            (&[("A", "1"), ("B", "2"), ("C", "")], false),
+        ] {
+            let mut spec = saved.spec.clone();
+            set(&mut spec, pairs);
+            let found = containers(std::slice::from_ref(&saved), vec![spec]);
+            assert_eq!(found.is_ok(), is_same, "{pairs:?}");
+        }
     }
 
     #[test]

@@ -21,10 +21,13 @@ use bulkhead_host::control::{ControlError, Extent};
 use bulkhead_host::saved::Saved as VmFiles;
 use bulkhead_records::Sum;
 use bulkhead_vmm::config::KernelSum;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::life::record::{ContainerRecord, PodRecord};
+use crate::scratch::ScratchError;
 
 /// The version of this format. Another one is refused.
 const FORMAT: u32 = 1;
@@ -51,6 +54,8 @@ pub enum CheckpointError {
     /// What it is to be brought back as, or this node, is not as what was saved.
     #[error("the checkpoint does not fit: {0}")]
     Unlike(String),
+    #[error("copy the scratch disk of the checkpoint")]
+    Scratch(#[source] ScratchError),
     #[error("save the VM")]
     Save(#[source] ControlError),
     #[error("no space is left in {path} for the checkpoint")]
@@ -254,9 +259,18 @@ impl Saved {
             let what = "must be an absolute path";
             return Err(CheckpointError::Directory { path, what });
         }
+        // Another checkpoint may get the name meanwhile, and all files must be of one.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let inside = match rustix::fs::open(directory, flags | OFlags::DIRECTORY, Mode::empty()) {
+            Ok(inside) => inside,
+            Err(Errno::NOENT) => return Err(unknown("it does not exist".to_owned())),
+            Err(e) => return Err(failed(directory)(e.into())),
+        };
         let open = |name: &str| {
             let path = directory.join(name);
-            match File::open(&path) {
+            // A pipe is not waited for.
+            let opened = rustix::fs::openat(&inside, name, flags | OFlags::NONBLOCK, Mode::empty());
+            match opened.map(File::from).map_err(io::Error::from) {
                 Ok(file) if file.metadata().is_ok_and(|found| found.is_file()) => Ok(file),
                 Ok(_) => Err(unknown(format!("{name} is no file"))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {

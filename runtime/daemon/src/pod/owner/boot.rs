@@ -262,12 +262,13 @@ impl Owner {
         let bytes = self.ledger.pod().size.scratch_bytes;
         let making = tokio::task::spawn_blocking(move || {
             let scratch = &shared.host.scratch;
-            faults::within(Step::MakeScratch, || {
-                let made = match saved {
-                    Some(saved) => scratch.bring_back(&saved, &path),
-                    None => scratch.make(Purpose::Scratch, &path, bytes),
-                };
-                made.map_err(BootError::from)
+            faults::within(Step::MakeScratch, || match saved {
+                Some(saved) => scratch
+                    .bring_back(&saved, &path)
+                    .map_err(|e| not_brought_back(CheckpointError::Scratch(e))),
+                None => scratch
+                    .make(Purpose::Scratch, &path, bytes)
+                    .map_err(BootError::from),
             })
         });
         let (attached, made) = tokio::join!(attaching, making);

@@ -125,7 +125,9 @@ impl Owner {
             records.push(record);
         }
         let layers = self.layers(&manifest.layers, &paths)?;
-        let places = manifest.pod.layers.clone();
+        // Where a layer would be that no container needs there is nothing, so a later one with it gets it elsewhere.
+        let mut places = manifest.pod.layers.clone();
+        places.retain(|diff_id, _| paths.contains_key(diff_id));
         self.ledger.change_pod(|pod| {
             pod.layers = places;
             pod.mirrors = mirrors;
