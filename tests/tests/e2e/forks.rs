@@ -350,7 +350,7 @@ async fn a_new_kernel_or_vmm_makes_a_new_template() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_fork_fails_boots() {
     let config = "sandbox.templates_mib = 512\n";
-    let (daemon, faults) = Daemon::start_faulty(Networking::Bridge, config).await;
+    let (mut daemon, faults) = Daemon::start_faulty(Networking::Bridge, config).await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
@@ -384,6 +384,22 @@ async fn a_pod_whose_fork_fails_boots() {
         log.contains("could not be forked, so it boots"),
         "no warning"
     );
+    client.end_pod(&pod).await;
+    daemon.census().assert_equals(&before);
+
+    // Another daemon makes another template. This fork answers, and is lost when it is to become the pod's.
+    daemon.kill();
+    daemon.restart().await;
+    let mut client = daemon.client().await;
+    let (first, _) = working(&mut client, "first-again", &busybox).await;
+    assert!(is_forked(&mut client, &first).await);
+    client.end_pod(&first).await;
+    faults.plan("ConfigureGuest.before", 0, Action::Fail);
+    let (pod, _) = working(&mut client, "lost", &busybox).await;
+    assert!(!is_forked(&mut client, &pod).await);
+    assert_eq!(counts(&mut client).await, expected);
+    let log = daemon.output();
+    assert!(log.contains("was forked and lost, so it boots"), "{log}");
     client.end_pod(&pod).await;
     daemon.census().assert_equals(&before);
 }
