@@ -113,5 +113,6 @@ pub fn container_record() -> ContainerRecord {
         waiting: None,
         termination_log: None,
         empty_dirs: std::collections::BTreeMap::new(),
+        volumes: std::collections::BTreeMap::new(),
     }
 }

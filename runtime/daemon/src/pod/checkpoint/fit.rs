@@ -147,8 +147,11 @@ fn environment(of: &[(String, Vec<u8>)]) -> BTreeMap<&str, &[u8]> {
 fn mounts(of: &[Mount]) -> BTreeSet<String> {
     let shown = |mount: &Mount| {
         let source = match &mount.source {
-            MountSource::Host(_) => "host",
-            MountSource::Image { image, .. } => image,
+            // Which volume it is, and which part of it, is compared where that is known: `owner/kept.rs`.
+            MountSource::Host(_) => "host".to_owned(),
+            MountSource::Image {
+                image, sub_path, ..
+            } => format!("{image} {sub_path}"),
         };
         let Mount {
             container_path,
@@ -266,6 +269,16 @@ mod tests {
         spec.mounts[0].source = MountSource::Host("/other".into());
         assert!(containers(&[record.clone()], vec![spec.clone()]).is_ok());
         spec.mounts[0].readonly = true;
+        let said = unlike(containers(&[record.clone()], vec![spec.clone()]));
+        assert!(said.contains("mounts"), "{said}");
+        let image = |sub_path: &str| MountSource::Image {
+            image: "example/data".into(),
+            sub_path: sub_path.into(),
+            id: String::new(),
+        };
+        record.spec.mounts[0].source = image("a");
+        spec = record.spec.clone();
+        spec.mounts[0].source = image("b");
         let said = unlike(containers(&[record], vec![spec]));
         assert!(said.contains("mounts"), "{said}");
     }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spec::{ContainerSpec, PodSpec};
 use super::state::{ContainerState, PodState};
+use super::volume::VolumeMount;
 
 /// A pod as it is stored.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -208,6 +209,10 @@ pub struct ContainerRecord {
     /// The emptyDirs that it mounts: kubelet's directory for each, by the volume's name in the guest.
     #[serde(default)]
     pub empty_dirs: BTreeMap<String, PathBuf>,
+    /// The volumes of the guest that it mounts, by their places in the container. Empty in records of an earlier version,
+    /// and while it waits: see [`Self::guest_volumes`].
+    #[serde(default)]
+    pub volumes: BTreeMap<String, VolumeMount>,
     /// The user that its process runs as. Known once it has started.
     pub user: Option<ProcessUser>,
     /// If it was brought back from a checkpoint: the id with which its guest made it. What the guest has named after a
@@ -222,19 +227,15 @@ pub struct ContainerRecord {
 /// What a guest that was brought back has for one of its containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// All mirrors of the pod, by their names in the guest, with the sources that they had.
-    pub mirrors: BTreeMap<String, MirrorSource>,
-    /// The names of the emptyDirs in memory that the container mounts.
-    pub empty_dirs: BTreeSet<String>,
-    pub has_termination_log: bool,
+    /// The volumes that it mounts, by their places in the container.
+    #[serde(default)]
+    pub volumes: BTreeMap<String, VolumeMount>,
 }
 
 impl Kept {
-    pub fn of(saved: &ContainerRecord, pod: &PodRecord) -> Self {
+    pub fn of(saved: &ContainerRecord) -> Self {
         Self {
-            mirrors: pod.mirrors.clone(),
-            empty_dirs: saved.empty_dirs.keys().cloned().collect(),
-            has_termination_log: saved.termination_log.is_some(),
+            volumes: saved.volumes.clone(),
         }
     }
 }
@@ -243,6 +244,12 @@ impl ContainerRecord {
     /// The id with which its guest made it.
     pub fn first_id(&self) -> &str {
         self.first_id.as_deref().unwrap_or(&self.id)
+    }
+
+    /// The volumes of the guest that it mounts, by their places in the container, also while it waits.
+    pub fn guest_volumes(&self) -> &BTreeMap<String, VolumeMount> {
+        let waiting = self.waiting.as_ref();
+        waiting.map_or(&self.volumes, |kept| &kept.volumes)
     }
 
     /// The reference with which the container was created. In records of an earlier version, what CRI sent.

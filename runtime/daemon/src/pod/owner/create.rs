@@ -10,7 +10,8 @@ use bulkhead_host::{Guest, control};
 use bulkhead_image::Image;
 
 use super::Owner;
-use super::mounts::{FoundMount, empty_dirs, termination_log};
+use super::kept::{empty_dirs, name_mirrors, termination_log, volumes};
+use super::mounts::FoundMount;
 use super::node::check_placement;
 use crate::clock::now;
 use crate::logs;
@@ -60,10 +61,13 @@ impl Owner {
         let opened = faults::within(Step::OpenBlockDevices, || {
             block::open(&spec.block_devices).map_err(PodError::from)
         })?;
-        let mounts = self.find_mounts(&id, &mut spec.mounts)?;
+        let mut mounts = self.find_mounts(&id, &mut spec.mounts)?;
+        name_mirrors(&mut mounts, &self.ledger.pod().mirrors);
+        let mounted = volumes(&mounts);
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
         record.empty_dirs = empty_dirs(&mounts);
+        record.volumes = mounted;
         // The record must exist before the image lease: at its start, a daemon removes leases without a record.
         self.ledger.write_container(&record)?;
         let parts = Parts { mounts, opened };
@@ -171,6 +175,7 @@ impl Owner {
             stop_signal,
             termination_log: None,
             empty_dirs: BTreeMap::new(),
+            volumes: BTreeMap::new(),
             user: None,
             first_id: None,
             waiting: None,

@@ -407,9 +407,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn nobody_sees_a_container_that_waits_until_it_is_asked_for() {
-        let pod = fixtures::pod_record();
         let mut waiting = fixtures::container_record();
-        waiting.waiting = Some(Kept::of(&waiting, &pod));
+        waiting.waiting = Some(Kept::of(&waiting));
         let mut fixture = fixture(std::slice::from_ref(&waiting));
         assert!(fixture.registry.container("container").is_err());
         assert!(fixture.ledger.container("container").is_ok());

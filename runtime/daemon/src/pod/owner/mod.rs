@@ -6,7 +6,7 @@
 //! other files do the work: [`boot`] takes resources of the host and [`teardown`] releases them, [`mod@adopt`] takes over
 //! the pod of an earlier daemon, [`vm`] starts VMs and [`spare`] keeps some ready, [`restore`] brings a saved pod back and [`warm`] hands out its containers, [`create`] makes containers, [`containers`] starts, changes and removes them, and
 //! [`news`] records what happened unasked. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring volumes into the
-//! guest. [`limits`], [`resize`] and [`together`] set what the guest may use, and [`node`] reads what the host has.
+//! guest, and [`kept`] compares those of a saved pod. [`limits`], [`resize`] and [`together`] set what the guest may use, and [`node`] reads what the host has.
 
 mod adopt;
 mod blocks;
@@ -15,6 +15,7 @@ mod checkpoint;
 mod containers;
 mod create;
 mod disks;
+mod kept;
 mod ledger;
 mod limits;
 mod logs;

@@ -2,8 +2,7 @@
 //! How a pod's owner prepares the mounts of a container. It makes missing volumes in the guest, starts mirrors of host
 //! directories, and fills in the mounts of the agent's request.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bulkhead_faults::{self as faults, Step};
 use bulkhead_guest::protocol;
@@ -14,9 +13,8 @@ use bulkhead_image::Image;
 
 use super::Owner;
 use super::shares::{Shared, Wanted};
-use crate::pod::checkpoint::CheckpointError;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{ContainerRecord, Kept, MirrorSource};
+use crate::pod::life::record::{ContainerRecord, MirrorSource};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};
 use crate::pod::volumes::mirror::Mirror;
 use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
@@ -24,14 +22,31 @@ use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, te
 /// A mount whose source has been found.
 #[derive(Debug)]
 pub(super) struct FoundMount {
-    mount: Mount,
-    source: FoundSource,
+    pub mount: Mount,
+    pub source: FoundSource,
 }
 
 #[derive(Debug)]
-enum FoundSource {
+pub(super) enum FoundSource {
     Host(Found),
     Image { image: Box<Image>, sub_path: String },
+}
+
+impl FoundMount {
+    /// The volume, if the guest has one of its own for it.
+    pub fn in_guest(&self) -> Option<&InGuest> {
+        match &self.source {
+            FoundSource::Host(Found::Guest(found)) => Some(found),
+            FoundSource::Host(Found::Shared(_)) | FoundSource::Image { .. } => None,
+        }
+    }
+
+    pub fn in_guest_mut(&mut self) -> Option<&mut InGuest> {
+        match &mut self.source {
+            FoundSource::Host(Found::Guest(found)) => Some(found),
+            FoundSource::Host(Found::Shared(_)) | FoundSource::Image { .. } => None,
+        }
+    }
 }
 
 impl Owner {
@@ -198,107 +213,6 @@ fn of_volume(image: &str, error: PodError) -> PodError {
         image: image.to_owned(),
         source: Box::new(error),
     }
-}
-
-/// kubelet's file for the container's termination message, if the container mounts one.
-pub(super) fn termination_log(mounts: &[FoundMount]) -> Option<PathBuf> {
-    mounts.iter().find_map(|found| match &found.source {
-        FoundSource::Host(Found::Guest(InGuest {
-            host: HostSide::CopiedBack(path),
-            ..
-        })) => Some(path.clone()),
-        _ => None,
-    })
-}
-
-/// The emptyDirs that the container mounts: kubelet's directory for each, by the volume's name in the guest.
-pub(super) fn empty_dirs(mounts: &[FoundMount]) -> BTreeMap<String, PathBuf> {
-    let one = |found: &FoundMount| match &found.source {
-        FoundSource::Host(Found::Guest(InGuest {
-            volume,
-            host: HostSide::Disk(directory) | HostSide::Memory(directory),
-            ..
-        })) => Some((volume.name.clone(), directory.clone())),
-        _ => None,
-    };
-    mounts.iter().filter_map(one).collect()
-}
-
-/// The volumes of a container that is brought back, which its guest has already: the new source of each mirror, by the
-/// volume's name. An error if the guest lacks one, or if one is no volume of the guest.
-pub(super) fn kept_volumes(
-    mounts: &[FoundMount],
-    saved: &ContainerRecord,
-    kept: &Kept,
-) -> Result<BTreeMap<String, MirrorSource>, CheckpointError> {
-    let mut mirrors = BTreeMap::new();
-    for FoundMount { mount, source } in mounts {
-        let (is_kept, name) = match source {
-            FoundSource::Image { .. } => continue,
-            FoundSource::Host(Found::Shared(_)) => (false, None),
-            FoundSource::Host(Found::Guest(found)) => {
-                let name = &found.volume.name;
-                let is_kept = match &found.host {
-                    HostSide::Mirrored(source) => match mirror_of(mount, name, saved, kept) {
-                        Some(was) => {
-                            let other = mirrors.insert(was.to_owned(), source.clone());
-                            other.is_none_or(|other| other == *source)
-                        }
-                        None => false,
-                    },
-                    HostSide::Memory(_) => kept.empty_dirs.contains(name),
-                    HostSide::Disk(_) => false,
-                    HostSide::CopiedBack(_) => kept.has_termination_log,
-                };
-                (is_kept, Some(name))
-            }
-        };
-        if !is_kept {
-            let path = &mount.container_path;
-            let what = name.map_or("a directory of the host", String::as_str);
-            return Err(CheckpointError::Unlike(format!(
-                "container {}: the mount at {path} is {what}, which the saved VM does not have",
-                saved.spec.name
-            )));
-        }
-    }
-    Ok(mirrors)
-}
-
-/// The mirror that the saved container has where this mount is. It need not have the name that a new one would have: kubelet
-/// calls the volume with a service account's token otherwise in each pod.
-fn mirror_of<'a>(
-    mount: &Mount,
-    name: &'a str,
-    saved: &ContainerRecord,
-    kept: &'a Kept,
-) -> Option<&'a str> {
-    let mut was = saved.spec.mounts.iter();
-    let was = was.find(|was| was.container_path == mount.container_path)?;
-    let of_source = |path: &Path| {
-        let mut mirrors = kept.mirrors.iter();
-        let (name, _) = mirrors.find(|(_, source)| are_one(&source.path, path))?;
-        Some(name.as_str())
-    };
-    let at_source = match &was.source {
-        MountSource::Host(path) => of_source(path),
-        MountSource::Image { .. } => None,
-    };
-    // A part of a volume is mounted from another place.
-    at_source.or_else(|| kept.mirrors.contains_key(name).then_some(name))
-}
-
-/// Whether two paths are of one volume of kubelet, whose root directory may be a link in one of them.
-fn are_one(one: &Path, other: &Path) -> bool {
-    let end = |path: &Path| {
-        let mut parts = path.components().rev().take(4).collect::<Vec<_>>();
-        parts.reverse();
-        parts
-            .iter()
-            .map(|part| part.as_os_str().to_owned())
-            .collect::<Vec<_>>()
-    };
-    end(one) == end(other)
 }
 
 fn wanted(mount: &Mount, found: HostPath) -> Wanted {

@@ -19,10 +19,10 @@ use bulkhead_vmm::extent::SECTOR_BYTES;
 use rustix::fs::MemfdFlags;
 
 use super::Owner;
-use super::mounts::{empty_dirs, kept_volumes, termination_log};
+use super::kept::{empty_dirs, kept_volumes, termination_log};
 use crate::pod::checkpoint::{CheckpointError, Saved, SavedLayer};
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{ContainerRecord, Kept, MirrorSource};
+use crate::pod::life::record::{ContainerRecord, MirrorSource};
 use crate::pod::life::spec::{ContainerSpec, Mount};
 use crate::random::new_id;
 
@@ -99,10 +99,9 @@ impl Owner {
         let (mut records, mut paths) = (Vec::new(), BTreeMap::new());
         let mut mirrors = BTreeMap::new();
         for (saved, spec, id) in &from.containers {
-            let kept = Kept::of(saved, &manifest.pod);
             let (record, followed) = match from.is_warmed {
-                true => (self.waiting(id, saved, kept)?, BTreeMap::new()),
-                false => self.brought_back(id, saved, &kept, spec.clone())?,
+                true => (self.waiting(id, saved)?, BTreeMap::new()),
+                false => self.brought_back(id, saved, spec.clone(), &mirrors)?,
             };
             mirrors.extend(followed);
             let volumes = record.spec.mounts.iter().filter_map(Mount::image);
@@ -136,20 +135,23 @@ impl Owner {
     }
 
     /// The record of a container that is brought back as `spec`, and which mirrors of the guest have which sources now.
+    /// Those of other containers that were brought back are in `followed`.
     pub(super) fn brought_back(
         &self,
         id: &str,
         saved: &ContainerRecord,
-        kept: &Kept,
         mut spec: ContainerSpec,
+        followed: &BTreeMap<String, MirrorSource>,
     ) -> Result<(ContainerRecord, BTreeMap<String, MirrorSource>), PodError> {
         let image = self.same_image(saved, &spec.image)?;
         let mounts = self.find_mounts(id, &mut spec.mounts)?;
         same_volumes(saved, &spec)?;
-        let mirrors = kept_volumes(&mounts, saved, kept)?;
+        let mirrors = kept_volumes(&mounts, saved, followed)?;
         let record = ContainerRecord {
             termination_log: termination_log(&mounts),
             empty_dirs: empty_dirs(&mounts),
+            // The guest has them under their old names.
+            volumes: saved.guest_volumes().clone(),
             first_id: Some(saved.first_id().to_owned()),
             user: saved.user.clone(),
             ..self.container_record(id, spec, &image)?

@@ -20,7 +20,6 @@ impl Owner {
         &self,
         id: &str,
         saved: &ContainerRecord,
-        kept: Kept,
     ) -> Result<ContainerRecord, PodError> {
         let images = &self.shared.host.images;
         let image = images.find(&saved.image_id)?;
@@ -28,7 +27,7 @@ impl Owner {
         Ok(ContainerRecord {
             first_id: Some(saved.first_id().to_owned()),
             user: saved.user.clone(),
-            waiting: Some(kept),
+            waiting: Some(Kept::of(saved)),
             ..self.container_record(id, saved.spec.clone(), &image)?
         })
     }
@@ -40,17 +39,11 @@ impl Owner {
         spec: &ContainerSpec,
     ) -> Result<Option<String>, PodError> {
         let mut all = self.ledger.containers().values();
-        let found = all.find_map(|one| {
-            let kept = one
-                .waiting
-                .as_ref()
-                .filter(|_| one.spec.name == spec.name)?;
-            Some((one.clone(), kept.clone()))
-        });
-        let Some((waiting, kept)) = found else {
+        let found = all.find(|one| one.waiting.is_some() && one.spec.name == spec.name);
+        let Some(waiting) = found.cloned() else {
             return Ok(None);
         };
-        let taken = self.take(guest, &waiting, &kept, spec).await;
+        let taken = self.take(guest, &waiting, spec).await;
         self.shared.host.warmed.count_container(taken.is_ok());
         match taken {
             Ok(()) => Ok(Some(waiting.id)),
@@ -71,7 +64,6 @@ impl Owner {
         &mut self,
         guest: &Guest,
         waiting: &ContainerRecord,
-        kept: &Kept,
         spec: &ContainerSpec,
     ) -> Result<(), PodError> {
         if waiting.state != ContainerState::Created {
@@ -81,7 +73,8 @@ impl Owner {
             ));
         }
         fit::container(&waiting.spec, spec)?;
-        let (record, mirrors) = self.brought_back(&waiting.id, waiting, kept, spec.clone())?;
+        let followed = &self.ledger.pod().mirrors;
+        let (record, mirrors) = self.brought_back(&waiting.id, waiting, spec.clone(), followed)?;
         for (name, source) in mirrors {
             self.follow(guest, &name, source).await?;
         }
