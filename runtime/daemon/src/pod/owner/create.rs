@@ -64,6 +64,7 @@ impl Owner {
         let mut mounts = self.find_mounts(&id, &mut spec.mounts)?;
         name_mirrors(&mut mounts, &self.ledger.pod().mirrors);
         let mounted = volumes(&mounts);
+        self.drop_unlike(&guest, &mounted).await?;
         let mut record = self.container_record(&id, spec, &image)?;
         record.termination_log = termination_log(&mounts);
         record.empty_dirs = empty_dirs(&mounts);

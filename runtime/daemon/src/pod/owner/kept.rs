@@ -5,14 +5,14 @@
 //! token otherwise in each pod. So mounts are compared by their places in the container. A mirror with another name is
 //! the old volume, with a new source, but one volume of the guest never gets two sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::path::PathBuf;
 
 use super::mounts::{FoundMount, FoundSource};
 use crate::pod::checkpoint::CheckpointError;
 use crate::pod::life::record::{ContainerRecord, MirrorSource};
-use crate::pod::life::volume::VolumeMount;
+use crate::pod::life::volume::{VolumeKind, VolumeMount};
 use crate::pod::volumes::{Found, HostSide, InGuest, text};
 
 /// The sources of mirrors, by the volumes' names in the guest.
@@ -162,6 +162,32 @@ fn part(of: &VolumeMount) -> String {
         "" => "a whole volume".to_owned(),
         sub_path => format!("the sub-path {sub_path} of a volume"),
     }
+}
+
+/// Whether a volume that the guest has for `kept` is of another kind than one that is asked for under its name.
+pub(super) fn clash(
+    kept: &BTreeMap<String, VolumeMount>,
+    wanted: &BTreeMap<String, VolumeMount>,
+) -> Option<(String, VolumeKind, VolumeKind)> {
+    kept.values().find_map(|was| {
+        let is_other = |now: &&VolumeMount| now.volume == was.volume && now.kind != was.kind;
+        let now = wanted.values().find(is_other)?;
+        Some((was.volume.clone(), was.kind, now.kind))
+    })
+}
+
+/// The volumes that only this container mounts. `containers` are all of the pod.
+pub(super) fn only_of<'a>(
+    gone: &ContainerRecord,
+    containers: impl IntoIterator<Item = &'a ContainerRecord>,
+) -> BTreeSet<String> {
+    let names = |of: &ContainerRecord| -> BTreeSet<String> {
+        let mounts = of.guest_volumes().values();
+        mounts.map(|mount| mount.volume.clone()).collect()
+    };
+    let others = containers.into_iter().filter(|one| one.id != gone.id);
+    let used: BTreeSet<String> = others.flat_map(names).collect();
+    names(gone).difference(&used).cloned().collect()
 }
 
 #[cfg(test)]
@@ -387,5 +413,42 @@ mod tests {
         let mut mounts = [found("/e", "empty-dir-e", "", memory(1))];
         name_mirrors(&mut mounts, &mirrors(&[("empty-dir-e", "y")]));
         assert_eq!(volumes(&mounts)["/e"].volume, "empty-dir-e");
+    }
+
+    #[test]
+    fn a_volume_goes_with_the_last_container_that_mounts_it() {
+        let of = |id: &str, mounts: &[FoundMount]| ContainerRecord {
+            id: id.into(),
+            ..saved_with(mounts)
+        };
+        let gone = of(
+            "gone",
+            &[
+                config_map("/a", "a"),
+                config_map("/b", "b"),
+                config_map("/c", "c"),
+            ],
+        );
+        let created = of("created", &[config_map("/b", "b")]);
+        let mut waiting = of("waiting", &[]);
+        waiting.waiting = Some(Kept::of(&of("saved", &[config_map("/c", "c")])));
+        let all = [gone.clone(), created.clone(), waiting];
+        assert_eq!(only_of(&gone, &all), BTreeSet::from(["a".to_owned()]));
+        let left = only_of(&gone, [&gone, &created]);
+        assert_eq!(left, BTreeSet::from(["a".to_owned(), "c".to_owned()]));
+    }
+
+    #[test]
+    fn a_volume_clashes_with_one_of_its_name_that_is_of_another_kind() {
+        let one = |name, kind| volumes(&[found("/m", name, "", kind)]);
+        let kept = one("v", memory(1));
+        for (wanted, clashes) in [
+            (one("v", memory(1)), false),
+            (one("w", memory(2)), false),
+            (one("v", memory(2)), true),
+            (one("v", Kind::Directory(Default::default())), true),
+        ] {
+            assert_eq!(clash(&kept, &wanted).is_some(), clashes, "{wanted:?}");
+        }
     }
 }

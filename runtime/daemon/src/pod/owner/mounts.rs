@@ -16,6 +16,7 @@ use super::shares::{Shared, Wanted};
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{ContainerRecord, MirrorSource};
 use crate::pod::life::spec::{Mount, MountSource, Propagation};
+use crate::pod::life::volume::VolumeKind;
 use crate::pod::volumes::mirror::Mirror;
 use crate::pod::volumes::{Found, HostSide, InGuest, VolumeError, termination, text};
 
@@ -196,7 +197,10 @@ impl Owner {
 
     /// Removes the container's own volume in the guest: the one for its termination message.
     pub(super) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
-        if record.termination_log.is_some()
+        let mut mounted = record.guest_volumes().values();
+        let has_log = record.termination_log.is_some()
+            || mounted.any(|mount| mount.kind == VolumeKind::TerminationLog);
+        if has_log
             && let Err(error) = guest
                 .agent
                 .remove_volume(&termination::volume_name(record.first_id()))
@@ -204,6 +208,20 @@ impl Owner {
         {
             self.ledger
                 .complain("remove the termination log in the guest", &error);
+        }
+    }
+
+    /// Removes a volume of the guest that no container mounts any more, with what is in it.
+    pub(super) async fn remove_volume(&mut self, guest: &Guest, name: &str) {
+        self.mirrors.remove(name);
+        if self.ledger.pod().mirrors.contains_key(name) {
+            let forgotten = self.ledger.change_pod(|pod| drop(pod.mirrors.remove(name)));
+            if let Err(error) = forgotten {
+                self.ledger.complain("forget a mirror", &error);
+            }
+        }
+        if let Err(error) = guest.agent.remove_volume(name).await {
+            self.ledger.complain("remove a volume in the guest", &error);
         }
     }
 }

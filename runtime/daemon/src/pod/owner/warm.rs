@@ -2,17 +2,23 @@
 //! How a pod's owner hands out the containers of a warmed pod ([`crate::pod::warmed`]).
 //!
 //! They are in the guest from the start, frozen. Each waits until a client asks for a container of its name: it is that one
-//! if it was started with all that is asked for. If not, it is removed, and the container is made from its image.
+//! if it was started with all that is asked for. If not, it is removed, and the container is made from its image. What it
+//! alone had mounted goes with it: a new container is not to find what the saved one left there, and the guest has only one
+//! volume of a name, whose kind may be another now.
+
+use std::collections::BTreeMap;
 
 use bulkhead_host::Guest;
 use bulkhead_text::chain;
 
 use super::Owner;
+use super::kept::{clash, only_of};
 use crate::pod::checkpoint::fit;
 use crate::pod::errors::PodError;
 use crate::pod::life::record::{ContainerRecord, Kept};
 use crate::pod::life::spec::ContainerSpec;
 use crate::pod::life::state::ContainerState;
+use crate::pod::life::volume::VolumeMount;
 
 impl Owner {
     /// The record of a container that nobody has asked for yet. It has no files of the host.
@@ -43,21 +49,56 @@ impl Owner {
         let Some(waiting) = found.cloned() else {
             return Ok(None);
         };
-        let taken = self.take(guest, &waiting, spec).await;
-        self.shared.host.warmed.count_container(taken.is_ok());
-        match taken {
-            Ok(()) => Ok(Some(waiting.id)),
+        match self.take(guest, &waiting, spec).await {
+            Ok(()) => {
+                self.shared.host.warmed.count_container(true);
+                Ok(Some(waiting.id))
+            }
             Err(error) => {
-                tracing::warn!(
-                    pod = self.ledger.pod().id,
-                    "the warmed container {} is not what is asked for, so it is made from its image: {}",
-                    spec.name,
-                    chain(&error)
-                );
-                self.remove(&waiting.id).await?;
+                self.drop_waiting(guest, &waiting, &chain(&error)).await?;
                 Ok(None)
             }
         }
+    }
+
+    /// Drops the containers that wait with a volume that is to be of another kind now, for a container that is made from its
+    /// image.
+    pub(super) async fn drop_unlike(
+        &mut self,
+        guest: &Guest,
+        wanted: &BTreeMap<String, VolumeMount>,
+    ) -> Result<(), PodError> {
+        let all = self.ledger.containers().values();
+        let waiting = all.filter(|one| one.waiting.is_some());
+        let unlike = waiting.filter_map(|one| {
+            let (volume, was, now) = clash(one.guest_volumes(), wanted)?;
+            let why = format!("its volume {volume} was {was}, and is {now} of another container");
+            Some((one.clone(), why))
+        });
+        for (waiting, why) in unlike.collect::<Vec<_>>() {
+            self.drop_waiting(guest, &waiting, &why).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a container that waits, and the volumes that no other one mounts.
+    async fn drop_waiting(
+        &mut self,
+        guest: &Guest,
+        waiting: &ContainerRecord,
+        why: &str,
+    ) -> Result<(), PodError> {
+        self.shared.host.warmed.count_container(false);
+        tracing::warn!(
+            pod = self.ledger.pod().id,
+            "the warmed container {} is not what is asked for, so it is made from its image: {why}",
+            waiting.spec.name,
+        );
+        self.remove(&waiting.id).await?;
+        for volume in only_of(waiting, self.ledger.containers().values()) {
+            self.remove_volume(guest, &volume).await;
+        }
+        Ok(())
     }
 
     async fn take(
