@@ -116,6 +116,9 @@ impl Owner {
         fit::container(&waiting.spec, spec)?;
         let followed = &self.ledger.pod().mirrors;
         let (record, mirrors) = self.brought_back(&waiting.id, waiting, spec.clone(), followed)?;
+        // The guest still has the limits of the pod that was saved.
+        self.limit_together(guest, &waiting.id, &spec.resources)
+            .await?;
         for (name, source) in mirrors {
             self.follow(guest, &name, source).await?;
         }
