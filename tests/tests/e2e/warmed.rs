@@ -55,6 +55,15 @@ async fn go_on(client: &mut Client, pod: &Pod, config: ContainerConfig) -> Strin
     id
 }
 
+/// The root directory of each kubelet, for the configuration.
+fn roots(kubelets: &[Kubelet]) -> Vec<String> {
+    let root = |kubelet: &Kubelet| {
+        let line = kubelet.config();
+        line.split('"').nth(1).expect("a root").to_owned()
+    };
+    kubelets.iter().map(root).collect()
+}
+
 /// The volume that kubelet makes for the token of a service account. It has another name in each pod.
 fn token(kubelet: &mut Kubelet, name: &str, content: &str) -> bulkhead_proto::cri::Mount {
     let volume = kubelet.volume("kubernetes.io~projected", name);
@@ -76,10 +85,7 @@ fn is_mapped(daemon: &Daemon, file: &Path) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_begin_as_a_warmed_one_with_an_identity_of_their_own() {
     let mut kubelets = ["uid-first", "uid-second", "uid-third"].map(Kubelet::new);
-    let roots = kubelets.each_ref().map(|kubelet| {
-        let line = kubelet.config();
-        line.split('"').nth(1).expect("a root").to_owned()
-    });
+    let roots = roots(&kubelets);
     let place = directory();
     let at = place.path().display();
     let config = format!("sandbox.warmed = \"{at}\"\nvolumes.kubelet_roots = {roots:?}");
@@ -94,7 +100,12 @@ async fn pods_begin_as_a_warmed_one_with_an_identity_of_their_own() {
     ];
     let mut mains = kubelets.iter_mut().zip(tokens).map(|(kubelet, name)| {
         let token = token(kubelet, name, name);
-        with_mounts(asked("main", &busybox, COUNTING), vec![token])
+        let notes = kubelet.memory_dir("notes", 1024);
+        let settings = kubelet.volume("kubernetes.io~configmap", "settings");
+        kubelet.write(&settings, &[("a.conf", "a=1"), ("b.conf", "b=1")], 0o644);
+        let part = kubelet.sub_path(&settings, "..data/a.conf", "main");
+        let mounts = vec![token, mount(&notes, "/notes"), mount(&part, "/etc/a.conf")];
+        with_mounts(asked("main", &busybox, COUNTING), mounts)
     });
     let [of_first, of_second, of_third] = [(); 3].map(|()| mains.next().expect("one of three"));
     drop(mains);
@@ -103,6 +114,7 @@ async fn pods_begin_as_a_warmed_one_with_an_identity_of_their_own() {
     let first = pod_asked(&client, "first");
     let first = client.run_pod_as_it_is(first).await.expect("run pod");
     let main = go_on(&mut client, &first, of_first).await;
+    client.shell(&main, "echo noted >/notes/one").await;
     let never = [
         "--timeout",
         "2",
@@ -161,6 +173,11 @@ async fn pods_begin_as_a_warmed_one_with_an_identity_of_their_own() {
         table.row(&format!("{name} counts on"), went_on > 5, went_on);
         let (told, _) = kept(&mut client, pod, &id, "main").await;
         table.equal(&format!("{name} knows what was saved"), &told, &secret);
+        table.equal(
+            &format!("{name} has what was in memory, and its setting"),
+            client.shell(&id, "cat /notes/one /etc/a.conf").await,
+            "noted\na=1".to_owned(),
+        );
         until("it has a token of its own", async || {
             let shown = client.shell(&id, &format!("cat {TOKENS}/token")).await;
             whether(shown == **token, shown)
@@ -200,17 +217,25 @@ async fn pods_begin_as_a_warmed_one_with_an_identity_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_as_the_warmed_pod_begins_as_any_other_and_says_why() {
+    let mut kubelets = ["uid-first", "uid-other"].map(Kubelet::new);
+    let roots = roots(&kubelets);
+    let mut sizes = kubelets.iter_mut().zip([1024, 2048]);
+    let [of_first, of_other] = [(); 2].map(|()| {
+        let (kubelet, size) = sizes.next().expect("one of two");
+        vec![mount(&kubelet.memory_dir("notes", size), "/notes")]
+    });
     let place = directory();
     let at = place.path().display();
-    let daemon =
-        Daemon::start_with(Networking::Loopback, &format!("sandbox.warmed = \"{at}\"")).await;
+    let config = format!("sandbox.warmed = \"{at}\"\nvolumes.kubelet_roots = {roots:?}");
+    let daemon = Daemon::start_with(Networking::Loopback, &config).await;
     let mut client = daemon.client().await;
     let busybox = Registry::shared().image("test/busybox");
     client.pull(&busybox).await.expect("pull");
     let first = pod_asked(&client, "first");
     let first = client.run_pod_as_it_is(first).await.expect("run pod");
     let main = asked("main", &busybox, COUNTING);
-    go_on(&mut client, &first, main.clone()).await;
+    let id = go_on(&mut client, &first, with_mounts(main.clone(), of_first)).await;
+    client.shell(&id, "echo noted >/notes/one").await;
     warm(&daemon, &first, &["one"]).expect("warm");
     for (arguments, word) in [
         (vec!["../x"], "no DNS label"),
@@ -245,16 +270,18 @@ async fn what_is_not_as_the_warmed_pod_begins_as_any_other_and_says_why() {
     }
     assert_eq!(counts(&mut client).await, [0, 3, 0, 0]);
 
-    // A container that is to run something else, and one with another setting.
+    // A container that is to run something else, with a volume of another size, and one of another name.
     let config = warmed(&client, "other", "one");
     let other = client.run_pod_as_it_is(config).await.expect("run pod");
     let id = go_on(
         &mut client,
         &other,
-        asked("main", &busybox, "exec sleep 1000"),
+        with_mounts(asked("main", &busybox, "exec sleep 1000"), of_other),
     )
     .await;
     assert_eq!(client.shell(&id, "ls /count || echo new").await, "new\n");
+    let notes = "ls /notes; df -k /notes | awk 'END { print $2 }'";
+    assert_eq!(client.shell(&id, notes).await, "2048\n");
     let again = go_on(
         &mut client,
         &other,
