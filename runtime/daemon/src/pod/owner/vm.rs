@@ -60,10 +60,15 @@ impl Owner {
         let now = tokio::time::Instant::now();
         let until = now + all.saturating_duration_since(now) / 2;
         let namespace = self.ledger.pod().spec.name.namespace.clone();
+        let find = async {
+            match may_fork {
+                true => template::get(&shared, &vm.size, &namespace, until).await,
+                false => None,
+            }
+        };
         let template = tokio::select! {
-            template = template::get(&shared, &vm.size, &namespace, until), if may_fork => template,
+            template = find => template,
             () = caller.closed() => return Err(BootError::Abandoned),
-            else => None,
         };
         let Some(template) = template else {
             let guest = self.start_vm(vm, Origin::Boot, turn, caller).await?;
