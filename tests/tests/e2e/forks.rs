@@ -397,6 +397,10 @@ async fn a_pod_whose_fork_fails_boots() {
     faults.plan("ConfigureGuest.before", 0, Action::Fail);
     let (pod, _) = working(&mut client, "lost", &busybox).await;
     assert!(!is_forked(&mut client, &pod).await);
+    let expected = Counts {
+        forked: 2,
+        ..expected
+    };
     assert_eq!(counts(&mut client).await, expected);
     let log = daemon.output();
     assert!(log.contains("was forked and lost, so it boots"), "{log}");
