@@ -394,6 +394,7 @@ async fn a_pod_whose_fork_fails_boots() {
     let (first, _) = working(&mut client, "first-again", &busybox).await;
     assert!(is_forked(&mut client, &first).await);
     client.end_pod(&first).await;
+    let before = daemon.census();
     faults.plan("ConfigureGuest.before", 0, Action::Fail);
     let (pod, _) = working(&mut client, "lost", &busybox).await;
     assert!(!is_forked(&mut client, &pod).await);
