@@ -218,6 +218,14 @@ impl BootError {
             Self::BringBack(_) | Self::Launch { .. } | Self::Configure(_)
         )
     }
+
+    /// Whether the guest is gone or its agent does not speak any more, and not only refuses what the pod asks for.
+    pub fn is_lost_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::Configure(AgentError::Lost { .. } | AgentError::Fault(_))
+        )
+    }
 }
 
 impl From<CgroupError> for BootError {

@@ -111,8 +111,9 @@ impl Owner {
             (configured, _) => configured,
         };
         if let Err(error) = configured {
+            let is_lost = error.is_lost_guest();
             let error = match error {
-                BootError::Configure(error) => {
+                BootError::Configure(error) if is_lost => {
                     let source = lost(&guest, "becoming the pod's", chain(&error)).await;
                     launch_failed(turn.waited, source)
                 }
@@ -121,7 +122,7 @@ impl Owner {
             guest.process.kill();
             guest.process.ended().await;
             return Err(match template {
-                Some(template) if error.is_of_origin() => {
+                Some(template) if is_lost => {
                     self.shared.host.templates.give_up(&template);
                     BootError::Fork(Box::new(error))
                 }
