@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """warmed: a pod whose process first fills 60 MiB, which takes long, begins as one that was saved when it had done so. Beside
-it, the same pod is made anew. Until the process goes on, and what five such pods take of the host's memory,
-of which the pages that they share are page cache and so available."""
+it, the same pod is made anew. Both until the process goes on."""
 import json
 import os
 
-from bench import memory
 from bench.checkpoint import made
 
 ANNOTATION = {"bulkhead.dev/warmed": "filled"}
-TOGETHER = 5
 
 
 def measure(setting):
@@ -20,26 +17,11 @@ def measure(setting):
             side.pull(image)
         save(setting, warmed, image, f"{directory}/bench/filled")
 
-        def begin(side):
-            return made(setting, side, image, annotations=ANNOTATION if side is warmed else {})
-
         def life(side, lap):
-            lap("pod until its process goes on", lambda: begin(side)).end()
-
-        def lives(side, lap):
-            pods = []
-
-            def take():
-                before = memory.available_mib()
-                pods.extend(begin(side) for _ in range(TOGETHER))
-                return {"MiB of MemAvailable": (before - memory.available_mib()) / TOGETHER}
-
-            lap.told(f"memory: a pod of {TOGETHER}", take)
-            for pod in pods:
-                pod.end()
+            named = ANNOTATION if side is warmed else {}
+            lap("pod until its process goes on", lambda: made(setting, side, image, annotations=named)).end()
 
         setting.comparison.alternate((warmed, anew), setting.effort.boots, life)
-        setting.comparison.alternate((warmed, anew), 1, lives, warm_up=False)
         counts = json.loads(warmed.cri.call("Status", verbose=True).info["config"])["warmed"]
         if counts["coldPods"] or counts["coldContainers"] or not counts["containers"]:
             raise SystemExit(f"what was to begin warmed did not: {counts}")
