@@ -73,10 +73,7 @@ impl<'a> Watch<'a> {
 
     /// What went wrong on a connection. That of a VMM that ends is closed a moment before it has ended.
     pub async fn ended_or(&self, error: LaunchError, stage: &'static str) -> LaunchError {
-        match tokio::time::timeout(END_TOGETHER, self.process.ended()).await {
-            Ok(()) => ended(self.files, stage),
-            Err(_) => error,
-        }
+        end_or(self.process, self.files, stage, || error).await
     }
 
     /// Checks the time limits. Returns when to check again.
@@ -101,13 +98,24 @@ impl<'a> Watch<'a> {
 /// How a guest was lost that has answered before, as `error` says: how its VM ended, or that it runs on; and what the console
 /// says.
 pub async fn lost(guest: &Guest, stage: &'static str, error: String) -> LaunchError {
-    match tokio::time::timeout(END_TOGETHER, guest.process.ended()).await {
-        Ok(()) => ended(&guest.files, stage),
-        Err(_) => LaunchError::Ended {
-            stage,
-            obituary: format!("{error}; its VMM runs on and is killed"),
-            console: console(&guest.files),
-        },
+    let runs_on = || LaunchError::Ended {
+        stage,
+        obituary: format!("{error}; its VMM runs on and is killed"),
+        console: console(&guest.files),
+    };
+    end_or(&guest.process, &guest.files, stage, runs_on).await
+}
+
+/// How the VM ended, or what else it is if it runs on.
+async fn end_or(
+    process: &VmmProcess,
+    files: &Files,
+    stage: &'static str,
+    otherwise: impl FnOnce() -> LaunchError,
+) -> LaunchError {
+    match tokio::time::timeout(END_TOGETHER, process.ended()).await {
+        Ok(()) => ended(files, stage),
+        Err(_) => otherwise(),
     }
 }
 
