@@ -115,7 +115,7 @@ pub async fn restore(client: &mut Client, arguments: RestoreArguments) -> Result
 }
 
 /// A directory that only its owner may enter, made if it is not there; as text, for CRI.
-pub fn made(directory: &Path) -> Result<String, CliError> {
+fn made(directory: &Path) -> Result<String, CliError> {
     let mut builder = DirBuilder::new();
     let made = match builder.recursive(true).mode(0o700).create(directory) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),

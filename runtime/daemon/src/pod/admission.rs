@@ -4,8 +4,8 @@
 //! A boot needs CPU from the first CNI plugin to the last step of the guest. If twice as many pods boot at once, each
 //! boot takes twice as long. In the end callers time out and ask again, and the host only starts boots that never
 //! finish. So each boot waits for a [`Turn`], first come, first served. [`Admission::turn`] is awaited in the caller's
-//! own task, and the waiting pod holds nothing but its name (and, if it is brought back, the files that it is to be brought back from). A caller that goes away drops the future and so leaves the
-//! queue.
+//! own task, and the waiting pod holds nothing but its name (and, if it is brought back, the files that it is to be
+//! brought back from). A caller that goes away drops the future and so leaves the queue.
 //!
 //! What was begun comes first: while as many containers are made or started as may boot at a time, no boot begins. Else the
 //! containers of pods that are ready would share the CPU with all boots that follow, and their callers, who wait for a shorter
@@ -21,9 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// How long one boot, or one container, may keep others waiting; then the next one starts beside it. A boot that takes longer is not
-/// waiting for the CPU that turns ration, but for something else (a plugin that hangs, a cgroup that others starve). Or
-/// the machine is so slow that a second boot makes no difference.
+/// How long one boot, or one container, may keep others waiting; then the next one starts beside it. A boot that takes
+/// longer is not waiting for the CPU that turns ration, but for something else (a plugin that hangs, a cgroup that
+/// others starve). Or the machine is so slow that a second boot makes no difference.
 pub const TURN: Duration = Duration::from_secs(20);
 /// At most this part of the caller's time limit is spent in the queue; the rest is for the boot. kubelet waits four
 /// minutes, so a pod is in the queue for at most three.

@@ -110,7 +110,7 @@ pub fn container_record() -> ContainerRecord {
         log_path: None,
         user: None,
         first_id: None,
-        waiting: None,
+        is_waiting: false,
         termination_log: None,
         empty_dirs: std::collections::BTreeMap::new(),
         volumes: std::collections::BTreeMap::new(),

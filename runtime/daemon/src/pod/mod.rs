@@ -123,13 +123,10 @@ impl Pods {
         }
         match self.begin(spec.clone(), Way::Any, patience).await {
             Err(PodError::Boot(error @ BootError::Fork(_))) => {
-                let PodName {
-                    name, namespace, ..
-                } = &spec.name;
                 let why = chain(&error);
                 tracing::warn!(
-                    pod = name,
-                    namespace,
+                    pod = spec.name.name,
+                    namespace = spec.name.namespace,
                     "the pod's VM was forked and lost, so it boots: {why}"
                 );
                 self.begin(spec, Way::Boot, patience).await
@@ -153,13 +150,10 @@ impl Pods {
 
     fn begins_cold(&self, name: &PodName, why: &dyn std::error::Error) {
         self.shared.host.warmed.count_pod(false);
-        let PodName {
-            name, namespace, ..
-        } = name;
         let why = chain(why);
         tracing::warn!(
-            pod = name,
-            namespace,
+            pod = name.name,
+            namespace = name.namespace,
             "the pod cannot begin as the warmed pod that it names, so it begins as any other: {why}"
         );
     }

@@ -209,8 +209,7 @@ pub struct ContainerRecord {
     /// The emptyDirs that it mounts: kubelet's directory for each, by the volume's name in the guest.
     #[serde(default)]
     pub empty_dirs: BTreeMap<String, PathBuf>,
-    /// The volumes of the guest that it mounts, by their places in the container. Empty in records of an earlier version,
-    /// and while it waits: see [`Self::guest_volumes`].
+    /// The volumes of the guest that it mounts, by their places in the container. Empty in records of an earlier version.
     #[serde(default)]
     pub volumes: BTreeMap<String, VolumeMount>,
     /// The user that its process runs as. Known once it has started.
@@ -219,37 +218,15 @@ pub struct ContainerRecord {
     /// container keeps that name.
     #[serde(default)]
     pub first_id: Option<String>,
-    /// If no client has asked for it yet, so that none sees it: what its guest has for it.
+    /// Whether no client has asked for it yet, so that none sees it: it came with a warmed pod.
     #[serde(default)]
-    pub waiting: Option<Kept>,
-}
-
-/// What a guest that was brought back has for one of its containers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    /// The volumes that it mounts, by their places in the container.
-    #[serde(default)]
-    pub volumes: BTreeMap<String, VolumeMount>,
-}
-
-impl Kept {
-    pub fn of(saved: &ContainerRecord) -> Self {
-        Self {
-            volumes: saved.volumes.clone(),
-        }
-    }
+    pub is_waiting: bool,
 }
 
 impl ContainerRecord {
     /// The id with which its guest made it.
     pub fn first_id(&self) -> &str {
         self.first_id.as_deref().unwrap_or(&self.id)
-    }
-
-    /// The volumes of the guest that it mounts, by their places in the container, also while it waits.
-    pub fn guest_volumes(&self) -> &BTreeMap<String, VolumeMount> {
-        let waiting = self.waiting.as_ref();
-        waiting.map_or(&self.volumes, |kept| &kept.volumes)
     }
 
     /// The reference with which the container was created. In records of an earlier version, what CRI sent.

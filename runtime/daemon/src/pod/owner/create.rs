@@ -179,14 +179,13 @@ impl Owner {
             volumes: BTreeMap::new(),
             user: None,
             first_id: None,
-            waiting: None,
+            is_waiting: false,
         })
     }
 
     fn check_name(&self, spec: &ContainerSpec) -> Result<(), PodError> {
         let same = |one: &&ContainerRecord| {
-            let is_known = one.waiting.is_none();
-            is_known && one.spec.name == spec.name && one.spec.attempt == spec.attempt
+            !one.is_waiting && one.spec.name == spec.name && one.spec.attempt == spec.attempt
         };
         match self.ledger.containers().values().find(same) {
             None => Ok(()),

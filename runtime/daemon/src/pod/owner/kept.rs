@@ -94,7 +94,7 @@ pub(super) fn kept_volumes(
             FoundSource::Host(Found::Shared(_)) => {
                 Err("is a directory of the host, which the saved VM does not have".to_owned())
             }
-            FoundSource::Host(Found::Guest(found)) => match saved.guest_volumes().get(path) {
+            FoundSource::Host(Found::Guest(found)) => match saved.volumes.get(path) {
                 None => Err("had no volume when it was saved".to_owned()),
                 Some(was) => same(found, was, followed, &mut mirrors),
             },
@@ -182,7 +182,7 @@ pub(super) fn only_of<'a>(
     containers: impl IntoIterator<Item = &'a ContainerRecord>,
 ) -> BTreeSet<String> {
     let names = |of: &ContainerRecord| -> BTreeSet<String> {
-        let mounts = of.guest_volumes().values();
+        let mounts = of.volumes.values();
         mounts.map(|mount| mount.volume.clone()).collect()
     };
     let others = containers.into_iter().filter(|one| one.id != gone.id);
@@ -201,7 +201,6 @@ mod tests {
 
     use super::*;
     use crate::pod::fixtures;
-    use crate::pod::life::record::Kept;
 
     /// What is mounted: where, which volume under which name in the guest, and which part of it.
     fn found(at: &str, name: &str, sub_path: &str, kind: Kind) -> FoundMount {
@@ -300,8 +299,10 @@ mod tests {
         // Another container of the pod has them already.
         assert_eq!(compare(&saved, &wanted, &expected).as_ref(), Ok(&expected));
         // One that waits is compared with what it had, too.
-        let mut waiting = fixtures::container_record();
-        waiting.waiting = Some(Kept::of(&saved_with(&saved)));
+        let waiting = ContainerRecord {
+            is_waiting: true,
+            ..saved_with(&saved)
+        };
         let kept = kept_volumes(&wanted, &waiting, &Mirrors::new());
         assert_eq!(kept.unwrap(), expected);
     }
@@ -430,8 +431,8 @@ mod tests {
             ],
         );
         let created = of("created", &[config_map("/b", "b")]);
-        let mut waiting = of("waiting", &[]);
-        waiting.waiting = Some(Kept::of(&of("saved", &[config_map("/c", "c")])));
+        let mut waiting = of("waiting", &[config_map("/c", "c")]);
+        waiting.is_waiting = true;
         let all = [gone.clone(), created.clone(), waiting];
         assert_eq!(only_of(&gone, &all), BTreeSet::from(["a".to_owned()]));
         let left = only_of(&gone, [&gone, &created]);

@@ -166,7 +166,7 @@ impl Ledger {
     /// then.
     pub fn add_container(&mut self, record: ContainerRecord) {
         let id = record.id.clone();
-        let is_waiting = record.waiting.is_some();
+        let is_waiting = record.is_waiting;
         self.known.containers.insert(id.clone(), record);
         self.place();
         if is_waiting {
@@ -213,7 +213,7 @@ impl Ledger {
         };
         self.put_fact(Kind::Container, id, &record);
         let has_ended = record.state.is_exited();
-        let is_waiting = record.waiting.is_some();
+        let is_waiting = record.is_waiting;
         self.known.containers.insert(id.to_owned(), record);
         if has_ended {
             self.place();
@@ -236,7 +236,7 @@ impl Ledger {
         self.others.registry.forget_container(id);
         if let Some(gone) = self.known.containers.remove(id) {
             self.place();
-            if gone.waiting.is_some() {
+            if gone.is_waiting {
                 return Ok(());
             }
             self.publish();
@@ -298,7 +298,7 @@ impl Ledger {
 /// What everyone else sees of a pod.
 fn visible(known: &View) -> Arc<View> {
     let mut view = known.clone();
-    view.containers.retain(|_, one| one.waiting.is_none());
+    view.containers.retain(|_, one| !one.is_waiting);
     Arc::new(view)
 }
 
@@ -313,7 +313,7 @@ mod tests {
 
     use super::*;
     use crate::pod::fixtures;
-    use crate::pod::life::record::{Held, Kept};
+    use crate::pod::life::record::Held;
     use crate::pod::notices::Listener;
     use crate::pod::registry::Handle;
 
@@ -408,7 +408,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn nobody_sees_a_container_that_waits_until_it_is_asked_for() {
         let mut waiting = fixtures::container_record();
-        waiting.waiting = Some(Kept::of(&waiting));
+        waiting.is_waiting = true;
         let mut fixture = fixture(std::slice::from_ref(&waiting));
         assert!(fixture.registry.container("container").is_err());
         assert!(fixture.ledger.container("container").is_ok());
@@ -417,7 +417,7 @@ mod tests {
         let event = ContainerEvent::Ended(Exit::lost("x", 1));
         fixture.ledger.happened("container", &event, None);
         assert!(fixture.view.borrow().containers.is_empty());
-        waiting.waiting = None;
+        waiting.is_waiting = false;
         fixture.ledger.add_container(waiting);
         // The first that is heard of it.
         let notice = fixture.listener.next().await.unwrap();

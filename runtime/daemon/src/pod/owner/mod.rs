@@ -4,9 +4,11 @@
 //! Every change to a pod and its containers is either a [`Request`] or news from the guest. This task handles them one
 //! at a time, so pod state needs no lock. All state is in the pod's [`ledger`], and only the ledger changes it. The
 //! other files do the work: [`boot`] takes resources of the host and [`teardown`] releases them, [`mod@adopt`] takes over
-//! the pod of an earlier daemon, [`vm`] starts VMs and [`spare`] keeps some ready, [`restore`] brings a saved pod back and [`warm`] hands out its containers, [`create`] makes containers, [`containers`] starts, changes and removes them, and
-//! [`news`] records what happened unasked. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring volumes into the
-//! guest, and [`kept`] compares those of a saved pod. [`limits`], [`resize`] and [`together`] set what the guest may use, and [`node`] reads what the host has.
+//! the pod of an earlier daemon, [`vm`] starts VMs and [`spare`] keeps some ready, [`restore`] brings a saved pod back and
+//! [`warm`] hands out its containers, [`create`] makes containers, [`containers`] starts, changes and removes them, and
+//! [`news`] records what happened unasked. [`mounts`], [`shares`], [`blocks`] and [`disks`] bring volumes into the guest,
+//! and [`kept`] compares those of a saved pod. [`limits`], [`resize`] and [`together`] set what the guest may use, and
+//! [`node`] reads what the host has.
 
 mod adopt;
 mod blocks;

@@ -197,7 +197,7 @@ impl Owner {
 
     /// Removes the container's own volume in the guest: the one for its termination message.
     pub(super) async fn remove_own_volumes(&self, guest: &Guest, record: &ContainerRecord) {
-        let mut mounted = record.guest_volumes().values();
+        let mut mounted = record.volumes.values();
         let has_log = record.termination_log.is_some()
             || mounted.any(|mount| mount.kind == VolumeKind::TerminationLog);
         if has_log

@@ -151,7 +151,7 @@ impl Owner {
             termination_log: termination_log(&mounts),
             empty_dirs: empty_dirs(&mounts),
             // The guest has them under their old names.
-            volumes: saved.guest_volumes().clone(),
+            volumes: saved.volumes.clone(),
             first_id: Some(saved.first_id().to_owned()),
             user: saved.user.clone(),
             ..self.container_record(id, spec, &image)?

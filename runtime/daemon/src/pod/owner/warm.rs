@@ -15,7 +15,7 @@ use super::Owner;
 use super::kept::{clash, only_of};
 use crate::pod::checkpoint::fit;
 use crate::pod::errors::PodError;
-use crate::pod::life::record::{ContainerRecord, Kept};
+use crate::pod::life::record::ContainerRecord;
 use crate::pod::life::spec::ContainerSpec;
 use crate::pod::life::state::ContainerState;
 use crate::pod::life::volume::VolumeMount;
@@ -33,7 +33,8 @@ impl Owner {
         Ok(ContainerRecord {
             first_id: Some(saved.first_id().to_owned()),
             user: saved.user.clone(),
-            waiting: Some(Kept::of(saved)),
+            volumes: saved.volumes.clone(),
+            is_waiting: true,
             ..self.container_record(id, saved.spec.clone(), &image)?
         })
     }
@@ -45,7 +46,7 @@ impl Owner {
         spec: &ContainerSpec,
     ) -> Result<Option<String>, PodError> {
         let mut all = self.ledger.containers().values();
-        let found = all.find(|one| one.waiting.is_some() && one.spec.name == spec.name);
+        let found = all.find(|one| one.is_waiting && one.spec.name == spec.name);
         let Some(waiting) = found.cloned() else {
             return Ok(None);
         };
@@ -69,9 +70,9 @@ impl Owner {
         wanted: &BTreeMap<String, VolumeMount>,
     ) -> Result<(), PodError> {
         let all = self.ledger.containers().values();
-        let waiting = all.filter(|one| one.waiting.is_some());
+        let waiting = all.filter(|one| one.is_waiting);
         let unlike = waiting.filter_map(|one| {
-            let (volume, was, now) = clash(one.guest_volumes(), wanted)?;
+            let (volume, was, now) = clash(&one.volumes, wanted)?;
             let why = format!("its volume {volume} was {was}, and is {now} of another container");
             Some((one.clone(), why))
         });
